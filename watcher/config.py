@@ -1,0 +1,234 @@
+"""Every setting: its default, its meaning, its environment override.
+
+``Config.load(root)`` reads ``config.yaml`` below the root (optional) and ``STEADY_<KEY>``
+from the environment, which wins. Relative paths are below the root. A key nobody knows or
+a value nobody can use is refused with the nearest right name. Knows nothing of jobs.
+"""
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+)
+
+from watcher.errors import SteadyError
+
+#: Environment names with our prefix that are no configuration keys.
+_NOT_KEYS = {"STEADY_ROOT"}
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+_BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def seconds_of(text: str) -> float:
+    """``90``, ``90s``, ``10m``, ``2h`` or ``30d`` as seconds; ValueError otherwise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smhd]?)\s*", text)
+    if not match:
+        raise ValueError("write a time such as 90s, 10m, 2h or 30d")
+    return float(match[1]) * _SECONDS[match[2] or "s"]
+
+
+def bytes_of(text: str) -> int:
+    """``500MB``, ``2GB`` or a plain number as bytes; ValueError otherwise."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text.upper())
+    unit = match[2] if match else "?"
+    if match and unit and not unit.endswith("B"):
+        unit += "B"
+    if not match or unit not in _BYTES:
+        raise ValueError("write a size such as 500MB or 2GB")
+    return int(float(match[1]) * _BYTES[unit])
+
+
+class Config(BaseSettings):
+    """All settings of one root. Immutable; built once and handed to whoever needs it."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="STEADY_", env_ignore_empty=True, frozen=True, extra="forbid"
+    )
+
+    # -- where
+    inbox: Path = Field(Path("inbox"), description="folder that is watched for job files")
+    outputs: Path = Field(Path("outputs"), description="folder the pictures go to")
+    database: str = Field("steady.db", description="the record: a file, or postgresql+psycopg://…")
+    synchronous: Literal["full", "normal"] = Field(
+        "full", description="normal is faster and may forget the last moments at a power cut"
+    )
+
+    # -- the HTTP door
+    host: str = Field("127.0.0.1", description="address to listen on; others need a token")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
+    token: str | None = Field(None, description="secret for HTTP; auto makes one")
+    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="further names by which the service may be called"
+    )
+    public_url: str | None = Field(None, description="address in links, behind a proxy")
+
+    # -- the inbox
+    settle_seconds: float = Field(1.0, ge=0, description="quiet time before a file is taken")
+    rescan_seconds: float = Field(5.0, gt=0, description="looks into the inbox without an event")
+    max_jobs_per_file: int = Field(1000, ge=1, description="jobs in one .yaml or .json file")
+    max_lines: int = Field(100_000, ge=1, le=1_000_000, description="rows in one .jsonl or .csv")
+    max_queued: int = Field(1_000_000, ge=1, description="waiting jobs before the doors close")
+
+    # -- the model
+    engine: str = Field("zimage", description="zimage, or package.module:Class")
+    model: str = Field("auto", description="auto, starter, a hub name or a folder")
+    device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
+    devices: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="several devices, one worker each; empty means device"
+    )
+    dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="number format")
+    executor: Literal["local", "ray"] = Field("local", description="who runs the workers")
+    engine_options: dict[str, Any] = Field(
+        default_factory=dict, description="further settings of the engine (docs/gpu.md)"
+    )
+    load_timeout_seconds: float = Field(600, gt=0, description="for loading the model")
+    step_timeout_seconds: float | None = Field(
+        None, gt=0, description="for one step; unset: max(60 s, 20 x the median)"
+    )
+    job_timeout_seconds: float = Field(3600, gt=0, description="for one picture")
+    idle_unload: float | None = Field(
+        None, description="end the worker after so long without work, e.g. 10m"
+    )
+
+    # -- what a job gets when it says nothing, and may ask for
+    default_width: int | None = Field(None, ge=16, description="pixels; unset: the model's own")
+    default_height: int | None = Field(None, ge=16, description="pixels; unset: the model's own")
+    default_steps: int | None = Field(None, ge=1, description="unset: the model's own")
+    max_side: int | None = Field(None, ge=16, description="pixels; unset: the model's own")
+    max_pixels: int | None = Field(None, ge=256, description="width x height; unset: the model's")
+
+    # -- the pictures
+    image_format: Literal["png", "webp", "jpeg"] = Field("png", description="when a job says none")
+    embed_metadata: bool = Field(True, description="the recipe inside the picture")
+
+    # -- the queue
+    run_window: str | None = Field(None, description='when bulk jobs run, e.g. "22:00-07:00"')
+    min_free_disk: int = Field(500_000_000, ge=0, description="the queue waits below this, e.g. 2GB")
+    on_batch_done: Annotated[list[str], NoDecode] = Field(
+        default_factory=list, description="command run when a batch is done"
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much")
+
+    root: Path = Field(Path(), exclude=True, description="set by load, no key")
+
+    @field_validator("allowed_hosts", "devices", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
+
+    @field_validator("devices", mode="after")
+    @classmethod
+    def _auto_is_empty(cls, value: list[str]) -> list[str]:
+        return [] if value == ["auto"] else value
+
+    @field_validator("on_batch_done", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return value.split() if isinstance(value, str) else value
+
+    @field_validator("idle_unload", mode="before")
+    @classmethod
+    def _time(cls, value: Any) -> Any:
+        return seconds_of(value) if isinstance(value, str) else value
+
+    @field_validator("min_free_disk", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> Any:
+        return bytes_of(value) if isinstance(value, str) else value
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        return env_settings, init_settings
+
+    @classmethod
+    def keys(cls) -> list[str]:
+        return [name for name in cls.model_fields if name != "root"]
+
+    @classmethod
+    def load(cls, root: Path | str = ".", **overrides: Any) -> "Config":
+        """The settings of ``root``; ``overrides`` (command-line options) win over everything.
+
+        Raises SteadyError ``bad_config``, naming the key, the allowed values and the nearest
+        right name.
+        """
+        root = Path(root).absolute()
+        values = _read(root / "config.yaml")
+        _refuse_unknown(values, "config.yaml")
+        environment = {name for name in os.environ if name.startswith("STEADY_")} - _NOT_KEYS
+        _refuse_unknown({n.removeprefix("STEADY_").lower() for n in environment}, "environment")
+        try:
+            config = cls(**values)
+            given = {name: value for name, value in overrides.items() if value is not None}
+            if given:
+                config = cls.model_validate(config.model_dump() | given)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            key = str(first["loc"][0]) if first["loc"] else "config.yaml"
+            raise SteadyError("bad_config", f"`{key}`: {first['msg']}.") from None
+        return config.model_copy(
+            update={
+                "root": root,
+                "inbox": root / config.inbox.expanduser(),
+                "outputs": root / config.outputs.expanduser(),
+            }
+        )
+
+    @property
+    def state(self) -> Path:
+        """``.steady/``: lock, live.json and other things nobody needs to look at."""
+        return self.root / ".steady"
+
+    @property
+    def database_url(self) -> str:
+        """What the store is opened with: a SQLAlchemy URL."""
+        if "://" in self.database:
+            return self.database
+        return f"sqlite:///{self.root / Path(self.database).expanduser()}"
+
+    @property
+    def database_path(self) -> Path | None:
+        """The SQLite file, or None when the record is on a server."""
+        if "://" in self.database and not self.database.startswith("sqlite:///"):
+            return None
+        return Path(self.database_url.removeprefix("sqlite:///"))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        where = f" (line {error.problem_mark.line + 1})" if hasattr(error, "problem_mark") else ""
+        raise SteadyError("bad_config", f"{path.name} cannot be read{where}.") from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise SteadyError("bad_config", f"{path.name} must hold `key: value` lines.")
+    return {str(key): value for key, value in values.items()}
+
+
+def _refuse_unknown(names: Any, where: str) -> None:
+    keys = Config.keys()
+    for name in names:
+        if name not in keys:
+            near = difflib.get_close_matches(name, keys, n=1)
+            hint = f" Did you mean `{near[0]}`?" if near else ""
+            raise SteadyError("bad_config", f"`{name}` ({where}) is no setting.{hint}")

@@ -1,0 +1,180 @@
+"""Everything that can go wrong, in one table: what happened and what to do.
+
+One registry serves HTTP (status), the command line (exit code), the page and the
+inbox's ``.error.json`` files, so the same mishap reads the same at every door.
+This module knows nothing of files, SQL or HTTP and imports nothing of ours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class ErrorClass(StrEnum):
+    """What the queue does about a failed job (design section 9)."""
+
+    INVALID = "invalid"  #: the request is wrong; running it again changes nothing
+    OUT_OF_MEMORY = "out_of_memory"  #: the device is too small, also after the engine's second way
+    TRANSIENT = "transient"  #: worth another try by itself
+    ENVIRONMENT = "environment"  #: disk, device or folder: the queue waits, no job pays for it
+    INTERNAL = "internal"  #: a fault of ours or the engine's
+
+
+@dataclass(frozen=True)
+class ErrorKind:
+    """One row of the registry.
+
+    ``status`` is the HTTP status, ``exit`` the command's exit code, ``what`` one plain
+    sentence and ``do`` the remedy, an imperative sentence.
+    """
+
+    status: int
+    exit: int
+    what: str
+    do: str
+    klass: ErrorClass = ErrorClass.INVALID
+
+
+_INVALID = ErrorClass.INVALID
+_OOM = ErrorClass.OUT_OF_MEMORY
+_ENV = ErrorClass.ENVIRONMENT
+_INT = ErrorClass.INTERNAL
+
+#: code -> what it means at every door. Every code raised is here, and every code here is raised.
+ERRORS: dict[str, ErrorKind] = {
+    # -- reading a job file or a body
+    "empty_file": ErrorKind(422, 2, "The file is empty.", "Write at least a prompt into it and drop it again."),
+    "encoding": ErrorKind(422, 2, "The file is not UTF-8 text.", "Save it as UTF-8 and drop it again."),
+    "bad_yaml": ErrorKind(422, 2, "The file is not valid YAML.", "Mend the line named; put a prompt with punctuation in quotes, or write it under `prompt: |`."),
+    "bad_json": ErrorKind(422, 2, "The file is not valid JSON.", "Mend the line named."),
+    "bad_csv": ErrorKind(422, 2, "The table cannot be read.", "Give it a header row with a `prompt` column."),
+    "bad_shape": ErrorKind(422, 2, "The file holds no job.", "Write one mapping with a prompt, a list of such mappings, or a batch with `jobs`."),
+    "duplicate_key": ErrorKind(422, 2, "A key is written twice.", "Keep one of the two."),
+    "unsafe_yaml": ErrorKind(422, 2, "The file uses anchors, aliases or tags, or is nested too deeply.", "Write the values out in full."),
+    "prompt_cut_at_hash": ErrorKind(422, 2, "A ` #` starts a YAML comment and would cut the text off.", "Put the whole text in quotes."),
+    "unknown_field": ErrorKind(422, 2, "A field is not known.", "Use the nearest name given, or remove the field."),
+    "missing_field": ErrorKind(422, 2, "A required field is missing.", "Add it."),
+    "wrong_type": ErrorKind(422, 2, "A value has the wrong type.", "Write the type that is asked for."),
+    "out_of_range": ErrorKind(422, 2, "A value is outside the allowed range.", "Choose a value inside the range given."),
+    "size_not_multiple_of_16": ErrorKind(422, 2, "Width and height must be multiples of 16.", "Take one of the two nearest sizes given."),
+    "bad_name": ErrorKind(422, 2, "The name cannot be used for a file or folder.", "Use letters, digits, `.`, `_` and `-`, at most 80, not starting with a dot."),
+    "bad_placeholder": ErrorKind(422, 2, "A placeholder or a list of the batch does not fit.", "Declare the name under `matrix` or `zip`, and give lists of the lengths asked for."),
+    "too_large": ErrorKind(413, 2, "The file or body is larger than allowed.", "Split it, or use .jsonl or .csv for many jobs."),
+    "too_many_jobs": ErrorKind(422, 2, "The file makes more jobs than allowed.", "Split it, or use .jsonl or .csv."),
+    "all_rows_refused": ErrorKind(422, 2, "No row of the file can be used.", "Mend the rows; each is listed with its reason."),
+    "no_recipe": ErrorKind(422, 2, "The picture carries no recipe.", "Drop a picture made by this service or one with an A1111 `parameters` text."),
+    "not_a_regular_file": ErrorKind(422, 2, "This is not a regular file.", "Copy the file itself into the inbox; links, pipes and folders are not followed."),
+    "unreadable": ErrorKind(422, 2, "The service may not read this file.", "Give the service's user or group read permission (chmod g+r) and drop it again."),
+    "crashed_service": ErrorKind(422, 2, "Reading this file stopped the service twice, so it was set aside unread.", "Look at the file; move it back to the inbox to try again."),
+    "unsupported_suffix": ErrorKind(422, 2, "Files of this kind are not read.", "Use .yaml, .yml, .json, .jsonl, .csv or .tsv."),
+    "key_conflict": ErrorKind(422, 2, "The same key was used before with other content.", "Use a new key, or send the same content."),
+    # -- asking
+    "bad_request": ErrorKind(400, 2, "The request cannot be read.", "Send a well-formed request."),
+    "bad_content_type": ErrorKind(415, 2, "The body's type is not known.", "Send application/json, application/yaml or text/plain."),
+    "job_not_found": ErrorKind(404, 3, "There is no job with this id.", "Check the id, or look it up in the list of jobs."),
+    "batch_not_found": ErrorKind(404, 3, "There is no batch with this ticket.", "Check the ticket."),
+    "image_not_found": ErrorKind(404, 3, "There is no picture with this name.", "Check the name, or look it up in the list of jobs."),
+    "image_not_ready": ErrorKind(400, 4, "The picture is not ready.", "Ask for the status and come back when it is completed."),
+    "image_deleted": ErrorKind(410, 3, "The picture was deleted.", "Run the job again to make it anew."),
+    "not_found": ErrorKind(404, 3, "There is nothing here.", "Check the address."),
+    "method_not_allowed": ErrorKind(405, 2, "This address does not take this method.", "Use a method the Allow header names."),
+    "wrong_state": ErrorKind(409, 1, "The job's state does not allow this.", "Look at the job's state."),
+    "queue_full": ErrorKind(429, 4, "The queue is full.", "Come back when some jobs are done."),
+    "unauthorized": ErrorKind(401, 4, "A valid token is needed.", "Send the token as `Authorization: Bearer`."),
+    "cross_origin": ErrorKind(403, 4, "Another site may not ask this.", "Open the service's own page."),
+    "bad_host": ErrorKind(400, 4, "The Host header is not allowed.", "Use an address listed in `allowed_hosts`."),
+    # -- making a picture
+    "out_of_memory": ErrorKind(500, 1, "The device ran out of memory.", "Ask for a smaller picture.", _OOM),
+    "non_finite": ErrorKind(500, 1, "The model produced no valid numbers, so there is no picture.", "Try bfloat16 or float32 (`dtype`), or another seed.", _INT),
+    "blank_picture": ErrorKind(500, 1, "The picture is one constant colour.", "Try another seed; on old cards set `dtype: float32`.", _INT),
+    "engine_failed": ErrorKind(500, 1, "The model failed on this job.", "See the log for the cause, then run the job again.", _INT),
+    "worker_crashed": ErrorKind(500, 1, "The worker process died twice while making this picture.", "See the log; change the job before running it again.", _INT),
+    "watcher_crashed": ErrorKind(500, 1, "The service died ten times while this job was running.", "See the log; change the job before running it again.", _INT),
+    "timed_out": ErrorKind(500, 1, "The job took longer than allowed.", "Ask for a smaller picture, or raise `job_timeout_seconds`.", _INT),
+    "cancelled": ErrorKind(409, 1, "The job was cancelled.", "Run it again if you want it after all."),
+    # -- the service and its surroundings
+    "bad_config": ErrorKind(500, 4, "The configuration cannot be used.", "Mend the key named in config.yaml or the environment.", _ENV),
+    "already_running": ErrorKind(503, 4, "Another watcher already works on this root.", "Stop it, or use another --root.", _ENV),
+    "not_ready": ErrorKind(503, 4, "The service is not ready.", "Wait, or see what `steady doctor` says.", _ENV),
+    "model_missing": ErrorKind(503, 4, "The model is not on this machine.", "Run `steady model pull` (33 GB).", _ENV),
+    "model_damaged": ErrorKind(503, 4, "The model cannot be loaded.", "Run `steady model verify`.", _ENV),
+    "device_lost": ErrorKind(503, 4, "The device the model needs is not there.", "Bring it back, or set `model` and `device` anew; every job is kept.", _ENV),
+    "disk_full": ErrorKind(503, 4, "The disk is full.", "Free some space; the queue goes on by itself.", _ENV),
+    "folder_gone": ErrorKind(503, 4, "A folder of the service is not there or cannot be written.", "Bring it back; the queue goes on by itself.", _ENV),
+    "database_trouble": ErrorKind(503, 4, "The record cannot be read or written.", "Check the database file and its disk; the queue goes on by itself.", _ENV),
+    "database_damaged": ErrorKind(503, 4, "The record is damaged or of a newer version.", "Restore a copy, or move the file away to start anew; it is never overwritten.", _ENV),
+    "worker_unavailable": ErrorKind(503, 4, "The worker process cannot be started.", "See the log; the service tries again by itself.", _ENV),
+    "repeated_failures": ErrorKind(503, 4, "Five jobs in a row failed the same way, so the queue was paused.", "Mend the cause, then `steady resume`.", _ENV),
+    "stopping": ErrorKind(503, 4, "The service is stopping.", "Ask again when it is back.", _ENV),
+    "internal": ErrorKind(500, 1, "Something went wrong inside the service.", "See the log, and please report it.", _INT),
+    "timeout": ErrorKind(504, 5, "The time to wait has passed; the job goes on.", "Look again later with `steady status`."),
+    "extra_missing": ErrorKind(500, 4, "An optional part is not installed.", "Install the extra named.", _ENV),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing wrong with one value of a job file or body.
+
+    ``pointer`` is a JSON pointer into the parsed body (``/jobs/6/width``), ``line`` and
+    ``column`` count from 1, ``row`` is the 1-based row of a table, ``document`` the 1-based
+    YAML document. ``value`` is a short ``repr`` (at most 80 characters) and is never sent
+    over HTTP. ``message`` is one sentence without the value.
+    """
+
+    code: str
+    message: str
+    key: str | None = None
+    pointer: str | None = None
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+    row: int | None = None
+    document: int | None = None
+    value: str | None = None
+    allowed: str | None = None
+    remedy: str | None = None
+
+    def as_dict(self, *, value: bool = True) -> dict[str, Any]:
+        """The filled members only; ``value=False`` leaves the offending value out (HTTP)."""
+        members = {k: v for k, v in asdict(self).items() if v is not None}
+        if not value:
+            members.pop("value", None)
+        return members
+
+
+class SteadyError(Exception):
+    """The one exception type of the product: a registered ``code`` and the facts of this case.
+
+    Attributes:
+        code: a key of :data:`ERRORS`.
+        message: one sentence for a person; the registry's ``what`` when not given.
+        problems: the single faults, for a refused file or body.
+        remedy: what to do; the registry's ``do`` when not given.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str = "",
+        *,
+        problems: Sequence[Problem] = (),
+        remedy: str = "",
+    ) -> None:
+        self.code = code
+        self.kind = ERRORS[code]
+        self.message = message or self.kind.what
+        self.remedy = remedy or self.kind.do
+        self.problems = tuple(problems)
+        super().__init__(code, self.message)
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}"
+
+    def as_dict(self, *, value: bool = True) -> dict[str, Any]:
+        """What ``.error.json`` holds and, with ``value=False``, the core of an HTTP problem."""
+        body: dict[str, Any] = {"code": self.code, "message": self.message, "remedy": self.remedy}
+        if self.problems:
+            body["problems"] = [p.as_dict(value=value) for p in self.problems]
+        return body

@@ -1,0 +1,199 @@
+"""The nouns: what a person asks (JobRequest), what became of it (Job, Batch), and the states.
+
+Pure data. Knows nothing of files, SQL, HTTP or models.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+#: Namespace of every id that is derived from a person's ``key``.
+KEY_NAMESPACE = uuid.UUID("6f1a4f0e-8a55-5a0e-9b5e-2f6a3f1c7d10")
+
+#: Largest seed: SQLite's integer, and inside what torch accepts.
+MAX_SEED = 2**63 - 1
+
+MAX_PROMPT = 4000  #: characters
+MAX_STEPS = 100
+MAX_COUNT = 1000
+
+
+class JobState(StrEnum):
+    """Where a job stands. The words are the record's; the seed's routes know only three."""
+
+    QUEUED = "queued"  #: recorded, waiting (also while held back)
+    GENERATING = "generating"  #: handed to a worker
+    COMPLETED = "completed"  #: its picture exists
+    FAILED = "failed"  #: ended without a picture; ``error_code`` says why
+    CANCELLED = "cancelled"  #: a person ended it
+
+    @property
+    def ended(self) -> bool:
+        return self in ENDED
+
+
+ENDED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
+
+#: (from, to) -> the verb. Everything else is illegal; the store's statements guard it.
+TRANSITIONS: dict[tuple[JobState, JobState], str] = {
+    (JobState.QUEUED, JobState.GENERATING): "claim",
+    (JobState.QUEUED, JobState.CANCELLED): "cancel",
+    (JobState.GENERATING, JobState.COMPLETED): "complete",
+    (JobState.GENERATING, JobState.FAILED): "fail",
+    (JobState.GENERATING, JobState.CANCELLED): "cancel",
+    (JobState.GENERATING, JobState.QUEUED): "release",
+    (JobState.FAILED, JobState.QUEUED): "retry",
+    (JobState.CANCELLED, JobState.QUEUED): "retry",
+}
+
+
+class Priority(StrEnum):
+    """The class a job waits in; within a class by rank, then in order of arrival."""
+
+    INTERACTIVE = "interactive"
+    NORMAL = "normal"
+    BULK = "bulk"
+
+    @property
+    def level(self) -> int:
+        """0 goes first."""
+        return _LEVELS[self]
+
+
+_LEVELS = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BULK: 2}
+
+ImageFormat = Literal["png", "webp", "jpeg"]
+#: format -> file suffix
+SUFFIXES: dict[str, str] = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
+
+
+class JobRequest(BaseModel):
+    """What a person asks: one job of a file, a body or a command line.
+
+    Only ``prompt`` is required. Width and height are pixels. Ranges that depend on the
+    model (sides, pixels) are checked by ``jobfile`` against :class:`Limits`; those here
+    hold for every model. A request is *resolved* once width, height,
+    num_inference_steps and seed are all set: only such requests are recorded and run.
+    """
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=False)
+
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
+    height: Annotated[int, Field(ge=16)] | None = None
+    width: Annotated[int, Field(ge=16)] | None = None
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
+    guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = None
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
+    name: str | None = None
+    folder: str | None = None
+    format: ImageFormat | None = None
+    priority: Literal["interactive", "normal", "bulk"] | None = None
+    not_before: str | None = None  #: ISO 8601 as given; local time when it names no zone
+    label: Annotated[str, Field(max_length=500)] | None = None
+    metadata: dict[str, str | int | float | bool | None] | None = None
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the model in use allows and takes when a request says nothing. Pixels and counts."""
+
+    default_width: int = 1024
+    default_height: int = 1024
+    default_steps: int = 9
+    min_side: int = 16
+    max_side: int = 2048
+    max_pixels: int = 2048 * 2048
+    max_jobs_per_file: int = 1000  #: .yaml and .json
+    max_lines: int = 100_000  #: .jsonl, .csv, .tsv
+    guidance: bool = False  #: does guidance_scale have an effect on this model?
+    negative_prompt: bool = False  #: does negative_prompt?
+    default_format: str = "png"
+
+
+def derived_seed(job_id: str) -> int:
+    """The seed of a job whose request names none: 32 bits, the same whenever it is asked."""
+    return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big")
+
+
+def job_id_of(ticket: str, index: int) -> str:
+    """The id of job ``index`` of a batch: the ticket itself, then uuid5(ticket, index).
+
+    Ids derive from the ticket, which is in the claimed file's name, so a file that is read
+    again after a crash becomes the very same jobs.
+    """
+    return ticket if index == 0 else str(uuid.uuid5(uuid.UUID(ticket), str(index)))
+
+
+def ticket_of_key(key: str) -> str:
+    """The ticket of a batch (or id of a job) that a person named by ``key``."""
+    return str(uuid.uuid5(KEY_NAMESPACE, key))
+
+
+def forwards_of(num_inference_steps: int) -> int:
+    """Transformer calls a picture takes: N-1 as when the seed was written, and 1 stays 1."""
+    return max(1, num_inference_steps - 1)
+
+
+@dataclass(frozen=True)
+class Job:
+    """What happened to one job: a row of the record. Times are microseconds since 1970, UTC."""
+
+    seq: int
+    id: str
+    ticket: str  #: its batch
+    index: int  #: its place in the batch, from 0
+    state: JobState
+    rev: int  #: grows with every transition of any job
+    request: JobRequest  #: resolved
+    image_name: str
+    folder: str  #: below outputs/, without slashes at the ends
+    path: str  #: below outputs/: <folder>/<image_name>.<suffix>
+    priority: Priority
+    created_at: int
+    attempt: int = 0  #: claims so far; fences every later write
+    deaths: int = 0  #: worker deaths between start and pixels
+    watcher_deaths: int = 0
+    held: str | None = None  #: why it may not run yet: not_before | window | paused
+    not_before: int | None = None
+    cancel_requested: bool = False
+    started_at: int | None = None
+    completed_at: int | None = None  #: when it ended, however it ended
+    error_code: str | None = None
+    error_message: str | None = None
+    sha256: str | None = None  #: of the picture file
+    bytes: int | None = None
+    deleted_at: int | None = None  #: picture deleted by a person
+    warnings: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)  #: model, device, timings, attempts' words
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one accepted file or POST became. Times are microseconds since 1970, UTC."""
+
+    ticket: str
+    claim: str | None  #: ticket in the claimed file's name; differs only for keyed batches
+    name: str  #: the file's name for people (never used as a path)
+    suffix: str
+    source: str  #: file | http | cli
+    created_at: int
+    digest: str | None = None  #: sha256 of the content
+    key: str | None = None
+    image_name: str | None = None  #: reserved for job 0 by the API
+    tries: int = 0  #: times its reading was begun
+    next_line: int = 0  #: line formats: rows recorded so far
+    jobs: int = 0  #: jobs recorded so far
+    recorded_at: int | None = None  #: all of it is in the record
+    cancelled: bool = False
+    paused: bool = False
+    archived: bool = False  #: done/ and result file are written (or the api- file removed)
+    error: Mapping[str, Any] | None = None  #: set when the file was refused
+    warnings: tuple[str, ...] = ()

@@ -1,0 +1,141 @@
+"""How a file appears: whole or not at all, and never over another one.
+
+``publish`` is the one primitive behind every file this product makes for somebody else to
+see: pictures, submitted job files, sidecars. Knows nothing of jobs.
+
+A crash before it leaves a temporary file (swept at start), after it the final file.
+"""
+
+import contextlib
+import ctypes
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+_RENAME_NOREPLACE = 1
+_AT_FDCWD = -100
+
+#: What link() and renameat2() answer on file systems that do not know them (SMB, exFAT, FUSE).
+_UNKNOWN = {
+    errno.EPERM,
+    errno.ENOSYS,
+    errno.EINVAL,
+    errno.ENOTSUP,
+    errno.EOPNOTSUPP,
+    errno.EMLINK,
+    errno.EXDEV,
+    errno.EACCES,
+}
+
+
+def write_synced(path: Path, data: bytes, *, mode: int = 0o644) -> None:
+    """Create ``path`` (it must not exist) with ``data`` and flush it to the disk.
+
+    Raises FileExistsError, OSError. A crash in here leaves a partial file under this name,
+    so ``path`` is always a temporary one.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(fd, "wb") as file:
+        file.write(data)
+        file.flush()
+        sync_fd(file.fileno())
+
+
+def sync_fd(fd: int) -> None:
+    """fsync, tolerating file systems that do not know it."""
+    try:
+        os.fsync(fd)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS, errno.EBADF):
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in ``folder`` durable (a no-op where folders cannot be opened)."""
+    try:
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+    except PermissionError:
+        return
+    try:
+        sync_fd(fd)
+    finally:
+        os.close(fd)
+
+
+def by_link(temporary: Path, final: Path) -> None:
+    """A hard link refuses an existing name in one step; the temporary name then goes."""
+    os.link(temporary, final, follow_symlinks=False)
+    os.unlink(temporary)
+
+
+def by_rename(temporary: Path, final: Path) -> None:
+    """Linux renameat2 with RENAME_NOREPLACE, for file systems without hard links."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    call = getattr(libc, "renameat2", None)
+    if call is None:
+        raise OSError(errno.ENOSYS, "renameat2")
+    result = call(
+        _AT_FDCWD, os.fsencode(temporary), _AT_FDCWD, os.fsencode(final), _RENAME_NOREPLACE
+    )
+    if result != 0:
+        code = ctypes.get_errno()
+        raise OSError(code, os.strerror(code), str(final))
+
+
+def by_copy(temporary: Path, final: Path) -> None:
+    """Reserve the name with O_EXCL, then rename over our own reservation.
+
+    The only way left on the plainest file systems. A crash between the two steps leaves an
+    empty file of this name, which readers of ours take as absent.
+    """
+    fd = os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    os.close(fd)
+    try:
+        os.replace(temporary, final)
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(final)
+        raise
+
+
+Way = Callable[[Path, Path], None]
+WAYS: tuple[Way, ...] = (by_link, by_rename, by_copy)
+
+
+def publish(temporary: Path, final: Path, *, ways: tuple[Way, ...] = WAYS) -> None:
+    """Give the finished ``temporary`` its ``final`` name, never replacing a file.
+
+    Both must lie on one file system. The folder of ``final`` is synced. Raises
+    FileExistsError when the name is taken (``temporary`` is then untouched), OSError when
+    no way works.
+    """
+    for way in ways:
+        try:
+            way(temporary, final)
+        except FileExistsError:
+            raise
+        except OSError as error:
+            if error.errno == errno.EEXIST:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(final)) from None
+            if error.errno not in _UNKNOWN or way is ways[-1]:
+                raise
+        else:
+            sync_folder(final.parent)
+            return
+
+
+def replace(path: Path, data: bytes, *, temporary: Path, sync: bool = True) -> None:
+    """Write ``path`` anew by way of ``temporary``: for files only we write (sidecars, live.json).
+
+    A crash leaves the old content or the new one, and perhaps the temporary file.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(temporary)
+    if sync:
+        write_synced(temporary, data)
+    else:
+        temporary.write_bytes(data)
+    os.replace(temporary, path)
+    if sync:
+        sync_folder(path.parent)
