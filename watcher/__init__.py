@@ -5,7 +5,8 @@ jobfile.py    bytes of a job file -> JobRequests, or an error a person can act o
 inbox.py      the folder as an interface: submit, wait, claim, archive, refuse, recover
 store.py      the record: one method per transition
 outputs.py    the only writer of pictures
-engine.py     the model: load, generate
+engine.py     what an engine is
+zimage.py     Z-Image on diffusers: load, generate
 worker.py     the child process that owns the device
 executor.py   who runs engines
 service.py    the story, told in intake.py, dispatch.py and finish.py
