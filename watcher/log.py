@@ -1,0 +1,67 @@
+"""One line an event: for people on a terminal, JSON objects everywhere else.
+
+``say(logger, "job.completed", job_id=…)`` is how the product logs: the event's name is
+stable and greppable, the facts are data. Control characters are escaped at the sink, so
+no file name or prompt can forge a line. Prompts belong at DEBUG only.
+"""
+
+import datetime
+import json
+import logging
+import sys
+from typing import Any
+
+_PLAIN = {ord(c): f"\\x{ord(c):02x}" for c in map(chr, [*range(32), *range(127, 160)])}
+_PLAIN |= {c: f"\\u{c:04x}" for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029)}
+
+
+def harmless(text: str) -> str:
+    """``text`` with control and direction-changing characters written out, for terminals."""
+    return text.translate(_PLAIN)
+
+
+def say(logger: logging.Logger, event: str, level: int = logging.INFO, **facts: Any) -> None:
+    """Log ``event`` with its ``facts`` (None is left out)."""
+    if logger.isEnabledFor(level):
+        kept = {key: value for key, value in facts.items() if value is not None}
+        logger.log(level, event, extra={"facts": kept})
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line: ts (UTC), level, event, logger and the facts."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line: dict[str, Any] = {
+            "ts": moment.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "event": record.getMessage(),
+            "logger": record.name,
+        }
+        line |= getattr(record, "facts", {})
+        if record.exc_info:
+            line["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=True, default=str)
+
+
+class Terminal(logging.Formatter):
+    """``12:30:01 job.completed job_id=… ms=…``, with nothing that steers a terminal."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        moment = datetime.datetime.fromtimestamp(record.created).astimezone()
+        facts = " ".join(f"{k}={v}" for k, v in getattr(record, "facts", {}).items())
+        mark = "" if record.levelno < logging.WARNING else record.levelname + " "
+        line = harmless(f"{moment:%H:%M:%S} {mark}{record.getMessage()} {facts}".rstrip())
+        if record.exc_info:
+            trace = self.formatException(record.exc_info).splitlines()
+            line += "".join("\n    " + harmless(part) for part in trace)
+        return line
+
+
+def configure(level: str = "info") -> None:
+    """Send every log record of this process to stderr in the fitting form. Call once."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(Terminal() if sys.stderr.isatty() else JsonLines())
+    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    for noisy in ("watchdog", "asyncio", "sqlalchemy"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
