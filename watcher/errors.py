@@ -89,6 +89,7 @@ ERRORS: dict[str, ErrorKind] = {
     "non_finite": ErrorKind(500, 1, "The model produced no valid numbers, so there is no picture.", "Try bfloat16 or float32 (`dtype`), or another seed.", _INT),
     "blank_picture": ErrorKind(500, 1, "The picture is one constant colour.", "Try another seed; on old cards set `dtype: float32`.", _INT),
     "engine_failed": ErrorKind(500, 1, "The model failed on this job.", "See the log for the cause, then run the job again.", _INT),
+    "device_error": ErrorKind(500, 1, "The device reported an error three times.", "See the log; the worker was started anew each time.", ErrorClass.TRANSIENT),
     "worker_crashed": ErrorKind(500, 1, "The worker process died twice while making this picture.", "See the log; change the job before running it again.", _INT),
     "watcher_crashed": ErrorKind(500, 1, "The service died ten times while this job was running.", "See the log; change the job before running it again.", _INT),
     "timed_out": ErrorKind(500, 1, "The job took longer than allowed.", "Ask for a smaller picture, or raise `job_timeout_seconds`.", _INT),

@@ -1,0 +1,251 @@
+"""From the record to a worker: which job runs now, and what is done when it does not end well.
+
+The dispatcher owns the executor and lives in the watcher's main thread. It knows nothing
+of files and pictures: pixels go straight to the finisher.
+
+A crash here leaves jobs in ``generating``; the next start looks for their pictures and
+otherwise puts them back (service.py).
+"""
+
+import datetime
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from watcher import executor as ex
+from watcher.errors import ERRORS, ErrorClass, SteadyError
+from watcher.executor import Executor
+from watcher.finish import Finisher
+from watcher.jobs import Job, JobState, forwards_of
+from watcher.log import say
+from watcher.store import JobStore
+from watcher.trouble import Troubles
+from watcher.window import RunWindow
+
+logger = logging.getLogger("steady.dispatch")
+
+MAX_DEATHS = 2  #: worker deaths a job may cause
+MAX_TRANSIENT = 3  #: attempts of a job that meets passing device errors
+STREAK = 5  #: failures of one class in a row that pause the queue
+_LOOK_SECONDS = 1.0  #: also without a change in the record: held rows, window
+
+
+@dataclass
+class Running:
+    """A job that a worker has, or has next."""
+
+    job: Job
+    slot: int
+    steps: int
+    step: int = 0
+    started_at: int | None = None
+    cancelling: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "job_id": self.job.id,
+            "attempt": self.job.attempt,
+            "slot": self.slot,
+            "step": self.step,
+            "steps": self.steps,
+            "started_at": self.started_at,
+        }
+
+
+class Dispatcher:
+    """Feeds the executor from the store and settles what comes back.
+
+    One thread only. ``turn`` is one look at everything and returns after at most
+    ``timeout`` seconds.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        executor: Executor,
+        finisher: Finisher,
+        troubles: Troubles,
+        window: RunWindow,
+        now: Callable[[], int],
+        checkpoint: Callable[[str], None],
+    ) -> None:
+        self._store = store
+        self._executor = executor
+        self._finisher = finisher
+        self._troubles = troubles
+        self._window = window
+        self._now = now
+        self._checkpoint = checkpoint
+        self._running: dict[str, Running] = {}
+        self._version: int | None = None
+        self._looked = 0.0
+        self._streak: tuple[ErrorClass | None, int] = (None, 0)
+        self.info: dict[str, Any] = {}
+        self.changed = True  #: something live.json should tell
+
+    @property
+    def idle(self) -> bool:
+        """Nothing handed out and nothing being finished."""
+        return not self._running and self._finisher.idle
+
+    def running(self) -> list[dict[str, Any]]:
+        return [r.as_dict() for r in self._running.values()]
+
+    def turn(self, timeout: float = 0.025) -> None:
+        """Take what the workers say, pass cancels on, hand out what is due."""
+        events = self._executor.events(timeout)
+        for event in events:
+            self._settle(event)
+        version = self._store.data_version()
+        due = time.monotonic() - self._looked >= _LOOK_SECONDS
+        if not (events or due or version != self._version):
+            return
+        self._version = version
+        if due:
+            self._looked = time.monotonic()
+            self._store.release_due(self._now(), self._window_open())
+        self._pass_cancels()
+        self._feed()
+
+    def stop(self, grace: float) -> None:
+        """End the workers; jobs that could not end in ``grace`` seconds wait again."""
+        for event in self._executor.stop(grace):
+            self._settle(event)
+        for running in list(self._running.values()):
+            self._store.release(
+                running.job.id, running.job.attempt, why="the service stopped", now=self._now()
+            )
+        self._running.clear()
+
+    # -- handing out
+
+    def _window_open(self) -> bool:
+        return self._window.is_open(datetime.datetime.now(datetime.UTC))
+
+    def _feed(self) -> None:
+        if self._troubles or self._finisher.full:
+            return
+        for slot in self._executor.wants():
+            job = self._store.claim(self._now(), window_open=self._window_open())
+            if job is None:
+                return
+            self._checkpoint("dispatched")
+            steps = forwards_of(job.request.num_inference_steps or 1)
+            self._running[job.id] = Running(job, slot, steps)
+            self._executor.send(slot, job.id, job.attempt, job.request)
+            self.changed = True
+            say(logger, "job.claimed", job_id=job.id, attempt=job.attempt, slot=slot)
+
+    def _pass_cancels(self) -> None:
+        if not self._running:
+            return
+        for job_id, _attempt in self._store.cancels():
+            running = self._running.get(job_id)
+            if running and not running.cancelling:
+                running.cancelling = True
+                self._executor.cancel(job_id)
+
+    # -- settling
+
+    def _settle(self, event: ex.Event) -> None:
+        self.changed = True
+        match event:
+            case ex.Ready():
+                self.info = dict(event.info)
+                for code in ("model_missing", "model_damaged", "device_lost", "worker_unavailable"):
+                    self._troubles.clear(code)
+                say(logger, "worker.ready", slot=event.slot, **_brief(event.info))
+            case ex.Died():
+                self._settle_death(event)
+            case ex.Started() | ex.Step() | ex.Picture() | ex.Failed():
+                running = self._running.get(event.job_id)
+                if running is None or running.job.attempt != event.attempt:
+                    return
+                self._settle_job(running, event)
+
+    def _settle_job(
+        self, running: Running, event: ex.Started | ex.Step | ex.Picture | ex.Failed
+    ) -> None:
+        job = running.job
+        match event:
+            case ex.Started():
+                running.started_at = self._now()
+                say(logger, "job.started", job_id=job.id, attempt=job.attempt)
+            case ex.Step():
+                running.step, running.steps = event.done, event.total
+            case ex.Picture():
+                del self._running[job.id]
+                self._streak = (None, 0)
+                self._checkpoint("picture_received")
+                self._finisher.finish(job, event)
+            case ex.Failed():
+                del self._running[job.id]
+                self._fail(job, event.code, event.message)
+
+    def _settle_death(self, event: ex.Died) -> None:
+        if event.environment is not None:
+            if self._troubles.report(event.environment):
+                say(logger, "worker.trouble", logging.ERROR, code=event.environment.code,
+                    message=event.environment.message)  # fmt: skip
+        elif event.how != "idle":
+            say(logger, "worker.died", logging.ERROR, slot=event.slot, how=event.how)
+        for job_id, attempt, started in event.lost:
+            running = self._running.pop(job_id, None)
+            if running is None or running.job.attempt != attempt:
+                continue
+            job = running.job
+            if event.how == "job deadline" and started:
+                self._fail(job, "timed_out", "")
+            elif started and job.deaths + 1 >= MAX_DEATHS:
+                code = "timed_out" if event.how == "step deadline" else "worker_crashed"
+                self._fail(job, code, f"{ERRORS[code].what} ({event.how})")
+            else:
+                self._release(job, f"the worker died: {event.how}", death=started)
+
+    def _fail(self, job: Job, code: str, message: str) -> None:
+        kind = ERRORS.get(code, ERRORS["engine_failed"])
+        if kind.klass is ErrorClass.ENVIRONMENT:
+            self._troubles.report(SteadyError(code, message), seconds=5.0)
+            self._release(job, message or kind.what)
+            return
+        if kind.klass is ErrorClass.TRANSIENT and job.attempt < MAX_TRANSIENT:
+            self._release(job, message or kind.what)
+            return
+        ended = self._store.fail(
+            job.id, job.attempt, code, message or kind.what, facts=self.info, now=self._now()
+        )
+        if ended is None:
+            return
+        say(logger, f"job.{ended.state}", job_id=job.id, code=code, message=message or None)
+        if ended.state is JobState.FAILED:
+            self._count_failure(kind.klass)
+        self._finisher.announce()
+
+    def _release(self, job: Job, why: str, *, death: bool = False) -> None:
+        back = self._store.release(job.id, job.attempt, why=why, death=death, now=self._now())
+        if back is not None:
+            say(logger, f"job.{_verb(back.state)}", logging.WARNING, job_id=job.id, why=why)
+            if back.state.ended:
+                self._finisher.announce()
+
+    def _count_failure(self, klass: ErrorClass) -> None:
+        if klass is ErrorClass.INVALID:
+            return
+        last, count = self._streak
+        self._streak = (klass, count + 1 if klass is last else 1)
+        if self._streak[1] >= STREAK:
+            self._streak = (None, 0)
+            reason = f"{STREAK} jobs in a row failed: {klass.value.replace('_', ' ')}"
+            self._store.put("paused", {"by": "failures", "reason": reason, "since": self._now()})
+            say(logger, "queue.paused", logging.ERROR, reason=reason)
+
+
+def _verb(state: JobState) -> str:
+    return "released" if state is JobState.QUEUED else state.value
+
+
+def _brief(info: Any) -> dict[str, Any]:
+    return {k: info.get(k) for k in ("model", "revision", "device", "dtype", "attention")}
