@@ -1,0 +1,81 @@
+# SteadyDiffusion: `make help` lists what there is.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+# `make demo TORCH=cpu`: PyTorch's CPU build, for machines without an NVIDIA card on which
+# plain torch would fetch gigabytes of CUDA libraries.
+TORCH  ?=
+ifeq ($(TORCH),cpu)
+TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
+else ifneq ($(TORCH),)
+$(error TORCH may be empty or cpu, not "$(TORCH)")
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test torture serve lint format bench starter starter-score clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# -- installing: two stamps, so nothing is installed again while nothing changed ---------------
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "SteadyDiffusion needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+	  echo "Install it (Debian, Ubuntu: apt-get install python3 python3-venv), or name one: make PYTHON=python3.12 ..."; \
+	  exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "Python's venv module is missing. Install it (Debian, Ubuntu: apt-get install python3-venv)."; \
+	  exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# torch comes first and alone, so that nothing after it can choose another build.
+$(VENV)/.torch: constraints.txt | $(VENV)/bin/python
+	$(PIP) install -c constraints.txt $(TORCH_INDEX) torch
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+venv: $(VENV)/.installed-test ## .venv with everything for working on the code
+
+# -- using ---------------------------------------------------------------------------------------
+demo: $(VENV)/.installed ## make one picture from a dropped file, from start to end (TORCH=cpu without an NVIDIA card)
+	@PATH="$(abspath $(BIN)):$$PATH" sh examples/demo.sh
+
+serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
+	@exec $(BIN)/steady serve
+
+# -- working on it -------------------------------------------------------------------------------
+test: $(VENV)/.installed-test ## all tests but the slow ones (real processes, the real pipeline)
+	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
+torture: $(VENV)/.installed-test ## the slow tests: hundreds of kills, thousands of files
+	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu"
+
+lint: $(VENV)/.installed-test ## ruff, mypy --strict, and who may import whom
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.installed-test ## let ruff mend layout and imports
+	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
+
+bench: $(VENV)/.installed-test ## the numbers in docs/, measured here
+	$(BIN)/python -m benchmarks
+
+starter: $(VENV)/.installed-test ## train the starter model anew (hours)
+	$(BIN)/python -m starter.train
+
+starter-score: $(VENV)/.installed-test ## how well the starter model follows its prompts
+	$(BIN)/python -m starter.score
+
+clean: ## remove what make made (never inbox/, outputs/ or the record)
+	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find watcher api tests starter benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
