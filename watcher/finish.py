@@ -1,0 +1,302 @@
+"""From pixels to a recorded picture, and from a batch's last job to its result file.
+
+Encoding, syncing and recording run in threads of the watcher, so a worker that dies later
+cannot lose a picture and the next job denoises meanwhile. Knows nothing of devices.
+
+A crash after the picture was published leaves it with its job's id inside: the next start
+adopts it. A crash in the middle of archiving is finished by the next ``announce``.
+"""
+
+import datetime
+import json
+import logging
+import os
+import queue
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from PIL import Image
+
+from watcher import executor as ex
+from watcher.errors import ERRORS, ErrorClass, SteadyError
+from watcher.inbox import Inbox
+from watcher.jobs import Batch, Job, JobState
+from watcher.log import say
+from watcher.outputs import NameTaken, Outputs
+from watcher.recipe import recipe_of
+from watcher.store import JobStore
+from watcher.trouble import Troubles
+
+logger = logging.getLogger("steady.finish")
+
+THREADS = 2
+BACKLOG = 4  #: pictures waiting to be encoded before no further job is handed out
+_AGAIN_SECONDS = 5.0  #: after environment trouble
+_HOOK_SECONDS = 60.0  #: time limit of on_batch_done
+
+
+class Finisher:
+    """Two threads that encode, publish and record pictures, and one that archives batches.
+
+    ``wake`` is called whenever something ended, so that the dispatcher looks again.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        outputs: Outputs,
+        inbox: Inbox,
+        troubles: Troubles,
+        now: Callable[[], int],
+        checkpoint: Callable[[str], None],
+        on_batch_done: list[str],
+        wake: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._outputs = outputs
+        self._inbox = inbox
+        self._troubles = troubles
+        self._now = now
+        self._checkpoint = checkpoint
+        self._hook = on_batch_done
+        self._wake = wake
+        self._work: queue.Queue[tuple[Job, ex.Picture] | None] = queue.Queue()
+        self._busy = 0
+        self._lock = threading.Lock()
+        self._bell = threading.Event()
+        self._announcing = False
+        self._stopping = threading.Event()
+        self._threads = [
+            threading.Thread(target=self._finish_all, name=f"finish-{i}") for i in range(THREADS)
+        ]
+        self._announcer = threading.Thread(target=self._announce_all, name="announce")
+
+    def start(self) -> None:
+        for thread in (*self._threads, self._announcer):
+            thread.start()
+        self.announce()
+
+    def stop(self) -> None:
+        """Finish what has arrived, then end the threads."""
+        for _ in self._threads:
+            self._work.put(None)
+        for thread in self._threads:
+            thread.join()
+        self._stopping.set()
+        self._bell.set()
+        self._announcer.join()
+
+    @property
+    def full(self) -> bool:
+        return self._busy >= BACKLOG
+
+    @property
+    def idle(self) -> bool:
+        return self._busy == 0 and not self._bell.is_set() and not self._announcing
+
+    def finish(self, job: Job, picture: ex.Picture) -> None:
+        """Take the pixels of ``job``; returns at once."""
+        with self._lock:
+            self._busy += 1
+        self._work.put((job, picture))
+
+    def announce(self) -> None:
+        """Some batch may have ended: write result files soon."""
+        self._bell.set()
+
+    # -- pictures
+
+    def _finish_all(self) -> None:
+        while (item := self._work.get()) is not None:
+            job, picture = item
+            try:
+                self._finish(job, picture)
+            except Exception as error:  # the one broad except: around one job
+                logger.exception("job.failed", extra={"facts": {"job_id": job.id}})
+                self._record_failure(job, "internal", f"{type(error).__name__} while saving")
+            finally:
+                with self._lock:
+                    self._busy -= 1
+                self.announce()
+                self._wake()
+
+    def _finish(self, job: Job, picture: ex.Picture) -> None:
+        begun = time.monotonic()
+        image = Image.frombytes("RGB", picture.size, picture.rgb)
+        if all(low == high for low, high in image.getextrema()):  # type: ignore[misc]
+            self._record_failure(job, "blank_picture", ERRORS["blank_picture"].what)
+            return
+        facts = {**picture.info, "timings": dict(picture.timings)}
+        try:
+            job, saved = self._save(job, image, facts)
+        except SteadyError as error:
+            if error.kind.klass is not ErrorClass.ENVIRONMENT:
+                raise
+            self._troubles.report(error, seconds=_AGAIN_SECONDS)
+            self._insist(
+                lambda: self._store.release(
+                    job.id, job.attempt, why=error.message, now=self._now()
+                )
+            )
+            say(logger, "job.released", logging.WARNING, job_id=job.id, why=error.message)
+            return
+        facts["timings"]["save"] = round(time.monotonic() - begun, 4)
+        done = self._insist(
+            lambda: self._store.complete(
+                job.id, job.attempt, sha256=saved.sha256, bytes=saved.bytes, facts=facts,
+                now=self._now(),
+            )
+        )  # fmt: skip
+        self._checkpoint("completed")
+        if done is not None:
+            say(logger, "job.completed", job_id=job.id, path=job.path, bytes=saved.bytes)
+
+    def _save(self, job: Job, image: Image.Image, facts: dict[str, Any]) -> tuple[Job, Any]:
+        while True:
+            try:
+                return job, self._outputs.save(job, image, recipe_of(job, facts))
+            except NameTaken:
+                renamed = self._insist(lambda job=job: self._store.rename(job.id, job.attempt))
+                if renamed is None:
+                    raise SteadyError("internal", "The job was taken away while saving.") from None
+                say(logger, "job.renamed", job_id=job.id, old=job.path, new=renamed.path)
+                job = renamed
+
+    def _record_failure(self, job: Job, code: str, message: str) -> None:
+        self._insist(
+            lambda: self._store.fail(
+                job.id, job.attempt, code, message, facts={}, now=self._now()
+            )
+        )
+        say(logger, "job.failed", logging.ERROR, job_id=job.id, code=code, message=message)
+
+    def _insist(self, write: Callable[[], Any]) -> Any:
+        """Write to the record, waiting out its troubles: pixels in hand are worth it.
+
+        While stopping it tries once: a restart finds the published picture.
+        """
+        while True:
+            try:
+                return write()
+            except SteadyError as error:
+                if error.kind.klass is not ErrorClass.ENVIRONMENT or self._stopping.is_set():
+                    raise
+                self._troubles.report(error, seconds=_AGAIN_SECONDS)
+                self._stopping.wait(0.5)
+
+    # -- batches
+
+    def _announce_all(self) -> None:
+        while True:
+            rung = self._bell.wait(timeout=2.0)
+            self._announcing = True
+            self._bell.clear()
+            try:
+                self._archive_ended()
+            except SteadyError as error:
+                if error.kind.klass is not ErrorClass.ENVIRONMENT:
+                    raise
+                self._troubles.report(error, seconds=_AGAIN_SECONDS)
+            finally:
+                self._announcing = False
+            if rung:
+                self._wake()
+            if self._stopping.is_set():
+                return
+
+    def _archive_ended(self) -> None:
+        for batch in self._store.unarchived():
+            self.archive(batch)
+
+    def archive(self, batch: Batch) -> None:
+        """Move the batch's file to done/, write the result beside it, set ``archived``.
+
+        Each step may be done again: a crash between any two is finished by the next call.
+        """
+        if batch.error is None and batch.source == "file":
+            self._inbox.archive(
+                batch.claim or batch.ticket,
+                batch.name,
+                batch.suffix,
+                day=day_of(batch.created_at),
+                result=self._result(batch),
+            )
+        elif batch.error is None:
+            self._inbox.discard(batch.claim or batch.ticket)
+        self._checkpoint("archived_files")
+        self._store.archived(batch.ticket)
+        self._checkpoint("archived")
+        say(logger, "batch.done", ticket=batch.ticket, name=batch.name)
+        if self._hook:
+            self._run_hook(batch)
+
+    def _jobs(self, ticket: str) -> Iterator[Job]:
+        after = -1
+        while page := self._store.jobs_of(ticket, after_index=after):
+            yield from page
+            after = page[-1].index
+
+    def _result(self, batch: Batch) -> Iterable[bytes]:
+        """``.result.json`` piece by piece: a million jobs never lie in memory at once."""
+        head = {
+            "ticket": batch.ticket,
+            "file": batch.name,
+            "created_at": _iso(batch.created_at),
+            "counts": {s.value: n for s, n in self._store.progress(batch.ticket).items() if n},
+            "warnings": list(batch.warnings),
+        }
+        yield json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}").encode()
+        yield b',\n "jobs": ['
+        comma = b"\n  "
+        for job in self._jobs(batch.ticket):
+            yield comma + json.dumps(result_of(job), ensure_ascii=False).encode()
+            comma = b",\n  "
+        yield b"\n ]\n}\n"
+
+    def _run_hook(self, batch: Batch) -> None:
+        counts = self._store.progress(batch.ticket)
+        facts = {
+            "STEADY_TICKET": batch.ticket,
+            "STEADY_FILE": batch.name,
+            **{f"STEADY_{s.name}": str(counts.get(s, 0)) for s in JobState if s.ended},
+        }
+        try:
+            subprocess.run(
+                self._hook, env=os.environ | facts, timeout=_HOOK_SECONDS, check=True,
+                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+        except (OSError, subprocess.SubprocessError) as error:
+            say(logger, "hook.failed", logging.WARNING, ticket=batch.ticket, error=str(error))
+
+
+def result_of(job: Job) -> dict[str, Any]:
+    """A job's entry in a result file: id, place, state, picture, seed, label, error."""
+    entry: dict[str, Any] = {
+        "id": job.id,
+        "index": job.index,
+        "state": job.state.value,
+        "picture": job.path if job.state is JobState.COMPLETED else None,
+        "seed": job.request.seed,
+    }
+    if job.request.label is not None:
+        entry["label"] = job.request.label
+    if job.request.metadata:
+        entry["metadata"] = job.request.metadata
+    if job.error_code:
+        entry["error"] = {"code": job.error_code, "message": job.error_message}
+    if job.warnings:
+        entry["warnings"] = list(job.warnings)
+    return entry
+
+
+def day_of(moment: int) -> str:
+    """YYYYMMDD in local time of ``moment`` (microseconds UTC)."""
+    return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%Y%m%d")
+
+
+def _iso(moment: int) -> str:
+    return datetime.datetime.fromtimestamp(moment / 1e6).astimezone().isoformat()

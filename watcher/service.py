@@ -1,0 +1,314 @@
+"""The story of the watcher: lock, recover, take files in, run jobs, finish pictures, stop.
+
+This module builds every object once and hands each its collaborators; it knows the order
+of things and nothing of how they are done. ``run`` is the watcher process.
+
+Recovery, at every start: a job found in ``generating`` belonged to a watcher that died.
+Its picture is looked for first; if it was published, it is adopted; otherwise the job
+waits again in its old place.
+"""
+
+import logging
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from watcher import live, model
+from watcher.config import Config
+from watcher.dispatch import Dispatcher
+from watcher.errors import ErrorClass, SteadyError
+from watcher.executor import LocalExecutor, WorkerSpec
+from watcher.finish import Finisher
+from watcher.inbox import Inbox, RootLock, ignore_lease_signal
+from watcher.intake import Intake
+from watcher.jobs import JobState
+from watcher.log import say
+from watcher.outputs import Outputs
+from watcher.store import JobStore
+from watcher.trouble import Troubles
+from watcher.window import RunWindow
+
+logger = logging.getLogger("steady.watcher")
+
+MAX_WATCHER_DEATHS = 10
+STOP_SECONDS = 8.0  #: the running job's time to end after SIGTERM
+_PULSE_SECONDS = 0.1  #: at most ten pulses a second …
+_BEAT_SECONDS = 1.0  #: … and at least one
+_CARE_SECONDS = 2.0  #: between looks at disk, folders and record
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+def nothing(_step: str) -> None:
+    """The checkpoint of everyday life."""
+
+
+def run(
+    config: Config,
+    *,
+    once: bool = False,
+    checkpoint: Callable[[str], None] = nothing,
+    probe: model.Probe = model.probe_devices,
+) -> int:
+    """Be the watcher of ``config.root`` until SIGTERM or SIGINT; with ``once`` until all is done.
+
+    Call from the process's main thread. Returns the exit code: 0, or 4 when ``once`` could
+    not go on. ``checkpoint`` is called with a name after every step of the protocol (tests
+    kill the process there). Raises SteadyError already_running, bad_config,
+    database_damaged.
+    """
+    check_layout(config)
+    config.state.mkdir(parents=True, exist_ok=True)
+    with RootLock(config.state / "lock"):
+        ignore_lease_signal()
+        store = JobStore(config.database_url, synchronous=config.synchronous)
+        try:
+            return Service(config, store, checkpoint=checkpoint, probe=probe).run(once=once)
+        finally:
+            store.close()
+
+
+def check_layout(config: Config) -> None:
+    """Refuse a root in which the parts would eat each other. Raises SteadyError bad_config."""
+    inbox, outputs = config.inbox.resolve(), config.outputs.resolve()
+    if inbox == outputs or inbox in outputs.parents or outputs in inbox.parents:
+        raise SteadyError("bad_config", "`inbox` and `outputs` must not lie inside each other.")
+    for what, path in (("database", config.database_path), (".steady", config.state)):
+        kind = path and network_file_system(path)
+        if kind:
+            raise SteadyError(
+                "bad_config",
+                f"`{what}` lies on a network file system ({kind}), where locks cannot be trusted.",
+                remedy="Keep the root on a local disk; inbox and outputs may be elsewhere.",
+            )
+
+
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "glusterfs", "ceph", "afs"}
+
+
+def network_file_system(path: Path) -> str | None:
+    """The type of the network file system ``path`` lies on, or None (also where unknown)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    best, kind = "", None
+    target = str(path.absolute())
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split(" ")[4].replace("\\040", " ")
+        inside = target == point or target.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split(" ")[0]
+    return kind if kind in _NETWORK else None
+
+
+class Service:
+    """One watcher: its parts and the order in which they start, work and stop."""
+
+    def __init__(
+        self,
+        config: Config,
+        store: JobStore,
+        *,
+        checkpoint: Callable[[str], None] = nothing,
+        probe: model.Probe = model.probe_devices,
+    ) -> None:
+        self._config = config
+        self._store = store
+        self._probe = probe
+        self._stop = threading.Event()
+        self._troubles = Troubles(now=now_us)
+        self._choice = model.choose(config, store, probe)
+        self._limits = model.limits_of(self._choice.profile, config)
+        self._outputs = Outputs(
+            config.outputs, embed_metadata=config.embed_metadata, checkpoint=checkpoint
+        )
+        self._inbox = Inbox(
+            config.inbox,
+            settle=config.settle_seconds,
+            rescan=config.rescan_seconds,
+            checkpoint=checkpoint,
+        )
+        self._executor = LocalExecutor(
+            WorkerSpec(
+                engine=config.engine,
+                model=self._choice.location,
+                device=self._choice.device,
+                dtype=config.dtype,
+                options=config.engine_options,
+            ),
+            devices=config.devices or [self._choice.device],
+            load_timeout=config.load_timeout_seconds,
+            step_timeout=config.step_timeout_seconds,
+            job_timeout=config.job_timeout_seconds,
+            idle_unload=config.idle_unload,
+        )
+        self._finisher = Finisher(
+            store=store,
+            outputs=self._outputs,
+            inbox=self._inbox,
+            troubles=self._troubles,
+            now=now_us,
+            checkpoint=checkpoint,
+            on_batch_done=config.on_batch_done,
+            wake=self._executor.wake,
+        )
+        self._intake = Intake(
+            inbox=self._inbox,
+            store=store,
+            limits=self._limits,
+            max_queued=config.max_queued,
+            troubles=self._troubles,
+            now=now_us,
+            checkpoint=checkpoint,
+            announce=self._finisher.announce,
+            wake=self._executor.wake,
+        )
+        self._dispatcher = Dispatcher(
+            store=store,
+            executor=self._executor,
+            finisher=self._finisher,
+            troubles=self._troubles,
+            window=RunWindow.parse(config.run_window),
+            now=now_us,
+            checkpoint=checkpoint,
+        )
+        self._started_at = now_us()
+        self._cared = 0.0
+        self._pulsed = 0.0
+
+    def run(self, *, once: bool) -> int:
+        """Work until told to stop (or, with ``once``, until all is done)."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        self._outputs.open()
+        self._inbox.open()
+        self._recover()
+        self._executor.start()
+        self._finisher.start()
+        self._intake.start()
+        say(logger, "watcher.ready", inbox=str(self._config.inbox), model=self._choice.name,
+            why=self._choice.why)  # fmt: skip
+        code = 0
+        while not self._stop.is_set():
+            self._turn()
+            if once and (ended := self._done()) is not None:
+                code = ended
+                break
+        self._shut_down()
+        return code
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._stop.set()
+        self._executor.wake()
+
+    def _turn(self) -> None:
+        try:
+            if time.monotonic() - self._cared >= _CARE_SECONDS:
+                self._cared = time.monotonic()
+                self._care()
+            self._dispatcher.turn()
+        except SteadyError as error:
+            if error.kind.klass is not ErrorClass.ENVIRONMENT:
+                raise
+            if self._troubles.report(error, seconds=_CARE_SECONDS):
+                say(logger, "queue.waits", logging.ERROR, code=error.code, message=error.message)
+        self._pulse()
+
+    def _done(self) -> int | None:
+        """For ``once``: 0 when nothing is left, 4 when what is left cannot go on, else None."""
+        if not (self._intake.quiet and self._dispatcher.idle):
+            return None
+        waiting = self._store.counts()[JobState.QUEUED] - self._store.held()
+        if waiting == 0 and not self._store.unarchived():
+            return 0
+        stuck = self._store.get("paused") or self._troubles
+        return 4 if stuck else None
+
+    def _recover(self) -> None:
+        for job in self._store.generating():
+            saved = self._outputs.adopt(job)
+            if saved is not None:
+                self._store.complete(
+                    job.id, job.attempt, sha256=saved.sha256, bytes=saved.bytes,
+                    facts={"adopted": True}, now=now_us(),
+                )  # fmt: skip
+                say(logger, "job.adopted", job_id=job.id, path=job.path)
+            elif job.watcher_deaths + 1 >= MAX_WATCHER_DEATHS:
+                self._store.fail(job.id, job.attempt, "watcher_crashed", "", facts={}, now=now_us())
+            else:
+                self._store.release(
+                    job.id, job.attempt, why="the service died", watcher_death=True, now=now_us()
+                )
+                say(logger, "job.recovered", job_id=job.id, attempt=job.attempt)
+
+    def _care(self) -> None:
+        """Look at the things that may go and come back by themselves."""
+        self._store.check()
+        if lost := model.check(self._choice, self._probe):
+            self._troubles.report(lost)
+        elif self._choice.checked:
+            self._troubles.clear("device_lost")
+        try:
+            self._outputs.check()
+        except SteadyError as error:
+            self._troubles.report(error, seconds=_CARE_SECONDS * 2)
+        else:
+            if self._outputs.free_bytes() < self._config.min_free_disk:
+                self._troubles.report(
+                    SteadyError(
+                        "disk_full",
+                        "Less disk is free than `min_free_disk` asks for.",
+                    ),
+                    seconds=_CARE_SECONDS * 2,
+                )
+
+    def _pulse(self, state: str | None = None) -> None:
+        now = time.monotonic()
+        quiet = _PULSE_SECONDS if self._dispatcher.changed else _BEAT_SECONDS
+        if state is None and now - self._pulsed < quiet:
+            return
+        self._pulsed = now
+        self._dispatcher.changed = False
+        paused = self._store.get("paused")
+        pulse: dict[str, Any] = {
+            "pid": os.getpid(),
+            "started_at": self._started_at,
+            "state": state or ("paused" if paused else "running"),
+            "model": {
+                "name": self._choice.name,
+                "why": self._choice.why,
+                "starter": self._choice.starter,
+            }
+            | self._dispatcher.info,
+            "workers": self._executor.status(),
+            "running": self._dispatcher.running(),
+            "trouble": self._troubles.current(),
+            "inbox": self._inbox.health(),
+        }
+        try:
+            live.write(self._config.state, pulse)
+        except OSError as error:
+            say(logger, "pulse.failed", logging.WARNING, error=str(error))
+
+    def _shut_down(self) -> None:
+        say(logger, "watcher.stopping")
+        self._pulse("stopping")
+        self._intake.stop()
+        self._dispatcher.stop(STOP_SECONDS)
+        self._finisher.stop()
+        self._inbox.close()
+        self._pulse("stopped")
+        log_line = {"completed": self._store.counts()[JobState.COMPLETED]}
+        say(logger, "watcher.stopped", **log_line)
+
+
