@@ -28,7 +28,8 @@ from watcher.trouble import Troubles
 logger = logging.getLogger("steady.intake")
 
 MAX_TRIES = 2  #: readings begun; the third finds the file guilty and sets it aside unread
-CHUNK = 2000  #: rows a transaction
+FIRST_CHUNK = 20  #: rows of the first transaction, so that the first picture starts soon …
+CHUNK = 2000  #: … and of every later one
 MAX_FILE = 1 << 20  #: bytes of a .yaml or .json
 MAX_PICTURE = 64 << 20  #: bytes of a picture that is dropped to be made again
 MAX_TABLE = 4 << 30  #: bytes of a .csv or .jsonl
@@ -218,7 +219,7 @@ class Intake:
             chunk: list[jobfile.Planned] = []
             row = first_row
             for plan in table.rows(stream, survey, after=first_row):
-                if len(chunk) >= CHUNK and plan.row != row:
+                if len(chunk) >= (CHUNK if index else FIRST_CHUNK) and plan.row != row:
                     index = self._record_chunk(batch, chunk, index, row, final=False)
                     chunk = []
                     if self._stopping.is_set():
