@@ -112,7 +112,8 @@ class Dispatcher:
 
     def stop(self, grace: float) -> None:
         """End the workers; jobs that could not end in ``grace`` seconds wait again."""
-        for event in self._executor.stop(grace):
+        self._executor.stop(grace)
+        for event in self._executor.events(0):
             self._settle(event)
         for running in list(self._running.values()):
             self._store.release(
@@ -197,13 +198,12 @@ class Dispatcher:
             if running is None or running.job.attempt != attempt:
                 continue
             job = running.job
-            if event.how == "job deadline" and started:
-                self._fail(job, "timed_out", "")
-            elif started and job.deaths + 1 >= MAX_DEATHS:
-                code = "timed_out" if event.how == "step deadline" else "worker_crashed"
+            death = started and event.blame
+            if death and job.deaths + 1 >= MAX_DEATHS:
+                code = "timed_out" if "deadline" in event.how else "worker_crashed"
                 self._fail(job, code, f"{ERRORS[code].what} ({event.how})")
             else:
-                self._release(job, f"the worker died: {event.how}", death=started)
+                self._release(job, f"the worker died: {event.how}", death=death)
 
     def _fail(self, job: Job, code: str, message: str) -> None:
         kind = ERRORS.get(code, ERRORS["engine_failed"])

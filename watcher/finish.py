@@ -25,7 +25,7 @@ from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.inbox import Inbox
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import say
-from watcher.outputs import NameTaken, Outputs
+from watcher.outputs import NameTaken, Outputs, Saved
 from watcher.recipe import recipe_of
 from watcher.store import JobStore
 from watcher.trouble import Troubles
@@ -132,7 +132,7 @@ class Finisher:
             return
         facts = {**picture.info, "timings": dict(picture.timings)}
         try:
-            job, saved = self._save(job, image, facts)
+            job, saved = self._save(job, image, picture)
         except SteadyError as error:
             if error.kind.klass is not ErrorClass.ENVIRONMENT:
                 raise
@@ -155,10 +155,11 @@ class Finisher:
         if done is not None:
             say(logger, "job.completed", job_id=job.id, path=job.path, bytes=saved.bytes)
 
-    def _save(self, job: Job, image: Image.Image, facts: dict[str, Any]) -> tuple[Job, Any]:
+    def _save(self, job: Job, image: Image.Image, picture: ex.Picture) -> tuple[Job, Saved]:
         while True:
             try:
-                return job, self._outputs.save(job, image, recipe_of(job, facts))
+                recipe = recipe_of(job, picture.info, picture.timings)
+                return job, self._outputs.save(job, image, recipe)
             except NameTaken:
                 renamed = self._insist(lambda job=job: self._store.rename(job.id, job.attempt))
                 if renamed is None:

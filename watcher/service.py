@@ -190,7 +190,7 @@ class Service:
         """Work until told to stop (or, with ``once``, until all is done)."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self._outputs.open()
+        self._store.put("outputs_marker", self._outputs.open(self._store.get("outputs_marker")))
         self._inbox.open()
         self._recover()
         self._executor.start()

@@ -1,0 +1,117 @@
+"""The rules a finished root must keep, read from the record, the folders and the engine's log.
+
+``faults(root, log)`` lists every broken rule in words; an empty list is the promise kept.
+"""
+
+import collections
+import hashlib
+import json
+import sqlite3
+from pathlib import Path
+
+from engines import read_log
+from watcher.jobs import TRANSITIONS, JobState
+from watcher.recipe import read_recipe
+
+ENDED = {"completed", "failed", "cancelled"}
+
+
+def rows(root: Path, sql: str, *given: object) -> list[sqlite3.Row]:
+    """Ask the record directly, behind the product's back."""
+    with sqlite3.connect(root / "steady.db", timeout=10) as connection:
+        connection.row_factory = sqlite3.Row
+        return connection.execute(sql, given).fetchall()
+
+
+def pictures(root: Path) -> list[Path]:
+    outputs = root / "outputs"
+    return [
+        p
+        for p in outputs.rglob("*")
+        if p.is_file() and not any(part.startswith(".") for part in p.relative_to(outputs).parts)
+    ]
+
+
+def faults(root: Path, *, expected: int, log: Path | None = None, kills: int = 0) -> list[str]:
+    """Broken rules of a root in which everything should have ended as completed.
+
+    ``expected`` jobs; the engine's ``log`` may show at most ``kills`` renders too many.
+    """
+    found: list[str] = []
+    jobs = rows(root, "SELECT * FROM jobs")
+    if len(jobs) != expected:
+        found.append(f"{len(jobs)} jobs in the record, not {expected}")
+    for job in jobs:
+        if job["state"] != "completed":
+            found.append(f"{job['id']} is {job['state']} ({job['error_code']})")
+    for name in ("id", "rev", "path"):
+        doubled = [v for v, n in collections.Counter(j[name] for j in jobs).items() if n > 1]
+        if doubled:
+            found.append(f"{name} twice: {doubled[:3]}")
+    found += _picture_faults(root, {job["path"]: job for job in jobs})
+    found += _folder_faults(root)
+    if log is not None and log.exists():
+        found += _render_faults(log, kills)
+    if rows(root, "PRAGMA integrity_check")[0][0] != "ok":
+        found.append("the database is damaged")
+    counted = {r["state"]: r["n"] for r in rows(root, "SELECT state, n FROM job_counts") if r["n"]}
+    real = dict(collections.Counter(job["state"] for job in jobs))
+    if counted != real:
+        found.append(f"counters say {counted}, the rows {real}")
+    return found
+
+
+def _picture_faults(root: Path, by_path: dict[str, sqlite3.Row]) -> list[str]:
+    found = []
+    seen = set()
+    for picture in pictures(root):
+        name = str(picture.relative_to(root / "outputs"))
+        seen.add(name)
+        job = by_path.get(name)
+        data = picture.read_bytes()
+        recipe = read_recipe(data) or {}
+        if job is None:
+            found.append(f"{name} belongs to no job (made by {recipe.get('job_id')})")
+        elif recipe.get("job_id") != job["id"]:
+            found.append(f"{name} was made by {recipe.get('job_id')}, not {job['id']}")
+        elif hashlib.sha256(data).hexdigest() != job["sha256"]:
+            found.append(f"{name} is not what the record says")
+    found += [f"{path} is missing" for path in by_path if path not in seen]
+    return found
+
+
+def _folder_faults(root: Path) -> list[str]:
+    found = []
+    for folder in ("inbox/.claimed", "inbox/.tmp", "outputs/.tmp"):
+        found += [f"left in {folder}: {p.name}" for p in (root / folder).iterdir()]
+    for result in (root / "inbox" / "done").rglob("*.result.json"):
+        body = json.loads(result.read_bytes())
+        ticket = body["ticket"]
+        told = {(j["id"], j["state"]) for j in body["jobs"]}
+        real = {
+            (r["id"], r["state"])
+            for r in rows(root, "SELECT id, state FROM jobs WHERE ticket = ?", ticket)
+        }
+        if told != real:
+            found.append(f"{result.name} tells {len(told)} jobs, the record {len(real)}")
+    unarchived = rows(root, "SELECT ticket FROM batches WHERE archived = 0")
+    found += [f"batch {r['ticket']} was never archived" for r in unarchived]
+    return found
+
+
+def renders(log: Path) -> collections.Counter[tuple[str, int]]:
+    """How often each (prompt, seed) was rendered to the end."""
+    return collections.Counter(
+        (entry["prompt"], entry["seed"]) for entry in read_log(log) if entry["event"] == "finish"
+    )
+
+
+def _render_faults(log: Path, kills: int) -> list[str]:
+    """A kill costs at most the rendering in hand and the one handed out early."""
+    extra = sum(n - 1 for n in renders(log).values())
+    return [f"{extra} renders too many after {kills} kills"] if extra > 2 * kills else []
+
+
+def legal(before: str, after: str) -> bool:
+    """May a job be seen in ``after`` when it was last seen in ``before``?"""
+    return before == after or (JobState(before), JobState(after)) in TRANSITIONS
