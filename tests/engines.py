@@ -1,0 +1,229 @@
+"""An engine for tests: needs no model, and does what the prompt says.
+
+``Scripted`` is named ``engines:Scripted`` in the configuration, with this folder on the
+worker's PYTHONPATH. Words of the form ``key=value`` and the faults below are obeyed wherever
+they stand in the prompt; all other words are just prompt.
+
+    sleep=0.1      seconds per step
+    steps=8        forwards (default: what the request asks for)
+    at=2           the fault comes after so many forwards (default 1; 0: before the first)
+    once           the fault comes only the first time this prompt is run (needs the log)
+    photo          a picture with grain, as expensive to encode as a photograph
+
+Faults: ``segv``, ``exit`` (or exit=3), ``kill``, ``term``, ``hang`` (holds no lock), ``seize``
+(holds the interpreter lock: no thread of the worker can run), ``oom``, ``nan``, ``blank``,
+``raise``, ``lost``, ``poison`` (a CUDA error), ``garbage`` (nonsense on the socket),
+``flood`` (a line without end), ``liar`` (a picture for another job), ``wrongsize``, ``fork``
+(leaves a child behind that keeps every descriptor, then exits).
+
+The picture is a function of prompt, seed and size alone: ``expected`` computes it.
+
+Log: every load, start, step, finish, fault and close is one JSON line, appended in one write
+to the file named by option ``log`` or the environment's ENGINE_LOG: ``{"event", "pid", "t"
+(monotonic ns), "prompt", "seed", "width", "height", …}``.
+
+Options (``engine_options``): ``log``; ``load_sleep`` seconds; ``load_fault``: missing, lost,
+damaged, oom, raise, exit, segv or hang; ``load_fault_while``: a path, the load fault comes
+only while it exists.
+"""
+
+import ctypes
+import hashlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageChops
+
+from watcher.engine import (
+    BadPicture,
+    Cancelled,
+    DeviceLost,
+    EngineInfo,
+    EngineSettings,
+    ModelMissing,
+    OutOfMemory,
+)
+from watcher.errors import SteadyError
+from watcher.jobs import JobRequest, forwards_of
+
+FAULTS = (
+    *("segv", "exit", "kill", "term", "hang", "seize", "oom", "nan", "blank", "raise", "lost"),
+    *("poison", "garbage", "flood", "liar", "wrongsize", "fork"),
+)
+
+
+def expected(prompt: str, seed: int, width: int, height: int) -> Image.Image:
+    """The picture of this request: RGB, ``width`` x ``height``."""
+    dice = random.Random(f"{seed} {prompt}")
+    if "photo" in prompt.split():
+        return Image.frombytes("RGB", (width, height), _grain(dice, width, height))
+    tile = Image.frombytes("RGB", (8, 8), dice.randbytes(8 * 8 * 3))
+    return tile.resize((width, height), Image.Resampling.NEAREST)
+
+
+def _grain(dice: random.Random, width: int, height: int) -> bytes:
+    """Smooth ground with three bits of noise in every channel, as cameras make it."""
+    ground = Image.frombytes("RGB", (8, 8), dice.randbytes(8 * 8 * 3))
+    ground = ground.resize((width, height), Image.Resampling.BICUBIC)
+    three_bits = bytes(i & 7 for i in range(256))
+    noise = dice.randbytes(width * height * 3).translate(three_bits)
+    return ImageChops.add(ground, Image.frombytes("RGB", (width, height), noise)).tobytes()
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines written so far."""
+    if not path.exists():
+        return []
+    return [json.loads(text) for text in path.read_text().splitlines()]
+
+
+class Scripted:
+    """Does what the prompt says (see the module)."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._options = dict(settings.options)
+        self._log = self._options.get("log") or os.environ.get("ENGINE_LOG")
+        self.last: dict[str, Any] = {}
+
+    def load(self) -> EngineInfo:
+        time.sleep(float(self._options.get("load_sleep", 0)))
+        self._note("load")
+        gate = self._options.get("load_fault_while")
+        if gate is None or Path(gate).exists():
+            self._load_fault(self._options.get("load_fault"))
+        return EngineInfo(
+            model=self._settings.model,
+            revision="scripted-1",
+            device="cpu" if self._settings.device == "auto" else self._settings.device,
+            dtype="float32",
+            versions={"python": sys.version.split()[0]},
+            details={"scripted": True},
+        )
+
+    def _load_fault(self, fault: str | None) -> None:
+        if fault == "missing":
+            raise ModelMissing("The model is not here.")
+        if fault == "lost":
+            raise DeviceLost("The device is not here.")
+        if fault == "damaged":
+            raise SteadyError("model_damaged", "The model is torn.")
+        if fault == "oom":
+            raise OutOfMemory("The model does not fit.")
+        if fault is not None:
+            self._fault(fault, None)
+
+    def generate(self, request: JobRequest, on_step: Callable[[int, int], None]) -> Image.Image:
+        words = request.prompt.split()
+        values = dict(w.split("=", 1) for w in words if "=" in w)
+        total = int(values.get("steps", forwards_of(request.num_inference_steps or 9)))
+        pause = float(values.get("sleep", 0))
+        fault = next((w for w in words if w.partition("=")[0] in FAULTS), None)
+        if fault and "once" in words and self._ran_before(request.prompt):
+            fault = None
+        at = int(values.get("at", 1))
+        self._note("start", request)
+        began = time.perf_counter()
+        try:
+            for done in range(total + 1):
+                if done:
+                    time.sleep(pause)
+                    self._note("step", request, done=done)
+                    on_step(done, total)
+                if fault and done == min(at, total):
+                    self._note("fault", request, fault=fault)
+                    self._fault(fault, request)
+        except Cancelled:
+            self._note("cancelled", request)
+            raise
+        seed, width, height = request.seed or 0, request.width or 0, request.height or 0
+        if fault == "wrongsize":
+            width += 16
+        image = expected(request.prompt, seed, width, height)
+        self.last = {"denoise": time.perf_counter() - began, "forwards": total}
+        self._note("finish", request)
+        return image
+
+    def close(self) -> None:
+        self._note("close")
+
+    def _ran_before(self, prompt: str) -> bool:
+        assert self._log, "`once` needs a log"
+        return any(
+            e["event"] == "start" and e["prompt"] == prompt for e in read_log(Path(self._log))
+        )
+
+    def _fault(self, fault: str, request: JobRequest | None) -> None:
+        name, _, value = fault.partition("=")
+        if name == "segv":
+            ctypes.string_at(0)
+        elif name == "exit":
+            os._exit(int(value or 9))
+        elif name in ("kill", "term"):
+            os.kill(os.getpid(), signal.SIGKILL if name == "kill" else signal.SIGTERM)
+            time.sleep(60)
+        elif name == "hang":
+            time.sleep(3600)
+        elif name == "seize":
+            ctypes.PyDLL(None).sleep(3600)
+        elif name == "oom":
+            raise OutOfMemory("not enough")
+        elif name == "nan":
+            raise BadPicture("non_finite", "The latents hold NaN.")
+        elif name == "blank":
+            raise BadPicture("blank_picture", "Every pixel is the same.")
+        elif name == "raise":
+            raise RuntimeError("the engine\nfailed on purpose")
+        elif name == "lost":
+            raise DeviceLost("The device fell off the bus.")
+        elif name == "poison":
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        elif name in ("garbage", "flood", "liar"):
+            self._speak(name)
+        elif name == "fork":
+            if os.fork():
+                os._exit(9)
+            time.sleep(3)
+            os._exit(0)
+
+    def _speak(self, what: str) -> None:
+        """Write on the worker's own socket what no worker would."""
+        descriptor = int(sys.argv[sys.argv.index("--fd") + 1])
+        lie = {"type": "started", "job_id": "another", "attempt": 1}
+        data = {
+            "garbage": b"\xff\xfe no json\n",
+            "flood": b"x" * (8 << 20),
+            "liar": json.dumps(lie).encode() + b"\n",
+        }[what]
+        while data:
+            data = data[os.write(descriptor, data) :]
+        time.sleep(60)
+
+    def _note(self, event: str, request: JobRequest | None = None, **more: Any) -> None:
+        if not self._log:
+            return
+        entry: dict[str, Any] = {
+            "event": event,
+            "pid": os.getpid(),
+            "t": time.monotonic_ns(),
+            **more,
+        }
+        if request is not None:
+            entry |= request.model_dump(include={"prompt", "seed", "width", "height"})
+        descriptor = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, json.dumps(entry).encode() + b"\n")
+        finally:
+            os.close(descriptor)
+
+
+def digest(rgb: bytes) -> str:
+    """Short name of a picture's pixels, for comparing."""
+    return hashlib.sha256(rgb).hexdigest()[:16]

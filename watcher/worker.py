@@ -1,0 +1,436 @@
+"""The child process: loads the engine once, then makes one picture after the other.
+
+Started by the executor as ``python -m watcher.worker --fd N --parent PID``; N is one end of a
+socket pair. Three threads: the main thread calls the engine and nothing else, the reader takes
+orders (and says once a second that the process lives), the sender writes what the other two
+have to say, so that a slow watcher never slows a step.
+
+Owns nothing on disk: it may be killed at any moment and loses at most the job in hand. It
+leaves by itself when its socket closes or its parent dies. ``--probe`` prints the devices of
+this machine as one line of JSON and exits.
+"""
+
+import argparse
+import ctypes
+import faulthandler
+import gc
+import importlib
+import json
+import logging
+import os
+import queue
+import re
+import resource
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from PIL import Image
+
+from watcher.engine import (
+    BadPicture,
+    Cancelled,
+    DeviceLost,
+    Engine,
+    EngineInfo,
+    EngineSettings,
+    ModelMissing,
+    OutOfMemory,
+)
+from watcher.errors import SteadyError
+from watcher.jobs import JobRequest
+from watcher.wire import BadFrame, Frames, line
+
+EXIT_NOT_LOADED = 69  #: the engine could not be loaded; the reason was sent
+EXIT_DEVICE = 70  #: the device's context is beyond repair; a fresh process is needed
+EXIT_NONSENSE = 76  #: the watcher sent what cannot be a message
+
+HEARTBEAT_SECONDS = 1.0
+
+log = logging.getLogger("watcher.worker")
+
+#: Texts of errors after which nothing on the device works any more (torch raises them as
+#: RuntimeError in many places). Out of memory is none of them.
+_POISON = re.compile(
+    r"\b(CUDA|HIP|XPU) error\b|cuDNN error|CU(BLAS|SOLVER|SPARSE|FFT)_STATUS_|device-side assert"
+    r"|illegal memory access|unspecified launch failure",
+    re.IGNORECASE,
+)
+
+
+@dataclass
+class _Order:
+    """One job as it was sent."""
+
+    job_id: str
+    attempt: int
+    request: JobRequest
+    cancelled: bool = False
+
+    def says(self, kind: str, **more: Any) -> dict[str, Any]:
+        return {"type": kind, "job_id": self.job_id, "attempt": self.attempt, **more}
+
+
+class _Sender(threading.Thread):
+    """Writes messages in the order they were posted; never keeps the poster waiting."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        super().__init__(name="sender", daemon=True)
+        self._channel = channel
+        self._queue: queue.SimpleQueue[tuple[bytes, bytes] | threading.Event] = queue.SimpleQueue()
+
+    def post(self, message: Mapping[str, Any], payload: bytes = b"") -> None:
+        """Send ``message`` soon; does not wait."""
+        self._queue.put((line(message, len(payload)), payload))
+
+    def settle(self, timeout: float | None = None) -> None:
+        """Wait until all that was posted is in the kernel's hands: it outlives this process."""
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait(timeout)
+
+    def run(self) -> None:
+        try:
+            while True:
+                item = self._queue.get()
+                if isinstance(item, threading.Event):
+                    item.set()
+                    continue
+                for part in item:
+                    self._channel.sendall(part)
+                del item, part  # a picture is megabytes: do not keep it while waiting
+        except OSError:
+            os._exit(0)  # nobody listens any more
+
+
+class _Reader(threading.Thread):
+    """Takes orders and keeps them until the main thread comes for the next one."""
+
+    def __init__(self, channel: socket.socket, sender: _Sender) -> None:
+        super().__init__(name="reader", daemon=True)
+        self._channel = channel
+        self._sender = sender
+        self._frames = Frames()
+        self._changed = threading.Condition()
+        self._load: dict[str, Any] | None = None
+        self._orders: deque[_Order] = deque()
+        self._current: _Order | None = None
+        self._loaded = False
+        self._stopping = False
+
+    # -- for the main thread
+
+    def load_order(self) -> dict[str, Any]:
+        """The first message: which engine to load. Waits for it."""
+        with self._changed:
+            while self._load is None:
+                self._changed.wait()
+            return self._load
+
+    def loaded(self) -> None:
+        """From now on ``stop`` lets the job in hand come to its end."""
+        with self._changed:
+            self._loaded = True
+
+    def next(self) -> _Order | None:
+        """The next job to run, or None when it is time to leave. Waits."""
+        with self._changed:
+            self._current = None
+            while not self._orders and not self._stopping:
+                self._changed.wait()
+            if self._stopping:
+                return None
+            self._current = self._orders.popleft()
+            return self._current
+
+    # -- the thread
+
+    def run(self) -> None:
+        try:
+            self._read()
+        except BadFrame as error:
+            log.error("the watcher sent %s; leaving", error)
+        except OSError:
+            os._exit(0)
+        finally:  # a worker that hears nothing is of no use
+            os._exit(EXIT_NONSENSE)
+
+    def _read(self) -> NoReturn:
+        beat_at = time.monotonic()
+        while True:
+            now = time.monotonic()
+            if now >= beat_at:
+                self._sender.post({"type": "beat", "rss": _resident()})
+                beat_at = now + HEARTBEAT_SECONDS
+            readable, _, _ = select.select([self._channel], [], [], max(0.0, beat_at - now))
+            if not readable:
+                continue
+            data = self._channel.recv(1 << 16)
+            if not data:
+                os._exit(0)  # the watcher is gone: so are we, whatever the engine is doing
+            for message, _ in self._frames.feed(data):
+                self._take(message)
+
+    def _take(self, message: dict[str, Any]) -> None:
+        kind = message["type"]
+        with self._changed:
+            if kind == "load" and self._load is None:
+                self._load = message
+            elif kind == "run":
+                try:
+                    request = JobRequest.model_validate(message["request"])
+                    order = _Order(str(message["job_id"]), int(message["attempt"]), request)
+                except (KeyError, TypeError, ValueError) as error:
+                    raise BadFrame(f"a job that cannot be read ({error})") from None
+                if not self._stopping:
+                    self._orders.append(order)
+            elif kind == "cancel":
+                self._cancel(message.get("job_id"))
+            elif kind == "stop":
+                if not self._loaded:
+                    os._exit(0)
+                self._stopping = True
+                self._orders.clear()
+            else:
+                raise BadFrame(f"a message of kind {kind!r}")
+            self._changed.notify()
+
+    def _cancel(self, job_id: Any) -> None:
+        if self._current is not None and self._current.job_id == job_id:
+            self._current.cancelled = True  # seen by on_step
+        for order in [o for o in self._orders if o.job_id == job_id]:
+            self._orders.remove(order)
+            self._sender.post(_cancelled(order))
+
+
+def _cancelled(order: _Order) -> dict[str, Any]:
+    return order.says("failed", code="cancelled", message="The job was cancelled.")
+
+
+def _run(engine: Engine, order: _Order, sender: _Sender) -> None:
+    """One job from started to picture or failed. Does not return when the device is lost."""
+
+    def on_step(done: int, total: int) -> None:
+        if order.cancelled:
+            raise Cancelled
+        sender.post(order.says("step", done=done, total=total))
+
+    request = order.request
+    if order.cancelled:
+        sender.post(_cancelled(order))
+        return
+    sender.post(order.says("started"))
+    # The watcher must know, whatever the engine does to this process now: that the job before
+    # has its picture, and whose fault a death is.
+    sender.settle()
+    began = time.perf_counter()
+    try:
+        image = engine.generate(request, on_step)
+        rgb = _pixels(image, (request.width or 0, request.height or 0))
+    except Cancelled:
+        sender.post(_cancelled(order))
+    except BadPicture as error:
+        sender.post(order.says("failed", code=error.code, message=str(error)))
+    except DeviceLost as error:
+        _leave(sender, "device_lost", _one_line(error))
+    except Exception as error:  # an engine may raise anything; the next job must still run
+        if _is_out_of_memory(error):
+            sender.post(order.says("failed", code="out_of_memory", message=_one_line(error)))
+            return
+        traceback.print_exc()
+        if _is_poison(error):
+            _leave(sender, "device_error", _one_line(error))
+        sender.post(order.says("failed", code="engine_failed", message=_one_line(error)))
+    else:
+        last = dict(getattr(engine, "last", {}))
+        message = order.says(
+            "picture",
+            width=request.width,
+            height=request.height,
+            info=last.pop("info", {}),
+            timings={**last, "total": round(time.perf_counter() - began, 6)},
+        )
+        sender.post(message, rgb)
+
+
+def _pixels(image: Image.Image, size: tuple[int, int]) -> bytes:
+    """Raw RGB, rows from the top."""
+    if image.size != size:
+        raise ValueError(f"the engine drew {image.size}, asked for {size}")
+    return (image if image.mode == "RGB" else image.convert("RGB")).tobytes()
+
+
+def _leave(sender: _Sender, code: str, message: str) -> NoReturn:
+    """Say why, then go: nothing more can be done in this process."""
+    sender.post({"type": "leaving", "code": code, "message": message})
+    sender.settle(5.0)
+    os._exit(EXIT_DEVICE)
+
+
+def _load(order: Mapping[str, Any], sender: _Sender) -> Engine:
+    """The engine, loaded. Does not return when it cannot be."""
+    code = "engine_failed"
+    try:
+        settings = EngineSettings(
+            model=order["model"],
+            device=order["device"],
+            dtype=order["dtype"],
+            options=order["options"],
+        )
+        engine = _engine_class(order["engine"])(settings)
+        info = engine.load()
+        sender.post({"type": "ready", "info": _as_dict(info)})
+        return engine
+    except ModelMissing as error:
+        code, message = "model_missing", str(error)
+    except DeviceLost as error:
+        code, message = "device_lost", str(error)
+    except SteadyError as error:
+        code, message = error.code, error.message
+    except Exception as error:  # foreign code again; whatever it was, the watcher must hear of it
+        if _is_out_of_memory(error):
+            code = "out_of_memory"
+        else:
+            traceback.print_exc()
+        message = _one_line(error)
+    sender.post({"type": "load_failed", "code": code, "message": message})
+    sender.settle(5.0)
+    os._exit(EXIT_NOT_LOADED)
+
+
+def _engine_class(name: str) -> Callable[[EngineSettings], Engine]:
+    """``zimage``, or ``package.module:Class`` found on PYTHONPATH."""
+    module, _, attribute = "watcher.zimage:ZImage".partition(":")
+    if name != "zimage":
+        module, _, attribute = name.partition(":")
+    found: Callable[[EngineSettings], Engine] = getattr(importlib.import_module(module), attribute)
+    return found
+
+
+def _as_dict(info: EngineInfo) -> dict[str, Any]:
+    return {
+        "model": info.model,
+        "revision": info.revision,
+        "device": info.device,
+        "dtype": info.dtype,
+        "memory": info.memory,
+        "attention": info.attention,
+        "versions": dict(info.versions),
+        "details": dict(info.details),
+    }
+
+
+def _one_line(error: BaseException) -> str:
+    """Class and text, short, on one line; the traceback is in the log."""
+    text = " ".join(str(error).split())
+    kind = type(error).__name__
+    return f"{kind}: {text}"[:500] if text else kind
+
+
+def _kinds(error: BaseException) -> set[str]:
+    return {f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in type(error).__mro__}
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # By name: an engine of one's own may let torch's pass, and this process may have no torch.
+    return isinstance(error, OutOfMemory | MemoryError) or "torch.OutOfMemoryError" in _kinds(error)
+
+
+def _is_poison(error: BaseException) -> bool:
+    """Did the device's context die with this error?"""
+    seen: BaseException | None = error
+    while seen is not None:
+        if "torch.AcceleratorError" in _kinds(seen) or _POISON.search(str(seen)):
+            return True
+        seen = seen.__cause__
+    return False
+
+
+def _resident() -> int | None:
+    """Memory of this process in bytes, where /proc tells."""
+    try:
+        with open("/proc/self/statm", "rb") as statm:
+            return int(statm.read().split()[1]) * resource.getpagesize()
+    except OSError:
+        return None
+
+
+def _die_with(parent: int) -> None:
+    """When the parent dies, so does this process, even inside a call that never returns."""
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None, use_errno=True).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:
+        os._exit(0)  # it died before we asked
+
+
+def _behave(parent: int | None) -> None:
+    """Signals, standard streams and environment of a worker."""
+    if parent is not None:
+        _die_with(parent)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the watcher's to answer
+    os.dup2(2, 1)  # what a library prints is a log line
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1)  # where does it hang? asked before it is ended
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core of 30 GB helps nobody
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
+    logging.basicConfig(level=logging.INFO, format="worker %(process)d: %(message)s")
+
+
+def serve(channel: socket.socket) -> NoReturn:
+    """Load what the first message names, then run jobs until told to stop."""
+    sender = _Sender(channel)
+    reader = _Reader(channel, sender)
+    sender.post({"type": "hello", "pid": os.getpid()})
+    sender.start()
+    reader.start()
+    engine = _load(reader.load_order(), sender)
+    reader.loaded()
+    gc.collect()
+    gc.freeze()  # a model's objects live for ever: never walk them again between two jobs
+    while (order := reader.next()) is not None:
+        _run(engine, order, sender)
+        del order
+    sender.settle(5.0)
+    engine.close()
+    sys.stderr.flush()
+    os._exit(0)  # no interpreter teardown: native libraries like to crash in it
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line of the child process."""
+    parser = argparse.ArgumentParser(prog="python -m watcher.worker")
+    parser.add_argument("--fd", type=int, help="inherited socket to the watcher")
+    parser.add_argument("--parent", type=int, help="process id this worker must not outlive")
+    parser.add_argument("--probe", action="store_true", help="print the devices and exit")
+    options = parser.parse_args(arguments)
+    if options.probe:
+        answer = os.dup(1)
+        _behave(options.parent)
+        from watcher.zimage import probe  # torch: only where it is asked for
+
+        with os.fdopen(answer, "w") as out:
+            print(json.dumps(probe()), file=out)
+        return 0
+    if options.fd is None:
+        parser.error("--fd is required")
+    channel = socket.socket(fileno=options.fd)
+    channel.setblocking(True)
+    os.set_inheritable(options.fd, False)
+    _behave(options.parent)
+    serve(channel)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
