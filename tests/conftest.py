@@ -1,9 +1,9 @@
 """What every test may use: waiting for a condition, a root of one's own."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
@@ -28,3 +28,19 @@ def root(tmp_path: Path) -> Path:
     folder = tmp_path / "root"
     folder.mkdir()
     return folder
+
+
+@pytest.fixture
+def make_root(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Roots with the scripted engine; their processes end with the test."""
+    from roots import Root
+
+    made: list[Root] = []
+
+    def make(name: str = "root", **settings: Any) -> Root:
+        made.append(Root(tmp_path / name, **settings))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()

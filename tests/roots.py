@@ -1,0 +1,104 @@
+"""A root folder and the real processes on it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from conftest import until
+from history import rows
+
+TESTS = Path(__file__).parent
+SETTINGS = {
+    "engine": "engines:Scripted",
+    "model": "scripted",
+    "settle_seconds": 0.05,
+    "rescan_seconds": 0.5,
+    "default_width": 64,
+    "default_height": 64,
+}
+
+
+class Root:
+    """A root with the scripted engine; starts watchers on it and looks at what they do.
+
+    ``settings`` are keys of config.yaml. Every process started is killed by ``close``.
+    """
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self.log = folder / "engine.log"
+        self.said = folder / "watcher.log"
+        self.processes: list[subprocess.Popen[bytes]] = []
+        chosen = SETTINGS | {"engine_options": {"log": str(self.log)}} | settings
+        (folder / "config.yaml").write_text(json.dumps(chosen))
+        self.inbox.mkdir(exist_ok=True)
+
+    @property
+    def inbox(self) -> Path:
+        return self.folder / "inbox"
+
+    def environment(self) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("STEADY_")}
+        return kept | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+
+    def drop(self, name: str, content: str | bytes) -> Path:
+        """Put a file into the inbox whole, as ``mv`` does."""
+        data = content.encode() if isinstance(content, str) else content
+        draft = self.folder / f"draft-{name}"
+        draft.write_bytes(data)
+        return draft.rename(self.inbox / name)
+
+    def spawn(self, *command: str) -> subprocess.Popen[bytes]:
+        """A process in this root's environment; what it says is added to watcher.log."""
+        with self.said.open("ab") as said:
+            process = subprocess.Popen(
+                [sys.executable, *command], cwd=self.folder, env=self.environment(), stderr=said
+            )
+        self.processes.append(process)
+        return process
+
+    def watch(
+        self, *, point: str | None = None, nth: int = 1, once: bool = False
+    ) -> subprocess.Popen[bytes]:
+        """A watcher, killed the ``nth`` time step ``point`` was done."""
+        command = [str(TESTS / "crashing.py"), str(self.folder)]
+        command += ["--point", point, "--nth", str(nth)] if point else []
+        return self.spawn(*command, *(["--once"] if once else []))
+
+    def finish(self, timeout: float = 60) -> None:
+        """Let an undisturbed watcher do all that is left; fails when it cannot."""
+        code = self.watch(once=True).wait(timeout)
+        assert code == 0, self.said.read_text()[-3000:]
+
+    def jobs(self) -> list[dict[str, Any]]:
+        try:
+            return [dict(r) for r in rows(self.folder, "SELECT * FROM jobs ORDER BY seq")]
+        except Exception as error:  # the file is not there yet
+            if "no such table" in str(error) or "unable to open" in str(error):
+                return []
+            raise
+
+    def states(self) -> list[str]:
+        return [job["state"] for job in self.jobs()]
+
+    def wait_for(self, *states: str, timeout: float = 30) -> list[dict[str, Any]]:
+        """The jobs, once their states are exactly ``states`` in order of arrival."""
+        until(lambda: self.states() == list(states), timeout, f"{states}; {self.said}")
+        return self.jobs()
+
+    def pulse(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads((self.folder / ".steady" / "live.json").read_bytes()))
+        except (OSError, ValueError):
+            return {}
+
+    def close(self) -> None:
+        for process in self.processes:
+            if process.poll() is None:
+                process.send_signal(signal.SIGKILL)
+            process.wait()

@@ -1,0 +1,81 @@
+"""Exactly once: the watcher is killed after every step of the protocol, then once more in
+the recovery, then may finish. Whatever happened, the history must keep its rules."""
+
+import json
+import signal
+from collections.abc import Callable
+
+import pytest
+from history import faults, pictures, renders
+from roots import Root
+from torture import kill_on_sight, storm
+
+#: Every step of the protocol that leaves something behind, in the order of a job's journey.
+POINTS = [
+    "claimed", "claim_synced", "tries_committed", "parsed", "recorded", "chunk_recorded",
+    "dispatched", "picture_received", "tmp_written", "linked", "folder_synced",
+    "thumbnail_written", "completed", "archived_moved", "sidecar_written", "archived_files",
+    "archived", "refused_moved",
+]  # fmt: skip
+#: From here on the picture exists, so a kill may not cost a rendering.
+PUBLISHED = POINTS[POINTS.index("linked") : POINTS.index("refused_moved")]
+
+ROWS = 25
+JOBS = 1 + 3 + ROWS
+
+
+def fill(root: Root) -> None:
+    """One job, a list of three, a table in two chunks, and a file that must be refused."""
+    root.drop("one.yaml", "prompt: one steps=2\n")
+    root.drop("three.json", json.dumps([{"prompt": f"three-{i} steps=2"} for i in range(3)]))
+    lines = "".join(f"row-{i} steps=2\n" for i in range(ROWS))
+    root.drop("table.csv", "prompt\n" + lines)
+    root.drop("bad.yaml", "prompt: x\nwidht: 64\n")
+
+
+def check(root: Root, *, kills: int, jobs: int = JOBS) -> None:
+    assert faults(root.folder, expected=jobs, log=root.log, kills=kills) == []
+    refused = {p.name for p in (root.inbox / "refused").iterdir()}
+    assert refused == {"bad.yaml", "bad.yaml.error.json"}
+    left = [p.name for p in root.inbox.iterdir() if p.is_file() and not p.name.startswith(".")]
+    assert left == []
+    done = [p for p in (root.inbox / "done").rglob("*") if p.is_file()]
+    assert len(done) == 6, done
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_killed_after_a_step_and_again_in_the_recovery(
+    make_root: Callable[..., Root], point: str
+) -> None:
+    root = make_root()
+    fill(root)
+    first = root.watch(point=point, once=True)
+    assert first.wait(60) == -signal.SIGKILL, f"{point} is never reached"
+    root.watch(point="*", once=True).wait(60)
+    root.finish()
+    check(root, kills=2)
+
+
+@pytest.mark.parametrize("point", PUBLISHED)
+def test_a_published_picture_is_never_rendered_again(
+    make_root: Callable[..., Root], point: str
+) -> None:
+    root = make_root()
+    root.drop("one.yaml", "prompt: one steps=2\n")
+    assert root.watch(point=point, once=True).wait(60) == -signal.SIGKILL
+    root.finish()
+    assert list(renders(root.log).values()) == [1]
+    assert len(pictures(root.folder)) == 1
+
+
+@pytest.mark.parametrize("where", ["inbox/.claimed", "outputs"])
+def test_killed_the_moment_a_file_is_seen(make_root: Callable[..., Root], where: str) -> None:
+    root = make_root()
+    assert kill_on_sight(root, where, rounds=6) == []
+
+
+@pytest.mark.timeout(420)
+def test_a_storm_of_sixty_kills(make_root: Callable[..., Root]) -> None:
+    tally = storm(make_root(), kills=60, seed=1)
+    assert tally.faults == []
+    assert tally.kills == 60
