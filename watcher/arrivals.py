@@ -1,0 +1,293 @@
+"""Which files in the inbox are complete: names, signatures, and who still writes.
+
+No event says "this file is whole", and a YAML file cut anywhere is mostly valid YAML, so
+taking one too early would make a wrong picture. A file is ready when two looks at least
+``settle`` seconds apart (monotonic) found the same signature and no process has it open
+for writing. Looks only: it moves, opens for reading and changes nothing.
+"""
+
+import os
+import re
+import signal
+import stat
+import sys
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import Enum
+from pathlib import Path
+
+if sys.platform == "linux":
+    import fcntl
+
+#: Names people plainly meant as jobs although they are none: said, never touched.
+NOTICED = frozenset(
+    {".txt", ".text", ".rtf", ".md", ".doc", ".docx", ".xls", ".xlsx", ".ods", ".toml", ".zip"}
+)
+
+Signature = tuple[int, int, int, int]  #: inode, size, mtime_ns, ctime_ns
+
+_MOST_NOTICES = 20
+_FIRST_RETRY, _LAST_RETRY = 5.0, 60.0  #: seconds between tries at a file that cannot be moved
+
+
+class Writer(Enum):
+    """Does some process still have the file open for writing?"""
+
+    NONE = "none"
+    HOLDS = "holds"
+    UNKNOWN = "unknown"  #: no leases here, or not for files of this owner
+
+
+def ignore_lease_signal() -> None:
+    """Let SIGIO pass: a writer that meets our lease sends it, and its default is death.
+
+    Call from the process's main thread before the first look. A no-op where there is none.
+    """
+    number = getattr(signal, "SIGIO", None)
+    if number is not None:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def writer_of(path: Path | str) -> Writer:
+    """Ask the kernel for a read lease on ``path`` (a regular file) and give it back at once."""
+    if sys.platform != "linux":
+        return Writer.UNKNOWN
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        return Writer.UNKNOWN
+    try:
+        # belt and braces: a writer that opens the file right now sends a signal that is
+        # ignored by default, even if nobody called ignore_lease_signal
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except BlockingIOError:
+        return Writer.HOLDS
+    except OSError:
+        return Writer.UNKNOWN
+    finally:
+        os.close(fd)
+    return Writer.NONE
+
+
+def signature_of(found: os.stat_result) -> Signature:
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def own_ticket(name: str, suffixes: Iterable[str]) -> str | None:
+    """The ticket in a well-formed name of ours, ``api-<uuid><suffix>``; None for all others."""
+    stem, suffix = os.path.splitext(name)
+    if not stem.startswith("api-") or suffix not in suffixes:
+        return None
+    text = stem.removeprefix("api-")
+    try:
+        return text if str(uuid.UUID(text)) == text else None
+    except ValueError:
+        return None
+
+
+@dataclass(slots=True)
+class Arrival:
+    """One entry that may become a claim, as last looked at."""
+
+    name: str  #: as the file system has it (undecodable bytes as surrogates)
+    signature: Signature
+    since: float  #: first look with this signature, monotonic seconds
+    regular: bool
+    ticket: str | None  #: of a file of our own making
+    blind: bool = False  #: nobody can say whether it is still written
+    held: bool = False  #: somebody writes
+    retry_at: float = 0.0
+    delay: float = 0.0
+    why: str | None = None  #: it cannot be moved, in words
+
+    @property
+    def size(self) -> int:
+        return self.signature[1]
+
+
+@dataclass
+class Glance:
+    """What one look at the whole folder found."""
+
+    ready: list[Arrival] = field(default_factory=list)  #: settled; oldest first
+    waiting: int = 0  #: job files not ready, and those beyond the table's room
+    settling: int = 0  #: of these, the ones that will be ready by themselves
+    due: float = float("inf")  #: when the next of them may be, monotonic seconds
+    fresh: int = 0  #: names seen for the first time
+    notices: list[str] = field(default_factory=list)
+    blocked: list[str] = field(default_factory=list)  #: files that cannot be moved, in words
+
+
+class Arrivals:
+    """Remembers how the entries of ``folder`` looked, and says which are ready.
+
+    At most ``room`` entries are remembered at a time (about 400 bytes each), so a million
+    dropped files cost no more memory than ``room``; the others wait for their turn.
+
+    Args:
+        suffixes: lower-case suffixes of job files.
+        settle: seconds between the two looks.
+        settle_blind: the same where leases do not work.
+        empty_grace: seconds an empty file waits to be filled.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        suffixes: frozenset[str],
+        settle: float,
+        settle_blind: float = 10.0,
+        empty_grace: float = 30.0,
+        room: int = 20_000,
+    ) -> None:
+        self._folder = folder
+        self._suffixes = suffixes
+        self._settle = settle
+        self._settle_blind = max(settle, settle_blind)
+        self._empty_grace = empty_grace
+        self._room = room
+        self._known: dict[str, Arrival] = {}
+        self.leases = True  #: do they work on this file system?
+
+    def forget(self) -> None:
+        """Another folder has taken the place of the one looked at."""
+        self._known.clear()
+
+    def look(self, now: float) -> Glance:
+        """One pass over the folder; linear, one ``lstat`` for each entry that needs it.
+
+        Raises OSError when the folder cannot be read.
+        """
+        glance = Glance()
+        known: dict[str, Arrival] = {}
+        extra = 0
+        with os.scandir(self._folder) as entries:
+            for entry in entries:
+                name = entry.name
+                suffix = _suffix(name)
+                if suffix not in self._suffixes:
+                    if suffix in NOTICED and not _ignored(name):
+                        extra += self._notice(glance, name, "is no job file")
+                    continue
+                if _ignored(name):
+                    continue
+                try:
+                    if entry.is_dir(follow_symlinks=False):
+                        extra += self._notice(glance, name, "is a folder; folders are not read")
+                        continue
+                    if len(known) >= self._room and name not in self._known:
+                        glance.waiting += 1
+                        glance.settling += 1
+                        glance.due = min(glance.due, now + self._settle)
+                        continue
+                    arrival = self._known.get(name)
+                    if arrival is None:
+                        glance.fresh += 1
+                    arrival = self._update(arrival, entry, now)
+                except FileNotFoundError:
+                    continue
+                known[name] = arrival
+                self._judge(arrival, glance, now)
+        self._known = known
+        if extra:
+            glance.notices.append(f"… and {extra} more.")
+        glance.ready.sort(key=lambda a: (a.signature[3], a.name))
+        return glance
+
+    def _notice(self, glance: Glance, name: str, what: str) -> int:
+        if len(glance.notices) >= _MOST_NOTICES:
+            return 1
+        glance.notices.append(f"{display(name)} {what}.")
+        return 0
+
+    def _update(self, arrival: Arrival | None, entry: "os.DirEntry[str]", now: float) -> Arrival:
+        if (
+            arrival is not None
+            and arrival.size > 0
+            and not arrival.held
+            and now < self._ready_at(arrival)
+        ):
+            return arrival  # its second look is not due: spare the lstat
+        found = entry.stat(follow_symlinks=False)
+        signature = signature_of(found)
+        if arrival is not None and arrival.signature == signature:
+            return arrival
+        return Arrival(
+            name=entry.name,
+            signature=signature,
+            since=now,
+            regular=stat.S_ISREG(found.st_mode),
+            ticket=own_ticket(entry.name, self._suffixes),
+        )
+
+    def _ready_at(self, arrival: Arrival) -> float:
+        """When its silence will have lasted long enough, monotonic seconds."""
+        if arrival.why is not None:
+            return arrival.retry_at
+        if not arrival.regular:
+            return arrival.since  # there is no content to wait for
+        if arrival.size == 0:
+            return arrival.since + self._empty_grace
+        if arrival.ticket is not None:
+            return arrival.since  # made by us: appears complete
+        blind = arrival.blind or not self.leases
+        return arrival.since + (self._settle_blind if blind else self._settle)
+
+    def _judge(self, arrival: Arrival, glance: Glance, now: float) -> None:
+        ready_at = self._ready_at(arrival)
+        if arrival.why is not None:
+            glance.blocked.append(f"{display(arrival.name)} {arrival.why}.")
+        if now >= ready_at:
+            glance.ready.append(arrival)
+            return
+        glance.waiting += 1
+        glance.settling += arrival.why is None
+        glance.due = min(glance.due, ready_at)
+
+    def confirm(self, arrival: Arrival, now: float) -> bool:
+        """The last question before the claim: unchanged since its look, and nobody writes?
+
+        Raises OSError when the folder's disk fails.
+        """
+        try:
+            found = os.lstat(self._folder / arrival.name)
+        except FileNotFoundError:
+            return False
+        if signature_of(found) != arrival.signature:
+            return False  # the next look begins to count anew
+        if not arrival.regular:
+            return True
+        writer = writer_of(self._folder / arrival.name)
+        arrival.held = writer is Writer.HOLDS
+        if writer is Writer.UNKNOWN and arrival.ticket is None:
+            arrival.blind = True
+        return not arrival.held and now >= self._ready_at(arrival)
+
+    def block(self, arrival: Arrival, why: str, now: float) -> None:
+        """It cannot be moved: try again after 5, 10, 20, 40, then every 60 seconds."""
+        arrival.delay = min(max(arrival.delay * 2, _FIRST_RETRY), _LAST_RETRY)
+        arrival.retry_at = now + arrival.delay
+        arrival.why = why
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _ignored(name: str) -> bool:
+    """Editors' and copiers' own files; these never raise a word."""
+    return name.startswith(".") or name.endswith("~") or (name[0] == name[-1] == "#")
+
+
+#: Control characters, line ends of Unicode, and marks that turn the reading direction.
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def display(name: str) -> str:
+    """``name`` for people, records and logs: valid UTF-8, one line, no hidden controls."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
