@@ -1,0 +1,634 @@
+"""The intake's side of the record: batches, and the recording of their jobs.
+
+A batch is what one accepted file or POST became. Everything here is safe to repeat: a file
+that is read again after a crash gets the very same rows. Part of :class:`watcher.store.JobStore`.
+"""
+# ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
+
+import json
+import time
+import unicodedata
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from watcher.database import Database, Row
+from watcher.errors import SteadyError
+from watcher.jobs import (
+    SUFFIXES,
+    Batch,
+    JobRequest,
+    JobState,
+    Priority,
+    job_id_of,
+    ticket_of_key,
+)
+
+#: What the request column leaves out: it has a column of its own or is the same for all.
+_OWN_COLUMN = {"prompt", "count", "priority", "not_before", "key"}
+
+
+def now_us() -> int:
+    """The time as the record writes it: microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+@dataclass(frozen=True)
+class NewJob:
+    """One job about to be recorded.
+
+    ``request`` is resolved (size, steps and seed set). ``stem``: the picture's base name in a
+    file of many; None for ``ImgGen_HHMMSS``; ``request.name`` wins over both. ``not_before``
+    in microseconds. ``id``: only for a job with a key of its own, or a changed row of a
+    resumed batch; otherwise derived from ticket and index.
+    """
+
+    request: JobRequest
+    stem: str | None = None
+    warnings: tuple[str, ...] = ()
+    priority: Priority = Priority.NORMAL
+    not_before: int | None = None
+    id: str | None = None
+
+
+@dataclass(frozen=True)
+class _Wish:
+    """A picture name somebody would like: ``base``, in ``folder`` or unique in all of them."""
+
+    job_id: str
+    folder: str
+    base: str
+    everywhere: bool
+
+    @property
+    def family(self) -> str:
+        return f"{'*' if self.everywhere else folded(self.folder)}/{folded(self.base)}"
+
+
+def folded(text: str) -> str:
+    """The spelling under which names are compared, as case-insensitive disks do."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def batch_of(row: Row) -> Batch:
+    """The Batch a row of the table says."""
+    return Batch(
+        ticket=row["ticket"],
+        claim=row["claim"],
+        name=row["name"],
+        suffix=row["suffix"],
+        source=row["source"],
+        created_at=row["created_at"],
+        digest=row["digest"],
+        key=row["key"],
+        image_name=row["image_name"],
+        tries=row["tries"],
+        next_line=row["next_line"],
+        jobs=sum(row[f"n_{state}"] for state in JobState),
+        recorded_at=row["recorded_at"],
+        cancelled=bool(row["cancelled"]),
+        paused=bool(row["paused"]),
+        archived=bool(row["archived"]),
+        error=json.loads(row["error"]) if row["error"] else None,
+        warnings=tuple(json.loads(row["warnings"])),
+    )
+
+
+class Batches:
+    """Settings, batches and recording; :class:`watcher.store.JobStore` adds the jobs' lives."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        synchronous: str = "full",
+        clock: Callable[[], int] = now_us,
+        checkpointer: bool = True,
+        busy_seconds: float = 10.0,
+    ) -> None:
+        self._clock = clock
+        self._db = Database(
+            url, synchronous=synchronous, checkpointer=checkpointer, busy_seconds=busy_seconds
+        )
+
+    def close(self) -> None:
+        """Give everything back; the last one out moves SQLite's log into the file."""
+        self._db.close()
+
+    def reopen(self) -> None:
+        """Start anew on the file that now lies at the path."""
+        self._db.reopen()
+
+    def check(self) -> None:
+        """SteadyError ``database_trouble`` when the file was deleted or replaced meanwhile."""
+        self._db.check()
+
+    def verify(self) -> None:
+        """Read the whole file for damage; SteadyError ``database_damaged``. Seconds per GB."""
+        self._db.verify()
+
+    @property
+    def unchecked(self) -> bool:
+        """True: the last stop was no clean one and nobody called :meth:`verify` yet."""
+        return self._db.unchecked
+
+    def data_version(self) -> int:
+        """Changes whenever anybody, also this process, committed something."""
+        return self._db.data_version()
+
+    # -- settings
+
+    def get(self, key: str) -> Any | None:
+        """The value of a setting, or None."""
+        rows = self._db.poll("SELECT value FROM settings WHERE key = :key", key=key)
+        return json.loads(rows[0]["value"]) if rows else None
+
+    def put(self, key: str, value: Any) -> None:
+        """Set ``key`` to anything JSON knows. ``paused`` takes effect with the next claim."""
+        with self._db.write():
+            self._db.run(
+                "INSERT INTO settings (key, value) VALUES (:key, :value)"
+                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                key=key,
+                value=_json(value),
+            )
+
+    def drop(self, key: str) -> None:
+        """Forget a setting."""
+        with self._db.write():
+            self._db.run("DELETE FROM settings WHERE key = :key", key=key)
+
+    # -- batches before they are recorded
+
+    def reserve(
+        self,
+        ticket: str,
+        *,
+        name: str,
+        suffix: str,
+        source: str,
+        digest: str,
+        key: str | None = None,
+        image_name: bool | str = True,
+        folder: str | None = None,
+        local: datetime,
+        now: int | None = None,
+    ) -> Batch:
+        """The API's row, before its file is published.
+
+        ``image_name`` True reserves ``ImgGen_HHMMSS`` for job 0, a text that name (``_2`` when
+        it is taken in its folder), False nothing; ``local`` is the local time, without zone,
+        that gives HHMMSS and, unless ``folder`` is given, the folder. A ticket that is known
+        gets its existing row back: compare ``digest``. A crash after it leaves a row without a
+        file (:meth:`stale_reservations`).
+        """
+        with self._db.write():
+            row = self._batch_row("ticket", ticket)
+            if row is not None:
+                return batch_of(row)
+            folder = folder or f"{local:%Y%m%d}"
+            picture = None
+            if image_name is not False:
+                base = _default_name(local) if image_name is True else image_name
+                wish = _Wish(ticket, folder, base, everywhere=image_name is True)
+                picture = self._give_names([wish])[0]
+            return batch_of(
+                self._db.run(
+                    "INSERT INTO batches (ticket, name, suffix, source, created_at, digest, key,"
+                    " image_name, folder) VALUES (:ticket, :name, :suffix, :source, :now, :digest,"
+                    " :key, :picture, :folder) RETURNING *",
+                    ticket=ticket,
+                    name=name,
+                    suffix=suffix,
+                    source=source,
+                    now=self._clock() if now is None else now,
+                    digest=digest,
+                    key=key,
+                    picture=picture,
+                    folder=folder if picture else None,
+                )[0]
+            )
+
+    def begin_reading(
+        self,
+        claim: str,
+        *,
+        name: str,
+        suffix: str,
+        source: str,
+        digest: str | None = None,
+        now: int | None = None,
+    ) -> Batch:
+        """Count one more try at reading the claimed file, committed before it is read.
+
+        The row is the claim's own, or the one the API reserved for it. ``recorded_at`` set:
+        this file was recorded before. ``claim`` of the answer differing from the one passed:
+        another file holds this ticket; in both cases no try is counted.
+        """
+        with self._db.write():
+            row = self._batch_row("claim", claim)
+            if row is None:
+                self._db.run(
+                    "INSERT INTO batches (ticket, claim, name, suffix, source, created_at, digest)"
+                    " VALUES (:claim, :claim, :name, :suffix, :source, :now, :digest)"
+                    " ON CONFLICT (ticket) DO UPDATE"
+                    " SET claim = COALESCE(batches.claim, excluded.claim)",
+                    claim=claim,
+                    name=name,
+                    suffix=suffix,
+                    source=source,
+                    now=self._clock() if now is None else now,
+                    digest=digest,
+                )
+            rows = self._db.run(
+                "UPDATE batches SET tries = tries + 1, digest = COALESCE(digest, :digest)"
+                " WHERE claim = :claim AND recorded_at IS NULL RETURNING *",
+                claim=claim,
+                digest=digest,
+            )
+            row = rows[0] if rows else None
+            row = row or self._batch_row("claim", claim) or self._batch_row("ticket", claim)
+            assert row is not None  # inserted above, or the reason the insert met a conflict
+            return batch_of(row)
+
+    def adopt_key(self, claim: str, key: str, *, digest: str | None = None) -> Batch:
+        """Give the batch of ``claim`` the ticket that belongs to ``key``.
+
+        Another claim's batch (or an API reservation) that has this ticket already is returned
+        instead: its ``claim`` differs, and the caller decides by ``digest`` whether this is a
+        repeat or a conflict. ``digest`` is noted on the claim's own row. Before :meth:`record`.
+        """
+        ticket = ticket_of_key(key)
+        with self._db.write():
+            other = self._batch_row("ticket", ticket)
+            if other is not None:
+                if other["claim"] != claim:
+                    return batch_of(other)
+                assignment = "key = :key, digest = COALESCE(:digest, digest)"
+                return batch_of(self._set_batch(assignment, ticket=ticket, key=key, digest=digest))
+            rows = self._db.run(
+                "UPDATE batches SET ticket = :ticket, key = :key,"
+                " digest = COALESCE(:digest, digest)"
+                " WHERE claim = :claim AND recorded_at IS NULL RETURNING *",
+                ticket=ticket,
+                key=key,
+                digest=digest,
+                claim=claim,
+            )
+            if not rows:
+                raise SteadyError("batch_not_found")
+            return batch_of(rows[0])
+
+    def refuse(self, claim: str, error: Mapping[str, Any], *, now: int | None = None) -> Batch:
+        """Nothing of this file ran: keep the reason. Repeating it changes nothing."""
+        with self._db.write():
+            self._db.run(
+                "UPDATE batches SET error = :error, recorded_at = :now"
+                " WHERE claim = :claim AND recorded_at IS NULL",
+                error=_json(error),
+                now=self._clock() if now is None else now,
+                claim=claim,
+            )
+            row = self._batch_row("claim", claim)
+        if row is None:
+            raise SteadyError("batch_not_found")
+        return batch_of(row)
+
+    def forget(self, claim: str) -> bool:
+        """Drop the unrecorded row of a claim that turned out to be a repeat of another file."""
+        return self._drop_unrecorded("claim = :one", claim)
+
+    def sweep(self, ticket: str) -> bool:
+        """Drop a reservation whose file never came; False when it came after all."""
+        return self._drop_unrecorded("ticket = :one AND claim IS NULL", ticket)
+
+    def _drop_unrecorded(self, which: str, one: str) -> bool:
+        with self._db.write():
+            return bool(
+                self._db.run(
+                    f"DELETE FROM batches WHERE {which} AND recorded_at IS NULL"
+                    " AND n_queued + n_generating + n_completed + n_failed + n_cancelled = 0"
+                    " RETURNING seq",
+                    one=one,
+                )
+            )
+
+    # -- recording
+
+    def record(
+        self,
+        ticket: str,
+        jobs: Sequence[NewJob],
+        *,
+        first_index: int,
+        final: bool,
+        next_line: int = 0,
+        warnings: Sequence[str] = (),
+        now: int,
+        local: datetime,
+    ) -> list[str]:
+        """Put ``jobs`` on record in one transaction, and how far the file is read.
+
+        Their names, folders and paths are fixed here and never change (but see
+        ``JobStore.rename``). Jobs that are recorded already are left alone. ``next_line``:
+        rows of the file dealt with so far. ``final``: that was all of it. ``local``: the local
+        time without zone, for default names and folders. Returns the ids, in order. A batch
+        that was cancelled meanwhile is recorded as cancelled, a paused one is held.
+        """
+        ids = [job.id or job_id_of(ticket, first_index + k) for k, job in enumerate(jobs)]
+        with self._db.write():
+            batch = self._batch_row("ticket", ticket)
+            if batch is None:
+                raise SteadyError("batch_not_found")
+            known = {
+                row["id"]
+                for row in self._db.run(
+                    f"SELECT id FROM jobs WHERE id IN {self._each('ids')}", ids=_json(ids)
+                )
+            }
+            fresh: list[tuple[int, str, NewJob]] = []
+            for index, (id_, job) in enumerate(zip(ids, jobs, strict=True), first_index):
+                if id_ not in known:
+                    known.add(id_)  # a job named twice in one file is one job
+                    fresh.append((index, id_, job))
+            if fresh:
+                self._insert(batch, self._places(ticket, fresh), now=now, local=local)
+            noted = list(dict.fromkeys([*json.loads(batch["warnings"]), *warnings]))
+            self._db.run(
+                "UPDATE batches SET next_line = CASE WHEN next_line < :line THEN :line"
+                " ELSE next_line END, warnings = :warnings,"
+                " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now)"
+                " ELSE recorded_at END, archived = CASE WHEN :fresh = 1 THEN 0 ELSE archived END"
+                " WHERE ticket = :ticket",
+                ticket=ticket,
+                line=next_line,
+                warnings=_json(noted),
+                final=int(final),
+                fresh=int(bool(fresh)),
+                now=now,
+            )
+        return ids
+
+    def _places(
+        self, ticket: str, fresh: list[tuple[int, str, NewJob]]
+    ) -> list[tuple[int, str, NewJob]]:
+        """Changed rows of a resumed batch come after its old ones: their places are taken."""
+        taken = {
+            row["idx"]
+            for row in self._db.run(
+                "SELECT idx FROM jobs WHERE ticket = :ticket AND idx BETWEEN :low AND :high",
+                ticket=ticket,
+                low=fresh[0][0],
+                high=fresh[-1][0],
+            )
+        }
+        if not taken:
+            return fresh
+        last = self._db.run("SELECT max(idx) AS n FROM jobs WHERE ticket = :t", t=ticket)[0]["n"]
+        end = max(last, fresh[-1][0])
+        placed = []
+        for index, id_, job in fresh:
+            if index in taken:
+                end += 1
+                index = end
+            placed.append((index, id_, job))
+        return placed
+
+    def _insert(
+        self, batch: Row, fresh: list[tuple[int, str, NewJob]], *, now: int, local: datetime
+    ) -> None:
+        count = len(fresh)
+        queue = self._db.run(
+            "UPDATE queue SET rev = rev + :count RETURNING rev, bulk_time", count=count
+        )[0]
+        rev = queue["rev"] - count
+        bulk_rank = max(queue["bulk_time"], batch["last_rank"])
+        reserved = batch["image_name"]
+        wishes, day = [], f"{local:%Y%m%d}"
+        for _, id_, job in fresh:
+            if not (reserved and id_ == batch["ticket"]):
+                base = job.request.name or job.stem
+                wishes.append(
+                    _Wish(id_, job.request.folder or day, base, False)
+                    if base
+                    else _Wish(id_, job.request.folder or day, _default_name(local), True)
+                )
+        names = iter(zip(wishes, self._give_names(wishes), strict=True))
+        rows = []
+        for index, id_, job in fresh:
+            if reserved and id_ == batch["ticket"]:
+                folder, picture = batch["folder"], reserved
+            else:
+                wish, picture = next(names)
+                folder = wish.folder
+            rev += 1
+            if job.priority is Priority.BULK:
+                # Start-time fair queueing: each batch's jobs are one unit apart, and a batch
+                # starts at the point the class has reached, so batches take turns.
+                bulk_rank += 1
+            later = job.not_before is not None and job.not_before > now
+            held = "paused" if batch["paused"] else "not_before" if later else None
+            cancelled = bool(batch["cancelled"])
+            rows.append(
+                {
+                    "id": id_,
+                    "ticket": batch["ticket"],
+                    "idx": index,
+                    "state": str(JobState.CANCELLED if cancelled else JobState.QUEUED),
+                    "rev": rev,
+                    "class": job.priority.level,
+                    "rank": bulk_rank if job.priority is Priority.BULK else float(rev),
+                    "held": None if cancelled else held,
+                    "not_before": job.not_before,
+                    "image_name": picture,
+                    "folder": folder,
+                    "path": f"{folder}/{picture}{SUFFIXES[job.request.format or 'png']}",
+                    "prompt": job.request.prompt,
+                    "request": _json(
+                        job.request.model_dump(exclude=_OWN_COLUMN, exclude_none=True)
+                    ),
+                    "created_at": now,
+                    "completed_at": now if cancelled else None,
+                    "warnings": _json(job.warnings) if job.warnings else None,
+                }
+            )
+        self._db.run_many(_INSERT_JOB, rows)
+        self._set_batch("last_rank = :rank", ticket=batch["ticket"], rank=bulk_rank)
+
+    # -- picture names
+
+    def _give_names(self, wishes: Sequence[_Wish]) -> list[str]:
+        """A name for each wish, reserved for its job for ever; inside a write transaction.
+
+        The next number of a family is read from the index, never found by trying; only names
+        that somebody else's base happens to spell (``cat_2``) take another round.
+        """
+        if not wishes:
+            return []
+        number = {
+            row["family"]: row["n"]
+            for row in self._db.run(
+                "SELECT family, max(n) AS n FROM image_names"
+                f" WHERE family IN {self._each('families')} GROUP BY family",
+                families=_json(sorted({wish.family for wish in wishes})),
+            )
+        }
+        names = [""] * len(wishes)
+        chosen: dict[tuple[str, str], int] = {}  # (folded name, folded folder) -> number
+        anywhere: set[str] = set()
+        open_ = list(range(len(wishes)))
+        while open_:
+            for k in open_:
+                wish = wishes[k]
+                family, place = wish.family, folded(wish.folder)
+                while True:
+                    n = number[family] = number.get(family, 0) + 1
+                    names[k] = wish.base if n == 1 else f"{wish.base}_{n}"
+                    spelt = folded(names[k])
+                    if (spelt, place) not in chosen and not (wish.everywhere and spelt in anywhere):
+                        break
+                chosen[spelt, place] = n
+                anywhere.add(spelt)
+            taken: dict[str, set[str]] = {}
+            for row in self._db.run(
+                f"SELECT folded, folder FROM image_names WHERE folded IN {self._each('names')}",
+                names=_json([folded(names[k]) for k in open_]),
+            ):
+                taken.setdefault(row["folded"], set()).add(row["folder"])
+            open_ = [
+                k
+                for k in open_
+                if (folders := taken.get(folded(names[k])))
+                and (wishes[k].everywhere or folded(wishes[k].folder) in folders)
+            ]
+        self._db.run_many(
+            "INSERT INTO image_names (folded, folder, family, n, job_id)"
+            " VALUES (:folded, :folder, :family, :n, :job_id)",
+            [
+                {
+                    "folded": folded(name),
+                    "folder": folded(wish.folder),
+                    "family": wish.family,
+                    "n": chosen[folded(name), folded(wish.folder)],
+                    "job_id": wish.job_id,
+                }
+                for wish, name in zip(wishes, names, strict=True)
+            ],
+        )
+        return names
+
+    def _next_name(self, job_id: str, folder: str, name: str) -> str:
+        """One more name of the family that ``name`` is of, for the same job."""
+        row = self._db.run(
+            "SELECT family, n FROM image_names WHERE folded = :name AND folder = :folder",
+            name=folded(name),
+            folder=folded(folder),
+        )[0]
+        base = name.removesuffix(f"_{row['n']}") if row["n"] > 1 else name
+        wish = _Wish(job_id, folder, base, everywhere=row["family"].startswith("*/"))
+        return self._give_names([wish])[0]
+
+    def _each(self, name: str) -> str:
+        return self._db.dialect.each.format(f":{name}")
+
+    # -- batches once they are recorded
+
+    def archived(self, ticket: str) -> bool:
+        """The file lies in done/ with its results; False when a retry made jobs open again."""
+        with self._db.write():
+            return bool(
+                self._db.run(
+                    "UPDATE batches SET archived = 1 WHERE ticket = :ticket"
+                    " AND recorded_at IS NOT NULL AND n_queued + n_generating = 0 RETURNING seq",
+                    ticket=ticket,
+                )
+            )
+
+    def batch(self, ticket: str) -> Batch | None:
+        """The batch with this ticket."""
+        rows = self._db.poll("SELECT * FROM batches WHERE ticket = :ticket", ticket=ticket)
+        return batch_of(rows[0]) if rows else None
+
+    def batch_by_claim(self, claim: str) -> Batch | None:
+        """The batch of the claimed file whose name starts with ``claim``."""
+        rows = self._db.poll("SELECT * FROM batches WHERE claim = :claim", claim=claim)
+        return batch_of(rows[0]) if rows else None
+
+    def batches(self, before: str | None = None, limit: int = 50) -> list[Batch]:
+        """The newest batches first; ``before``: the ticket of the last one already seen."""
+        where = "WHERE seq < (SELECT seq FROM batches WHERE ticket = :before)" if before else ""
+        values = {"before": before} if before else {}
+        return self._batches(f"{where} ORDER BY seq DESC LIMIT :limit", limit=limit, **values)
+
+    def progress(self, ticket: str) -> dict[JobState, int]:
+        """How many jobs of the batch are in each state; counted by triggers, never by reading."""
+        rows = self._db.poll("SELECT * FROM batches WHERE ticket = :ticket", ticket=ticket)
+        if not rows:
+            raise SteadyError("batch_not_found")
+        return {state: rows[0][f"n_{state}"] for state in JobState}
+
+    def unarchived(self, limit: int = 1000) -> list[Batch]:
+        """Recorded or refused, no job open, file not put away yet; oldest first."""
+        return self._batches(
+            "INDEXED BY batches_unarchived WHERE archived = 0 AND recorded_at IS NOT NULL"
+            " AND n_queued + n_generating = 0 ORDER BY seq LIMIT :limit",
+            limit=limit,
+        )
+
+    def unrecorded_claims(self, limit: int = 1000) -> list[Batch]:
+        """Batches whose file was claimed and not read to its end; oldest first."""
+        return self._batches(
+            "INDEXED BY batches_unrecorded WHERE recorded_at IS NULL AND claim IS NOT NULL"
+            " ORDER BY seq LIMIT :limit",
+            limit=limit,
+        )
+
+    def stale_reservations(self, older_than_us: int, limit: int = 1000) -> list[Batch]:
+        """Reservations of at least this age whose file has not come."""
+        return self._batches(
+            "INDEXED BY batches_unrecorded WHERE recorded_at IS NULL AND claim IS NULL"
+            " AND created_at <= :before ORDER BY seq LIMIT :limit",
+            before=self._clock() - older_than_us,
+            limit=limit,
+        )
+
+    def _batches(self, rest: str, **values: Any) -> list[Batch]:
+        with self._db.read():
+            return [
+                batch_of(row) for row in self._db.run(f"SELECT * FROM batches {rest}", **values)
+            ]
+
+    def _batch_row(self, column: str, value: str) -> Row | None:
+        rows = self._db.run(f"SELECT * FROM batches WHERE {column} = :value", value=value)
+        return rows[0] if rows else None
+
+    def _set_batch(self, assignment: str, *, ticket: str, **values: Any) -> Row:
+        rows = self._db.run(
+            f"UPDATE batches SET {assignment} WHERE ticket = :ticket RETURNING *",
+            ticket=ticket,
+            **values,
+        )
+        if not rows:
+            raise SteadyError("batch_not_found")
+        return rows[0]
+
+
+def _default_name(local: datetime) -> str:
+    return f"ImgGen_{local:%H%M%S}"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+_JOB_COLUMNS = (
+    "id ticket idx state rev class rank held not_before image_name folder path prompt request"
+    " created_at completed_at warnings"
+).split()
+_INSERT_JOB = (
+    f"INSERT INTO jobs ({', '.join(_JOB_COLUMNS)})"
+    f" VALUES ({', '.join(':' + column for column in _JOB_COLUMNS)})"
+)

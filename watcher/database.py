@@ -1,0 +1,416 @@
+"""The connection to the record: short transactions, typed errors, no deadlocks.
+
+The only importer of ``dataset`` (and of SQLAlchemy below it). ``dataset`` connects, keeps
+the pool and runs ``with db:``; this class keeps it from its three traps (shared facts of
+the project: a pool that runs dry locks every thread, a write outside ``with db:`` is never
+committed, a failed commit keeps the connection). Knows tables only to create them.
+"""
+
+import contextlib
+import os
+import re
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import dataset
+from sqlalchemy import TextClause, text
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
+from watcher import schema
+from watcher.errors import SteadyError
+
+Row = dict[str, Any]
+
+POOL = 8  #: connections for transactions
+READERS = 8  #: connections for polls
+_CHECKED_AT_OPEN = 64 * 2**20  #: bytes of a file that is small enough to be checked at once
+
+
+@lru_cache(maxsize=512)
+def _text(sql: str) -> TextClause:
+    return text(sql)
+
+
+@lru_cache(maxsize=512)
+def _without_hints(sql: str) -> str:
+    return re.sub(r"\s+INDEXED BY \w+", "", sql)
+
+
+class Database:
+    """One database, shared by all threads of a process.
+
+    ``busy_seconds``: how long to wait for another process's lock before
+    ``database_trouble``. ``checkpointer``: only one process of a root moves the write-ahead
+    log into the file (SQLite before 3.51.3 may damage the file if two do at one moment).
+
+    Opening creates and migrates the tables; a crash in there leaves the old version or the
+    new one. SteadyError ``database_trouble`` (cannot be reached; heals), ``disk_full``,
+    ``database_damaged`` (damaged, newer, or not ours; the file is left as it is).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        synchronous: str = "full",
+        checkpointer: bool = True,
+        busy_seconds: float = 10.0,
+    ) -> None:
+        self._url = url
+        self._synchronous = synchronous
+        self._checkpointer = checkpointer
+        self._busy = busy_seconds
+        self.path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else None
+        self.dialect = schema.SQLITE if self.path is not None else schema.POSTGRES
+        #: True when the last stop was no clean one and the file is too large to check at once.
+        self.unchecked = False
+        # Never more threads inside dataset than its pool has connections: one more would wait
+        # inside dataset's own lock, which the others need to give theirs back.
+        self._slots = threading.BoundedSemaphore(POOL)
+        # One writer at a time per process waits here, not in SQLite's sleep-and-try-again.
+        self._writer = threading.Lock()
+        self._inside = threading.local()
+        self._readers = _Readers(self._connect)
+        self._open()
+
+    # -- opening and closing
+
+    def _open(self) -> None:
+        self._identity: tuple[int, int] | None = None
+        if self.path is not None:
+            with self._typed():
+                self._prepare(self.path)
+        pool: dict[str, Any] = {"pool_size": POOL, "max_overflow": 0}
+        if self.path is not None:
+            pool |= {"creator": lambda: self._connect(cache_mb=16), "pool_use_lifo": True}
+        else:
+            pool |= {"pool_pre_ping": True}
+        self._db = dataset.Database(
+            self._url,
+            ensure_schema=False,
+            row_type=dict,
+            sqlite_wal_mode=False,
+            engine_kwargs=pool,
+        )
+        try:
+            self._migrate()
+        except BaseException:
+            self.close()
+            raise
+
+    def _connect(self, *, cache_mb: int = 2, read_only: bool = False) -> sqlite3.Connection:
+        """A driver connection; never creates the file, so a deleted one is noticed."""
+        connection = sqlite3.connect(
+            f"file:{quote(str(self.path))}?mode=rw",
+            uri=True,
+            timeout=self._busy,
+            isolation_level=None,
+            check_same_thread=False,
+        )
+        for pragma in (
+            f"synchronous = {self._synchronous}",
+            f"wal_autocheckpoint = {1000 if self._checkpointer else 0}",
+            "journal_size_limit = 67108864",
+            f"cache_size = -{cache_mb * 1024}",
+            f"query_only = {int(read_only)}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    def _prepare(self, path: Path) -> None:
+        """Create the file, recognise a foreign or damaged one, switch to WAL."""
+        try:
+            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644))
+        except OSError as error:
+            raise SteadyError(
+                "database_trouble", f"The record {path.name} cannot be opened: {error.strerror}."
+            ) from None
+        log = path.with_name(path.name + "-wal")
+        unclean = log.exists() and log.stat().st_size > 0
+        with contextlib.closing(self._connect()) as connection:
+            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+            owner = connection.execute("PRAGMA application_id").fetchone()[0]
+            if tables and owner != schema.APPLICATION_ID:
+                raise SteadyError(
+                    "database_damaged", f"{path.name} is a database of another program."
+                )
+            if unclean and self._checkpointer:
+                if path.stat().st_size <= _CHECKED_AT_OPEN:
+                    _quick_check(connection)
+                else:
+                    self.unchecked = True
+            # The switch does not wait for other processes by itself.
+            deadline = time.monotonic() + self._busy
+            while True:
+                try:
+                    connection.execute("PRAGMA journal_mode = WAL")
+                    break
+                except sqlite3.OperationalError as error:
+                    if _kind(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                        raise
+                    time.sleep(0.01)
+        stat = path.stat()
+        self._identity = (stat.st_dev, stat.st_ino)
+
+    def _migrate(self) -> None:
+        if self._version() == schema.VERSION:
+            return
+        with self.write():
+            version = self._version(inside=True)
+            if version > schema.VERSION:
+                raise SteadyError(
+                    "database_damaged",
+                    f"The record has version {version}; this program knows {schema.VERSION}.",
+                    remedy="Use the newer program, or another root. The record is left as it is.",
+                )
+            for statements in schema.migrations(self.dialect)[version:]:
+                for statement in statements:
+                    self.run(statement)
+            if self.path is not None:
+                self.run(f"PRAGMA application_id = {schema.APPLICATION_ID}")
+                self.run(f"PRAGMA user_version = {schema.VERSION}")
+            else:
+                self.run(
+                    "INSERT INTO settings VALUES ('schema_version', :v)"
+                    " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                    v=str(schema.VERSION),
+                )
+
+    def _version(self, *, inside: bool = False) -> int:
+        with contextlib.nullcontext() if inside else self.read():
+            if self.path is not None:
+                return int(self.run("PRAGMA user_version")[0]["user_version"])
+            if self.run("SELECT to_regclass('settings') AS t")[0]["t"] is None:
+                return 0
+            rows = self.run("SELECT value FROM settings WHERE key = 'schema_version'")
+            return int(rows[0]["value"]) if rows else 0
+
+    def close(self) -> None:
+        """Give all connections back. Using the database afterwards is a mistake."""
+        self._readers.close()
+        self._db.close()
+
+    def reopen(self) -> None:
+        """Start anew on whatever now lies at the path (after ``check`` complained)."""
+        with self._writer:
+            self.close()
+            self._readers = _Readers(self._connect)
+        self._open()
+
+    def check(self) -> None:
+        """Is the file still the one that was opened? SQLite itself would write on happily.
+
+        SteadyError ``database_trouble`` when it was deleted or replaced.
+        """
+        if self.path is None:
+            return
+        try:
+            stat = self.path.stat()
+        except OSError:
+            raise SteadyError(
+                "database_trouble", f"The record {self.path.name} is not there any more."
+            ) from None
+        if (stat.st_dev, stat.st_ino) != self._identity:
+            raise SteadyError(
+                "database_trouble", f"The record {self.path.name} was replaced by another file."
+            )
+
+    def verify(self) -> None:
+        """Read the whole file and look for damage (seconds per GB); ``database_damaged``."""
+        if self.path is not None:
+            with self._typed(), contextlib.closing(self._connect(read_only=True)) as connection:
+                _quick_check(connection)
+        self.unchecked = False
+
+    # -- transactions
+
+    @contextlib.contextmanager
+    def write(self) -> Iterator[None]:
+        """A transaction that is the only writing one until it ends: committed, or nothing."""
+        if not self._writer.acquire(timeout=self._busy):
+            raise SteadyError("database_trouble", "Another thread holds the record for too long.")
+        try:
+            with self._transaction():
+                self.run(self.dialect.begin)
+                yield
+        finally:
+            self._writer.release()
+
+    @contextlib.contextmanager
+    def read(self) -> Iterator[None]:
+        """A short look; on SQLite each statement sees the latest commit."""
+        with self._transaction():
+            yield
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        if getattr(self._inside, "now", False):
+            raise RuntimeError("a transaction inside a transaction")  # would commit half of it
+        if not self._slots.acquire(timeout=self._busy * 2):
+            raise SteadyError("database_trouble", "All connections to the record are in use.")
+        self._inside.now = True
+        try:
+            with self._typed():
+                try:
+                    with self._db:
+                        yield
+                except BaseException:
+                    # A commit that fails leaves dataset with an open transaction and without
+                    # the memory of it; once more, so that the connection goes back clean.
+                    with contextlib.suppress(SQLAlchemyError):
+                        self._db.begin()
+                        self._db.rollback()
+                    raise
+        finally:
+            self._inside.now = False
+            self._slots.release()
+
+    def run(self, sql: str, **values: Any) -> list[Row]:
+        """One statement of the transaction this thread is in; all its rows."""
+        return list(self._db.query(_text(self._words(sql)), _step=None, **values))  # type: ignore[arg-type]
+
+    def run_many(self, sql: str, rows: Sequence[Row]) -> None:
+        """The same statement for each of ``rows``."""
+        if rows:
+            # Straight to the driver: SQLAlchemy's handling of each row costs more than SQLite's.
+            if not self.dialect.hints:
+                sql = re.sub(r":(\w+)", r"%(\1)s", sql)
+            self._db.executable.exec_driver_sql(sql, list(rows))
+
+    def poll(self, sql: str, **values: Any) -> list[Row]:
+        """A one-statement look for hot paths: on SQLite past the pool, ten times as fast."""
+        if self.path is None:
+            with self.read():
+                return self.run(sql, **values)
+        with self._typed(), self._readers.lend() as connection:
+            return connection.execute(sql, values).fetchall()
+
+    def data_version(self) -> int:
+        """A number that changes whenever somebody committed something."""
+        if self.path is None:
+            return int(
+                self.poll("SELECT hashtext(CAST(pg_current_snapshot() AS text)) AS v")[0]["v"]
+            )
+        with self._typed():
+            return self._readers.data_version()
+
+    def _words(self, sql: str) -> str:
+        return sql if self.dialect.hints else _without_hints(sql)
+
+    # -- errors
+
+    @contextlib.contextmanager
+    def _typed(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            raise self._error(error) from error
+        except DBAPIError as error:
+            if error.orig is None:
+                raise
+            raise self._error(error.orig) from error
+
+    def _error(self, error: BaseException) -> BaseException:
+        """The registered error of a driver's complaint; our own mistakes stay what they are."""
+        if not isinstance(error, sqlite3.Error):
+            return self._server_error(error)
+        kind = _kind(error)
+        if kind == sqlite3.SQLITE_FULL:
+            return SteadyError("disk_full", "The disk of the record is full.")
+        if kind == sqlite3.SQLITE_IOERR and self._no_space():
+            return SteadyError("disk_full", "The disk of the record is full.")
+        if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
+            return SteadyError("database_damaged", f"The record is damaged: {error}.")
+        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return SteadyError("database_trouble", "Another program holds the record's lock.")
+        if kind in (
+            sqlite3.SQLITE_IOERR,
+            sqlite3.SQLITE_CANTOPEN,
+            sqlite3.SQLITE_READONLY,
+            sqlite3.SQLITE_PERM,
+            sqlite3.SQLITE_PROTOCOL,
+        ):
+            return SteadyError("database_trouble", f"The record cannot be used: {error}.")
+        return error
+
+    @staticmethod
+    def _server_error(error: BaseException) -> BaseException:
+        state = str(getattr(error, "sqlstate", None) or "")
+        if state == "53100":
+            return SteadyError("disk_full", "The disk of the record's server is full.")
+        if state.startswith("XX"):
+            return SteadyError("database_damaged", f"The record is damaged: {error}.")
+        if type(error).__name__ == "OperationalError" or state[:2] in ("08", "53", "57", "58"):
+            return SteadyError("database_trouble", f"The record's server says: {error}.")
+        return error
+
+    def _no_space(self) -> bool:
+        """Quotas and shared memory report a full disk as an I/O error."""
+        if self.path is None:
+            return False
+        try:
+            disk = os.statvfs(self.path.parent)
+        except OSError:
+            return False
+        return disk.f_bavail * disk.f_frsize < 2**20
+
+
+def _kind(error: sqlite3.Error) -> int:
+    """SQLite's primary result code (0 for complaints of the Python module itself)."""
+    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
+
+
+def _quick_check(connection: sqlite3.Connection) -> None:
+    answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if answer != "ok":
+        raise SteadyError("database_damaged", f"The record is damaged: {answer}.")
+
+
+class _Readers:
+    """A few read-only driver connections, the last used first, plus one that only listens."""
+
+    def __init__(self, connect: Callable[..., sqlite3.Connection]) -> None:
+        self._connect = connect
+        self._idle: list[sqlite3.Connection] = []
+        self._slots = threading.BoundedSemaphore(READERS)
+        self._listener: sqlite3.Connection | None = None
+        self._listening = threading.Lock()
+
+    @contextlib.contextmanager
+    def lend(self) -> Iterator[sqlite3.Connection]:
+        with self._slots:
+            try:
+                connection = self._idle.pop()
+            except IndexError:
+                connection = self._connect(read_only=True)
+                connection.row_factory = _as_dict
+            try:
+                yield connection
+            except BaseException:
+                connection.close()
+                raise
+            self._idle.append(connection)
+
+    def data_version(self) -> int:
+        with self._listening:
+            if self._listener is None:
+                self._listener = self._connect(read_only=True)
+            return int(self._listener.execute("PRAGMA data_version").fetchone()[0])
+
+    def close(self) -> None:
+        with self._listening:
+            if self._listener is not None:
+                self._listener.close()
+                self._listener = None
+        while self._idle:
+            self._idle.pop().close()
+
+
+def _as_dict(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> Row:
+    return {column[0]: value for column, value in zip(cursor.description, row, strict=True)}

@@ -1,0 +1,599 @@
+"""The record: every job, what became of it, and what comes next.
+
+One method per transition, each one guarded statement in one short transaction: a statement
+whose guard does not hold changes nothing and says so (None, or a SteadyError). So there is
+nothing to undo after a crash: a transition is in the record or it is not. Times are
+microseconds since 1970, UTC. Knows no files, no HTTP and no models.
+
+Order: class, rank, seq. ``rank`` is the rev a job got when it came (plain arrival order), or,
+in the bulk class, its start time in a fair queue between batches.
+"""
+# ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from watcher.batches import Batches, NewJob, batch_of, folded, now_us
+from watcher.database import Row
+from watcher.errors import SteadyError
+from watcher.jobs import Batch, Job, JobRequest, JobState, Priority
+
+__all__ = ["JobFilter", "JobStore", "NewJob", "now_us"]
+
+#: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
+BULK_TURN = 20
+
+_BULK = Priority.BULK.level
+_PRIORITIES = {priority.level: priority for priority in Priority}
+_READY = "INDEXED BY jobs_ready WHERE state = 'queued' AND held IS NULL"
+
+# Guarded by everything a claim depends on: queued, not held, its class allowed now, the queue
+# not paused, and whether bulk has waited long enough to go first.
+_CLAIM = f"""
+UPDATE jobs SET state = 'generating', attempt = attempt + 1, started_at = :now,
+    rev = (SELECT rev FROM queue) + 1
+WHERE seq = (
+    SELECT seq FROM jobs {_READY} AND class <= :worst
+      AND class >= (SELECT CASE WHEN streak >= {BULK_TURN} AND :worst >= {_BULK}
+            AND EXISTS (SELECT 1 FROM jobs {_READY} AND class = {_BULK})
+          THEN {_BULK} ELSE 0 END FROM queue)
+      AND NOT EXISTS (SELECT 1 FROM settings WHERE key = 'paused')
+    ORDER BY class, rank, seq LIMIT 1)
+  AND state = 'queued' AND held IS NULL
+RETURNING *"""
+
+_CLAIMED = f"""
+UPDATE queue SET rev = rev + 1,
+    streak = CASE WHEN :class < {_BULK} AND :worst >= {_BULK}
+          AND EXISTS (SELECT 1 FROM jobs {_READY} AND class = {_BULK})
+        THEN streak + 1 WHEN :class < {_BULK} THEN streak ELSE 0 END,
+    bulk_time = CASE WHEN :class = {_BULK} AND :rank > bulk_time THEN :rank ELSE bulk_time END"""
+
+# What a job that goes back to the queue is held by.
+_HELD = """CASE WHEN EXISTS (SELECT 1 FROM batches AS b WHERE b.ticket = jobs.ticket
+    AND b.paused = 1) THEN 'paused' WHEN not_before > :now THEN 'not_before' ELSE NULL END"""
+
+# A fresh start for a failed or cancelled job, in its new place among those who wait.
+_RETRY = f"""state = 'queued', held = {_HELD}, deaths = 0, watcher_deaths = 0,
+    cancel_requested = 0, started_at = NULL, completed_at = NULL, error_code = NULL, error_message = NULL,
+    facts = NULL"""
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """What a list of jobs is narrowed to; None means any.
+
+    ``text``: part of the prompt, in any case. ``since`` and ``until``: created then,
+    microseconds, until not included. ``name``: the picture's name, in any case, any folder.
+    """
+
+    state: JobState | None = None
+    text: str | None = None
+    since: int | None = None
+    until: int | None = None
+    ticket: str | None = None
+    name: str | None = None
+
+
+def job_of(row: Row) -> Job:
+    """The Job a row of the table says. Old rows are not checked against today's limits."""
+    request: dict[str, Any] = json.loads(row["request"])
+    priority = _PRIORITIES[row["class"]]
+    facts: dict[str, Any] = json.loads(row["facts"]) if row["facts"] else {}
+    if row["history"]:
+        facts["attempts"] = [json.loads(line) for line in row["history"].splitlines()]
+    return Job(
+        seq=row["seq"],
+        id=row["id"],
+        ticket=row["ticket"],
+        index=row["idx"],
+        state=JobState(row["state"]),
+        rev=row["rev"],
+        request=JobRequest.model_construct(
+            prompt=row["prompt"], priority=priority.value, **request
+        ),
+        image_name=row["image_name"],
+        folder=row["folder"],
+        path=row["path"],
+        priority=priority,
+        created_at=row["created_at"],
+        attempt=row["attempt"],
+        deaths=row["deaths"],
+        watcher_deaths=row["watcher_deaths"],
+        held=row["held"],
+        not_before=row["not_before"],
+        cancel_requested=bool(row["cancel_requested"]),
+        started_at=row["started_at"],
+        completed_at=row["completed_at"],
+        error_code=row["error_code"],
+        error_message=row["error_message"],
+        sha256=row["sha256"],
+        bytes=row["bytes"],
+        deleted_at=row["deleted_at"],
+        warnings=tuple(json.loads(row["warnings"])) if row["warnings"] else (),
+        facts=facts,
+    )
+
+
+class JobStore(Batches):
+    """The record. Safe to share between threads; any number of processes may have it open.
+
+    JobStore(url, *, synchronous="full", clock=now_us, checkpointer=True, busy_seconds=10.0):
+    opens and migrates; SteadyError ``database_damaged``, ``database_trouble``, ``disk_full``
+    (from every method; the last two heal by themselves).
+    """
+
+    # -- a job's life
+
+    def claim(self, now: int, *, window_open: bool = True) -> Job | None:
+        """The next job, now ``generating`` and its attempt counted; None when none may run.
+
+        ``window_open`` False leaves the bulk class waiting. A crash after it: the job is found
+        by :meth:`generating`.
+        """
+        worst = _BULK if window_open else _BULK - 1
+        with self._db.write():
+            rows = self._db.run(_CLAIM, now=now, worst=worst)
+            for row in rows:
+                self._db.run(
+                    _CLAIMED, **{"class": row["class"], "rank": row["rank"], "worst": worst}
+                )
+        return job_of(rows[0]) if rows else None
+
+    def complete(
+        self, id: str, attempt: int, *, sha256: str, bytes: int, facts: Mapping[str, Any], now: int
+    ) -> Job | None:
+        """The picture is published. None: another attempt owns the job, or it ended already."""
+        with self._db.write():
+            return self._move(
+                "state = 'completed', completed_at = :now, sha256 = :sha256, bytes = :bytes,"
+                " facts = :facts, cancel_requested = 0",
+                "id = :id AND attempt = :attempt AND state = 'generating'",
+                id=id,
+                attempt=attempt,
+                sha256=sha256,
+                bytes=bytes,
+                facts=_json(facts),
+                now=now,
+            )
+
+    def fail(
+        self,
+        id: str,
+        attempt: int,
+        code: str,
+        message: str,
+        *,
+        facts: Mapping[str, Any] | None = None,
+        now: int,
+    ) -> Job | None:
+        """It ended without a picture; ``cancelled`` when ``code`` says so. None: fenced."""
+        cancelled = code == "cancelled"
+        with self._db.write():
+            return self._move(
+                "state = :state, completed_at = :now, error_code = :code,"
+                " error_message = :message, facts = :facts, cancel_requested = 0",
+                "id = :id AND attempt = :attempt AND state = 'generating'",
+                id=id,
+                attempt=attempt,
+                state="cancelled" if cancelled else "failed",
+                code=None if cancelled else code,
+                message=None if cancelled else message,
+                facts=_json(facts or {}),
+                now=now,
+            )
+
+    def release(
+        self,
+        id: str,
+        attempt: int,
+        *,
+        why: str,
+        death: bool = False,
+        watcher_death: bool = False,
+        now: int,
+    ) -> Job | None:
+        """Back to the queue in its old place; cancelled when that was asked. None: fenced.
+
+        ``why`` is kept in ``facts["attempts"]``. ``death``, ``watcher_death``: count one.
+        """
+        line = _json({"attempt": attempt, "why": why, "at": now}) + "\n"
+        with self._db.write():
+            return self._move(
+                "state = CASE WHEN cancel_requested = 1 THEN 'cancelled' ELSE 'queued' END,"
+                " completed_at = CASE WHEN cancel_requested = 1 THEN :now ELSE NULL END,"
+                f" held = CASE WHEN cancel_requested = 1 THEN NULL ELSE {_HELD} END,"
+                " cancel_requested = 0, started_at = NULL, deaths = deaths + :death,"
+                " watcher_deaths = watcher_deaths + :watcher,"
+                " history = COALESCE(history, '') || :line",
+                "id = :id AND attempt = :attempt AND state = 'generating'",
+                id=id,
+                attempt=attempt,
+                death=int(death),
+                watcher=int(watcher_death),
+                line=line,
+                now=now,
+            )
+
+    def rename(self, id: str, attempt: int) -> Job | None:
+        """A stranger's file has the picture's path: take the next name. None: fenced.
+
+        The row changes first, so a crash before the picture is written leaves a name without
+        a picture, never a picture without a name.
+        """
+        with self._db.write():
+            rows = self._db.run(
+                "SELECT * FROM jobs WHERE id = :id AND attempt = :attempt AND state = 'generating'",
+                id=id,
+                attempt=attempt,
+            )
+            if not rows:
+                return None
+            row = rows[0]
+            name = self._next_name(id, row["folder"], row["image_name"])
+            suffix = row["path"].rpartition(".")[2]
+            return self._move(
+                "image_name = :name, path = :path",
+                "id = :id",
+                id=id,
+                name=name,
+                path=f"{row['folder']}/{name}.{suffix}",
+            )
+
+    def cancel(self, id: str, now: int) -> Job:
+        """A waiting job ends here; a running one is flagged for its worker to see.
+
+        SteadyError ``job_not_found``, ``wrong_state`` (ended already).
+        """
+        with self._db.write():
+            job = self._move(
+                "state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END,"
+                " completed_at = CASE WHEN state = 'queued' THEN :now ELSE completed_at END,"
+                " cancel_requested = CASE WHEN state = 'queued' THEN 0 ELSE 1 END, held = NULL",
+                "id = :id AND state IN ('queued', 'generating')",
+                id=id,
+                now=now,
+            )
+            return job or self._refused(id)
+
+    def retry(self, id: str, now: int) -> Job:
+        """A person wants an ended job again: same id, seed, name and path.
+
+        SteadyError ``job_not_found``, ``wrong_state`` (not failed or cancelled).
+        """
+        with self._db.write():
+            job = self._move(
+                _RETRY, "id = :id AND state IN ('failed', 'cancelled')", id=id, now=now
+            ) or self._refused(id)
+            self._db.run("UPDATE batches SET archived = 0 WHERE ticket = :t", t=job.ticket)
+            return self._place(job, job.priority, None)
+
+    def reorder(
+        self,
+        id: str,
+        priority: Priority | None = None,
+        position: Literal["front", "back"] | None = None,
+    ) -> Job:
+        """Move a waiting job to another class, or to the front or back of its class.
+
+        SteadyError ``job_not_found``, ``wrong_state`` (not queued).
+        """
+        with self._db.write():
+            rows = self._db.run("SELECT * FROM jobs WHERE id = :id AND state = 'queued'", id=id)
+            job = job_of(rows[0]) if rows else self._refused(id)
+            if position is None and priority in (None, job.priority):
+                return job
+            return self._place(job, priority or job.priority, position)
+
+    def mark_deleted(self, id: str, now: int) -> Job | None:
+        """A person deleted the picture; the row stays. None: there was none to delete."""
+        with self._db.write():
+            return self._move(
+                "deleted_at = :now",
+                "id = :id AND state = 'completed' AND deleted_at IS NULL",
+                id=id,
+                now=now,
+            )
+
+    # -- many at once
+
+    def release_due(self, now: int) -> int:
+        """Let jobs run whose ``not_before`` has come; how many. Cheap when there are none."""
+        due = "state = 'queued' AND held = 'not_before' AND not_before <= :now"
+        if not self._db.poll(
+            f"SELECT 1 FROM jobs INDEXED BY jobs_held WHERE {due} LIMIT 1", now=now
+        ):
+            return 0
+        with self._db.write():
+            return self._move_many("held = NULL", due, now=now)
+
+    def next_due(self) -> int | None:
+        """When the first of the jobs that wait for their ``not_before`` may run."""
+        rows = self._db.poll(
+            "SELECT min(not_before) AS t FROM jobs INDEXED BY jobs_held"
+            " WHERE state = 'queued' AND held = 'not_before'"
+        )
+        due: int | None = rows[0]["t"]
+        return due
+
+    def held(self, *, window_open: bool = True) -> int:
+        """How many queued jobs may not run now: held back, or bulk while its window is closed."""
+        rows = self._db.poll(
+            "SELECT count(*) AS n FROM jobs INDEXED BY jobs_held"
+            " WHERE state = 'queued' AND held IS NOT NULL"
+        )
+        if not window_open:
+            rows += self._db.poll(f"SELECT count(*) AS n FROM jobs {_READY} AND class = {_BULK}")
+        return sum(row["n"] for row in rows)
+
+    def cancel_batch(self, ticket: str, now: int | None = None) -> Batch:
+        """All of it: waiting jobs end, running ones are flagged, unread ones never start."""
+        with self._db.write():
+            self._set_batch("cancelled = 1", ticket=ticket)
+            self._move_many(
+                "state = 'cancelled', held = NULL, completed_at = :now",
+                "ticket = :ticket AND state = 'queued'",
+                ticket=ticket,
+                now=self._clock() if now is None else now,
+            )
+            self._move_many(
+                "cancel_requested = 1",
+                "ticket = :ticket AND state = 'generating' AND cancel_requested = 0",
+                ticket=ticket,
+            )
+            return batch_of(self._set_batch("cancelled = 1", ticket=ticket))
+
+    def pause_batch(self, ticket: str) -> Batch:
+        """Its waiting jobs are held back, also those still to be read."""
+        with self._db.write():
+            self._set_batch("paused = 1", ticket=ticket)
+            self._move_many(
+                "held = 'paused'", "ticket = :ticket AND state = 'queued'", ticket=ticket
+            )
+            return batch_of(self._set_batch("paused = 1", ticket=ticket))
+
+    def resume_batch(self, ticket: str, now: int | None = None) -> Batch:
+        """Its jobs wait in their old places again."""
+        with self._db.write():
+            batch = batch_of(self._set_batch("paused = 0", ticket=ticket))
+            self._move_many(
+                "held = CASE WHEN not_before > :now THEN 'not_before' ELSE NULL END",
+                "ticket = :ticket AND state = 'queued' AND held = 'paused'",
+                ticket=ticket,
+                now=self._clock() if now is None else now,
+            )
+            return batch
+
+    def retry_failed(self, ticket: str, now: int | None = None) -> int:
+        """Every failed job of the batch again; how many."""
+        with self._db.write():
+            batch = self._set_batch("ticket = ticket", ticket=ticket)
+            bulk_time = self._db.run("SELECT bulk_time FROM queue")[0]["bulk_time"]
+            start = max(bulk_time, batch["last_rank"])
+            count = self._move_many(
+                f"{_RETRY}, rank = n.k + CASE WHEN class = {_BULK} THEN :start"
+                " ELSE (SELECT rev FROM queue) END",
+                "ticket = :ticket AND state = 'failed'",
+                ticket=ticket,
+                now=self._clock() if now is None else now,
+                start=start,
+            )
+            if count:
+                self._set_batch(
+                    "archived = 0, last_rank = :rank", ticket=ticket, rank=start + count
+                )
+            return count
+
+    # -- looking
+
+    def job(self, id: str) -> Job | None:
+        """The job with this id. The fastest look there is; meant for polling."""
+        rows = self._db.poll("SELECT * FROM jobs WHERE id = :id", id=id)
+        return job_of(rows[0]) if rows else None
+
+    def job_by_image(self, name: str, folder: str | None = None) -> Job | None:
+        """Whose picture has this name, in any case; of several folders the newest job's."""
+        where = "n.folded = :name" + (" AND n.folder = :folder" if folder is not None else "")
+        values = {"name": folded(name)} | ({"folder": folded(folder)} if folder is not None else {})
+        rows = self._db.poll(
+            "SELECT j.* FROM image_names AS n JOIN jobs AS j ON j.id = n.job_id"
+            f" WHERE {where} ORDER BY j.seq DESC LIMIT 1",
+            **values,
+        )
+        return job_of(rows[0]) if rows else None
+
+    def generating(self) -> list[Job]:
+        """Every job that was handed out and has not come back."""
+        return self._jobs("INDEXED BY jobs_generating WHERE state = 'generating' ORDER BY seq")
+
+    def cancels(self) -> list[tuple[str, int]]:
+        """(id, attempt) of running jobs somebody wants cancelled."""
+        rows = self._db.poll(
+            "SELECT id, attempt FROM jobs WHERE state = 'generating' AND cancel_requested = 1"
+        )
+        return [(row["id"], row["attempt"]) for row in rows]
+
+    def jobs(
+        self, filter: JobFilter = JobFilter(), before_seq: int | None = None, limit: int = 50
+    ) -> list[Job]:
+        """The newest jobs first; ``before_seq``: the seq of the last one already seen.
+
+        ``text`` reads every row it passes; everything else is a look into an index.
+        """
+        where, values = [], dict[str, Any](limit=limit)
+        order = "seq DESC"
+        if filter.state is not None:
+            where.append("state = :state")
+            values["state"] = filter.state.value
+        if filter.ticket is not None:
+            where.append("ticket = :ticket")
+            values["ticket"] = filter.ticket
+            order = "idx DESC"  # the same order, and there is an index for it
+        if filter.name is not None:
+            where.append("id IN (SELECT job_id FROM image_names WHERE folded = :name)")
+            values["name"] = folded(filter.name)
+        if filter.text is not None:
+            where.append("lower(prompt) LIKE lower(:text) ESCAPE '!'")
+            values["text"] = "%" + re.sub(r"([!%_])", r"!\1", filter.text) + "%"
+        # created_at grows with seq but for jumps of the clock: the index says where to look.
+        if filter.since is not None:
+            where.append(
+                "created_at >= :since AND seq >= (SELECT seq FROM jobs WHERE created_at >= :since"
+                " ORDER BY created_at, seq LIMIT 1)"
+            )
+            values["since"] = filter.since
+        if filter.until is not None:
+            where.append(
+                "created_at < :until AND seq <= (SELECT seq FROM jobs WHERE created_at < :until"
+                " ORDER BY created_at DESC, seq DESC LIMIT 1)"
+            )
+            values["until"] = filter.until
+        if before_seq is not None:
+            where.append("seq < :before_seq")
+            values["before_seq"] = before_seq
+        condition = f"WHERE {' AND '.join(where)}" if where else ""
+        return self._jobs(f"{condition} ORDER BY {order} LIMIT :limit", **values)
+
+    def jobs_of(self, ticket: str, after_index: int = -1, limit: int = 1000) -> list[Job]:
+        """The batch's jobs in its own order, a page at a time."""
+        return self._jobs(
+            "INDEXED BY jobs_by_place WHERE ticket = :ticket AND idx > :after"
+            " ORDER BY idx LIMIT :limit",
+            ticket=ticket,
+            after=after_index,
+            limit=limit,
+        )
+
+    def prefix(self, id_prefix: str, limit: int = 2) -> list[Job]:
+        """Jobs whose id begins so; two are enough to see that it is not unique."""
+        start = id_prefix.lower()
+        if not re.fullmatch(r"[0-9a-f-]{1,36}", start):
+            return []
+        return self._jobs(
+            "WHERE id >= :start AND id < :stop ORDER BY id LIMIT :limit",
+            start=start,
+            stop=start + "g",  # greater than any hexadecimal digit
+            limit=limit,
+        )
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        rows = self._db.poll("SELECT state, n FROM job_counts")
+        counted = {row["state"]: row["n"] for row in rows}
+        return {state: counted[state] for state in JobState}
+
+    def position(self, id: str, cap: int = 10_000) -> int | None:
+        """How many ready jobs go before this one: 0 is next, ``cap`` means that or more.
+
+        None when it is not waiting its turn (held back, running, ended, unknown). Turns that
+        bulk gets while better classes wait are not foreseen.
+        """
+        rows = self._db.poll(
+            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM jobs {_READY}"
+            " AND (class, rank, seq) < (j.class, j.rank, j.seq) LIMIT :cap) AS ahead) AS n"
+            " FROM jobs AS j WHERE j.id = :id AND j.state = 'queued' AND j.held IS NULL",
+            id=id,
+            cap=cap,
+        )
+        return int(rows[0]["n"]) if rows else None
+
+    def since(self, rev: int, limit: int = 1000) -> list[Job]:
+        """Jobs that changed after ``rev``, each as it is now, in the order of their last change."""
+        return self._jobs(
+            "INDEXED BY jobs_by_rev WHERE rev > :rev ORDER BY rev LIMIT :limit",
+            rev=rev,
+            limit=limit,
+        )
+
+    def last_rev(self) -> int:
+        """The rev of the latest transition; 0 in an empty record."""
+        return int(self._db.poll("SELECT rev FROM queue")[0]["rev"])
+
+    def durations(self, limit: int = 200) -> list[tuple[int, int, int, int, int]]:
+        """(width, height, steps, started_at, completed_at) of completed jobs, newest first."""
+        jobs = self.jobs(JobFilter(state=JobState.COMPLETED), limit=limit)
+        return [
+            (
+                job.request.width or 0,
+                job.request.height or 0,
+                job.request.num_inference_steps or 0,
+                job.started_at,
+                job.completed_at,
+            )
+            for job in jobs
+            if job.started_at is not None and job.completed_at is not None
+        ]
+
+    # -- inside a transaction
+
+    def _jobs(self, rest: str, **values: Any) -> list[Job]:
+        with self._db.read():
+            rows = self._db.run(f"SELECT * FROM jobs {rest}", **values)
+        return [job_of(row) for row in rows]
+
+    def _move(self, assignment: str, guard: str, **values: Any) -> Job | None:
+        """The one guarded statement of a transition, and the next rev."""
+        rows = self._db.run(
+            f"UPDATE jobs SET {assignment}, rev = (SELECT rev FROM queue) + 1"
+            f" WHERE {guard} RETURNING *",
+            **values,
+        )
+        if not rows:
+            return None
+        self._db.run("UPDATE queue SET rev = rev + 1")
+        return job_of(rows[0])
+
+    def _move_many(self, assignment: str, guard: str, **values: Any) -> int:
+        """The same for every job the guard lets through, in order, each with its own rev."""
+        moved = len(
+            self._db.run(
+                f"UPDATE jobs SET {assignment}, rev = n.k + (SELECT rev FROM queue)"
+                " FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS k FROM jobs"
+                f" WHERE {guard}) AS n WHERE jobs.seq = n.seq RETURNING jobs.seq",
+                **values,
+            )
+        )
+        if moved:
+            self._db.run("UPDATE queue SET rev = rev + :moved", moved=moved)
+        return moved
+
+    def _refused(self, id: str) -> Job:
+        """Why a guarded statement changed nothing; always raises."""
+        rows = self._db.run("SELECT state FROM jobs WHERE id = :id", id=id)
+        if not rows:
+            raise SteadyError("job_not_found")
+        raise SteadyError("wrong_state", f"The job is {rows[0]['state']}.")
+
+    def _place(
+        self, job: Job, priority: Priority, position: Literal["front", "back"] | None
+    ) -> Job:
+        """Give a queued job a place in a class: first, last, or that of a newcomer."""
+        level = priority.level
+        if position == "front":
+            rank = f"COALESCE((SELECT min(rank) FROM jobs {_READY} AND class = :class), 1) - 1"
+        elif level < _BULK:
+            rank = "(SELECT rev FROM queue) + 1"
+        elif position == "back":
+            rank = f"COALESCE((SELECT max(rank) FROM jobs {_READY} AND class = :class), 0) + 1"
+        else:
+            rank = """(SELECT CASE WHEN q.bulk_time > b.last_rank THEN q.bulk_time
+                ELSE b.last_rank END + 1 FROM queue AS q, batches AS b WHERE b.ticket = :ticket)"""
+        value = self._db.run(
+            f"SELECT {rank} AS rank",
+            **{"class": level} if ":class" in rank else {},
+            **{"ticket": job.ticket} if ":ticket" in rank else {},
+        )[0]["rank"]
+        moved = self._move(
+            "class = :class, rank = :rank", "id = :id", **{"class": level}, rank=value, id=job.id
+        )
+        assert moved is not None  # this transaction has the row
+        if ":ticket" in rank:
+            self._set_batch("last_rank = :rank", ticket=job.ticket, rank=value)
+        return moved
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
