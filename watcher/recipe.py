@@ -112,10 +112,16 @@ def recipe_of(
 
 
 def model_name(model: str) -> str:
-    """A hub name as it is; of a folder only its last part."""
+    """A hub name as it is, also out of a hub cache's path; of a folder only its last part."""
     if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", model):
         return model
-    return re.split(r"[\\/]", model.rstrip("\\/"))[-1].lstrip("~.")
+    parts = [part for part in re.split(r"[\\/]", model) if part]
+    for repository, snapshots in zip(parts, parts[1:], strict=False):
+        if repository.startswith("models--") and snapshots == "snapshots":
+            return repository.removeprefix("models--").replace("--", "/", 1)
+    if parts[-2:] == ["starter", "model"] or parts[-1:] == ["starter_model"]:
+        return "starter"
+    return parts[-1].lstrip("~.") if parts else ""
 
 
 def parameters_text(recipe: Mapping[str, Any]) -> str:
