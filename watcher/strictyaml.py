@@ -1,0 +1,285 @@
+"""YAML as people type it, read to JSON types only, with the place of every key and value.
+
+Stricter and kinder than ``yaml.safe_load``: ``no``, ``16:9``, dates and ``0123`` stay text;
+only ``true false null ~``, an empty value and JSON's numbers are anything else. Anchors, aliases,
+tags, merge keys, doubled keys, keys that are no text and deep nesting are refused, and so
+is a `` #`` that would cut a text off.
+
+Values are built from parser *events* with a stack of our own: libyaml's event parser does
+not recurse, its loader does, and 25 KB of ``[`` kills the process there (SIGSEGV). So no
+loader, composer or constructor of PyYAML is used. Nothing is expanded, so memory stays in
+proportion to the text.
+
+Knows nothing of jobs; the caller names the keys whose value is always text.
+"""
+
+import re
+from bisect import bisect_right
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
+from math import isfinite
+from typing import Any, NoReturn
+
+import yaml
+
+from watcher.errors import Problem, SteadyError
+
+MAX_DEPTH = 16  #: mappings and lists inside each other
+MAX_EVENTS = 120_000  #: about 1,000 jobs with every field given, three times over
+
+_NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,399})(\.[0-9]+)?([eE][+-]?[0-9]+)?")
+_CONSTANTS: dict[str, Any] = {"": None, "null": None, "~": None, "true": True, "false": False}
+_CUT = re.compile(r"[ \t]+#")
+_QUOTE = "Put the text in quotes, or write it under `prompt: |` on the next line, indented."
+
+#: libyaml where it is there (every usual wheel), else the same parser in Python.
+_PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+Path = Sequence[str | int]
+
+
+@dataclass(frozen=True)
+class Document:
+    """One YAML document: its ``value`` in JSON types, and where everything in it stands.
+
+    ``line`` is the line the document begins on, from 1.
+    """
+
+    value: Any
+    line: int
+    _places: dict[int, dict[str | int, tuple[int, int]]] = field(repr=False)
+
+    def place(self, path: Path) -> tuple[int, int]:
+        """Line and column, from 1, of the key or item at ``path``; of its nearest parent otherwise."""
+        here, at = self.value, (self.line, 1)
+        for step in path:
+            known = self._places.get(id(here), {})
+            if step not in known:
+                break
+            at, here = known[step], here[step]
+        return at
+
+
+@dataclass
+class _Open:
+    """A mapping or list that is being filled."""
+
+    value: Any
+    places: dict[str | int, tuple[int, int]]
+    items_are_text: bool
+    key: str | None = None
+
+
+class _Builder:
+    """Turns one stream of events into documents."""
+
+    def __init__(
+        self, text: str, text_keys: Collection[str], comment_keys: Collection[str], lists: Collection[str]
+    ) -> None:
+        self._text = text
+        self._text_keys = text_keys
+        self._comment_keys = comment_keys
+        self._lists = lists
+        self._stack: list[_Open] = []
+        self._root: Any = None
+        self._places: dict[int, dict[str | int, tuple[int, int]]] = {}
+        self.documents: list[Document] = []
+
+    def refuse(self, code: str, message: str, mark: Any, remedy: str = "", key: str | None = None) -> NoReturn:
+        """Raises; ``mark`` is libyaml's, which counts from 0."""
+        problem = Problem(
+            code,
+            message,
+            key=key,
+            line=mark.line + 1,
+            column=mark.column + 1,
+            document=len(self.documents) + 1 if self.documents else None,
+            remedy=remedy or None,
+        )
+        raise SteadyError(code, message, problems=[problem], remedy=remedy)
+
+    def take(self, event: Any) -> None:
+        if isinstance(event, yaml.ScalarEvent):
+            self._plain(event)
+            self._scalar(event)
+        elif isinstance(event, yaml.SequenceStartEvent):
+            self._plain(event)
+            above = self._stack[-1] if self._stack else None
+            self._begin([], event, above is None or above.key in self._lists)
+        elif isinstance(event, yaml.MappingStartEvent):
+            self._plain(event)
+            self._begin({}, event, False)
+        elif isinstance(event, yaml.SequenceEndEvent | yaml.MappingEndEvent):
+            done = self._stack.pop()
+            self._places[id(done.value)] = done.places
+        elif isinstance(event, yaml.AliasEvent):
+            self.refuse("unsafe_yaml", "Aliases (`*name`) are not read.", event.start_mark, _QUOTE)
+        elif isinstance(event, yaml.DocumentStartEvent):
+            if event.tags:
+                self.refuse("unsafe_yaml", "Tags (`%TAG`) are not read.", event.start_mark)
+            self._root, self._places = None, {}
+            self._line = event.start_mark.line + 1
+        elif isinstance(event, yaml.DocumentEndEvent):
+            self.documents.append(Document(self._root, self._line, self._places))
+
+    def _plain(self, event: Any) -> None:
+        if event.anchor is not None:
+            self.refuse("unsafe_yaml", "Anchors (`&name`) are not read.", event.start_mark, _QUOTE)
+        if event.tag is not None:
+            self.refuse("unsafe_yaml", "Tags (`!name`) are not read.", event.start_mark, _QUOTE)
+
+    def _begin(self, value: Any, event: Any, items_are_text: bool) -> None:
+        if len(self._stack) >= MAX_DEPTH:
+            self.refuse("unsafe_yaml", f"Nested deeper than {MAX_DEPTH} levels.", event.start_mark)
+        if self._stack and isinstance(self._stack[-1].value, dict) and self._stack[-1].key is None:
+            self.refuse("bad_yaml", "A key must be plain text, not a list or mapping.", event.start_mark, _QUOTE)
+        self._add(value, event)
+        self._stack.append(_Open(value, {}, items_are_text))
+
+    def _scalar(self, event: Any) -> None:
+        top = self._stack[-1] if self._stack else None
+        if top is not None and isinstance(top.value, dict) and top.key is None:
+            self._key(top, event)
+            return
+        bare = event.implicit[0]
+        value: Any = event.value
+        if bare:
+            always_text = top is not None and (
+                top.items_are_text if isinstance(top.value, list) else top.key in self._text_keys
+            )
+            value = read_scalar(event.value, always_text)
+            if value is None or isinstance(value, str):
+                self._refuse_cut(top, event, value)
+        self._add(value, event)
+
+    def _key(self, top: _Open, event: Any) -> None:
+        key = event.value
+        if event.implicit[0] and key == "<<":
+            self.refuse("unsafe_yaml", "Merge keys (`<<`) are not read.", event.start_mark)
+        if key in top.value:
+            first = top.places[key][0]
+            self.refuse("duplicate_key", f"`{key[:60]}` is written twice; first on line {first}.", event.start_mark, key=key[:60])
+        top.key = key
+        top.places[key] = (event.start_mark.line + 1, event.start_mark.column + 1)
+
+    def _refuse_cut(self, top: _Open | None, event: Any, value: str | None) -> None:
+        """A comment after free text is far more often a lost half of the text."""
+        key = top.key if top is not None else None
+        if key is not None and key in self._comment_keys:
+            return
+        if value is None and (event.value or key not in self._text_keys):
+            return
+        end = event.end_mark.index
+        if _CUT.match(self._text, end):
+            self.refuse(
+                "prompt_cut_at_hash",
+                "A ` #` starts a YAML comment and would cut the text off.",
+                event.start_mark,
+                "Put the whole text in quotes.",
+                key,
+            )
+
+    def _add(self, value: Any, event: Any) -> None:
+        if not self._stack:
+            self._root = value
+            return
+        top = self._stack[-1]
+        if isinstance(top.value, list):
+            top.places[len(top.value)] = (event.start_mark.line + 1, event.start_mark.column + 1)
+            top.value.append(value)
+        else:
+            top.value[top.key] = value
+            top.key = None
+
+
+def read_scalar(text: str, always_text: bool = False) -> Any:
+    """What an unquoted scalar is: None, bool, int, float or str; text or None under ``always_text``.
+
+    A number too large for a float stays text.
+    """
+    if always_text:
+        return None if text in ("", "null", "~") else text
+    if text in _CONSTANTS:
+        return _CONSTANTS[text]
+    if (number := _NUMBER.fullmatch(text)) is None:
+        return text
+    if number[1] is None and number[2] is None:
+        return int(text)
+    value = float(text)
+    return value if isfinite(value) else text
+
+
+def read(
+    text: str,
+    *,
+    text_keys: Collection[str] = (),
+    comment_keys: Collection[str] = (),
+    text_lists: Collection[str] = (),
+) -> list[Document]:
+    """The documents of ``text`` (decoded, without a byte order mark).
+
+    ``text_keys``: keys whose unquoted value is always text (``prompt: 12:30``, ``prompt: 1e3``).
+    ``text_lists``: keys of lists whose unquoted items are always text; the outermost list is one.
+    ``comment_keys``: keys whose value cannot hold a ``#``, so that a comment may follow it.
+    An empty ``text`` gives no document, or one whose value is None.
+
+    Raises SteadyError bad_yaml, unsafe_yaml, duplicate_key, prompt_cut_at_hash or too_large,
+    each with one problem that names line and column.
+    """
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    builder = _Builder(text, text_keys, comment_keys, text_lists)
+    try:
+        for number, event in enumerate(yaml.parse(text, Loader=_PARSER)):
+            if number > MAX_EVENTS:
+                builder.refuse("too_large", "The file holds too many values.", event.start_mark)
+            builder.take(event)
+    except yaml.reader.ReaderError as error:
+        raise _unprintable(text, error) from None
+    except yaml.MarkedYAMLError as error:
+        raise _unreadable(text, error, len(builder.documents)) from None
+    return builder.documents
+
+
+def _unprintable(text: str, error: Any) -> SteadyError:
+    """A character YAML does not allow. The reader counts differently in C and Python, so we look."""
+    odd = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]", text)
+    position = odd.start() if odd else 0
+    line, column = line_of(text, position)
+    what = f"U+{ord(odd[0]):04X}" if odd else "that YAML does not allow"
+    message = f"Line {line} holds the control character {what}."
+    remedy = "Remove it; if the text looked right, save the file as UTF-8."
+    problem = Problem("bad_yaml", message, line=line, column=column, remedy=remedy)
+    return SteadyError("bad_yaml", message, problems=[problem], remedy=remedy)
+
+
+def _unreadable(text: str, error: Any, documents: int) -> SteadyError:
+    """The parser's complaint, with the line itself and the advice that mends the usual causes."""
+    mark = error.problem_mark or error.context_mark
+    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    source = text.split("\n", line)
+    source_line = source[line - 1] if line <= len(source) else ""
+    if error.context and "quoted scalar" in error.context and error.context_mark:
+        line, column = error.context_mark.line + 1, error.context_mark.column + 1
+        what, remedy = "a quote is opened and never closed", "Close the quote; inside '…' write '' for one '."
+    elif "\t" in source_line[: len(source_line) - len(source_line.lstrip())]:
+        what, remedy = "the line is indented with a tab", "Indent with spaces."
+    else:
+        what, remedy = error.problem or "this cannot be read", _QUOTE
+    message = f"Line {line}, column {column}: {what}."
+    problem = Problem(
+        "bad_yaml",
+        message,
+        line=line,
+        column=column,
+        document=documents + 1 if documents else None,
+        value=repr(source_line.strip()[:70]),
+        remedy=remedy,
+    )
+    return SteadyError("bad_yaml", message, problems=[problem], remedy=remedy)
+
+
+def line_of(text: str, position: int) -> tuple[int, int]:
+    """Line and column, from 1, of a character position."""
+    starts = [0] + [m.end() for m in re.finditer("\n", text[:position])]
+    line = bisect_right(starts, position)
+    return line, position - starts[line - 1] + 1
