@@ -1,0 +1,82 @@
+"""The command `steady`: its options, its list of commands, its exit codes.
+
+Exit codes (from the registry in errors.py): 0 done, 1 the job failed or was cancelled, 2 bad
+usage or a bad file (nothing queued), 3 no such job, 4 not ready or doctor found a fault,
+5 --timeout passed, 130 Ctrl-C (the job goes on). What the commands do is in commands/.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from watcher.commands import ask, doctor, models, services, setup, submit, waiting
+from watcher.commands.desk import Json, Quiet, Root
+
+app = typer.Typer(
+    name="steady",
+    help="Drop a prompt file in a folder, get pictures, lose nothing, make nothing twice.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # prompts are text, never markup; and help comes faster
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def version() -> str:
+    """The installed version, and where the code was loaded from."""
+    try:
+        number = metadata.version("steadydiffusion")
+    except metadata.PackageNotFoundError:
+        number = "(not installed)"
+    return f"steadydiffusion {number} ({Path(__file__).resolve().parent})"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(version())
+        raise typer.Exit
+
+
+@app.callback()
+def _before(
+    context: typer.Context,
+    root: Root = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    _version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Say the version."),
+    ] = False,
+) -> None:
+    context.obj = {"root": root, "as_json": as_json, "quiet": quiet}
+
+
+services.register(app)
+submit.register(app)
+ask.register(app)
+waiting.register(app)
+models.register(app)
+setup.register(app)
+doctor.register(app)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command and exit. ``arguments`` are those of the process when not given."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that cannot show a letter shows its number; no prompt ends a command.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app(args=list(sys.argv[1:] if arguments is None else arguments), prog_name="steady")
+    except BrokenPipeError:  # `steady list | head`: the reader has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,14 @@
+"""What `steady` can do, one module for each kind of wish.
+
+desk.py       what every command is given: root, settings, record, two ways to speak
+show.py       a job in words and as JSON
+services.py   serve, watch, api: the processes
+submit.py     submit: a prompt or files into the inbox
+waiting.py    submit --wait and follow: what changes, until it is done
+ask.py        list, status, cancel, retry, pause, resume
+models.py     model pull, list, verify
+setup.py      init
+doctor.py     doctor: what is wrong, and the command that mends it
+
+Nothing heavy is imported before a command runs: `steady --help` must answer at once.
+"""

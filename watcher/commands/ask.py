@@ -1,0 +1,288 @@
+"""list, status, cancel, retry, pause, resume: asking the record, and one guarded change each.
+
+They work on the record directly, so they answer with the service up or down. Knows nothing of
+how jobs are run.
+"""
+
+import contextlib
+import re
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from watcher.commands.desk import Desk, command
+from watcher.errors import SteadyError
+from watcher.jobs import Job, JobState
+
+if TYPE_CHECKING:
+    from watcher.store import JobStore
+
+Ids = Annotated[
+    list[str] | None, typer.Argument(metavar="ID...", help="Ids, or their unique beginnings.")
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to ``app``."""
+    command(app, "list")(list_jobs)
+    command(app)(status)
+    command(app)(cancel)
+    command(app)(retry)
+    command(app)(pause)
+    command(app)(resume)
+
+
+def list_jobs(
+    desk: Desk,
+    state: Annotated[
+        JobState | None, typer.Option("--state", "--status", help="Only jobs in this state.")
+    ] = None,
+    text: Annotated[str | None, typer.Option(help="Only prompts with this text.")] = None,
+    batch: Annotated[str | None, typer.Option(help="Only jobs of this batch (ticket).")] = None,
+    limit: Annotated[
+        int, typer.Option("--limit", "-n", min=1, help="How many, newest first.")
+    ] = 20,
+) -> None:
+    """List jobs, newest first."""
+    from watcher import live
+    from watcher.commands.show import job_json, job_row
+    from watcher.store import JobFilter
+
+    if not desk.has_record():
+        desk.talk("No jobs yet.")
+        return
+    pulse = live.read(desk.config.state)
+    wanted = JobFilter(state=state, text=text, ticket=batch)
+    left, before, seen = limit, None, False
+    with desk.record() as store:
+        while left > 0 and (jobs := store.jobs(wanted, before_seq=before, limit=min(left, 500))):
+            for job in jobs:
+                desk.answer(job_json(job, desk.config, pulse), job_row(job, pulse))
+            left, before, seen = left - len(jobs), jobs[-1].seq, True
+    if not seen:
+        desk.talk("No such jobs." if state or text or batch else "No jobs yet.")
+
+
+def status(
+    desk: Desk,
+    job: Annotated[
+        str | None, typer.Argument(metavar="[ID]", help="A job or batch; none: the service.")
+    ] = None,
+) -> int:
+    """Say how a job or a batch stands; without an id, how the service does."""
+    if job is None:
+        return _service_status(desk)
+    from watcher import live
+    from watcher.commands.show import batch_json, counts_line, job_json, job_lines
+
+    pulse = live.read(desk.config.state)
+    if desk.has_record():
+        with desk.record() as store:
+            with contextlib.suppress(_NotRecorded):
+                found = find(store, job)
+                batch = store.batch(found.ticket) if found.index == 0 else None
+                seen, words = (
+                    job_json(found, desk.config, pulse),
+                    job_lines(found, desk.config, pulse),
+                )
+                if batch and batch.jobs > 1:
+                    counts = store.progress(batch.ticket)
+                    seen["batch"] = batch_json(batch, counts)
+                    words += f"\nbatch     {batch.jobs} jobs: {counts_line(counts)}"
+                desk.answer(seen, words)
+                return 0
+            if batch := store.batch(job):
+                counts = store.progress(batch.ticket)
+                desk.answer(
+                    batch_json(batch, counts) | {"state": "failed" if batch.error else "queued"},
+                    f"batch     {batch.ticket}\nstate     "
+                    + (f"refused: {batch.error.get('message')}" if batch.error else "being read"),
+                )
+                return 1 if batch.error else 0
+    if _waiting_file(desk, job):
+        desk.answer(
+            {"id": job, "ticket": job, "state": "queued", "recorded": False},
+            f"job       {job}\nstate     queued (its file waits in the inbox)",
+        )
+        if not pulse["alive"]:
+            desk.talk(no_watcher(desk))
+        return 0
+    raise SteadyError("job_not_found")
+
+
+def _service_status(desk: Desk) -> int:
+    from watcher import live
+    from watcher.commands.show import counts_line
+
+    pulse = live.read(desk.config.state)
+    counts: dict[JobState, int] = {}
+    paused: Any = None
+    if desk.has_record():
+        with desk.record() as store:
+            counts, paused = store.counts(), store.get("paused")
+    state = str(pulse.get("state")) if pulse["alive"] else "stopped"
+    troubles = pulse.get("trouble", []) if pulse["alive"] else []
+    words = [f"watcher   {state}", f"jobs      {counts_line(counts)}"]
+    if pulse["alive"]:
+        words.append(f"model     {pulse.get('model', {}).get('name')}")
+    if paused:
+        words.append(f"paused    {paused.get('reason') or 'by hand'}; go on: steady resume")
+    words += [f"trouble   {t['message']} {t['remedy']}" for t in troubles]
+    desk.answer(
+        {
+            "watcher": state,
+            "counts": {str(k): v for k, v in counts.items()},
+            "model": pulse.get("model") if pulse["alive"] else None,
+            "paused": paused,
+            "trouble": troubles,
+        },
+        "\n".join(words),
+    )
+    if not pulse["alive"]:
+        desk.talk(no_watcher(desk))
+    return 0 if pulse["alive"] and not troubles else 4
+
+
+def cancel(desk: Desk, jobs: Ids = None) -> int:
+    """Cancel jobs: a waiting one at once, a running one after its current step."""
+    return _each(desk, jobs or [], _cancel_one)
+
+
+def retry(
+    desk: Desk,
+    jobs: Ids = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Every job that failed.")] = False,
+) -> int:
+    """Run failed or cancelled jobs again, with the same seed and name."""
+    if failed and jobs:
+        raise SteadyError("bad_request", "Give ids or --failed, not both.")
+    if failed:
+        return _retry_failed(desk)
+    return _each(desk, jobs or [], _retry_one)
+
+
+def pause(
+    desk: Desk, reason: Annotated[str | None, typer.Option(help="Words for the others.")] = None
+) -> None:
+    """Start no further job until `steady resume`; also over restarts."""
+    with desk.record() as store:
+        store.put("paused", {"by": "person", "reason": reason, "since": time.time_ns() // 1000})
+    desk.answer({"paused": True}, "Paused: the picture in hand is finished, no other begins.")
+
+
+def resume(desk: Desk) -> None:
+    """Go on after `steady pause`, or after the queue paused itself."""
+    with desk.record() as store:
+        store.drop("paused")
+    desk.answer({"paused": False}, "The queue goes on.")
+    from watcher import live
+
+    if not live.read(desk.config.state)["alive"]:
+        desk.talk(no_watcher(desk))
+
+
+def no_watcher(desk: Desk) -> str:
+    """What to say when something waits for a watcher that does not run."""
+    return f"No watcher runs here; start it: steady --root {desk.root} serve"
+
+
+class _NotRecorded(SteadyError):
+    """No row of the record has this id; its file may still wait in the inbox."""
+
+
+def find(store: "JobStore", text: str) -> Job:
+    """The job with this id, this unique beginning of an id, or this image name.
+
+    Raises SteadyError ``job_not_found``, or ``bad_request`` when several ids begin so.
+    """
+    exact = store.job(text)
+    if exact:
+        return exact
+    hexadecimal = set(text.lower()) <= set("0123456789abcdef-") and len(text) >= 4
+    near = store.prefix(text.lower(), limit=2) if hexadecimal else []
+    if len(near) > 1:
+        raise SteadyError(
+            "bad_request", f"Several ids begin with {text}.", remedy="Write more of the id."
+        )
+    found = near[0] if near else store.job_by_image(text)
+    if found is None:
+        raise _NotRecorded("job_not_found", f"There is no job {text}.")
+    return found
+
+
+def _each(desk: Desk, ids: list[str], change: Any) -> int:
+    """``change`` every id; the worst exit code. One that fails does not stop the others."""
+    if not ids:
+        raise SteadyError("bad_request", "No id was given.", remedy="`steady list` shows the ids.")
+    code = 0
+    with desk.record() as store:
+        for one in ids:
+            try:
+                change(desk, store, one)
+            except SteadyError as error:
+                desk.complain(error)
+                code = max(code, error.kind.exit)
+    return code
+
+
+def _cancel_one(desk: Desk, store: "JobStore", one: str) -> None:
+    now = time.time_ns() // 1000
+    try:
+        job = store.cancel(find(store, one).id, now)
+    except _NotRecorded:
+        _cancel_unread(desk, store, one)
+        return
+    at_once = job.state is JobState.CANCELLED
+    desk.answer(
+        {"id": job.id, "state": str(job.state), "cancel_requested": not at_once},
+        f"{job.id} " + ("cancelled" if at_once else "stops after its current step"),
+    )
+
+
+def _cancel_unread(desk: Desk, store: "JobStore", ticket: str) -> None:
+    """Cancel what was submitted and not yet read: take its file back, or mark its batch."""
+    if store.batch(ticket):
+        store.cancel_batch(ticket, time.time_ns() // 1000)
+    else:
+        file = _waiting_file(desk, ticket)
+        if file is None:
+            raise SteadyError("job_not_found", f"There is no job {ticket}.")
+        try:
+            file.unlink()
+        except FileNotFoundError:  # claimed this moment: it is in the record soon
+            raise SteadyError("wrong_state", remedy="It is just being read: try again.") from None
+    desk.answer({"id": ticket, "state": "cancelled"}, f"{ticket} cancelled")
+
+
+def _waiting_file(desk: Desk, ticket: str) -> Path | None:
+    """The submitted file of ``ticket`` while nobody has taken it."""
+    if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", ticket):
+        return None
+    return next(desk.config.inbox.glob(f"api-{ticket}.*"), None)
+
+
+def _retry_one(desk: Desk, store: "JobStore", one: str) -> None:
+    job = store.retry(find(store, one).id, time.time_ns() // 1000)
+    desk.answer({"id": job.id, "state": str(job.state)}, f"{job.id} queued again")
+
+
+def _retry_failed(desk: Desk) -> int:
+    from watcher.store import JobFilter
+
+    if not desk.has_record():
+        return 0
+    number, before = 0, None
+    with desk.record() as store:
+        while jobs := store.jobs(JobFilter(state=JobState.FAILED), before_seq=before, limit=500):
+            before = jobs[-1].seq
+            for job in jobs:
+                with contextlib.suppress(SteadyError):  # somebody else was faster
+                    store.retry(job.id, time.time_ns() // 1000)
+                    number += 1
+                    if desk.as_json:
+                        desk.answer({"id": job.id, "state": "queued"}, "")
+    if not desk.as_json:
+        desk.answer({}, f"{number} queued again")
+    return 0

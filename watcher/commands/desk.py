@@ -1,0 +1,197 @@
+"""What every command is given: the root, the settings, the record, and two ways to speak.
+
+People's text goes to stderr when it is talk and to stdout when it is the answer, always with
+control characters written out. With ``--json`` stdout carries one JSON object a line and
+nothing else. Knows nothing of what the commands do.
+"""
+
+import contextlib
+import functools
+import inspect
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from watcher.errors import Problem, SteadyError
+from watcher.log import harmless
+
+if TYPE_CHECKING:
+    from watcher.config import Config
+    from watcher.store import JobStore
+
+INTERRUPTED = 130  #: exit code after Ctrl-C
+_MOST_FAULTS = 20  #: of a file that are listed
+
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", help="The service's folder [default: $STEADY_ROOT or this one]."),
+]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line, nothing else.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing while all is well.")]
+
+
+class Desk:
+    """One call of `steady`: where it works and how it speaks."""
+
+    def __init__(self, root: Path, *, as_json: bool = False, quiet: bool = False) -> None:
+        self.root = root.absolute()
+        self.as_json = as_json
+        self.quiet = quiet
+        self.overrides: dict[str, Any] = {}  #: settings that options of the command replace
+
+    @cached_property
+    def config(self) -> "Config":
+        """The settings of the root. Raises SteadyError ``bad_config`` or ``folder_gone``."""
+        from watcher.config import Config
+
+        if not self.root.is_dir():
+            raise SteadyError(
+                "folder_gone",
+                f"There is no folder {self.root}.",
+                remedy=f"Make one: steady --root {self.root} init",
+            )
+        return Config.load(self.root, **self.overrides)
+
+    def has_record(self) -> bool:
+        """Has a watcher ever run here? Asking must not create a record."""
+        path = self.config.database_path
+        return path is None or path.exists()
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator["JobStore"]:
+        """The record, opened for this command. Raises SteadyError ``database_trouble``."""
+        from watcher.store import JobStore
+
+        config = self.config
+        store = JobStore(config.database_url, synchronous=config.synchronous, checkpointer=False)
+        try:
+            yield store
+        finally:
+            store.close()
+
+    # -- speaking
+
+    def answer(self, data: dict[str, Any], text: str, *, always: bool = False) -> None:
+        """What was asked for: a JSON object, or text for people (when quiet only ``always``)."""
+        if self.as_json:
+            print(json.dumps(data, default=str), flush=True)
+        elif always or not self.quiet:
+            print(harmless_lines(text), flush=True)
+
+    def talk(self, text: str) -> None:
+        """Talk beside the answer: for people only, on stderr."""
+        if not self.quiet and not self.as_json:
+            print(harmless_lines(text), file=sys.stderr, flush=True)
+
+    def complain(self, error: SteadyError) -> None:
+        """What went wrong and what to do; said also when quiet."""
+        if self.as_json:
+            print(json.dumps({"error": error.as_dict()}, default=str), flush=True)
+        else:
+            print(harmless_lines(in_words(error)), file=sys.stderr, flush=True)
+
+
+def harmless_lines(text: str) -> str:
+    """``text`` for a terminal: its line breaks stay, every other control character is shown."""
+    return "\n".join(harmless(line) for line in text.split("\n"))
+
+
+def one_line(text: str, width: int) -> str:
+    """``text`` on one line of at most ``width`` characters, control characters shown."""
+    line = harmless(" ".join(text.split()))
+    return line if len(line) <= width else line[: max(0, width - 1)] + "…"
+
+
+def in_words(error: SteadyError) -> str:
+    """An error for people: what happened, each single fault with its place, what to do."""
+    lines = [f"steady: {one_line(error.message, 500)}"]
+    lines += ["  " + one_line(_fault(problem), 1000) for problem in error.problems[:_MOST_FAULTS]]
+    if len(error.problems) > _MOST_FAULTS:
+        lines.append(f"  and {len(error.problems) - _MOST_FAULTS} more")
+    if error.remedy not in [problem.remedy for problem in error.problems]:
+        lines.append("  " + one_line(error.remedy, 500))
+    return "\n".join(lines)
+
+
+def _fault(problem: Problem) -> str:
+    places = [
+        problem.file,
+        f"row {problem.row}" if problem.row else None,
+        f"document {problem.document}" if problem.document else None,
+        f"line {problem.line}" if problem.line and problem.file else None,
+        f"`{problem.key}`" if problem.key else None,
+    ]
+    where = ", ".join(place for place in places if place)
+    words = [f"{where}: {problem.message}" if where else problem.message]
+    if problem.value is not None:
+        words.append(f"Given: {problem.value}.")
+    if problem.allowed:
+        words.append(f"Allowed: {problem.allowed}.")
+    return " ".join([*words, problem.remedy or ""])
+
+
+def command(
+    app: typer.Typer, name: str | None = None
+) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
+    """Register a function as a command of ``app``.
+
+    The function's first parameter ``desk`` is filled in; its others are the command's own.
+    ``--root``, ``--json`` and ``-q`` are added (they may also stand before the command).
+    It returns the exit code, None being 0; a SteadyError ends it with the code's exit code
+    from the registry, Ctrl-C with 130.
+    """
+
+    def register(function: Callable[..., int | None]) -> Callable[..., None]:
+        own = inspect.signature(function, eval_str=True)
+
+        @functools.wraps(function)
+        def run(**given: Any) -> None:
+            context: typer.Context = given.pop("context")
+            desk = _desk(context, given.pop("root"), given.pop("as_json"), given.pop("quiet"))
+            raise typer.Exit(_guarded(desk, functools.partial(function, desk, **given)))
+
+        def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+        parameters = [p for p in own.parameters.values() if p.name != "desk"]
+        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [
+                *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters),
+                option("root", Root, None),
+                option("as_json", Json, False),
+                option("quiet", Quiet, False),
+                option("context", typer.Context, inspect.Parameter.empty),
+            ]
+        )
+        app.command(name)(run)
+        return run
+
+    return register
+
+
+def _desk(context: typer.Context, root: Path | None, as_json: bool, quiet: bool) -> Desk:
+    """Options after the command win over those before it, and both over the environment."""
+    before: dict[str, Any] = context.find_root().obj or {}
+    folder = root or before.get("root") or Path(os.environ.get("STEADY_ROOT") or ".")
+    return Desk(
+        folder.expanduser(),
+        as_json=as_json or before.get("as_json", False),
+        quiet=quiet or before.get("quiet", False),
+    )
+
+
+def _guarded(desk: Desk, call: Callable[[], int | None]) -> int:
+    try:
+        return call() or 0
+    except SteadyError as error:
+        desk.complain(error)
+        return error.kind.exit
+    except KeyboardInterrupt:
+        return INTERRUPTED

@@ -1,0 +1,259 @@
+"""serve, watch, api: the processes of the service.
+
+`serve` starts the watcher and the api as children and keeps both alive. It does no work of
+its own, so there is nothing in it to lose: killed hard, its children are told to stop by the
+kernel (Linux), or go on and say so at the next start.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from watcher.commands.desk import Desk, command
+from watcher.errors import SteadyError
+
+STOP_SECONDS = 10.0  #: from SIGTERM to the end of every child
+_BACKOFF = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  #: seconds before the n-th restart in a row
+_STEADY_SECONDS = 60.0  #: a child that lived so long starts at the first back-off again
+_NOT_READY = 4  #: a child's exit code when only a person can help
+_PR_SET_PDEATHSIG = 1
+
+Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
+Port = Annotated[int | None, typer.Option("--port", help="Port to listen on; 0 takes a free one.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to ``app``."""
+    command(app)(serve)
+    command(app)(watch)
+    command(app)(api)
+
+
+def serve(desk: Desk, host: Host = None, port: Port = None) -> int:
+    """Run the service here, watcher and api, until SIGTERM or Ctrl-C."""
+    desk.overrides = {"host": host, "port": port}
+    config = desk.config
+    address = (config.host, _free_port(config.host, config.port))
+    where = ["--root", str(config.root)]
+    children = [
+        Child("watcher", module("watcher", *where)),
+        Child("api", module("api", *where, "--host", address[0], "--port", str(address[1]))),
+    ]
+    return Supervisor(desk, children, f"http://{_for_url(address[0])}:{address[1]}/").run()
+
+
+def watch(
+    desk: Desk,
+    once: Annotated[
+        bool, typer.Option("--once", help="Do all that is there, then exit (for cron).")
+    ] = False,
+) -> int:
+    """Run the watcher alone: take files, make pictures."""
+    from watcher import log, service
+
+    if desk.quiet:
+        desk.overrides = {"log_level": "warning"}
+    config = desk.config
+    log.configure(config.log_level)
+    return service.run(config, once=once)
+
+
+def api(desk: Desk, host: Host = None, port: Port = None) -> None:
+    """Run the api alone: it takes requests and answers, also while no watcher runs."""
+    desk.overrides = {"host": host, "port": port}
+    config = desk.config
+    options = ["--root", str(config.root), "--host", config.host, "--port", str(config.port)]
+    arguments = module("api", *options)
+    if sys.platform == "win32":
+        raise typer.Exit(subprocess.run(arguments, env=environment(), check=False).returncode)
+    os.execve(arguments[0], arguments, environment())  # noqa: S606 (it becomes this process)
+
+
+def module(name: str, *options: str) -> list[str]:
+    """The command line of one of our modules, whatever lies in the current folder."""
+    return [sys.executable, "-P", "-m", name, *options]
+
+
+def environment() -> dict[str, str]:
+    """The environment of our children; they must find our packages also where not installed."""
+    home = str(Path(__file__).resolve().parents[2])
+    known = dict(os.environ)
+    if "site-packages" not in home:
+        known["PYTHONPATH"] = os.pathsep.join(p for p in (home, known.get("PYTHONPATH")) if p)
+    return known
+
+
+@dataclass
+class Child:
+    """A process that is kept alive."""
+
+    name: str
+    arguments: Sequence[str]
+    process: "subprocess.Popen[bytes] | None" = None
+    started: float = 0.0
+    fresh: bool = True  #: never yet up
+    failures: int = 0  #: exits in a row, soon after the start
+    due: float = field(default=0.0)  #: when it may be started (again)
+
+
+class Supervisor:
+    """Keeps the children alive until a signal comes, then stops them all within 10 s."""
+
+    def __init__(self, desk: Desk, children: Sequence[Child], address: str) -> None:
+        self._desk = desk
+        self._children = children
+        self._address = address
+        self._stop = threading.Event()
+        self._signalled = 0
+
+    def run(self) -> int:
+        """Returns 0 after a signal, 4 when a child cannot start for a reason it has said."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        told = False
+        code = 0
+        try:
+            while not self._stop.is_set():
+                for child in self._children:
+                    if (given_up := self._look_after(child)) is not None:
+                        code = given_up
+                        self._stop.set()
+                told = told or self._tell()
+                self._stop.wait(0.1)
+        finally:
+            self._end()
+        return code
+
+    def _on_signal(self, _number: int, _frame: Any) -> None:
+        self._signalled += 1
+        self._stop.set()
+
+    def _look_after(self, child: Child) -> int | None:
+        """Start ``child`` when due. Its exit code when it ended and no restart can help."""
+        now = time.monotonic()
+        if child.process is None:
+            if now >= child.due:
+                child.process = _start(child.arguments)
+                child.started = now
+            return None
+        ended = child.process.poll()
+        if ended is None:
+            if now - child.started >= _STEADY_SECONDS:
+                child.fresh, child.failures = False, 0
+            return None
+        child.process = None
+        if child.fresh and ended == _NOT_READY:
+            return _NOT_READY
+        wait = _BACKOFF[min(child.failures, len(_BACKOFF) - 1)]
+        child.failures += 1
+        child.due = now + wait
+        self._desk.talk(f"The {child.name} ended ({_in_words(ended)}); starting it again.")
+        return None
+
+    def _tell(self) -> bool:
+        """Once both are up: one block that says where everything is. False when too early."""
+        from watcher import live
+
+        config = self._desk.config
+        pulse = live.read(config.state)
+        watcher, door = self._children
+        if not (pulse["alive"] and watcher.process and pulse.get("pid") == watcher.process.pid):
+            return False
+        if not _listens(self._address):
+            return False
+        for child in (watcher, door):
+            child.fresh = False
+        model = pulse.get("model", {})
+        name = model.get("name", "?")
+        if model.get("starter"):
+            name += (
+                " (the small built-in model: flat drawings; see `steady doctor` for the real one)"
+            )
+        self._desk.answer(
+            {"url": self._address, "inbox": str(config.inbox), "model": model.get("name")},
+            f"SteadyDiffusion is ready.\n"
+            f"  page and API  {self._address}\n"
+            f"  inbox         {config.inbox}\n"
+            f"  pictures      {config.outputs}\n"
+            f"  model         {name}\n"
+            f"Stop it with Ctrl-C; waiting jobs are kept.",
+        )
+        return True
+
+    def _end(self) -> None:
+        alive = [child.process for child in self._children if child.process]
+        for process in alive:
+            with contextlib.suppress(ProcessLookupError):
+                process.terminate()
+        deadline = time.monotonic() + STOP_SECONDS
+        asked = self._signalled
+        for process in alive:
+            while process.poll() is None:
+                # A second Ctrl-C means: at once. Nothing is lost by it.
+                if time.monotonic() > deadline or self._signalled > max(asked, 1):
+                    process.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(0.1)
+
+
+def _start(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """A child in a process group of its own, so that Ctrl-C reaches only us."""
+    own: dict[str, Any] = {}
+    if sys.platform == "linux":
+        prctl = ctypes.CDLL(None).prctl
+        # The kernel ends the child when we are killed. (One thread here, so this is safe.)
+        own = {"preexec_fn": lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)}
+    if sys.platform != "win32":
+        own["process_group"] = 0
+    return subprocess.Popen(list(arguments), stdin=subprocess.DEVNULL, env=environment(), **own)
+
+
+def _free_port(host: str, port: int) -> int:
+    """``port`` if it can be had, or a free one for 0. Raises SteadyError ``not_ready``."""
+    try:
+        kind = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(kind[0], socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(kind[4])
+            number: int = trial.getsockname()[1]
+            return number
+    except OSError as error:
+        raise SteadyError(
+            "not_ready",
+            f"Cannot listen on {host}, port {port}: {error.strerror or error}.",
+            remedy="Choose another: --port 0 takes a free one.",
+        ) from None
+
+
+def _listens(address: str) -> bool:
+    host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
+            return True
+    except OSError:
+        return False
+
+
+def _for_url(host: str) -> str:
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104 (we listen where the person said)
+        return "127.0.0.1"
+    return f"[{host}]" if ":" in host else host
+
+
+def _in_words(ended: int) -> str:
+    if ended < 0:
+        with contextlib.suppress(ValueError):
+            return signal.Signals(-ended).name
+    return f"exit code {ended}"

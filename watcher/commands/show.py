@@ -1,0 +1,140 @@
+"""A job, a batch and the service in words and as JSON: the same facts, two ways to say them."""
+
+import datetime
+import shutil
+from typing import Any
+
+from watcher.commands.desk import one_line
+from watcher.config import Config
+from watcher.jobs import Batch, Job, JobState, forwards_of
+
+
+def iso(moment: int | None) -> str | None:
+    """Microseconds since 1970 as local ISO 8601 with zone, whole milliseconds."""
+    if moment is None:
+        return None
+    return (
+        datetime.datetime.fromtimestamp(moment / 1e6)
+        .astimezone()
+        .isoformat(timespec="milliseconds")
+    )
+
+
+def clock(moment: int | None) -> str:
+    """Microseconds since 1970 as `22 Nov 23:40`, local time."""
+    if moment is None:
+        return ""
+    return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%d %b %H:%M")
+
+
+def job_json(job: Job, config: Config, pulse: dict[str, Any]) -> dict[str, Any]:
+    """Everything about a job. ``path`` is absolute and null until the picture exists."""
+    done = job.state is JobState.COMPLETED
+    seen: dict[str, Any] = {
+        "id": job.id,
+        "ticket": job.ticket,
+        "index": job.index,
+        "state": str(job.state),
+        "image_name": job.image_name,
+        "path": str(config.outputs / job.path) if done and not job.deleted_at else None,
+        "request": job.request.model_dump(exclude_none=True),
+        "seed": job.request.seed,
+        "priority": str(job.priority),
+        "attempt": job.attempt,
+        "created_at": iso(job.created_at),
+        "started_at": iso(job.started_at),
+        "completed_at": iso(job.completed_at),
+        "warnings": list(job.warnings),
+    }
+    extra: dict[str, Any] = {
+        "held": job.held,
+        "progress": progress(job, pulse),
+        "error_code": job.error_code,
+        "error_message": job.error_message,
+        "sha256": job.sha256,
+        "bytes": job.bytes,
+        "deleted_at": iso(job.deleted_at),
+    }
+    return seen | {key: value for key, value in extra.items() if value is not None}
+
+
+def batch_json(batch: Batch, counts: dict[JobState, int]) -> dict[str, Any]:
+    """Everything about a batch and how many of its jobs stand where."""
+    return {
+        "ticket": batch.ticket,
+        "name": batch.name,
+        "source": batch.source,
+        "created_at": iso(batch.created_at),
+        "recorded": batch.recorded_at is not None,
+        "jobs": batch.jobs,
+        "counts": {str(state): number for state, number in counts.items() if number},
+        "cancelled": batch.cancelled,
+        "paused": batch.paused,
+        "warnings": list(batch.warnings),
+        "error": dict(batch.error) if batch.error else None,
+    }
+
+
+def progress(job: Job, pulse: dict[str, Any]) -> dict[str, int] | None:
+    """Steps done and asked for, while a worker has the job."""
+    if job.state is not JobState.GENERATING:
+        return None
+    for running in pulse.get("running", ()) if pulse.get("alive") else ():
+        if running["job_id"] == job.id:
+            return {"step": running["step"], "steps": running["steps"]}
+    return {"step": 0, "steps": forwards_of(job.request.num_inference_steps or 1)}
+
+
+def where(job: Job, pulse: dict[str, Any]) -> str:
+    """How a job stands, in a few words."""
+    if job.state is JobState.GENERATING and (at := progress(job, pulse)):
+        stopping = ", stopping" if job.cancel_requested else ""
+        return f"step {at['step']} of {at['steps']}{stopping}"
+    if job.state is JobState.QUEUED and job.held:
+        return f"held: {job.held}"
+    if job.state is JobState.FAILED:
+        return job.error_code or ""
+    return ""
+
+
+def job_row(job: Job, pulse: dict[str, Any]) -> str:
+    """One line of a list, no wider than the terminal."""
+    state = str(job.state) + (f" ({note})" if (note := where(job, pulse)) else "")
+    head = f"{job.id[:8]}  {state:<12}  {clock(job.created_at):<12}  {job.image_name:<16}  "
+    width = shutil.get_terminal_size((110, 24)).columns
+    return head + one_line(job.request.prompt, max(20, width - len(head)))
+
+
+def job_lines(job: Job, config: Config, pulse: dict[str, Any]) -> str:
+    """Everything a person wants to know about one job."""
+    asked = job.request
+    state = str(job.state) + (f" ({note})" if (note := where(job, pulse)) else "")
+    facts: list[tuple[str, Any]] = [
+        ("job", job.id),
+        ("batch", job.ticket if job.index else None),
+        ("state", state),
+        ("prompt", one_line(asked.prompt, 400)),
+        (
+            "size",
+            f"{asked.width} x {asked.height}, {asked.num_inference_steps} steps, seed {asked.seed}",
+        ),
+        ("label", one_line(asked.label, 100) if asked.label else None),
+        ("created", clock(job.created_at)),
+        ("ended", clock(job.completed_at) or None),
+        ("attempts", job.attempt if job.attempt > 1 else None),
+        ("error", f"{job.error_code}: {job.error_message}" if job.error_code else None),
+        ("picture", _picture(job, config)),
+        *(("warning", one_line(warning, 300)) for warning in job.warnings),
+    ]
+    return "\n".join(f"{name:<9} {value}" for name, value in facts if value is not None)
+
+
+def _picture(job: Job, config: Config) -> str | None:
+    if job.deleted_at:
+        return f"deleted {clock(job.deleted_at)}"
+    return str(config.outputs / job.path) if job.state is JobState.COMPLETED else None
+
+
+def counts_line(counts: dict[JobState, int]) -> str:
+    """`2 queued, 1 generating, 40 completed`; `none` when there is nothing."""
+    return ", ".join(f"{n} {state}" for state in JobState if (n := counts.get(state, 0))) or "none"

@@ -1,0 +1,224 @@
+"""What changes, shown until it is done: `steady submit --wait` and `steady follow`.
+
+On a terminal one line is drawn over and over (a bar); elsewhere every change is one line, and
+with ``--json`` one object. Ctrl-C ends the looking, never the job.
+"""
+
+import time
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from watcher.commands.bar import Bar
+from watcher.commands.desk import Desk, command, one_line
+from watcher.errors import SteadyError
+from watcher.jobs import Job, JobState
+
+if TYPE_CHECKING:
+    from watcher.store import JobStore
+
+_LOOK_SECONDS = 0.1
+_LONELY_SECONDS = 3.0  #: without a watcher before we say so
+_PAGE = 1000  #: transitions read at once
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to ``app``."""
+    command(app)(follow)
+
+
+def follow(
+    desk: Desk,
+    until_idle: Annotated[
+        bool, typer.Option("--until-idle", help="Stop when no job waits or runs.")
+    ] = False,
+    timeout: Annotated[str | None, typer.Option(help="Stop after e.g. 90s or 10m.")] = None,
+) -> None:
+    """Show what happens, as it happens, until Ctrl-C."""
+    deadline = _deadline(timeout)
+    screen = Screen(desk)
+    with desk.record() as store, screen:
+        rev = store.last_rev()
+        while True:
+            changed, rev = _changes(store, rev)
+            screen.show(changed)
+            counts = store.counts()
+            open_jobs = counts.get(JobState.QUEUED, 0) + counts.get(JobState.GENERATING, 0)
+            pulse = screen.progress(open_jobs)
+            if until_idle and not open_jobs and not pulse.get("inbox", {}).get("waiting"):
+                return
+            _rest(deadline)
+
+
+def wait(desk: Desk, tickets: Sequence[str], since: int, timeout: str | None) -> int:
+    """Show the jobs of ``tickets`` until all have ended.
+
+    ``since`` is the record's last rev before they were submitted. Returns 0, or 1 when a job
+    failed or was cancelled, 2 when a file was refused. Raises SteadyError ``timeout``.
+    """
+    deadline = _deadline(timeout)
+    screen = Screen(desk)
+    with screen:
+        while not desk.has_record():
+            screen.progress(1, 1)
+            _rest(deadline)
+        with desk.record() as store:
+            code, rev, waiting, version = 0, since, set(tickets), None
+            while True:
+                if version != (version := store.data_version()):
+                    changed, rev = _changes(store, rev)
+                    screen.show(job for job in changed if job.ticket in tickets)
+                    for ticket in sorted(waiting):
+                        ended = _ended(screen, store, ticket)
+                        if ended is not None:
+                            waiting.discard(ticket)
+                            code = max(code, ended)
+                if not waiting:
+                    return code
+                done, total = _done_of(store, tickets)
+                screen.progress(total - done, total)
+                _rest(deadline)
+
+
+def _changes(store: "JobStore", rev: int) -> tuple[list[Job], int]:
+    """The jobs that changed after ``rev``, in order, and the newest rev."""
+    jobs: list[Job] = []
+    while page := store.since(rev, limit=_PAGE):
+        jobs += page
+        rev = page[-1].rev
+    return jobs, rev
+
+
+def _ended(screen: "Screen", store: "JobStore", ticket: str) -> int | None:
+    """The exit code of a batch that is over, else None."""
+    batch = store.batch(ticket)
+    if batch is None or batch.recorded_at is None:
+        return None
+    if batch.error:
+        code = str(batch.error.get("code", "internal"))
+        screen.complain(SteadyError(code, str(batch.error.get("message", ""))))
+        return 2
+    counts = store.progress(ticket)
+    if any(number and not state.ended for state, number in counts.items()):
+        return None
+    bad = counts.get(JobState.FAILED, 0) + counts.get(JobState.CANCELLED, 0)
+    return 1 if bad or batch.cancelled else 0
+
+
+def _done_of(store: "JobStore", tickets: Sequence[str]) -> tuple[int, int]:
+    done = total = 0
+    for ticket in tickets:
+        counts = store.progress(ticket)
+        total += max(1, sum(counts.values()))
+        done += sum(number for state, number in counts.items() if state.ended)
+    return done, total
+
+
+def _deadline(timeout: str | None) -> float | None:
+    if timeout is None:
+        return None
+    from watcher.config import seconds_of
+
+    try:
+        return time.monotonic() + seconds_of(timeout)
+    except ValueError as error:
+        raise SteadyError("bad_request", f"--timeout: {error}.") from None
+
+
+def _rest(deadline: float | None) -> None:
+    if deadline is not None and time.monotonic() >= deadline:
+        raise SteadyError("timeout")
+    time.sleep(_LOOK_SECONDS)
+
+
+class Screen:
+    """Where changes and the bar are shown; as a context manager it leaves a clean line."""
+
+    def __init__(self, desk: Desk) -> None:
+        self._desk = desk
+        self._bar = Bar(desk)
+        self._lonely_since: float | None = time.monotonic()
+
+    def __enter__(self) -> "Screen":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.wipe()
+
+    def show(self, jobs: Iterable[Job]) -> None:
+        """One line (or object) for each change."""
+        from watcher import live
+        from watcher.commands.show import job_json, where
+
+        pulse: dict[str, Any] | None = None
+        for job in jobs:
+            pulse = live.read(self._desk.config.state) if pulse is None else pulse
+            if self._desk.as_json:
+                self._desk.answer(job_json(job, self._desk.config, pulse), "")
+                continue
+            words = f"{job.id[:8]} {job.state}"
+            if job.state is JobState.COMPLETED:
+                words += f"  {self._desk.config.outputs / job.path}"
+            elif job.state is JobState.FAILED:
+                words += f"  {job.error_code}: {one_line(job.error_message or '', 300)}"
+            elif job.held:
+                words += f"  ({where(job, pulse)})"
+            self._bar.wipe()
+            self._desk.talk(words)
+
+    def complain(self, error: SteadyError) -> None:
+        """An error of one of the files waited for."""
+        self._bar.wipe()
+        self._desk.complain(error)
+
+    def progress(self, left: int, total: int | None = None) -> dict[str, Any]:
+        """Draw how far it is (on a terminal); returns the watcher's pulse."""
+        from watcher import live
+
+        pulse = live.read(self._desk.config.state)
+        self._mind_watcher(pulse)
+        if not self._bar.shown:
+            return pulse
+        running = pulse.get("running", []) if pulse["alive"] else []
+        step = sum(r["step"] / max(1, r["steps"]) for r in running)
+        words = [f"{left} to go"] if total != 1 else []
+        if running:
+            first = running[0]
+            words.append(f"step {first['step']} of {first['steps']}" + _left(first, pulse))
+        elif pulse["alive"]:
+            words.append(_why_not(pulse))
+        if total:
+            share = (total - left + min(step, left)) / total
+        else:
+            share = step / max(1, len(running))
+        self._bar.draw(share, " · ".join(w for w in words if w))
+        return pulse
+
+    def _mind_watcher(self, pulse: dict[str, Any]) -> None:
+        from watcher.commands.ask import no_watcher
+
+        if pulse["alive"]:
+            self._lonely_since = None
+        elif self._lonely_since and time.monotonic() - self._lonely_since > _LONELY_SECONDS:
+            self._lonely_since = None
+            self._bar.wipe()
+            self._desk.talk(no_watcher(self._desk))
+
+
+def _left(running: dict[str, Any], pulse: dict[str, Any]) -> str:
+    """About how long the running picture still takes, told by the steps done so far."""
+    started, step = running.get("started_at"), running["step"]
+    if not started or not step:
+        return ""
+    seconds = (pulse["updated_at"] - started) / 1e6 / step * (running["steps"] - step)
+    return f" · ~{seconds:.0f} s left"
+
+
+def _why_not(pulse: dict[str, Any]) -> str:
+    """Why nothing runs just now."""
+    if pulse.get("trouble"):
+        return str(pulse["trouble"][0].get("message", ""))
+    if pulse.get("state") == "paused":
+        return "paused; go on: steady resume"
+    return "waiting"
