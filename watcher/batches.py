@@ -87,6 +87,7 @@ def batch_of(row: Row) -> Batch:
         image_name=row["image_name"],
         tries=row["tries"],
         next_line=row["next_line"],
+        refused_rows=row["refused_rows"],
         jobs=sum(row[f"n_{state}"] for state in JobState),
         recorded_at=row["recorded_at"],
         cancelled=bool(row["cancelled"]),
@@ -327,6 +328,7 @@ class Batches:
         final: bool,
         next_line: int = 0,
         warnings: Sequence[str] = (),
+        refused_rows: int = 0,
         now: int,
         local: datetime,
     ) -> list[str]:
@@ -359,13 +361,14 @@ class Batches:
             noted = list(dict.fromkeys([*json.loads(batch["warnings"]), *warnings]))
             self._db.run(
                 "UPDATE batches SET next_line = CASE WHEN next_line < :line THEN :line"
-                " ELSE next_line END, warnings = :warnings,"
+                " ELSE next_line END, warnings = :warnings, refused_rows = :refused,"
                 " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now)"
                 " ELSE recorded_at END, archived = CASE WHEN :fresh = 1 THEN 0 ELSE archived END"
                 " WHERE ticket = :ticket",
                 ticket=ticket,
                 line=next_line,
                 warnings=_json(noted),
+                refused=refused_rows,
                 final=int(final),
                 fresh=int(bool(fresh)),
                 now=now,

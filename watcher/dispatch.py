@@ -106,7 +106,7 @@ class Dispatcher:
         self._version = version
         if due:
             self._looked = time.monotonic()
-            self._store.release_due(self._now(), self._window_open())
+            self._store.release_due(self._now())
         self._pass_cancels()
         self._feed()
 
@@ -123,14 +123,15 @@ class Dispatcher:
 
     # -- handing out
 
-    def _window_open(self) -> bool:
+    def window_open(self) -> bool:
+        """May bulk jobs start now?"""
         return self._window.is_open(datetime.datetime.now(datetime.UTC))
 
     def _feed(self) -> None:
         if self._troubles or self._finisher.full:
             return
         for slot in self._executor.wants():
-            job = self._store.claim(self._now(), window_open=self._window_open())
+            job = self._store.claim(self._now(), window_open=self.window_open())
             if job is None:
                 return
             self._checkpoint("dispatched")

@@ -8,6 +8,7 @@ adopts it. A crash in the middle of archiving is finished by the next ``announce
 """
 
 import datetime
+import functools
 import json
 import logging
 import os
@@ -54,9 +55,11 @@ class Finisher:
         now: Callable[[], int],
         checkpoint: Callable[[str], None],
         on_batch_done: list[str],
+        refused_rows: Callable[[Batch], bytes | None],
         wake: Callable[[], None],
     ) -> None:
         self._store = store
+        self._refused_rows = refused_rows
         self._outputs = outputs
         self._inbox = inbox
         self._troubles = troubles
@@ -161,7 +164,7 @@ class Finisher:
                 recipe = recipe_of(job, picture.info, picture.timings)
                 return job, self._outputs.save(job, image, recipe)
             except NameTaken:
-                renamed = self._insist(lambda job=job: self._store.rename(job.id, job.attempt))
+                renamed = self._insist(functools.partial(self._store.rename, job.id, job.attempt))
                 if renamed is None:
                     raise SteadyError("internal", "The job was taken away while saving.") from None
                 say(logger, "job.renamed", job_id=job.id, old=job.path, new=renamed.path)
@@ -219,12 +222,14 @@ class Finisher:
         Each step may be done again: a crash between any two is finished by the next call.
         """
         if batch.error is None and batch.source == "file":
+            rows = self._refused_rows(batch)
             self._inbox.archive(
                 batch.claim or batch.ticket,
                 batch.name,
                 batch.suffix,
                 day=day_of(batch.created_at),
                 result=self._result(batch),
+                refused=None if rows is None else [rows],
             )
         elif batch.error is None:
             self._inbox.discard(batch.claim or batch.ticket)

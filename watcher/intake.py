@@ -11,17 +11,18 @@ import datetime
 import hashlib
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from watcher import jobfile
-from watcher.errors import ErrorClass, SteadyError
+from watcher.errors import ErrorClass, Problem, SteadyError
 from watcher.inbox import Claim, Inbox
 from watcher.jobs import Batch, JobState, Limits, Priority, job_id_of, ticket_of_key
 from watcher.log import say
-from watcher.recipe import read_recipe
+from watcher.recipe import again, read_recipe
 from watcher.store import JobStore, NewJob
 from watcher.trouble import Troubles
 
@@ -30,7 +31,6 @@ logger = logging.getLogger("steady.intake")
 MAX_TRIES = 2  #: readings begun; the third finds the file guilty and sets it aside unread
 FIRST_CHUNK = 20  #: rows of the first transaction, so that the first picture starts soon …
 CHUNK = 2000  #: … and of every later one
-MAX_FILE = 1 << 20  #: bytes of a .yaml or .json
 MAX_PICTURE = 64 << 20  #: bytes of a picture that is dropped to be made again
 MAX_TABLE = 4 << 30  #: bytes of a .csv or .jsonl
 _AGAIN_SECONDS = 2.0
@@ -62,12 +62,12 @@ class Intake:
         self._announce = announce
         self._wake = wake
         self._claims: collections.deque[Claim] = collections.deque()
+        self._recovered = False  #: what a crash left in .claimed was taken up
         self._stopping = threading.Event()
         self._quiet = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake")
 
     def start(self) -> None:
-        self._claims.extend(self._inbox.leftovers())
         self._thread.start()
 
     def stop(self) -> None:
@@ -99,10 +99,13 @@ class Intake:
 
     def _turn(self) -> bool:
         """Claim what is ready and take one chunk of it. True when there is more to do."""
+        if not self._recovered:
+            self._inbox.scan(0)
+            self._claims.extend(self._inbox.leftovers())
+            self._recovered = True
         if not self._claims:
-            if self._store.counts()[JobState.QUEUED] >= self._max_queued:
-                return False
-            self._claims.extend(self._inbox.scan())
+            full = self._store.counts()[JobState.QUEUED] >= self._max_queued
+            self._claims.extend(self._inbox.scan(0 if full else 1024))
         if not self._claims:
             return False
         self._quiet.clear()
@@ -149,25 +152,34 @@ class Intake:
         if claim.suffix in jobfile.LINE_SUFFIXES:
             self._record_lines(claim, batch)
             return
-        picture = claim.suffix in jobfile.PICTURE_SUFFIXES
-        data = self._inbox.read(claim, MAX_PICTURE if picture else MAX_FILE)
-        if picture:
-            parsed = jobfile.of_recipe(read_recipe(data), self._limits)
-        else:
-            parsed = jobfile.parse(data, claim.suffix, self._limits, stem=claim.stem)
+        parsed, digest = self._parse(claim, batch)
         self._checkpoint("parsed")
         if parsed.key is not None:
-            kept = self._adopt_key(claim, parsed.key, hashlib.sha256(data).hexdigest())
+            kept = self._adopt_key(claim, parsed.key, digest)
             if kept is None:
                 return
             batch = kept
         new = self._planned(batch, parsed.requests, first=0)
         self._store.record(
-            batch.ticket, new, first_index=0, final=True, next_line=0,
-            warnings=tuple(parsed.warnings), now=self._now(), local=datetime.datetime.now(),
+            batch.ticket, new, first_index=0, final=True, warnings=parsed.warnings,
+            refused_rows=len(parsed.refused), now=self._now(), local=datetime.datetime.now(),
         )  # fmt: skip
         self._checkpoint("recorded")
         say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=len(new))
+
+    def _parse(self, claim: Claim, batch: Batch) -> tuple[jobfile.Parsed, str]:
+        """The whole file and its sha256; salted with the ticket, so always the same jobs."""
+        picture = claim.suffix in jobfile.PICTURE_SUFFIXES
+        data = self._inbox.read(claim, MAX_PICTURE if picture else jobfile.MAX_BYTES)
+        suffix = claim.suffix
+        digest = hashlib.sha256(data).hexdigest()
+        if picture:
+            data, suffix = _job_of_picture(data), ".json"
+        parsed = jobfile.parse(
+            data, suffix, self._limits, stem=_stem(claim, batch), now=_local(batch),
+            salt=claim.ticket, priority=_priority(batch),
+        )  # fmt: skip
+        return parsed, digest
 
     def _adopt_key(self, claim: Claim, key: str, digest: str) -> Batch | None:
         """The batch of ``key``, or None when it was recorded before (this file is a repeat)."""
@@ -190,15 +202,12 @@ class Intake:
         for index, plan in enumerate(planned, first):
             own = plan.request.key if len(planned) > 1 or first else None
             job_id = ticket_of_key(own) if own else job_id_of(batch.ticket, index)
-            priority = plan.priority
-            if batch.source == "http" and plan.request.priority is None:
-                priority = Priority.INTERACTIVE
             jobs.append(
                 NewJob(
                     request=jobfile.resolve(plan.request, self._limits, job_id),
                     stem=plan.stem,
                     warnings=plan.warnings,
-                    priority=priority,
+                    priority=plan.priority,
                     not_before=plan.not_before,
                     id=job_id,
                 )
@@ -210,46 +219,80 @@ class Intake:
     def _record_lines(self, claim: Claim, batch: Batch) -> None:
         """Pass one validates every row, pass two records in chunks that run at once."""
         begun = time.monotonic()
-        table = jobfile.Table(claim.suffix, self._limits, stem=claim.stem)
-        with self._inbox.open_stream(claim, MAX_TABLE) as stream:
-            survey = table.survey(stream)
+        pictures, refused, warnings = self._survey(claim, batch)
         self._checkpoint("parsed")
-        first_row, index = batch.next_line, batch.jobs
+        index = row = 0
+        chunk: list[jobfile.Planned] = []
+
+        def record(*, final: bool) -> None:
+            nonlocal index
+            new = self._planned(batch, chunk, first=index)
+            self._store.record(
+                batch.ticket, new, first_index=index, final=final, next_line=row,
+                warnings=warnings if final else (), refused_rows=refused,
+                now=self._now(), local=datetime.datetime.now(),
+            )  # fmt: skip
+            index += len(new)
+            chunk.clear()
+            self._checkpoint("recorded" if final else "chunk_recorded")
+            self._wake()
+
         with self._inbox.open_stream(claim, MAX_TABLE) as stream:
-            chunk: list[jobfile.Planned] = []
-            row = first_row
-            for plan in table.rows(stream, survey, after=first_row):
-                if len(chunk) >= (CHUNK if index else FIRST_CHUNK) and plan.row != row:
-                    index = self._record_chunk(batch, chunk, index, row, final=False)
-                    chunk = []
+            lines = jobfile.read_lines(
+                stream, claim.suffix, self._limits,
+                stem=_stem(claim, batch) if pictures > 1 else "",
+                digits=max(4, len(str(pictures))), now=_local(batch), salt=claim.ticket,
+                priority=_priority(batch, pictures),
+            )  # fmt: skip
+            for each in lines:
+                if isinstance(each, jobfile.Row):
+                    continue
+                if (each.row or 0) <= batch.next_line:
+                    index += 1
+                    continue
+                if each.row != row and len(chunk) >= (CHUNK if index else FIRST_CHUNK):
+                    record(final=False)
                     if self._stopping.is_set():
                         return
-                chunk.append(plan)
-                row = plan.row or row
-            self._record_chunk(
-                batch, chunk, index, row, final=True, warnings=survey.warnings
-            )
-        say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=survey.jobs,
-            refused=len(survey.refused) or None, seconds=round(time.monotonic() - begun, 2))  # fmt: skip
+                chunk.append(each)
+                row = each.row or row
+        record(final=True)
+        say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=index,
+            refused_rows=refused or None, seconds=round(time.monotonic() - begun, 2))  # fmt: skip
 
-    def _record_chunk(
-        self,
-        batch: Batch,
-        chunk: Sequence[jobfile.Planned],
-        index: int,
-        row: int,
-        *,
-        final: bool,
-        warnings: Sequence[str] = (),
-    ) -> int:
-        new = self._planned(batch, chunk, first=index)
-        self._store.record(
-            batch.ticket, new, first_index=index, final=final, next_line=row,
-            warnings=tuple(warnings), now=self._now(), local=datetime.datetime.now(),
-        )  # fmt: skip
-        self._checkpoint("recorded" if final else "chunk_recorded")
-        self._wake()
-        return index + len(new)
+    def _survey(self, claim: Claim, batch: Batch) -> tuple[int, int, Sequence[str]]:
+        """How many pictures and refused rows a table holds. Raises when none can be used."""
+        pictures = refused = 0
+        problems: list[Problem] = []
+        with self._inbox.open_stream(claim, MAX_TABLE) as stream:
+            lines = self._lines(stream, claim, batch)
+            for each in lines:
+                if isinstance(each, jobfile.Row):
+                    refused += 1
+                    problems += each.problems[: jobfile.MAX_PROBLEMS - len(problems)]
+                else:
+                    pictures += 1
+        if not pictures:
+            raise SteadyError("all_rows_refused" if refused else "empty_file", problems=problems)
+        return pictures, refused, lines.warnings
+
+    def _lines(self, stream: BinaryIO, claim: Claim, batch: Batch) -> jobfile.Lines:
+        return jobfile.read_lines(
+            stream, claim.suffix, self._limits, now=_local(batch), salt=claim.ticket
+        )
+
+    def refused_rows(self, batch: Batch) -> bytes | None:
+        """The ``.refused.csv`` of a batch, read from its file once more; None without any."""
+        claim = self._inbox.find(batch.claim or batch.ticket) if batch.refused_rows else None
+        if claim is None:
+            return None
+        if claim.suffix in jobfile.LINE_SUFFIXES:
+            with self._inbox.open_stream(claim, MAX_TABLE) as stream:
+                lines = self._lines(stream, claim, batch)
+                rows = [each for each in lines if isinstance(each, jobfile.Row)]
+        else:
+            rows = list(self._parse(claim, batch)[0].refused)
+        return jobfile.dump_refused(rows)
 
     # -- setting aside
 
@@ -269,3 +312,28 @@ class Intake:
 
 def _json(body: dict[str, Any]) -> bytes:
     return json.dumps(body, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def _stem(claim: Claim, batch: Batch) -> str:
+    """What pictures of a file of many are named after; files of our making have no name."""
+    return claim.stem if claim.source == "file" else os.path.splitext(batch.name)[0]
+
+
+def _priority(batch: Batch, pictures: int = 1) -> Priority | None:
+    """Who asks over HTTP waits at the screen; a table of many is bulk at every door."""
+    if pictures > jobfile.FEW_JOBS:
+        return Priority.BULK
+    return Priority.INTERACTIVE if batch.source == "http" else None
+
+
+def _local(batch: Batch) -> datetime.datetime:
+    """When the batch came, so that ``{date}`` does not change when its file is read again."""
+    return datetime.datetime.fromtimestamp(batch.created_at / 1e6).astimezone()
+
+
+def _job_of_picture(data: bytes) -> bytes:
+    """The job file that makes a dropped picture again."""
+    recipe = read_recipe(data)
+    if recipe is None or "request" not in recipe:
+        raise SteadyError("no_recipe")
+    return json.dumps(again(recipe)).encode()

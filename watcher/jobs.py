@@ -172,7 +172,8 @@ class Job:
     bytes: int | None = None
     deleted_at: int | None = None  #: picture deleted by a person
     warnings: tuple[str, ...] = ()
-    facts: Mapping[str, Any] = field(default_factory=dict)  #: model, device, timings, attempts' words
+    #: model, device, timings, what each attempt said
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -190,6 +191,7 @@ class Batch:
     image_name: str | None = None  #: reserved for job 0 by the API
     tries: int = 0  #: times its reading was begun
     next_line: int = 0  #: line formats: rows recorded so far
+    refused_rows: int = 0  #: rows of a table (or items) that could not be used
     jobs: int = 0  #: jobs recorded so far
     recorded_at: int | None = None  #: all of it is in the record
     cancelled: bool = False

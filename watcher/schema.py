@@ -129,6 +129,7 @@ _VERSION_1 = (
         folder TEXT,
         tries {integer} NOT NULL DEFAULT 0,
         next_line {integer} NOT NULL DEFAULT 0,
+        refused_rows {integer} NOT NULL DEFAULT 0,
         last_rank {real} NOT NULL DEFAULT 0,
         recorded_at {integer},
         cancelled {integer} NOT NULL DEFAULT 0,

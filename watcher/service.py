@@ -160,6 +160,7 @@ class Service:
             now=now_us,
             checkpoint=checkpoint,
             on_batch_done=config.on_batch_done,
+            refused_rows=lambda batch: self._intake.refused_rows(batch),
             wake=self._executor.wake,
         )
         self._intake = Intake(
@@ -191,7 +192,7 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._store.put("outputs_marker", self._outputs.open(self._store.get("outputs_marker")))
-        self._inbox.open()
+        self._inbox.open(first=not self._store.batches(limit=1))
         self._recover()
         self._executor.start()
         self._finisher.start()
@@ -228,7 +229,8 @@ class Service:
         """For ``once``: 0 when nothing is left, 4 when what is left cannot go on, else None."""
         if not (self._intake.quiet and self._dispatcher.idle):
             return None
-        waiting = self._store.counts()[JobState.QUEUED] - self._store.held()
+        open_now = self._dispatcher.window_open()
+        waiting = self._store.counts()[JobState.QUEUED] - self._store.held(window_open=open_now)
         if waiting == 0 and not self._store.unarchived():
             return 0
         stuck = self._store.get("paused") or self._troubles
