@@ -1,32 +1,27 @@
-"""Which model is used, where it lies, what it allows; and how it gets onto this machine.
+"""Which model is used, where it lies and what it allows.
 
 A model is named ``auto``, ``starter`` (the small one we ship), a folder, or a name on the
 Hugging Face hub (``owner/name``, or ``owner/name@revision``). What a model allows is its
 *profile*: ``profile.json`` beside the model, or the table here.
 
-Nothing here imports torch, and nothing downloads unless a person asks (:func:`pull`).
+Nothing here imports torch or reaches for the network (weights.py does, when a person asks).
 Knows nothing of jobs that wait, pictures or HTTP.
 """
 
-import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
 import re
-import shutil
-import struct
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from watcher import publish
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobs import MAX_STEPS, Limits
@@ -35,19 +30,14 @@ log = logging.getLogger(__name__)
 
 #: Answers with the devices of this machine, best first: ``["cuda:0", "cpu"]``.
 Probe = Callable[[], Sequence[str]]
-#: Is told (bytes done, bytes in all) now and then.
-Progress = Callable[[int, int], None]
 
 STARTER = "starter"
 ZIMAGE_TURBO = "Tongyi-MAI/Z-Image-Turbo"
 PROFILE = "profile.json"
 MANIFEST = "manifest.json"
 
-_SPARE = 2_000_000_000  #: bytes that a download or conversion leaves free
 _PROBE_SECONDS = 180.0  #: importing torch from a cold, busy disk takes its time
 _LOOK_AGAIN_SECONDS = 30.0  #: between looks for a device that is gone
-#: What is fetched of a hub's repository: never pickles, never code.
-_PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.jinja", "*.model"]
 _HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:@([\w./-]+))?")
 
 
@@ -247,19 +237,16 @@ def probe_devices(timeout: float = _PROBE_SECONDS) -> list[str]:
         raise SteadyError(
             "worker_unavailable", f"The look for devices failed; it said: {said[-1][:200]}."
         ) from error
-    except (OSError, subprocess.TimeoutExpired, ValueError, IndexError) as error:
+    except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError) as error:
         raise SteadyError(
             "worker_unavailable", "The look for devices did not come back with an answer."
         ) from error
 
 
 def _devices(answer: Any) -> list[str]:
-    """Names out of ``["cuda:0"]``, ``[{"device": "cuda:0", …}]`` or ``{"devices": […]}``."""
-    if isinstance(answer, dict):
-        answer = answer.get("devices", [])
-    names = [one.get("device") if isinstance(one, dict) else one for one in answer]
-    found = [name for name in names if isinstance(name, str)]
-    return found if "cpu" in found else [*found, "cpu"]
+    """Names out of the probe's ``{"cuda": [{"device": "cuda:0", …}], "mps": false, …}``."""
+    found = [str(card["device"]) for card in answer["cuda"]]
+    return [*found, *(["mps"] if answer["mps"] else []), "cpu"]
 
 
 # -- what it allows
@@ -270,9 +257,9 @@ def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
 
     Raises SteadyError ``model_damaged`` for a profile.json that cannot be used.
     """
-    name, _ = _split(model)
+    name, _ = split(model)
     known = CATALOGUE[name].profile if name in CATALOGUE else Profile(name=model)
-    folder = _folder_of(model, root)
+    folder = folder_of(model, root)
     path = folder / PROFILE if folder else None
     if path is None or not path.is_file():
         return asdict(known)
@@ -371,16 +358,16 @@ def locate(model: str, root: Path | None = None) -> Path | None:
 
     A relative folder is below ``root``.
     """
-    folder = _folder_of(model, root)
+    folder = folder_of(model, root)
     return folder if folder is not None and not missing_files(folder) else None
 
 
 def present(model: str, root: Path | None = None) -> Path:
     """As :func:`locate`, but raises SteadyError ``model_missing`` that says what to do."""
-    folder = _folder_of(model, root)
+    folder = folder_of(model, root)
     if folder is None:
         raise SteadyError(
-            "model_missing", f"`{model}` is not on this machine.", remedy=_remedy(model)
+            "model_missing", f"`{model}` is not on this machine.", remedy=remedy_for(model)
         )
     missing = missing_files(folder)
     if missing:
@@ -388,7 +375,7 @@ def present(model: str, root: Path | None = None) -> Path:
         raise SteadyError(
             "model_missing",
             f"`{model}` is not complete: {missing[0]}{more} is missing.",
-            remedy=_remedy(model),
+            remedy=remedy_for(model),
         )
     return folder
 
@@ -397,7 +384,7 @@ def revision_of(folder: Path) -> str | None:
     """What names these very weights: a hub snapshot's commit, or the manifest's word."""
     if re.fullmatch(r"[0-9a-f]{40}", folder.name):
         return folder.name
-    revision = (_manifest(folder) or {}).get("revision")
+    revision = (manifest_of(folder) or {}).get("revision")
     return revision if isinstance(revision, str) else None
 
 
@@ -424,15 +411,20 @@ def missing_files(folder: Path) -> list[str]:
     return missing
 
 
-def _remedy(model: str) -> str:
-    if _HUB_NAME.fullmatch(model):
-        known = CATALOGUE.get(_split(model)[0])
+def remedy_for(model: str) -> str:
+    if is_hub_name(model):
+        known = CATALOGUE.get(split(model)[0])
         size = f" ({known.bytes / 1e9:.0f} GB)" if known else ""
         return f"Run `steady model pull`{size}."
     return "Bring the folder back, or set `model` anew."
 
 
-def _split(model: str) -> tuple[str, str | None]:
+def is_hub_name(model: str) -> bool:
+    """``owner/name`` or ``owner/name@revision``."""
+    return _HUB_NAME.fullmatch(model) is not None
+
+
+def split(model: str) -> tuple[str, str | None]:
     """Hub name and revision; for a model we know the revision we pin."""
     match = _HUB_NAME.fullmatch(model)
     if not match:
@@ -441,17 +433,17 @@ def _split(model: str) -> tuple[str, str | None]:
     return match[1], match[2] or pinned
 
 
-def _folder_of(model: str, root: Path | None) -> Path | None:
+def folder_of(model: str, root: Path | None) -> Path | None:
     """Where the model's files lie, complete or not; None when there is nothing."""
     if model == STARTER:
         return starter_folder()
     folder = Path(root or ".", Path(model).expanduser())
     if folder.is_dir():
         return folder.resolve()
-    if not _HUB_NAME.fullmatch(model):
+    if not is_hub_name(model):
         return None
-    name, revision = _split(model)
-    home = _repository(name)
+    name, revision = split(model)
+    home = repository(name)
     if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
         try:
             revision = (home / "refs" / (revision or "main")).read_text(encoding="ascii").strip()
@@ -470,359 +462,11 @@ def hub_cache() -> Path:
     return Path(caches).expanduser() / "huggingface" / "hub"
 
 
-def _repository(name: str) -> Path:
+def repository(name: str) -> Path:
     return hub_cache() / ("models--" + name.replace("/", "--"))
 
 
-# -- getting and checking it (only when a person asks)
-
-
-@dataclass(frozen=True)
-class HubFile:
-    """One file of a hub's repository; ``sha256`` for large files, git's ``sha1`` for small."""
-
-    path: str
-    bytes: int
-    sha256: str | None
-    sha1: str | None
-
-
-class Hub(Protocol):
-    """Where models come from."""
-
-    def files(self, name: str, revision: str) -> tuple[str, list[HubFile]]:
-        """The commit that ``revision`` means, and its files."""
-        ...
-
-    def download(self, name: str, commit: str, patterns: Sequence[str]) -> Path:
-        """Fetch what is not here yet, going on where an earlier call stopped."""
-        ...
-
-
-class HuggingFace:
-    """The Hugging Face hub, by its own client (which honours HF_ENDPOINT, HF_TOKEN, …)."""
-
-    def files(self, name: str, revision: str) -> tuple[str, list[HubFile]]:
-        from huggingface_hub import HfApi
-        from huggingface_hub.hf_api import RepoFile
-
-        api = HfApi()
-        with _reaching():
-            commit = api.model_info(name, revision=revision).sha or revision
-            return commit, [
-                HubFile(f.path, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
-                for f in api.list_repo_tree(name, revision=commit, recursive=True)
-                if isinstance(f, RepoFile)
-            ]
-
-    def download(self, name: str, commit: str, patterns: Sequence[str]) -> Path:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.utils.tqdm import disable_progress_bars
-
-        disable_progress_bars()
-        with _reaching():
-            return Path(
-                snapshot_download(
-                    name, revision=commit, allow_patterns=list(patterns), cache_dir=hub_cache()
-                )
-            )
-
-
-@contextlib.contextmanager
-def _reaching() -> Iterator[None]:
-    """The hub client's network errors as OSError, whatever HTTP library is behind it."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.HTTPError as error:  # type: ignore[attr-defined]
-        raise OSError(str(error)) from error
-
-
-def pull(
-    model: str = ZIMAGE_TURBO,
-    *,
-    hub: Hub | None = None,
-    progress: Progress = lambda done, total: None,
-) -> Path:
-    """Download a model, or what is missing of it, check every byte, and say where it lies.
-
-    Repeating it after an interruption goes on where it stopped. A ``manifest.json`` with the
-    hub's check sums is left beside the files. Raises SteadyError: ``disk_full`` before
-    anything is fetched, ``model_missing`` when the hub cannot be reached or does not know
-    the model, ``model_damaged`` when a file is not what the hub says.
-    """
-    if model == STARTER:
-        return starter_folder()
-    if not _HUB_NAME.fullmatch(model):
-        raise SteadyError(
-            "model_missing", f"`{model}` is no hub name.", remedy="Give one such as owner/name."
-        )
-    hub = hub or HuggingFace()
-    name, revision = _split(model)
-    try:
-        commit, files = hub.files(name, revision or "main")
-        files = [file for file in files if _wanted(file.path)]
-        total = sum(file.bytes for file in files)
-        home = _repository(name)
-        _need_space(home, total - min(total, _held(home)))
-        with _watching(home, total, progress):
-            folder = hub.download(name, commit, _PATTERNS)
-    except (OSError, ValueError) as error:  # the hub's own errors are among these
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise SteadyError(
-            "model_missing",
-            f"The download of {name} did not finish: {text[0][:200]}",
-            remedy="Run `steady model pull` again; it goes on where it stopped.",
-        ) from error
-    manifest = {"model": name, "revision": commit, "files": {f.path: _facts(f) for f in files}}
-    _write_json(folder / MANIFEST, manifest)
-    if revision is None:  # so that the bare name finds this snapshot later
-        (home / "refs").mkdir(parents=True, exist_ok=True)
-        (home / "refs" / "main").write_text(commit, encoding="ascii")
-    report = verify(folder, progress=progress)
-    if report.problems:
-        raise SteadyError("model_damaged", f"After the download {report.problems[0]}")
-    return folder
-
-
-def _wanted(path: str) -> bool:
-    return Path(path).suffix in {Path(pattern).suffix for pattern in _PATTERNS}
-
-
-def _facts(file: HubFile) -> dict[str, Any]:
-    check = {"sha256": file.sha256} if file.sha256 else {"sha1": file.sha1}
-    return {"bytes": file.bytes} | check
-
-
-def _held(home: Path) -> int:
-    """Bytes on this disk that belong to the repository already."""
-    held = 0
-    for path in (home / "blobs").glob("*"):
-        try:
-            held += path.stat().st_blocks * 512
-        except (OSError, AttributeError):
-            continue
-    return held
-
-
-def _need_space(folder: Path, need: int) -> None:
-    while not folder.exists():
-        folder = folder.parent
-    free = shutil.disk_usage(folder).free
-    if need and free < need + _SPARE:
-        raise SteadyError(
-            "disk_full",
-            f"{(need + _SPARE) / 1e9:.0f} GB are needed, and {free / 1e9:.0f} GB are free.",
-            remedy="Free some space, or set HF_HOME to a larger disk.",
-        )
-
-
-class _watching:
-    """Reports how much of a download has arrived, by looking at the disk."""
-
-    def __init__(self, home: Path, total: int, progress: Progress) -> None:
-        self._home, self._total, self._progress = home, total, progress
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._report, name="pull-progress", daemon=True)
-
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _report(self) -> None:
-        while not self._done.wait(0.5):
-            self._progress(min(self._total, _held(self._home)), self._total)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What :func:`verify` found. ``by`` says against what the files were held."""
-
-    folder: Path
-    by: str  #: manifest | hub cache | headers
-    files: int
-    bytes: int
-    problems: tuple[str, ...]  #: one sentence each; empty: sound
-
-
-def verify(
-    model: str | Path, root: Path | None = None, *, progress: Progress = lambda done, total: None
-) -> Report:
-    """Read every file of a model and hold it against its check sum.
-
-    Against ``manifest.json`` (written by pull and convert), else against the names of the
-    hub cache's blobs (which are check sums), else only the outline of each weight file.
-    Raises SteadyError ``model_missing`` when there is no such model.
-    """
-    folder = model if isinstance(model, Path) else _folder_of(model, root)
-    if folder is None or not folder.is_dir():
-        raise SteadyError(
-            "model_missing", f"`{model}` is not on this machine.", remedy=_remedy(str(model))
-        )
-    manifest = _manifest(folder)
-    if manifest is not None:
-        by, expected = "manifest", manifest["files"]
-    else:
-        expected = {path: _blob_facts(folder / path) for path in _files_of(folder)}
-        by = "hub cache" if all(len(facts) > 1 for facts in expected.values()) else "headers"
-    problems = [f"{path} is missing." for path in missing_files(folder) if path not in expected]
-    total = sum(int(facts["bytes"]) for facts in expected.values())
-    done = 0
-    for path, facts in sorted(expected.items()):
-        problem = _fault_of(folder / path, facts, _shifted(progress, done, total))
-        if problem:
-            problems.append(f"{path} {problem}")
-        done += int(facts["bytes"])
-        progress(done, total)
-    return Report(folder, by, len(expected), total, tuple(problems))
-
-
-def _shifted(progress: Progress, before: int, total: int) -> Callable[[int], None]:
-    return lambda done: progress(before + done, total)
-
-
-def _files_of(folder: Path) -> list[str]:
-    return sorted(
-        path.relative_to(folder).as_posix()
-        for path in folder.rglob("*")
-        if path.is_file() and path.name != MANIFEST
-    )
-
-
-def _blob_facts(path: Path) -> dict[str, Any]:
-    """The check sum a hub cache's link points to, if it is one."""
-    facts: dict[str, Any] = {"bytes": path.stat().st_size}
-    blob = path.resolve().name
-    if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
-        facts["sha256"] = blob
-    elif path.is_symlink() and re.fullmatch(r"[0-9a-f]{40}", blob):
-        facts["sha1"] = blob
-    return facts
-
-
-def _fault_of(path: Path, facts: Mapping[str, Any], progress: Callable[[int], None]) -> str | None:
-    """What is wrong with one file, as the rest of a sentence; None when it is sound."""
-    try:
-        size = path.stat().st_size
-        if size != facts["bytes"]:
-            return f"has {size} bytes instead of {facts['bytes']}."
-        for kind, begin in (("sha256", b""), ("sha1", b"blob %d\0" % size)):
-            if facts.get(kind) and _digest(path, kind, begin, progress) != facts[kind]:
-                return "is not what it should be: its check sum differs."
-        if path.suffix == ".safetensors" and not _outline_fits(path, size):
-            return "is not a whole weight file."
-    except FileNotFoundError:
-        return "is missing."
-    except OSError as error:
-        return f"cannot be read: {error.strerror}."
-    return None
-
-
-def _digest(path: Path, kind: str, begin: bytes, progress: Callable[[int], None]) -> str:
-    machine = hashlib.new(kind, begin, usedforsecurity=False)
-    done = 0
-    with path.open("rb", buffering=0) as file:
-        while chunk := file.read(1 << 22):
-            machine.update(chunk)
-            done += len(chunk)
-            progress(done)
-    return machine.hexdigest()
-
-
-def _outline_fits(path: Path, size: int) -> bool:
-    """Does a safetensors file end where its own header says?"""
-    with path.open("rb") as file:
-        try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-            ends = [e["data_offsets"][1] for k, e in header.items() if k != "__metadata__"]
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return False
-    return bool(8 + length + max(ends, default=0) == size)
-
-
-@dataclass(frozen=True)
-class Listed:
-    """One model as ``steady model list`` shows it."""
-
-    name: str
-    folder: Path | None  #: None: not on this machine
-    bytes: int  #: on this disk, or of the download
-    complete: bool
-    in_use: bool
-    revision: str | None
-
-
-def listed(config: Config, store: Settings | None = None) -> list[Listed]:
-    """The models we know and the one in use, wherever they are."""
-    told = store.get("model") if store else None
-    used = str(told["name"]) if isinstance(told, dict) and "name" in told else config.model
-    names = dict.fromkeys([STARTER, *CATALOGUE, *([] if used == "auto" else [used])])
-    return [_listed(name, config.root, used) for name in names]
-
-
-def _listed(name: str, root: Path, used: str) -> Listed:
-    folder = _folder_of(name, root)
-    known = CATALOGUE.get(_split(name)[0])
-    if folder is None:
-        revision = known.revision if known else None
-        return Listed(name, None, known.bytes if known else 0, False, name == used, revision)
-    size = sum((folder / path).stat().st_size for path in _files_of(folder))
-    complete = not missing_files(folder)
-    return Listed(name, folder, size, complete, name == used, revision_of(folder))
-
-
-def convert(
-    model: str,
-    target: Path,
-    root: Path | None = None,
-    *,
-    progress: Progress = lambda done, total: None,
-) -> Path:
-    """Write a copy of a model with bfloat16 weights: 38 % less to read at every load.
-
-    ``target`` must not exist; it appears whole, with ``profile.json`` and
-    ``manifest.json``. A crash leaves ``<target>.part``, which the next try replaces. Raises
-    SteadyError: ``model_missing``, ``disk_full``, ``bad_request`` when the target exists.
-    """
-    from watcher import convert as converter  # numpy: only where it is asked for
-
-    source = present(model, root)
-    if target.exists() or target.is_symlink():
-        raise SteadyError(
-            "bad_request", f"`{target.name}` exists.", remedy="Name a folder that does not."
-        )
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    paths = [path for path in _files_of(source) if path != PROFILE]
-    total = sum((source / path).stat().st_size for path in paths)
-    _need_space(part, sum(converter.size_of(source / path) for path in paths))
-    files: dict[str, Any] = {}
-    done = 0
-    for path in paths:
-        new = part / path
-        new.parent.mkdir(parents=True, exist_ok=True)
-        converter.to_bfloat16(source / path, new)
-        files[path] = {"bytes": new.stat().st_size, "sha256": _digest(new, "sha256", b"", _silent)}
-        done += (source / path).stat().st_size
-        progress(done, total)
-    _write_json(part / PROFILE, profile_of(model, root) | {"name": target.name})
-    revision = f"{revision_of(source) or 'unknown'}-bfloat16"
-    _write_json(part / MANIFEST, {"model": model, "revision": revision, "files": files})
-    os.replace(part, target)
-    publish.sync_folder(target.parent)
-    return target
-
-
-def _silent(done: int) -> None:
-    """No word about progress."""
-
-
-def _manifest(folder: Path) -> dict[str, Any] | None:
+def manifest_of(folder: Path) -> dict[str, Any] | None:
     manifest = _json(folder / MANIFEST)
     files = (manifest or {}).get("files")
     if not isinstance(files, dict) or not all(
@@ -838,8 +482,3 @@ def _json(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
-
-
-def _write_json(path: Path, value: Any) -> None:
-    data = (json.dumps(value, indent=1) + "\n").encode()
-    publish.replace(path, data, temporary=path.with_name(path.name + ".part"))

@@ -10,6 +10,7 @@ pixel is decoded, no image library is called, and every length is bounded before
 Knows nothing of files, models or the record.
 """
 
+import itertools
 import json
 import re
 import struct
@@ -116,7 +117,7 @@ def model_name(model: str) -> str:
     if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", model):
         return model
     parts = [part for part in re.split(r"[\\/]", model) if part]
-    for repository, snapshots in zip(parts, parts[1:], strict=False):
+    for repository, snapshots in itertools.pairwise(parts):
         if repository.startswith("models--") and snapshots == "snapshots":
             return repository.removeprefix("models--").replace("--", "/", 1)
     if parts[-2:] == ["starter", "model"] or parts[-1:] == ["starter_model"]:
