@@ -1,0 +1,221 @@
+"""Which settings suit which device: a pure function from a description to a plan.
+
+No torch here: a description can be recorded on one machine and planned for on another.
+Evidence: bf16 weights are 12.3 GB transformer + 8.0 GB text encoder + 0.2 GB VAE; 24 GB cards
+hold all of it, 16 GB cards one part at a time, smaller ones a few layers at a time. Plain
+fp16 makes black pictures with this model and is never chosen.
+"""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from watcher.errors import SteadyError
+
+#: From fastest to smallest. resident: everything on the device. offload: one part of the
+#: model at a time. stream: a few layers at a time, the next ones loading meanwhile.
+TIERS = ("resident", "offload", "stream")
+
+#: Room beside the weights for one picture of 1024 x 1024: activations and the VAE's decode.
+ROOM = 2_500_000_000
+#: Bytes a decode takes per pixel and byte of the dtype (estimate: the widest layers at full size).
+DECODE_PER_PIXEL = 1300
+
+#: bytes per weight of the quantised parts (transformer, text encoder), scales included
+_QUANTIZED = {"none": 0.0, "int8": 1.1, "nf4": 0.6}
+_DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+
+
+@dataclass(frozen=True)
+class DeviceDescription:
+    """What a device is. Memory in bytes; ``free`` as found before anything was loaded."""
+
+    device: str  #: cuda:0, mps or cpu
+    name: str = ""
+    capability: tuple[int, int] | None = None  #: CUDA compute capability
+    total: int | None = None
+    free: int | None = None
+    host_free: int | None = None  #: main memory that could be had
+
+    @property
+    def kind(self) -> str:
+        return self.device.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Numbers of weights (not bytes) in the model's parts."""
+
+    transformer: int
+    text_encoder: int
+    vae: int
+
+
+Z_IMAGE_TURBO = Weights(transformer=6_155_000_000, text_encoder=4_022_000_000, vae=84_000_000)
+
+
+@dataclass(frozen=True)
+class Options:
+    """``engine_options`` of ZImage, checked."""
+
+    tier: str = "auto"  #: auto, resident, offload or stream
+    quantize: str = "none"  #: none, int8 or nf4 (CUDA, needs bitsandbytes)
+    attention: str = "auto"  #: auto, native, or a backend diffusers knows
+    tf32: bool = True  #: for float32 on CUDA
+    compile: bool = False  #: regional torch.compile, kept only if a trial is faster
+    tile_above: int | None = None  #: pixels; larger pictures are decoded in tiles
+    embed_cache: int = 64_000_000  #: bytes of encoded prompts kept
+    warm_up: bool = True  #: one tiny picture at load
+    threads: int | None = None  #: CPU threads of one operation
+    revision: str | None = None  #: of a model from the hub's cache
+
+    @classmethod
+    def of(cls, given: Mapping[str, Any]) -> "Options":
+        """``given`` as written in the configuration. Raises SteadyError ``bad_config``."""
+        names = list(cls.__dataclass_fields__)
+        for name, value in given.items():
+            if name not in names:
+                near = difflib.get_close_matches(name, names, n=1)
+                hint = f" Did you mean `{near[0]}`?" if near else ""
+                raise SteadyError("bad_config", f"`{name}` is no engine option.{hint}")
+            allowed, fits = _ALLOWED[name]
+            if not fits(value):
+                raise SteadyError("bad_config", f"engine option `{name}` must be {allowed}.")
+        return cls(**given)
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _flag(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+_ALLOWED: dict[str, tuple[str, Any]] = {
+    "tier": (f"auto, {', '.join(TIERS)}", lambda v: v in ("auto", *TIERS)),
+    "quantize": (", ".join(_QUANTIZED), lambda v: isinstance(v, str) and v in _QUANTIZED),
+    "attention": ("auto, native or the name of a backend", _text),
+    "tf32": ("true or false", _flag),
+    "compile": ("true or false", _flag),
+    "tile_above": ("a number of pixels", lambda v: v is None or _whole(v)),
+    "embed_cache": ("a number of bytes", _whole),
+    "warm_up": ("true or false", _flag),
+    "threads": ("a number from 1", lambda v: v is None or (_whole(v) and v > 0)),
+    "revision": ("the name of a revision", lambda v: v is None or _text(v)),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to run on a device. ``because`` says it to a person, a sentence each."""
+
+    device: str
+    dtype: str
+    tier: str
+    quantize: str
+    attention: tuple[str, ...]  #: to be tried in this order
+    tf32: bool
+    compile: bool
+    tile_above: int  #: pixels
+    because: tuple[str, ...]
+
+    def below(self, tier: str) -> str | None:
+        """The next smaller tier that exists on this device; None below the last."""
+        if not self.device.startswith("cuda") or self.quantize != "none":
+            return None
+        return TIERS[TIERS.index(tier) + 1] if tier != TIERS[-1] else None
+
+
+def dtype_for(description: DeviceDescription, dtype: str) -> tuple[str, str]:
+    """The number format and why. ``dtype``: auto, bfloat16 or float32."""
+    if dtype in _DTYPE_BYTES:
+        return dtype, "as configured"
+    if dtype != "auto":
+        raise SteadyError("bad_config", "`dtype` must be auto, bfloat16 or float32.")
+    if description.kind == "cuda":
+        if description.capability is not None and description.capability >= (8, 0):
+            return "bfloat16", "the card computes in it"
+        return "float32", "the card has no bfloat16, and float16 makes black pictures"
+    if description.kind == "mps":
+        return "bfloat16", "the chip computes in it"
+    return "float32", "processors are surest in it"
+
+
+def plan(
+    description: DeviceDescription,
+    options: Options,
+    dtype: str = "auto",
+    weights: Weights = Z_IMAGE_TURBO,
+) -> Plan:
+    """The settings for this device. Raises SteadyError ``bad_config`` for what cannot be."""
+    number, reason = dtype_for(description, dtype)
+    because = [f"{number}: {reason}."]
+    cuda = description.kind == "cuda"
+    if options.quantize != "none" and not cuda:
+        raise SteadyError("bad_config", "engine option `quantize` needs a CUDA device.")
+    if options.tier not in ("auto", "resident") and not cuda:
+        raise SteadyError("bad_config", f"engine option `tier: {options.tier}` needs CUDA.")
+    if options.quantize != "none" and options.tier == "stream":
+        raise SteadyError("bad_config", "Quantised weights cannot be streamed.")
+
+    each = _DTYPE_BYTES[number]
+    small = _QUANTIZED[options.quantize] or each
+    parts = [weights.transformer * small, weights.text_encoder * small, weights.vae * each]
+    room = ROOM * each // 2
+    tier, why = "resident", "there is one memory"
+    if cuda:
+        tier, why = _tier(options, description.free, sum(parts), max(parts), room)
+        if tier != "resident" and (description.host_free or sum(parts)) < sum(parts):
+            because.append("Main memory is short of the weights: loading will swap.")
+    because.append(f"{tier}: {why}.")
+
+    held = {"resident": sum(parts), "offload": parts[2], "stream": parts[2]}[tier]
+    tile_above = options.tile_above
+    if tile_above is None:
+        spare = max(0, (description.total or 0) - held) if cuda else _HOST_TILES
+        tile_above = max(1024 * 1024, int(spare * 0.8) // (DECODE_PER_PIXEL * each))
+    return Plan(
+        device=description.device,
+        dtype=number,
+        tier=tier,
+        quantize=options.quantize,
+        attention=_attention(description, options, number),
+        tf32=cuda and options.tf32 and number == "float32",
+        compile=options.compile,
+        tile_above=tile_above,
+        because=tuple(because),
+    )
+
+
+_HOST_TILES = 24_000_000_000  #: without a card of its own: tiles from about 2048 x 1792 on
+
+
+def _tier(
+    options: Options, free: int | None, total: float, largest: float, room: int
+) -> tuple[str, str]:
+    if options.tier != "auto":
+        return options.tier, "as configured"
+    if free is None:
+        return "offload", "the free memory is not known"
+    gigabytes = f"{free / 1e9:.1f} GB are free"
+    if free >= total + room:
+        return "resident", f"{gigabytes}, {(total + room) / 1e9:.1f} are needed for all of it"
+    if free >= largest + room or options.quantize != "none":
+        need = f"{(largest + room) / 1e9:.1f} are needed for one part at a time"
+        return "offload", f"{gigabytes}, {need}"
+    return "stream", f"{gigabytes}, fewer than {(largest + room) / 1e9:.1f}"
+
+
+def _attention(description: DeviceDescription, options: Options, dtype: str) -> tuple[str, ...]:
+    if options.attention == "native":
+        return ("native",)
+    if options.attention != "auto":
+        return (options.attention, "native")
+    hopper = description.kind == "cuda" and description.capability == (9, 0)
+    return ("_flash_3", "native") if hopper and dtype == "bfloat16" else ("native",)
