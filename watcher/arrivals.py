@@ -7,15 +7,15 @@ for writing. Looks only: it moves, opens for reading and changes nothing.
 """
 
 import os
-import re
 import signal
 import stat
 import sys
-import uuid
-from collections.abc import Iterable
+import time
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
+
+from watcher.claims import JOB_SUFFIXES, Signature, display, own_ticket, signature_of
 
 if sys.platform == "linux":
     import fcntl
@@ -24,8 +24,6 @@ if sys.platform == "linux":
 NOTICED = frozenset(
     {".txt", ".text", ".rtf", ".md", ".doc", ".docx", ".xls", ".xlsx", ".ods", ".toml", ".zip"}
 )
-
-Signature = tuple[int, int, int, int]  #: inode, size, mtime_ns, ctime_ns
 
 _MOST_NOTICES = 20
 _FIRST_RETRY, _LAST_RETRY = 5.0, 60.0  #: seconds between tries at a file that cannot be moved
@@ -49,43 +47,32 @@ def ignore_lease_signal() -> None:
         signal.signal(number, signal.SIG_IGN)
 
 
-def writer_of(path: Path | str) -> Writer:
-    """Ask the kernel for a read lease on ``path`` (a regular file) and give it back at once."""
-    if sys.platform != "linux":
+if sys.platform == "linux":
+
+    def writer_of(path: Path | str) -> Writer:
+        """Ask the kernel for a read lease on ``path`` (a regular file), give it back at once."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return Writer.UNKNOWN
+        try:
+            # belt and braces: a writer that opens the file right now sends a signal that is
+            # ignored by default, even if nobody called ignore_lease_signal
+            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+        except BlockingIOError:
+            return Writer.HOLDS
+        except OSError:
+            return Writer.UNKNOWN
+        finally:
+            os.close(fd)
+        return Writer.NONE
+else:
+
+    def writer_of(path: Path | str) -> Writer:
+        """Nobody can tell here: silence alone decides, and it must last longer."""
         return Writer.UNKNOWN
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-    except OSError:
-        return Writer.UNKNOWN
-    try:
-        # belt and braces: a writer that opens the file right now sends a signal that is
-        # ignored by default, even if nobody called ignore_lease_signal
-        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except BlockingIOError:
-        return Writer.HOLDS
-    except OSError:
-        return Writer.UNKNOWN
-    finally:
-        os.close(fd)
-    return Writer.NONE
-
-
-def signature_of(found: os.stat_result) -> Signature:
-    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
-
-
-def own_ticket(name: str, suffixes: Iterable[str]) -> str | None:
-    """The ticket in a well-formed name of ours, ``api-<uuid><suffix>``; None for all others."""
-    stem, suffix = os.path.splitext(name)
-    if not stem.startswith("api-") or suffix not in suffixes:
-        return None
-    text = stem.removeprefix("api-")
-    try:
-        return text if str(uuid.UUID(text)) == text else None
-    except ValueError:
-        return None
 
 
 @dataclass(slots=True)
@@ -128,7 +115,6 @@ class Arrivals:
     dropped files cost no more memory than ``room``; the others wait for their turn.
 
     Args:
-        suffixes: lower-case suffixes of job files.
         settle: seconds between the two looks.
         settle_blind: the same where leases do not work.
         empty_grace: seconds an empty file waits to be filled.
@@ -138,14 +124,12 @@ class Arrivals:
         self,
         folder: Path,
         *,
-        suffixes: frozenset[str],
         settle: float,
         settle_blind: float = 10.0,
         empty_grace: float = 30.0,
         room: int = 20_000,
     ) -> None:
         self._folder = folder
-        self._suffixes = suffixes
         self._settle = settle
         self._settle_blind = max(settle, settle_blind)
         self._empty_grace = empty_grace
@@ -164,12 +148,13 @@ class Arrivals:
         """
         glance = Glance()
         known: dict[str, Arrival] = {}
+        room = self._room - len(self._known)
         extra = 0
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 name = entry.name
                 suffix = _suffix(name)
-                if suffix not in self._suffixes:
+                if suffix not in JOB_SUFFIXES:
                     if suffix in NOTICED and not _ignored(name):
                         extra += self._notice(glance, name, "is no job file")
                     continue
@@ -179,14 +164,14 @@ class Arrivals:
                     if entry.is_dir(follow_symlinks=False):
                         extra += self._notice(glance, name, "is a folder; folders are not read")
                         continue
-                    if len(known) >= self._room and name not in self._known:
-                        glance.waiting += 1
-                        glance.settling += 1
-                        glance.due = min(glance.due, now + self._settle)
-                        continue
                     arrival = self._known.get(name)
                     if arrival is None:
                         glance.fresh += 1
+                        if glance.fresh > room:
+                            glance.waiting += 1
+                            glance.settling += 1
+                            glance.due = min(glance.due, now + self._settle)
+                            continue
                     arrival = self._update(arrival, entry, now)
                 except FileNotFoundError:
                     continue
@@ -195,6 +180,9 @@ class Arrivals:
         self._known = known
         if extra:
             glance.notices.append(f"… and {extra} more.")
+        if len(glance.blocked) > _MOST_NOTICES:
+            rest = len(glance.blocked) - _MOST_NOTICES
+            glance.blocked[_MOST_NOTICES:] = [f"… and {rest} more."]
         glance.ready.sort(key=lambda a: (a.signature[3], a.name))
         return glance
 
@@ -221,7 +209,7 @@ class Arrivals:
             signature=signature,
             since=now,
             regular=stat.S_ISREG(found.st_mode),
-            ticket=own_ticket(entry.name, self._suffixes),
+            ticket=own_ticket(entry.name),
         )
 
     def _ready_at(self, arrival: Arrival) -> float:
@@ -248,29 +236,37 @@ class Arrivals:
         glance.settling += arrival.why is None
         glance.due = min(glance.due, ready_at)
 
-    def confirm(self, arrival: Arrival, now: float) -> bool:
+    def confirm(self, arrival: Arrival) -> float | None:
         """The last question before the claim: unchanged since its look, and nobody writes?
 
-        Raises OSError when the folder's disk fails.
+        None when it may be claimed, else when to look again, monotonic seconds (infinite
+        when only its writer can say). Raises OSError when the folder's disk fails.
         """
+        path = self._folder / arrival.name
+        now = time.monotonic()
         try:
-            found = os.lstat(self._folder / arrival.name)
+            if signature_of(os.lstat(path)) != arrival.signature:
+                return now  # its silence begins anew
         except FileNotFoundError:
-            return False
-        if signature_of(found) != arrival.signature:
-            return False  # the next look begins to count anew
+            return now
         if not arrival.regular:
-            return True
-        writer = writer_of(self._folder / arrival.name)
+            return None
+        writer = writer_of(path)
         arrival.held = writer is Writer.HOLDS
-        if writer is Writer.UNKNOWN and arrival.ticket is None:
-            arrival.blind = True
-        return not arrival.held and now >= self._ready_at(arrival)
+        arrival.blind = writer is Writer.UNKNOWN
+        if arrival.held:
+            return float("inf")  # closing it rings the bell
+        ready_at = self._ready_at(arrival)
+        return None if now >= ready_at else ready_at
 
-    def block(self, arrival: Arrival, why: str, now: float) -> None:
+    def taken(self, arrival: Arrival) -> None:
+        """It is in the folder no more: its place is free for another."""
+        self._known.pop(arrival.name, None)
+
+    def block(self, arrival: Arrival, why: str) -> None:
         """It cannot be moved: try again after 5, 10, 20, 40, then every 60 seconds."""
         arrival.delay = min(max(arrival.delay * 2, _FIRST_RETRY), _LAST_RETRY)
-        arrival.retry_at = now + arrival.delay
+        arrival.retry_at = time.monotonic() + arrival.delay
         arrival.why = why
 
 
@@ -281,13 +277,3 @@ def _suffix(name: str) -> str:
 def _ignored(name: str) -> bool:
     """Editors' and copiers' own files; these never raise a word."""
     return name.startswith(".") or name.endswith("~") or (name[0] == name[-1] == "#")
-
-
-#: Control characters, line ends of Unicode, and marks that turn the reading direction.
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
-
-
-def display(name: str) -> str:
-    """``name`` for people, records and logs: valid UTF-8, one line, no hidden controls."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)

@@ -1,0 +1,196 @@
+"""A claimed file: its name carries its identity, and reading it is safe whatever it is.
+
+    <ticket>~<up to 180 bytes of the name it was dropped with>
+
+The ticket is in the name, so a crash between any two steps leaves a file that becomes the
+very same jobs when it is found again. Reading trusts nothing: links are not followed,
+pipes and devices not opened, sizes checked before memory is spent.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from watcher.errors import SteadyError
+
+#: What is taken, in any case; everything else is left alone.
+JOB_SUFFIXES = frozenset(
+    {".yaml", ".yml", ".json", ".jsonl", ".csv", ".tsv", ".png", ".webp", ".jpg", ".jpeg"}
+)
+
+NAME_BYTES = 180  #: of a person's file name that are kept
+_CLAIM_NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})~(.+)", re.DOTALL)
+#: Control characters, line ends of Unicode, and marks that turn the reading direction.
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+_READ_TRIES = 5
+_READ_PAUSE = 0.15  #: seconds; all tries together stay below one second
+
+Signature = tuple[int, int, int, int]  #: inode, size, mtime_ns, ctime_ns
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A file that is ours. ``name`` is for people and records; ``path`` is where it lies."""
+
+    ticket: str
+    name: str  #: valid UTF-8, one line, at most 180 bytes of the original
+    suffix: str  #: lower case, with the dot
+    source: str  #: "file", or "cli" for a file of our own making (the API has its row before)
+    size: int  #: bytes, at the claim
+    folder: Path
+    entry: str  #: its name in ``folder``, as the file system has it
+
+    @property
+    def path(self) -> Path:
+        return self.folder / self.entry
+
+    @property
+    def stem(self) -> str:
+        """``name`` without its suffix."""
+        return os.path.splitext(self.name)[0]
+
+
+def entry_of(ticket: str, name: str) -> str:
+    """What the file dropped as ``name`` is called once it is claimed."""
+    return f"{ticket}~{cut(name)}"
+
+
+def claim_of(folder: Path, entry: str, size: int) -> Claim | None:
+    """The claim that lies in ``folder`` as ``entry``; None when that is no claim's name."""
+    match = _CLAIM_NAME.fullmatch(entry)
+    if match is None:
+        return None
+    ticket, name = match.groups()
+    return Claim(
+        ticket=ticket,
+        name=display(name),
+        suffix=os.path.splitext(name)[1].lower(),
+        source="cli" if own_ticket(name) == ticket else "file",
+        size=size,
+        folder=folder,
+        entry=entry,
+    )
+
+
+def own_ticket(name: str) -> str | None:
+    """The ticket in a well-formed name of ours, ``api-<uuid><suffix>``; None for all others."""
+    stem, suffix = os.path.splitext(name)
+    if not stem.startswith("api-") or suffix not in JOB_SUFFIXES:
+        return None
+    text = stem.removeprefix("api-")
+    try:
+        return text if str(uuid.UUID(text)) == text else None
+    except ValueError:
+        return None
+
+
+def display(name: str) -> str:
+    """``name`` for people, records and logs: valid UTF-8, one line, no hidden controls.
+
+    Whatever differs from the file system's name is shown with a backslash.
+    """
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
+def cut(name: str, most: int = NAME_BYTES) -> str:
+    """``name`` in at most ``most`` bytes, its suffix kept, no character cut in two."""
+    raw = os.fsencode(name)
+    if len(raw) <= most:
+        return name
+    suffix = os.path.splitext(name)[1]
+    end = most - len(os.fsencode(suffix))
+    while end > 0 and raw[end] & 0xC0 == 0x80:  # a continuation byte would open the rest
+        end -= 1
+    return os.fsdecode(raw[:end]) + suffix
+
+
+def signature_of(found: os.stat_result) -> Signature:
+    """What changes whenever the content may have changed."""
+    return found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+
+
+def open_claim(claim: Claim, limit: int) -> BinaryIO:
+    """The content of ``claim`` as a buffered stream of at most ``limit`` bytes; close it.
+
+    Raises SteadyError not_a_regular_file, too_large, empty_file, unreadable; folder_gone
+    when the disk fails; FileNotFoundError when nothing lies there.
+    """
+    flags = os.O_RDONLY
+    for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
+        flags |= getattr(os, name, 0)
+    try:
+        # opening a device may already do something: look first
+        _refuse_odd(os.lstat(claim.path), limit)
+        stream = os.fdopen(os.open(claim.path, flags), "rb")
+    except PermissionError:
+        raise SteadyError("unreadable") from None
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise SteadyError("not_a_regular_file") from None
+        raise environment(error, "A claimed file cannot be read") from error
+    try:
+        _refuse_odd(os.fstat(stream.fileno()), limit)
+    except SteadyError:
+        stream.close()
+        raise
+    return stream
+
+
+def _refuse_odd(status: os.stat_result, limit: int) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise SteadyError("not_a_regular_file")
+    if status.st_size == 0:
+        raise SteadyError("empty_file")
+    if status.st_size > limit:
+        raise SteadyError(
+            "too_large", f"The file has {status.st_size:,} bytes; {limit:,} are allowed."
+        )
+
+
+def read_claim(claim: Claim, limit: int) -> bytes:
+    """The whole content of ``claim``, unchanged from the first byte read to the last.
+
+    A writer that kept the file open across the claim is waited for, less than a second.
+    Raises as ``open_claim``.
+    """
+    for _ in range(_READ_TRIES):
+        with open_claim(claim, limit) as stream, disk("A claimed file cannot be read"):
+            before = signature_of(os.fstat(stream.fileno()))
+            data = stream.read(limit + 1)
+            after = signature_of(os.fstat(stream.fileno()))
+        if before == after and len(data) == before[1]:
+            return data
+        time.sleep(_READ_PAUSE)
+    raise SteadyError("unreadable", "The file kept changing while it was read.")
+
+
+@contextlib.contextmanager
+def disk(what: str) -> Iterator[None]:
+    """The file system's errors become environment errors: nothing is lost, all waits."""
+    try:
+        yield
+    except OSError as error:
+        raise environment(error, what) from error
+
+
+def environment(error: OSError, what: str) -> SteadyError:
+    """disk_full or folder_gone; ``what`` could not be done, in words without a path."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return SteadyError("disk_full" if full else "folder_gone", f"{what} ({reason(error)}).")
+
+
+def reason(error: OSError) -> str:
+    """Why, in the system's words."""
+    return os.strerror(error.errno) if error.errno else str(error)

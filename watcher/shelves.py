@@ -1,0 +1,197 @@
+"""Where claimed files go in the end: ``done/`` with their results, ``refused/`` with a reason.
+
+    done/YYYYMMDD/<stem>~<ticket8><suffix>    its jobs ended; beside it .result.json, .result.csv
+    done/YYYYMMDD/<stem>~<ticket8>.refused.csv    rows of it that could not run, with the reason
+    refused/<name>                            nothing of it ran; beside it <name>.error.json
+
+Every step may be done again: a crash between any two is finished by the next call.
+"""
+
+import contextlib
+import json
+import os
+import stat
+import uuid
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from watcher import publish
+from watcher.claims import JOB_SUFFIXES, Claim, cut, own_ticket
+
+TMP, CLAIMED, DONE, REFUSED = ".tmp", ".claimed", "done", "refused"
+
+_MOST_ALIKE = 9  #: refused files of one name that are numbered; later ones carry their ticket
+
+
+class Shelves:
+    """The folders inside ``inbox``. Methods raise OSError; see ``Inbox`` for their meaning."""
+
+    def __init__(
+        self, inbox: Path, *, checkpoint: Callable[[str], None], ways: tuple[publish.Way, ...]
+    ) -> None:
+        self._tmp = inbox / TMP
+        self._claimed = inbox / CLAIMED
+        self._done = inbox / DONE
+        self._refused = inbox / REFUSED
+        self._checkpoint = checkpoint
+        self._ways = ways
+
+    def make(self) -> None:
+        """Create the folders that are missing; NotADirectoryError when one is something else."""
+        for folder in (self._tmp, self._claimed, self._done, self._refused):
+            real_folder(folder)
+
+    def archive(
+        self,
+        claim_ticket: str,
+        name: str,
+        suffix: str,
+        *,
+        day: str,
+        result: Iterable[bytes],
+        table: Iterable[bytes] | None,
+        refused: Iterable[bytes] | None,
+    ) -> None:
+        """See ``Inbox.archive``."""
+        stem = f"{cut(_plain_stem(name))}~{claim_ticket[:8]}"
+        file = stem + suffix
+        source = self._find(claim_ticket, name)
+        home = self._day_of(file, day)
+        if source is not None:
+            self._move(source, home / file)
+        self._checkpoint("archived_moved")
+        for sidecar, parts in (
+            (f"{stem}.refused.csv", refused),
+            (f"{file}.result.csv", table),
+            (f"{file}.result.json", result),
+        ):
+            if parts is not None:
+                self._write(home / sidecar, parts)
+        self._checkpoint("sidecar_written")
+
+    def discard(self, claim_ticket: str) -> None:
+        """See ``Inbox.discard``."""
+        for path in self._all_of(claim_ticket):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+        self._checkpoint("archived_moved")
+
+    def refuse(self, claim: Claim, body: dict[str, Any]) -> Path:
+        """See ``Inbox.refuse``."""
+        name = claim.entry.partition("~")[2]
+        if own_ticket(name):
+            # back in the inbox it must be a plain new file, not a repeat of this ticket
+            name = f"submitted-{claim.ticket}{claim.suffix}"
+        path = self._place(name, claim.ticket)
+        text = json.dumps(
+            {"file": claim.name, "ticket": claim.ticket} | body, ensure_ascii=False, indent=1
+        )
+        self._write(_reason_beside(path), [text.encode("utf-8", "backslashreplace"), b"\n"])
+        self._checkpoint("sidecar_written")
+        if os.path.lexists(claim.path):
+            self._move(claim.path, path)
+        self._checkpoint("refused_moved")
+        return path
+
+    def in_work(self, ticket: str) -> Path | None:
+        """Where the claimed file of our own making with this ticket lies, if it does."""
+        for suffix in JOB_SUFFIXES:
+            path = self._claimed / f"{ticket}~api-{ticket}{suffix}"
+            if os.path.lexists(path):
+                return path
+        return None
+
+    def _find(self, ticket: str, name: str) -> Path | None:
+        """Where the claimed file lies, or None when it was moved before."""
+        path = self._claimed / f"{ticket}~{name}"
+        if os.path.lexists(path):
+            return path
+        if "\\" in name:  # shown differently from what the file system has: look for it
+            return next(self._all_of(ticket), None)
+        return None
+
+    def _all_of(self, ticket: str) -> Iterator[Path]:
+        ours = self.in_work(ticket)
+        if ours is not None:
+            yield ours
+            return
+        with os.scandir(self._claimed) as entries:
+            for entry in entries:
+                if entry.name.startswith(f"{ticket}~"):
+                    yield self._claimed / entry.name
+
+    def _day_of(self, file: str, day: str) -> Path:
+        """The day's folder, or the one into which an earlier archiving put ``file``."""
+        today = self._done / day
+        if not os.path.lexists(today / file):
+            with os.scandir(self._done) as days:
+                for entry in days:
+                    if os.path.lexists(os.path.join(entry.path, file)):
+                        return self._done / entry.name
+        real_folder(today)
+        return today
+
+    def _place(self, name: str, ticket: str) -> Path:
+        """The first name in ``refused/`` that is free, or where an earlier call began."""
+        stem, suffix = os.path.splitext(name)
+        for end in ("", *(f"_{number}" for number in range(2, _MOST_ALIKE + 1))):
+            path = self._refused / f"{stem}{end}{suffix}"
+            if not os.path.lexists(path) or _ticket_in(_reason_beside(path)) == ticket:
+                return path
+        return self._refused / f"{stem}~{ticket}{suffix}"
+
+    def _move(self, source: Path, target: Path) -> None:
+        """Give a claimed file its last name; finishes what an earlier call began."""
+        try:
+            publish.publish(source, target, ways=self._ways)
+        except FileExistsError:
+            # The target is ours, of a call that was cut off: the other name of the same
+            # file (link, then death) or an empty reservation (copy, then death).
+            if os.path.samestat(os.lstat(source), os.lstat(target)):
+                os.unlink(source)
+            else:
+                os.replace(source, target)
+            publish.sync_folder(target.parent)
+        publish.sync_folder(source.parent)
+
+    def _write(self, path: Path, parts: Iterable[bytes]) -> None:
+        """``publish.replace`` for content that comes in pieces."""
+        temporary = self._tmp / f"watcher-{uuid.uuid4().hex}"
+        try:
+            with temporary.open("xb") as file:
+                for part in parts:
+                    file.write(part)
+                file.flush()
+                publish.sync_fd(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        publish.sync_folder(path.parent)
+
+
+def real_folder(path: Path) -> None:
+    """Make ``path`` a folder; one that is a link could lead our writes anywhere."""
+    with contextlib.suppress(FileExistsError):
+        path.mkdir()
+    if not stat.S_ISDIR(os.lstat(path).st_mode):
+        raise NotADirectoryError(f"`{path.name}` must be a real folder")
+
+
+def _plain_stem(name: str) -> str:
+    """The stem of a display name as part of a new file name."""
+    return os.path.splitext(name)[0].replace("\\", "_")
+
+
+def _reason_beside(path: Path) -> Path:
+    return path.with_name(path.name + ".error.json")
+
+
+def _ticket_in(sidecar: Path) -> str | None:
+    try:
+        body = json.loads(sidecar.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return body.get("ticket") if isinstance(body, dict) else None
