@@ -1,6 +1,6 @@
 """model pull, list, verify, convert: the weights on this machine.
 
-Thin words around watcher/model.py. Only these commands download, and only when a person asks.
+Thin words around watcher/weights.py. Only these commands download, and only when a person asks.
 """
 
 from pathlib import Path
@@ -34,24 +34,24 @@ def register(app: typer.Typer) -> None:
 
 def pull(desk: Desk, name: Name = None) -> None:
     """Download a model (Z-Image-Turbo: 33 GB); goes on where it was stopped."""
-    from watcher import model
+    from watcher import model, weights
 
     name = name or _named(desk)
     desk.talk(f"Fetching {name} into {model.hub_cache()}")
     with Bar(desk) as bar:
-        folder = model.pull(name, progress=bar.bytes)
+        folder = weights.pull(name, progress=bar.bytes)
     desk.answer({"model": name, "folder": str(folder)}, f"{name} is in {folder}")
 
 
 def list_models(desk: Desk) -> None:
     """List the models we know and the one in use."""
-    from watcher import model
+    from watcher import weights
 
     if desk.has_record():
         with desk.record() as store:
-            models = model.listed(desk.config, store)
+            models = weights.listed(desk.config, store)
     else:
-        models = model.listed(desk.config)
+        models = weights.listed(desk.config)
     for one in models:
         where = str(one.folder) if one.folder else "not here: steady model pull " + one.name
         state = "in use" if one.in_use else "" if one.complete or not one.folder else "incomplete"
@@ -70,11 +70,11 @@ def list_models(desk: Desk) -> None:
 
 def verify(desk: Desk, name: Name = None) -> int:
     """Read all of a model's files and say which are damaged or missing."""
-    from watcher import model
+    from watcher import weights
 
     name = name or _named(desk)
     with Bar(desk) as bar:
-        report = model.verify(name, desk.config.root, progress=bar.bytes)
+        report = weights.verify(name, desk.config.root, progress=bar.bytes)
     sound = not report.problems
     desk.answer(
         {
@@ -101,11 +101,11 @@ def convert(
     name: Name = None,
 ) -> None:
     """Write a bfloat16 copy of a model: 38 % less to read at every start."""
-    from watcher import model
+    from watcher import weights
 
     name = name or _named(desk)
     with Bar(desk) as bar:
-        folder = model.convert(name, target.absolute(), desk.config.root, progress=bar.bytes)
+        folder = weights.convert(name, target.absolute(), desk.config.root, progress=bar.bytes)
     desk.answer({"model": name, "folder": str(folder)}, f"{folder}; use it by `model: {folder}`")
 
 

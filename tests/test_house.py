@@ -1,0 +1,180 @@
+"""The house itself: what is written down about it is what it is."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from watcher.commands.setup import HEADINGS, config_text
+from watcher.config import Config
+from watcher.errors import ERRORS
+from watcher.jobs import TRANSITIONS, JobRequest, JobState
+
+HOUSE = Path(__file__).parent.parent
+SOURCES = sorted([*HOUSE.glob("watcher/**/*.py"), *HOUSE.glob("api/**/*.py")])
+
+
+def readme() -> str:
+    return (HOUSE / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_readme_draws_the_transitions_as_they_are() -> None:
+    drawn = re.findall(r"^(\w+) +--(\w+)--> +(\w+)", readme(), re.MULTILINE)
+    assert len(drawn) == len(TRANSITIONS)
+    assert {(JobState(a), JobState(b)): verb for a, verb, b in drawn} == TRANSITIONS
+
+
+def test_the_readme_maps_every_module_of_the_watcher() -> None:
+    told = readme() + (HOUSE / "watcher" / "__init__.py").read_text(encoding="utf-8")
+    modules = [path.name for path in HOUSE.glob("watcher/*.py") if not path.name.startswith("__")]
+    assert [name for name in modules if name not in told] == []
+
+
+def test_links_of_the_readme_lead_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?:)([^)#]+)", readme())
+    assert links
+    assert [link for link in links if not (HOUSE / link).exists()] == []
+
+
+def test_config_yaml_is_the_settings_with_their_defaults() -> None:
+    text = (HOUSE / "config.yaml").read_text(encoding="utf-8")
+    assert text == config_text(), "write it anew: steady init in an empty folder makes it"
+    assert yaml.safe_load(text) is None
+    switched_on = re.sub(r"^# (?=[a-z_]+: )", "", text, flags=re.MULTILINE)
+    assert Config(**yaml.safe_load(switched_on)) == Config()
+    assert set(HEADINGS) <= set(Config.keys())
+
+
+def test_config_yaml_switched_on_is_accepted_from_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in Config.keys():  # noqa: SIM118
+        monkeypatch.delenv(f"STEADY_{name.upper()}", raising=False)
+    switched_on = re.sub(r"^# (?=[a-z_]+: )", "", config_text(), flags=re.MULTILINE)
+    (tmp_path / "config.yaml").write_text(switched_on, encoding="utf-8")
+    assert Config.load(tmp_path).port == 8000
+
+
+def test_every_error_is_raised_somewhere_and_every_raised_error_is_registered() -> None:
+    said: set[str] = set()
+    for path in SOURCES:
+        if path.name != "errors.py" or path.parent.name == "api":
+            said |= set(re.findall(r'"([a-z_0-9]+)"', path.read_text(encoding="utf-8")))
+    assert sorted(set(ERRORS) - said) == []
+    raised = {
+        code
+        for path in SOURCES
+        for code in re.findall(r'SteadyError\(\s*"(\w+)"', path.read_text(encoding="utf-8"))
+    }
+    assert sorted(raised - set(ERRORS)) == []
+
+
+def test_every_error_says_what_happened_and_what_to_do() -> None:
+    for code, kind in ERRORS.items():
+        assert kind.what.endswith(".") and kind.do.endswith((".", ").")), code
+        assert kind.exit in (1, 2, 3, 4, 5), code
+        assert 400 <= kind.status < 600, code
+
+
+def test_every_field_of_a_job_is_an_option_of_submit() -> None:
+    import inspect
+
+    from watcher.commands.submit import submit
+
+    options = {name.rstrip("_") for name in inspect.signature(submit).parameters}
+    assert set(JobRequest.model_fields) - {"prompt"} <= options
+
+
+@pytest.mark.parametrize(
+    ("module", "never"),
+    [
+        (
+            "watcher.cli",
+            {"torch", "diffusers", "dataset", "sqlalchemy", "fastapi", "watchdog", "rich"},
+        ),
+        ("api.app", {"torch", "diffusers", "transformers", "watchdog"}),
+        ("watcher.service", {"torch", "diffusers", "transformers", "fastapi"}),
+        ("watcher.engine", {"torch", "diffusers"}),
+    ],
+)
+def test_what_a_module_brings_along(module: str, never: set[str]) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", f"import {module}, sys; print(*sys.modules)"],
+        cwd=HOUSE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert never & set(found.stdout.split()) == set()
+
+
+def test_help_brings_nothing_heavy_along() -> None:
+    """What makes `steady --help` quick is what it does not import."""
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import atexit, sys\n"
+            "atexit.register(lambda: print(*sys.modules, file=sys.stderr))\n"
+            "from watcher.cli import main\nmain(['--help'])",
+        ],
+        cwd=HOUSE,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "submit" in found.stdout
+    heavy = {"torch", "dataset", "sqlalchemy", "fastapi", "watchdog", "rich", "pydantic_settings"}
+    assert heavy & set(found.stderr.split()) == set()
+
+
+def test_imports_only_go_down() -> None:
+    done = subprocess.run(
+        [str(Path(sys.executable).parent / "lint-imports"), "--no-cache"],
+        cwd=HOUSE,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+def test_make_help_lists_every_target() -> None:
+    text = (HOUSE / "Makefile").read_text(encoding="utf-8")
+    [phony] = re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)
+    helped = re.findall(r"^([a-z-]+):.*## \S", text, re.MULTILINE)
+    assert sorted(phony.split()) == sorted(helped)
+
+
+def test_constraints_pin_everything_once() -> None:
+    lines = [
+        line
+        for line in (HOUSE / "constraints.txt").read_text(encoding="utf-8").splitlines()
+        if line and not line.startswith("#")
+    ]
+    pins = [re.fullmatch(r"([\w.-]+)==([\w.]+)", line) for line in lines]
+    assert all(pins), "a name, two equals signs, a version without a local part"
+    names = [re.sub(r"[-_.]+", "-", pin[1]).lower() for pin in pins if pin]
+    assert len(names) == len(set(names))
+    wanted = re.findall(
+        r'^    "([\w-]+)[>=~]?',
+        (HOUSE / "pyproject.toml").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    packages = {"fastapi", "torch", "diffusers", "typer", "pytest", "ruff", "types-pyyaml"}
+    assert packages <= {name.lower() for name in wanted}
+    assert packages <= set(names)
+
+
+def test_no_source_file_is_without_a_docstring() -> None:
+    import ast
+
+    bare = [
+        str(path.relative_to(HOUSE))
+        for path in SOURCES
+        if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    ]
+    assert bare == []
