@@ -391,17 +391,20 @@ def _read(path: Path, most: int) -> bytes | None:
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
         fd = os.open(path, flags)
-    except (FileNotFoundError, NotADirectoryError, PermissionError, IsADirectoryError):
+        try:
+            facts = os.fstat(fd)
+            if not stat.S_ISREG(facts.st_mode) or facts.st_size > most:
+                return None
+            with os.fdopen(fd, "rb", closefd=False) as file:
+                data = file.read(most + 1)
+        finally:
+            os.close(fd)
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO, errno.ENAMETOOLONG, errno.EOPNOTSUPP):
             return None  # a link, a pipe or socket: not ours
         raise _error_of(error) from error
-    with os.fdopen(fd, "rb") as file:
-        facts = os.fstat(fd)
-        if not stat.S_ISREG(facts.st_mode) or facts.st_size > most:
-            return None
-        data = file.read(most + 1)
     return data if len(data) <= most else None
 
 
