@@ -336,7 +336,8 @@ class Batches:
 
         Their names, folders and paths are fixed here and never change (but see
         ``JobStore.rename``). Jobs that are recorded already are left alone. ``next_line``:
-        rows of the file dealt with so far. ``final``: that was all of it. ``local``: the local
+        rows of the file dealt with so far; the file has proved readable, so its tries count
+        anew. ``final``: that was all of it. ``local``: the local
         time without zone, for default names and folders. Returns the ids, in order. A batch
         that was cancelled meanwhile is recorded as cancelled, a paused one is held.
         """
@@ -361,7 +362,7 @@ class Batches:
             noted = list(dict.fromkeys([*json.loads(batch["warnings"]), *warnings]))
             self._db.run(
                 "UPDATE batches SET next_line = CASE WHEN next_line < :line THEN :line"
-                " ELSE next_line END, warnings = :warnings, refused_rows = :refused,"
+                " ELSE next_line END, warnings = :warnings, refused_rows = :refused, tries = 0,"
                 " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now)"
                 " ELSE recorded_at END, archived = CASE WHEN :fresh = 1 THEN 0 ELSE archived END"
                 " WHERE ticket = :ticket",

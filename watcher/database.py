@@ -233,6 +233,7 @@ class Database:
     @contextlib.contextmanager
     def write(self) -> Iterator[None]:
         """A transaction that is the only writing one until it ends: committed, or nothing."""
+        self._forbid_nesting()
         if not self._writer.acquire(timeout=self._busy):
             raise SteadyError("database_trouble", "Another thread holds the record for too long.")
         try:
@@ -250,8 +251,7 @@ class Database:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        if getattr(self._inside, "now", False):
-            raise RuntimeError("a transaction inside a transaction")  # would commit half of it
+        self._forbid_nesting()
         if not self._slots.acquire(timeout=self._busy * 2):
             raise SteadyError("database_trouble", "All connections to the record are in use.")
         self._inside.now = True
@@ -261,15 +261,20 @@ class Database:
                     with self._db:
                         yield
                 except BaseException:
-                    # A commit that fails leaves dataset with an open transaction and without
-                    # the memory of it; once more, so that the connection goes back clean.
+                    # After a commit that failed dataset has forgotten its transaction and keeps
+                    # the connection; so once more by hand, and it goes back clean.
                     with contextlib.suppress(SQLAlchemyError):
+                        self._db.executable.rollback()
                         self._db.begin()
                         self._db.rollback()
                     raise
         finally:
             self._inside.now = False
             self._slots.release()
+
+    def _forbid_nesting(self) -> None:
+        if getattr(self._inside, "now", False):
+            raise RuntimeError("a transaction inside a transaction would commit half of it")
 
     def run(self, sql: str, **values: Any) -> list[Row]:
         """One statement of the transaction this thread is in; all its rows."""

@@ -264,12 +264,13 @@ class JobStore(Batches):
 
         SteadyError ``job_not_found``, ``wrong_state`` (not failed or cancelled).
         """
+        ended = "id = :id AND state IN ('failed', 'cancelled')"
         with self._db.write():
-            job = self._move(
-                _RETRY, "id = :id AND state IN ('failed', 'cancelled')", id=id, now=now
-            ) or self._refused(id)
-            self._db.run("UPDATE batches SET archived = 0 WHERE ticket = :t", t=job.ticket)
-            return self._place(job, job.priority, None)
+            rows = self._db.run(f"SELECT * FROM jobs WHERE {ended}", id=id)
+            old = job_of(rows[0]) if rows else self._refused(id)
+            rank = self._rank(old, old.priority, None)
+            self._db.run("UPDATE batches SET archived = 0 WHERE ticket = :t", t=old.ticket)
+            return self._moved(f"{_RETRY}, rank = :rank", ended, id=id, now=now, rank=rank)
 
     def reorder(
         self,
@@ -286,7 +287,10 @@ class JobStore(Batches):
             job = job_of(rows[0]) if rows else self._refused(id)
             if position is None and priority in (None, job.priority):
                 return job
-            return self._place(job, priority or job.priority, position)
+            priority = priority or job.priority
+            rank = self._rank(job, priority, position)
+            place = {"class": priority.level, "rank": rank}
+            return self._moved("class = :class, rank = :rank", "id = :id", id=id, **place)
 
     def mark_deleted(self, id: str, now: int) -> Job | None:
         """A person deleted the picture; the row stays. None: there was none to delete."""
@@ -567,32 +571,34 @@ class JobStore(Batches):
             raise SteadyError("job_not_found")
         raise SteadyError("wrong_state", f"The job is {rows[0]['state']}.")
 
-    def _place(
+    def _moved(self, assignment: str, guard: str, **values: Any) -> Job:
+        """``_move`` of a job this transaction has looked at already."""
+        job = self._move(assignment, guard, **values)
+        if job is None:
+            raise RuntimeError("another writer inside our transaction")
+        return job
+
+    def _rank(
         self, job: Job, priority: Priority, position: Literal["front", "back"] | None
-    ) -> Job:
-        """Give a queued job a place in a class: first, last, or that of a newcomer."""
-        level = priority.level
+    ) -> float:
+        """A place in a class: the first, the last, or that of a newcomer."""
+        ready = f"FROM jobs {_READY} AND class = {priority.level}"
         if position == "front":
-            rank = f"COALESCE((SELECT min(rank) FROM jobs {_READY} AND class = :class), 1) - 1"
-        elif level < _BULK:
-            rank = "(SELECT rev FROM queue) + 1"
+            sql = f"SELECT COALESCE(min(rank), 1) - 1 AS rank {ready}"
+        elif priority is not Priority.BULK:
+            sql = "SELECT rev + 1 AS rank FROM queue"
         elif position == "back":
-            rank = f"COALESCE((SELECT max(rank) FROM jobs {_READY} AND class = :class), 0) + 1"
+            sql = f"SELECT COALESCE(max(rank), 0) + 1 AS rank {ready}"
         else:
-            rank = """(SELECT CASE WHEN q.bulk_time > b.last_rank THEN q.bulk_time
-                ELSE b.last_rank END + 1 FROM queue AS q, batches AS b WHERE b.ticket = :ticket)"""
-        value = self._db.run(
-            f"SELECT {rank} AS rank",
-            **{"class": level} if ":class" in rank else {},
-            **{"ticket": job.ticket} if ":ticket" in rank else {},
-        )[0]["rank"]
-        moved = self._move(
-            "class = :class, rank = :rank", "id = :id", **{"class": level}, rank=value, id=job.id
-        )
-        assert moved is not None  # this transaction has the row
-        if ":ticket" in rank:
-            self._set_batch("last_rank = :rank", ticket=job.ticket, rank=value)
-        return moved
+            bulk_time = self._db.run("SELECT bulk_time FROM queue")[0]["bulk_time"]
+            batch = self._set_batch(
+                "last_rank = 1 + CASE WHEN last_rank > :bulk_time THEN last_rank"
+                " ELSE :bulk_time END",
+                ticket=job.ticket,
+                bulk_time=bulk_time,
+            )
+            return float(batch["last_rank"])
+        return float(self._db.run(sql)[0]["rank"])
 
 
 def _json(value: Any) -> str:

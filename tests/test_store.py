@@ -1,0 +1,1148 @@
+"""The record: what each transition may do, what survives what, who goes first."""
+
+import itertools
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import sqlite3
+import subprocess
+import threading
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import pytest
+from conftest import until
+from store_children import (
+    LOCAL,
+    claim_all,
+    hold_lock,
+    new_jobs,
+    pause_and_die,
+    put_batch,
+    request,
+    write_until_killed,
+)
+
+from watcher.errors import SteadyError
+from watcher.jobs import (
+    TRANSITIONS,
+    Job,
+    JobState,
+    Priority,
+    job_id_of,
+    ticket_of_key,
+)
+from watcher.store import BULK_TURN, JobFilter, JobStore, NewJob
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["dataset", "pydantic"])  # the slow half of starting a child
+
+Opener = Callable[..., JobStore]
+
+
+#: A SQLAlchemy URL of a PostgreSQL database that may be written to; the tests run there as well.
+SERVER = os.environ.get("STEADY_TEST_POSTGRES", "")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"] if SERVER else ["sqlite"])
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """An empty record of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'steady.db'}"
+        return
+    import psycopg
+
+    plain, schema = SERVER.replace("+psycopg", ""), f"t{uuid.uuid4().hex}"
+    with psycopg.connect(plain, autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {schema}")
+        yield f"{SERVER}?options=-csearch_path%3D{schema}"
+        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+
+
+@pytest.fixture
+def opened(url: str) -> Iterator[Opener]:
+    """Opens the record, as often as wanted, and closes whatever was opened."""
+    stores: list[JobStore] = []
+
+    def opener(**options: object) -> JobStore:
+        stores.append(JobStore(url, synchronous="normal", **options))  # type: ignore[arg-type]
+        return stores[-1]
+
+    yield opener
+    for store in stores:
+        store.close()
+
+
+@pytest.fixture
+def store(opened: Opener) -> JobStore:
+    return opened(clock=lambda: 1_000)
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """Where a SQLite record will lie, for what only files suffer."""
+    return tmp_path / "steady.db"
+
+
+def sqlite(file: Path, **options: object) -> JobStore:
+    return JobStore(f"sqlite:///{file}", synchronous="normal", **options)  # type: ignore[arg-type]
+
+
+def code(call: Callable[[], object]) -> str:
+    """The code of the SteadyError that ``call`` raises."""
+    with pytest.raises(SteadyError) as raised:
+        call()
+    return raised.value.code
+
+
+def claim(store: JobStore, now: int = 1) -> Job:
+    job = store.claim(now)
+    assert job is not None
+    return job
+
+
+def drain(store: JobStore, window_open: bool = True) -> list[str]:
+    """Claim until nothing is left; the ids in order."""
+    jobs = iter(lambda: store.claim(1, window_open=window_open), None)
+    return [job.id for job in jobs]
+
+
+def get(store: JobStore, id: str) -> Job:
+    job = store.job(id)
+    assert job is not None
+    return job
+
+
+# -- transitions
+
+TO_STATE = {
+    JobState.QUEUED: [],
+    JobState.GENERATING: ["claim"],
+    JobState.COMPLETED: ["claim", "complete"],
+    JobState.FAILED: ["claim", "fail"],
+    JobState.CANCELLED: ["cancel"],
+}
+
+#: action -> (the verb of TRANSITIONS, the state it leads to, how it is done)
+ACTIONS: dict[str, tuple[str, JobState, Callable[[JobStore, Job], object]]] = {
+    "claim": ("claim", JobState.GENERATING, lambda s, j: s.claim(5)),
+    "complete": (
+        "complete",
+        JobState.COMPLETED,
+        lambda s, j: s.complete(j.id, j.attempt, sha256="ab", bytes=3, facts={"a": 1}, now=9),
+    ),
+    "fail": (
+        "fail",
+        JobState.FAILED,
+        lambda s, j: s.fail(j.id, j.attempt, "engine_failed", "broke", facts={}, now=9),
+    ),
+    "end_cancelled": (
+        "cancel",
+        JobState.CANCELLED,
+        lambda s, j: s.fail(j.id, j.attempt, "cancelled", "", facts={}, now=9),
+    ),
+    "cancel": ("cancel", JobState.CANCELLED, lambda s, j: s.cancel(j.id, 9)),
+    "release": (
+        "release",
+        JobState.QUEUED,
+        lambda s, j: s.release(j.id, j.attempt, why="x", now=9),
+    ),
+    "retry": ("retry", JobState.QUEUED, lambda s, j: s.retry(j.id, 9)),
+}
+
+
+def in_state(store: JobStore, state: JobState) -> Job:
+    (id,) = put_batch(store)
+    for action in TO_STATE[state]:
+        ACTIONS[action][2](store, get(store, id))
+    job = get(store, id)
+    assert job.state is state
+    return job
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("state", JobState)
+def test_only_the_legal_transitions_happen(store: JobStore, state: JobState, action: str) -> None:
+    before = in_state(store, state)
+    verb, target, act = ACTIONS[action]
+    try:
+        act(store, before)
+    except SteadyError as error:
+        assert error.code == "wrong_state"
+    after = get(store, before.id)
+    if (state, action) == (JobState.GENERATING, "cancel"):
+        assert after.state is JobState.GENERATING and after.cancel_requested  # the worker ends it
+    elif (state, action) == (JobState.QUEUED, "end_cancelled"):
+        assert after == before  # only a running job is ended by its worker
+    elif TRANSITIONS.get((state, target)) == verb:
+        assert after.state is target
+        assert after.rev == before.rev + 1 == store.last_rev()
+    else:
+        assert after == before
+        assert store.last_rev() == before.rev
+    counts = store.counts()
+    assert counts == {s: int(s is after.state) for s in JobState}
+    assert store.progress(after.ticket) == counts
+
+
+def test_every_transition_of_the_drawing_has_an_action() -> None:
+    assert {(verb, to) for (_, to), verb in TRANSITIONS.items()} == {
+        (verb, to) for verb, to, _ in ACTIONS.values()
+    }
+
+
+def test_a_late_worker_changes_nothing(store: JobStore) -> None:
+    put_batch(store)
+    late = claim(store)
+    assert store.release(late.id, late.attempt, why="worker died", death=True, now=2)
+    now = claim(store)
+    assert (now.attempt, now.deaths) == (2, 1)
+    for act in ("complete", "fail", "end_cancelled", "release"):
+        assert ACTIONS[act][2](store, late) is None
+    assert store.rename(late.id, late.attempt) is None
+    assert get(store, now.id) == now
+    done = store.complete(now.id, now.attempt, sha256="ab", bytes=3, facts={"gpu": "none"}, now=7)
+    assert done is not None
+    assert (done.sha256, done.bytes, done.completed_at) == ("ab", 3, 7)
+    assert done.facts["gpu"] == "none"
+    assert done.facts["attempts"] == [{"attempt": 1, "why": "worker died", "at": 2}]
+    assert ACTIONS["complete"][2](store, now) is None  # once
+
+
+def test_cancel_while_running_is_kept_until_the_worker_lets_go(store: JobStore) -> None:
+    put_batch(store)
+    job = claim(store)
+    store.cancel(job.id, 2)
+    store.cancel(job.id, 3)  # asking twice is fine
+    assert store.cancels() == [(job.id, 1)]
+    back = store.release(job.id, 1, why="stopping", now=4)
+    assert back is not None
+    assert (back.state, back.completed_at, back.cancel_requested) == ("cancelled", 4, False)
+    assert store.cancels() == []
+    again = store.retry(job.id, 5)
+    assert (again.state, again.completed_at) == ("queued", None)
+
+
+def test_a_picture_that_was_published_counts_even_if_it_was_cancelled(store: JobStore) -> None:
+    put_batch(store)
+    job = claim(store)
+    store.cancel(job.id, 2)
+    done = store.complete(job.id, 1, sha256="0", bytes=1, facts={}, now=3)
+    assert done is not None and done.state is JobState.COMPLETED
+
+
+def test_retry_keeps_who_the_job_is_and_clears_what_went_wrong(store: JobStore) -> None:
+    (id,) = put_batch(store)
+    job = claim(store)
+    store.release(id, 1, why="died", death=True, now=2)
+    claim(store)
+    failed = store.fail(id, 2, "engine_failed", "broke", facts={"x": 1}, now=3)
+    assert failed is not None and failed.error_code == "engine_failed"
+    assert store.archived(job.ticket)
+    back = store.retry(id, 4)
+    assert (back.error_code, back.error_message, back.deaths, back.started_at) == (
+        None,
+        None,
+        0,
+        None,
+    )
+    assert (back.request, back.image_name, back.path) == (job.request, job.image_name, job.path)
+    batch = store.batch(job.ticket)
+    assert batch is not None and not batch.archived
+    assert claim(store).attempt == 3  # the fence never goes back
+
+
+def test_unknown_jobs_and_batches(store: JobStore) -> None:
+    nobody = str(uuid.uuid4())
+    assert store.job(nobody) is None and store.batch(nobody) is None
+    for call in (store.cancel, store.retry):
+        assert code(lambda call=call: call(nobody, 1)) == "job_not_found"  # type: ignore[misc]
+    assert code(lambda: store.reorder(nobody)) == "job_not_found"
+    for batch_call in (
+        store.progress, store.cancel_batch, store.pause_batch, store.resume_batch,
+        store.retry_failed, lambda t: store.record(t, [], first_index=0, final=True, now=1, local=LOCAL),
+    ):  # fmt: skip
+        assert code(lambda call=batch_call: call(nobody)) == "batch_not_found"  # type: ignore[misc]
+    assert not store.archived(nobody)
+
+
+def test_deleted_pictures_keep_their_row(store: JobStore) -> None:
+    job = in_state(store, JobState.COMPLETED)
+    deleted = store.mark_deleted(job.id, 8)
+    assert deleted is not None and deleted.deleted_at == 8
+    assert store.mark_deleted(job.id, 9) is None
+    assert store.mark_deleted(in_state(store, JobState.FAILED).id, 9) is None
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_counters_agree_with_the_rows_after_anything(opened: Opener, seed: int) -> None:
+    store, dice = opened(), random.Random(seed)
+    ids: list[str] = []
+    seen = 0
+    for step in range(150):
+        match dice.randrange(12):
+            case 0 | 1:
+                ids += put_batch(
+                    store,
+                    dice.randint(1, 5),
+                    priority=dice.choice(list(Priority)),
+                    not_before=dice.choice([None, None, step + 20]),
+                )
+            case 2 | 3 | 4:
+                store.claim(step, window_open=dice.random() < 0.8)
+            case 5:
+                store.release_due(step)
+            case _ if ids:
+                job = get(store, dice.choice(ids))
+                do = dice.choice(
+                    [
+                        *(act for name, (_, _, act) in ACTIONS.items() if name != "claim"),
+                        lambda s, j: s.reorder(j.id, dice.choice(list(Priority)), "front"),
+                        lambda s, j: s.cancel_batch(j.ticket),
+                        lambda s, j: s.pause_batch(j.ticket),
+                        lambda s, j: s.resume_batch(j.ticket),
+                        lambda s, j: s.retry_failed(j.ticket),
+                    ]
+                )
+                try:
+                    do(store, job)
+                except SteadyError as error:
+                    assert error.code == "wrong_state"
+            case _:
+                pass
+        changed = store.since(seen)
+        assert [job.rev for job in changed] == sorted({job.rev for job in changed})
+        seen = store.last_rev()
+    jobs = [get(store, id) for id in ids]
+    assert store.counts() == {s: sum(j.state is s for j in jobs) for s in JobState}
+    for ticket in {job.ticket for job in jobs}:
+        assert store.progress(ticket) == {
+            s: sum(j.state is s for j in jobs if j.ticket == ticket) for s in JobState
+        }
+    assert len({job.rev for job in jobs}) == len(jobs)
+    assert all(job.held is None for job in jobs if job.state is not JobState.QUEUED)
+
+
+def test_whoever_follows_the_revs_misses_nothing(store: JobStore) -> None:
+    put_batch(store, 120)
+    errors: list[BaseException] = []
+
+    def work() -> None:
+        try:
+            while job := store.claim(1):
+                store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    seen, last = {}, 0
+    while True:
+        working = any(thread.is_alive() for thread in threads)
+        for job in store.since(last, limit=10):
+            assert job.rev > last  # nothing is ever committed behind a rev that was seen
+            last = job.rev
+            seen[job.id] = job.state
+        if not working and last == store.last_rev():
+            break
+    assert not errors
+    assert list(seen.values()) == [JobState.COMPLETED] * 120
+
+
+# -- recording
+
+
+def test_recording_again_gives_the_same_rows(store: JobStore) -> None:
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
+    jobs = new_jobs(3)
+    ids = store.record(ticket, jobs, first_index=0, final=True, now=1, local=LOCAL)
+    rows = store.jobs_of(ticket)
+    later = LOCAL + timedelta(hours=20)
+    assert store.record(ticket, jobs, first_index=0, final=True, now=9, local=later) == ids
+    assert store.jobs_of(ticket) == rows
+    assert ids == [job_id_of(ticket, k) for k in range(3)]
+    batch = store.batch(ticket)
+    assert batch is not None and (batch.jobs, batch.recorded_at, batch.tries) == (3, 1, 0)
+
+
+def test_a_long_file_is_resumed_where_it_stood(opened: Opener) -> None:
+    store, ticket = opened(), str(uuid.uuid4())
+    store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
+    store.record(
+        ticket, new_jobs(4), first_index=0, final=False, next_line=5, warnings=["w"], now=1,
+        local=LOCAL,
+    )  # fmt: skip
+    assert [b.ticket for b in store.unrecorded_claims()] == [ticket]
+    assert claim(store).id == ticket  # each chunk may run at once
+    store.close()
+    store = opened()
+    batch = store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
+    assert (batch.tries, batch.next_line, batch.jobs, batch.recorded_at) == (1, 5, 4, None)
+    store.record(
+        ticket, new_jobs(3), first_index=4, final=True, next_line=8, warnings=["w", "v"], now=2,
+        local=LOCAL,
+    )  # fmt: skip
+    batch = store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
+    assert (batch.tries, batch.next_line, batch.jobs, batch.recorded_at) == (0, 8, 7, 2)
+    assert batch.warnings == ("w", "v")
+    assert [job.index for job in store.jobs_of(ticket)] == list(range(7))
+    assert [job.index for job in store.jobs_of(ticket, after_index=2, limit=2)] == [3, 4]
+    assert store.unrecorded_claims() == []
+
+
+def test_a_chunk_is_recorded_whole_or_not_at_all(store: JobStore) -> None:
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
+    bad = [*new_jobs(3), NewJob(request(), not_before=2**70)]  # no database takes this integer
+    with pytest.raises(Exception):  # noqa: B017, PT011 - each driver has its own
+        store.record(ticket, bad, first_index=0, final=True, now=1, local=LOCAL)
+    assert store.jobs_of(ticket) == []
+    assert store.last_rev() == 0 and store.counts()[JobState.QUEUED] == 0
+    ids = store.record(ticket, new_jobs(1), first_index=0, final=True, now=1, local=LOCAL)
+    assert get(store, ids[0]).image_name == "ImgGen_102959"  # the name was not lost either
+
+
+def test_the_request_comes_back_as_it_was(store: JobStore) -> None:
+    asked = request(
+        'Ünï "quoted" \n :colon %s {brace} 😀', label="row 1", metadata={"a": 1, "b": None, "c": "é"},
+        guidance_scale=0.0, negative_prompt="", name="fox", folder="a/b", priority="bulk",
+    )  # fmt: skip
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="a", suffix=".json", source="cli")
+    new = NewJob(asked, warnings=("no effect",), priority=Priority.BULK, not_before=77)
+    (id,) = store.record(ticket, [new], first_index=0, final=True, now=1, local=LOCAL)
+    job = get(store, id)
+    assert job.request == asked
+    assert (job.path, job.warnings, job.not_before, job.held) == (
+        "a/b/fox.png", ("no effect",), 77, "not_before",
+    )  # fmt: skip
+
+
+def test_a_reserved_name_is_found_again(store: JobStore) -> None:
+    ticket, midnight = str(uuid.uuid4()), datetime(2026, 11, 22, 23, 59, 59)
+    words = {"name": "api", "suffix": ".json", "source": "http", "digest": "d"}
+    reserved = store.reserve(ticket, **words, local=midnight, now=1)
+    assert (reserved.image_name, reserved.claim, reserved.jobs) == ("ImgGen_235959", None, 0)
+    assert store.reserve(ticket, **words | {"digest": "other"}, local=LOCAL) == reserved
+    assert [b.ticket for b in store.stale_reservations(0)] == [ticket]
+    assert store.stale_reservations(1_000) == []  # the clock stands at 1,000
+    begun = store.begin_reading(ticket, name="api", suffix=".json", source="http")
+    assert (begun.claim, begun.tries) == (ticket, 1)
+    assert store.stale_reservations(0) == [] and not store.sweep(ticket)
+    store.record(
+        ticket, [NewJob(request(), priority=Priority.INTERACTIVE), NewJob(request())],
+        first_index=0, final=True, now=2, local=midnight + timedelta(seconds=5),
+    )  # fmt: skip
+    first, second = store.jobs_of(ticket)
+    assert first.path == "20261122/ImgGen_235959.png"  # the day of the answer, not of the reading
+    assert second.path == "20261123/ImgGen_000004.png"
+
+
+def test_reservations_without_a_file_are_swept_and_their_name_never_given_again(
+    store: JobStore,
+) -> None:
+    words = {"name": "api", "suffix": ".json", "source": "http", "digest": "d", "local": LOCAL}
+    first, second = str(uuid.uuid4()), str(uuid.uuid4())
+    assert store.reserve(first, **words, image_name="Fox", folder="x").image_name == "Fox"
+    assert store.sweep(first) and store.batch(first) is None
+    assert store.reserve(second, **words, image_name="fox", folder="x").image_name == "fox_2"
+    assert store.reserve(str(uuid.uuid4()), **words, image_name=False).image_name is None
+
+
+def test_a_batch_cancelled_before_it_was_read_never_runs(store: JobStore) -> None:
+    ticket = str(uuid.uuid4())
+    store.reserve(ticket, name="n", suffix=".json", source="http", digest="d", local=LOCAL)
+    assert store.cancel_batch(ticket).cancelled
+    store.begin_reading(ticket, name="n", suffix=".json", source="http")
+    store.record(ticket, new_jobs(2), first_index=0, final=True, now=5, local=LOCAL)
+    assert [(j.state, j.completed_at) for j in store.jobs_of(ticket)] == [("cancelled", 5)] * 2
+    assert store.claim(6) is None
+    assert [b.ticket for b in store.unarchived()] == [ticket]
+
+
+def test_a_key_makes_a_repeat_harmless(store: JobStore) -> None:
+    one, two, three = (str(uuid.uuid4()) for _ in range(3))
+    words = {"name": "n.yaml", "suffix": ".yaml", "source": "file"}
+    store.begin_reading(one, **words)
+    mine = store.adopt_key(one, "night", digest="d")
+    assert (mine.ticket, mine.claim, mine.digest) == (ticket_of_key("night"), one, "d")
+    assert store.adopt_key(one, "night") == mine  # after a crash
+    assert store.begin_reading(one, **words).ticket == mine.ticket
+    store.record(mine.ticket, new_jobs(2), first_index=0, final=True, now=1, local=LOCAL)
+    store.begin_reading(two, **words)
+    other = store.adopt_key(two, "night", digest="e")
+    assert (other.claim, other.digest, other.recorded_at) == (one, "d", 1)
+    assert store.forget(two) and store.batch_by_claim(two) is None
+    assert not store.forget(one)  # recorded batches stay
+    # an API file of the same key has the ticket in its name
+    same = store.begin_reading(mine.ticket, **words)
+    assert (same.claim, same.tries, same.jobs) == (one, 0, 2)
+    assert code(lambda: store.adopt_key(three, "other")) == "batch_not_found"
+
+
+def test_a_job_with_a_key_of_its_own_runs_once(store: JobStore) -> None:
+    keyed = NewJob(request("keyed"), id=ticket_of_key("k1"))
+    tickets = [str(uuid.uuid4()) for _ in range(2)]
+    for ticket in tickets:
+        store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
+        ids = store.record(
+            ticket, [keyed, keyed, *new_jobs(1)], first_index=0, final=True, now=1, local=LOCAL
+        )
+        assert ids[:2] == [keyed.id, keyed.id]
+    assert store.counts()[JobState.QUEUED] == 3
+    assert get(store, ticket_of_key("k1")).ticket == tickets[0]
+
+
+def test_changed_rows_of_a_resumed_batch_come_last(store: JobStore) -> None:
+    ticket = put_batch(store, 3)[0]
+    new = [NewJob(request(f"new {k}"), id=str(uuid.uuid4())) for k in range(2)]
+    old = new_jobs(3)
+    ids = store.record(
+        ticket, [old[0], new[0], old[2], new[1]], first_index=0, final=True, now=1, local=LOCAL
+    )
+    assert [(j.index, j.id) for j in store.jobs_of(ticket)] == [
+        (0, ids[0]), (1, job_id_of(ticket, 1)), (2, ids[2]), (3, ids[3]), (4, ids[1]),
+    ]  # fmt: skip
+
+
+def test_refused_files_wait_for_their_sidecar(store: JobStore) -> None:
+    claimed = str(uuid.uuid4())
+    store.begin_reading(claimed, name="bad.yaml", suffix=".yaml", source="file")
+    batch = store.refuse(claimed, {"code": "bad_yaml"})
+    assert (batch.error, batch.recorded_at) == ({"code": "bad_yaml"}, 1_000)
+    assert store.refuse(claimed, {"code": "other"}) == batch
+    assert store.unarchived() == [batch]
+    assert store.archived(batch.ticket)
+    assert store.unarchived() == []
+    assert code(lambda: store.refuse(str(uuid.uuid4()), {})) == "batch_not_found"
+
+
+def test_a_batch_is_put_away_when_its_last_job_ended(store: JobStore) -> None:
+    ticket = put_batch(store, 2)[0]
+    for last in (False, True):
+        job = claim(store)
+        assert store.unarchived() == [] and not store.archived(ticket)
+        store.complete(job.id, 1, sha256="0", bytes=1, facts={}, now=2)
+        assert bool(store.unarchived()) is last
+    assert store.archived(ticket)
+    assert [b.ticket for b in store.batches()] == [ticket]
+
+
+def test_batches_in_pages(store: JobStore) -> None:
+    tickets = [put_batch(store)[0] for _ in range(5)]
+    first = store.batches(limit=2)
+    assert [b.ticket for b in first] == tickets[:2:-1]
+    assert [b.ticket for b in store.batches(before=first[-1].ticket)] == tickets[2::-1]
+
+
+# -- names
+
+
+def names(store: JobStore, jobs: list[NewJob], local: datetime = LOCAL) -> list[str]:
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
+    ids = store.record(ticket, jobs, first_index=0, final=True, now=1, local=local)
+    return [get(store, id).path.removesuffix(".png") for id in ids]
+
+
+def test_default_names_are_unique_for_ever_and_everywhere(store: JobStore) -> None:
+    tomorrow = LOCAL + timedelta(days=1)
+    assert names(store, new_jobs(2)) == ["20261122/ImgGen_102959", "20261122/ImgGen_102959_2"]
+    assert names(store, new_jobs(1), tomorrow) == ["20261123/ImgGen_102959_3"]
+    squatter = NewJob(request(name="imggen_102959_4", folder="x"))
+    assert names(store, [squatter]) == ["x/imggen_102959_4"]
+    assert names(store, new_jobs(1)) == ["20261122/ImgGen_102959_5"]
+
+
+def test_given_names_are_unique_in_their_folder_in_any_case(store: JobStore) -> None:
+    def named(*given: str, folder: str = "f") -> list[str]:
+        return names(store, [NewJob(request(name=name, folder=folder)) for name in given])
+
+    assert named("cat", "Cat", "CAT") == ["f/cat", "f/Cat_2", "f/CAT_3"]
+    assert named("cat", folder="g") == ["g/cat"]
+    assert named("cat", folder="F") == ["F/cat_4"]  # one folder on a case-insensitive disk
+    assert named("dog_2", "dog", "dog", "dog") == ["f/dog_2", "f/dog", "f/dog_3", "f/dog_4"]
+    assert named("dog") == ["f/dog_5"]
+    assert named("straße", "STRASSE") == ["f/straße", "f/STRASSE_2"]
+    assert named("caf\u00e9", "cafe\u0301") == ["f/caf\u00e9", "f/cafe\u0301_2"]
+    assert named("猫", "猫") == ["f/猫", "f/猫_2"]
+
+
+def test_files_of_many_dropped_twice(store: JobStore) -> None:
+    jobs = [NewJob(request(), stem=f"cats_{k:04d}") for k in (1, 2)]
+    assert names(store, jobs) == ["20261122/cats_0001", "20261122/cats_0002"]
+    assert names(store, jobs) == ["20261122/cats_0001_2", "20261122/cats_0002_2"]
+
+
+def test_ten_thousand_pictures_in_one_second(store: JobStore) -> None:
+    given = names(store, new_jobs(2_000)) + names(store, new_jobs(8_000))
+    assert len({name.casefold() for name in given}) == 10_000
+    assert given[-1] == "20261122/ImgGen_102959_10000"
+    reserved = [
+        store.reserve(
+            str(uuid.uuid4()), name="n", suffix=".json", source="http", digest="d", local=LOCAL
+        ).image_name
+        for _ in range(20)
+    ]
+    assert reserved == [f"ImgGen_102959_{10_001 + k}" for k in range(20)]
+
+
+def test_a_strangers_file_makes_the_job_take_the_next_name(store: JobStore) -> None:
+    put_batch(store)
+    put_batch(store, stem="cat")
+    for expected in ("ImgGen_102959_2", "cat_2"):
+        job = claim(store)
+        assert job.attempt == 1
+        moved = store.rename(job.id, 1)
+        assert moved is not None
+        assert moved.path == f"20261122/{expected}.png"
+        assert moved.state is JobState.GENERATING
+    again = store.rename(job.id, 1)
+    assert again is not None and again.image_name == "cat_3"
+    assert names(store, [NewJob(request(), stem="cat")]) == ["20261122/cat_4"]
+
+
+def test_pictures_are_found_by_name(store: JobStore) -> None:
+    ids = [put_batch(store, stem="Cat")[0]]
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
+    ids += store.record(
+        ticket, [NewJob(request(name="cat", folder="Zoo"))], first_index=0, final=True, now=1,
+        local=LOCAL,
+    )  # fmt: skip
+
+    def found(*name: str) -> str | None:
+        job = store.job_by_image(*name)
+        return job and job.id
+
+    assert found("CAT") == ids[1]  # the newest
+    assert found("cat", "20261122") == ids[0]
+    assert found("cat", "zoo") == ids[1]
+    assert found("cat", "nowhere") is None and found("dog") is None
+    assert {job.id for job in store.jobs(JobFilter(name="cAT"))} == set(ids)
+
+
+# -- order
+
+
+def test_classes_then_arrival(store: JobStore) -> None:
+    bulk, normal = put_batch(store, 3, priority=Priority.BULK), put_batch(store, 2)
+    quick, later = put_batch(store, priority=Priority.INTERACTIVE), put_batch(store, 2)
+    expected = quick + normal + later + bulk
+    assert [store.position(id) for id in expected] == list(range(8))
+    assert store.position(bulk[-1], cap=3) == 3
+    assert drain(store) == expected
+    assert store.position(quick[0]) is None
+
+
+def test_five_hundred_bulk_jobs_do_not_delay_a_person(store: JobStore) -> None:
+    put_batch(store, 500, priority=Priority.BULK)
+    claim(store)
+    (mine,) = put_batch(store, priority=Priority.INTERACTIVE)
+    assert claim(store).id == mine
+
+
+def test_bulk_batches_take_turns_from_where_the_class_stands(opened: Opener) -> None:
+    store = opened()
+    a = put_batch(store, 20, priority=Priority.BULK)
+    assert [claim(store).id for _ in range(5)] == a[:5]
+    b = put_batch(store, 3, priority=Priority.BULK)
+    expected = list(itertools.chain(*zip(a[5:8], b, strict=True))) + a[8:]
+    first = [claim(store).id for _ in range(4)]
+    store.close()
+    assert first + drain(opened()) == expected  # kept over a restart
+
+
+def test_chunks_of_one_bulk_batch_stay_in_line(store: JobStore) -> None:
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="n", suffix=".csv", source="file")
+    ids = []
+    for first in (0, 4):
+        ids += store.record(
+            ticket, new_jobs(4, priority=Priority.BULK), first_index=first, final=first == 4, now=1,
+            local=LOCAL,
+        )  # fmt: skip
+    other = put_batch(store, 2, priority=Priority.BULK)
+    assert drain(store) == [ids[0], other[0], ids[1], other[1], *ids[2:]]
+
+
+def test_bulk_never_starves(opened: Opener) -> None:
+    store = opened()
+    bulk = put_batch(store, 3, priority=Priority.BULK)
+    quick = put_batch(store, 3 * BULK_TURN + 5, priority=Priority.INTERACTIVE)
+    order = [claim(store).id for _ in range(BULK_TURN - 2)]
+    store.close()
+    order += drain(opened())
+    assert [order.index(id) for id in bulk] == [BULK_TURN, 2 * BULK_TURN + 1, 3 * BULK_TURN + 2]
+    assert [id for id in order if id in set(quick)] == quick
+
+
+def test_bulk_gets_no_turn_while_its_window_is_closed(store: JobStore) -> None:
+    bulk = put_batch(store, 2, priority=Priority.BULK)
+    quick = put_batch(store, BULK_TURN + 5, priority=Priority.INTERACTIVE)
+    assert store.held(window_open=False) == 2 and store.held() == 0
+    assert drain(store, window_open=False) == quick
+    assert drain(store) == bulk
+
+
+def test_reorder_within_and_between_classes(opened: Opener) -> None:
+    store = opened()
+    a, b, c, d = put_batch(store, 4)
+    bulk = put_batch(store, 3, priority=Priority.BULK)
+    store.reorder(c, position="front")
+    store.reorder(a, position="back")
+    store.reorder(bulk[2], position="front")
+    store.reorder(bulk[0], position="back")
+    store.reorder(d, Priority.INTERACTIVE)
+    store.reorder(b, Priority.BULK)
+    before = get(store, c)
+    assert store.reorder(c) == before  # nothing asked, nothing changed
+    (late,) = put_batch(store)
+    store.close()
+    store = opened()
+    assert get(store, b).request.priority == "bulk"
+    assert drain(store) == [d, c, a, late, bulk[2], b, bulk[1], bulk[0]]
+    assert code(lambda: store.reorder(c, position="front")) == "wrong_state"
+
+
+def test_a_released_job_keeps_its_place_and_a_retried_one_queues_anew(store: JobStore) -> None:
+    first, second, third = put_batch(store, 3)
+    store.release(claim(store).id, 1, why="x", now=2)
+    assert store.position(first) == 0
+    job = claim(store)
+    store.fail(job.id, job.attempt, "engine_failed", "", facts={}, now=3)
+    store.retry(first, 4)
+    assert drain(store) == [second, third, first]
+
+
+def test_retry_failed_takes_only_the_failed_ones(store: JobStore) -> None:
+    ids = put_batch(store, 4, priority=Priority.BULK)
+    for _ in range(3):
+        job = claim(store)
+        store.fail(job.id, 1, "engine_failed", "", facts={}, now=3)
+    store.cancel(ids[3], 4)
+    assert store.archived(ids[0])
+    assert store.retry_failed(ids[0]) == 3
+    assert store.retry_failed(ids[0]) == 0
+    batch = store.batch(ids[0])
+    assert batch is not None and not batch.archived
+    assert drain(store) == ids[:3]
+    assert get(store, ids[3]).state is JobState.CANCELLED
+
+
+# -- held back
+
+
+def test_not_before(store: JobStore) -> None:
+    later, now = put_batch(store, not_before=50), put_batch(store)
+    soon = put_batch(store, not_before=40)
+    assert (store.held(), store.next_due()) == (2, 40)
+    assert get(store, later[0]).held == "not_before"
+    assert store.position(later[0]) is None
+    assert drain(store) == now
+    assert store.release_due(39) == 0
+    assert store.release_due(40) == 1
+    assert drain(store) == soon
+    assert store.release_due(60) == 1 and store.next_due() is None
+    assert drain(store) == later
+
+
+def test_a_held_job_can_be_cancelled_and_comes_back_held(store: JobStore) -> None:
+    (id,) = put_batch(store, not_before=50)
+    assert store.cancel(id, 2).held is None
+    assert store.retry(id, 3).held == "not_before"
+    store.cancel(id, 4)
+    assert store.retry(id, 60).held is None
+
+
+def test_paused_batches(store: JobStore) -> None:
+    ids = put_batch(store, 3)
+    running = claim(store)
+    assert store.pause_batch(ids[0]).paused
+    assert store.claim(1) is None
+    assert store.release(running.id, 1, why="x", now=2).held == "paused"  # type: ignore[union-attr]
+    store.cancel(ids[2], 2)
+    assert store.retry(ids[2], 3).held == "paused"
+    store.record(ids[0], new_jobs(1), first_index=3, final=True, now=1, local=LOCAL)
+    assert store.held() == 4 and store.claim(1) is None
+    assert not store.resume_batch(ids[0]).paused
+    assert drain(store) == [ids[0], ids[1], ids[2], job_id_of(ids[0], 3)]
+
+
+def test_resume_leaves_those_waiting_whose_time_has_not_come(store: JobStore) -> None:
+    (id,) = put_batch(store, not_before=5_000)
+    store.pause_batch(id)
+    store.resume_batch(id)
+    assert get(store, id).held == "not_before"
+
+
+def test_the_pause_is_looked_at_by_the_claim_itself(opened: Opener) -> None:
+    store, other = opened(), opened()
+    put_batch(store)
+    version = store.data_version()
+    other.put("paused", {"by": "person", "reason": "é", "since": 3})
+    assert store.data_version() != version
+    assert store.claim(1) is None
+    assert store.get("paused") == {"by": "person", "reason": "é", "since": 3}
+    other.drop("paused")
+    assert store.get("paused") is None
+    assert store.claim(1) is not None
+
+
+def test_cancel_batch(store: JobStore) -> None:
+    ids = put_batch(store, 3)
+    running = claim(store)
+    batch = store.cancel_batch(ids[0], 9)
+    assert batch.cancelled
+    assert store.cancels() == [(running.id, 1)]
+    assert [j.state for j in store.jobs_of(ids[0])] == ["generating", "cancelled", "cancelled"]
+    store.cancel_batch(ids[0], 10)
+    assert [j.completed_at for j in store.jobs_of(ids[0])] == [None, 9, 9]
+
+
+# -- lists
+
+
+def test_lists_in_pages_and_filtered(store: JobStore) -> None:
+    ids = []
+    for now in (10, 20, 30):
+        ids += put_batch(store, 2, now=now)
+    claim(store)
+
+    def found(before: int | None = None, limit: int = 50, **words: object) -> list[str]:
+        return [j.id for j in store.jobs(JobFilter(**words), before, limit)]  # type: ignore[arg-type]
+
+    newest = ids[::-1]
+    assert found() == newest
+    assert found(limit=4) == newest[:4]
+    assert found(before=get(store, newest[3]).seq) == newest[4:]
+    assert found(state=JobState.GENERATING) == [ids[0]]
+    assert found(state=JobState.QUEUED, limit=2) == newest[:2]
+    assert found(ticket=ids[2]) == [ids[3], ids[2]]
+    assert found(ticket=ids[2], before=get(store, ids[3]).seq) == [ids[2]]
+    assert found(since=20) == newest[:4]
+    assert found(until=20) == newest[4:]
+    assert found(since=20, until=30) == newest[2:4]
+    assert found(since=99) == [] and found(until=5) == []
+    assert found(text="FOX 1") == [ids[5], ids[3], ids[1]]
+    assert found(text="f%x") == [] and found(text="f_x") == []
+    assert found(text="1", ticket=ids[0], state=JobState.QUEUED, since=1, until=11) == [ids[1]]
+    assert [j.id for j in store.generating()] == [ids[0]]
+
+
+def test_ids_may_be_shortened(store: JobStore) -> None:
+    ids = put_batch(store, 40)
+    for id in ids:
+        assert [j.id for j in store.prefix(id.upper())] == [id]
+        assert id in [j.id for j in store.prefix(id[:2], limit=50)]
+        assert all(j.id.startswith(id[0]) for j in store.prefix(id[0]))
+    assert store.prefix("") == [] and store.prefix("%") == [] and store.prefix("zz") == []
+
+
+def test_durations_are_those_of_finished_pictures(store: JobStore) -> None:
+    put_batch(store, 2)
+    job = claim(store, now=100)
+    store.complete(job.id, 1, sha256="0", bytes=1, facts={}, now=350)
+    assert store.durations() == [(64, 64, 2, 100, 350)]
+
+
+# -- other processes, threads, kills
+
+
+def test_sixteen_processes_open_a_fresh_record_and_claim_each_job_once(url: str) -> None:
+    crowd, jobs = 16, 1_800
+    barrier, queue = PROCESSES.Barrier(crowd), PROCESSES.Queue()
+    children = [
+        PROCESSES.Process(target=claim_all, args=(url, barrier, queue, jobs, me))
+        for me in range(crowd)
+    ]
+    for child in children:
+        child.start()
+    try:
+        got = [queue.get(timeout=100)[1] for _ in children]
+    finally:
+        for child in children:
+            child.join(10)
+            child.kill()
+    claimed = list(itertools.chain(*got))
+    assert len(claimed) == len(set(claimed)) == jobs
+    assert [id for id in claimed if " " in id] == []
+
+
+@pytest.mark.parametrize("rounds", [8, pytest.param(60, marks=pytest.mark.slow)])
+def test_what_was_acknowledged_survives_kill_9(file: Path, rounds: int) -> None:
+    dice, url = random.Random(4), f"sqlite:///{file}"
+    batches: list[list[str]] = []
+    completed: set[str] = set()
+    for round_ in range(rounds):
+        hear, tell = os.pipe()
+        child = PROCESSES.Process(target=_tell, args=(url, PROCESSES.reducer.DupFd(tell), round_))
+        child.start()
+        os.close(tell)
+        with os.fdopen(hear) as said:
+            for _, line in zip(range(dice.randint(1, 60)), said, strict=False):
+                _note(line, batches, completed)
+            assert child.pid is not None
+            os.kill(child.pid, signal.SIGKILL)
+            child.join()
+            for line in said:  # what it said before it died counts as well
+                if line.endswith("\n"):
+                    _note(line, batches, completed)
+        with_store = sqlite(file)
+        stored = {job.id: job for job in _all_jobs(with_store)}
+        assert not {id for batch in batches for id in batch} - set(stored)
+        assert all(stored[id].state is JobState.COMPLETED for id in completed)
+        states = [job.state for job in stored.values()]
+        assert with_store.counts() == {s: states.count(s) for s in JobState}
+        assert all(b.jobs in (0, 3) for b in with_store.batches(limit=10_000))  # none torn
+        for job in with_store.generating():
+            assert with_store.release(job.id, job.attempt, why="killed", watcher_death=True, now=3)
+        with_store.verify()
+        with_store.close()
+    assert batches and completed
+
+
+def _tell(url: str, pipe: object, round_: int) -> None:
+    write_until_killed(url, pipe.detach(), round_)  # type: ignore[attr-defined]
+
+
+def _note(line: str, batches: list[list[str]], completed: set[str]) -> None:
+    what, *ids = line.split()
+    if what == "batch":
+        batches.append(ids)
+    elif what == "completed":
+        assert ids[0] not in completed, "completed twice"
+        completed.add(ids[0])
+
+
+def _all_jobs(store: JobStore) -> list[Job]:
+    jobs: list[Job] = []
+    while page := store.jobs(before_seq=jobs[-1].seq if jobs else None, limit=1_000):
+        jobs += page
+    return jobs
+
+
+def _run(*targets: Callable[[], object], within: float = 60) -> None:
+    """Run each in a thread; fail if one raises or is not done in time."""
+    errors: list[BaseException] = []
+
+    def guarded(target: Callable[[], object]) -> None:
+        try:
+            target()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=guarded, args=(t,), daemon=True) for t in targets]
+    for thread in threads:
+        thread.start()
+    until(lambda: not any(t.is_alive() for t in threads), within, "threads stalled")
+    assert not errors, errors[0]
+
+
+def test_forty_pollers_and_a_writer_never_stall(store: JobStore) -> None:
+    ids = put_batch(store, 60)
+    busy = threading.Event()
+    polls = itertools.count()
+
+    def poll() -> None:
+        while not busy.is_set():
+            assert store.job(ids[next(polls) % 60]) is not None
+            store.counts()
+
+    def write() -> None:
+        try:
+            while job := store.claim(1):
+                store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
+        finally:
+            busy.set()
+
+    _run(write, *[poll] * 40)
+    assert store.counts()[JobState.COMPLETED] == 60
+
+
+def test_two_hundred_threads_share_the_pool(store: JobStore) -> None:
+    ids = put_batch(store, 200)
+
+    def visit(id: str) -> None:
+        store.jobs(limit=2)
+        store.cancel(id, 2)
+        store.since(0, limit=2)
+
+    _run(*[lambda id=id: visit(id) for id in ids])  # type: ignore[misc]
+    assert store.counts()[JobState.CANCELLED] == 200
+
+
+def test_a_transaction_inside_a_transaction_is_a_mistake(store: JobStore) -> None:
+    with store._db.write(), pytest.raises(RuntimeError), store._db.write():
+        pass
+    put_batch(store)
+
+
+# -- a hostile disk
+
+
+def test_the_disk_is_full_for_a_while(tmp_path: Path) -> None:
+    disk = tmp_path / "small"
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(disk)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a file system")
+    try:
+        store = sqlite(disk / "steady.db")
+        ids = put_batch(store, 5)
+        with pytest.raises(SteadyError) as full:
+            for _ in range(1_000):
+                ids += put_batch(store, 50)
+        assert full.value.code == "disk_full"
+        assert store.counts()[JobState.QUEUED] == len(ids)  # acknowledged = stored
+        assert get(store, ids[-1]).state is JobState.QUEUED  # reading goes on
+        for _ in range(3):
+            assert code(lambda: put_batch(store, 500)) == "disk_full"
+        subprocess.run([*mount[:1], "-o", "remount,size=16m", str(disk)], check=True)
+        ids += put_batch(store, 500)  # by itself, without reopening
+        assert claim(store).id == ids[0]
+        store.verify()
+        store.close()
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_another_program_holds_the_lock(file: Path) -> None:
+    store = sqlite(file, busy_seconds=0.2)
+    (id,) = put_batch(store)
+    locked, free = PROCESSES.Event(), PROCESSES.Event()
+    child = PROCESSES.Process(target=hold_lock, args=(file, locked, free))
+    child.start()
+    try:
+        assert locked.wait(30)
+        for _ in range(3):
+            assert code(lambda: store.claim(1)) == "database_trouble"
+        assert get(store, id).state is JobState.QUEUED
+    finally:
+        free.set()
+        child.join()
+    assert claim(store).id == id
+    store.close()
+
+
+def test_a_damaged_record_is_refused_and_left_alone(file: Path) -> None:
+    store = sqlite(file)
+    put_batch(store, 300)
+    store.close()
+    whole = file.read_bytes()
+    for damaged in (b"\0" * 100 + whole[100:], b"prompt: a cat\n" * 400, whole[:2000]):
+        file.write_bytes(damaged)
+        assert code(lambda: sqlite(file)) == "database_damaged"
+        assert file.read_bytes() == damaged
+    file.write_bytes(whole)
+    page = 4096
+    with sqlite3.connect(file) as connection:
+        root = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'jobs_by_place'"
+        ).fetchone()[0]
+    smashed = whole[: (root - 1) * page] + os.urandom(page) + whole[root * page :]
+    file.write_bytes(smashed)
+    store = sqlite(file)
+    assert code(store.verify) == "database_damaged"
+    assert code(lambda: put_batch(store)) == "database_damaged"
+    assert store.counts()[JobState.QUEUED] == 300
+    store.close()
+    file.write_bytes(whole)
+    store = sqlite(file)  # the copy restored, everything is there
+    assert store.counts()[JobState.QUEUED] == 300
+    store.close()
+
+
+def test_damage_is_looked_for_after_an_unclean_stop(file: Path) -> None:
+    store = sqlite(file)
+    put_batch(store, 300)
+    store.close()
+    whole, page = file.read_bytes(), 4096
+    with sqlite3.connect(file) as connection:
+        root = connection.execute(
+            "SELECT rootpage FROM sqlite_master WHERE name = 'jobs_by_place'"
+        ).fetchone()[0]
+    file.write_bytes(whole[: (root - 1) * page] + os.urandom(page) + whole[root * page :])
+    sqlite(file).close()  # nothing to be suspicious of
+    child = PROCESSES.Process(target=pause_and_die, args=(f"sqlite:///{file}",))
+    child.start()
+    child.join()
+    assert code(lambda: sqlite(file)) == "database_damaged"
+
+
+def test_a_newer_or_foreign_database_is_refused(file: Path) -> None:
+    sqlite(file).close()
+    with sqlite3.connect(file) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(SteadyError, match="version 99") as newer:
+        sqlite(file)
+    assert newer.value.code == "database_damaged"
+    other = file.with_name("other.db")
+    with sqlite3.connect(other) as connection:
+        connection.execute("CREATE TABLE somebody (x)")
+    before = other.read_bytes()
+    assert code(lambda: sqlite(other)) == "database_damaged"
+    assert other.read_bytes() == before
+
+
+def test_a_record_that_cannot_be_opened_is_trouble(file: Path) -> None:
+    assert code(lambda: sqlite(file / "below" / "nothing.db")) == "database_trouble"
+    file.mkdir()
+    assert code(lambda: sqlite(file)) == "database_trouble"
+
+
+def test_the_file_is_deleted_or_replaced_under_a_live_store(file: Path) -> None:
+    store, away = sqlite(file), file.with_name("away.db")
+    (id,) = put_batch(store)
+    store.check()
+    file.rename(away)
+    assert code(store.check) == "database_trouble"
+    assert not file.exists()
+    file.write_bytes(b"")
+    assert code(store.check) == "database_trouble"
+    away.replace(file)
+    store.check()  # brought back: nothing to do
+    assert get(store, id).state is JobState.QUEUED
+    store.close()
+    store = sqlite(file)
+    shutil.copy(file, away)
+    away.replace(file)
+    assert code(store.check) == "database_trouble"
+    store.reopen()
+    store.check()
+    assert claim(store).id == id
+    store.close()
+
+
+def test_no_connection_brings_a_deleted_file_back(file: Path) -> None:
+    store = sqlite(file)
+    put_batch(store)
+    for left in file.parent.glob("steady.db*"):
+        left.unlink()
+    codes: list[str] = []
+
+    def look() -> None:
+        try:
+            store.jobs()
+        except SteadyError as error:
+            codes.append(error.code)
+
+    _run(*[look] * 20)  # more connections than were open
+    assert set(codes) <= {"database_trouble"}
+    assert not file.exists()
+    store.close()
+
+
+def test_odd_paths(tmp_path: Path) -> None:
+    folder = tmp_path / "a b#c?d%20é'"
+    folder.mkdir()
+    store = sqlite(folder / "steady.db")
+    put_batch(store)
+    store.close()
+    assert (folder / "steady.db").stat().st_size > 0
