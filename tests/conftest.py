@@ -1,5 +1,6 @@
 """What every test may use: waiting for a condition, a root of one's own."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,6 +9,10 @@ from typing import Any, TypeVar
 import pytest
 
 T = TypeVar("T")
+
+# As the worker does: math threads that spin while they wait make everything ten times slower
+# on a busy machine. Must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 def until(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
