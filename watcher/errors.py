@@ -84,6 +84,7 @@ ERRORS: dict[str, ErrorKind] = {
     "unauthorized": ErrorKind(401, 4, "A valid token is needed.", "Send the token as `Authorization: Bearer`."),
     "cross_origin": ErrorKind(403, 4, "Another site may not ask this.", "Open the service's own page."),
     "bad_host": ErrorKind(400, 4, "The Host header is not allowed.", "Use an address listed in `allowed_hosts`."),
+    "range_not_satisfiable": ErrorKind(416, 2, "The picture ends before the bytes asked for.", "Ask for bytes it has; Content-Range says how many."),
     # -- making a picture
     "out_of_memory": ErrorKind(500, 1, "The device ran out of memory.", "Ask for a smaller picture.", _OOM),
     "non_finite": ErrorKind(500, 1, "The model produced no valid numbers, so there is no picture.", "Try bfloat16 or float32 (`dtype`), or another seed.", _INT),
@@ -98,6 +99,9 @@ ERRORS: dict[str, ErrorKind] = {
     "bad_config": ErrorKind(500, 4, "The configuration cannot be used.", "Mend the key named in config.yaml or the environment.", _ENV),
     "already_running": ErrorKind(503, 4, "Another watcher already works on this root.", "Stop it, or use another --root.", _ENV),
     "not_ready": ErrorKind(503, 4, "The service is not ready.", "Wait, or see what `steady doctor` says.", _ENV),
+    "watcher_down": ErrorKind(503, 4, "The watcher is not running, so jobs wait.", "Start it with `steady serve` or `steady watch`.", _ENV),
+    "model_loading": ErrorKind(503, 4, "The model is not loaded yet.", "Wait a moment; jobs sent now are made as soon as it is.", _ENV),
+    "inbox_degraded": ErrorKind(503, 4, "The inbox is watched less well than it should be.", "Read the words; files are still taken, perhaps later.", _ENV),
     "model_missing": ErrorKind(503, 4, "The model is not on this machine.", "Run `steady model pull` (33 GB).", _ENV),
     "model_damaged": ErrorKind(503, 4, "The model cannot be loaded.", "Run `steady model verify`.", _ENV),
     "device_lost": ErrorKind(503, 4, "The device the model needs is not there.", "Bring it back, or set `model` and `device` anew; every job is kept.", _ENV),

@@ -1,0 +1,117 @@
+"""``python -m api`` (``steady api``): the HTTP door as a process of its own."""
+
+import argparse
+import os
+import signal
+import socket
+import sys
+import urllib.parse
+from collections.abc import Sequence
+from types import FrameType
+
+import uvicorn
+
+from api.app import create_app
+from api.door import Stopping
+from api.guard import LOGIN, check_exposure, token_of
+from watcher import log
+from watcher.config import Config
+from watcher.errors import SteadyError
+
+_LAST_SECONDS = 3  #: downloads that still run after this long are cut off
+
+
+class Server(uvicorn.Server):
+    """uvicorn that tells open streams to end, and calls a stop by signal a success."""
+
+    def __init__(self, config: uvicorn.Config, stopping: Stopping) -> None:
+        super().__init__(config)
+        self._stopping = stopping
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit and sig == signal.SIGINT:
+            self.force_exit = True
+        self.should_exit = True
+        self._stopping.set()
+
+
+def serve(config: Config) -> int:
+    """Answer requests until SIGTERM or Ctrl-C; the exit code. Raises SteadyError."""
+    token = token_of(config)
+    check_exposure(config, token)
+    listener = _listen(config)
+    app = create_app(config)
+    server = Server(
+        uvicorn.Config(
+            app,
+            http="h11",
+            ws="none",
+            loop="asyncio",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=_LAST_SECONDS,
+        ),
+        app.state.door.stopping,
+    )
+    _announce(config, listener, token)
+    server.run([listener])
+    return 0 if server.started else 1
+
+
+def _listen(config: Config) -> socket.socket:
+    """The bound socket. Raises SteadyError bad_config in words a person can act on."""
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind, proto)
+        if os.name == "posix":
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        raise SteadyError(
+            "bad_config",
+            f"Cannot listen on {config.host} port {config.port}: {error.strerror or error}.",
+            remedy="Choose another --port, or stop the program that has it.",
+        ) from None
+    listener.set_inheritable(True)
+    return listener
+
+
+def _announce(config: Config, listener: socket.socket, token: str | None) -> None:
+    """Say on stderr where to go. The token is printed on a terminal only, never logged."""
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    address = config.public_url or f"http://{shown}:{port}"
+    print(f"SteadyDiffusion answers on {address}", file=sys.stderr, flush=True)  # noqa: T201
+    if token is not None and config.token == "auto":  # noqa: S105
+        query = urllib.parse.urlencode({"token": token})
+        where = f"{address.rstrip('/')}{LOGIN}?{query}"
+        if not sys.stderr.isatty():
+            where = f"{address.rstrip('/')}{LOGIN} with the token in {config.state / 'token'}"
+        print(f"Log in: {where}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="steady api", description="The HTTP door.")
+    parser.add_argument("--root", default=os.environ.get("STEADY_ROOT", "."), help="folder")
+    parser.add_argument(
+        "--host", help="address to listen on (others than this machine's own need a token)"
+    )
+    parser.add_argument("--port", type=int, help="port to listen on; 0 takes a free one")
+    given = parser.parse_args(arguments)
+    try:
+        config = Config.load(given.root, host=given.host, port=given.port)
+        log.configure(config.log_level)
+        return serve(config)
+    except SteadyError as error:
+        print(log.harmless(str(error)), file=sys.stderr)  # noqa: T201
+        return error.kind.exit
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""The composition of the HTTP door: every part built once, every route hung in one place.
+
+No torch, no model, no watcher is started here: the door reads the record and drops files
+into the inbox, so it works while the watcher is down and the watcher works without it.
+"""
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from starlette.responses import JSONResponse, Response
+from starlette.staticfiles import StaticFiles
+
+from api import batches, errors, events, health, jobs, login, pages, seed, spec
+from api.door import Door
+from api.guard import Guard, Rules
+from api.submit import TABLE_BODY, Submissions
+from api.views import Views
+from watcher.config import Config
+from watcher.outputs import Outputs
+from watcher.store import JobStore
+
+#: Builds the routes of one more part from what all parts share.
+Part = Callable[[Door, Views, Submissions], APIRouter]
+
+
+def create_app(
+    config: Config, store: JobStore | None = None, *, parts: Sequence[Part] = ()
+) -> FastAPI:
+    """The application for one root.
+
+    ``store``: the record, else its own connection is opened (and closed at shutdown).
+    ``parts``: further routers. Raises SteadyError bad_config, database_trouble,
+    database_damaged.
+    """
+    own = store is None
+    record = store or JobStore(
+        config.database_url, synchronous=config.synchronous, checkpointer=False
+    )
+    door = Door(config, record)
+    views = Views(door)
+    submissions = Submissions(door, views)
+    outputs = Outputs(config.outputs, embed_metadata=config.embed_metadata)
+    rules = Rules.of(config, body_limits=[("/jobs", TABLE_BODY)])
+    feed = events.Feed(door, views)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        door.stopping.bind()
+        async with feed.running():
+            yield
+            door.stopping.set()
+        if own:
+            record.close()
+
+    app = FastAPI(
+        title="SteadyDiffusion",
+        version=health.version(),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+        telemetry={"tracing": False, "metrics": False},
+    )
+    routers = [
+        health.routes(door, views),
+        seed.routes(door, views, submissions),
+        jobs.routes(door, views, submissions, outputs),
+        events.routes(door, views, feed),
+        batches.routes(door, views),
+        login.routes(rules.token, secure=(config.public_url or "").startswith("https:")),
+        *(part(door, views, submissions) for part in parts),
+        pages.routes(lambda: app.openapi()),
+    ]
+    for router in routers:
+        app.include_router(router)
+
+    def openapi() -> dict[str, Any]:
+        return spec.openapi(app, door.limits())
+
+    @app.get("/openapi.json", include_in_schema=False)
+    def openapi_json() -> Response:
+        return JSONResponse(openapi())
+
+    app.openapi = openapi  # type: ignore[method-assign]
+    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
+    errors.install(app, routers)
+    app.add_middleware(Guard, rules=rules)
+    app.state.door = door
+    return app

@@ -1,0 +1,179 @@
+"""``/batches``: what became of a file or a body, its pictures in one archive, its verbs."""
+
+import io
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import JSONResponse
+from starlette.responses import Response, StreamingResponse
+
+from api import models
+from api.door import Door, now_us
+from api.errors import documented
+from api.images import open_inside
+from api.jobs import Limit, link_of
+from api.views import Views
+from watcher.errors import SteadyError
+from watcher.jobs import Batch, Job, JobState
+
+_CHUNK = 256 * 1024
+_PAGE = 500
+_EARLIEST = (1980, 1, 1, 0, 0, 0)  #: what a zip can say
+
+
+def routes(door: Door, views: Views) -> APIRouter:
+    """Everything below ``/batches``."""
+    router = APIRouter(prefix="/batches", tags=["batches"])
+    store = door.store
+
+    def find(ticket: str) -> Batch:
+        batch = store.batch(ticket)
+        if batch is None:
+            raise SteadyError("batch_not_found")
+        return batch
+
+    @router.get(
+        "",
+        operation_id="list_batches",
+        summary="Batches, newest first",
+        response_model=models.BatchPage,
+        responses=documented("wrong_type"),
+    )
+    def list_batches(
+        request: Request,
+        cursor: Annotated[
+            str | None,
+            Query(pattern="^[0-9a-f-]{36}$", description="`next` of the page before"),
+        ] = None,
+        limit: Limit = 50,
+    ) -> Response:
+        """Follow `next` (or the Link header) for older ones."""
+        rows = store.batches(before=cursor, limit=limit + 1)
+        following = rows[limit - 1].ticket if len(rows) > limit else None
+        body = {"batches": [views.batch(b) for b in rows[:limit]], "next": following}
+        return JSONResponse(body, headers=link_of(request, following))
+
+    @router.get(
+        "/{ticket}",
+        operation_id="batch",
+        summary="One batch",
+        response_model=models.BatchView,
+        responses=documented("batch_not_found"),
+    )
+    def one_batch(ticket: str) -> Response:
+        """Its jobs are in `/jobs?batch=`."""
+        return JSONResponse(views.batch(find(ticket)))
+
+    @router.get(
+        "/{ticket}/images.zip",
+        operation_id="batch_images",
+        summary="All its pictures",
+        response_class=Response,
+        responses={
+            **documented("batch_not_found", "image_not_ready"),
+            200: {
+                "description": "The pictures there are, as a zip.",
+                "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+            },
+        },
+    )
+    def images_zip(ticket: str) -> Response:
+        """Sent as it is read: memory stays small however many there are."""
+        batch = find(ticket)
+        pictures = _pictures(door, batch.ticket)
+        first = next(pictures, None)
+        if first is None:
+            raise SteadyError("image_not_ready", "No picture of this batch is ready.")
+        return StreamingResponse(
+            _zip(door, first, pictures, lambda: bool(door.stopping)),
+            media_type="application/zip",
+            headers={"Content-Disposition": f'attachment; filename="{batch.ticket}.zip"'},
+        )
+
+    def verb(name: str, summary: str, do: Callable[[str], object]) -> None:
+        @router.post(
+            f"/{{ticket}}/{name}",
+            operation_id=f"{name}_batch",
+            summary=summary,
+            response_model=models.BatchView,
+            responses=documented("batch_not_found"),
+        )
+        def act(ticket: str) -> Response:
+            do(find(ticket).ticket)
+            return JSONResponse(views.batch(find(ticket)))
+
+    verb(
+        "cancel",
+        "Cancel all its jobs that have not ended",
+        lambda t: store.cancel_batch(t, now_us()),
+    )
+    verb("pause", "Hold its waiting jobs back", store.pause_batch)
+    verb("resume", "Let its held jobs run", lambda t: store.resume_batch(t, now_us()))
+
+    @router.post(
+        "/{ticket}/retry-failed",
+        operation_id="retry_failed",
+        summary="Run its failed jobs again",
+        response_model=models.Retried,
+        responses=documented("batch_not_found"),
+    )
+    def retry_failed(ticket: str) -> Response:
+        """Each keeps its id, seed, name and place."""
+        return JSONResponse(
+            {"ticket": ticket, "retried": store.retry_failed(find(ticket).ticket, now_us())}
+        )
+
+    return router
+
+
+def _pictures(door: Door, ticket: str) -> Iterator[Job]:
+    """The batch's jobs that have a picture, in order, a page at a time."""
+    after = -1
+    while page := door.store.jobs_of(ticket, after_index=after, limit=_PAGE):
+        for job in page:
+            if job.state is JobState.COMPLETED and job.deleted_at is None:
+                yield job
+        after = page[-1].index
+
+
+class _Outbox(io.RawIOBase):
+    """Where zipfile writes: collects bytes until they are sent."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken
+
+
+def _zip(
+    door: Door, first: Job, others: Iterator[Job], stop: Callable[[], bool]
+) -> Iterator[bytes]:
+    outbox = _Outbox()
+    with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for job in (job for group in ([first], others) for job in group):
+            try:
+                fd = open_inside(door.outputs, job.path)
+            except SteadyError:
+                continue  # taken away by hand since: the others are still worth having
+            with os.fdopen(fd, "rb") as file:
+                entry = zipfile.ZipInfo(job.path, _EARLIEST)
+                with archive.open(entry, "w", force_zip64=True) as target:
+                    while chunk := file.read(_CHUNK):
+                        if stop():
+                            return
+                        target.write(chunk)
+                        yield outbox.take()
+    yield outbox.take()

@@ -1,0 +1,53 @@
+"""Bodies as they arrive: their type, their bytes, their key. Knows nothing of jobs."""
+
+from typing import Annotated, Any
+
+from fastapi import Header
+from starlette.requests import Request
+
+from api.submit import MAX_KEY, Submitted
+from watcher.errors import SteadyError
+
+KEY = Annotated[
+    str | None,
+    Header(
+        alias="Idempotency-Key",
+        min_length=1,
+        max_length=MAX_KEY,
+        pattern=r"^[!-~]([ -~]*[!-~])?$",
+        description="makes a repeat of this request harmless, also after a restart",
+        examples=["order-4711"],
+    ),
+]
+
+REPLAYED = "Idempotency-Replayed"
+
+
+def media_type(request: Request) -> str:
+    """The body's type in lower case, without parameters; empty when none is said."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def read(request: Request, *types: str) -> bytes:
+    """The body, if it is of one of ``types``. Raises SteadyError bad_content_type.
+
+    A body without a type is refused too: a page of another site may send such a one.
+    """
+    given = media_type(request)
+    if given not in types and not (given.endswith("+json") and "application/json" in types):
+        raise SteadyError("bad_content_type")
+    return await request.body()
+
+
+def replay_headers(done: Submitted) -> dict[str, str]:
+    return {REPLAYED: "true"} if done.replayed else {}
+
+
+def json_body(schema: dict[str, Any], example: Any) -> dict[str, Any]:
+    """``openapi_extra`` of a route that reads its own JSON body."""
+    return {
+        "requestBody": {
+            "required": True,
+            "content": {"application/json": {"schema": schema, "example": example}},
+        }
+    }

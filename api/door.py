@@ -1,0 +1,204 @@
+"""What the routes share, built once: record, inbox, pulse, pace, limits, the sign to stop.
+
+The door reads the record and drops files; it never runs a model. Everything that has to be
+looked up for many requests at once (the pulse, the pace of recent pictures, the limits of
+the model) is looked up at most once in a short while.
+"""
+
+import asyncio
+import statistics
+import threading
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from watcher import live, model
+from watcher.config import Config
+from watcher.jobs import Job, JobState, Limits, forwards_of
+from watcher.store import JobStore
+
+PULSE_SECONDS = 0.025
+_PACE_SECONDS = 2.0
+_LIMITS_SECONDS = 1.0
+_POSITION_CAP = 10_000
+
+
+def now_us() -> int:
+    """Microseconds since 1970, UTC."""
+    return time.time_ns() // 1000
+
+
+class Kept:
+    """A value looked up again when it is older than ``seconds``. Thread-safe; a race looks twice."""
+
+    def __init__(self, look: Callable[[], Any], seconds: float) -> None:
+        self._look = look
+        self._seconds = seconds
+        self._value: Any = None
+        self._until = 0.0
+
+    def __call__(self) -> Any:
+        now = time.monotonic()
+        if now >= self._until:
+            self._value = self._look()
+            self._until = now + self._seconds
+        return self._value
+
+
+class Stopping:
+    """The one sign that the process ends; open streams wait for it.
+
+    ``set`` may be called from a signal handler or any thread; ``wait`` belongs to the loop
+    that called ``bind``.
+    """
+
+    def __init__(self) -> None:
+        self._flag = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._event: asyncio.Event | None = None
+
+    def bind(self) -> None:
+        """Call once, inside the running loop."""
+        self._loop, self._event = asyncio.get_running_loop(), asyncio.Event()
+        if self._flag.is_set():
+            self._event.set()
+
+    def __bool__(self) -> bool:
+        return self._flag.is_set()
+
+    def set(self) -> None:
+        self._flag.set()
+        if self._loop is not None and self._event is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._event.set)
+
+    async def wait(self) -> None:
+        if self._event is None:
+            raise RuntimeError("bind() first")
+        await self._event.wait()
+
+
+class Pace:
+    """How long a picture takes, learned from the record.
+
+    Pictures of one size and step count form a class; its median tells. For a class nobody
+    has run yet, the median seconds per pixel and forward of all recent ones are scaled.
+    """
+
+    def __init__(self, durations: Callable[[], list[tuple[int, int, int, int, int]]]) -> None:
+        self._durations = durations
+        self._look = Kept(self._measure, _PACE_SECONDS)
+
+    def _measure(self) -> tuple[dict[tuple[int, int], float], float | None, float | None]:
+        by_class: dict[tuple[int, int], list[float]] = {}
+        rates, all_seconds = [], []
+        for width, height, steps, started, ended in self._durations():
+            seconds = max(0.0, (ended - started) / 1e6)
+            pixels, forwards = width * height, forwards_of(steps)
+            by_class.setdefault((pixels, forwards), []).append(seconds)
+            rates.append(seconds / (pixels * forwards))
+            all_seconds.append(seconds)
+        if not rates:
+            return {}, None, None
+        medians = {key: statistics.median(values) for key, values in by_class.items()}
+        return medians, statistics.median(rates), statistics.fmean(all_seconds)
+
+    def seconds(self, width: int, height: int, steps: int) -> float | None:
+        """One such picture, in seconds; None while nothing is known."""
+        medians, rate, _ = self._look()
+        key = (width * height, forwards_of(steps))
+        if key in medians:
+            return float(medians[key])
+        return None if rate is None else float(rate * key[0] * key[1])
+
+    def average(self) -> float | None:
+        """The mean of the recent pictures, whatever they were, in seconds."""
+        mean: float | None = self._look()[2]
+        return mean
+
+
+class Door:
+    """The collaborators of all routes."""
+
+    def __init__(self, config: Config, store: JobStore) -> None:
+        self.config = config
+        self.store = store
+        self.inbox: Path = config.inbox
+        self.outputs: Path = config.outputs
+        self.stopping = Stopping()
+        self.pace = Pace(lambda: list(store.durations()))
+        self.pulse: Callable[[], dict[str, Any]] = Kept(
+            lambda: live.read(config.state), PULSE_SECONDS
+        )
+        self.limits: Callable[[], Limits] = Kept(self._limits, _LIMITS_SECONDS)
+
+    def _limits(self) -> Limits:
+        """What the model in use allows; before the first choice, what it would allow."""
+        return model.limits_known(self.store.get("model"), self.config)
+
+    # -- the running jobs, from the watcher's pulse
+
+    def running(self, job_id: str) -> Mapping[str, Any] | None:
+        """What the pulse says of a job a worker has; None when it says nothing."""
+        pulse = self.pulse()
+        if not pulse["alive"]:
+            return None
+        for entry in pulse.get("running", ()):
+            if entry["job_id"] == job_id:
+                found: Mapping[str, Any] = entry
+                return found
+        return None
+
+    @property
+    def hands(self) -> int:
+        """Workers that share the queue (at least one, so that times can be divided by it)."""
+        return max(1, len(self.pulse().get("workers", ())))
+
+    # -- times to come
+
+    def left(self, job: Job, entry: Mapping[str, Any] | None) -> float | None:
+        """Seconds until a generating job is done; None while nothing is known."""
+        request = job.request
+        whole = self.pace.seconds(
+            request.width or 1, request.height or 1, request.num_inference_steps or 1
+        )
+        if entry and entry.get("started_at") and entry["step"] and entry["steps"]:
+            spent = max(0.0, (now_us() - int(entry["started_at"])) / 1e6)
+            if whole is None:
+                whole = spent * int(entry["steps"]) / int(entry["step"])
+            return max(0.0, min(whole, whole - spent))
+        return whole
+
+    def queue_seconds(self, waiting: int) -> float | None:
+        """Seconds until ``waiting`` further jobs are done; None while nothing is known."""
+        if not waiting:
+            return 0.0
+        average = self.pace.average()
+        return None if average is None else float(average * waiting / self.hands)
+
+    def position(self, job: Job) -> int | None:
+        """Jobs that run before ``job``: 0 for the next one and for those running."""
+        if job.state is JobState.GENERATING:
+            return 0
+        if job.state is not JobState.QUEUED:
+            return None
+        return self.store.position(job.id, cap=_POSITION_CAP)
+
+    def eta(self, job: Job, position: int | None) -> float | None:
+        """Seconds until the picture is there; None when it is over or nothing is known."""
+        if job.state.ended:
+            return None
+        left = self.left(job, self.running(job.id))
+        if job.state is JobState.GENERATING or left is None:
+            return left
+        before = self.queue_seconds(position or 0)
+        return None if before is None else before + left
+
+
+def is_uuid(text: str) -> bool:
+    """Is ``text`` an id as we write them?"""
+    try:
+        return str(uuid.UUID(text)) == text
+    except ValueError:
+        return False

@@ -1,0 +1,180 @@
+"""What goes wrong, as HTTP says it: problem+json (RFC 9457) from the one registry.
+
+Every error leaves through :func:`problem`, so a mishap reads the same here, on the command
+line and in the inbox. What a person sent is never sent back: no value, only its place and
+what would be right there.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import APIRouter, FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from watcher.errors import ERRORS, Problem, SteadyError
+from watcher.log import say
+
+logger = logging.getLogger("steady.api")
+
+MEDIA_TYPE = "application/problem+json"
+
+#: Headers of every answer, errors of the server included (see guard.py for the reasons).
+SAFE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+}
+
+_RETRY_SECONDS = 5  #: said with every 503: trouble of the surroundings is looked at again
+_LONG = 200  #: characters of a person's own field name that are repeated
+
+#: status of a framework's own refusal -> our code
+_CODES = {
+    400: "bad_request",
+    401: "unauthorized",
+    403: "cross_origin",
+    404: "not_found",
+    405: "method_not_allowed",
+    413: "too_large",
+    415: "bad_content_type",
+    503: "not_ready",
+}
+
+#: pydantic's error types for query parameters and headers -> our code
+_KINDS = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
+
+
+class Refused(SteadyError):
+    """A SteadyError with further members for this one answer (a job's present state)."""
+
+    def __init__(self, error: SteadyError, **members: Any) -> None:
+        super().__init__(error.code, error.message, problems=error.problems, remedy=error.remedy)
+        self.members = members
+
+
+def body_of(error: SteadyError) -> dict[str, Any]:
+    """The members of a problem: type, title, status, detail, code, remedy, errors."""
+    detail = error.message
+    if error.problems and detail == error.kind.what:
+        detail = error.problems[0].message
+    body: dict[str, Any] = {
+        "type": f"/docs#{error.code}",
+        "title": error.kind.what,
+        "status": error.kind.status,
+        "detail": detail,
+        "code": error.code,
+        "remedy": error.remedy,
+    }
+    if error.problems:
+        body["errors"] = [_entry(p) for p in error.problems]
+    return body | (error.members if isinstance(error, Refused) else {})
+
+
+def _entry(fault: Problem) -> dict[str, Any]:
+    entry = fault.as_dict(value=False)
+    entry["detail"] = entry.pop("message")
+    entry.pop("file", None)
+    return {k: v[:_LONG] if k in ("key", "pointer") else v for k, v in entry.items()}
+
+
+def problem(error: SteadyError, headers: Mapping[str, str] | None = None) -> Response:
+    """``error`` as an answer."""
+    extra = dict(headers or {})
+    if error.kind.status == 503:
+        extra.setdefault("Retry-After", str(_RETRY_SECONDS))
+    if error.kind.status == 401:
+        extra.setdefault("WWW-Authenticate", 'Bearer realm="SteadyDiffusion"')
+    return JSONResponse(body_of(error), error.kind.status, extra, MEDIA_TYPE)
+
+
+def of_validation(error: RequestValidationError) -> SteadyError:
+    """FastAPI's own finding about a query parameter or header, in our words."""
+    problems = []
+    for fault in error.errors():
+        where, *path = [str(part) for part in fault["loc"]]
+        name = path[-1] if path else where
+        kind = str(fault["type"])
+        code = _KINDS.get(kind, "out_of_range" if _is_range(kind) else "wrong_type")
+        problems.append(Problem(code, f"`{name}` ({where}): {fault['msg']}.", key=name))
+    return SteadyError(problems[0].code, problems=problems)
+
+
+def _is_range(kind: str) -> bool:
+    return kind.startswith(("greater", "less", "too_", "string_too", "literal", "enum"))
+
+
+def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
+    """Make every error of ``app`` leave as a problem.
+
+    ``routers`` hold its routes: a 405 names all methods of an address, not those of the
+    first route that has it.
+    """
+
+    def allowed(path: str) -> str:
+        methods: set[str] = set()
+        for route in (route for router in routers for route in router.routes):
+            if isinstance(route, APIRoute) and route.path_regex.match(path):
+                methods |= route.methods or set()
+        return ", ".join(sorted(methods))
+
+    async def known(_: Request, error: Exception) -> Response:
+        assert isinstance(error, SteadyError)  # noqa: S101  (what it is registered for)
+        if error.kind.status >= 500:
+            say(logger, "http.trouble", logging.ERROR, code=error.code, message=error.message)
+        headers = getattr(error, "headers", None)
+        return problem(error, headers)
+
+    async def invalid(_: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)  # noqa: S101
+        return problem(of_validation(error))
+
+    async def framework(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)  # noqa: S101
+        if error.status_code < 400:
+            return Response(status_code=error.status_code, headers=error.headers)
+        code = _CODES.get(error.status_code, "bad_request")
+        headers = dict(error.headers or {})
+        if error.status_code == 405 and (methods := allowed(request.url.path)):
+            headers["Allow"] = methods
+        return problem(SteadyError(code), headers)
+
+    async def unknown(_: Request, error: Exception) -> Response:
+        # The server logs the traceback; the caller gets nothing of it.
+        return problem(SteadyError("internal"), SAFE_HEADERS)
+
+    app.add_exception_handler(SteadyError, known)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, framework)
+    app.add_exception_handler(Exception, unknown)
+
+
+def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's ``responses`` for the errors a route may give, an example for each code."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for code in codes:
+        kind = ERRORS[code]
+        entry = found.setdefault(
+            kind.status,
+            {
+                "description": kind.what,
+                "content": {
+                    MEDIA_TYPE: {
+                        "schema": {"$ref": "#/components/schemas/Problem"},
+                        "examples": {},
+                    }
+                },
+            },
+        )
+        entry["content"][MEDIA_TYPE]["examples"][code] = {
+            "summary": kind.what,
+            "value": body_of(SteadyError(code)),
+        }
+    return found

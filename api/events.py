@@ -1,0 +1,286 @@
+"""The story as it happens: server-sent events.
+
+Three kinds. ``job``: a transition, with the whole job; its id is the record's growing rev,
+so a client that comes back with Last-Event-ID misses none, also over a restart of either
+side (a job that changed twice meanwhile is told once, as it is now). ``step``: progress of
+a running job. ``queue``: counts and troubles. The last two are not replayed; whoever joins
+is told them at once.
+
+One poller a process looks at the record and at the watcher's pulse, and only while
+somebody listens; all streams are fed from what it saw.
+"""
+
+import asyncio
+import collections
+import contextlib
+import json
+import logging
+import time
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends, Header
+from fastapi.concurrency import run_in_threadpool
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from starlette.exceptions import HTTPException
+
+from api.door import PULSE_SECONDS, Door
+from api.errors import documented
+from api.health import pulse_troubles
+from api.views import Views
+from watcher.errors import SteadyError
+from watcher.jobs import Job, JobState
+from watcher.log import say
+
+logger = logging.getLogger("steady.api")
+
+_SERVER_SECONDS = 0.2  #: between looks when the record is on a database server
+_QUEUE_SECONDS = 0.5  #: between two ``queue`` events
+_PAGE = 1000  #: changes taken at one look
+_RECENT = 5000  #: changes kept for streams that come back
+RETRY_MS = 2000
+
+LastEventId = Annotated[
+    str | None, Header(alias="Last-Event-ID", description="replay what came after it")
+]
+
+
+@dataclass(frozen=True)
+class Change:
+    """One transition, ready to be sent."""
+
+    rev: int
+    job_id: str
+    ended: bool
+    data: str
+
+
+class Feed:
+    """What the poller saw, and who waits for it. Lives in one event loop."""
+
+    def __init__(self, door: Door, views: Views) -> None:
+        self._door = door
+        self._views = views
+        self._every = _SERVER_SECONDS if door.config.database_path is None else PULSE_SECONDS
+        self._listeners = 0
+        self._wanted = asyncio.Event()
+        self._news = asyncio.Event()
+        self._fresh = False  #: were revs and recent changes looked up since the first listener?
+        self._version: int | None = None
+        self._rev = 0  #: every change up to here was seen …
+        self._floor = 0  #: … and those after here are in _recent
+        self._recent: collections.deque[Change] = collections.deque(maxlen=_RECENT)
+        self.steps: dict[str, str] = {}
+        self.queue = ""
+        self._queue_due = 0.0
+        self._sick = False
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """The poller, for the life of the application."""
+        task = asyncio.create_task(self._poll(), name="feed")
+        try:
+            yield
+        finally:
+            self._door.stopping.set()
+            await task
+
+    async def _poll(self) -> None:
+        stop = asyncio.create_task(self._door.stopping.wait())
+        while not self._door.stopping:
+            if not self._listeners:
+                self._fresh = False
+                self._wanted.clear()
+                wanted = asyncio.create_task(self._wanted.wait())
+                await asyncio.wait({wanted, stop}, return_when=asyncio.FIRST_COMPLETED)
+                wanted.cancel()
+                continue
+            if await run_in_threadpool(self._look):
+                self._wake()
+            await asyncio.wait({stop}, timeout=self._every)
+        stop.cancel()
+        self._wake()
+
+    def _wake(self) -> None:
+        news, self._news = self._news, asyncio.Event()
+        news.set()
+
+    # -- looking (in a thread)
+
+    def _look(self) -> bool:
+        """Take in what is new; True when there is something to tell."""
+        try:
+            told = self._look_at_record()
+            self._sick = False
+        except SteadyError as error:
+            told = False
+            if not self._sick:
+                say(logger, "events.blind", logging.ERROR, code=error.code)
+            self._sick = True
+        return self._look_at_pulse() or told
+
+    def _look_at_record(self) -> bool:
+        store = self._door.store
+        version = store.data_version()
+        if not self._fresh:
+            self._rev = self._floor = store.last_rev()
+            self._recent.clear()
+            self._fresh = True
+            return True
+        if version == self._version:
+            return False
+        jobs = store.since(self._rev, _PAGE)
+        if len(jobs) < _PAGE:  # otherwise there is more: look again at once
+            self._version = version
+        for job in jobs:
+            if len(self._recent) == _RECENT:
+                self._floor = self._recent[0].rev
+            self._recent.append(self.change_of(job))
+            self._rev = job.rev
+        return bool(jobs)
+
+    def _look_at_pulse(self) -> bool:
+        steps = {entry["job_id"]: json.dumps(entry) for entry in self._running()}
+        told = steps != self.steps
+        self.steps = steps
+        now = time.monotonic()
+        if now >= self._queue_due:
+            self._queue_due = now + _QUEUE_SECONDS
+            with contextlib.suppress(SteadyError):
+                queue = json.dumps(self._summary(), ensure_ascii=False)
+                told = told or queue != self.queue
+                self.queue = queue
+        return told
+
+    def _running(self) -> Iterator[dict[str, Any]]:
+        pulse = self._door.pulse()
+        for entry in pulse.get("running", ()) if pulse["alive"] else ():
+            steps = max(1, entry["steps"])
+            yield {
+                "job_id": entry["job_id"],
+                "attempt": entry.get("attempt"),
+                "step": entry["step"],
+                "steps": steps,
+                "progress": round(min(entry["step"] / steps, 1.0) * 0.99, 4),
+            }
+
+    def _summary(self) -> dict[str, Any]:
+        store = self._door.store
+        counts = store.counts()
+        pulse = self._door.pulse()
+        paused = store.get("paused") or None
+        return {
+            "counts": {state.value: counts[state] for state in JobState},
+            "paused": paused and {"by": paused.get("by"), "reason": paused.get("reason")},
+            "watcher": {"alive": pulse["alive"], "state": pulse.get("state")},
+            "reasons": [error.as_dict() for error in pulse_troubles(pulse)],
+        }
+
+    def change_of(self, job: Job) -> Change:
+        body = json.dumps(self._views.job(job, place=False), ensure_ascii=False)
+        return Change(job.rev, job.id, job.state.ended, body)
+
+    # -- listening
+
+    async def listen(
+        self, after: int | None, job: Job | None = None
+    ) -> AsyncIterator[ServerSentEvent]:
+        """Events after the rev ``after`` (None: from now on), of one ``job`` or of all.
+
+        Ends when the service stops, and for one job when that has ended.
+        """
+        self._listeners += 1
+        self._wanted.set()
+        try:
+            while not self._fresh and not self._door.stopping:
+                await self._news.wait()
+            cursor = self._rev if after is None else min(after, self._rev)
+            if job is not None:
+                # The job as it is now comes first, unless the client knows it.
+                cursor = min(after if after is not None else job.rev - 1, job.rev)
+            yield ServerSentEvent(id=str(cursor), retry=RETRY_MS)
+            told_steps: dict[str, str] = {}
+            told_queue = ""
+            while not self._door.stopping:
+                news = self._news
+                for change in await self._after(cursor, job):
+                    cursor = change.rev
+                    yield ServerSentEvent(raw_data=change.data, event="job", id=str(change.rev))
+                    if job is not None and change.ended:
+                        return
+                for job_id, data in self.steps.items():
+                    if told_steps.get(job_id) != data and (job is None or job.id == job_id):
+                        yield ServerSentEvent(raw_data=data, event="step")
+                told_steps = self.steps
+                if job is None and self.queue and self.queue != told_queue:
+                    told_queue = self.queue
+                    yield ServerSentEvent(raw_data=told_queue, event="queue")
+                if job is not None or cursor >= self._rev:
+                    await news.wait()
+        finally:
+            self._listeners -= 1
+
+    async def _after(self, cursor: int, job: Job | None) -> list[Change]:
+        """What changed after ``cursor``: from memory, or from the record for one who comes late."""
+        if job is not None:
+            if any(c.job_id == job.id and c.rev > cursor for c in self._recent) or (
+                cursor < self._floor or not self._recent
+            ):
+                now = await run_in_threadpool(self._door.store.job, job.id)
+                return [self.change_of(now)] if now is not None and now.rev > cursor else []
+            return []
+        if cursor >= self._floor:
+            return [change for change in self._recent if change.rev > cursor]
+        jobs = await run_in_threadpool(self._door.store.since, cursor, _PAGE)
+        return [self.change_of(found) for found in jobs]
+
+
+def routes(door: Door, views: Views, feed: Feed) -> APIRouter:
+    """``/events`` and ``/jobs/{job_id}/events``."""
+    router = APIRouter(tags=["events"])
+
+    @router.get(
+        "/events",
+        operation_id="events",
+        summary="Everything as it happens",
+        response_class=EventSourceResponse,
+    )
+    async def events(last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
+        """`job` (with an id), `step` and `queue` events; replays after Last-Event-ID."""
+        async for event in feed.listen(rev_of(last_event_id)):
+            yield event
+
+    def target(job_id: str, last_event_id: LastEventId = None) -> Job:
+        job = views.find(job_id)
+        seen = rev_of(last_event_id)
+        if job.state.ended and seen is not None and seen >= job.rev:
+            # All was told: 204 is how a browser learns not to come back.
+            raise HTTPException(204)
+        return job
+
+    @router.get(
+        "/jobs/{job_id}/events",
+        operation_id="job_events",
+        summary="One job as it happens",
+        response_class=EventSourceResponse,
+        responses={
+            **documented("job_not_found"),
+            204: {"description": "It has ended, and you know."},
+        },
+    )
+    async def job_events(
+        job: Annotated[Job, Depends(target)], last_event_id: LastEventId = None
+    ) -> AsyncIterator[ServerSentEvent]:
+        """The job as it is, then its steps and transitions; ends when it has ended."""
+        async for event in feed.listen(rev_of(last_event_id), job):
+            yield event
+
+    return router
+
+
+def rev_of(header: str | None) -> int | None:
+    """Last-Event-ID as a rev; None when it is none of ours."""
+    if header is None or not header.isascii() or not header.isdecimal() or len(header) > 18:
+        return None
+    return int(header)

@@ -1,0 +1,288 @@
+"""Who may ask, and what every answer carries. Sits before all routes; knows none of them.
+
+In this order: the Host header (a page elsewhere whose name was bound anew to this machine),
+the token, the page another site made (cross-origin), the size of the body. Each refusal is
+a problem like any other. Also writes the access log: method, path without its query (a
+search holds words of a prompt, a log-in the token), status, milliseconds.
+"""
+
+import base64
+import binascii
+import contextlib
+import hashlib
+import hmac
+import ipaddress
+import logging
+import os
+import re
+import secrets
+import time
+import urllib.parse
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from api.errors import SAFE_HEADERS, problem
+from watcher.config import Config
+from watcher.errors import SteadyError
+from watcher.log import say
+
+logger = logging.getLogger("steady.http")
+
+COOKIE = "steady"
+LOGIN = "/login"  #: the one address that answers without a token
+MAX_BODY = 1 << 20  #: bytes, where a route sets no other limit
+
+_SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
+_HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
+
+
+# -- settings that stand before a server may start
+
+
+def is_loopback(host: str) -> bool:
+    """Does ``host`` name this machine only? (``localhost``, 127/8, ``::1``)"""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
+
+
+def token_of(config: Config) -> str | None:
+    """The secret every request must carry, or None. ``auto`` makes one in ``.steady/token``.
+
+    Two processes that start at once agree: the first creates the file, the other reads it.
+    Raises SteadyError ``bad_config`` when it cannot be kept.
+    """
+    if config.token != "auto":  # noqa: S105  (the word, not a secret)
+        return config.token or None
+    path = config.state / "token"
+    try:
+        config.state.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            _create_whole(path, secrets.token_urlsafe(32).encode())
+        token = path.read_text(encoding="ascii").strip()
+    except (OSError, UnicodeDecodeError):
+        raise SteadyError("bad_config", "`token: auto` cannot be kept in .steady/token.") from None
+    if not token:
+        raise SteadyError("bad_config", "`.steady/token` is empty.", remedy="Delete it.")
+    return token
+
+
+def _create_whole(path: Path, data: bytes) -> None:
+    """``path`` with ``data`` and mode 600, or FileExistsError; never seen half written."""
+    temporary = path.with_name(f".token.{secrets.token_hex(8)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            file.write(data)
+        os.link(temporary, path)
+    finally:
+        temporary.unlink()
+
+
+def check_exposure(config: Config, token: str | None) -> None:
+    """Refuse to be reachable from other machines without a token (SteadyError bad_config)."""
+    if token is None and not is_loopback(config.host):
+        raise SteadyError(
+            "bad_config",
+            f"Listening on {config.host} would let every machine that can reach this one "
+            "make and see pictures.",
+            remedy="Set `token: auto` (or STEADY_TOKEN), or listen on 127.0.0.1.",
+        )
+
+
+def cookie_of(token: str) -> str:
+    """What a browser keeps instead of the token itself."""
+    return hmac.new(token.encode(), b"steady cookie", hashlib.sha256).hexdigest()
+
+
+def same(given: str, right: str) -> bool:
+    """Equal, in a time that tells nothing."""
+    return secrets.compare_digest(given.encode("utf-8", "replace"), right.encode())
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the guard holds requests against.
+
+    ``hosts`` are lower-case names without port, ``*`` or ``*.example.com`` patterns.
+    ``origins`` are further origins whose pages are our own (``public_url``).
+    ``body_limits`` maps paths that take more than MAX_BODY to their bytes.
+    """
+
+    hosts: frozenset[str]
+    token: str | None = None
+    origins: frozenset[str] = frozenset()
+    body_limits: tuple[tuple[str, int], ...] = ()
+
+    @classmethod
+    def of(cls, config: Config, body_limits: Iterable[tuple[str, int]] = ()) -> "Rules":
+        hosts = {"localhost", "127.0.0.1", "[::1]", *(h.lower() for h in config.allowed_hosts)}
+        origins = set()
+        if config.public_url:
+            parts = urllib.parse.urlsplit(config.public_url)
+            if parts.hostname:
+                hosts.add(f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname)
+                origins.add(f"{parts.scheme}://{parts.netloc}".lower())
+        if config.host and not _is_wildcard(config.host):
+            hosts.add(f"[{config.host}]" if ":" in config.host else config.host.lower())
+        return cls(frozenset(hosts), token_of(config), frozenset(origins), tuple(body_limits))
+
+    def knows_host(self, header: str) -> bool:
+        match = _HOST.fullmatch(header)
+        if not match:
+            return False
+        name = match[1].lower()
+        return any(
+            pattern in ("*", name) or (pattern.startswith("*.") and name.endswith(pattern[1:]))
+            for pattern in self.hosts
+        )
+
+    def body_limit(self, path: str) -> int:
+        return dict(self.body_limits).get(path, MAX_BODY)
+
+
+def _is_wildcard(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
+
+
+# -- the middleware
+
+
+class Guard:
+    """Pure ASGI, so that streams and bodies pass through unbuffered."""
+
+    def __init__(
+        self, app: ASGIApp, rules: Rules, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._app = app
+        self._rules = rules
+        self._cookie = cookie_of(rules.token) if rules.token else ""
+        self._clock = clock
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun = self._clock()
+        status = 500
+
+        async def guarded_send(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                _add_headers(message)
+            await send(message)
+
+        try:
+            refusal = self._refusal(scope)
+            if refusal is not None:
+                await refusal(scope, receive, guarded_send)
+            else:
+                limit = self._rules.body_limit(scope["path"])
+                await self._app(scope, _limited(receive, limit), guarded_send)
+        finally:
+            say(
+                logger,
+                "http.request",
+                logging.WARNING if status >= 500 else logging.INFO,
+                method=scope["method"],
+                path=scope["path"],
+                status=status,
+                ms=round((self._clock() - begun) * 1000, 1),
+                client=(scope.get("client") or ("",))[0] or None,
+            )
+
+    def _refusal(self, scope: Scope) -> Response | None:
+        """The answer to a request that may not pass."""
+        headers = Headers(scope=scope)
+        authentic = self._authentic(headers)
+        hosts = headers.getlist("host")
+        if not authentic and (len(hosts) != 1 or not self._rules.knows_host(hosts[0])):
+            return problem(SteadyError("bad_host"))
+        if self._rules.token and not authentic and scope["path"] != LOGIN:
+            if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+                return RedirectResponse(LOGIN, status_code=303)
+            return problem(SteadyError("unauthorized"))
+        if scope["method"] not in _SAFE_METHODS and self._is_foreign(headers):
+            return problem(SteadyError("cross_origin"))
+        length = headers.get("content-length", "0")
+        if not length.isdigit():
+            return problem(SteadyError("bad_request"))
+        if int(length) > self._rules.body_limit(scope["path"]):
+            # The rest is not read: the connection cannot serve another request.
+            return problem(SteadyError("too_large"), {"Connection": "close"})
+        return None
+
+    def _authentic(self, headers: Headers) -> bool:
+        """Does the request carry the token? Always False while there is none."""
+        token = self._rules.token
+        if not token:
+            return False
+        scheme, _, value = headers.get("authorization", "").partition(" ")
+        if scheme.lower() == "bearer":
+            return same(value.strip(), token)
+        if scheme.lower() == "basic":  # clients made for A1111 know nothing else
+            try:
+                _, _, secret = base64.b64decode(value).decode().partition(":")
+            except (binascii.Error, ValueError):
+                return False
+            return same(secret, token)
+        for part in headers.get("cookie", "").split(";"):
+            name, _, crumb = part.strip().partition("=")
+            if name == COOKIE and same(crumb, self._cookie):
+                return True
+        return False
+
+    def _is_foreign(self, headers: Headers) -> bool:
+        """Did a page of another site make this request? (The rule of Go's CrossOriginProtection.)
+
+        A browser says so in Sec-Fetch-Site; an old one only sends Origin; whoever sends
+        neither is no browser.
+        """
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() in self._rules.origins:
+            return False
+        site = headers.get("sec-fetch-site")
+        if site is not None:
+            return site not in ("same-origin", "none")
+        if origin is None:
+            return False
+        return urllib.parse.urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+
+
+def _add_headers(message: Message) -> None:
+    headers = MutableHeaders(scope=message)
+    for name, value in SAFE_HEADERS.items():
+        headers.setdefault(name, value)
+    headers.setdefault("Cache-Control", "no-store")
+
+
+def _limited(receive: Receive, limit: int) -> Receive:
+    """``receive`` that raises HTTP 413 once a body (chunked, or longer than it said) is too long."""
+    total = 0
+
+    async def counted() -> Any:
+        nonlocal total
+        message = await receive()
+        total += len(message.get("body", b""))
+        if total > limit:
+            raise HTTPException(413, headers={"Connection": "close"})
+        return message
+
+    return counted

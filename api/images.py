@@ -1,0 +1,253 @@
+"""A picture as an answer: found in the record, opened inside outputs/, cached for good.
+
+Names never become paths here: a path comes from the record, and every step of it is opened
+without following links, so nothing outside outputs/ can be served whatever lies inside.
+"""
+
+import contextlib
+import errno
+import os
+import re
+import stat
+import urllib.parse
+from pathlib import Path
+from typing import Any
+
+from fastapi.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from api.door import Door
+from api.errors import documented
+from watcher.errors import SteadyError
+from watcher.jobs import Job, JobState
+
+TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_CHUNK = 256 * 1024
+_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
+
+_HEADERS = {
+    "ETag": {"schema": {"type": "string"}, "description": "the file's sha256"},
+    "Cache-Control": {"schema": {"type": "string"}},
+    "Content-Disposition": {"schema": {"type": "string"}},
+}
+_CONTENT = dict.fromkeys(TYPES.values(), _BINARY)
+
+#: OpenAPI's responses of every route that serves a picture.
+DOCUMENTED: dict[int | str, dict[str, Any]] = documented(
+    "job_not_found", "image_not_found", "image_not_ready", "image_deleted", "range_not_satisfiable"
+) | {
+    200: {"description": "The picture.", "content": _CONTENT, "headers": _HEADERS},
+    206: {"description": "The part of it that was asked for.", "content": _CONTENT},
+    304: {"description": "You have it already (If-None-Match)."},
+}
+
+
+class RangeNotSatisfiable(SteadyError):
+    """416, with the size there is."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("range_not_satisfiable")
+        self.headers = {"Content-Range": f"bytes */{size}"}
+
+
+def open_inside(folder: Path, relative: str) -> int:
+    """A descriptor of the regular file ``relative`` below ``folder``, no link followed.
+
+    Raises SteadyError image_not_found for anything else. The caller closes it.
+    """
+    parts = relative.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise SteadyError("image_not_found")
+    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    try:
+        fd = (
+            _walk(folder, parts, flags)
+            if os.open in os.supports_dir_fd
+            else _plain(folder, relative, flags)
+        )
+    except (OSError, ValueError):
+        raise SteadyError("image_not_found", "The picture's file is not there.") from None
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise SteadyError("image_not_found", "The picture's file is not there.")
+    return fd
+
+
+def _walk(folder: Path, parts: list[str], flags: int) -> int:
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        for part in parts[:-1]:
+            below = os.open(part, flags | os.O_DIRECTORY, dir_fd=here)
+            os.close(here)
+            here = below
+        return os.open(parts[-1], flags, dir_fd=here)
+    finally:
+        os.close(here)
+
+
+def _plain(folder: Path, relative: str, flags: int) -> int:
+    """Where folders cannot be opened: compare what the path really is with what it should be."""
+    root = folder.resolve()
+    path = (root / relative).resolve(strict=True)
+    if path != root / relative:
+        raise OSError(errno.ELOOP, "a link")
+    return os.open(path, flags)
+
+
+def check_ready(job: Job) -> None:
+    """Raises SteadyError image_deleted (410) or image_not_ready (400, says why)."""
+    if job.deleted_at is not None:
+        raise SteadyError("image_deleted")
+    if job.state is not JobState.COMPLETED:
+        words = {
+            JobState.QUEUED: "The picture is not ready: the job is waiting.",
+            JobState.GENERATING: "The picture is not ready: it is being made.",
+            JobState.FAILED: "There is no picture: the job failed.",
+            JobState.CANCELLED: "There is no picture: the job was cancelled.",
+        }
+        raise SteadyError("image_not_ready", words[job.state])
+
+
+def picture(
+    door: Door, job: Job, request: Request, *, fixed: bool = True, download: bool = False
+) -> Response:
+    """The picture of ``job``. ``fixed``: this address means this picture for ever."""
+    check_ready(job)
+    media = TYPES.get(job.request.format or "", "image/png")
+    return _file(
+        request,
+        open_inside(door.outputs, job.path),
+        media=media,
+        etag=f'"{job.sha256}"',
+        filename=job.path.rpartition("/")[2],
+        fixed=fixed,
+        download=download,
+    )
+
+
+def thumbnail(door: Door, job: Job, request: Request) -> Response:
+    """The small WebP of ``job`` (256 px); the picture itself when there is none."""
+    check_ready(job)
+    relative = thumbnail_path(job)
+    try:
+        fd = open_inside(door.outputs, relative)
+    except SteadyError:
+        return picture(door, job, request)
+    return _file(
+        request,
+        fd,
+        media="image/webp",
+        etag=f'"{job.sha256}-256"',
+        filename=relative.rpartition("/")[2],
+        fixed=True,
+        download=False,
+    )
+
+
+def thumbnail_path(job: Job) -> str:
+    return f".thumbs/{job.id[:2]}/{job.id}.webp"
+
+
+def _file(
+    request: Request,
+    fd: int,
+    *,
+    media: str,
+    etag: str,
+    filename: str,
+    fixed: bool,
+    download: bool,
+) -> Response:
+    kind = "attachment" if download else "inline"
+    headers = {
+        "ETag": etag,
+        "Cache-Control": "private, max-age=31536000, immutable" if fixed else "private, no-cache",
+        "Content-Disposition": _disposition(kind, filename),
+        "Accept-Ranges": "bytes",
+    }
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, fd)
+        if _has(request.headers.get("if-none-match"), etag):
+            return Response(status_code=304, headers=headers)
+        size = os.fstat(fd).st_size
+        start, end = 0, size
+        asked = request.headers.get("range")
+        if asked and request.headers.get("if-range", etag) == etag:
+            start, end = _range(asked, size)
+        part = (start, end) != (0, size)
+        if part:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        headers["Content-Length"] = str(end - start)
+        stack.pop_all()
+    return Bytes(fd, start, end, 206 if part else 200, headers, media)
+
+
+class Bytes(Response):
+    """A part of an open file, read as it is sent; closes the file however it ends."""
+
+    def __init__(
+        self, fd: int, start: int, end: int, status: int, headers: dict[str, str], media: str
+    ) -> None:
+        super().__init__(None, status, headers, media)
+        self._fd = fd
+        self._start = start
+        self._end = end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start = self._start
+        try:
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
+            while start < self._end:
+                most = min(_CHUNK, self._end - start)
+                chunk = await run_in_threadpool(os.pread, self._fd, most, start)
+                if not chunk:
+                    raise OSError(errno.EIO, "the picture became shorter")
+                start += len(chunk)
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+            await send({"type": "http.response.body", "body": b""})
+        finally:
+            os.close(self._fd)
+
+
+def _has(header: str | None, etag: str) -> bool:
+    """Does If-None-Match name ``etag``? (Weakly compared, as RFC 9110 says.)"""
+    if header is None:
+        return False
+    given = [part.strip().removeprefix("W/") for part in header.split(",")]
+    return "*" in given or etag in given
+
+
+def _range(header: str, size: int) -> tuple[int, int]:
+    """The bytes asked for, end excluded. Several ranges or nonsense: the whole, as RFC 9110 allows."""
+    match = _RANGE.fullmatch(header.strip().lower().replace(" ", ""))
+    if not match:
+        return 0, size
+    first, last, suffix = match.groups()
+    if suffix is not None:
+        start, end = max(0, size - int(suffix)), size
+    else:
+        start = int(first)
+        end = min(size, int(last) + 1) if last else size
+        if last and int(last) < start:
+            return 0, size
+    if start >= end:
+        raise RangeNotSatisfiable(size)
+    return start, end
+
+
+def _disposition(kind: str, filename: str) -> str:
+    plain = filename.encode("ascii", "ignore").decode()
+    if plain == filename:
+        return f'{kind}; filename="{filename}"'
+    quoted = urllib.parse.quote(filename, safe="")
+    return f"{kind}; filename*=UTF-8''{quoted}"

@@ -1,0 +1,101 @@
+"""Figures for Prometheus, computed from the record and the watcher's pulse at every scrape.
+
+So they survive restarts and are the same from every replica. No prompt, id or file name is
+in any label.
+"""
+
+import shutil
+import statistics
+import time
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from api.door import Door
+from watcher.errors import SteadyError
+from watcher.jobs import ENDED, JobState, forwards_of
+
+
+class Figures(Collector):
+    """Every metric of the service. What cannot be read is left out, never guessed."""
+
+    def __init__(self, door: Door, version: str) -> None:
+        self._door = door
+        self._version = version
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the registry at every scrape."""
+        try:
+            yield from self._of_record()
+        except SteadyError:
+            yield _gauge("steady_record_readable", "Can the record be read?", 0)
+        else:
+            yield _gauge("steady_record_readable", "Can the record be read?", 1)
+        yield from self._of_pulse()
+        yield from self._of_disk()
+        build = InfoMetricFamily("steady_build", "What runs here.")
+        model = self._door.pulse().get("model") or {}
+        words = {"version": self._version, "model": str(model.get("name") or "")}
+        build.add_metric([], words | {"revision": str(model.get("revision") or "")})
+        yield build
+
+    def _of_record(self) -> Iterator[Metric]:
+        store = self._door.store
+        counts = store.counts()
+        jobs = GaugeMetricFamily("steady_jobs", "Jobs by state.", labels=["status"])
+        finished = CounterMetricFamily(
+            "steady_jobs_finished", "Jobs that ended (a retry takes one back).", labels=["outcome"]
+        )
+        for state in JobState:
+            jobs.add_metric([state.value], counts[state])
+            if state in ENDED:
+                finished.add_metric([state.value], counts[state])
+        yield jobs
+        yield finished
+        waiting = counts[JobState.QUEUED] + counts[JobState.GENERATING]
+        eta = self._door.queue_seconds(waiting)
+        if eta is not None:
+            yield _gauge("steady_queue_eta_seconds", "Until all jobs are done.", eta)
+        paused = store.get("paused")
+        yield _gauge("steady_paused", "Is the queue paused?", int(bool(paused)))
+        steps = [
+            (ended - started) / 1e6 / forwards_of(steps)
+            for _, _, steps, started, ended in store.durations()
+        ]
+        if steps:
+            middle = statistics.median(steps)
+            yield _gauge("steady_step_seconds", "Median of the recent steps.", middle)
+
+    def _of_pulse(self) -> Iterator[Metric]:
+        pulse = self._door.pulse()
+        yield _gauge("steady_watcher_up", "Does the watcher live?", int(pulse["alive"]))
+        if "updated_at" in pulse:
+            age = max(0.0, time.time() - pulse["updated_at"] / 1e6)
+            yield _gauge("steady_watcher_heartbeat_age_seconds", "Since its last sign.", age)
+        workers = list(pulse.get("workers", ())) if pulse["alive"] else []
+        up = [w for w in workers if w.get("pid")]
+        loaded = [w for w in workers if w.get("state") in ("ready", "busy")]
+        yield _gauge("steady_worker_up", "Worker processes that live.", len(up))
+        yield _gauge("steady_model_loaded", "Workers whose model is loaded.", len(loaded))
+        if heard := [w["heard_seconds_ago"] for w in up if w.get("heard_seconds_ago") is not None]:
+            yield _gauge(
+                "steady_worker_heartbeat_age_seconds", "Since the quietest worker's last sign.",
+                max(heard),
+            )  # fmt: skip
+        inbox = pulse.get("inbox") or {}
+        if isinstance(inbox.get("waiting"), int):
+            yield _gauge("steady_inbox_waiting", "Files not taken yet.", inbox["waiting"])
+
+    def _of_disk(self) -> Iterator[Metric]:
+        free = GaugeMetricFamily("steady_disk_free_bytes", "Free disk.", labels=["dir"])
+        for name, folder in (("outputs", self._door.outputs), ("inbox", self._door.inbox)):
+            try:
+                free.add_metric([name], shutil.disk_usage(folder).free)
+            except OSError:
+                continue
+        yield free
+
+
+def _gauge(name: str, words: str, value: float) -> Metric:
+    return GaugeMetricFamily(name, words, value=value)

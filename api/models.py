@@ -1,0 +1,490 @@
+"""What answers look like: the documents behind the OpenAPI page.
+
+Answers are built in views.py; these models describe them, and a test holds the two
+together. The fields of the five first routes are the seed's own.
+"""
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+State = Literal["queued", "generating", "completed", "failed", "cancelled"]
+Word = Literal["generating", "completed", "failed"]
+PriorityWord = Literal["interactive", "normal", "bulk"]
+
+ID = "550e8400-e29b-41d4-a716-446655440000"
+
+
+class Answer(BaseModel):
+    """Base of all: nothing undocumented is sent."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Fault(Answer):
+    """One thing wrong with one value."""
+
+    code: str
+    detail: str
+    key: str | None = None
+    pointer: str | None = Field(None, description="JSON pointer into the body")
+    line: int | None = None
+    column: int | None = None
+    row: int | None = None
+    document: int | None = None
+    allowed: str | None = None
+    remedy: str | None = None
+
+
+class Problem(BaseModel):
+    """RFC 9457: what happened and what to do. `code` is stable."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    remedy: str
+    errors: list[Fault] | None = None
+    state: str | None = Field(None, description="the job's present state, with `wrong_state`")
+
+
+class Generated(Answer):
+    """The seed's answer to a request for a picture."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {"job_id": ID, "image_name": "ImgGen_143022", "status": "generating"}
+        },
+    )
+
+    job_id: str
+    image_name: str
+    status: Literal["generating"]
+
+
+class Status(Answer):
+    """The seed's status, and after its fields our own."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "job_id": ID,
+                "image_name": "ImgGen_143022",
+                "status": "completed",
+                "prompt": "a beautiful sunset over mountains",
+                "height": 1024,
+                "width": 1024,
+                "num_inference_steps": 9,
+                "created_at": "2026-01-21T14:30:22.123456",
+                "completed_at": "2026-01-21T14:30:45.789012",
+                "error_message": None,
+                "state": "completed",
+                "position": None,
+                "progress": 1.0,
+                "step": 8,
+                "steps": 8,
+                "seed": 1234,
+                "eta_seconds": None,
+                "error_code": None,
+                "warnings": [],
+            }
+        },
+    )
+
+    job_id: str
+    image_name: str | None
+    status: Word
+    prompt: str
+    height: int
+    width: int
+    num_inference_steps: int
+    created_at: str = Field(description="local time, as in the seed")
+    completed_at: str | None
+    error_message: str | None
+    state: State
+    position: int | None = Field(description="jobs that run before this one; 0 is next or running")
+    progress: float = Field(ge=0, le=1)
+    step: int | None
+    steps: int
+    seed: int | None
+    eta_seconds: float | None
+    error_code: str | None
+    warnings: list[str]
+
+
+class Links(Answer):
+    """Where the parts of a job are."""
+
+    self: str
+    image: str
+    thumbnail: str
+    events: str
+    batch: str
+
+
+class JobView(Answer):
+    """One job, whole. Times are UTC."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "id": ID,
+                "ticket": ID,
+                "index": 0,
+                "state": "completed",
+                "rev": 42,
+                "image_name": "ImgGen_143022",
+                "path": "20260121/ImgGen_143022.png",
+                "prompt": "a beautiful sunset over mountains",
+                "negative_prompt": None,
+                "height": 1024,
+                "width": 1024,
+                "num_inference_steps": 9,
+                "guidance_scale": None,
+                "seed": 1234,
+                "format": "png",
+                "priority": "interactive",
+                "label": None,
+                "metadata": None,
+                "created_at": "2026-01-21T14:30:22.123456Z",
+                "started_at": "2026-01-21T14:30:23.000001Z",
+                "completed_at": "2026-01-21T14:30:45.789012Z",
+                "not_before": None,
+                "held": None,
+                "attempt": 1,
+                "cancel_requested": False,
+                "position": None,
+                "progress": 1.0,
+                "step": 8,
+                "steps": 8,
+                "eta_seconds": None,
+                "error_code": None,
+                "error_message": None,
+                "remedy": None,
+                "warnings": [],
+                "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+                "bytes": 1048576,
+                "deleted_at": None,
+                "facts": {"model": "Tongyi-MAI/Z-Image-Turbo", "device": "cuda:0"},
+                "links": {
+                    "self": f"/jobs/{ID}",
+                    "image": f"/jobs/{ID}/image",
+                    "thumbnail": f"/jobs/{ID}/image?size=256",
+                    "events": f"/jobs/{ID}/events",
+                    "batch": f"/batches/{ID}",
+                },
+            }
+        },
+    )
+
+    id: str
+    ticket: str
+    index: int
+    state: State
+    rev: int = Field(description="grows with every change of any job")
+    image_name: str | None
+    path: str | None = Field(description="below the outputs folder")
+    prompt: str
+    negative_prompt: str | None
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float | None
+    seed: int | None
+    format: str
+    priority: PriorityWord
+    label: str | None
+    metadata: dict[str, Any] | None
+    created_at: str
+    started_at: str | None
+    completed_at: str | None
+    not_before: str | None
+    held: str | None = Field(description="why it may not run yet: not_before, window or paused")
+    attempt: int
+    cancel_requested: bool
+    position: int | None
+    progress: float
+    step: int | None
+    steps: int
+    eta_seconds: float | None
+    error_code: str | None
+    error_message: str | None
+    remedy: str | None
+    warnings: list[str]
+    sha256: str | None
+    bytes: int | None
+    deleted_at: str | None
+    facts: dict[str, Any]
+    links: Links
+
+
+class JobPage(Answer):
+    """Some jobs, newest first, and where the next ones are."""
+
+    jobs: list[JobView]
+    next: str | None = Field(description="cursor of the next page; also in the Link header")
+
+
+class Accepted(Answer):
+    """What a body became: a batch that the watcher will read in a moment."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "ticket": ID,
+                "jobs": 2,
+                "job_id": None,
+                "image_name": None,
+                "location": f"/batches/{ID}",
+                "warnings": [],
+                "refused": [],
+            }
+        },
+    )
+
+    ticket: str
+    jobs: int | None = Field(description="how many; null when the watcher will count a long table")
+    job_id: str | None = Field(description="of a single job")
+    image_name: str | None = Field(description="of a single job")
+    location: str
+    warnings: list[str]
+    refused: list[Fault] = Field(description="rows of a table that are left out")
+
+
+class Planned(Answer):
+    """One job that would be made."""
+
+    prompt: str
+    negative_prompt: str | None
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float | None
+    seed: int | None = Field(description="null: chosen when it is recorded")
+    format: str | None
+    name: str | None
+    folder: str | None
+    label: str | None
+    metadata: dict[str, Any] | None
+    warnings: list[str]
+    row: int | None
+
+
+class DryRun(Answer):
+    """What a body would become. Nothing was queued."""
+
+    count: int
+    jobs: list[Planned] = Field(description="the first hundred")
+    warnings: list[str]
+    refused: list[Fault]
+
+
+class BatchLinks(Answer):
+    """Where the parts of a batch are."""
+
+    self: str
+    jobs: str
+    images: str
+
+
+class BatchView(Answer):
+    """One accepted file or body. Times are UTC."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "ticket": ID,
+                "name": "cats.yaml",
+                "source": "file",
+                "state": "running",
+                "created_at": "2026-01-21T14:30:22.123456Z",
+                "recorded_at": "2026-01-21T14:30:22.223456Z",
+                "jobs": 12,
+                "progress": {
+                    "queued": 7,
+                    "generating": 1,
+                    "completed": 4,
+                    "failed": 0,
+                    "cancelled": 0,
+                },
+                "done": 0.3333,
+                "eta_seconds": 21.5,
+                "paused": False,
+                "cancelled": False,
+                "archived": False,
+                "keyed": False,
+                "error": None,
+                "warnings": [],
+                "links": {
+                    "self": f"/batches/{ID}",
+                    "jobs": f"/jobs?batch={ID}",
+                    "images": f"/batches/{ID}/images.zip",
+                },
+            }
+        },
+    )
+
+    ticket: str
+    name: str
+    source: str
+    state: Literal["waiting", "recording", "running", "paused", "done", "cancelled", "refused"]
+    created_at: str
+    recorded_at: str | None
+    jobs: int
+    progress: dict[str, int]
+    done: float
+    eta_seconds: float | None
+    paused: bool
+    cancelled: bool
+    archived: bool
+    keyed: bool
+    error: dict[str, Any] | None
+    warnings: list[str]
+    links: BatchLinks
+
+
+class BatchPage(Answer):
+    """Some batches, newest first."""
+
+    batches: list[BatchView]
+    next: str | None
+
+
+class Retried(Answer):
+    """How many jobs are queued again."""
+
+    ticket: str
+    retried: int
+
+
+class Running(Answer):
+    """A job a worker has now."""
+
+    job_id: str
+    slot: int | None
+    step: int
+    steps: int
+    progress: float
+    started_at: str | None
+    eta_seconds: float | None
+
+
+class Paused(Answer):
+    """Who stopped the queue, and why."""
+
+    by: str | None
+    reason: str | None
+    since: str | None
+
+
+class QueueView(Answer):
+    """The queue in numbers."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "counts": {
+                    "queued": 3,
+                    "generating": 1,
+                    "completed": 120,
+                    "failed": 2,
+                    "cancelled": 0,
+                },
+                "running": [
+                    {
+                        "job_id": ID,
+                        "slot": 0,
+                        "step": 4,
+                        "steps": 8,
+                        "progress": 0.5,
+                        "started_at": "2026-01-21T14:30:23.000001Z",
+                        "eta_seconds": 3.1,
+                    }
+                ],
+                "eta_seconds": 24.9,
+                "paused": None,
+            }
+        },
+    )
+
+    counts: dict[str, int]
+    running: list[Running]
+    eta_seconds: float | None
+    paused: Paused | None
+
+
+class Reason(Answer):
+    """One thing that is not as it should be."""
+
+    code: str
+    message: str
+    remedy: str
+
+
+class Health(Answer):
+    """Alive, and how well."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "status": "degraded",
+                "version": "0.1.0",
+                "reasons": [
+                    {
+                        "code": "watcher_down",
+                        "message": "The watcher is not running, so jobs wait.",
+                        "remedy": "Start it with `steady serve` or `steady watch`.",
+                    }
+                ],
+                "notices": [],
+                "watcher": {"alive": False, "state": None},
+                "model": None,
+                "workers": [],
+            }
+        },
+    )
+
+    status: Literal["healthy", "degraded"]
+    version: str
+    reasons: list[Reason]
+    notices: list[str] = Field(description="files in the inbox that people may have meant")
+    watcher: dict[str, Any]
+    model: dict[str, Any] | None
+    workers: list[dict[str, Any]]
+
+
+class Ready(Answer):
+    """May jobs be made right now?"""
+
+    ready: Literal[True]
+
+
+class Change(BaseModel):
+    """A job's new place in the queue."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={"example": {"priority": "interactive", "position": "front"}},
+    )
+
+    priority: PriorityWord | None = None
+    position: Literal["front", "back"] | None = None
+
+
+class Pause(BaseModel):
+    """Why the queue is paused (optional)."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"example": {"reason": "GPU is needed"}}
+    )
+
+    reason: str | None = Field(None, max_length=500)

@@ -1,0 +1,110 @@
+"""The five routes of the first version: their fields, words and codes never change.
+
+``GET /health`` is told in health.py.
+"""
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from api import images, models
+from api.bodies import KEY, json_body, read, replay_headers
+from api.door import Door
+from api.errors import documented
+from api.submit import Body, Plan, Submissions
+from api.views import Views
+from watcher.errors import Problem, SteadyError
+
+EXAMPLE = {
+    "prompt": "a beautiful sunset over mountains",
+    "height": 1024,
+    "width": 1024,
+    "num_inference_steps": 9,
+}
+
+
+def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
+    """``POST /generate-image``, ``GET /status``, ``GET /image``, ``GET /image/by-name``."""
+    router = APIRouter(tags=["pictures"])
+
+    @router.post(
+        "/generate-image",
+        operation_id="generate_image",
+        summary="Start one picture",
+        response_model=models.Generated,
+        responses=documented(
+            "bad_request", "key_conflict", "wrong_type", "too_large", "bad_content_type",
+            "queue_full", "disk_full", "folder_gone", "stopping",
+        ),
+        openapi_extra=json_body({"$ref": "#/components/schemas/JobRequest"}, EXAMPLE),
+    )  # fmt: skip
+    async def generate_image(request: Request, idempotency_key: KEY = None) -> Response:
+        """Answers at once; ask `/status/{job_id}` how it goes."""
+        data = await read(request, "application/json")
+        body = Body(data, ".json", "prompt")
+        done = await run_in_threadpool(
+            submissions.submit, body, idempotency_key, check=_exactly_one
+        )
+        batch = done.batch
+        name = batch.image_name
+        if name is None:  # a key that first came with a file: its job tells the name
+            name = (await run_in_threadpool(views.find, batch.ticket)).image_name
+        answer = {"job_id": batch.ticket, "image_name": name, "status": "generating"}
+        return JSONResponse(answer, headers=replay_headers(done))
+
+    @router.get(
+        "/status/{job_id}",
+        operation_id="status",
+        summary="How a picture is doing",
+        response_model=models.Status,
+        responses=documented("job_not_found"),
+    )
+    def status(job_id: str) -> Response:
+        """`status` is one of generating, completed and failed; `state` knows more words."""
+        return JSONResponse(views.status(views.find(job_id)))
+
+    @router.get(
+        "/image/by-name/{image_name:path}",
+        operation_id="image_by_name",
+        summary="A picture by its name",
+        response_class=Response,
+        responses=images.DOCUMENTED,
+    )
+    def image_by_name(
+        image_name: str,
+        request: Request,
+    ) -> Response:
+        """`ImgGen_143022`, or `folder/name`. When several have the name, the newest."""
+        folder, _, name = image_name.rpartition("/")
+        job = door.store.job_by_image(name, folder or None)
+        if job is None:
+            raise SteadyError("image_not_found")
+        return images.picture(door, job, request, fixed=False)
+
+    @router.get(
+        "/image/{job_id}",
+        operation_id="image",
+        summary="A picture by its job",
+        response_class=Response,
+        responses=images.DOCUMENTED,
+    )
+    def image(job_id: str, request: Request) -> Response:
+        """404 for an unknown job, 400 while the picture is not ready, 410 once deleted."""
+        return images.picture(door, views.find(job_id), request)
+
+    return router
+
+
+def _exactly_one(plan: Plan) -> None:
+    if plan.count != 1:
+        raise SteadyError(
+            "bad_shape",
+            problems=[
+                Problem(
+                    "bad_shape",
+                    "This address makes one picture.",
+                    remedy="Send one mapping with a prompt; POST /jobs takes many.",
+                )
+            ],
+        )

@@ -1,0 +1,340 @@
+"""The record's rows as answers: the seed's words for its routes, everything for ours.
+
+Also finds a job that is not recorded yet: between a POST and its reading by the watcher
+the batch row and the submitted file tell what will be recorded.
+"""
+
+import collections
+import contextlib
+import datetime
+import os
+import threading
+from typing import Any
+
+from api.door import Door
+from watcher import jobfile
+from watcher.errors import ERRORS, SteadyError
+from watcher.jobs import (
+    ENDED,
+    Batch,
+    Job,
+    JobRequest,
+    JobState,
+    Priority,
+    forwards_of,
+)
+
+#: the record's five words -> the seed's three
+SEED_WORDS = {
+    JobState.QUEUED: "generating",
+    JobState.GENERATING: "generating",
+    JobState.COMPLETED: "completed",
+    JobState.FAILED: "failed",
+    JobState.CANCELLED: "failed",
+}
+
+_REMEMBERED = 512  #: submitted requests kept in memory until they are recorded
+
+
+def local_time(us: int | None) -> str | None:
+    """Naive local ISO time with microseconds, as the seed writes it."""
+    if us is None:
+        return None
+    moment = datetime.datetime.fromtimestamp(us // 1_000_000)
+    return moment.replace(microsecond=us % 1_000_000).isoformat(timespec="microseconds")
+
+
+def utc_time(us: int | None) -> str | None:
+    """``2026-01-21T14:30:22.123456Z``."""
+    if us is None:
+        return None
+    moment = datetime.datetime.fromtimestamp(us // 1_000_000, datetime.UTC)
+    moment = moment.replace(microsecond=us % 1_000_000, tzinfo=None)
+    return moment.isoformat(timespec="microseconds") + "Z"
+
+
+def rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)
+
+
+class Views:
+    """Rows of the record, found and told."""
+
+    def __init__(self, door: Door) -> None:
+        self._door = door
+        self._store = door.store
+        self._requests: collections.OrderedDict[str, JobRequest] = collections.OrderedDict()
+        self._lock = threading.Lock()
+
+    # -- finding
+
+    def find(self, job_id: str) -> Job:
+        """The job, recorded or on its way. Raises SteadyError job_not_found."""
+        job = self._store.job(job_id)
+        if job is not None:
+            return job
+        batch = self._store.batch(job_id)
+        if batch is None or batch.source != "http":
+            raise SteadyError("job_not_found")
+        request = self._submitted(batch)
+        # Recorded while we looked for the file? Then the record knows better.
+        return self._store.job(job_id) or self._on_its_way(batch, request)
+
+    def remember(self, ticket: str, request: JobRequest) -> None:
+        """Keep what was just submitted, so that a first look needs no file."""
+        with self._lock:
+            self._requests[ticket] = request
+            while len(self._requests) > _REMEMBERED:
+                self._requests.popitem(last=False)
+
+    def _submitted(self, batch: Batch) -> JobRequest:
+        """The first request of a submitted file that is not recorded."""
+        with self._lock:
+            known = self._requests.get(batch.ticket)
+        if known is not None:
+            return known
+        request = self._read_back(batch) or JobRequest(prompt="")
+        request = jobfile.resolve(request, self._door.limits(), batch.ticket)
+        if request.prompt:
+            self.remember(batch.ticket, request)
+        return request
+
+    def _read_back(self, batch: Batch) -> JobRequest | None:
+        """From the inbox or from the claimed files; None when it is in neither."""
+        inbox = self._door.inbox
+        paths = [inbox / f"api-{batch.ticket}{batch.suffix}"]
+        with contextlib.suppress(OSError):
+            paths += (inbox / ".claimed").glob(f"{batch.ticket}~*")
+        for path in paths:
+            with contextlib.suppress(OSError, SteadyError):
+                fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+                with os.fdopen(fd, "rb") as file:
+                    data = file.read(1 << 20)
+                parsed = jobfile.parse(data, batch.suffix, self._door.limits())
+                return parsed.requests[0].request
+        return None
+
+    def _on_its_way(self, batch: Batch, request: JobRequest) -> Job:
+        error = dict(batch.error or {})
+        state = JobState.QUEUED
+        if batch.cancelled:
+            state = JobState.CANCELLED
+        if error:
+            state = JobState.FAILED
+        return Job(
+            seq=0,
+            id=batch.ticket,
+            ticket=batch.ticket,
+            index=0,
+            state=state,
+            rev=0,
+            request=request,
+            image_name=batch.image_name or "",
+            folder="",
+            path="",
+            priority=Priority(request.priority or Priority.INTERACTIVE),
+            created_at=batch.created_at,
+            completed_at=batch.recorded_at if state in ENDED else None,
+            error_code=error.get("code"),
+            error_message=error.get("message"),
+        )
+
+    # -- telling
+
+    def _progress(self, job: Job) -> tuple[float, int | None, int]:
+        """Fraction done, forwards done (None while unknown), forwards in all."""
+        steps = forwards_of(job.request.num_inference_steps or 1)
+        if job.state is JobState.COMPLETED:
+            return 1.0, steps, steps
+        if job.state is not JobState.GENERATING:
+            return 0.0, 0 if job.state is JobState.QUEUED else None, steps
+        entry = self._door.running(job.id)
+        step = int(entry["step"]) if entry and entry.get("attempt") == job.attempt else 0
+        # Encoding and recording are still to come: a running job is never quite done.
+        return round(min(step / steps, 1.0) * 0.99, 4), step, steps
+
+    def status(self, job: Job) -> dict[str, Any]:
+        """The seed's answer to ``GET /status/{job_id}``, then our own fields."""
+        request = job.request
+        progress, step, steps = self._progress(job)
+        position = self._position(job)
+        return {
+            "job_id": job.id,
+            "image_name": job.image_name or None,
+            "status": SEED_WORDS[job.state],
+            "prompt": request.prompt,
+            "height": request.height,
+            "width": request.width,
+            "num_inference_steps": request.num_inference_steps,
+            "created_at": local_time(job.created_at),
+            "completed_at": local_time(job.completed_at),
+            "error_message": _error_message(job),
+            "state": job.state.value,
+            "position": position,
+            "progress": progress,
+            "step": step,
+            "steps": steps,
+            "seed": request.seed,
+            "eta_seconds": rounded(self._door.eta(job, position)),
+            "error_code": _error_code(job),
+            "warnings": list(job.warnings),
+        }
+
+    def _position(self, job: Job) -> int | None:
+        if job.seq == 0 and job.state is JobState.QUEUED:
+            return None  # not in the queue yet
+        return self._door.position(job)
+
+    def job(self, job: Job, *, place: bool = True) -> dict[str, Any]:
+        """Everything about one job; ``place=False`` leaves the costly position out."""
+        request = job.request
+        progress, step, steps = self._progress(job)
+        position = self._position(job) if place else None
+        known = place or job.state is JobState.GENERATING
+        code = _error_code(job)
+        return {
+            "id": job.id,
+            "ticket": job.ticket,
+            "index": job.index,
+            "state": job.state.value,
+            "rev": job.rev,
+            "image_name": job.image_name or None,
+            "path": job.path or None,
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "height": request.height,
+            "width": request.width,
+            "num_inference_steps": request.num_inference_steps,
+            "guidance_scale": request.guidance_scale,
+            "seed": request.seed,
+            "format": request.format or self._door.config.image_format,
+            "priority": job.priority.value,
+            "label": request.label,
+            "metadata": request.metadata,
+            "created_at": utc_time(job.created_at),
+            "started_at": utc_time(job.started_at),
+            "completed_at": utc_time(job.completed_at),
+            "not_before": utc_time(job.not_before),
+            "held": job.held,
+            "attempt": job.attempt,
+            "cancel_requested": job.cancel_requested,
+            "position": position,
+            "progress": progress,
+            "step": step,
+            "steps": steps,
+            "eta_seconds": rounded(self._door.eta(job, position)) if known else None,
+            "error_code": code,
+            "error_message": _error_message(job),
+            "remedy": ERRORS[code].do if code in ERRORS else None,
+            "warnings": list(job.warnings),
+            "sha256": job.sha256,
+            "bytes": job.bytes,
+            "deleted_at": utc_time(job.deleted_at),
+            "facts": dict(job.facts),
+            "links": {
+                "self": f"/jobs/{job.id}",
+                "image": f"/jobs/{job.id}/image",
+                "thumbnail": f"/jobs/{job.id}/image?size=256",
+                "events": f"/jobs/{job.id}/events",
+                "batch": f"/batches/{job.ticket}",
+            },
+        }
+
+    def batch(self, batch: Batch) -> dict[str, Any]:
+        """Everything about one batch, its jobs counted."""
+        progress = {state.value: 0 for state in JobState}
+        progress |= {JobState(k).value: n for k, n in self._store.progress(batch.ticket).items()}
+        ended = sum(progress[state.value] for state in ENDED)
+        waiting = batch.jobs - ended
+        return {
+            "ticket": batch.ticket,
+            "name": batch.name,
+            "source": batch.source,
+            "state": _batch_state(batch, waiting),
+            "created_at": utc_time(batch.created_at),
+            "recorded_at": utc_time(batch.recorded_at),
+            "jobs": batch.jobs,
+            "progress": progress,
+            "done": round(ended / batch.jobs, 4) if batch.jobs else 0.0,
+            "eta_seconds": rounded(self._door.queue_seconds(waiting)) if waiting else None,
+            "paused": batch.paused,
+            "cancelled": batch.cancelled,
+            "archived": batch.archived,
+            "keyed": batch.key is not None,
+            "error": _public_error(batch),
+            "warnings": list(batch.warnings),
+            "links": {
+                "self": f"/batches/{batch.ticket}",
+                "jobs": f"/jobs?batch={batch.ticket}",
+                "images": f"/batches/{batch.ticket}/images.zip",
+            },
+        }
+
+    def queue(self) -> dict[str, Any]:
+        """Counts, what runs, when all is done, and who paused it."""
+        counts = self._store.counts()
+        paused = self._store.get("paused")
+        waiting = counts[JobState.QUEUED] + counts[JobState.GENERATING]
+        running = []
+        pulse = self._door.pulse()
+        for entry in pulse.get("running", ()) if pulse["alive"] else ():
+            job = self._store.job(entry["job_id"])
+            steps = max(1, entry["steps"])
+            running.append(
+                {
+                    "job_id": entry["job_id"],
+                    "slot": entry.get("slot"),
+                    "step": entry["step"],
+                    "steps": steps,
+                    "progress": round(min(entry["step"] / steps, 1.0) * 0.99, 4),
+                    "started_at": utc_time(entry.get("started_at")),
+                    "eta_seconds": rounded(self._door.left(job, entry)) if job else None,
+                }
+            )
+        return {
+            "counts": {state.value: counts[state] for state in JobState},
+            "running": running,
+            "eta_seconds": rounded(self._door.queue_seconds(waiting)),
+            "paused": _paused(paused),
+        }
+
+
+def _paused(value: Any) -> dict[str, Any] | None:
+    if not value:
+        return None
+    return {
+        "by": value.get("by"),
+        "reason": value.get("reason"),
+        "since": utc_time(value.get("since")),
+    }
+
+
+def _error_code(job: Job) -> str | None:
+    return "cancelled" if job.state is JobState.CANCELLED else job.error_code
+
+
+def _error_message(job: Job) -> str | None:
+    return "cancelled" if job.state is JobState.CANCELLED else job.error_message
+
+
+def _batch_state(batch: Batch, waiting: int) -> str:
+    if batch.error is not None:
+        return "refused"
+    if batch.cancelled:
+        return "cancelled"
+    if batch.recorded_at is None:
+        return "recording" if batch.tries else "waiting"
+    if waiting:
+        return "paused" if batch.paused else "running"
+    return "done"
+
+
+def _public_error(batch: Batch) -> dict[str, Any] | None:
+    """The refusal without the values people wrote (they stay in the file's own sidecar)."""
+    if batch.error is None:
+        return None
+    body = {k: v for k, v in batch.error.items() if k != "file"}
+    body["problems"] = [
+        {k: v for k, v in p.items() if k != "value"} for p in batch.error.get("problems", ())
+    ]
+    return body
