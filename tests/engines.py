@@ -13,8 +13,9 @@ they stand in the prompt; all other words are just prompt.
 Faults: ``segv``, ``exit`` (or exit=3), ``kill``, ``term``, ``hang`` (holds no lock), ``seize``
 (holds the interpreter lock: no thread of the worker can run), ``oom``, ``nan``, ``blank``,
 ``raise``, ``lost``, ``poison`` (a CUDA error), ``garbage`` (nonsense on the socket),
-``flood`` (a line without end), ``liar`` (a picture for another job), ``wrongsize``, ``fork``
-(leaves a child behind that keeps every descriptor, then exits).
+``flood`` (a line without end), ``liar`` (a word about another job), ``wrongsize``, ``fork``
+(leaves a child behind that keeps every descriptor, then exits), ``stubborn`` (hangs and does
+not heed SIGTERM).
 
 The picture is a function of prompt, seed and size alone: ``expected`` computes it.
 
@@ -55,7 +56,7 @@ from watcher.jobs import JobRequest, forwards_of
 
 FAULTS = (
     *("segv", "exit", "kill", "term", "hang", "seize", "oom", "nan", "blank", "raise", "lost"),
-    *("poison", "garbage", "flood", "liar", "wrongsize", "fork"),
+    *("poison", "garbage", "flood", "liar", "wrongsize", "fork", "stubborn"),
 )
 
 
@@ -105,7 +106,7 @@ class Scripted:
             device="cpu" if self._settings.device == "auto" else self._settings.device,
             dtype="float32",
             versions={"python": sys.version.split()[0]},
-            details={"scripted": True},
+            details={"torch": "torch" in sys.modules},
         )
 
     def _load_fault(self, fault: str | None) -> None:
@@ -172,7 +173,8 @@ class Scripted:
         elif name == "hang":
             time.sleep(3600)
         elif name == "seize":
-            ctypes.PyDLL(None).sleep(3600)
+            while True:  # a signal that is handled ends the sleep
+                ctypes.PyDLL(None).sleep(3600)
         elif name == "oom":
             raise OutOfMemory("not enough")
         elif name == "nan":
@@ -187,6 +189,9 @@ class Scripted:
             raise RuntimeError("CUDA error: device-side assert triggered")
         elif name in ("garbage", "flood", "liar"):
             self._speak(name)
+        elif name == "stubborn":
+            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            time.sleep(3600)
         elif name == "fork":
             if os.fork():
                 os._exit(9)

@@ -30,11 +30,9 @@ log = logging.getLogger("watcher.executor")
 
 Slot = int  #: 0 .. n-1, one per device
 
-#: Seconds before the first, second, … restart in a row; the last one repeats.
+#: Defaults of LocalExecutor, in seconds; see there.
 BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
-#: From the polite signal to the one nobody survives.
 KILL_AFTER = 5.0
-#: An idle worker that has said nothing for so long does not live (it speaks every second).
 SILENCE = 60.0
 #: The floor of the step deadline, and what holds while no step was ever seen: one step of a
 #: large picture on a slow CPU takes minutes.
@@ -238,7 +236,7 @@ class _Seat:
     last_death: str | None = None
 
 
-class _Pace:
+class Pace:
     """How long steps take, by picture size, to tell slow from stuck."""
 
     def __init__(self, fixed: float | None) -> None:
@@ -280,7 +278,10 @@ class LocalExecutor:
         idle_unload: seconds without work after which a worker ends, giving all its memory
             back; the next job starts it again. None: never.
         python: the interpreter of the workers.
-        backoff: seconds before the first, second, … restart in a row.
+        backoff: seconds before the first, second, … restart in a row; the last one repeats.
+        kill_after: seconds from SIGTERM to SIGKILL.
+        silence: seconds after which an idle worker that says nothing (it does every second)
+            counts as dead.
     """
 
     def __init__(
@@ -294,6 +295,8 @@ class LocalExecutor:
         idle_unload: float | None = None,
         python: str = sys.executable,
         backoff: Sequence[float] = BACKOFF,
+        kill_after: float = KILL_AFTER,
+        silence: float = SILENCE,
     ) -> None:
         self._spec = spec
         self._load_timeout = load_timeout
@@ -301,7 +304,9 @@ class LocalExecutor:
         self._idle_unload = idle_unload
         self._python = python
         self._backoff = tuple(backoff)
-        self._pace = _Pace(step_timeout)
+        self._kill_after = kill_after
+        self._silence = silence
+        self._pace = Pace(step_timeout)
         self._seats = [_Seat(i, d) for i, d in enumerate(devices or [spec.device])]
         self._events: list[Event] = []
         self._changed = False  #: wants() may answer differently now
@@ -454,9 +459,9 @@ class LocalExecutor:
         if seat.state == "loading":
             return child.born + self._load_timeout, f"load deadline ({self._load_timeout:g} s)"
         if seat.state == "leaving":
-            return seat.idle_since + KILL_AFTER, "did not leave when told to"
+            return seat.idle_since + self._kill_after, "did not leave when told to"
         if not seat.tasks:
-            return child.heard + SILENCE, f"silent for {SILENCE:g} s"
+            return child.heard + self._silence, f"silent for {self._silence:g} s"
         task = seat.tasks[0]
         limit = self._pace.limit(task.size)
         step = (task.moved + limit, f"step deadline ({limit:g} s)")
@@ -464,7 +469,7 @@ class LocalExecutor:
             return step
         if task.overdue is None:
             return min(step, (task.started + self._job_timeout, "job deadline"))
-        patience = KILL_AFTER + 3 * (self._pace.median(task.size) or 0.0)
+        patience = self._kill_after + 3 * (self._pace.median(task.size) or 0.0)
         return min(step, (task.overdue + patience, f"job deadline ({self._job_timeout:g} s)"))
 
     def _look(self, seat: _Seat, now: float) -> None:
@@ -557,7 +562,7 @@ class LocalExecutor:
         else:
             self._signal(child, signal.SIGUSR1)
             term = now + 0.2
-            child.plan = [(term, signal.SIGTERM), (term + KILL_AFTER, signal.SIGKILL)]
+            child.plan = [(term, signal.SIGTERM), (term + self._kill_after, signal.SIGKILL)]
         self._changed = True
 
     def _signal(self, child: _Child, number: int) -> None:
