@@ -264,7 +264,7 @@ def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
     if path is None or not path.is_file():
         return asdict(known)
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8"))}
         kept = {f.name: values[f.name] for f in dataclasses.fields(Profile) if f.name in values}
         profile = dataclasses.replace(known, **kept)
     except (OSError, ValueError, TypeError) as error:

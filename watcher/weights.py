@@ -5,6 +5,7 @@ A ``manifest.json`` with check sums is left beside what we fetched or converted.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -258,12 +259,13 @@ def verify(model: str | Path, root: Path | None = None, *, progress: Progress = 
             "model_missing", f"`{model}` is not on this machine.", remedy=remedy_for(str(model))
         )
     manifest = manifest_of(folder)
+    problems = []
     if manifest is not None:
         by, expected = "manifest", manifest["files"]
     else:
+        problems = [f"{path} is missing." for path in missing_files(folder)]
         expected = {path: _blob_facts(folder / path) for path in _files_of(folder)}
         by = "hub cache" if all(len(facts) > 1 for facts in expected.values()) else "headers"
-    problems = [f"{path} is missing." for path in missing_files(folder) if path not in expected]
     total = sum(int(facts["bytes"]) for facts in expected.values())
     damaged = []
     done = 0
@@ -385,8 +387,6 @@ def convert(
     ``manifest.json``. A crash leaves ``<target>.part``, which the next try replaces. Raises
     SteadyError: ``model_missing``, ``disk_full``, ``bad_request`` when the target exists.
     """
-    from watcher import convert as converter  # numpy: only where it is asked for
-
     source = present(model, root)
     if target.exists() or target.is_symlink():
         raise SteadyError(
@@ -394,27 +394,47 @@ def convert(
         )
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
-    paths = [path for path in _files_of(source) if path != PROFILE]
-    total = sum((source / path).stat().st_size for path in paths)
-    _need_space(part, sum(converter.size_of(source / path) for path in paths))
+    try:
+        files = _converted(source, part, progress)
+        _write_json(part / PROFILE, profile_of(model, root) | {"name": target.name})
+        revision = f"{revision_of(source) or 'unknown'}-bfloat16"
+        _write_json(part / MANIFEST, {"model": model, "revision": revision, "files": files})
+        os.replace(part, target)
+        publish.sync_folder(target.parent)
+    except (ValueError, LookupError, TypeError, struct.error) as error:
+        raise SteadyError("model_damaged", f"`{model}` cannot be converted: {error}.") from error
+    except OSError as error:
+        code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "folder_gone"
+        raise SteadyError(
+            code, f"The copy cannot be written: {error.strerror}.", remedy="Choose another place."
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+def _converted(source: Path, part: Path, progress: Progress) -> dict[str, Any]:
+    """Write every file anew below ``part``; what the manifest says of them."""
+    from watcher import convert as converter  # numpy: only where it is asked for
+
+    sizes = {
+        path: ((source / path).stat().st_size, converter.size_of(source / path))
+        for path in _files_of(source)
+        if path != PROFILE
+    }
+    _need_space(part, sum(new for _, new in sizes.values()))
+    total = sum(old for old, _ in sizes.values())
     files: dict[str, Any] = {}
     done = 0
-    for path in paths:
+    for path, (size, _) in sizes.items():
         new = part / path
         new.parent.mkdir(parents=True, exist_ok=True)
         converter.to_bfloat16(source / path, new)
-        files[path] = {
-            "bytes": new.stat().st_size,
-            "sha256": _digest(new, "sha256", b"", lambda _: None),
-        }
-        done += (source / path).stat().st_size
+        check = _digest(new, "sha256", b"", lambda _: None)
+        files[path] = {"bytes": new.stat().st_size, "sha256": check}
+        done += size
         progress(done, total)
-    _write_json(part / PROFILE, profile_of(model, root) | {"name": target.name})
-    revision = f"{revision_of(source) or 'unknown'}-bfloat16"
-    _write_json(part / MANIFEST, {"model": model, "revision": revision, "files": files})
-    os.replace(part, target)
-    publish.sync_folder(target.parent)
-    return target
+    return files
 
 
 def _write_json(path: Path, value: Any) -> None:
