@@ -312,8 +312,24 @@ def _cup(pen: Pen) -> None:
 
 def _butterfly(pen: Pen) -> None:
     for side in (-1, 1):
-        pen.poly([(0, 0), (side * 0.35, -0.8), (side * 0.8, -0.9), (side * 0.98, -0.55), (side * 0.7, 0.02)])
-        pen.poly([(0, 0), (side * 0.72, 0.08), (side * 0.78, 0.55), (side * 0.45, 0.86), (side * 0.1, 0.4)])
+        pen.poly(
+            [
+                (0, 0),
+                (side * 0.35, -0.8),
+                (side * 0.8, -0.9),
+                (side * 0.98, -0.55),
+                (side * 0.7, 0.02),
+            ]
+        )
+        pen.poly(
+            [
+                (0, 0),
+                (side * 0.72, 0.08),
+                (side * 0.78, 0.55),
+                (side * 0.45, 0.86),
+                (side * 0.1, 0.4),
+            ]
+        )
         pen.oval(side * 0.62, -0.5, 0.19, 0.19, pen.light)
         pen.oval(side * 0.48, 0.44, 0.13, 0.13, pen.light)
         pen.line([(0, -0.4), (side * 0.2, -0.8)], 0.05, (44, 36, 40))
@@ -329,11 +345,25 @@ def _cactus(pen: Pen) -> None:
 
 def _palm(pen: Pen) -> None:
     pen.line([(0.14, 0.92), (0.02, 0.3), (0.06, -0.3)], 0.17, (140, 96, 58))
-    for dx, dy in ((-0.92, -0.08), (0.96, -0.02), (-0.7, -0.72), (0.78, -0.7), (-0.6, 0.36), (0.66, 0.4)):
+    for dx, dy in (
+        (-0.92, -0.08),
+        (0.96, -0.02),
+        (-0.7, -0.72),
+        (0.78, -0.7),
+        (-0.6, 0.36),
+        (0.66, 0.4),
+    ):
         side = (0.24 * dy, -0.24 * dx)
         mid = (0.06 + 0.5 * dx, -0.42 + 0.5 * dy - 0.14)
         tip = (0.06 + 0.9 * dx, -0.36 + 0.9 * dy * 0.8)
-        pen.poly([(0.06, -0.36), (mid[0] + side[0], mid[1] + side[1]), tip, (mid[0] - side[0], mid[1] - side[1])])
+        pen.poly(
+            [
+                (0.06, -0.36),
+                (mid[0] + side[0], mid[1] + side[1]),
+                tip,
+                (mid[0] - side[0], mid[1] - side[1]),
+            ]
+        )
     pen.oval(0.06, -0.36, 0.13, 0.12, pen.shade)
 
 
@@ -387,8 +417,28 @@ THINGS: dict[str, Callable[[Pen], None]] = {
 DRAWINGS: dict[str, Callable[[Pen], None]] = {**SHAPES, **THINGS}
 KINDS: tuple[str, ...] = tuple(DRAWINGS)  #: Every kind of object, in the order of its label.
 
-_TILTED = {"star": 12, "heart": 8, "balloon": 6, "rocket": 16, "butterfly": 14, "fish": 8, "apple": 6}
-_MIRRORED = {"car", "boat", "fish", "cat", "bird", "cup", "dog", "palm", "umbrella", "house", "flower"}
+_TILTED = {
+    "star": 12,
+    "heart": 8,
+    "balloon": 6,
+    "rocket": 16,
+    "butterfly": 14,
+    "fish": 8,
+    "apple": 6,
+}
+_MIRRORED = {
+    "car",
+    "boat",
+    "fish",
+    "cat",
+    "bird",
+    "cup",
+    "dog",
+    "palm",
+    "umbrella",
+    "house",
+    "flower",
+}
 
 
 def sprite(kind: str, colour: Colour, radius: float, rng: Random) -> Image.Image:

@@ -23,7 +23,18 @@ from starter.sprites import COLOURS, KINDS, SHAPES, Colour, blend, sprite
 COLOUR_NAMES: tuple[str, ...] = tuple(COLOURS)
 RELATIONS: tuple[str, ...] = ("left", "right", "above", "below", "and")
 PLACES: tuple[str, ...] = ("left", "right", "top", "bottom")
-FEATURES: tuple[str, ...] = ("", "sun", "moon", "crescent", "stars", "clouds", "rainbow", "lightning", "snowfall", "birds")
+FEATURES: tuple[str, ...] = (
+    "",
+    "sun",
+    "moon",
+    "crescent",
+    "stars",
+    "clouds",
+    "rainbow",
+    "lightning",
+    "snowfall",
+    "birds",
+)
 
 #: One scene in this many (by meaning) is held out from every stage of training.
 HELD_OUT_EVERY = 14
@@ -91,7 +102,22 @@ class Sample:
 
 _SKY_KINDS = ("balloon", "bird", "rocket", "butterfly", "balloon", "bird")
 _WATER_KINDS = ("boat", "boat", "boat", "fish")
-_LAND_KINDS = ("house", "tree", "car", "flower", "mushroom", "cat", "robot", "umbrella", "dog", "rabbit", "house", "tree", "cat", "dog")
+_LAND_KINDS = (
+    "house",
+    "tree",
+    "car",
+    "flower",
+    "mushroom",
+    "cat",
+    "robot",
+    "umbrella",
+    "dog",
+    "rabbit",
+    "house",
+    "tree",
+    "cat",
+    "dog",
+)
 _OWN_KINDS: dict[str, tuple[str, ...]] = {
     "desert": ("cactus", "cactus", "cactus", "car", "robot", "dog", "rabbit", "umbrella"),
     "beach": ("palm", "palm", "palm", "umbrella", "umbrella", "cat", "dog", "lighthouse", "boat"),
@@ -153,14 +179,22 @@ def _land_scene(rng: Random) -> Scene:
     snowy = land in ("mountains", "lake", "forest") and rng.random() < 0.42
     scene = Scene(land=land, time=time, feature=feature, snowy=snowy)
     if land == "meadow" and rng.random() < 0.4:
-        scene = replace(scene, blossom=rng.choice(("red", "yellow", "pink", "purple", "white", "blue", "orange")))
+        scene = replace(
+            scene,
+            blossom=rng.choice(("red", "yellow", "pink", "purple", "white", "blue", "orange")),
+        )
     if rng.random() < 0.55:
         own = _OWN_KINDS.get(land, _LAND_KINDS)
         kinds = _SKY_KINDS if rng.random() < 0.32 else own
         thing = _thing(rng, kinds)
         if rng.random() < 0.06:
             thing = _thing(rng, tuple(SHAPES))
-        count = rng.choice((1, 1, 1, 1, 1, 2, 3)) if thing.kind in ("balloon", "bird", "tree", "boat", "cactus", "house", "flower", "butterfly") else 1
+        count = (
+            rng.choice((1, 1, 1, 1, 1, 2, 3))
+            if thing.kind
+            in ("balloon", "bird", "tree", "boat", "cactus", "house", "flower", "butterfly")
+            else 1
+        )
         place = rng.choice(("left", "right")) if count == 1 and rng.random() < 0.25 else ""
         scene = replace(scene, things=(replace(thing, count=count),), place=place)
         if scene.feature == "birds":
@@ -183,7 +217,9 @@ def _plain_spots(scene: Scene, width: int, height: int, rng: Random) -> list[tup
     def near(x: float, y: float, radius: float, wobble: float = 0.035) -> _Spot:
         size = radius * unit * rng.uniform(0.9, 1.1)
         return _Spot(
-            width * x + rng.uniform(-wobble, wobble) * unit, height * y + rng.uniform(-wobble, wobble) * unit, size
+            width * x + rng.uniform(-wobble, wobble) * unit,
+            height * y + rng.uniform(-wobble, wobble) * unit,
+            size,
         )
 
     first = scene.things[0]
@@ -200,21 +236,37 @@ def _plain_spots(scene: Scene, width: int, height: int, rng: Random) -> list[tup
         return [(first, near(*ends[0], 0.205)), (second, near(*ends[1], 0.205))]
     if first.count > 1:
         two = [(0.28, 0.5), (0.72, 0.5)] if width >= height else [(0.5, 0.28), (0.5, 0.72)]
-        row = [(0.19, 0.5), (0.5, 0.5), (0.81, 0.5)] if width >= height else [(0.5, 0.19), (0.5, 0.5), (0.5, 0.81)]
-        three = row if max(width, height) / unit > 1.3 or rng.random() < 0.5 else [(0.5, 0.27), (0.27, 0.73), (0.73, 0.73)]
+        row = (
+            [(0.19, 0.5), (0.5, 0.5), (0.81, 0.5)]
+            if width >= height
+            else [(0.5, 0.19), (0.5, 0.5), (0.5, 0.81)]
+        )
+        three = (
+            row
+            if max(width, height) / unit > 1.3 or rng.random() < 0.5
+            else [(0.5, 0.27), (0.27, 0.73), (0.73, 0.73)]
+        )
         radius = 0.205 if first.count == 2 else (0.145 if three[1] == (0.5, 0.5) else 0.19)
         if max(width, height) / unit > 1.3:
             radius = 0.205
         places = two if first.count == 2 else three
         return [(first, near(*place, radius, 0.02)) for place in places]
-    middle = {"": (0.5, 0.5), "left": (0.25, 0.5), "right": (0.75, 0.5), "top": (0.5, 0.25), "bottom": (0.5, 0.75)}
+    middle = {
+        "": (0.5, 0.5),
+        "left": (0.25, 0.5),
+        "right": (0.75, 0.5),
+        "top": (0.5, 0.25),
+        "bottom": (0.5, 0.75),
+    }
     radius = {"": 0.33, "small": 0.2, "big": 0.42}[scene.size]
     if scene.place:
         radius = 0.21
-    return [(first, near(*middle[scene.place], radius, 0.05 if not scene.size == "big" else 0.02))]
+    return [(first, near(*middle[scene.place], radius, 0.05 if scene.size != "big" else 0.02))]
 
 
-def _land_spots(scene: Scene, width: int, height: int, horizon: float, rng: Random) -> list[tuple[Thing, _Spot]]:
+def _land_spots(
+    scene: Scene, width: int, height: int, horizon: float, rng: Random
+) -> list[tuple[Thing, _Spot]]:
     unit = min(width, height)
     thing = scene.things[0]
     aloft = thing.kind in _SKY_KINDS or thing.kind in SHAPES
@@ -249,12 +301,23 @@ def _paint_far_birds(picture: Image.Image, horizon: float, rng: Random) -> None:
     draw = ImageDraw.Draw(picture)
     unit = min(picture.size)
     for _ in range(rng.randint(3, 6)):
-        x, y, wing = rng.uniform(0.1, 0.9) * picture.width, rng.uniform(0.12, 0.6) * horizon, unit * rng.uniform(0.025, 0.045)
+        x, y, wing = (
+            rng.uniform(0.1, 0.9) * picture.width,
+            rng.uniform(0.12, 0.6) * horizon,
+            unit * rng.uniform(0.025, 0.045),
+        )
         stroke = max(2, round(unit * 0.012))
-        draw.line([(x - wing, y - 0.5 * wing), (x, y), (x + wing, y - 0.5 * wing)], fill=(38, 36, 52), width=stroke, joint="curve")
+        draw.line(
+            [(x - wing, y - 0.5 * wing), (x, y), (x + wing, y - 0.5 * wing)],
+            fill=(38, 36, 52),
+            width=stroke,
+            joint="curve",
+        )
 
 
-def _paint_landscape(scene: Scene, width: int, height: int, rng: Random) -> tuple[Image.Image, float]:
+def _paint_landscape(
+    scene: Scene, width: int, height: int, rng: Random
+) -> tuple[Image.Image, float]:
     """The landscape without its objects, and its horizon in pixels."""
     unit = min(width, height)
     least, most = scenery.HORIZONS[scene.land]
@@ -268,27 +331,58 @@ def _paint_landscape(scene: Scene, width: int, height: int, rng: Random) -> tupl
         low = scene.time in ("sunset", "sunrise")
         # Peaks and houses hide the lower sky, so there the sun stands higher.
         lift = {"mountains": 0.46, "city": 0.5, "lake": 0.3, "forest": 0.42}.get(scene.land, 0.13)
-        y = horizon - unit * (lift + rng.uniform(0.0, 0.1)) if low else horizon * rng.uniform(0.2, 0.36)
+        y = (
+            horizon - unit * (lift + rng.uniform(0.0, 0.1))
+            if low
+            else horizon * rng.uniform(0.2, 0.36)
+        )
         scenery.paint_sun(picture, x, y, unit * rng.uniform(0.075, 0.105), scene.time)
         light = (x, (255, 220, 120) if low else (236, 246, 255))
     if scene.feature in ("moon", "crescent"):
         x = width * rng.uniform(0.2, 0.8)
-        scenery.paint_moon(picture, x, horizon * rng.uniform(0.22, 0.36), unit * rng.uniform(0.085, 0.115), scene.feature == "crescent")
+        scenery.paint_moon(
+            picture,
+            x,
+            horizon * rng.uniform(0.22, 0.36),
+            unit * rng.uniform(0.085, 0.115),
+            scene.feature == "crescent",
+        )
         light = (x, (214, 222, 246))
-    if scene.feature == "rainbow":
+    veiled = scene.land in ("mountains", "city", "forest")
+    if scene.feature == "rainbow" and not veiled:
         scenery.paint_rainbow(picture, horizon, rng)
-    if scene.feature == "clouds" or scene.time == "storm" or (scene.time == "day" and rng.random() < 0.25):
-        scenery.paint_clouds(picture, horizon, scene.time, rng, scene.feature == "clouds" or scene.time == "storm")
+    if (
+        scene.feature == "clouds"
+        or scene.time == "storm"
+        or (scene.time == "day" and rng.random() < 0.25)
+    ):
+        scenery.paint_clouds(
+            picture, horizon, scene.time, rng, scene.feature == "clouds" or scene.time == "storm"
+        )
     if scene.feature == "lightning":
         scenery.paint_lightning(picture, horizon, rng)
     blossom = COLOURS[scene.blossom] if scene.blossom else None
-    scenery.paint_land(picture, scene.land, horizon, scene.time, rng, snowy=scene.snowy, blossom=blossom, light=light)
+    scenery.paint_land(
+        picture,
+        scene.land,
+        horizon,
+        scene.time,
+        rng,
+        snowy=scene.snowy,
+        blossom=blossom,
+        light=light,
+    )
+    if scene.feature == "rainbow" and veiled:
+        # What stands high would hide it: there the rain falls nearer than the land.
+        scenery.paint_rainbow(picture, horizon, rng)
     if scene.feature == "birds":
         _paint_far_birds(picture, horizon, rng)
     return picture, horizon
 
 
-def draw(scene: Scene, width: int, height: int, rng: Random) -> tuple[Image.Image, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+def draw(
+    scene: Scene, width: int, height: int, rng: Random
+) -> tuple[Image.Image, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
     """Paint a scene.
 
     Args:
@@ -318,7 +412,9 @@ def draw(scene: Scene, width: int, height: int, rng: Random) -> tuple[Image.Imag
         picture.paste(layer, corner, layer)
         cover = Image.new("L", (wide, high), 0)
         cover.paste(layer.getchannel("A"), corner)
-        share = np.asarray(cover.resize((width // 16, height // 16), Image.Resampling.BOX), float) / 255
+        share = (
+            np.asarray(cover.resize((width // 16, height // 16), Image.Resampling.BOX), float) / 255
+        )
         kinds[share > 0.3] = 1 + KINDS.index(thing.kind)
         colours[share > 0.3] = 1 + COLOUR_NAMES.index(thing.colour)
     if scene.feature == "snowfall":
@@ -346,9 +442,27 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "robot": ("robot",),
     "fish": ("fish",),
 }
-_PLURALS = {"fish": "fish", "box": "boxes", "cross": "crosses", "butterfly": "butterflies", "puppy": "puppies", "bunny": "bunnies", "spaceship": "spaceships", "taxi": "taxis", "rhombus": "rhombuses"}
+_PLURALS = {
+    "fish": "fish",
+    "cactus": "cactuses",
+    "box": "boxes",
+    "cross": "crosses",
+    "butterfly": "butterflies",
+    "puppy": "puppies",
+    "bunny": "bunnies",
+    "spaceship": "spaceships",
+    "taxi": "taxis",
+    "rhombus": "rhombuses",
+}
 _LANDS: dict[str, tuple[str, ...]] = {
-    "mountains": ("mountains", "mountains", "a mountain range", "the mountains", "high mountains", "mountain peaks"),
+    "mountains": (
+        "mountains",
+        "mountains",
+        "a mountain range",
+        "the mountains",
+        "high mountains",
+        "mountain peaks",
+    ),
     "hills": ("rolling hills", "green hills", "hills", "the hills", "grassy hills"),
     "sea": ("the sea", "the ocean", "the sea", "a calm sea", "the waves"),
     "lake": ("a lake", "a calm lake", "the lake", "a mountain lake", "a lake in the mountains"),
@@ -360,20 +474,49 @@ _LANDS: dict[str, tuple[str, ...]] = {
     "snow": ("a snowy field", "snow", "a winter landscape", "snowy hills", "the snow"),
 }
 _SNOWY: dict[str, tuple[str, ...]] = {
-    "mountains": ("snowy mountains", "snow capped mountains", "mountains with snow", "mountains covered in snow", "a snowy mountain", "snowy peaks"),
-    "lake": ("a lake with snowy mountains", "a lake below snowy mountains", "a mountain lake with snowy peaks"),
-    "forest": ("a snowy forest", "a winter forest", "a forest in winter", "snowy pine trees", "a forest covered in snow"),
+    "mountains": (
+        "snowy mountains",
+        "snow capped mountains",
+        "mountains with snow",
+        "mountains covered in snow",
+        "a snowy mountain",
+        "snowy peaks",
+    ),
+    "lake": (
+        "a lake with snowy mountains",
+        "a lake below snowy mountains",
+        "a mountain lake with snowy peaks",
+    ),
+    "forest": (
+        "a snowy forest",
+        "a winter forest",
+        "a forest in winter",
+        "snowy pine trees",
+        "a forest covered in snow",
+    ),
 }
 _TIMES: dict[str, tuple[str, ...]] = {
     "sunset": ("at sunset", "at sunset", "at dusk", "in the evening", "during sunset"),
     "sunrise": ("at sunrise", "at sunrise", "at dawn", "in the early morning", "in the morning"),
     "night": ("at night", "at night", "at midnight", "by night", "in the dark"),
-    "storm": ("in a storm", "during a storm", "in a thunderstorm", "under a stormy sky", "in stormy weather"),
+    "storm": (
+        "in a storm",
+        "during a storm",
+        "in a thunderstorm",
+        "under a stormy sky",
+        "in stormy weather",
+    ),
     "day": ("", "", "during the day", "on a sunny day", "at noon", "under a blue sky"),
 }
 _FEATURE_WORDS: dict[str, tuple[str, ...]] = {
     "sun": ("with a bright sun", "with the sun", "under the sun", "and the sun in the sky"),
-    "moon": ("with a full moon", "under a full moon", "with the moon", "under the moon", "in the moonlight"),
+    "moon": (
+        "with a full moon",
+        "under a full moon",
+        "with the moon",
+        "under the moon",
+        "in the moonlight",
+    ),
     "crescent": ("with a crescent moon", "under a crescent moon", "with a crescent moon and stars"),
     "stars": ("with stars", "under the stars", "under a starry sky", "with many stars"),
     "clouds": ("with clouds", "under a cloudy sky", "with white clouds", "and clouds"),
@@ -382,8 +525,41 @@ _FEATURE_WORDS: dict[str, tuple[str, ...]] = {
     "snowfall": ("with falling snow", "while it is snowing", "in snowfall", "with snow falling"),
     "birds": ("with birds in the sky", "with birds", "and birds flying"),
 }
-_PREFIXES = ("", "", "", "", "", "", "a picture of ", "a painting of ", "an illustration of ", "a drawing of ", "draw ", "a photo of ", "an image of ", "please draw ", "show me ")
-_SUFFIXES = ("", "", "", "", "", "", "", ", flat vector art", ", highly detailed", ", digital art", ", minimalist", ", 4k", ", simple", ", beautiful", ", colorful illustration", " please")
+_PREFIXES = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "a picture of ",
+    "a painting of ",
+    "an illustration of ",
+    "a drawing of ",
+    "draw ",
+    "a photo of ",
+    "an image of ",
+    "please draw ",
+    "show me ",
+)
+_SUFFIXES = (
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    "",
+    ", flat vector art",
+    ", highly detailed",
+    ", digital art",
+    ", minimalist",
+    ", 4k",
+    ", simple",
+    ", beautiful",
+    ", colorful illustration",
+    " please",
+)
 
 
 def _article(words: str) -> str:
@@ -411,7 +587,9 @@ def _phrase(thing: Thing, rng: Random, size: str = "") -> str:
     if thing.count > 1:
         return f"{('two', 'three')[thing.count - 2]} {colour} {_plural(word)}"
     if size:
-        size = rng.choice({"small": ("small", "tiny", "little"), "big": ("big", "large", "huge")}[size])
+        size = rng.choice(
+            {"small": ("small", "tiny", "little"), "big": ("big", "large", "huge")}[size]
+        )
     return _article(" ".join(part for part in (size, colour, word) if part))
 
 
@@ -448,7 +626,11 @@ def _plain_caption(scene: Scene, rng: Random) -> str:
             "bottom": ("at the bottom", "in the lower half"),
         }[scene.place]
         where = rng.choice(side)
-        options = (f"{what} {where} of a {ground} background", f"{what} {where}, {ground} background", f"{what} {where} on a {ground} background")
+        options = (
+            f"{what} {where} of a {ground} background",
+            f"{what} {where}, {ground} background",
+            f"{what} {where} on a {ground} background",
+        )
         return rng.choice(options)
     article = _article(ground)
     return rng.choice(
@@ -468,7 +650,13 @@ def _land_caption(scene: Scene, rng: Random) -> str:
     land = rng.choice(words)
     if scene.blossom:
         blossom = _colour_word(scene.blossom, rng)
-        land = rng.choice((f"a meadow with {blossom} flowers", f"a field of {blossom} flowers", f"a meadow of {blossom} flowers"))
+        land = rng.choice(
+            (
+                f"a meadow with {blossom} flowers",
+                f"a field of {blossom} flowers",
+                f"a meadow of {blossom} flowers",
+            )
+        )
     time = rng.choice(_TIMES[scene.time])
     feature = rng.choice(_FEATURE_WORDS[scene.feature]) if scene.feature else ""
     if scene.things:
@@ -493,19 +681,30 @@ def _land_caption(scene: Scene, rng: Random) -> str:
         return " ".join(part for part in parts if part)
     bare = rng.random()
     if scene.time in ("sunset", "sunrise") and bare < 0.4:
-        adjective = rng.choice(("", "", "beautiful ", "stunning ", "colorful ", "dramatic ", "peaceful "))
+        adjective = rng.choice(
+            ("", "", "beautiful ", "stunning ", "colorful ", "dramatic ", "peaceful ")
+        )
         joint = "at" if scene.land == "beach" else "over"
         joint = "in" if land in ("snow", "the snow") else joint
         return f"{_article(adjective + scene.time)} {joint} {land} {feature}"
     if scene.time == "night" and bare < 0.25:
-        return f"{rng.choice(('a starry night', 'a night sky', 'a dark night'))} over {land} {feature}"
+        return (
+            f"{rng.choice(('a starry night', 'a night sky', 'a dark night'))} over {land} {feature}"
+        )
     if scene.time == "storm" and bare < 0.3:
         return f"{rng.choice(('a storm', 'a dramatic storm', 'storm clouds', 'a thunderstorm'))} over {land} {feature}"
     order = [land, time, feature] if rng.random() < 0.8 else [land, feature, time]
     return " ".join(part for part in order if part)
 
 
-def make(seed: int, width: int = 128, height: int = 128, *, held_out: bool = False, scene: Scene | None = None) -> Sample:
+def make(
+    seed: int,
+    width: int = 128,
+    height: int = 128,
+    *,
+    held_out: bool = False,
+    scene: Scene | None = None,
+) -> Sample:
     """The sample of a seed: always the same for the same arguments."""
     rng = Random(f"{seed}/{'held out' if held_out else 'train'}")
     if scene is None:

@@ -1,0 +1,370 @@
+"""Training of the transformer, together with the text encoder that feeds it.
+
+Flow matching on encoded pictures of several sizes: the noisy picture is (1 - s) z + s e, the model
+learns z - e. While it trains, small heads on the picture's tokens name the object that covers them
+and its colour; without them shapes hardly appear in a small budget. The heads are thrown away.
+
+Several workers may train at once. Each puts its weights in a file now and then and moves halfway
+to what the others last put there; none waits for another, so any of them may stop or start.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import signal
+import time
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from starter import data, net, words, world
+from starter.optim import Optimizer
+from starter.sprites import KINDS
+
+#: Share of training steps by size (width, height), and the batch of each.
+MIX: dict[tuple[int, int], tuple[float, int]] = {
+    (128, 128): (0.64, 32),
+    (192, 128): (0.09, 24),
+    (128, 192): (0.09, 24),
+    (256, 256): (0.10, 10),
+    (160, 96): (0.03, 32),
+    (96, 160): (0.03, 32),
+    (64, 64): (0.02, 32),
+}
+DROP = 0.08  #: Share of captions left out, so that guidance can be used.
+LONG = 0.12  #: Share of batches whose captions are drawn out with filler words to 64 tokens.
+GOSSIP_STEPS = 25  #: Steps between two looks at the other workers' weights.
+SAVE_SECONDS = 240.0  #: Time between two checkpoints.
+
+
+class Heads(nn.Module):
+    """Names, for every patch, the object that covers it and its colour; for training only."""
+
+    def __init__(self, dim: int, taps: tuple[int, ...]) -> None:
+        super().__init__()
+        self.taps = taps
+        outputs = 1 + len(KINDS) + 1 + len(world.COLOUR_NAMES)
+        self.heads = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(dim), nn.Linear(dim, outputs)) for _ in taps
+        )
+
+    def loss(self, tapped: dict[int, Tensor], kinds: Tensor, colours: Tensor) -> Tensor:
+        """Mean cross entropy; `kinds` and `colours` are numbers [batch, rows, columns]."""
+        total = torch.zeros(())
+        for tap, head in zip(self.taps, self.heads, strict=True):
+            logits = head(tapped[tap]).float().flatten(0, 1)
+            kind, colour = logits.split([1 + len(KINDS), 1 + len(world.COLOUR_NAMES)], dim=-1)
+            # Most patches show no object: they count less, or "none" is all that is learned.
+            weight = torch.where(kinds.flatten() > 0, 1.0, 0.15)
+            for part, truth in ((kind, kinds), (colour, colours)):
+                loss = F.cross_entropy(part, truth.flatten().long(), reduction="none")
+                total = total + (loss * weight).sum() / weight.sum()
+        return total / len(self.taps)
+
+
+class Networks(nn.Module):
+    """Everything that learns together."""
+
+    def __init__(self, transformer: Any, encoder: Any) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.encoder = encoder
+        layers = len(transformer.layers)
+        self.heads = Heads(transformer.dim, (layers // 3, 2 * layers // 3))
+
+    def optimizer(self) -> Optimizer:
+        """Muon for the weights inside blocks, Adam for the rest."""
+        matrices: list[nn.Parameter] = []
+        others: list[nn.Parameter] = []
+        for name, parameter in self.named_parameters():
+            inner = parameter.ndim == 2 and "embed" not in name and "heads" not in name
+            inner = (
+                inner
+                and "adaLN" not in name
+                and "final_layer" not in name
+                and "pad_token" not in name
+            )
+            (matrices if inner else others).append(parameter)
+        return Optimizer(matrices, others)
+
+
+class Batches:
+    """Draws training batches from the shards, with captions worded afresh."""
+
+    def __init__(self, folder: Path, tokenizer: Any, seed: int) -> None:
+        self.folder, self.tokenizer = folder, tokenizer
+        self.rng = Random(f"batches {seed} {time.time()}")
+        self.shards: dict[tuple[int, int], dict[int, data.Shard]] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look for shards that were added."""
+        data.load(self.folder, self.shards)
+
+    def _caption(self, scene: world.Scene, long: bool) -> str:
+        if self.rng.random() < DROP:
+            return ""
+        text = world.caption(scene, self.rng)
+        if long:
+            text += "".join(
+                f", {self.rng.choice(words.FILLERS)}" for _ in range(self.rng.randint(3, 8))
+            )
+        return text
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """A batch: latents, kinds, colours, token numbers, lengths."""
+        sizes = [size for size in MIX if self.shards.get(size)]
+        size = self.rng.choices(sizes, [MIX[s][0] for s in sizes])[0]
+        pool = list(self.shards[size].values())
+        picks = [
+            (self.rng.choice(pool), self.rng.randrange(data.SHARD)) for _ in range(MIX[size][1])
+        ]
+        latents = torch.stack([shard.latents[k] for shard, k in picks]).float()
+        kinds = torch.stack([shard.kinds[k] for shard, k in picks])
+        colours = torch.stack([shard.colours[k] for shard, k in picks])
+        long = self.rng.random() < LONG
+        captions = [self._caption(shard.scenes[k], long) for shard, k in picks]
+        numbers, lengths = words.encode(self.tokenizer, captions, 64 if long else 32)
+        return latents, kinds, colours, numbers, lengths
+
+
+def sigmas(number: int) -> Tensor:
+    """Noise levels [number] as the scheduler spreads them: uniform, shifted by 3."""
+    uniform = (torch.arange(number) + torch.rand(number)) / number
+    return 3 * uniform / (1 + 2 * uniform)
+
+
+class Teacher:
+    """A frozen copy whose guided prediction the model learns to make in one forward."""
+
+    def __init__(self, networks: Networks, tokenizer: Any, weight: float) -> None:
+        self.transformer = networks.transformer
+        self.encoder = networks.encoder
+        self.empty = words.encode(tokenizer, [""], 64)
+        self.weight = weight
+        self.requires = [p.requires_grad_(False) for p in networks.parameters()]
+
+    @torch.no_grad()
+    def target(
+        self, noisy: Tensor, times: Tensor, numbers: Tensor, lengths: Tensor, block: net.Block
+    ) -> Tensor:
+        """The guided velocity, of the shape of `noisy`; the caption and the empty one in one batch."""
+        batch, width = numbers.shape
+        both = torch.cat([numbers, self.empty[0][:, :width].expand(batch, -1)])
+        sizes = torch.cat([lengths, self.empty[1].expand(batch)])
+        feats = words.features(self.encoder, both, sizes)
+        guided = net.forward_batch(
+            self.transformer, noisy, times, feats[:batch], lengths, block
+        ).float()
+        plain = net.forward_batch(
+            self.transformer, noisy, times, feats[batch:], sizes[batch:], block
+        ).float()
+        return guided + self.weight * (guided - plain)
+
+
+def rate_at(progress: float, step: int, peak: float) -> float:
+    """The learning rate: a short warm-up, level, and a fall to nearly nothing over the last 40 %."""
+    warm = min(1.0, (step + 1) / 100)
+    fall = (
+        1.0 if progress < 0.6 else 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - 0.6) / 0.4)))
+    )
+    return peak * warm * max(0.02, fall)
+
+
+def _replace(value: Any, path: Path) -> None:
+    """Save whole or not at all."""
+    part = path.with_suffix(f".{os.getpid()}.part")
+    torch.save(value, part)
+    part.replace(path)
+
+
+def _gossip(
+    folder: Path, worker: int, networks: Networks, spent: float, seen: dict[str, float]
+) -> None:
+    """Put this worker's weights where others find them, and move halfway to theirs."""
+    flat = nn.utils.parameters_to_vector(networks.parameters()).detach()
+    for path in folder.glob("worker?.pt"):
+        stamp = path.stat().st_mtime
+        old = seen.get(path.stem, 0.0) >= stamp or time.time() - stamp > 120
+        if path.stem == f"worker{worker}" or old:
+            continue
+        seen[path.stem] = stamp
+        flat = (flat + torch.load(path)["weights"]) / 2
+    nn.utils.vector_to_parameters(flat, networks.parameters())
+    _replace({"weights": flat, "spent": spent}, folder / f"worker{worker}.pt")
+
+
+def _join(folder: Path, networks: Networks) -> float:
+    """Start where the other workers are, if there are any; returns the time they have spent."""
+    files = sorted(folder.glob("worker?.pt"), key=lambda path: path.stat().st_mtime)
+    if not files:
+        return 0.0
+    theirs = torch.load(files[-1])
+    nn.utils.vector_to_parameters(theirs["weights"], networks.parameters())
+    return float(theirs["spent"])
+
+
+def save_parts(networks: Networks, folder: Path) -> None:
+    """Write the transformer and the text encoder in the library's layout, float16."""
+    import copy
+
+    for name, module in (("transformer", networks.transformer), ("text_encoder", networks.encoder)):
+        half = copy.deepcopy(module).half()
+        half.save_pretrained(folder / name)
+
+
+def _load_networks(parts: Path) -> Networks:
+    from diffusers import ZImageTransformer2DModel
+    from transformers import Qwen3Model
+
+    transformer: Any = ZImageTransformer2DModel.from_pretrained(
+        parts / "transformer", torch_dtype=torch.float32
+    )
+    encoder: Any = Qwen3Model.from_pretrained(parts / "text_encoder", dtype=torch.float32)
+    return Networks(transformer, encoder)
+
+
+def train(
+    parts: Path,
+    run: Path,
+    shards: Path,
+    *,
+    minutes: float,
+    peak: float,
+    worker: int = 0,
+    guide: float = 0.0,
+    average: float = 0.999,
+) -> None:
+    """Train until the time is used up; goes on from the last checkpoint in `run`.
+
+    Args:
+        parts: folder with `transformer`, `text_encoder` and `tokenizer` to start from.
+        run: folder of checkpoints, logs and the result (`run/ema`).
+        shards: folder of training data.
+        minutes: training time in all, over every resumption.
+        peak: the learning rate.
+        worker: 0 leads and saves the result; others only help.
+        guide: guidance to bake in from the frozen start; 0 trains on the pictures themselves.
+        average: decay of the running average of weights, by step.
+    """
+    from transformers import Qwen2Tokenizer
+
+    torch.set_num_threads(1)
+    torch.manual_seed(1000 * worker + int(time.time()) % 1000)
+    run.mkdir(parents=True, exist_ok=True)
+    tokenizer: Any = Qwen2Tokenizer.from_pretrained(parts / "tokenizer")
+    networks = _load_networks(parts)
+    teacher = Teacher(_load_networks(parts), tokenizer, guide) if guide else None
+    optimizer = networks.optimizer()
+    step, samples, spent = 0, 0, 0.0
+    checkpoint = run / f"checkpoint{worker}.pt"
+    state = torch.load(checkpoint, weights_only=False) if checkpoint.exists() else None
+    if state is None:
+        spent = _join(run, networks)
+    else:
+        networks.load_state_dict(state["networks"])
+        optimizer.load_state(state["optimizer"])
+        step, samples, spent = state["step"], state["samples"], state["spent"]
+    # Running averages live beside the weights and are what is saved in the end.
+    shadow = state["shadow"] if state else [p.detach().clone() for p in networks.parameters()]
+    batches = Batches(shards, tokenizer, worker)
+    block = net.FastBlocks()
+    log = (run / f"log{worker}.tsv").open("a", buffering=1)
+    seen: dict[str, float] = {}
+    last = saved = looked = time.monotonic()
+    mean = {"flow": 0.0, "aux": 0.0}
+    networks.train()
+
+    def save() -> None:
+        state = {
+            "networks": networks.state_dict(),
+            "shadow": shadow,
+            "optimizer": optimizer.state(),
+            "step": step,
+            "samples": samples,
+            "spent": spent,
+        }
+        _replace(state, checkpoint)
+        if worker == 0:
+            live = [p.detach().clone() for p in networks.parameters()]
+            with torch.no_grad():
+                for parameter, value in zip(networks.parameters(), shadow, strict=True):
+                    parameter.copy_(value)
+                save_parts(networks, run / "ema")
+                for parameter, value in zip(networks.parameters(), live, strict=True):
+                    parameter.copy_(value)
+
+    stopping: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: stopping.append(number))
+    while spent < minutes * 60 and not stopping:
+        latents, kinds, colours, numbers, lengths = batches.draw()
+        noise = torch.randn_like(latents)
+        level = sigmas(len(latents))
+        wide = level[:, None, None, None]
+        noisy = (1 - wide) * latents + wide * noise
+        taps = dict.fromkeys(networks.heads.taps, noisy)
+        with torch.autocast("cpu", torch.bfloat16):
+            target = latents - noise
+            if teacher is not None:
+                target = teacher.target(noisy, 1 - level, numbers, lengths, block)
+            feats = words.features(networks.encoder, numbers, lengths)
+            guess = net.forward_batch(
+                networks.transformer, noisy, 1 - level, feats, lengths, block, taps
+            )
+            flow = (guess.float() - target).square().mean()
+            # At the noisiest levels nothing of the objects shows yet, at the cleanest all does.
+            aux = networks.heads.loss(taps, kinds, colours)
+        (flow + 0.03 * aux).backward()
+        nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
+        optimizer.step(rate_at(spent / (minutes * 60), step, peak))
+        step, samples = step + 1, samples + len(latents)
+        decay = min(average, (step + 1) / (step + 20))
+        with torch.no_grad():
+            torch._foreach_lerp_(shadow, list(networks.parameters()), 1 - decay)
+        mean["flow"] += flow.item()
+        mean["aux"] += aux.item()
+        now = time.monotonic()
+        # A step that took minutes was compiling or the machine slept: it is not training time.
+        spent, last = spent + min(now - last, 30.0), now
+        if step % GOSSIP_STEPS == 0:
+            _gossip(run, worker, networks, spent, seen)
+            log.write(
+                f"{step}\t{samples}\t{spent:.0f}\t{mean['flow'] / GOSSIP_STEPS:.4f}\t{mean['aux'] / GOSSIP_STEPS:.3f}\n"
+            )
+            mean = dict.fromkeys(mean, 0.0)
+        if now - saved > SAVE_SECONDS:
+            save()
+            saved = time.monotonic()
+        if now - looked > 60:
+            batches.refresh()
+            looked = now
+    save()
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("parts", type=Path)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("shards", type=Path)
+    parser.add_argument("--minutes", type=float, default=600)
+    parser.add_argument("--peak", type=float, default=1.5e-3)
+    parser.add_argument("--worker", type=int, default=0)
+    parser.add_argument("--guide", type=float, default=0.0)
+    parser.add_argument("--average", type=float, default=0.999)
+    a = parser.parse_args()
+    train(
+        a.parts,
+        a.run,
+        a.shards,
+        minutes=a.minutes,
+        peak=a.peak,
+        worker=a.worker,
+        guide=a.guide,
+        average=a.average,
+    )
