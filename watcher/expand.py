@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-MAX_TEXT = 20_000  #: characters of one expanded text; prompts are far shorter
+MAX_TEXT = 8_000  #: characters of one expanded text; prompts may have half of it
 MAX_NESTING = 8
 
 #: name of a wildcard list -> its lines, or None when there is no such list
@@ -24,7 +24,9 @@ Wildcards = Callable[[str], Sequence[str] | None]
 
 _RANGE = re.compile(r"\s*(\d{1,19})\s*\.\.\s*(\d{1,19})\s*")
 _PLACEHOLDER = re.compile(r"\{([^{}|\s][^{}|]{0,79})\}")
-_WILD = re.compile(r"__([\w][\w/.-]{0,79}?)__|\{([^{}]*\|[^{}]*)\}")
+_WILD = re.compile(r"__([^\W_](?:[\w/-]{0,78}?[^\W_])??)__|\{([^{}]*)\}")
+#: Two characters that are no characters stand for braces without ``|`` while choices are made.
+_MASKED = str.maketrans({"\ufdd0": "{", "\ufdd1": "}"})
 
 
 class ExpansionFault(ValueError):
@@ -64,7 +66,9 @@ def size_of(values: Sequence[Any]) -> int:
 class Product:
     """Every combination of ``zip`` rows and ``matrix`` values, the last matrix name fastest."""
 
-    def __init__(self, matrix: Mapping[str, Sequence[Any]], zipped: Mapping[str, Sequence[Any]]) -> None:
+    def __init__(
+        self, matrix: Mapping[str, Sequence[Any]], zipped: Mapping[str, Sequence[Any]]
+    ) -> None:
         self._matrix = dict(matrix)
         self._zipped = dict(zipped)
         self._rows = size_of(next(iter(zipped.values()))) if zipped else 1
@@ -91,7 +95,7 @@ def sampled(total: int, wanted: int, seed: int) -> list[int]:
     """``wanted`` different numbers below ``total``, growing; all of them if there are no more."""
     if wanted >= total:
         return list(range(total))
-    source = random.Random(seed)  # noqa: S311 - no secret, must be repeatable
+    source = random.Random(seed)
     if wanted * 3 > total:
         return sorted(source.sample(range(total), wanted))
     found: set[int] = set()
@@ -102,7 +106,7 @@ def sampled(total: int, wanted: int, seed: int) -> list[int]:
 
 def placeholders_in(text: str) -> list[str]:
     """What stands in single braces in ``text``, in order."""
-    return _PLACEHOLDER.findall(text) if "{" in text else []
+    return _PLACEHOLDER.findall(text)
 
 
 def fill(text: str, names: Mapping[str, str]) -> str:
@@ -111,8 +115,6 @@ def fill(text: str, names: Mapping[str, str]) -> str:
     Values are inserted as they are and not looked at again. Raises ExpansionFault before a
     text longer than MAX_TEXT is built.
     """
-    if "{" not in text:
-        return text
     pieces = _PLACEHOLDER.split(text)
     length = 0
     for number in range(1, len(pieces), 2):
@@ -129,13 +131,18 @@ def wild(text: str, seed: int, wildcards: Wildcards | None) -> str:
     """``{a|b|c}`` and ``__list__`` replaced by one choice each, innermost first.
 
     A brace without ``|`` is text. Lines of a list may hold choices and lists themselves, to
-    MAX_NESTING. Raises ExpansionFault for an unknown list, endless nesting or a text too long.
+    MAX_NESTING. A text longer than MAX_TEXT is left alone: no field takes it.
+    Raises ExpansionFault for an unknown list, endless nesting or a text grown too long.
     """
-    source = random.Random(seed)  # noqa: S311 - no secret, must be repeatable
+    if len(text) > MAX_TEXT:
+        return text
+    source = random.Random(seed)
 
     def choose(match: re.Match[str]) -> str:
         if match[1] is None:
-            return source.choice(match[2].split("|"))
+            if "|" not in match[2]:
+                return f"\ufdd0{match[2]}\ufdd1"
+            return source.choice(str(match[2]).split("|"))
         lines = wildcards(match[1]) if wildcards else None
         if lines is None:
             raise ExpansionFault(f"there is no wildcard list `{match[1]}`")
@@ -143,13 +150,11 @@ def wild(text: str, seed: int, wildcards: Wildcards | None) -> str:
             raise ExpansionFault(f"the wildcard list `{match[1]}` is empty")
         return source.choice(lines)
 
-    for _ in range(MAX_NESTING):
+    for _ in range(MAX_NESTING + 1):
         expanded = _WILD.sub(choose, text)
         if len(expanded) > MAX_TEXT:
             raise ExpansionFault(f"a text would become longer than {MAX_TEXT} characters")
         if expanded == text:
-            return text
+            return text.translate(_MASKED)
         text = expanded
-    if _WILD.search(text):
-        raise ExpansionFault(f"wildcards are nested deeper than {MAX_NESTING} levels")
-    return text
+    raise ExpansionFault(f"wildcards are nested deeper than {MAX_NESTING} levels")

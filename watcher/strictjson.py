@@ -1,25 +1,29 @@
 """JSON read strictly: no doubled keys, no NaN, no Infinity, no numbers past a float's range.
 
 The standard library's C scanner does the reading; it raises RecursionError on deep nesting
-instead of overrunning the stack. It keeps no positions, so :func:`place` finds the line of a
-value afterwards, and only when there is a problem to report. Knows nothing of jobs.
+instead of overrunning the stack. It keeps no positions, so a :class:`Document` finds lines
+afterwards, in one pass over the text and only when there is a problem to report.
+Knows nothing of jobs.
 """
 
 import json
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NoReturn
 
 from watcher.errors import Problem, SteadyError
-from watcher.strictyaml import line_of
+from watcher.strictyaml import MAX_DEPTH, Number
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+')
+MAX_VALUES = 100_000  #: as many as .yaml may hold, with room
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
+_LONG_NUMBER = re.compile(r"[0-9]{400}")
 
 
 class _Fault(ValueError):
-    """A value JSON's grammar or we refuse; carries its code."""
+    """Something JSON's grammar or we refuse; carries its code and the key it is about."""
 
     def __init__(self, code: str, message: str, key: str | None = None) -> None:
         self.code = code
@@ -33,10 +37,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                shown = ascii(key[:60])[1:-1] if not key.isprintable() else key[:60]
-                raise _Fault("duplicate_key", f"`{shown}` is written twice.", shown)
+                raise _Fault("duplicate_key", f"`{_shown(key)}` is written twice.", key)
             seen.add(key)
     return members
+
+
+def _shown(key: str) -> str:
+    return key[:60] if key[:60].isprintable() else ascii(key[:60])[1:-1]
 
 
 def _constant(name: str) -> NoReturn:
@@ -44,7 +51,7 @@ def _constant(name: str) -> NoReturn:
 
 
 def _float(text: str) -> float:
-    value = float(text)
+    value = Number(text)
     if not isfinite(value):
         raise _Fault("bad_json", "A number is too large.")
     return value
@@ -61,76 +68,122 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant, p
 _CAREFUL = json.JSONDecoder(
     object_pairs_hook=_once, parse_constant=_constant, parse_float=_float, parse_int=_int
 )
-_LONG = re.compile(r"[0-9]{400}")
 
 
 def read(text: str) -> Any:
-    """The value of ``text``. Raises SteadyError bad_json, duplicate_key or unsafe_yaml (nested too
-    deeply), each with one problem that names line and column where they are known."""
+    """The value of ``text``.
+
+    Raises SteadyError bad_json, duplicate_key or unsafe_yaml (nested too deeply), each with one
+    problem that names line and column where they are known.
+    """
     try:
-        return (_CAREFUL if _LONG.search(text) else _DECODER).decode(text)
+        value = (_CAREFUL if _LONG_NUMBER.search(text) else _DECODER).decode(text)
     except json.JSONDecodeError as error:
-        line, column = error.lineno, error.colno
-        message = f"Line {line}, column {column}: {error.msg}."
-        problem = Problem("bad_json", message, line=line, column=column)
-        raise SteadyError("bad_json", message, problems=[problem]) from None
+        message = f"Line {error.lineno}, column {error.colno}: {error.msg}."
+        remedy = None
+        if error.msg == "Extra data" and error.lineno > 1:
+            remedy = "A file holds one JSON value; many jobs go into a list, or a line each into a .jsonl."
+        problem = Problem("bad_json", message, line=error.lineno, column=error.colno, remedy=remedy)
+        raise SteadyError("bad_json", message, problems=[problem], remedy=remedy or "") from None
     except _Fault as fault:
-        found = None
-        if fault.key is not None:
-            found = [m.start() for m in re.finditer(re.escape(json.dumps(fault.key)) + r"\s*:", text)]
-        line_column = line_of(text, found[-1]) if found and len(found) == 2 else (None, None)
-        problem = Problem(
-            fault.code, str(fault), key=fault.key, line=line_column[0], column=line_column[1]
-        )
+        line = _second_line(text, fault.key) if fault.key is not None else None
+        key = None if fault.key is None else _shown(fault.key)
+        problem = Problem(fault.code, str(fault), key=key, line=line)
         raise SteadyError(fault.code, str(fault), problems=[problem]) from None
     except RecursionError:
-        message = "The JSON is nested too deeply."
-        raise SteadyError("unsafe_yaml", message, problems=[Problem("unsafe_yaml", message)]) from None
+        raise _too_deep() from None
+    if isinstance(value, list | dict):
+        _refuse_depth(value)
+    return value
 
 
-def place(text: str, path: Sequence[str | int]) -> tuple[int, int]:
-    """Line and column, from 1, of the key or item at ``path`` in valid JSON ``text``; of its
-    nearest parent when there is no such thing. One pass over the tokens before it."""
-    position = len(text) - len(text.lstrip())
-    frames: list[_Frame] = []
-    for match in _TOKEN.finditer(text) if path else ():
-        token, top = match[0], frames[-1] if frames else None
-        if token in ("}", "]"):
-            if top is None or top.step is not None:
-                break  # the container on the path ends here: its parent's place it is
-            frames.pop()
-        elif token == ",":
-            if top is not None:
-                top.index, top.awaiting_key = top.index + 1, top.is_object
-        elif token == ":":
-            if top is not None:
-                top.awaiting_key = False
-        else:
-            if top is not None and top.step is not None and not top.found:
-                here = json.loads(token) if top.awaiting_key else None if top.is_object else top.index
-                if here is not None and here == top.step:
-                    position, top.found = match.start(), True
-                    if len(frames) == len(path):
-                        break
-            if token in ("{", "["):
-                depth = len(frames)
-                follow = top is None or (top.found and frames[-1].step is not None and not top.entered)
-                if top is not None and top.found:
-                    top.entered = True
-                frames.append(_Frame(token == "{", path[depth] if follow else None))
-    return line_of(text, position)
+def _second_line(text: str, key: str) -> int | None:
+    """The line a key stands on for the second time, when it stands exactly twice in the text."""
+    found = [m.start() for m in re.finditer(re.escape(f'"{key}"') + r"\s*:", text)]
+    return text.count("\n", 0, found[1]) + 1 if len(found) == 2 else None
+
+
+def _too_deep() -> SteadyError:
+    message = f"Nested deeper than {MAX_DEPTH} levels."
+    return SteadyError("unsafe_yaml", message, problems=[Problem("unsafe_yaml", message)])
+
+
+def _refuse_depth(value: Any) -> None:
+    """Depth and number of values, without recursion: later readers may recurse over what passes."""
+    level, values = [value], 0
+    for _ in range(MAX_DEPTH):
+        values += sum(map(len, level))
+        if values > MAX_VALUES:
+            message = "The file holds too many values."
+            raise SteadyError("too_large", message, problems=[Problem("too_large", message)])
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, list | dict)
+        ]
+        if not level:
+            return
+    raise _too_deep()
 
 
 @dataclass
-class _Frame:
-    """A container the scan is inside of; ``step`` is set while it lies on the path."""
+class Document:
+    """A JSON text with its value; places are found on demand."""
 
-    is_object: bool
-    step: str | int | None
-    index: int = 0
-    awaiting_key: bool = field(init=False)
-    found: bool = False
-    entered: bool = False
+    text: str
+    value: Any = field(init=False)
+    _index: dict[tuple[str | int, ...], int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.awaiting_key = self.is_object
+        self.value = read(self.text)
+        self._scan = _positions(self.text, self._index)
+        self._starts: list[int] = []
+
+    def place(self, path: Sequence[str | int]) -> tuple[int, int]:
+        """Line and column, from 1, of the key or item at ``path``; of its nearest parent otherwise."""
+        if not self._starts:
+            self._starts = [0] + [m.end() for m in re.finditer("\n", self.text)]
+        steps = tuple(path)
+        while steps not in self._index and next(self._scan, None) is not None:
+            pass
+        while steps and steps not in self._index:
+            steps = steps[:-1]
+        position = self._index.get(steps, 0)
+        line = bisect_right(self._starts, position)
+        return line, position - self._starts[line - 1] + 1
+
+
+_INDEXED_DEPTH = 4  #: /jobs/6/metadata/artist
+
+
+def _positions(text: str, found: dict[tuple[str | int, ...], int]) -> Iterator[int]:
+    """Writes into ``found`` where keys and items stand in valid JSON ``text``, one a step.
+
+    To a depth of _INDEXED_DEPTH.
+    """
+    found[()] = len(text) - len(text.lstrip())
+    path: list[str | int] = []  # the step taken in every open container
+    objects: list[bool] = []
+    awaiting_key = False
+    for match in _TOKEN.finditer(text):
+        mark = match[0]
+        if mark in ("}", "]"):
+            path.pop()
+            objects.pop()
+            awaiting_key = False
+        elif mark == ",":
+            if objects[-1]:
+                awaiting_key = True
+            elif isinstance(path[-1], int):
+                path[-1] += 1
+        elif mark != ":":
+            if awaiting_key:
+                path[-1] = json.loads(mark)
+            if objects and len(path) <= _INDEXED_DEPTH and (awaiting_key or not objects[-1]):
+                found[tuple(path)] = match.start()
+                yield match.start()
+            awaiting_key = mark == "{" and not awaiting_key
+            if mark in ("{", "["):
+                objects.append(mark == "{")
+                path.append("" if mark == "{" else 0)

@@ -38,6 +38,18 @@ _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Path = Sequence[str | int]
 
 
+class Number(float):
+    """A float that remembers how it was written, for texts it is put into (``1e3``, ``1.50``)."""
+
+    __slots__ = ("source",)
+    source: str
+
+    def __new__(cls, source: str) -> "Number":
+        number = super().__new__(cls, source)
+        number.source = source
+        return number
+
+
 @dataclass(frozen=True)
 class Document:
     """One YAML document: its ``value`` in JSON types, and where everything in it stands.
@@ -74,7 +86,11 @@ class _Builder:
     """Turns one stream of events into documents."""
 
     def __init__(
-        self, text: str, text_keys: Collection[str], comment_keys: Collection[str], lists: Collection[str]
+        self,
+        text: str,
+        text_keys: Collection[str],
+        comment_keys: Collection[str],
+        lists: Collection[str],
     ) -> None:
         self._text = text
         self._text_keys = text_keys
@@ -85,7 +101,9 @@ class _Builder:
         self._places: dict[int, dict[str | int, tuple[int, int]]] = {}
         self.documents: list[Document] = []
 
-    def refuse(self, code: str, message: str, mark: Any, remedy: str = "", key: str | None = None) -> NoReturn:
+    def refuse(
+        self, code: str, message: str, mark: Any, remedy: str = "", key: str | None = None
+    ) -> NoReturn:
         """Raises; ``mark`` is libyaml's, which counts from 0."""
         problem = Problem(
             code,
@@ -99,6 +117,8 @@ class _Builder:
         raise SteadyError(code, message, problems=[problem], remedy=remedy)
 
     def take(self, event: Any) -> None:
+        """The next event. Raises SteadyError for what is not read."""
+        start: Any = event.start_mark
         if isinstance(event, yaml.ScalarEvent):
             self._plain(event)
             self._scalar(event)
@@ -113,12 +133,12 @@ class _Builder:
             done = self._stack.pop()
             self._places[id(done.value)] = done.places
         elif isinstance(event, yaml.AliasEvent):
-            self.refuse("unsafe_yaml", "Aliases (`*name`) are not read.", event.start_mark, _QUOTE)
+            self.refuse("unsafe_yaml", "Aliases (`*name`) are not read.", start, _QUOTE)
         elif isinstance(event, yaml.DocumentStartEvent):
             if event.tags:
-                self.refuse("unsafe_yaml", "Tags (`%TAG`) are not read.", event.start_mark)
+                self.refuse("unsafe_yaml", "Tags (`%TAG`) are not read.", start)
             self._root, self._places = None, {}
-            self._line = event.start_mark.line + 1
+            self._line = start.line + 1
         elif isinstance(event, yaml.DocumentEndEvent):
             self.documents.append(Document(self._root, self._line, self._places))
 
@@ -132,7 +152,12 @@ class _Builder:
         if len(self._stack) >= MAX_DEPTH:
             self.refuse("unsafe_yaml", f"Nested deeper than {MAX_DEPTH} levels.", event.start_mark)
         if self._stack and isinstance(self._stack[-1].value, dict) and self._stack[-1].key is None:
-            self.refuse("bad_yaml", "A key must be plain text, not a list or mapping.", event.start_mark, _QUOTE)
+            self.refuse(
+                "bad_yaml",
+                "A key must be plain text, not a list or mapping.",
+                event.start_mark,
+                _QUOTE,
+            )
         self._add(value, event)
         self._stack.append(_Open(value, {}, items_are_text))
 
@@ -158,7 +183,12 @@ class _Builder:
             self.refuse("unsafe_yaml", "Merge keys (`<<`) are not read.", event.start_mark)
         if key in top.value:
             first = top.places[key][0]
-            self.refuse("duplicate_key", f"`{key[:60]}` is written twice; first on line {first}.", event.start_mark, key=key[:60])
+            self.refuse(
+                "duplicate_key",
+                f"`{key[:60]}` is written twice; first on line {first}.",
+                event.start_mark,
+                key=key[:60],
+            )
         top.key = key
         top.places[key] = (event.start_mark.line + 1, event.start_mark.column + 1)
 
@@ -205,7 +235,7 @@ def read_scalar(text: str, always_text: bool = False) -> Any:
         return text
     if number[1] is None and number[2] is None:
         return int(text)
-    value = float(text)
+    value = Number(text)
     return value if isfinite(value) else text
 
 
@@ -242,7 +272,9 @@ def read(
 
 def _unprintable(text: str, error: Any) -> SteadyError:
     """A character YAML does not allow. The reader counts differently in C and Python, so we look."""
-    odd = re.search(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]", text)
+    odd = re.search(
+        r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x84\x86-\x9f\ud800-\udfff\ufffe\uffff]", text
+    )
     position = odd.start() if odd else 0
     line, column = line_of(text, position)
     what = f"U+{ord(odd[0]):04X}" if odd else "that YAML does not allow"
@@ -255,12 +287,15 @@ def _unprintable(text: str, error: Any) -> SteadyError:
 def _unreadable(text: str, error: Any, documents: int) -> SteadyError:
     """The parser's complaint, with the line itself and the advice that mends the usual causes."""
     mark = error.problem_mark or error.context_mark
-    line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+    line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
     source = text.split("\n", line)
     source_line = source[line - 1] if line <= len(source) else ""
     if error.context and "quoted scalar" in error.context and error.context_mark:
         line, column = error.context_mark.line + 1, error.context_mark.column + 1
-        what, remedy = "a quote is opened and never closed", "Close the quote; inside '…' write '' for one '."
+        what, remedy = (
+            "a quote is opened and never closed",
+            "Close the quote; inside '…' write '' for one '.",
+        )
     elif "\t" in source_line[: len(source_line) - len(source_line.lstrip())]:
         what, remedy = "the line is indented with a tab", "Indent with spaces."
     else:

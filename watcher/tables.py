@@ -9,9 +9,10 @@ Knows the names of the fields a column may fill, nothing else of jobs.
 import codecs
 import csv
 import io
+import itertools
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from watcher import strictjson
@@ -68,14 +69,16 @@ class Row:
 
 @dataclass(slots=True)
 class RawRow:
-    """One row as read: ``cells`` by column of the table, or a JSON ``value``."""
+    """One row as read: ``cells`` of a table, or a JSON ``value`` (its text if there is a ``problem``).
+
+    ``line`` is the physical line it begins on.
+    """
 
     number: int
     line: int
     cells: list[str] = field(default_factory=list)
     value: Any = None
     problem: Problem | None = None
-    text: str = ""
 
 
 class Lines:
@@ -108,6 +111,7 @@ class Lines:
             raise SteadyError("encoding", message, problems=[problem], remedy=remedy) from None
 
     def detach(self) -> None:
+        """Lets go of the stream; without this it would be closed along with us."""
         self._text.detach()
 
 
@@ -125,48 +129,64 @@ def _outside_quotes(line: str, mark: str) -> int:
 
 
 class Table:
-    """A .csv or .tsv: ``header`` (as written) and its rows."""
+    """A .csv or .tsv: ``header`` as written and, from :meth:`rows`, what stands below it.
+
+    Raises SteadyError empty_file, encoding, too_large, or bad_csv for a quote that never ends.
+    """
 
     def __init__(self, stream: BinaryIO, suffix: str) -> None:
         self._lines = Lines(stream)
-        self._source = iter(self._lines)
-        first = next((line for line in self._source if line.strip("\ufeff\r\n\t ,;")), None)
+        self._quotes = 0  # in the physical lines since the last row
+        source = iter(self._lines)
+        first = next((line for line in source if line.strip("\r\n\t ,;")), None)
         separator = None
-        if first is not None and first.lower().startswith("sep=") and len(first.rstrip()) == 5:
-            separator = first.rstrip()[4]
-            first = next((line for line in self._source if line.strip("\r\n\t ,;")), None)
+        if (
+            first is not None
+            and first.lower().startswith("sep=")
+            and len(first.rstrip("\r\n")) == 5
+        ):
+            separator = first[4]
+            first = next((line for line in source if line.strip("\r\n\t ,;")), None)
         if first is None:
             raise SteadyError("empty_file", "The table is empty.")
-        self._delimiter = separator or delimiter_of(first, suffix)
-        self._reader = csv.reader(self._chain(first), delimiter=self._delimiter)
-        self.header = [name.strip() for name in self._next() or []]
+        delimiter = separator or delimiter_of(first, suffix)
+        self._reader = csv.reader(self._counted(first, source), delimiter=delimiter)
+        self.header = [name.strip() for name in self._next(1) or []]
 
-    def _chain(self, first: str) -> Iterator[str]:
-        yield first
-        yield from self._source
+    def _counted(self, first: str, source: Iterator[str]) -> Iterator[str]:
+        for line in itertools.chain([first], source):
+            self._quotes += line.count('"')
+            yield line
 
-    def _next(self) -> list[str] | None:
+    def _next(self, line: int) -> list[str] | None:
+        self._quotes = 0
         try:
             return next(self._reader, None)
-        except csv.Error as error:
-            line = self._lines.number
-            message = f"Near line {line}: {error}."
-            remedy = "Look for a quote that is opened and never closed."
-            problem = Problem("bad_csv", message, line=line, remedy=remedy)
-            raise SteadyError("bad_csv", message, problems=[problem], remedy=remedy) from None
+        except csv.Error:  # a cell of more than 128 KiB
+            raise SteadyError(
+                "bad_csv", f"Line {line}: {_UNCLOSED}", problems=[_unclosed(line)], remedy=_CLOSE
+            ) from None
 
     def rows(self) -> Iterator[RawRow]:
-        """All rows that are not blank."""
+        """All rows that are not blank, with a problem where a quote swallowed further lines."""
         number = 0
         line = self._lines.number + 1
-        while (cells := self._next()) is not None:
+        while (cells := self._next(line)) is not None:
             number += 1
             if any(cells) and not all(not c or c.isspace() for c in cells):
-                yield RawRow(number, line, cells)
+                row = RawRow(number, line, cells)
+                if self._quotes % 2 and self._lines.number > line:
+                    row.problem = _unclosed(line)
+                yield row
             line = self._lines.number + 1
 
-    def close(self) -> None:
-        self._lines.detach()
+
+_UNCLOSED = "a quote is opened and never closed."
+_CLOSE = 'Close the quote; inside a quoted cell write "" for one ".'
+
+
+def _unclosed(line: int) -> Problem:
+    return Problem("bad_csv", _UNCLOSED.capitalize(), line=line, remedy=_CLOSE)
 
 
 def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
@@ -179,10 +199,13 @@ def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
             number = lines.number
             row = RawRow(number, number)
             try:
-                row.value = strictjson.read(text.lstrip("\ufeff") if number == 1 else text)
+                row.value = strictjson.read(text)
             except SteadyError as error:
-                row.text = text.strip()
-                row.problem = error.problems[0]
+                row.value = text.strip()
+                problem = error.problems[0]
+                message = problem.message.removeprefix("Line 1, ")
+                message = message[:1].upper() + message[1:]
+                row.problem = replace(problem, message=message, line=number)
             yield row
     finally:
         lines.detach()
@@ -203,16 +226,13 @@ def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
         lines.detach()
 
 
-def dump_refused(rows: "list[Row] | tuple[Row, ...]") -> bytes:
+def dump_refused(rows: Sequence[Row]) -> bytes:
     """The refused rows as a table with an ``error`` column, ready to mend and drop again.
 
     UTF-8 with a byte order mark, as spreadsheets want it; the ``error`` column is ignored
     when the file is read.
     """
-    columns: dict[str, None] = {}
-    for row in rows:
-        columns.update(dict.fromkeys(row.cells))
-    columns.pop("error", None)
+    columns = dict.fromkeys(name for row in rows for name in row.cells if name != "error")
     out = io.StringIO()
     writer = csv.DictWriter(out, [*columns, "error"], extrasaction="ignore", lineterminator="\r\n")
     writer.writeheader()
@@ -226,7 +246,11 @@ def cells_of(value: Any) -> dict[str, str]:
     """A JSON row as cells, for :func:`dump_refused`."""
     if isinstance(value, Mapping):
         return {
-            str(k): v if isinstance(v, str) else "" if v is None else json.dumps(v, ensure_ascii=False)
+            str(k): v
+            if isinstance(v, str)
+            else ""
+            if v is None
+            else json.dumps(v, ensure_ascii=False)
             for k, v in value.items()
         }
     return {"prompt": value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}

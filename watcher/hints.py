@@ -1,0 +1,130 @@
+"""What to write instead: the allowed ranges in words, and what other programs call a field.
+
+Knows nothing of files or validation.
+"""
+
+import difflib
+import re
+from functools import lru_cache
+
+from watcher.jobs import MAX_COUNT, MAX_PROMPT, MAX_SEED, MAX_STEPS, JobRequest, Limits
+from watcher.naming import MAX_NAME, MAX_SEGMENTS
+
+FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
+MULTIPLE = 16  #: pixels; what sides must be multiples of
+MAX_METADATA = 50  #: names
+MAX_METADATA_TEXT = 4000  #: characters of all names and values together
+
+#: Keys of a whole file, beside its jobs.
+BATCH_KEYS = frozenset(
+    {"defaults", "jobs", "matrix", "zip", "sample", "expand", "on_error", "key", "resume", "count"}
+)
+
+#: What other programs and people call our fields.
+_ALSO_CALLED = {
+    "prompt": "text description caption positive positive_prompt prompts input content",
+    "negative_prompt": "negative neg neg_prompt negativeprompt uc undesired negative_text",
+    "num_inference_steps": "num_steps step sampling_steps inference_steps n_steps iterations",
+    "guidance_scale": "cfg cfg_scale guidance scale cfgscale guidance_rescale distilled_cfg",
+    "count": "n batch_size n_iter num_images num_images_per_prompt images batch_count batch "
+    "samples num_samples runs repeat repeats times copies num_outputs amount number",
+    "size": "resolution dimensions image_size dims wxh output_size",
+    "width": "w image_width",
+    "height": "h image_height",
+    "seed": "noise_seed random_seed seeds rng_seed",
+    "name": "filename file_name output output_name outfile out image_name save_as title",
+    "folder": "output_dir dir directory out_dir outdir path subfolder output_folder album",
+    "format": "output_format ext extension file_format image_format type filetype suffix",
+    "priority": "prio urgency order",
+    "not_before": "schedule run_at at start start_at delay after when scheduled_at",
+    "label": "id custom_id tag tags row_id ref reference",
+    "metadata": "meta extra extras user info data",
+    "key": "idempotency_key idempotencykey request_id unique_id",
+}
+_NAMES_FOR = {also: ours for ours, names in _ALSO_CALLED.items() for also in names.split()}
+
+#: What others have and we have not, with the reason.
+_NOT_HERE = {
+    "sampler sampler_name sampler_index scheduler scheduler_type sampling_method": (
+        "The model comes with one sampler and one schedule; remove it."
+    ),
+    "aspect_ratio aspect ar ratio": "Give `width` and `height`, or `size: 1024x768`.",
+    "model checkpoint sd_model_checkpoint model_name ckpt base_model": (
+        "The model is chosen in config.yaml (`model`), not by a job; remove it."
+    ),
+    "lora loras adapter": "LoRAs are not supported; remove it.",
+    "image init_image init_images image_url mask strength denoising_strength denoise": (
+        "Pictures are made from text alone; remove it."
+    ),
+    "webhook callback callback_url webhook_url notify": (
+        "Jobs name no addresses; use `on_batch_done` in config.yaml, or follow /events."
+    ),
+    "quality hd style response_format background moderation": (
+        "Only the OpenAI door (/v1) takes it; remove it."
+    ),
+    "clip_skip vae eta tiling restore_faces enable_hr hires_fix upscale upscaler": (
+        "This model has no such thing; remove it."
+    ),
+}
+_REASONS = {name: why for names, why in _NOT_HERE.items() for name in names.split()}
+
+
+def plain_key(name: str) -> str:
+    """A column or key as we would write it: ``Negative Prompt`` is ``negative_prompt``."""
+    return re.sub(r"[\s-]+", "_", name.strip()).lower()
+
+
+@lru_cache(maxsize=1024)
+def meant_by(key: str) -> str | None:
+    """The field of ours that ``key`` is taken to mean, from other programs' names or a typing slip."""
+    plain = plain_key(key[:60])
+    if plain in FIELDS or plain in ("steps", "size"):
+        return plain
+    if plain in _NAMES_FOR:
+        return _NAMES_FOR[plain]
+    if plain in _REASONS:
+        return None
+    near = difflib.get_close_matches(plain[:30], [*FIELDS, "steps", "size"], n=1, cutoff=0.75)
+    return near[0] if near else None
+
+
+def advice_for(key: str) -> str:
+    """What to write instead of an unknown ``key``, in one sentence."""
+    plain = plain_key(key[:60])
+    if plain in _REASONS:
+        return _REASONS[plain]
+    if plain in BATCH_KEYS - {"key", "count"}:
+        return f"`{plain}` belongs to the whole file, beside `jobs`."
+    ours = meant_by(key[:60])
+    if ours is None:
+        return "Remove it; known are " + ", ".join([*FIELDS, "steps", "size"]) + "."
+    if plain in _NAMES_FOR:
+        return f"Here it is called `{ours}`" + (
+            ", e.g. `size: 1024x768`." if ours == "size" else "."
+        )
+    return f"Did you mean `{ours}`?"
+
+
+def allowed_for(field: str, limits: Limits) -> str:
+    """The allowed range of ``field`` in words."""
+    sides = f"{limits.min_side}..{limits.max_side} in steps of {MULTIPLE}"
+    return {
+        "prompt": f"text of 1 to {MAX_PROMPT} characters",
+        "negative_prompt": f"text of at most {MAX_PROMPT} characters",
+        "width": sides,
+        "height": sides,
+        "size": f"WIDTHxHEIGHT, each {sides}, at most {limits.max_pixels} pixels",
+        "num_inference_steps": f"whole number, 1..{MAX_STEPS}",
+        "guidance_scale": "number, 0..30",
+        "seed": f"whole number, 0..{MAX_SEED}",
+        "count": f"whole number, 1..{MAX_COUNT}",
+        "name": f"letters, digits, `.`, `_`, `-`, at most {MAX_NAME}",
+        "folder": f"1 to {MAX_SEGMENTS} names with `/` between them",
+        "format": "png, webp, jpeg",
+        "priority": "interactive, normal, bulk",
+        "not_before": "date and time, e.g. 2026-11-23T22:00 or 2026-11-23T22:00+01:00",
+        "label": "text of at most 500 characters",
+        "key": "text of 1 to 200 characters",
+        "metadata": f"mapping of at most {MAX_METADATA} names to text, numbers, true/false or null, "
+        f"{MAX_METADATA_TEXT} characters in all",
+    }[field]

@@ -1,0 +1,273 @@
+"""One template -> one picture or many: seeds, count, placeholders, wildcards, defaults.
+
+The last step of every file format, so a YAML item, a JSON line and a CSV row come out alike.
+Knows nothing of lines or files.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from watcher.errors import Problem
+from watcher.expand import (
+    MAX_TEXT,
+    ExpansionFault,
+    Wildcards,
+    digest,
+    fill,
+    placeholders_in,
+    seeds_of,
+    size_of,
+    wild,
+)
+from watcher.fields import Checker, moment_of, normalised
+from watcher.hints import allowed_for
+from watcher.jobs import MAX_COUNT, JobRequest, Limits, Priority
+from watcher.naming import slug
+from watcher.problems import shown
+
+#: Fields in which ``{name}`` is replaced.
+TEXTS = ("prompt", "negative_prompt", "name", "folder", "label")
+_NAMES = frozenset({"name", "folder"})
+#: Fields in which ``{a|b}`` is, where wildcards are asked for.
+_WILD_TEXTS = ("prompt", "negative_prompt")
+#: Names that need no declaring.
+BUILT_IN = frozenset({"index", "date", "seed"})
+
+
+@dataclass(slots=True)
+class Planned:
+    """One picture to be made.
+
+    ``request`` is checked and has all but perhaps its seed. ``stem`` is the picture's name, or
+    None for ``ImgGen_HHMMSS``. ``row`` is the row or item it came from, from 1. ``not_before`` is
+    in microseconds since 1970, UTC.
+    """
+
+    request: JobRequest
+    stem: str | None
+    warnings: tuple[str, ...]
+    row: int | None
+    not_before: int | None
+    priority: Priority
+
+
+@dataclass(slots=True)
+class Template:
+    """What one item or row says, before expansion: values by field, and what is wrong already.
+
+    ``came_from`` tells by which key each field was said.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    came_from: dict[str, str] = field(default_factory=dict)
+    problems: list[Problem] = field(default_factory=list)
+    wild: bool = False
+    warnings: tuple[str, ...] = ()
+
+
+def template_of(raw: Any) -> Template:
+    """A mapping of fields (and perhaps ``expand: wildcards``), or a prompt alone."""
+    if isinstance(raw, str):
+        return Template({"prompt": raw}, {"prompt": "prompt"}, _overlong({"prompt": raw}))
+    if not isinstance(raw, Mapping):
+        message = "A job is a mapping with a prompt, or the prompt alone."
+        return Template(problems=[Problem("bad_shape", message, value=shown(raw))])
+    problems: list[Problem] = []
+    expands = False
+    if "expand" in raw:
+        raw = dict(raw)
+        expands = wants_wildcards(raw.pop("expand"), problems)
+    values, came_from, more = normalised(raw)
+    return Template(values, came_from, problems + more + _overlong(values), expands)
+
+
+def wants_wildcards(value: Any, problems: list[Problem]) -> bool:
+    """Reads ``expand``; adds a problem for anything but ``wildcards`` or nothing."""
+    if value is not None and value != "wildcards":
+        message = "`expand` must be wildcards."
+        problems.append(
+            Problem("out_of_range", message, key="expand", value=shown(value), allowed="wildcards")
+        )
+    return bool(value == "wildcards")
+
+
+def _overlong(values: Mapping[str, Any]) -> list[Problem]:
+    """Texts no field takes, refused before they are multiplied."""
+    found = []
+    for key in TEXTS:
+        text = values.get(key)
+        if isinstance(text, str) and len(text) > MAX_TEXT:
+            found.append(
+                Problem(
+                    "out_of_range",
+                    f"`{key}` is far too long.",
+                    key=key,
+                    value=f"{len(text)} characters",
+                    allowed=allowed_for(key, Limits()),
+                )
+            )
+    return found
+
+
+class Planner:
+    """Turns templates into pictures, for one file.
+
+    ``salt`` (the ticket) and a picture's number decide everything that is drawn, so reading
+    a file again gives the same pictures.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        now: datetime | None = None,
+        salt: str = "",
+        wildcards: Wildcards | None = None,
+    ) -> None:
+        self.limits = limits
+        self.salt = salt
+        self._checker = Checker(limits)
+        self._date = f"{now or datetime.now():%Y%m%d}"
+        self._wildcards = wildcards
+
+    def multiplicity(self, values: Mapping[str, Any]) -> int:
+        """How many pictures a template makes; 1 where its count is wrong (found out later).
+
+        Raises ExpansionFault when it lists millions of seeds.
+        """
+        seeds = seeds_of(values.get("seed"))
+        if seeds is not None:
+            return size_of(seeds)
+        count = values.get("count")
+        return count if type(count) is int and 1 <= count <= MAX_COUNT else 1
+
+    def pictures(
+        self, template: Template, values: dict[str, Any], names: Mapping[str, str], index: int
+    ) -> list[JobRequest] | list[Problem]:
+        """The pictures of a template, the first of them number ``index`` (from 0) of the file.
+
+        ``values`` are the template's, with its axes' values in place, and are used up;
+        ``names`` the declared placeholders.
+        """
+        try:
+            seeds = seeds_of(values.get("seed"))
+            if seeds is None and values.get("count") is None:
+                made = self._one(values, names, index, template.wild)
+                return made if isinstance(made, list) else [made]
+            return self._several(values, names, index, template.wild, seeds)
+        except ExpansionFault as fault:
+            words = str(fault)
+            return [Problem("bad_placeholder", words[:1].upper() + words[1:] + ".", key="prompt")]
+
+    def _several(
+        self,
+        values: dict[str, Any],
+        names: Mapping[str, str],
+        index: int,
+        wild_texts: bool,
+        seeds: Sequence[Any] | None,
+    ) -> list[JobRequest] | list[Problem]:
+        count = self.multiplicity(values)
+        if seeds is not None and (why := self._bad_seeds(seeds, values.get("count"))):
+            return [why]
+        if seeds is None:
+            probe = self._one(dict(values), names, index, wild_texts)
+            if isinstance(probe, list):
+                return probe
+            if probe.seed is not None and values.get("seed") is not None:
+                seeds = range(probe.seed, probe.seed + count)
+        pictures: list[JobRequest] = []
+        for number in range(count):
+            each = dict(values)
+            each.pop("count", None)
+            if seeds is not None:
+                each["seed"] = seeds[number]
+            made = self._one(each, names, index + number, wild_texts)
+            if isinstance(made, list):
+                return made
+            pictures.append(made)
+        return keyed_apart(pictures)
+
+    def _bad_seeds(self, seeds: Sequence[Any], count: Any) -> Problem | None:
+        most = max(MAX_COUNT, self.limits.max_jobs_per_file)
+        if not seeds:
+            return Problem("bad_placeholder", "`seed` is an empty list.", key="seed")
+        if size_of(seeds) > most:
+            message = f"`seed` lists more than {most} seeds."
+            return Problem("out_of_range", message, key="seed", allowed=f"at most {most} seeds")
+        if count not in (None, 1):
+            message = "`seed` lists several seeds and `count` asks for several pictures."
+            return Problem("bad_placeholder", message, key="count", remedy="Keep one of the two.")
+        return None
+
+    def _one(
+        self, values: dict[str, Any], names: Mapping[str, str], index: int, wild_texts: bool
+    ) -> JobRequest | list[Problem]:
+        limits = self.limits
+        if values.get("width") is None:
+            values["width"] = limits.default_width
+        if values.get("height") is None:
+            values["height"] = limits.default_height
+        if values.get("num_inference_steps") is None:
+            values["num_inference_steps"] = limits.default_steps
+        if values.get("format") is None:
+            values["format"] = limits.default_format
+        if "count" in values and values["count"] is None:
+            del values["count"]
+        for key in TEXTS:
+            text = values.get(key)
+            if type(text) is str and "{" in text:
+                values[key] = self._filled(key, text, values, names, index)
+        if wild_texts:
+            for key in _WILD_TEXTS:
+                text = values.get(key)
+                if type(text) is str:
+                    drawn = digest(self.salt, "wild", key, index, text)
+                    values[key] = wild(text, drawn, self._wildcards)
+        return self._checker.check(values)
+
+    def _filled(
+        self, key: str, text: str, values: dict[str, Any], names: Mapping[str, str], index: int
+    ) -> str:
+        used: dict[str, str] = {}
+        for name in set(placeholders_in(text)):
+            value = names[name] if name in names else self._built_in(name, values, index)
+            if value is not None:
+                used[name] = slug(value) if key in _NAMES else value
+        return fill(text, used)
+
+    def _built_in(self, name: str, values: dict[str, Any], index: int) -> str | None:
+        """``{index}``, ``{index:04}``, ``{date}`` and ``{seed}``; None for all other names.
+
+        A seed that is not given and is wanted in a text is drawn here and now.
+        """
+        head, _, width = name.partition(":")
+        if head not in BUILT_IN or (width and not re.fullmatch("0[1-9]", width)):
+            return None
+        if head == "date":
+            return self._date
+        if head == "seed" and values.get("seed") is None:
+            values["seed"] = digest(self.salt, "seed", index, str(values.get("prompt"))) % 2**32
+        return str(index + 1 if head == "index" else values["seed"]).zfill(int(width or 0))
+
+    def planned(
+        self, request: JobRequest, row: int, priority: Priority, warnings: tuple[str, ...] = ()
+    ) -> Planned:
+        """``request`` as a picture to be made; ``priority`` when it names none."""
+        moment = None if request.not_before is None else moment_of(request.not_before)
+        own = priority if request.priority is None else Priority(request.priority)
+        said = self._checker.warnings(request) + warnings
+        return Planned(request, request.name, said, row, moment, own)
+
+
+def keyed_apart(pictures: list[JobRequest], first: int = 1) -> list[JobRequest]:
+    """Pictures of one template with a ``key`` get keys of their own: ``k``, ``k/2``, ``k/3``."""
+    if len(pictures) + first < 3 or pictures[0].key is None:
+        return pictures
+    return [
+        p if n == 1 else p.model_copy(update={"key": f"{p.key}/{n}"})
+        for n, p in enumerate(pictures, first)
+    ]

@@ -1,0 +1,71 @@
+"""Problems and where they stand: pointers, rows, and one refusal for many problems.
+
+Knows nothing of fields or formats.
+"""
+
+import reprlib
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from watcher.errors import Problem, SteadyError
+
+MAX_PROBLEMS = 50  #: listed in one refusal
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = _short.maxlong = 78
+_short.maxdict = _short.maxlist = 4
+_short.maxlevel = 3
+
+
+def shown(value: Any) -> str:
+    """A value for ``Problem.value``: at most 80 characters, printable."""
+    text = _short.repr(value)
+    if not text.isprintable():
+        text = text.encode("unicode_escape").decode("ascii")
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def shown_key(key: str) -> str:
+    """A key for messages and pointers: at most 60 characters, printable."""
+    text = key[:60]
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
+
+
+def pointer(path: Sequence[str | int]) -> str:
+    """A JSON pointer (RFC 6901)."""
+    return "".join("/" + shown_key(str(s)).replace("~", "~0").replace("/", "~1") for s in path)
+
+
+def at(problem: Problem, path: Sequence[str | int]) -> Problem:
+    """``problem`` with its pointer, and called by the name the person used for it.
+
+    ``path`` ends with the key where it was said (``steps``, ``Width``).
+    """
+    said = path[-1] if path else None
+    if isinstance(said, str) and problem.key is not None and said != problem.key:
+        name = shown_key(said)
+        if name.lower() != "size":
+            message = problem.message.replace(f"`{problem.key}`", f"`{name}`", 1)
+            problem = replace(problem, message=message)
+        problem = replace(problem, key=name)
+    return replace(problem, pointer=pointer(path))
+
+
+def refusal(problems: Sequence[Problem], code: str = "") -> SteadyError:
+    """One error for all ``problems``: the first one's code, words and remedy, and how many more."""
+    first = problems[0]
+    where = f"Row {first.row}: " if first.row else f"Line {first.line}: " if first.line else ""
+    message = first.message if first.message.startswith(where) else where + first.message
+    if len(problems) > 1:
+        message += f" ({len(problems) - 1} more)"
+    remedy = first.remedy or "" if not code or code == first.code else ""
+    return SteadyError(code or first.code, message, problems=problems[:MAX_PROBLEMS], remedy=remedy)
+
+
+def located_in_row(problem: Problem, row: int, line: int, key: str | None) -> Problem:
+    """``problem`` with its row, its line in the file and the column's own name."""
+    message = problem.message
+    if key is not None and problem.key is not None and key != problem.key:
+        message = message.replace(f"`{problem.key}`", f"`{key}`", 1)
+    return replace(problem, message=message, key=key or problem.key, row=row, line=line)

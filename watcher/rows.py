@@ -1,0 +1,273 @@
+"""Rows of a table or a list of lines -> pictures and refused rows, one at a time.
+
+Reads .csv, .tsv, .jsonl (also OpenAI batch lines) and .txt in constant memory, from any row
+on. Knows nothing of names, batches or the record.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, BinaryIO
+
+from watcher import strictjson
+from watcher.batchline import batch_line_fields, is_batch_line
+from watcher.errors import Problem, SteadyError
+from watcher.fields import value_of_text
+from watcher.hints import FIELDS, meant_by, plain_key
+from watcher.jobs import JobRequest, Priority
+from watcher.naming import slug
+from watcher.planner import TEXTS, Planned, Planner, Template, template_of
+from watcher.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
+from watcher.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
+
+#: Columns that are no fields and yet no metadata.
+_ALSO_READ = frozenset({"size", "expand"})
+_SPELLINGS = {"steps": "num_inference_steps", "id": "label"}
+
+
+class Columns:
+    """What the columns of a table mean.
+
+    Raises SteadyError bad_csv without a ``prompt`` column, duplicate_key for one said twice.
+    """
+
+    def __init__(self, header: list[str]) -> None:
+        self.header = header
+        self.warnings: list[str] = []
+        self._fields: list[tuple[int, str]] = []  # cell, field
+        self._extra: list[tuple[int, str]] = []  # cell, header: goes to metadata
+        self._nameless = [cell for cell, name in enumerate(header) if not name]
+        self._shown: dict[str, str] = {}  # field -> header
+        for cell, name in enumerate(header):
+            self._assign(cell, name)
+        if "prompt" not in self._shown:
+            raise self._no_prompt()
+
+    def _assign(self, cell: int, name: str) -> None:
+        plain = plain_key(name)
+        field = _SPELLINGS.get(plain, plain)
+        if plain in ("", "error"):  # the error column of a .refused.csv
+            return
+        if plain == "id" and "label" in map(plain_key, self.header):
+            field = "id"
+        if field in self._shown:
+            message = (
+                f"`{shown_key(self._shown[field])}` and `{shown_key(name)}` name the same column."
+            )
+            problem = Problem("duplicate_key", message, key=shown_key(name), line=1)
+            raise SteadyError("duplicate_key", message, problems=[problem])
+        self._shown[field] = name
+        if field in FIELDS or field in _ALSO_READ:
+            self._fields.append((cell, field))
+            return
+        self._extra.append((cell, name))
+        if len(self.warnings) < 10 and (ours := meant_by(name)) and ours != "label":
+            self.warnings.append(f"Column `{shown_key(name)}` goes to metadata; is `{ours}` meant?")
+
+    def _no_prompt(self) -> SteadyError:
+        near = next((n for n in self.header if n and meant_by(n) == "prompt"), None)
+        message = "The first row must name the columns, one of them `prompt`."
+        remedy = f"Call the column `{shown_key(near)}` `prompt`." if near else ""
+        problem = Problem(
+            "bad_csv",
+            message,
+            key="prompt",
+            line=1,
+            value=shown(self.header),
+            remedy=remedy or None,
+        )
+        return SteadyError("bad_csv", message, problems=[problem], remedy=remedy)
+
+    def column_of(self, field: str | None) -> str | None:
+        """The header of the column that says ``field``, as written."""
+        if field in ("width", "height") and field not in self._shown:
+            field = "size"
+        return shown_key(self._shown[field]) if field in self._shown else None
+
+    def template(self, cells: list[str]) -> Template:
+        """What a row says. Empty cells are unset."""
+        problems: list[Problem] = []
+        width = len(self.header)
+        if len(cells) > width and any(c.strip() for c in cells[width:]):
+            message = f"The row has {len(cells)} cells, the header {width}."
+            remedy = "Put a text that holds the separator in quotes."
+            problems.append(Problem("bad_csv", message, remedy=remedy))
+        have = len(cells)
+        given: dict[str, Any] = {}
+        for cell, field in self._fields:
+            if cell < have and (text := cells[cell]):
+                value = value_of_text(field, text)
+                if value is not None:
+                    given[field] = value
+        if any(cell < have and cells[cell].strip() for cell in self._nameless):
+            problems.append(Problem("bad_csv", "A cell stands in a column without a name."))
+        if self._extra or "metadata" in given:
+            self._add_metadata(cells, given, problems)
+        if "size" in given or "expand" in given or len(given.get("prompt", "")) > 4000:
+            template = template_of(given)
+            template.problems = problems + template.problems
+            return template
+        return Template(given, problems=problems)
+
+    def _add_metadata(
+        self, cells: list[str], given: dict[str, Any], problems: list[Problem]
+    ) -> None:
+        metadata: dict[str, Any] = {}
+        written = given.pop("metadata", None)
+        if written is not None:
+            read = _json_or_none(written)
+            if isinstance(read, dict):
+                metadata = read
+            else:
+                message = "`metadata` must be a JSON mapping."
+                problems.append(
+                    Problem("wrong_type", message, key="metadata", value=shown(written))
+                )
+                return
+        for cell, name in self._extra:
+            if cell < len(cells) and cells[cell].strip():
+                metadata.setdefault(name, cells[cell])
+        if metadata:
+            given["metadata"] = metadata
+
+    def names(self, cells: list[str]) -> dict[str, str]:
+        """Placeholders of a row: every column but the prompt's, as written and in lower case."""
+        names: dict[str, str] = {}
+        for name, text in zip(self.header, cells, strict=False):
+            if name and plain_key(name) != "prompt":
+                names.setdefault(plain_key(name), text.strip())
+                names[name] = text.strip()
+        for name in self.header[len(cells) :]:
+            names[name] = ""
+        return names
+
+
+class Lines:
+    """The iterator :func:`watcher.jobfile.read_lines` returns: Planned and refused Row.
+
+    ``warnings`` hold for the whole file. Raises SteadyError for what spoils the whole file.
+    """
+
+    def __init__(
+        self,
+        stream: BinaryIO,
+        suffix: str,
+        planner: Planner,
+        *,
+        start: int = 1,
+        first_index: int = 0,
+        stem: str = "",
+        digits: int = 4,
+        priority: Priority = Priority.NORMAL,
+    ) -> None:
+        self.warnings: list[str] = []
+        self._planner = planner
+        self._start = start
+        self._index = first_index
+        self._base = slug(stem)[:60]
+        self._digits = digits
+        self._priority = priority
+        self._columns: Columns | None = None
+        self._rows, self._read = self._opened(stream, suffix)
+        self._each = self._work()
+
+    def _opened(
+        self, stream: BinaryIO, suffix: str
+    ) -> tuple[Iterator[RawRow], Callable[[RawRow], Template]]:
+        if suffix in (".csv", ".tsv"):
+            table = Table(stream, suffix)
+            self._columns = columns = Columns(table.header)
+            self.warnings += columns.warnings
+            return table.rows(), lambda raw: columns.template(raw.cells)
+        if suffix == ".jsonl":
+            return json_rows(stream), _template_of_line
+        if suffix == ".txt":
+            return text_rows(stream), lambda raw: Template({"prompt": raw.value})
+        raise SteadyError(
+            "unsupported_suffix", f"{shown_key(suffix) or 'Such'} files are not read."
+        )
+
+    def __iter__(self) -> "Iterator[Planned | Row]":
+        return self._each
+
+    def __next__(self) -> "Planned | Row":
+        return next(self._each)
+
+    def _work(self) -> "Iterator[Planned | Row]":
+        most, planner, columns = self._planner.limits.max_lines, self._planner, self._columns
+        for rows, raw in enumerate(self._rows, 1):
+            if rows > most:
+                raise _too_many("rows", most)
+            if raw.number < self._start:
+                continue
+            if raw.problem is not None:
+                yield self._refused(raw, [raw.problem])
+                continue
+            template = self._read(raw)
+            values = template.values
+            made: list[JobRequest] | list[Problem] = template.problems
+            if not made:
+                names: Mapping[str, str] = {}
+                if columns is not None and _has_braces(values):
+                    names = columns.names(raw.cells)
+                made = planner.pictures(template, values, names, self._index)
+            for each in made:
+                if isinstance(each, Problem):
+                    yield self._refused(raw, [m for m in made if isinstance(m, Problem)])
+                    break
+                self._index += 1
+                if self._index > most:
+                    raise _too_many("jobs", most)
+                planned = planner.planned(each, raw.number, self._priority, template.warnings)
+                if planned.stem is None and self._base:
+                    planned.stem = f"{self._base}_{self._index:0{self._digits}d}"
+                yield planned
+
+    def _refused(self, raw: RawRow, problems: list[Problem]) -> Row:
+        columns = self._columns
+        if columns is None:
+            cells = cells_of(raw.value)
+            located = [
+                located_in_row(p, raw.number, raw.line, None) for p in problems[:MAX_PROBLEMS]
+            ]
+        else:
+            cells = dict(zip(columns.header, raw.cells, strict=False))
+            located = [
+                located_in_row(p, raw.number, raw.line, columns.column_of(p.key))
+                for p in problems[:MAX_PROBLEMS]
+            ]
+        return Row(raw.number, raw.line, cells, tuple(located))
+
+
+def _json_or_none(text: str) -> Any:
+    try:
+        return strictjson.read(text)
+    except SteadyError:
+        return None
+
+
+def _has_braces(values: Mapping[str, Any]) -> bool:
+    return any("{" in text for key in TEXTS if isinstance(text := values.get(key), str))
+
+
+def _template_of_line(raw: RawRow) -> Template:
+    """A JSON line: a mapping, a prompt alone, or a line of an OpenAI batch file."""
+    value = raw.value
+    if is_batch_line(value):
+        try:
+            value, said = batch_line_fields(value)
+        except SteadyError as error:
+            return Template(problems=list(error.problems))
+        template = template_of(value)
+        template.warnings = said
+        return template
+    return template_of(value)
+
+
+def _too_many(what: str, most: int) -> SteadyError:
+    message = f"The file has more than {most} {what}."
+    problem = Problem("too_many_jobs", message, allowed=f"at most {most}")
+    return SteadyError(
+        "too_many_jobs",
+        message,
+        problems=[problem],
+        remedy="Split it, or raise `max_lines` in config.yaml.",
+    )

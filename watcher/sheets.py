@@ -1,0 +1,391 @@
+""".yaml and .json: one job, a list, several documents, or a batch with its axes.
+
+A :class:`Sheet` is one document understood: its templates, what they are multiplied with,
+and everything wrong with it, each problem with its line. Pictures are counted before the
+first one is built. Knows nothing of files or tables.
+"""
+
+import difflib
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from watcher import strictjson, strictyaml
+from watcher.errors import Problem, SteadyError
+from watcher.expand import (
+    ExpansionFault,
+    Product,
+    digest,
+    placeholders_in,
+    sampled,
+    size_of,
+    values_of,
+)
+from watcher.fields import TEXT_FIELDS, normalised, unknown_field
+from watcher.hints import BATCH_KEYS, FIELDS
+from watcher.jobs import MAX_PROMPT, JobRequest, Limits
+from watcher.planner import (
+    BUILT_IN,
+    TEXTS,
+    Planner,
+    Template,
+    keyed_apart,
+    template_of,
+    wants_wildcards,
+)
+from watcher.problems import at, shown, shown_key
+
+OnError = Literal["reject", "skip"]
+Path = tuple[str | int, ...]
+
+#: A mapping with one of these is a batch.
+_MARKS = BATCH_KEYS - {"key", "count", "expand"}
+_FIELD_NAMES = frozenset({*FIELDS, "steps", "size"})
+#: A YAML comment may follow these: their values hold no ``#``.
+_COMMENT_KEYS = (_FIELD_NAMES - {"prompt", "negative_prompt", "label", "key", "metadata"}) | {
+    "sample",
+    "expand",
+    "on_error",
+    "resume",
+}
+_TEXT_LISTS = ("jobs", "prompt", "negative_prompt", "name", "folder", "label")
+
+
+@dataclass
+class Item:
+    """One template of a sheet, where it stands, and where each of its fields was said."""
+
+    path: Path
+    raw: Any
+    template: Template
+    origins: dict[str, Path]
+
+    @classmethod
+    def of(cls, raw: Any, path: Path) -> "Item":
+        template = template_of(raw)
+        if isinstance(raw, str):
+            return cls(path, raw, template, {})
+        return cls(path, raw, template, {f: (*path, k) for f, k in template.came_from.items()})
+
+    def inherit(self, base: "Item") -> None:
+        """Puts the file's defaults under what the item says itself."""
+        mine = self.template
+        mine.values = base.template.values | mine.values
+        mine.wild = mine.wild or base.template.wild
+        self.origins = base.origins | self.origins
+
+
+@dataclass
+class Sheet:
+    """One document. ``number`` counts documents from 1 and is None when there is only one."""
+
+    place: Callable[[Path], tuple[int, int]]
+    number: int | None = None
+    items: list[Item] = field(default_factory=list)
+    product: Product = field(default_factory=lambda: Product({}, {}))
+    axes: dict[str, Path] = field(default_factory=dict)
+    sample: int | None = None
+    key: str | None = None
+    resume: bool = False
+    on_error: OnError | None = None
+    problems: list[Problem] = field(default_factory=list)
+    chosen: Sequence[int] = ()
+
+    def located(self, problem: Problem, path: Path) -> Problem:
+        """``problem`` with line, column, document and pointer of ``path``."""
+        line, column = self.place(path)
+        return replace(at(problem, path), line=line, column=column, document=self.number)
+
+    def fault(self, code: str, message: str, path: Path, **more: Any) -> None:
+        """Notes something wrong with the sheet itself."""
+        key = shown_key(str(path[-1])) if path else None
+        self.problems.append(self.located(Problem(code, message, key=key, **more), path))
+
+    def problems_of(self, item: Item) -> list[Problem]:
+        """What was wrong with an item before any expansion."""
+        own = item.raw if isinstance(item.raw, Mapping) else {}
+        return [
+            self.located(p, (*item.path, p.key) if p.key and p.key in own else item.path)
+            for p in item.template.problems
+        ]
+
+    def warnings(self) -> list[str]:
+        """Names that are declared and not used, and placeholders that look misspelt."""
+        if not self.axes:
+            return []
+        texts = [item.template.values.get(key) for item in self.items for key in TEXTS]
+        used = {n for t in texts if isinstance(t, str) for n in placeholders_in(t)}
+        said = []
+        for name in [n for n in self.axes if n not in used and n not in _FIELD_NAMES][:10]:
+            said.append(f"`{shown_key(name)}` is declared and used in no text.")
+        for name in sorted(used - self.axes.keys() - BUILT_IN)[:10]:
+            near = difflib.get_close_matches(name, list(self.axes)[:50], n=1, cutoff=0.7)
+            if near:
+                said.append(
+                    f"{{{shown_key(name)}}} is not declared and stays text; is {{{near[0]}}} meant?"
+                )
+        return said
+
+
+def read(text: str, suffix: str) -> list[Sheet]:
+    """The sheets of a file's text. Raises SteadyError for what cannot be read at all."""
+    if suffix == ".json":
+        document = strictjson.Document(text)
+        return [_sheet(document.value, document.place, None)]
+    documents = strictyaml.read(
+        text, text_keys=TEXT_FIELDS, comment_keys=_COMMENT_KEYS, text_lists=_TEXT_LISTS
+    )
+    filled = [(n, d) for n, d in enumerate(documents, 1) if d.value is not None]
+    if not filled:
+        raise SteadyError("empty_file")
+    return [_sheet(d.value, d.place, n if len(filled) > 1 else None) for n, d in filled]
+
+
+def _sheet(value: Any, place: Callable[[Path], tuple[int, int]], number: int | None) -> Sheet:
+    sheet = Sheet(place, number)
+    if isinstance(value, list):
+        sheet.items = _items(value, ())
+    elif isinstance(value, Mapping) and (_MARKS & value.keys()):
+        _read_batch(sheet, value)
+    elif isinstance(value, Mapping):
+        sheet.items = [Item.of(value, ())]
+        key = value.get("key")
+        sheet.key = key if isinstance(key, str) else None
+    else:
+        remedy = "Write `prompt:` before the text." if isinstance(value, str) else None
+        sheet.fault("bad_shape", "The file holds no mapping and no list.", (), remedy=remedy)
+    return sheet
+
+
+#: Items looked at; files with more are refused by their number.
+_MOST_ITEMS = 20_000
+
+
+def _items(raws: Sequence[Any], path: Path) -> list[Item]:
+    if len(raws) > _MOST_ITEMS:
+        message = f"The file lists {len(raws)} jobs."
+        raise SteadyError("too_many_jobs", message, problems=[Problem("too_many_jobs", message)])
+    return [Item.of(raw, (*path, number)) for number, raw in enumerate(raws)]
+
+
+# -- a batch
+
+
+def _read_batch(sheet: Sheet, value: Mapping[str, Any]) -> None:
+    base = _read_defaults(sheet, value)
+    rest = {key: v for key, v in value.items() if key not in BATCH_KEYS}
+    jobs = value.get("jobs")
+    if "jobs" not in value:
+        sheet.items = [Item.of(rest, ())]
+    else:
+        for key in list(rest)[:10]:
+            problem = unknown_field(key)
+            if key in _FIELD_NAMES:
+                problem = replace(
+                    problem,
+                    message=f"`{shown_key(key)}` has no place beside `jobs`.",
+                    remedy="Put it under `defaults`.",
+                )
+            sheet.problems.append(sheet.located(problem, (key,)))
+        if isinstance(jobs, list) and jobs:
+            sheet.items = _items(jobs, ("jobs",))
+        else:
+            code = "wrong_type" if jobs else "bad_shape"
+            message = "`jobs` must be a list of jobs." if jobs else "`jobs` is empty."
+            sheet.fault(code, message, ("jobs",), value=shown(jobs), allowed="list of jobs")
+    for item in sheet.items:
+        item.inherit(base)
+    _read_axes(sheet, value)
+    _read_settings(sheet, value)
+
+
+def _read_defaults(sheet: Sheet, value: Mapping[str, Any]) -> Item:
+    """What holds for every job of the batch: ``defaults``, ``expand`` and ``count``."""
+    defaults = value.get("defaults")
+    if defaults is not None and not isinstance(defaults, Mapping):
+        message = "`defaults` must be a mapping of fields."
+        sheet.fault("wrong_type", message, ("defaults",), value=shown(defaults))
+        defaults = None
+    base = Item.of(defaults or {}, ("defaults",))
+    sheet.problems += sheet.problems_of(base)
+    if base.template.values.get("key") is not None:
+        message = "A `key` under `defaults` would be the same for every job."
+        remedy = "Write it beside `jobs`, for the whole file."
+        sheet.fault("bad_placeholder", message, ("defaults", "key"), remedy=remedy)
+    wild: list[Problem] = []
+    base.template.wild |= wants_wildcards(value.get("expand"), wild)
+    sheet.problems += [sheet.located(p, ("expand",)) for p in wild]
+    if value.get("count") is not None:
+        base.template.values["count"], base.origins["count"] = value["count"], ("count",)
+    return base
+
+
+def _read_settings(sheet: Sheet, value: Mapping[str, Any]) -> None:
+    sample, key, resume, on_error = (value.get(k) for k in ("sample", "key", "resume", "on_error"))
+    if type(sample) is int and sample >= 1:
+        sheet.sample = sample
+    elif sample is not None:
+        allowed = "whole number, at least 1"
+        message = f"`sample` must be a {allowed}."
+        sheet.fault("wrong_type", message, ("sample",), value=shown(sample), allowed=allowed)
+    if isinstance(key, str) and 0 < len(key) <= 200 and key.isprintable():
+        sheet.key = key
+    elif key is not None:
+        allowed = "text of 1 to 200 characters"
+        message = f"`key` must be {allowed}."
+        sheet.fault("wrong_type", message, ("key",), value=shown(key), allowed=allowed)
+    if resume is not None and not isinstance(resume, bool):
+        message = "`resume` must be true or false."
+        sheet.fault("wrong_type", message, ("resume",), value=shown(resume), allowed="true, false")
+    sheet.resume = resume is True
+    if on_error == "reject" or on_error == "skip":
+        sheet.on_error = on_error
+    elif on_error is not None:
+        message = "`on_error` must be reject or skip."
+        sheet.fault(
+            "out_of_range", message, ("on_error",), value=shown(on_error), allowed="reject, skip"
+        )
+
+
+def _read_axes(sheet: Sheet, value: Mapping[str, Any]) -> None:
+    axes: dict[str, dict[str, Sequence[Any]]] = {"matrix": {}, "zip": {}}
+    for kind, read_axes in axes.items():
+        raw = value.get(kind)
+        if isinstance(raw, Mapping):
+            for name, values in raw.items():
+                path = (kind, name)
+                code, why = _bad_axis(name, values, name in sheet.axes)
+                if why:
+                    shown_values = shown(values) if code != "duplicate_key" else None
+                    message = f"`{shown_key(name)}` under `{kind}` {why}."
+                    sheet.fault(code, message, path, value=shown_values)
+                else:
+                    read_axes[name] = values_of(values)
+                    sheet.axes[name] = path
+        elif raw is not None:
+            message = f"`{kind}` must be a mapping of names to lists."
+            sheet.fault("wrong_type", message, (kind,), value=shown(raw))
+    lengths = {name: size_of(values) for name, values in axes["zip"].items()}
+    if len(set(lengths.values())) > 1:
+        said = ", ".join(
+            f"`{shown_key(n)}` has {length}" for n, length in list(lengths.items())[:8]
+        )
+        message = f"The lists under `zip` differ in length: {said}."
+        sheet.fault("bad_placeholder", message, ("zip",), remedy="Give them the same length.")
+        axes["zip"] = {}
+    sheet.product = Product(axes["matrix"], axes["zip"])
+
+
+def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:
+    """A code and why an axis cannot be used; two empty texts when it can."""
+    if (
+        name in BATCH_KEYS
+        or name in ("index", "date")
+        or not re.fullmatch(r"[^{}|:\s]{1,80}", name)
+    ):
+        return "bad_placeholder", "cannot be a name"
+    if known:
+        return "duplicate_key", "stands under `matrix` as well"
+    if values is None or size_of(several := values_of(values)) == 0:
+        return "bad_placeholder", "has no values"
+    if isinstance(several, range):
+        return "", ""
+    if any(isinstance(v, list | dict) for v in several):
+        return "wrong_type", "must list plain values"
+    if any(isinstance(v, str) and len(v) > MAX_PROMPT for v in several):
+        return "out_of_range", f"holds a text of more than {MAX_PROMPT} characters"
+    return "", ""
+
+
+# -- expansion
+
+
+def choose(sheets: Sequence[Sheet], planner: Planner, limits: Limits) -> None:
+    """Counts the pictures of a file and decides which combinations are made, building none.
+
+    Raises SteadyError too_many_jobs with the count.
+    """
+    total = 0
+    for sheet in sheets:
+        try:
+            each = [planner.multiplicity(item.template.values) for item in sheet.items]
+        except ExpansionFault as fault:
+            raise SteadyError("too_many_jobs", f"{fault}") from None
+        combinations = sheet.product.total
+        if sheet.sample is None or sheet.sample >= combinations * len(each):
+            total += combinations * sum(each)
+            _refuse_more(total, limits)
+            sheet.chosen = range(combinations * len(each))
+        else:
+            _refuse_more(total + sheet.sample, limits)
+            said = json.dumps([item.raw for item in sheet.items], sort_keys=True)
+            drawn = digest(planner.salt, "sample", said)
+            sheet.chosen = sampled(combinations * len(each), sheet.sample, drawn)
+            total += sum(each[which // combinations] for which in sheet.chosen)
+            _refuse_more(total, limits)
+
+
+def _refuse_more(total: int, limits: Limits) -> None:
+    if total > limits.max_jobs_per_file:
+        message = f"The file makes {total} jobs; {limits.max_jobs_per_file} are allowed."
+        allowed = f"at most {limits.max_jobs_per_file}"
+        problem = Problem("too_many_jobs", message, value=str(total), allowed=allowed)
+        raise SteadyError("too_many_jobs", message, problems=[problem])
+
+
+def pictures(
+    sheets: Sequence[Sheet], planner: Planner
+) -> Iterator[tuple[int, Item, list[JobRequest] | list[Problem]]]:
+    """Every chosen combination in order: the item's number in the file, from 1, the item, and
+    its pictures or what is wrong with them, once for each item that was wrong to begin with."""
+    index, before = 0, 1
+    for sheet in sheets:
+        made_of: dict[int, int] = {}
+        for which in sheet.chosen:
+            number, combination = divmod(which, sheet.product.total)
+            item = sheet.items[number]
+            if item.template.problems:
+                if number not in made_of:
+                    made_of[number] = 0
+                    yield before + number, item, sheet.problems_of(item)
+                continue
+            made = _pictures_of(sheet, item, sheet.product[combination], planner, index)
+            requests = [m for m in made if isinstance(m, JobRequest)]
+            if not requests:
+                yield before + number, item, made
+                continue
+            already = made_of.get(number, 0)
+            made_of[number] = already + len(requests)
+            index += len(requests)
+            yield before + number, item, keyed_apart(requests, already + 1) if already else requests
+        before += len(sheet.items)
+
+
+def _pictures_of(
+    sheet: Sheet, item: Item, combination: dict[str, Any], planner: Planner, index: int
+) -> list[JobRequest] | list[Problem]:
+    template = item.template
+    values, origins = dict(template.values), item.origins
+    if ours := {name: v for name, v in combination.items() if name in _FIELD_NAMES}:
+        more, came_from, problems = normalised(ours)
+        if problems:
+            return [sheet.located(p, sheet.axes.get(p.key or "", ())) for p in problems]
+        values |= more
+        origins = origins | {f: sheet.axes[key] for f, key in came_from.items()}
+    names = {name: _text_of(value) for name, value in combination.items()}
+    made = planner.pictures(template, values, names, index)
+    problems = [m for m in made if isinstance(m, Problem)]
+    if not problems:
+        return made
+    return [sheet.located(p, origins.get(p.key or "", item.path)) for p in problems]
+
+
+def _text_of(value: Any) -> str:
+    """A value as it was written: ``true``, ``1e3``, empty for null."""
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return value.source if isinstance(value, strictyaml.Number) else str(value)
