@@ -43,14 +43,14 @@ from watcher.recipe import (
 
 log = logging.getLogger(__name__)
 
-#: How each format is written, by measurement (benchmarks/encoders.py; 1024 x 1024, one
-#: core, photo-like). PNG: level 1 with run-length matching takes 0.15 to 0.25 of the CPU of
-#: Pillow's default at 0.97 to 1.01 of its size. WebP: method 0 takes 0.3 of the default
-#: method's CPU for 1 to 3 % more bytes. JPEG: full colour resolution and optimised tables,
-#: 8 ms instead of 4 for 6 % fewer bytes.
+#: How each format is written, by measurement (benchmarks/encoders.py: 1024 x 1024, one
+#: core). PNG: level 1 with run-length matching takes 0.15 of the CPU of Pillow's default at
+#: 0.97 of its size (photo-like; 0.29 at 1.07 without any grain). WebP: method 2 takes 0.4 of
+#: the default method's CPU at the same size; method 0 would save 12 ms more for up to 25 %
+#: more bytes. JPEG: full colour, and optimised tables: 9 ms instead of 4 for 6 to 17 % less.
 ENCODERS: dict[str, dict[str, Any]] = {
     "png": {"format": "PNG", "compress_level": 1, "compress_type": 3},  # 3 = Z_RLE
-    "webp": {"format": "WEBP", "quality": 92, "method": 0},
+    "webp": {"format": "WEBP", "quality": 92, "method": 2},
     "jpeg": {"format": "JPEG", "quality": 92, "subsampling": 0, "optimize": True},
 }
 THUMBNAIL_SIDE = 256  #: pixels, the longer one
