@@ -5,14 +5,38 @@ N-th time the named step was done (``*`` is any step). Without a point nothing d
 """
 
 import argparse
+import dataclasses
 import os
 import signal
+import sqlite3
 import sys
 import threading
+import uuid
+from pathlib import Path
+from typing import Any
 
-from watcher import log, service
+from watcher import log, model, service
 from watcher.config import Config
 from watcher.errors import SteadyError
+
+
+class LateIdentity(service.Intake):
+    """A seeded fault: ids are minted when the file is read, not when it is claimed."""
+
+    def _planned(self, batch: Any, planned: Any, *, first: int) -> Any:
+        stray = dataclasses.replace(batch, ticket=str(uuid.uuid4()))
+        return super()._planned(stray, planned, first=first)
+
+
+class NamedAtFinish(service.Outputs):
+    """A seeded fault: a picture gets its name when it is saved, so nobody can look for it."""
+
+    def save(self, job: Any, image: Any, recipe: Any) -> Any:
+        named = dataclasses.replace(job, path=f"{job.folder}/{uuid.uuid4().hex}.png")
+        saved = super().save(named, image, recipe)
+        with sqlite3.connect(Path(sys.argv[1]) / "steady.db", timeout=10) as record:
+            record.execute("UPDATE jobs SET path = ? WHERE id = ?", (named.path, job.id))
+        return saved
 
 
 def main() -> int:
@@ -21,6 +45,8 @@ def main() -> int:
     options.add_argument("--point")
     options.add_argument("--nth", type=int, default=1)
     options.add_argument("--once", action="store_true")
+    options.add_argument("--fault", choices=["late-identity", "named-at-finish"])
+    options.add_argument("--probe", help="the machine's devices, best first: cuda:0,cpu")
     given = options.parse_args()
     left = given.nth
     lock = threading.Lock()
@@ -34,9 +60,18 @@ def main() -> int:
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    if given.fault == "late-identity":
+        service.Intake = LateIdentity  # type: ignore[misc]
+    elif given.fault == "named-at-finish":
+        service.Outputs = NamedAtFinish  # type: ignore[misc]
     log.configure("info")
     try:
-        return service.run(Config.load(given.root), once=given.once, checkpoint=checkpoint)
+        return service.run(
+            Config.load(given.root),
+            once=given.once,
+            checkpoint=checkpoint,
+            probe=(lambda: given.probe.split(",")) if given.probe else model.probe_devices,
+        )
     except SteadyError as error:
         print(error, file=sys.stderr)
         return error.kind.exit

@@ -34,6 +34,7 @@ class Root:
         self.log = folder / "engine.log"
         self.said = folder / "watcher.log"
         self.processes: list[subprocess.Popen[bytes]] = []
+        self.extra: dict[str, str] = {}  #: environment of processes started from now on
         chosen = SETTINGS | {"engine_options": {"log": str(self.log)}} | settings
         (folder / "config.yaml").write_text(json.dumps(chosen))
         self.inbox.mkdir(exist_ok=True)
@@ -44,7 +45,7 @@ class Root:
 
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("STEADY_")}
-        return kept | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"}
+        return kept | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"} | self.extra
 
     def drop(self, name: str, content: str | bytes) -> Path:
         """Put a file into the inbox whole, as ``mv`` does."""
@@ -63,11 +64,19 @@ class Root:
         return process
 
     def watch(
-        self, *, point: str | None = None, nth: int = 1, once: bool = False
+        self,
+        *,
+        point: str | None = None,
+        nth: int = 1,
+        once: bool = False,
+        fault: str | None = None,
+        probe: str | None = None,
     ) -> subprocess.Popen[bytes]:
         """A watcher, killed the ``nth`` time step ``point`` was done."""
         command = [str(TESTS / "crashing.py"), str(self.folder)]
         command += ["--point", point, "--nth", str(nth)] if point else []
+        command += ["--fault", fault] if fault else []
+        command += ["--probe", probe] if probe else []
         return self.spawn(*command, *(["--once"] if once else []))
 
     def finish(self, timeout: float = 60) -> None:

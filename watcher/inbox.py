@@ -13,19 +13,18 @@ inside ``inbox/``, which is therefore one file system. Knows nothing of what fil
 
 import contextlib
 import errno
+import logging
 import os
-import stat
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from watcher import publish
-from watcher.arrivals import Arrival, Arrivals, Writer, ignore_lease_signal, writer_of
+from watcher.arrivals import Arrival, Arrivals
 from watcher.bell import Bell
 from watcher.claims import (
     JOB_SUFFIXES,
@@ -39,7 +38,10 @@ from watcher.claims import (
     reason,
 )
 from watcher.errors import SteadyError
+from watcher.home import MARK, UNMARKED, Home
+from watcher.lease import Writer, ignore_lease_signal, writer_of
 from watcher.lock import RootLock, held, holder
+from watcher.log import say
 from watcher.shelves import CLAIMED, TMP, Shelves, real_folder
 
 __all__ = [
@@ -53,12 +55,9 @@ __all__ = [
     "submit",
 ]
 
-MARKER = ".steady"  #: lies in every inbox of ours: an empty mount point has none
+logger = logging.getLogger("steady.inbox")
+
 _CANARY = ".steady-canary"
-_UNMARKED = (
-    "The inbox is there but without its mark, as if its disk were absent."
-    f" If it is the right folder, create an empty file `{MARKER}` in it."
-)
 _CHUNK = 256  #: claims that share one pair of syncs
 _STALE_SECONDS = 3600.0  #: age of a submitter's temporary file that nobody will publish any more
 _DOUBT_SECONDS = 60.0  #: between proofs that a silent bell still works
@@ -83,8 +82,8 @@ def submit(
     watcher's mark is the mount point of an absent disk and is refused. Raises SteadyError
     disk_full or folder_gone. A crash leaves at most a temporary file, which the watcher sweeps.
     """
-    if known and inbox.is_dir() and not os.path.lexists(inbox / MARKER):
-        raise SteadyError("folder_gone", _UNMARKED)
+    if known and inbox.is_dir() and not os.path.lexists(inbox / MARK):
+        raise SteadyError("folder_gone", UNMARKED)
     final = inbox / f"api-{ticket}{suffix}"
     temporary = inbox / TMP / f"submit-{uuid.uuid4().hex}"
     with disk("The inbox cannot be written"):
@@ -137,6 +136,7 @@ class Inbox:
         self._folder = folder
         self._rescan = rescan
         self._checkpoint = checkpoint
+        self._home = Home(folder)
         self._bell = Bell(folder)
         self._shelves = Shelves(folder, checkpoint=checkpoint, ways=ways)
         self._arrivals = Arrivals(
@@ -146,12 +146,9 @@ class Inbox:
             empty_grace=empty_grace,
             room=room,
         )
-        self._first = False
-        self._home: _Place | None = None  #: where the inbox lay when it was last ours
-        self._here: _Place | None = None  #: what is watched now; None while it is gone
-        self._gone: str | None = None  #: why there is no inbox at the moment, in words
         self._ready: deque[Arrival] = deque()  #: settled in the last look, not yet claimed
         self._unsynced: list[Claim] = []  #: renamed, not yet handed out
+        self._said: set[str] = set()
         self._owing = False  #: the leftovers could not be read when they were asked for
         self._notices: list[str] = []
         self._blocked: list[str] = []
@@ -174,11 +171,9 @@ class Inbox:
         point of an absent disk, and not written to until the mark appears. A folder that is
         not there at all is made anew.
         """
-        self._first = first
         with contextlib.suppress(SteadyError):
-            with disk("The inbox cannot be made"), contextlib.suppress(FileExistsError):
-                self._folder.mkdir(parents=first)
-                self._first = True
+            with disk("The inbox cannot be made"):
+                self._home.found(first=first)
             self._tend()
 
     def close(self) -> None:
@@ -213,11 +208,14 @@ class Inbox:
     def health(self) -> dict[str, Any]:
         """``watch`` (events | polling), ``problems`` and ``notices`` in words, ``waiting`` files."""
         problems = []
-        gone, deaf = self._gone, self._bell.trouble
+        gone, deaf = self._home.gone, self._bell.trouble
+        listening = self._home.held and self._bell.alive and deaf is None
         if gone is not None:
             problems.append(gone)
         elif deaf is not None:
             problems.append(f"{deaf} The inbox is looked at every {self._rescan:g} s instead.")
+        elif self._home.held and not listening:
+            problems.append("The watch of the inbox ended; it is begun anew.")
         if time.monotonic() - self._bell.overflowed_at < 2 * self._rescan:
             problems.append("So many changes at once that events were lost; all files are seen.")
         if gone is None and not self._arrivals.leases:
@@ -226,7 +224,7 @@ class Inbox:
                 " write elsewhere, then move the file in."
             )
         return {
-            "watch": "events" if self._here is not None and deaf is None else "polling",
+            "watch": "events" if listening else "polling",
             "problems": problems + self._blocked,
             "notices": list(self._notices),
             "waiting": self._waiting + len(self._ready),
@@ -239,17 +237,17 @@ class Inbox:
         Raises SteadyError folder_gone or disk_full.
         """
         try:
-            place = _place_of(self._folder)
-        except OSError as error:
-            raise self._lose(f"The inbox is not there ({reason(error)}).") from error
-        if place != self._here or not os.path.lexists(self._folder / MARKER):
-            self._move_in(place)  # (a folder made anew may get the inode number of the old one)
+            moved = self._home.visit()
+        except SteadyError:
+            self._leave()
+            raise
+        if moved:
+            self._move_in()
         elif not self._bell.alive and self._subscribed_at + self._rescan <= time.monotonic():
             self._subscribe()
 
-    def _lose(self, words: str) -> SteadyError:
-        self._here = None
-        self._gone = words
+    def _leave(self) -> None:
+        """Forget what was seen in a folder that is not there any more."""
         self._looked_at = time.monotonic()
         self._waiting = self._settling = 0
         self._due = float("inf")
@@ -257,32 +255,33 @@ class Inbox:
         self._arrivals.forget()
         self._bell.unsubscribe()
         self._bell.hush()
-        return SteadyError("folder_gone", words)
+        self._say_changes()
 
-    def _move_in(self, place: "_Place") -> None:
-        """Another folder, or the old one again, lies under our path: is it ours?"""
-        self._here = None
+    def _move_in(self) -> None:
         self._ready.clear()
         self._arrivals.forget()
-        mark = self._folder / MARKER
-        marked = os.path.lexists(mark)
-        # Without the mark: a person made the folder anew if its disk and mount are the same
-        # as before; another disk, or none, is not ours to write to.
-        if not marked and not (place.device == self._home.device if self._home else self._first):
-            raise self._lose(_UNMARKED)
         try:
             self._shelves.make()
-            if not marked:
-                mark.write_bytes(b"This folder is the inbox of SteadyDiffusion.\n")
+            self._home.settle()
         except OSError as error:
             failure = environment(error, "The inbox cannot be used")
-            self._lose(failure.message)
+            self._home.lose(failure.message)
+            self._leave()
             raise failure from error
-        self._home = self._here = place
-        self._gone = None
         self._subscribe()
         self._sweep_tmp()
         self._bell.ring()  # subscribe first, look second: nothing falls between
+
+    def _say_changes(self) -> None:
+        """Log what is new in ``health``, and what is over."""
+        health = self.health()
+        now = {*health["problems"], *health["notices"]}
+        for words in [*health["problems"], *health["notices"]]:
+            if words not in self._said:
+                say(logger, "inbox.notice", logging.WARNING, message=words)
+        for words in self._said - now:
+            say(logger, "inbox.over", message=words)
+        self._said = now
 
     def _subscribe(self) -> None:
         self._subscribed_at = time.monotonic()
@@ -340,7 +339,9 @@ class Inbox:
         try:
             glance = self._arrivals.look(begun)
         except OSError as error:
-            raise self._lose(f"The inbox cannot be read ({reason(error)}).") from error
+            failure = self._home.lose(f"The inbox cannot be read ({reason(error)}).")
+            self._leave()
+            raise failure from error
         self._looked_at = time.monotonic()
         self._look_seconds = self._looked_at - begun
         self._ready.extend(glance.ready)
@@ -352,6 +353,7 @@ class Inbox:
                 self._prove()
             if self._bell.trouble:
                 self._subscribe()
+        self._say_changes()
 
     def _claim_chunk(self, size: int) -> None:
         with disk("A file cannot be claimed"):
@@ -410,7 +412,7 @@ class Inbox:
         folder = self._folder / CLAIMED
         self._owing = True
         try:
-            self._guard()
+            self._home.guard()
             with os.scandir(folder) as entries:
                 for entry in entries:
                     status = os.lstat(entry)
@@ -422,6 +424,10 @@ class Inbox:
         self._owing = False
         found.sort(key=lambda pair: (pair[0], pair[1].entry))
         return [claim for _, claim in found]
+
+    def find(self, ticket: str) -> Claim | None:
+        """The claim with this ticket, while its file lies in ``.claimed``."""
+        return next((claim for claim in self.leftovers() if claim.ticket == ticket), None)
 
     # -- reading
 
@@ -445,7 +451,7 @@ class Inbox:
 
     def _vanished(self) -> SteadyError:
         try:
-            self._guard()
+            self._home.guard()
         except SteadyError as gone:
             return gone
         return SteadyError("unreadable", "The file was taken away before it was read.")
@@ -471,7 +477,7 @@ class Inbox:
         another day: the results are then written anew where the file lies. Raises
         SteadyError folder_gone or disk_full.
         """
-        self._guard()
+        self._home.guard()
         with disk("The inbox cannot be written"):
             self._shelves.make()
             self._shelves.archive(
@@ -484,7 +490,7 @@ class Inbox:
         Idempotent; not synced: a file that a power cut brings back is a repeat and never
         runs. Raises SteadyError folder_gone or disk_full.
         """
-        self._guard()
+        self._home.guard()
         with disk("The inbox cannot be written"):
             self._shelves.discard(claim_ticket)
 
@@ -496,48 +502,7 @@ class Inbox:
         making becomes ``submitted-<ticket><suffix>``. Returns where the file lies. Raises
         SteadyError folder_gone or disk_full.
         """
-        self._guard()
+        self._home.guard()
         with disk("The inbox cannot be written"):
             self._shelves.make()
             return self._shelves.refuse(claim, body)
-
-    def _guard(self) -> None:
-        """Never write into what may be an empty mount point."""
-        try:
-            place = _place_of(self._folder)
-        except OSError:
-            place = None
-        if place is None or place != self._here:
-            self._bell.ring()
-            raise SteadyError("folder_gone", self._gone or "The inbox is not there.")
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Which folder a path leads to."""
-
-    device: tuple[int, int]  #: which disk, through which mount
-    inode: int
-
-
-def _place_of(folder: Path) -> _Place:
-    found = os.stat(folder)
-    if not stat.S_ISDIR(found.st_mode):
-        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
-    return _Place((found.st_dev, _mount_of(folder)), found.st_ino)
-
-
-def _mount_of(folder: Path) -> int:
-    """The id of the mount where the system tells it (bind mounts share a device number), or 0."""
-    if not hasattr(os, "O_PATH"):
-        return 0
-    fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
-    try:
-        for line in Path(f"/proc/self/fdinfo/{fd}").read_text(encoding="ascii").splitlines():
-            if line.startswith("mnt_id:"):
-                return int(line.removeprefix("mnt_id:"))
-    except (FileNotFoundError, PermissionError):
-        return 0  # no /proc
-    finally:
-        os.close(fd)
-    return 0

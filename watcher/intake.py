@@ -28,7 +28,10 @@ from watcher.trouble import Troubles
 
 logger = logging.getLogger("steady.intake")
 
-MAX_TRIES = 2  #: readings begun; the third finds the file guilty and sets it aside unread
+#: Readings begun and never ended; the next one finds the file guilty and sets it aside unread.
+MAX_TRIES = 2
+#: For tables: judging a million rows takes long enough to be hit by kills it did not cause.
+MAX_TRIES_TABLE = 9
 FIRST_CHUNK = 20  #: rows of the first transaction, so that the first picture starts soon …
 CHUNK = 2000  #: … and of every later one
 MAX_PICTURE = 64 << 20  #: bytes of a picture that is dropped to be made again
@@ -62,12 +65,12 @@ class Intake:
         self._announce = announce
         self._wake = wake
         self._claims: collections.deque[Claim] = collections.deque()
-        self._recovered = False  #: what a crash left in .claimed was taken up
         self._stopping = threading.Event()
         self._quiet = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake")
 
     def start(self) -> None:
+        self._claims.extend(self._inbox.leftovers())
         self._thread.start()
 
     def stop(self) -> None:
@@ -99,10 +102,6 @@ class Intake:
 
     def _turn(self) -> bool:
         """Claim what is ready and take one chunk of it. True when there is more to do."""
-        if not self._recovered:
-            self._inbox.scan(0)
-            self._claims.extend(self._inbox.leftovers())
-            self._recovered = True
         if not self._claims:
             full = self._store.counts()[JobState.QUEUED] >= self._max_queued
             self._claims.extend(self._inbox.scan(0 if full else 1024))
@@ -129,7 +128,7 @@ class Intake:
             self._set_aside(claim, batch, dict(batch.error))
         elif batch.recorded_at is not None:
             self._already(claim, batch)
-        elif batch.tries > MAX_TRIES:
+        elif batch.tries > (MAX_TRIES_TABLE if claim.suffix in jobfile.LINE_SUFFIXES else MAX_TRIES):
             self._refuse(claim, batch, SteadyError("crashed_service"))
         else:
             try:
@@ -242,7 +241,7 @@ class Intake:
                 stream, claim.suffix, self._limits,
                 stem=_stem(claim, batch) if pictures > 1 else "",
                 digits=max(4, len(str(pictures))), now=_local(batch), salt=claim.ticket,
-                priority=_priority(batch, pictures),
+                priority=_priority(batch, pictures) or Priority.NORMAL,
             )  # fmt: skip
             for each in lines:
                 if isinstance(each, jobfile.Row):

@@ -36,7 +36,7 @@ from watcher.window import RunWindow
 logger = logging.getLogger("steady.watcher")
 
 MAX_WATCHER_DEATHS = 10
-STOP_SECONDS = 8.0  #: the running job's time to end after SIGTERM
+STOP_SECONDS = 5.0  #: the running job's time to end after SIGTERM
 _PULSE_SECONDS = 0.1  #: at most ten pulses a second …
 _BEAT_SECONDS = 1.0  #: … and at least one
 _CARE_SECONDS = 2.0  #: between looks at disk, folders and record
