@@ -6,15 +6,14 @@ that is read again after a crash gets the very same rows. Part of :class:`watche
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
 import json
-import time
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from watcher.database import Database, Row
+from watcher.entries import Row, batch_of, to_json
 from watcher.errors import SteadyError
+from watcher.imagenames import Wish, default_name
 from watcher.jobs import (
     SUFFIXES,
     Batch,
@@ -24,14 +23,10 @@ from watcher.jobs import (
     job_id_of,
     ticket_of_key,
 )
+from watcher.record import Record
 
 #: What the request column leaves out: it has a column of its own or is the same for all.
 _OWN_COLUMN = {"prompt", "count", "priority", "not_before", "key"}
-
-
-def now_us() -> int:
-    """The time as the record writes it: microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
 
 
 @dataclass(frozen=True)
@@ -52,115 +47,8 @@ class NewJob:
     id: str | None = None
 
 
-@dataclass(frozen=True)
-class _Wish:
-    """A picture name somebody would like: ``base``, in ``folder`` or unique in all of them."""
-
-    job_id: str
-    folder: str
-    base: str
-    everywhere: bool
-
-    @property
-    def family(self) -> str:
-        return f"{'*' if self.everywhere else folded(self.folder)}/{folded(self.base)}"
-
-
-def folded(text: str) -> str:
-    """The spelling under which names are compared, as case-insensitive disks do."""
-    if text.isascii():
-        return text.lower()
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
-
-
-def batch_of(row: Row) -> Batch:
-    """The Batch a row of the table says."""
-    return Batch(
-        ticket=row["ticket"],
-        claim=row["claim"],
-        name=row["name"],
-        suffix=row["suffix"],
-        source=row["source"],
-        created_at=row["created_at"],
-        digest=row["digest"],
-        key=row["key"],
-        image_name=row["image_name"],
-        tries=row["tries"],
-        next_line=row["next_line"],
-        refused_rows=row["refused_rows"],
-        jobs=sum(row[f"n_{state}"] for state in JobState),
-        recorded_at=row["recorded_at"],
-        cancelled=bool(row["cancelled"]),
-        paused=bool(row["paused"]),
-        archived=bool(row["archived"]),
-        error=json.loads(row["error"]) if row["error"] else None,
-        warnings=tuple(json.loads(row["warnings"])),
-    )
-
-
-class Batches:
-    """Settings, batches and recording; :class:`watcher.store.JobStore` adds the jobs' lives."""
-
-    def __init__(
-        self,
-        url: str,
-        *,
-        synchronous: str = "full",
-        clock: Callable[[], int] = now_us,
-        checkpointer: bool = True,
-        busy_seconds: float = 10.0,
-    ) -> None:
-        self._clock = clock
-        self._db = Database(
-            url, synchronous=synchronous, checkpointer=checkpointer, busy_seconds=busy_seconds
-        )
-
-    def close(self) -> None:
-        """Give everything back; the last one out moves SQLite's log into the file."""
-        self._db.close()
-
-    def reopen(self) -> None:
-        """Start anew on the file that now lies at the path."""
-        self._db.reopen()
-
-    def check(self) -> None:
-        """SteadyError ``database_trouble`` when the file was deleted or replaced meanwhile."""
-        self._db.check()
-
-    def verify(self) -> None:
-        """Read the whole file for damage; SteadyError ``database_damaged``. Seconds per GB."""
-        self._db.verify()
-
-    @property
-    def unchecked(self) -> bool:
-        """True: the last stop was no clean one and nobody called :meth:`verify` yet."""
-        return self._db.unchecked
-
-    def data_version(self) -> int:
-        """Changes whenever anybody, also this process, committed something."""
-        return self._db.data_version()
-
-    # -- settings
-
-    def get(self, key: str) -> Any | None:
-        """The value of a setting, or None."""
-        rows = self._db.poll("SELECT value FROM settings WHERE key = :key", key=key)
-        return json.loads(rows[0]["value"]) if rows else None
-
-    def put(self, key: str, value: Any) -> None:
-        """Set ``key`` to anything JSON knows. ``paused`` takes effect with the next claim."""
-        with self._db.write():
-            self._db.run(
-                "INSERT INTO settings (key, value) VALUES (:key, :value)"
-                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                key=key,
-                value=_json(value),
-            )
-
-    def drop(self, key: str) -> None:
-        """Forget a setting."""
-        with self._db.write():
-            self._db.run("DELETE FROM settings WHERE key = :key", key=key)
+class Batches(Record):
+    """Batches and recording."""
 
     # -- batches before they are recorded
 
@@ -193,9 +81,9 @@ class Batches:
             folder = folder or f"{local:%Y%m%d}"
             picture = None
             if image_name is not False:
-                base = _default_name(local) if image_name is True else image_name
-                wish = _Wish(ticket, folder, base, everywhere=image_name is True)
-                picture = self._give_names([wish])[0]
+                base = default_name(local) if image_name is True else image_name
+                wish = Wish(ticket, folder, base, everywhere=image_name is True)
+                picture = self._names.give([wish])[0]
             return batch_of(
                 self._db.run(
                     "INSERT INTO batches (ticket, name, suffix, source, created_at, digest, key,"
@@ -252,7 +140,8 @@ class Batches:
             )
             row = rows[0] if rows else None
             row = row or self._batch_row("claim", claim) or self._batch_row("ticket", claim)
-            assert row is not None  # inserted above, or the reason the insert met a conflict
+            if row is None:  # inserted above, or the reason why the insert met a conflict
+                raise RuntimeError("another writer inside our transaction")
             return batch_of(row)
 
     def adopt_key(self, claim: str, key: str, *, digest: str | None = None) -> Batch:
@@ -289,7 +178,7 @@ class Batches:
             self._db.run(
                 "UPDATE batches SET error = :error, recorded_at = :now"
                 " WHERE claim = :claim AND recorded_at IS NULL",
-                error=_json(error),
+                error=to_json(error),
                 now=self._clock() if now is None else now,
                 claim=claim,
             )
@@ -349,7 +238,7 @@ class Batches:
             known = {
                 row["id"]
                 for row in self._db.run(
-                    f"SELECT id FROM jobs WHERE id IN {self._each('ids')}", ids=_json(ids)
+                    f"SELECT id FROM jobs WHERE id IN {self._db.each('ids')}", ids=to_json(ids)
                 )
             }
             fresh: list[tuple[int, str, NewJob]] = []
@@ -368,7 +257,7 @@ class Batches:
                 " WHERE ticket = :ticket",
                 ticket=ticket,
                 line=next_line,
-                warnings=_json(noted),
+                warnings=to_json(noted),
                 refused=refused_rows,
                 final=int(final),
                 fresh=int(bool(fresh)),
@@ -416,11 +305,11 @@ class Batches:
             if not (reserved and id_ == batch["ticket"]):
                 base = job.request.name or job.stem
                 wishes.append(
-                    _Wish(id_, job.request.folder or day, base, False)
+                    Wish(id_, job.request.folder or day, base, False)
                     if base
-                    else _Wish(id_, job.request.folder or day, _default_name(local), True)
+                    else Wish(id_, job.request.folder or day, default_name(local), True)
                 )
-        names = iter(zip(wishes, self._give_names(wishes), strict=True))
+        names = iter(zip(wishes, self._names.give(wishes), strict=True))
         rows = []
         for index, id_, job in fresh:
             if reserved and id_ == batch["ticket"]:
@@ -451,92 +340,16 @@ class Batches:
                     "folder": folder,
                     "path": f"{folder}/{picture}{SUFFIXES[job.request.format or 'png']}",
                     "prompt": job.request.prompt,
-                    "request": _json(
+                    "request": to_json(
                         job.request.model_dump(exclude=_OWN_COLUMN, exclude_none=True)
                     ),
                     "created_at": now,
                     "completed_at": now if cancelled else None,
-                    "warnings": _json(job.warnings) if job.warnings else None,
+                    "warnings": to_json(job.warnings) if job.warnings else None,
                 }
             )
         self._db.run_many(_INSERT_JOB, rows)
         self._set_batch("last_rank = :rank", ticket=batch["ticket"], rank=bulk_rank)
-
-    # -- picture names
-
-    def _give_names(self, wishes: Sequence[_Wish]) -> list[str]:
-        """A name for each wish, reserved for its job for ever; inside a write transaction.
-
-        The next number of a family is read from the index, never found by trying; only names
-        that somebody else's base happens to spell (``cat_2``) take another round.
-        """
-        if not wishes:
-            return []
-        number = {
-            row["family"]: row["n"]
-            for row in self._db.run(
-                "SELECT family, max(n) AS n FROM image_names"
-                f" WHERE family IN {self._each('families')} GROUP BY family",
-                families=_json(sorted({wish.family for wish in wishes})),
-            )
-        }
-        names = [""] * len(wishes)
-        chosen: dict[tuple[str, str], int] = {}  # (folded name, folded folder) -> number
-        anywhere: set[str] = set()
-        open_ = list(range(len(wishes)))
-        while open_:
-            for k in open_:
-                wish = wishes[k]
-                family, place = wish.family, folded(wish.folder)
-                while True:
-                    n = number[family] = number.get(family, 0) + 1
-                    names[k] = wish.base if n == 1 else f"{wish.base}_{n}"
-                    spelt = folded(names[k])
-                    if (spelt, place) not in chosen and not (wish.everywhere and spelt in anywhere):
-                        break
-                chosen[spelt, place] = n
-                anywhere.add(spelt)
-            taken: dict[str, set[str]] = {}
-            for row in self._db.run(
-                f"SELECT folded, folder FROM image_names WHERE folded IN {self._each('names')}",
-                names=_json([folded(names[k]) for k in open_]),
-            ):
-                taken.setdefault(row["folded"], set()).add(row["folder"])
-            open_ = [
-                k
-                for k in open_
-                if (folders := taken.get(folded(names[k])))
-                and (wishes[k].everywhere or folded(wishes[k].folder) in folders)
-            ]
-        self._db.run_many(
-            "INSERT INTO image_names (folded, folder, family, n, job_id)"
-            " VALUES (:folded, :folder, :family, :n, :job_id)",
-            [
-                {
-                    "folded": folded(name),
-                    "folder": folded(wish.folder),
-                    "family": wish.family,
-                    "n": chosen[folded(name), folded(wish.folder)],
-                    "job_id": wish.job_id,
-                }
-                for wish, name in zip(wishes, names, strict=True)
-            ],
-        )
-        return names
-
-    def _next_name(self, job_id: str, folder: str, name: str) -> str:
-        """One more name of the family that ``name`` is of, for the same job."""
-        row = self._db.run(
-            "SELECT family, n FROM image_names WHERE folded = :name AND folder = :folder",
-            name=folded(name),
-            folder=folded(folder),
-        )[0]
-        base = name.removesuffix(f"_{row['n']}") if row["n"] > 1 else name
-        wish = _Wish(job_id, folder, base, everywhere=row["family"].startswith("*/"))
-        return self._give_names([wish])[0]
-
-    def _each(self, name: str) -> str:
-        return self._db.dialect.each.format(f":{name}")
 
     # -- batches once they are recorded
 
@@ -620,18 +433,25 @@ class Batches:
         return rows[0]
 
 
-def _default_name(local: datetime) -> str:
-    return f"ImgGen_{local:%H%M%S}"
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-_JOB_COLUMNS = (
-    "id ticket idx state rev class rank held not_before image_name folder path prompt request"
-    " created_at completed_at warnings"
-).split()
+_JOB_COLUMNS = [
+    "id",
+    "ticket",
+    "idx",
+    "state",
+    "rev",
+    "class",
+    "rank",
+    "held",
+    "not_before",
+    "image_name",
+    "folder",
+    "path",
+    "prompt",
+    "request",
+    "created_at",
+    "completed_at",
+    "warnings",
+]
 _INSERT_JOB = (
     f"INSERT INTO jobs ({', '.join(_JOB_COLUMNS)})"
     f" VALUES ({', '.join(':' + column for column in _JOB_COLUMNS)})"

@@ -23,9 +23,8 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from watcher import schema
+from watcher.entries import Row
 from watcher.errors import SteadyError
-
-Row = dict[str, Any]
 
 POOL = 8  #: connections for transactions
 READERS = 8  #: connections for polls
@@ -287,6 +286,10 @@ class Database:
             if not self.dialect.hints:
                 sql = re.sub(r":(\w+)", r"%(\1)s", sql)
             self._db.executable.exec_driver_sql(sql, list(rows))
+
+    def each(self, name: str) -> str:
+        """SQL for the members of the JSON list of strings that is bound as ``name``."""
+        return self.dialect.each.format(f":{name}")
 
     def poll(self, sql: str, **values: Any) -> list[Row]:
         """A one-statement look for hot paths: on SQLite past the pool, ten times as fast."""

@@ -10,16 +10,14 @@ in the bulk class, its start time in a fair queue between batches.
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
-import json
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
-from watcher.batches import Batches, NewJob, batch_of, folded, now_us
-from watcher.database import Row
+from watcher.batches import Batches, NewJob
+from watcher.entries import batch_of, job_of, now_us, to_json
 from watcher.errors import SteadyError
-from watcher.jobs import Batch, Job, JobRequest, JobState, Priority
+from watcher.jobs import Batch, Job, Priority
+from watcher.views import READY, JobFilter, Views
 
 __all__ = ["JobFilter", "JobStore", "NewJob", "now_us"]
 
@@ -27,8 +25,6 @@ __all__ = ["JobFilter", "JobStore", "NewJob", "now_us"]
 BULK_TURN = 20
 
 _BULK = Priority.BULK.level
-_PRIORITIES = {priority.level: priority for priority in Priority}
-_READY = "INDEXED BY jobs_ready WHERE state = 'queued' AND held IS NULL"
 
 # Guarded by everything a claim depends on: queued, not held, its class allowed now, the queue
 # not paused, and whether bulk has waited long enough to go first.
@@ -36,9 +32,9 @@ _CLAIM = f"""
 UPDATE jobs SET state = 'generating', attempt = attempt + 1, started_at = :now,
     rev = (SELECT rev FROM queue) + 1
 WHERE seq = (
-    SELECT seq FROM jobs {_READY} AND class <= :worst
+    SELECT seq FROM jobs {READY} AND class <= :worst
       AND class >= (SELECT CASE WHEN streak >= {BULK_TURN} AND :worst >= {_BULK}
-            AND EXISTS (SELECT 1 FROM jobs {_READY} AND class = {_BULK})
+            AND EXISTS (SELECT 1 FROM jobs {READY} AND class = {_BULK})
           THEN {_BULK} ELSE 0 END FROM queue)
       AND NOT EXISTS (SELECT 1 FROM settings WHERE key = 'paused')
     ORDER BY class, rank, seq LIMIT 1)
@@ -48,7 +44,7 @@ RETURNING *"""
 _CLAIMED = f"""
 UPDATE queue SET rev = rev + 1,
     streak = CASE WHEN :class < {_BULK} AND :worst >= {_BULK}
-          AND EXISTS (SELECT 1 FROM jobs {_READY} AND class = {_BULK})
+          AND EXISTS (SELECT 1 FROM jobs {READY} AND class = {_BULK})
         THEN streak + 1 WHEN :class < {_BULK} THEN streak ELSE 0 END,
     bulk_time = CASE WHEN :class = {_BULK} AND :rank > bulk_time THEN :rank ELSE bulk_time END"""
 
@@ -58,67 +54,11 @@ _HELD = """CASE WHEN EXISTS (SELECT 1 FROM batches AS b WHERE b.ticket = jobs.ti
 
 # A fresh start for a failed or cancelled job, in its new place among those who wait.
 _RETRY = f"""state = 'queued', held = {_HELD}, deaths = 0, watcher_deaths = 0,
-    cancel_requested = 0, started_at = NULL, completed_at = NULL, error_code = NULL, error_message = NULL,
-    facts = NULL"""
+    cancel_requested = 0, started_at = NULL, completed_at = NULL, error_code = NULL,
+    error_message = NULL, facts = NULL"""
 
 
-@dataclass(frozen=True)
-class JobFilter:
-    """What a list of jobs is narrowed to; None means any.
-
-    ``text``: part of the prompt, in any case. ``since`` and ``until``: created then,
-    microseconds, until not included. ``name``: the picture's name, in any case, any folder.
-    """
-
-    state: JobState | None = None
-    text: str | None = None
-    since: int | None = None
-    until: int | None = None
-    ticket: str | None = None
-    name: str | None = None
-
-
-def job_of(row: Row) -> Job:
-    """The Job a row of the table says. Old rows are not checked against today's limits."""
-    request: dict[str, Any] = json.loads(row["request"])
-    priority = _PRIORITIES[row["class"]]
-    facts: dict[str, Any] = json.loads(row["facts"]) if row["facts"] else {}
-    if row["history"]:
-        facts["attempts"] = [json.loads(line) for line in row["history"].splitlines()]
-    return Job(
-        seq=row["seq"],
-        id=row["id"],
-        ticket=row["ticket"],
-        index=row["idx"],
-        state=JobState(row["state"]),
-        rev=row["rev"],
-        request=JobRequest.model_construct(
-            prompt=row["prompt"], priority=priority.value, **request
-        ),
-        image_name=row["image_name"],
-        folder=row["folder"],
-        path=row["path"],
-        priority=priority,
-        created_at=row["created_at"],
-        attempt=row["attempt"],
-        deaths=row["deaths"],
-        watcher_deaths=row["watcher_deaths"],
-        held=row["held"],
-        not_before=row["not_before"],
-        cancel_requested=bool(row["cancel_requested"]),
-        started_at=row["started_at"],
-        completed_at=row["completed_at"],
-        error_code=row["error_code"],
-        error_message=row["error_message"],
-        sha256=row["sha256"],
-        bytes=row["bytes"],
-        deleted_at=row["deleted_at"],
-        warnings=tuple(json.loads(row["warnings"])) if row["warnings"] else (),
-        facts=facts,
-    )
-
-
-class JobStore(Batches):
+class JobStore(Batches, Views):
     """The record. Safe to share between threads; any number of processes may have it open.
 
     JobStore(url, *, synchronous="full", clock=now_us, checkpointer=True, busy_seconds=10.0):
@@ -156,7 +96,7 @@ class JobStore(Batches):
                 attempt=attempt,
                 sha256=sha256,
                 bytes=bytes,
-                facts=_json(facts),
+                facts=to_json(facts),
                 now=now,
             )
 
@@ -182,7 +122,7 @@ class JobStore(Batches):
                 state="cancelled" if cancelled else "failed",
                 code=None if cancelled else code,
                 message=None if cancelled else message,
-                facts=_json(facts or {}),
+                facts=to_json(facts or {}),
                 now=now,
             )
 
@@ -200,7 +140,7 @@ class JobStore(Batches):
 
         ``why`` is kept in ``facts["attempts"]``. ``death``, ``watcher_death``: count one.
         """
-        line = _json({"attempt": attempt, "why": why, "at": now}) + "\n"
+        line = to_json({"attempt": attempt, "why": why, "at": now}) + "\n"
         with self._db.write():
             return self._move(
                 "state = CASE WHEN cancel_requested = 1 THEN 'cancelled' ELSE 'queued' END,"
@@ -233,7 +173,7 @@ class JobStore(Batches):
             if not rows:
                 return None
             row = rows[0]
-            name = self._next_name(id, row["folder"], row["image_name"])
+            name = self._names.next_of(id, row["folder"], row["image_name"])
             suffix = row["path"].rpartition(".")[2]
             return self._move(
                 "image_name = :name, path = :path",
@@ -314,25 +254,6 @@ class JobStore(Batches):
         with self._db.write():
             return self._move_many("held = NULL", due, now=now)
 
-    def next_due(self) -> int | None:
-        """When the first of the jobs that wait for their ``not_before`` may run."""
-        rows = self._db.poll(
-            "SELECT min(not_before) AS t FROM jobs INDEXED BY jobs_held"
-            " WHERE state = 'queued' AND held = 'not_before'"
-        )
-        due: int | None = rows[0]["t"]
-        return due
-
-    def held(self, *, window_open: bool = True) -> int:
-        """How many queued jobs may not run now: held back, or bulk while its window is closed."""
-        rows = self._db.poll(
-            "SELECT count(*) AS n FROM jobs INDEXED BY jobs_held"
-            " WHERE state = 'queued' AND held IS NOT NULL"
-        )
-        if not window_open:
-            rows += self._db.poll(f"SELECT count(*) AS n FROM jobs {_READY} AND class = {_BULK}")
-        return sum(row["n"] for row in rows)
-
     def cancel_batch(self, ticket: str, now: int | None = None) -> Batch:
         """All of it: waiting jobs end, running ones are flagged, unread ones never start."""
         with self._db.write():
@@ -391,152 +312,7 @@ class JobStore(Batches):
                 )
             return count
 
-    # -- looking
-
-    def job(self, id: str) -> Job | None:
-        """The job with this id. The fastest look there is; meant for polling."""
-        rows = self._db.poll("SELECT * FROM jobs WHERE id = :id", id=id)
-        return job_of(rows[0]) if rows else None
-
-    def job_by_image(self, name: str, folder: str | None = None) -> Job | None:
-        """Whose picture has this name, in any case; of several folders the newest job's."""
-        where = "n.folded = :name" + (" AND n.folder = :folder" if folder is not None else "")
-        values = {"name": folded(name)} | ({"folder": folded(folder)} if folder is not None else {})
-        rows = self._db.poll(
-            "SELECT j.* FROM image_names AS n JOIN jobs AS j ON j.id = n.job_id"
-            f" WHERE {where} ORDER BY j.seq DESC LIMIT 1",
-            **values,
-        )
-        return job_of(rows[0]) if rows else None
-
-    def generating(self) -> list[Job]:
-        """Every job that was handed out and has not come back."""
-        return self._jobs("INDEXED BY jobs_generating WHERE state = 'generating' ORDER BY seq")
-
-    def cancels(self) -> list[tuple[str, int]]:
-        """(id, attempt) of running jobs somebody wants cancelled."""
-        rows = self._db.poll(
-            "SELECT id, attempt FROM jobs WHERE state = 'generating' AND cancel_requested = 1"
-        )
-        return [(row["id"], row["attempt"]) for row in rows]
-
-    def jobs(
-        self, filter: JobFilter = JobFilter(), before_seq: int | None = None, limit: int = 50
-    ) -> list[Job]:
-        """The newest jobs first; ``before_seq``: the seq of the last one already seen.
-
-        ``text`` reads every row it passes; everything else is a look into an index.
-        """
-        where, values = [], dict[str, Any](limit=limit)
-        order = "seq DESC"
-        if filter.state is not None:
-            where.append("state = :state")
-            values["state"] = filter.state.value
-        if filter.ticket is not None:
-            where.append("ticket = :ticket")
-            values["ticket"] = filter.ticket
-            order = "idx DESC"  # the same order, and there is an index for it
-        if filter.name is not None:
-            where.append("id IN (SELECT job_id FROM image_names WHERE folded = :name)")
-            values["name"] = folded(filter.name)
-        if filter.text is not None:
-            where.append("lower(prompt) LIKE lower(:text) ESCAPE '!'")
-            values["text"] = "%" + re.sub(r"([!%_])", r"!\1", filter.text) + "%"
-        # created_at grows with seq but for jumps of the clock: the index says where to look.
-        if filter.since is not None:
-            where.append(
-                "created_at >= :since AND seq >= (SELECT seq FROM jobs WHERE created_at >= :since"
-                " ORDER BY created_at, seq LIMIT 1)"
-            )
-            values["since"] = filter.since
-        if filter.until is not None:
-            where.append(
-                "created_at < :until AND seq <= (SELECT seq FROM jobs WHERE created_at < :until"
-                " ORDER BY created_at DESC, seq DESC LIMIT 1)"
-            )
-            values["until"] = filter.until
-        if before_seq is not None:
-            where.append("seq < :before_seq")
-            values["before_seq"] = before_seq
-        condition = f"WHERE {' AND '.join(where)}" if where else ""
-        return self._jobs(f"{condition} ORDER BY {order} LIMIT :limit", **values)
-
-    def jobs_of(self, ticket: str, after_index: int = -1, limit: int = 1000) -> list[Job]:
-        """The batch's jobs in its own order, a page at a time."""
-        return self._jobs(
-            "INDEXED BY jobs_by_place WHERE ticket = :ticket AND idx > :after"
-            " ORDER BY idx LIMIT :limit",
-            ticket=ticket,
-            after=after_index,
-            limit=limit,
-        )
-
-    def prefix(self, id_prefix: str, limit: int = 2) -> list[Job]:
-        """Jobs whose id begins so; two are enough to see that it is not unique."""
-        start = id_prefix.lower()
-        if not re.fullmatch(r"[0-9a-f-]{1,36}", start):
-            return []
-        return self._jobs(
-            "WHERE id >= :start AND id < :stop ORDER BY id LIMIT :limit",
-            start=start,
-            stop=start + "g",  # greater than any hexadecimal digit
-            limit=limit,
-        )
-
-    def counts(self) -> dict[JobState, int]:
-        """How many jobs are in each state."""
-        rows = self._db.poll("SELECT state, n FROM job_counts")
-        counted = {row["state"]: row["n"] for row in rows}
-        return {state: counted[state] for state in JobState}
-
-    def position(self, id: str, cap: int = 10_000) -> int | None:
-        """How many ready jobs go before this one: 0 is next, ``cap`` means that or more.
-
-        None when it is not waiting its turn (held back, running, ended, unknown). Turns that
-        bulk gets while better classes wait are not foreseen.
-        """
-        rows = self._db.poll(
-            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM jobs {_READY}"
-            " AND (class, rank, seq) < (j.class, j.rank, j.seq) LIMIT :cap) AS ahead) AS n"
-            " FROM jobs AS j WHERE j.id = :id AND j.state = 'queued' AND j.held IS NULL",
-            id=id,
-            cap=cap,
-        )
-        return int(rows[0]["n"]) if rows else None
-
-    def since(self, rev: int, limit: int = 1000) -> list[Job]:
-        """Jobs that changed after ``rev``, each as it is now, in the order of their last change."""
-        return self._jobs(
-            "INDEXED BY jobs_by_rev WHERE rev > :rev ORDER BY rev LIMIT :limit",
-            rev=rev,
-            limit=limit,
-        )
-
-    def last_rev(self) -> int:
-        """The rev of the latest transition; 0 in an empty record."""
-        return int(self._db.poll("SELECT rev FROM queue")[0]["rev"])
-
-    def durations(self, limit: int = 200) -> list[tuple[int, int, int, int, int]]:
-        """(width, height, steps, started_at, completed_at) of completed jobs, newest first."""
-        jobs = self.jobs(JobFilter(state=JobState.COMPLETED), limit=limit)
-        return [
-            (
-                job.request.width or 0,
-                job.request.height or 0,
-                job.request.num_inference_steps or 0,
-                job.started_at,
-                job.completed_at,
-            )
-            for job in jobs
-            if job.started_at is not None and job.completed_at is not None
-        ]
-
     # -- inside a transaction
-
-    def _jobs(self, rest: str, **values: Any) -> list[Job]:
-        with self._db.read():
-            rows = self._db.run(f"SELECT * FROM jobs {rest}", **values)
-        return [job_of(row) for row in rows]
 
     def _move(self, assignment: str, guard: str, **values: Any) -> Job | None:
         """The one guarded statement of a transition, and the next rev."""
@@ -582,7 +358,7 @@ class JobStore(Batches):
         self, job: Job, priority: Priority, position: Literal["front", "back"] | None
     ) -> float:
         """A place in a class: the first, the last, or that of a newcomer."""
-        ready = f"FROM jobs {_READY} AND class = {priority.level}"
+        ready = f"FROM jobs {READY} AND class = {priority.level}"
         if position == "front":
             sql = f"SELECT COALESCE(min(rank), 1) - 1 AS rank {ready}"
         elif priority is not Priority.BULK:
@@ -599,7 +375,3 @@ class JobStore(Batches):
             )
             return float(batch["last_rank"])
         return float(self._db.run(sql)[0]["rank"])
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -1,0 +1,117 @@
+"""Picture names: one belongs to one job, for ever.
+
+The table decides, and it is never pruned. Names are compared as disks that ignore case do.
+"""
+# ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
+
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from watcher.database import Database
+from watcher.entries import to_json
+
+
+def folded(text: str) -> str:
+    """The spelling under which names are compared, as case-insensitive disks do."""
+    if text.isascii():
+        return text.lower()
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+
+
+def default_name(local: datetime) -> str:
+    """The base of a picture nobody named: when it was asked for, to the second."""
+    return f"ImgGen_{local:%H%M%S}"
+
+
+@dataclass(frozen=True)
+class Wish:
+    """A picture name somebody would like: ``base``, in ``folder`` or unique in all of them."""
+
+    job_id: str
+    folder: str
+    base: str
+    everywhere: bool
+
+    @property
+    def family(self) -> str:
+        return f"{'*' if self.everywhere else folded(self.folder)}/{folded(self.base)}"
+
+
+class ImageNames:
+    """Gives names out; its methods belong inside a write transaction of ``database``."""
+
+    def __init__(self, database: Database) -> None:
+        self._db = database
+
+    def give(self, wishes: Sequence[Wish]) -> list[str]:
+        """A name for each wish, reserved for its job for ever; inside a write transaction.
+
+        The next number of a family is read from the index, never found by trying; only names
+        that somebody else's base happens to spell (``cat_2``) take another round.
+        """
+        if not wishes:
+            return []
+        number = {
+            row["family"]: row["n"]
+            for row in self._db.run(
+                "SELECT family, max(n) AS n FROM image_names"
+                f" WHERE family IN {self._db.each('families')} GROUP BY family",
+                families=to_json(sorted({wish.family for wish in wishes})),
+            )
+        }
+        names = [""] * len(wishes)
+        chosen: dict[tuple[str, str], int] = {}  # (folded name, folded folder) -> number
+        anywhere: set[str] = set()
+        open_ = list(range(len(wishes)))
+        while open_:
+            for k in open_:
+                wish = wishes[k]
+                family, place = wish.family, folded(wish.folder)
+                while True:
+                    n = number[family] = number.get(family, 0) + 1
+                    names[k] = wish.base if n == 1 else f"{wish.base}_{n}"
+                    spelt = folded(names[k])
+                    if (spelt, place) not in chosen and not (wish.everywhere and spelt in anywhere):
+                        break
+                chosen[spelt, place] = n
+                anywhere.add(spelt)
+            taken: dict[str, set[str]] = {}
+            for row in self._db.run(
+                f"SELECT folded, folder FROM image_names WHERE folded IN {self._db.each('names')}",
+                names=to_json([folded(names[k]) for k in open_]),
+            ):
+                taken.setdefault(row["folded"], set()).add(row["folder"])
+            open_ = [
+                k
+                for k in open_
+                if (folders := taken.get(folded(names[k])))
+                and (wishes[k].everywhere or folded(wishes[k].folder) in folders)
+            ]
+        self._db.run_many(
+            "INSERT INTO image_names (folded, folder, family, n, job_id)"
+            " VALUES (:folded, :folder, :family, :n, :job_id)",
+            [
+                {
+                    "folded": folded(name),
+                    "folder": folded(wish.folder),
+                    "family": wish.family,
+                    "n": chosen[folded(name), folded(wish.folder)],
+                    "job_id": wish.job_id,
+                }
+                for wish, name in zip(wishes, names, strict=True)
+            ],
+        )
+        return names
+
+    def next_of(self, job_id: str, folder: str, name: str) -> str:
+        """One more name of the family that ``name`` is of, for the same job."""
+        row = self._db.run(
+            "SELECT family, n FROM image_names WHERE folded = :name AND folder = :folder",
+            name=folded(name),
+            folder=folded(folder),
+        )[0]
+        base = name.removesuffix(f"_{row['n']}") if row["n"] > 1 else name
+        wish = Wish(job_id, folder, base, everywhere=row["family"].startswith("*/"))
+        return self.give([wish])[0]

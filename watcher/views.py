@@ -1,0 +1,203 @@
+"""Looking at the record: one job, lists in pages, figures. Nothing here changes anything.
+
+Pages go by key, never by offset, and figures are counted by triggers, so no look grows with
+the record (but for :attr:`JobFilter.text`). Part of :class:`watcher.store.JobStore`.
+"""
+# ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+from watcher.entries import job_of
+from watcher.imagenames import folded
+from watcher.jobs import Job, JobState, Priority
+from watcher.record import Record
+
+#: The ready jobs, as their own index has them. Without the hint SQLite prefers the index of the
+#: lists and sorts the whole backlog for each claim: a second at a million rows.
+READY = "INDEXED BY jobs_ready WHERE state = 'queued' AND held IS NULL"
+
+
+@dataclass(frozen=True)
+class JobFilter:
+    """What a list of jobs is narrowed to; None means any.
+
+    ``text``: part of the prompt, in any case. ``since`` and ``until``: created then,
+    microseconds, until not included. ``name``: the picture's name, in any case, any folder.
+    """
+
+    state: JobState | None = None
+    text: str | None = None
+    since: int | None = None
+    until: int | None = None
+    ticket: str | None = None
+    name: str | None = None
+
+
+class Views(Record):
+    """Every question the record answers about jobs."""
+
+    def job(self, id: str) -> Job | None:
+        """The job with this id. The fastest look there is; meant for polling."""
+        rows = self._db.poll("SELECT * FROM jobs WHERE id = :id", id=id)
+        return job_of(rows[0]) if rows else None
+
+    def job_by_image(self, name: str, folder: str | None = None) -> Job | None:
+        """Whose picture has this name, in any case; of several folders the newest job's."""
+        where = "n.folded = :name" + (" AND n.folder = :folder" if folder is not None else "")
+        values = {"name": folded(name)} | ({"folder": folded(folder)} if folder is not None else {})
+        rows = self._db.poll(
+            "SELECT j.* FROM image_names AS n JOIN jobs AS j ON j.id = n.job_id"
+            f" WHERE {where} ORDER BY j.seq DESC LIMIT 1",
+            **values,
+        )
+        return job_of(rows[0]) if rows else None
+
+    def generating(self) -> list[Job]:
+        """Every job that was handed out and has not come back."""
+        return self._jobs("INDEXED BY jobs_generating WHERE state = 'generating' ORDER BY seq")
+
+    def cancels(self) -> list[tuple[str, int]]:
+        """(id, attempt) of running jobs somebody wants cancelled."""
+        rows = self._db.poll(
+            "SELECT id, attempt FROM jobs WHERE state = 'generating' AND cancel_requested = 1"
+        )
+        return [(row["id"], row["attempt"]) for row in rows]
+
+    def jobs(
+        self, filter: JobFilter = JobFilter(), before_seq: int | None = None, limit: int = 50
+    ) -> list[Job]:
+        """The newest jobs first; ``before_seq``: the seq of the last one already seen.
+
+        ``text`` reads every row it passes; everything else is a look into an index.
+        """
+        where, values = [], dict[str, Any](limit=limit)
+        order = "seq DESC"
+        if filter.state is not None:
+            where.append("state = :state")
+            values["state"] = filter.state.value
+        if filter.ticket is not None:
+            where.append("ticket = :ticket")
+            values["ticket"] = filter.ticket
+            order = "idx DESC"  # the same order, and there is an index for it
+        if filter.name is not None:
+            where.append("id IN (SELECT job_id FROM image_names WHERE folded = :name)")
+            values["name"] = folded(filter.name)
+        if filter.text is not None:
+            where.append("lower(prompt) LIKE lower(:text) ESCAPE '!'")
+            values["text"] = "%" + re.sub(r"([!%_])", r"!\1", filter.text) + "%"
+        # created_at grows with seq but for jumps of the clock: the index says where to look.
+        if filter.since is not None:
+            where.append(
+                "created_at >= :since AND seq >= (SELECT seq FROM jobs WHERE created_at >= :since"
+                " ORDER BY created_at, seq LIMIT 1)"
+            )
+            values["since"] = filter.since
+        if filter.until is not None:
+            where.append(
+                "created_at < :until AND seq <= (SELECT seq FROM jobs WHERE created_at < :until"
+                " ORDER BY created_at DESC, seq DESC LIMIT 1)"
+            )
+            values["until"] = filter.until
+        if before_seq is not None:
+            where.append("seq < :before_seq")
+            values["before_seq"] = before_seq
+        condition = f"WHERE {' AND '.join(where)}" if where else ""
+        return self._jobs(f"{condition} ORDER BY {order} LIMIT :limit", **values)
+
+    def jobs_of(self, ticket: str, after_index: int = -1, limit: int = 1000) -> list[Job]:
+        """The batch's jobs in its own order, a page at a time."""
+        return self._jobs(
+            "INDEXED BY jobs_by_place WHERE ticket = :ticket AND idx > :after"
+            " ORDER BY idx LIMIT :limit",
+            ticket=ticket,
+            after=after_index,
+            limit=limit,
+        )
+
+    def prefix(self, id_prefix: str, limit: int = 2) -> list[Job]:
+        """Jobs whose id begins so; two are enough to see that it is not unique."""
+        start = id_prefix.lower()
+        if not re.fullmatch(r"[0-9a-f-]{1,36}", start):
+            return []
+        return self._jobs(
+            "WHERE id >= :start AND id < :stop ORDER BY id LIMIT :limit",
+            start=start,
+            stop=start + "g",  # greater than any hexadecimal digit
+            limit=limit,
+        )
+
+    def counts(self) -> dict[JobState, int]:
+        """How many jobs are in each state."""
+        rows = self._db.poll("SELECT state, n FROM job_counts")
+        counted = {row["state"]: row["n"] for row in rows}
+        return {state: counted[state] for state in JobState}
+
+    def position(self, id: str, cap: int = 10_000) -> int | None:
+        """How many ready jobs go before this one: 0 is next, ``cap`` means that or more.
+
+        None when it is not waiting its turn (held back, running, ended, unknown). Turns that
+        bulk gets while better classes wait are not foreseen.
+        """
+        rows = self._db.poll(
+            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM jobs {READY}"
+            " AND (class, rank, seq) < (j.class, j.rank, j.seq) LIMIT :cap) AS ahead) AS n"
+            " FROM jobs AS j WHERE j.id = :id AND j.state = 'queued' AND j.held IS NULL",
+            id=id,
+            cap=cap,
+        )
+        return int(rows[0]["n"]) if rows else None
+
+    def since(self, rev: int, limit: int = 1000) -> list[Job]:
+        """Jobs that changed after ``rev``, each as it is now, in the order of their last change."""
+        return self._jobs(
+            "INDEXED BY jobs_by_rev WHERE rev > :rev ORDER BY rev LIMIT :limit",
+            rev=rev,
+            limit=limit,
+        )
+
+    def last_rev(self) -> int:
+        """The rev of the latest transition; 0 in an empty record."""
+        return int(self._db.poll("SELECT rev FROM queue")[0]["rev"])
+
+    def durations(self, limit: int = 200) -> list[tuple[int, int, int, int, int]]:
+        """(width, height, steps, started_at, completed_at) of completed jobs, newest first."""
+        jobs = self.jobs(JobFilter(state=JobState.COMPLETED), limit=limit)
+        return [
+            (
+                job.request.width or 0,
+                job.request.height or 0,
+                job.request.num_inference_steps or 0,
+                job.started_at,
+                job.completed_at,
+            )
+            for job in jobs
+            if job.started_at is not None and job.completed_at is not None
+        ]
+
+    def next_due(self) -> int | None:
+        """When the first of the jobs that wait for their ``not_before`` may run."""
+        rows = self._db.poll(
+            "SELECT min(not_before) AS t FROM jobs INDEXED BY jobs_held"
+            " WHERE state = 'queued' AND held = 'not_before'"
+        )
+        due: int | None = rows[0]["t"]
+        return due
+
+    def held(self, *, window_open: bool = True) -> int:
+        """How many queued jobs may not run now: held back, or bulk while its window is closed."""
+        rows = self._db.poll(
+            "SELECT count(*) AS n FROM jobs INDEXED BY jobs_held"
+            " WHERE state = 'queued' AND held IS NOT NULL"
+        )
+        if not window_open:
+            rows += self._db.poll(
+                f"SELECT count(*) AS n FROM jobs {READY} AND class = {Priority.BULK.level}"
+            )
+        return sum(row["n"] for row in rows)
+
+    def _jobs(self, rest: str, **values: Any) -> list[Job]:
+        with self._db.read():
+            rows = self._db.run(f"SELECT * FROM jobs {rest}", **values)
+        return [job_of(row) for row in rows]
