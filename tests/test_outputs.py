@@ -10,6 +10,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -56,6 +57,16 @@ def picture(size: tuple[int, int] = (64, 48)) -> Image.Image:
 
 def recipe(job: Job) -> dict[str, Any]:
     return recipe_of(job, {"model": "starter", "device": "cpu"})
+
+
+@pytest.fixture
+def tmp_path(tmp_path: Path) -> Iterator[Path]:
+    """In memory where that can be had: thousands of fsyncs are not what is tested."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        yield Path(folder)
 
 
 @pytest.fixture

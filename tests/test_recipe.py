@@ -299,7 +299,7 @@ def webp(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"RIFF" + struct.pack("<L", len(body)) + body
 
 
-BOMB = zlib.compress(b"a" * 100_000_000, 9)
+BOMB = zlib.compress(b"a" * 60_000_000, 1)
 OURS = b"steadydiffusion\x00"
 ZTXT = b"\x00" + BOMB
 LOSSLESS = (b"VP8L", b"\x2f" + struct.pack("<L", 0) + bytes(9))
@@ -358,7 +358,7 @@ def test_a_truncated_picture_carries_nothing(format: str) -> None:
 GOOD = {format: made(format)[1] for format in FORMATS}
 
 
-@settings(max_examples=400, deadline=500, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=200, deadline=500, suppress_health_check=[HealthCheck.too_slow])
 @given(
     base=st.sampled_from(FORMATS),
     cuts=st.lists(
@@ -373,7 +373,7 @@ def test_no_damage_makes_it_raise(base: str, cuts: list[tuple[float, int, bytes]
     read_recipe(data)
 
 
-@settings(max_examples=300, deadline=500)
+@settings(max_examples=150, deadline=500)
 @given(st.sampled_from([b"", b"\x89PNG\r\n\x1a\n", b"RIFF", b"\xff\xd8\xff\xe1"]), st.binary())
 def test_no_bytes_make_it_raise(magic: bytes, rest: bytes) -> None:
     read_recipe(magic + rest)
@@ -403,7 +403,7 @@ def as_exif_jpeg(comment: bytes) -> bytes:
     )  # fmt: skip
 
 
-@settings(max_examples=300, deadline=1000)
+@settings(max_examples=150, deadline=1000)
 @given(
     prompt=st.text(st.characters(exclude_categories=["Cs"]), max_size=200),
     negative=st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=50),
