@@ -43,7 +43,6 @@ log = logging.getLogger("watcher.zimage")
 
 PARTS = ("transformer", "text_encoder", "vae")
 MAX_TOKENS = 512  #: of a prompt with its template; the tokenizer cuts what is longer
-TILE = 512  #: pixels on a side of one tile of a decode
 T = TypeVar("T")
 
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
@@ -58,6 +57,8 @@ class ZImage:
             ``prompt_truncated``; and ``info``, what differed from the EngineInfo.
         counters: the same counts since load, cancelled and failed pictures included.
     """
+
+    tile = 512  #: pixels on a side of one tile of a decode
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
@@ -323,8 +324,8 @@ class ZImage:
         vae = pipe.vae
         self.counters["decodes"] += 1
         if tiled:
-            vae.tile_sample_min_size = TILE
-            vae.tile_latent_min_size = TILE // pipe.vae_scale_factor
+            vae.tile_sample_min_size = self.tile
+            vae.tile_latent_min_size = self.tile // pipe.vae_scale_factor
         vae.use_tiling = tiled
         with torch.no_grad():
             latents = latents.to(vae.dtype)
@@ -605,8 +606,23 @@ def _read_pipeline(folder: Path, chosen: Plan) -> Any:
             raise
         words = " ".join(str(error).split())[:300]
         raise SteadyError("model_damaged", words) from error
+    for part in PARTS:
+        _must_be_whole(part, getattr(pipe, part), folder / part)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _must_be_whole(name: str, module: torch.nn.Module, folder: Path) -> None:
+    """The libraries fill weights that are absent with noise, and only mention it."""
+    stored: set[str] = set()
+    for path in _weight_files(folder):
+        stored |= {key.removeprefix("model.") for key in _header(path)[0]}
+    absent = [
+        key for key, _ in module.named_parameters() if key.removeprefix("model.") not in stored
+    ]
+    if absent:
+        words = f"{name} lacks {len(absent)} of its weights, {absent[0]} for one."
+        raise SteadyError("model_damaged", words)
 
 
 def _quantization(chosen: Plan) -> Any:

@@ -1,0 +1,491 @@
+"""The real pipeline with the starter model, on the processor."""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import until
+
+from watcher.engine import (
+    BadPicture,
+    Cancelled,
+    DeviceLost,
+    EngineInfo,
+    EngineSettings,
+    ModelMissing,
+    OutOfMemory,
+)
+from watcher.errors import SteadyError
+from watcher.executor import Died, Failed, LocalExecutor, Picture, Ready, Step, WorkerSpec
+from watcher.jobs import JobRequest
+from watcher.zimage import ZImage, inspect, probe, sigmas_of
+
+HERE = Path(__file__).parent
+STARTER = HERE.parent / "starter" / "model"
+FOX = "a red circle on a blue background"
+
+
+def ask(prompt: str = FOX, *, size: str = "64x64", seed: int = 5, steps: int = 9) -> JobRequest:
+    width, height = size.split("x")
+    return JobRequest(
+        prompt=prompt, width=int(width), height=int(height), num_inference_steps=steps, seed=seed
+    )
+
+
+def nothing(done: int, total: int) -> None:
+    """A step nobody watches."""
+
+
+def settings(**options: Any) -> EngineSettings:
+    return EngineSettings(str(STARTER), "cpu", options={"warm_up": False, **options})
+
+
+def loaded(kind: type[ZImage] = ZImage, **options: Any) -> ZImage:
+    engine = kind(settings(**options))
+    engine.load()
+    return engine
+
+
+@pytest.fixture(scope="module")
+def engine() -> Iterator[ZImage]:
+    """One engine for all tests that leave it as it was."""
+    engine = ZImage(EngineSettings(str(STARTER), "cpu"))
+    engine.load()
+    yield engine
+    engine.close()
+
+
+@pytest.fixture
+def info(engine: ZImage) -> EngineInfo:
+    return ZImage(settings()).load()
+
+
+@pytest.fixture(scope="module")
+def bare() -> Callable[..., np.ndarray[Any, Any]]:
+    """diffusers' own pipeline, called as its users call it."""
+    from diffusers import ZImagePipeline
+
+    pipe = ZImagePipeline.from_pretrained(STARTER, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+
+    def draw(request: JobRequest, forwards: int) -> np.ndarray[Any, Any]:
+        image = pipe(
+            request.prompt,
+            width=request.width,
+            height=request.height,
+            num_inference_steps=forwards,
+            guidance_scale=0.0,
+            generator=torch.Generator("cpu").manual_seed(request.seed or 0),
+        ).images[0]
+        return np.asarray(image)
+
+    return draw
+
+
+# -- pixels
+
+
+@pytest.mark.parametrize(
+    ("size", "steps", "forwards"),
+    [("64x64", 9, 8), ("96x48", 9, 8), ("48x80", 1, 1), ("64x64", 2, 1), ("64x64", 5, 4)],
+)
+def test_pixels_are_those_of_the_bare_pipeline(
+    engine: ZImage, bare: Any, size: str, steps: int, forwards: int
+) -> None:
+    request = ask(size=size, steps=steps)
+    seen: list[tuple[int, int]] = []
+    image = engine.generate(request, lambda done, total: seen.append((done, total)))
+    assert image.mode == "RGB"
+    assert np.array_equal(np.asarray(image), bare(request, forwards))
+    assert seen == [(n, forwards) for n in range(1, forwards + 1)]
+    assert (engine.last["forwards"], engine.last["decodes"]) == (forwards, 1)
+
+
+def test_same_request_same_pixels_whatever_ran_between(engine: ZImage) -> None:
+    first = engine.generate(ask(), nothing).tobytes()
+    engine.generate(ask("a green tree", size="128x32", seed=9), nothing)
+    assert engine.generate(ask(), nothing).tobytes() == first
+    assert engine.generate(ask(seed=6), nothing).tobytes() != first
+    assert engine.generate(ask("a green tree"), nothing).tobytes() != first
+
+
+def test_guidance_and_negative_prompt_change_nothing(engine: ZImage) -> None:
+    plain = engine.generate(ask(), nothing).tobytes()
+    request = ask().model_copy(update={"guidance_scale": 7.0, "negative_prompt": "blue"})
+    assert engine.generate(request, nothing).tobytes() == plain
+    assert engine.last["forwards"] == 8
+
+
+def test_sigmas_are_the_distilled_schedule() -> None:
+    assert sigmas_of(1) == [1.0]
+    assert sigmas_of(2) == [1.0, 0.5]
+    assert np.allclose(sigmas_of(8), np.linspace(1, 1 / 8, 8), atol=0, rtol=1e-15)
+
+
+def test_another_process_draws_the_same_and_survives_a_cancel(engine: ZImage) -> None:
+    executor = LocalExecutor(WorkerSpec("zimage", str(STARTER), "cpu"))
+    said: list[Any] = []
+
+    def wait(kind: type, job: str | None = None) -> Any:
+        def turn() -> Any:
+            said.extend(executor.events(0.05))
+            found = [e for e in said if type(e) is kind and (job is None or e.job_id == job)]
+            assert not any(isinstance(e, Died) for e in said), said
+            return found[:1]
+
+        return until(turn, 60, f"{kind.__name__} {job}")[0]
+
+    executor.start()
+    try:
+        ready = wait(Ready)
+        executor.send(0, "a", 1, ask())
+        wait(Step, "a")
+        executor.cancel("a")
+        failed = wait(Failed, "a")
+        executor.send(0, "b", 1, ask())
+        picture = wait(Picture, "b")
+    finally:
+        executor.stop(2)
+    assert failed.code == "cancelled"
+    assert picture.rgb == engine.generate(ask(), nothing).tobytes()
+    assert ready.info["model"] == "starter"
+    assert picture.info["details"]["tiled"] is False
+    # The cancelled try had encoded the prompt; its forwards and decode are not this picture's.
+    counts = [picture.timings[n] for n in ("encodes", "forwards", "decodes")]
+    assert counts == [0, 8, 1]
+
+
+# -- counters, cache, cancel
+
+
+def test_one_encoding_per_distinct_prompt() -> None:
+    engine = loaded()
+    for prompt in ("a fox", "an owl", "a fox", "a fox", ""):
+        engine.generate(ask(prompt, steps=2), nothing)
+    assert engine.counters == {"encodes": 3, "forwards": 5, "decodes": 5}
+    assert engine.last["encodes"] == 1
+
+
+def test_cached_prompt_gives_the_same_pixels(engine: ZImage) -> None:
+    uncached = loaded(embed_cache=0)
+    first = uncached.generate(ask("a cat"), nothing).tobytes()
+    assert uncached.generate(ask("a cat"), nothing).tobytes() == first
+    assert uncached.last["encodes"] == 1
+    engine.generate(ask("a cat"), nothing)
+    assert engine.generate(ask("a cat"), nothing).tobytes() == first
+    assert engine.last["encodes"] == 0
+
+
+def test_cache_forgets_the_least_used_prompt_first() -> None:
+    engine = loaded()
+    encoded, tokens = engine._encode("a fox")
+    assert not encoded.requires_grad
+    assert encoded._base is None  # no view that keeps all 512 positions alive
+    small = loaded(embed_cache=int(encoded.nbytes * 2.5))
+    sequence = ["a fox", "an owl", "a fox", "a cat", "a fox", "an owl"]
+    encodes = []
+    for prompt in sequence:
+        small.generate(ask(prompt, steps=2), nothing)
+        encodes.append(small.last["encodes"])
+    assert encodes == [1, 1, 0, 1, 0, 1]
+    assert tokens < 30
+
+
+def test_overlong_prompt_is_said_to_be_cut(engine: ZImage) -> None:
+    engine.generate(ask("house " * 600, steps=2), nothing)
+    assert engine.last["prompt_truncated"]
+    assert engine.last["prompt_tokens"] == 512
+    engine.generate(ask(steps=2), nothing)
+    assert not engine.last["prompt_truncated"]
+
+
+def test_cancel_stops_at_the_step_and_leaves_the_engine_as_it_was(engine: ZImage) -> None:
+    whole = engine.generate(ask(), nothing).tobytes()
+    before = dict(engine.counters)
+
+    def third(done: int, total: int) -> None:
+        if done == 3:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        engine.generate(ask(), third)
+    took = {name: engine.counters[name] - before[name] for name in before}
+    assert took == {"encodes": 0, "forwards": 3, "decodes": 0}
+    assert engine.generate(ask(), nothing).tobytes() == whole
+
+
+# -- bad pictures
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae"])
+def test_numbers_that_are_none_are_no_picture(part: str) -> None:
+    engine = loaded()
+    with torch.no_grad():
+        next(getattr(engine._pipe, part).parameters()).fill_(float("nan"))
+        engine._pipe.vae.decoder.conv_out.weight.mul_(1.0 if part == "transformer" else np.nan)
+    with pytest.raises(BadPicture) as caught:
+        engine.generate(ask(), nothing)
+    assert caught.value.code == "non_finite"
+    assert engine.counters["decodes"] == (0 if part == "transformer" else 1)
+
+
+def test_one_constant_colour_is_no_picture() -> None:
+    engine = loaded()
+    with torch.no_grad():
+        engine._pipe.vae.decoder.conv_out.weight.zero_()
+        engine._pipe.vae.decoder.conv_out.bias.copy_(torch.tensor([0.1, 0.9, -0.4]))
+    with pytest.raises(BadPicture) as caught:
+        engine.generate(ask(), nothing)
+    assert caught.value.code == "blank_picture"
+
+
+@pytest.mark.parametrize("size", ["100x64", "64x8", "0x64", "64x4112"])
+def test_impossible_sizes_never_reach_the_device(engine: ZImage, size: str) -> None:
+    before = dict(engine.counters)
+    width, height = (int(n) for n in size.split("x"))
+    with pytest.raises(ValueError, match="multiples of 16, 16 to 4096"):
+        engine.generate(ask().model_copy(update={"width": width, "height": height}), nothing)
+    assert engine.counters == before
+
+
+# -- memory
+
+
+class Tight(ZImage):
+    """Cannot decode a picture whole."""
+
+    tiles_fit = True
+    tried: list[bool]
+
+    def _decode(self, latents: torch.Tensor, *, tiled: bool) -> Any:
+        self.tried = [*getattr(self, "tried", []), tiled]
+        if not tiled:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        if not self.tiles_fit:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
+        return super()._decode(latents, tiled=tiled)
+
+
+def test_decode_without_room_is_done_in_tiles_without_a_second_denoise() -> None:
+    engine = loaded(Tight)
+    engine.generate(ask(), nothing)
+    assert engine.tried == [False, True]
+    assert engine.last["info"]["details"]["tiled"] is True
+    assert engine.counters["forwards"] == 8
+
+
+def test_out_of_memory_after_the_second_way_is_final_and_survivable() -> None:
+    engine = loaded(Tight)
+    assert isinstance(engine, Tight)
+    engine.tiles_fit = False
+    with pytest.raises(OutOfMemory, match="can't allocate memory"):
+        engine.generate(ask(), nothing)
+    assert engine.tried == [False, True]  # the same settings are never tried twice
+    engine.tiles_fit = True
+    engine.generate(ask(), nothing)
+
+
+class SmallTiles(ZImage):
+    tile = 64
+
+
+def test_tiles_look_like_the_whole(engine: ZImage) -> None:
+    request = ask(size="112x96", steps=5)
+    whole = np.asarray(engine.generate(request, nothing)).astype(int)
+    tiling = loaded(SmallTiles, tile_above=0)
+    tiled = np.asarray(tiling.generate(request, nothing)).astype(int)
+    assert tiling.last["info"]["details"]["tiled"] is True
+    assert not np.array_equal(whole, tiled)  # it really took the other way
+    assert np.abs(whole - tiled).mean() < 4
+
+
+class Ladder(ZImage):
+    """A card whose memory ends at so many pixels per tier. Computes on the processor."""
+
+    room = MappingProxyType({"resident": 64 * 64, "offload": 128 * 64, "stream": 128 * 128})
+    tiers: list[str]
+
+    def load(self) -> EngineInfo:
+        found = super().load()
+        self._plan = dataclasses.replace(self._chosen, device="cuda:0")
+        self.tiers = []
+        return found
+
+    def _settle_on(self, tier: str) -> None:
+        if self._plan is not None and self._plan.device == "cpu":
+            super()._settle_on(tier)
+        self._tier = tier
+
+    def _denoise(self, request: JobRequest, *rest: Any) -> torch.Tensor:
+        self.tiers.append(self._tier)
+        if (request.width or 0) * (request.height or 0) > self.room[self._tier]:
+            raise torch.OutOfMemoryError("no room")
+        return super()._denoise(request, *rest)
+
+    def _wait(self) -> None:
+        pass
+
+    def _free(self) -> None:
+        pass
+
+
+def test_memory_ladder_is_climbed_down_once_and_remembered() -> None:
+    engine = loaded(Ladder)
+    assert isinstance(engine, Ladder)
+
+    def tiers(size: str) -> list[str]:
+        engine.tiers = []
+        engine.generate(ask(size=size, steps=2), nothing)
+        return engine.tiers
+
+    assert tiers("64x64") == ["resident"]
+    assert tiers("128x128") == ["resident", "offload", "stream"]
+    assert tiers("128x128") == ["stream"]  # known now
+    assert tiers("128x64") == ["resident", "offload"]
+    assert tiers("64x64") == ["resident"]  # small ones are as fast as before
+    assert engine.last["info"]["details"]["tier"] == "resident"
+    with pytest.raises(OutOfMemory, match="no room"):
+        tiers("256x128")
+    assert engine.tiers == ["stream"]
+
+
+# -- loading
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A copy of the starter to spoil."""
+    folder = tmp_path / "copy"
+    shutil.copytree(STARTER, folder)
+    return folder
+
+
+def load_error(model: Path | str, device: str = "cpu") -> Exception:
+    with pytest.raises((ModelMissing, SteadyError, DeviceLost)) as caught:
+        ZImage(EngineSettings(str(model), device)).load()
+    return caught.value
+
+
+def test_info_says_what_was_loaded(info: EngineInfo) -> None:
+    assert (info.model, info.device, info.dtype, info.attention) == (
+        "starter",
+        "cpu",
+        "float32",
+        "native",
+    )
+    assert (info.revision or "").startswith("sha256:")
+    assert set(info.versions) == {"torch", "diffusers", "transformers", "python"}
+    assert (info.memory or 0) > 10_000_000
+    assert info.details["tier"] == "resident"
+    json.dumps(dataclasses.asdict(info))
+    assert str(STARTER) not in repr(info)
+
+
+@pytest.mark.parametrize(
+    "model", ["/nonexistent/model", "Nobody/No-Such-Model", "no name", "starter/nothing/here"]
+)
+def test_absent_model_is_missing_and_never_fetched(model: str) -> None:
+    assert isinstance(load_error(model), ModelMissing)
+
+
+def test_incomplete_model_is_missing(model: Path) -> None:
+    weights = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    weights.rename(weights.with_suffix(".bin"))
+    assert "transformer has no .safetensors" in str(load_error(model))
+    index = {"weight_map": {"a": "one.safetensors"}}
+    (weights.parent / "x.safetensors.index.json").write_text(json.dumps(index))
+    assert "transformer/one.safetensors is missing" in str(load_error(model))
+    (model / "model_index.json").unlink()
+    assert "model_index.json is missing" in str(load_error(model))
+
+
+def test_torn_model_is_damaged(model: Path) -> None:
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    whole = weights.read_bytes()
+    for torn in (whole[:-1], whole[:100], whole[:4], b"", b"\xff" * 64):
+        weights.write_bytes(torn)
+        error = load_error(model)
+        assert isinstance(error, SteadyError)
+        assert error.code == "model_damaged"
+        assert "vae/diffusion_pytorch_model.safetensors is not whole" in error.message
+
+
+def test_model_of_another_kind_is_refused(model: Path) -> None:
+    index = json.loads((model / "model_index.json").read_text())
+    index["_class_name"] = "FluxPipeline"
+    (model / "model_index.json").write_text(json.dumps(index))
+    assert "is a FluxPipeline, not a ZImagePipeline" in str(load_error(model))
+    (model / "model_index.json").write_text("{")
+    assert "model_index.json cannot be read" in str(load_error(model))
+
+
+@pytest.mark.parametrize("part", ["transformer", "text_encoder"])
+def test_weights_that_are_absent_are_not_made_up(model: Path, part: str) -> None:
+    path = model / part / "config.json"
+    config = json.loads(path.read_text())
+    config["n_layers" if part == "transformer" else "num_hidden_layers"] += 1
+    config.pop("layer_types", None)
+    path.write_text(json.dumps(config))
+    assert inspect(model).digest != inspect(STARTER).digest
+    error = load_error(model)
+    assert isinstance(error, SteadyError)
+    assert error.code == "model_damaged"
+    assert f"{part} lacks" in error.message
+
+
+def test_model_that_cannot_compute_is_not_ready(model: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    path = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    save_file({name: torch.full_like(t, float("nan")) for name, t in tensors.items()}, path)
+    error = load_error(model)
+    assert isinstance(error, SteadyError)
+    assert error.code == "model_damaged"
+    assert "cannot compute here in float32" in error.message
+
+
+def test_revision_follows_the_weights_and_nothing_else(model: Path) -> None:
+    first = inspect(model)
+    assert first == inspect(STARTER)
+    assert first.weights.transformer > first.weights.vae > 1_000_000
+    path = model / "transformer" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    assert inspect(model).digest != first.digest
+
+
+@pytest.mark.parametrize(
+    ("device", "kind"), [("cuda:99", DeviceLost), ("cuda:x", SteadyError), ("tpu", SteadyError)]
+)
+def test_device_that_is_not_there(device: str, kind: type[Exception]) -> None:
+    assert isinstance(load_error(STARTER, device), kind)
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="this machine has one")
+def test_absent_apple_device() -> None:
+    assert isinstance(load_error(STARTER, "mps"), DeviceLost)
+
+
+def test_bfloat16_on_the_processor_is_close(engine: ZImage) -> None:
+    half = ZImage(EngineSettings(str(STARTER), "cpu", "bfloat16", {"warm_up": False}))
+    assert half.load().dtype == "bfloat16"
+    ours = np.asarray(half.generate(ask(), nothing)).astype(int)
+    exact = np.asarray(engine.generate(ask(), nothing)).astype(int)
+    assert np.abs(ours - exact).mean() < 8
+
+
+def test_probe_names_the_devices() -> None:
+    found = probe()
+    assert found["cpu"]["cores"] >= 1
+    assert found["cpu"]["total"] > 10**8
+    assert isinstance(found["cuda"], list)
+    json.dumps(found)
