@@ -7,18 +7,13 @@ for writing. Looks only: it moves, opens for reading and changes nothing.
 """
 
 import os
-import signal
 import stat
-import sys
 import time
 from dataclasses import dataclass, field
-from enum import Enum
 from pathlib import Path
 
 from watcher.claims import JOB_SUFFIXES, Signature, display, own_ticket, signature_of
-
-if sys.platform == "linux":
-    import fcntl
+from watcher.lease import Writer, writer_of
 
 #: Names people plainly meant as jobs although they are none: said, never touched.
 NOTICED = frozenset(
@@ -27,52 +22,6 @@ NOTICED = frozenset(
 
 _MOST_NOTICES = 20
 _FIRST_RETRY, _LAST_RETRY = 5.0, 60.0  #: seconds between tries at a file that cannot be moved
-
-
-class Writer(Enum):
-    """Does some process still have the file open for writing?"""
-
-    NONE = "none"
-    HOLDS = "holds"
-    UNKNOWN = "unknown"  #: no leases here, or not for files of this owner
-
-
-def ignore_lease_signal() -> None:
-    """Let SIGIO pass: a writer that meets our lease sends it, and its default is death.
-
-    Call from the process's main thread before the first look. A no-op where there is none.
-    """
-    number = getattr(signal, "SIGIO", None)
-    if number is not None:
-        signal.signal(number, signal.SIG_IGN)
-
-
-if sys.platform == "linux":
-
-    def writer_of(path: Path | str) -> Writer:
-        """Ask the kernel for a read lease on ``path`` (a regular file), give it back at once."""
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError:
-            return Writer.UNKNOWN
-        try:
-            # belt and braces: a writer that opens the file right now sends a signal that is
-            # ignored by default, even if nobody called ignore_lease_signal
-            fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-            fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-        except BlockingIOError:
-            return Writer.HOLDS
-        except OSError:
-            return Writer.UNKNOWN
-        finally:
-            os.close(fd)
-        return Writer.NONE
-else:
-
-    def writer_of(path: Path | str) -> Writer:
-        """Nobody can tell here: silence alone decides, and it must last longer."""
-        return Writer.UNKNOWN
 
 
 @dataclass(slots=True)
@@ -197,6 +146,7 @@ class Arrivals:
             arrival is not None
             and arrival.size > 0
             and not arrival.held
+            and arrival.why is None
             and now < self._ready_at(arrival)
         ):
             return arrival  # its second look is not due: spare the lstat

@@ -20,6 +20,8 @@ from pathlib import Path
 from typing import BinaryIO
 
 from watcher.errors import SteadyError
+from watcher.lease import Writer, writer_of
+from watcher.log import harmless
 
 #: What is taken, in any case; everything else is left alone.
 JOB_SUFFIXES = frozenset(
@@ -28,8 +30,6 @@ JOB_SUFFIXES = frozenset(
 
 NAME_BYTES = 180  #: of a person's file name that are kept
 _CLAIM_NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})~(.+)", re.DOTALL)
-#: Control characters, line ends of Unicode, and marks that turn the reading direction.
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 _READ_TRIES = 5
 _READ_PAUSE = 0.15  #: seconds; all tries together stay below one second
@@ -98,8 +98,7 @@ def display(name: str) -> str:
 
     Whatever differs from the file system's name is shown with a backslash.
     """
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
-    return _HIDDEN.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+    return harmless(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
 def cut(name: str, most: int = NAME_BYTES) -> str:
@@ -170,10 +169,10 @@ def read_claim(claim: Claim, limit: int) -> bytes:
             before = signature_of(os.fstat(stream.fileno()))
             data = stream.read(limit + 1)
             after = signature_of(os.fstat(stream.fileno()))
-        if before == after and len(data) == before[1]:
+        if before == after and len(data) == before[1] and writer_of(claim.path) is not Writer.HOLDS:
             return data
         time.sleep(_READ_PAUSE)
-    raise SteadyError("unreadable", "The file kept changing while it was read.")
+    raise SteadyError("unreadable", "The file is still being written.")
 
 
 @contextlib.contextmanager

@@ -38,11 +38,12 @@ from watcher.claims import (
     reason,
 )
 from watcher.errors import SteadyError
-from watcher.home import MARK, UNMARKED, Home
+from watcher.home import CLAIMED, Home
 from watcher.lease import Writer, ignore_lease_signal, writer_of
 from watcher.lock import RootLock, held, holder
 from watcher.log import say
-from watcher.shelves import CLAIMED, TMP, Shelves, real_folder
+from watcher.shelves import Shelves
+from watcher.submit import submit
 
 __all__ = [
     "JOB_SUFFIXES",
@@ -59,49 +60,10 @@ logger = logging.getLogger("steady.inbox")
 
 _CANARY = ".steady-canary"
 _CHUNK = 256  #: claims that share one pair of syncs
-_STALE_SECONDS = 3600.0  #: age of a submitter's temporary file that nobody will publish any more
 _DOUBT_SECONDS = 60.0  #: between proofs that a silent bell still works
 
 #: One file cannot be moved (sticky folder, read-only, in use): its own matter, not the disk's.
 _UNMOVABLE = {errno.EPERM, errno.EACCES, errno.EROFS, errno.EBUSY, errno.ETXTBSY}
-
-
-def submit(
-    inbox: Path,
-    data: bytes,
-    suffix: str,
-    ticket: str,
-    *,
-    known: bool = False,
-    ways: tuple[publish.Way, ...] = publish.WAYS,
-) -> Path:
-    """Put ``data`` into ``inbox`` as ``api-<ticket><suffix>``, whole or not at all, durably.
-
-    Any process may call this, with or without a watcher. The same ticket again is fine and
-    changes nothing. ``known``: the record knows of earlier jobs, so a folder without the
-    watcher's mark is the mount point of an absent disk and is refused. Raises SteadyError
-    disk_full or folder_gone. A crash leaves at most a temporary file, which the watcher sweeps.
-    """
-    if known and inbox.is_dir() and not os.path.lexists(inbox / MARK):
-        raise SteadyError("folder_gone", UNMARKED)
-    final = inbox / f"api-{ticket}{suffix}"
-    temporary = inbox / TMP / f"submit-{uuid.uuid4().hex}"
-    with disk("The inbox cannot be written"):
-        inbox.mkdir(exist_ok=True)
-        real_folder(temporary.parent)
-        try:
-            publish.write_synced(temporary, data)
-            try:
-                publish.publish(temporary, final, ways=ways)
-            except FileExistsError:
-                if os.lstat(final).st_size == 0:
-                    # a publish by copy died between reserving the name and filling it
-                    os.replace(temporary, final)
-                    publish.sync_folder(inbox)
-        finally:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-    return final
 
 
 class Inbox:
@@ -269,7 +231,7 @@ class Inbox:
             self._leave()
             raise failure from error
         self._subscribe()
-        self._sweep_tmp()
+        self._shelves.sweep()
         self._bell.ring()  # subscribe first, look second: nothing falls between
 
     def _say_changes(self) -> None:
@@ -297,19 +259,6 @@ class Inbox:
             self._arrivals.leases = writer_of(canary) is Writer.NONE
         with contextlib.suppress(OSError):
             os.unlink(canary)
-
-    def _sweep_tmp(self) -> None:
-        """Remove temporary files nobody will publish: ours at once, submitters' after an hour."""
-        folder = self._folder / TMP
-        mine = folder / f"watcher-{uuid.uuid4().hex}"
-        with contextlib.suppress(OSError):  # what is left does no harm
-            mine.write_bytes(b"")
-            now = os.lstat(mine).st_mtime  # the file system's own clock
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    age = now - entry.stat(follow_symlinks=False).st_mtime
-                    if entry.name.startswith("watcher-") or age > _STALE_SECONDS:
-                        os.unlink(entry.path)
 
     # -- claiming
 

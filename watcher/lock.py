@@ -20,6 +20,7 @@ from watcher.errors import SteadyError
 if sys.platform == "win32":
     import msvcrt
 
+    _LOOK = os.O_RDWR
     _PLACE = 1 << 30  # a byte far behind the words: a locked byte cannot be read by others
 
     def _try_lock(fd: int, *, exclusive: bool) -> bool:
@@ -31,6 +32,8 @@ if sys.platform == "win32":
         return True
 else:
     import fcntl
+
+    _LOOK = os.O_RDONLY
 
     def _try_lock(fd: int, *, exclusive: bool) -> bool:
         kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
@@ -93,6 +96,11 @@ class RootLock:
             os.ftruncate(fd, 0)
             os.lseek(fd, 0, os.SEEK_SET)
             os.write(fd, json.dumps(words).encode() + b"\n")
+        except OSError as error:
+            os.close(fd)
+            raise SteadyError(
+                "folder_gone", f"The lock file cannot be used: {error.strerror}."
+            ) from error
         except BaseException:
             os.close(fd)
             raise
@@ -112,11 +120,13 @@ def held(path: Path) -> bool:
     a watcher that starts in that very moment only tries again 50 ms later.
     """
     try:
-        fd = os.open(path, os.O_RDWR | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(path, _LOOK | getattr(os, "O_CLOEXEC", 0))
     except OSError:
         return False
     try:
         return not _try_lock(fd, exclusive=False)
+    except OSError:
+        return False  # no locks here: then nobody could have taken it either
     finally:
         os.close(fd)
 

@@ -10,7 +10,6 @@ Every step may be done again: a crash between any two is finished by the next ca
 import contextlib
 import json
 import os
-import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any
 
 from watcher import publish
 from watcher.claims import JOB_SUFFIXES, Claim, cut, own_ticket
+from watcher.home import CLAIMED, DONE, REFUSED, TMP, real_folder
 
-TMP, CLAIMED, DONE, REFUSED = ".tmp", ".claimed", "done", "refused"
-
+_OURS = "watcher-"  #: begins the names of our own temporary files
+_STALE_SECONDS = 3600.0  #: age of a submitter's temporary file that nobody publishes any more
 _MOST_ALIKE = 9  #: refused files of one name that are numbered; later ones carry their ticket
 
 
@@ -41,6 +41,18 @@ class Shelves:
         """Create the folders that are missing; NotADirectoryError when one is something else."""
         for folder in (self._tmp, self._claimed, self._done, self._refused):
             real_folder(folder)
+
+    def sweep(self) -> None:
+        """Remove temporary files nobody will publish: ours at once, submitters' after an hour."""
+        mine = self._temporary()
+        with contextlib.suppress(OSError):  # what is left does no harm
+            mine.write_bytes(b"")
+            now = os.lstat(mine).st_mtime  # the file system's own clock
+            with os.scandir(self._tmp) as entries:
+                for entry in entries:
+                    age = now - entry.stat(follow_symlinks=False).st_mtime
+                    if entry.name.startswith(_OURS) or age > _STALE_SECONDS:
+                        os.unlink(entry.path)
 
     def archive(
         self,
@@ -155,9 +167,12 @@ class Shelves:
             publish.sync_folder(target.parent)
         publish.sync_folder(source.parent)
 
+    def _temporary(self) -> Path:
+        return self._tmp / f"{_OURS}{uuid.uuid4().hex}"
+
     def _write(self, path: Path, parts: Iterable[bytes]) -> None:
         """``publish.replace`` for content that comes in pieces."""
-        temporary = self._tmp / f"watcher-{uuid.uuid4().hex}"
+        temporary = self._temporary()
         try:
             with temporary.open("xb") as file:
                 for part in parts:
@@ -170,14 +185,6 @@ class Shelves:
                 os.unlink(temporary)
             raise
         publish.sync_folder(path.parent)
-
-
-def real_folder(path: Path) -> None:
-    """Make ``path`` a folder; one that is a link could lead our writes anywhere."""
-    with contextlib.suppress(FileExistsError):
-        path.mkdir()
-    if not stat.S_ISDIR(os.lstat(path).st_mode):
-        raise NotADirectoryError(f"`{path.name}` must be a real folder")
 
 
 def _plain_stem(name: str) -> str:
