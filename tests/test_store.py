@@ -36,7 +36,7 @@ from watcher.jobs import (
     job_id_of,
     ticket_of_key,
 )
-from watcher.store import BULK_TURN, JobFilter, JobStore, NewJob
+from watcher.store import _CLAIM, BULK_TURN, JobFilter, JobStore, NewJob
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["dataset", "pydantic"])  # the slow half of starting a child
@@ -734,6 +734,19 @@ def test_retry_failed_takes_only_the_failed_ones(store: JobStore) -> None:
     assert batch is not None and not batch.archived
     assert drain(store) == ids[:3]
     assert get(store, ids[3]).state is JobState.CANCELLED
+
+
+def test_the_next_job_is_one_look_into_its_index(file: Path) -> None:
+    store = sqlite(file)
+    put_batch(store, 20)
+    store.close()
+    with sqlite3.connect(file) as connection:
+        connection.execute("ANALYZE")  # figures about the table must not change the plan
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {_CLAIM}", {"now": 1, "worst": 2})
+        steps = [row[3] for row in plan]
+    connection.close()
+    assert any("INDEX jobs_ready" in step for step in steps)
+    assert not [step for step in steps if "TEMP B-TREE" in step or "SCAN jobs" in step]
 
 
 # -- held back

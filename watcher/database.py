@@ -28,6 +28,7 @@ from watcher.errors import SteadyError
 
 POOL = 8  #: connections for transactions
 READERS = 8  #: connections for polls
+_OLDEST = (3, 35)  #: the first SQLite that knows RETURNING
 _CHECKED_AT_OPEN = 64 * 2**20  #: bytes of a file that is small enough to be checked at once
 
 
@@ -83,6 +84,12 @@ class Database:
     def _open(self) -> None:
         self._identity: tuple[int, int] | None = None
         if self.path is not None:
+            if sqlite3.sqlite_version_info < _OLDEST:
+                raise SteadyError(
+                    "database_trouble",
+                    f"SQLite {sqlite3.sqlite_version} is too old; 3.35 is the oldest that will do.",
+                    remedy="Use a Python that brings a newer SQLite.",
+                )
             with self._typed():
                 self._prepare(self.path)
         pool: dict[str, Any] = {"pool_size": POOL, "max_overflow": 0}
@@ -233,7 +240,9 @@ class Database:
     def write(self) -> Iterator[None]:
         """A transaction that is the only writing one until it ends: committed, or nothing."""
         self._forbid_nesting()
-        if not self._writer.acquire(timeout=self._busy):
+        # A writer of this process is alive and will be done; the longest (cancelling a batch of a
+        # million) takes about a minute.
+        if not self._writer.acquire(timeout=self._busy + 60):
             raise SteadyError("database_trouble", "Another thread holds the record for too long.")
         try:
             with self._transaction():
