@@ -479,13 +479,13 @@ def test_job_deadline_ends_a_worker_that_does_not_answer(start: Start) -> None:
 def test_slow_is_not_stuck() -> None:
     small, large = (64, 64), (128, 128)
     pace = Pace(None)
-    assert pace.limit(small) == 1800  # nothing is known
+    assert pace.limit(small) == 600  # nothing is known
     for seconds in (0.5, 0.5, 9.0):
         pace.add(small, seconds)
     assert pace.limit(small) == 60  # the floor: 20 x 0.5 is less
     assert pace.limit(large) == 20 * 0.5 * 16  # four times the pixels
     pace.add(large, 30.0)
-    assert pace.limit(large) == 600
+    assert pace.limit(large) == 20 * 30.0
     assert Pace(5).limit(small) == 5
 
 

@@ -1,10 +1,15 @@
 """What is chosen for which device, from recorded descriptions of real ones."""
 
+import ast
+import re
+from pathlib import Path
+
 import pytest
 
 from watcher.errors import SteadyError
 from watcher.plan import DeviceDescription, Options, Weights, plan
 
+HOUSE = Path(__file__).parent.parent
 GB = 10**9
 
 
@@ -143,3 +148,29 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(SteadyError) as caught:
         plan(description, options, dtype)
     assert caught.value.code == "bad_config"
+
+
+def test_the_page_on_cards_lists_every_check_that_needs_one() -> None:
+    listed = set(re.findall(r"(tests/\w+\.py)::(\w+)", (HOUSE / "docs" / "gpu.md").read_text()))
+    marked = set()
+    for path in sorted((HOUSE / "tests").glob("test_*.py")):
+        tree = ast.parse(path.read_text())
+        whole = any(
+            isinstance(n, ast.Assign)
+            and ast.unparse(n.targets[0]) == "pytestmark"
+            and "mark.gpu" in ast.unparse(n.value)
+            for n in tree.body
+        )
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+                own = any("mark.gpu" in ast.unparse(d) for d in node.decorator_list)
+                if whole or own:
+                    marked.add((f"tests/{path.name}", node.name))
+    assert len(marked) >= 10
+    assert listed == marked
+
+
+def test_the_page_on_cards_lists_every_option() -> None:
+    page = (HOUSE / "docs" / "gpu.md").read_text()
+    block = page.partition("engine_options:")[2].partition("\n\n")[0]
+    assert set(re.findall(r"^ {6}(\w+):", block, re.M)) == set(Options.__dataclass_fields__)

@@ -35,8 +35,8 @@ BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
 KILL_AFTER = 5.0
 SILENCE = 60.0
 #: The floor of the step deadline, and what holds while no step was ever seen: one step of a
-#: large picture on a slow CPU takes minutes.
-STEP_FLOOR, STEP_UNKNOWN = 60.0, 1800.0
+#: large picture on a slow processor takes minutes.
+STEP_FLOOR, STEP_UNKNOWN = 60.0, 600.0
 STEP_FACTOR = 20
 
 
@@ -463,10 +463,10 @@ class LocalExecutor:
         if not seat.tasks:
             return child.heard + self._silence, f"silent for {self._silence:g} s"
         task = seat.tasks[0]
+        if task.started is None:
+            return task.moved + STEP_FLOOR, f"did not begin a job in {STEP_FLOOR:g} s"
         limit = self._pace.limit(task.size)
         step = (task.moved + limit, f"step deadline ({limit:g} s)")
-        if task.started is None:
-            return step
         if task.overdue is None:
             return min(step, (task.started + self._job_timeout, "job deadline"))
         patience = self._kill_after + 3 * (self._pace.median(task.size) or 0.0)

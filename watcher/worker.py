@@ -384,6 +384,7 @@ def _behave(parent: int | None) -> None:
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")
     os.environ.setdefault("PYTORCH_ALLOC_CONF", "expandable_segments:True")
     # Threads that wait by spinning take the cores from everybody, themselves included: beside
     # other work a picture on the processor took ten times the time and the energy.

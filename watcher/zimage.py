@@ -7,6 +7,8 @@ runs on the same kind of device.
 """
 
 import contextlib
+import dataclasses
+import functools
 import gc
 import hashlib
 import importlib.metadata
@@ -94,10 +96,10 @@ class ZImage:
         torch.backends.cudnn.deterministic = True
         self._pipe = _sparing_memory(lambda: _read_pipeline(folder, chosen))
         self._tier = ""
-        _sparing_memory(lambda: self._settle_on(chosen.tier))
+        chosen = self._plan = dataclasses.replace(chosen, tier=self._place(chosen))
         self._count_calls()
         attention = self._choose_attention(chosen)
-        compiled = chosen.compile and self._compile()
+        compiled = chosen.compile and chosen.tier == "resident" and self._compile()
         if self._options.warm_up:
             self._must_work()
         self._embeddings.clear()
@@ -127,6 +129,20 @@ class ZImage:
             },
             details=dict(self._details),
         )
+
+    def _place(self, chosen: Plan) -> str:
+        """Put the weights where the plan says, or a tier lower where it was too hopeful."""
+        tier: str | None = chosen.tier
+        words = ""
+        while tier is not None:
+            try:
+                _sparing_memory(functools.partial(self._settle_on, tier))
+            except OutOfMemory as error:
+                words = str(error)
+            else:
+                return tier
+            tier = chosen.below(tier)
+        raise OutOfMemory(words)
 
     def _count_calls(self) -> None:
         """Count what the parts really do, whoever calls them."""
@@ -162,12 +178,18 @@ class ZImage:
         cache = Path.home() / ".cache" / "steadydiffusion" / "inductor"
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
         plain = self._race()
-        self._pipe.transformer.compile_repeated_blocks(dynamic=True)
-        self._race()  # compiles
-        compiled = self._race()
-        log.info("compile: %.3f s a picture, %.3f s without", compiled, plain)
-        if compiled < plain:
-            return True
+        try:
+            self._pipe.transformer.compile_repeated_blocks(dynamic=True)
+            self._race()  # compiles
+            compiled = self._race()
+        except RuntimeError as error:
+            if _is_poison(error) or _is_out_of_memory(error):
+                raise
+            log.warning("compile: not possible here (%s)", " ".join(str(error).split())[:300])
+        else:
+            log.info("compile: %.3f s a picture, %.3f s without", compiled, plain)
+            if compiled < plain:
+                return True
         for module in self._pipe.transformer.modules():
             module._compiled_call_impl = None
         return False
@@ -215,7 +237,7 @@ class ZImage:
         words = ""
         while tier is not None:
             try:
-                self._settle_on(tier)
+                _sparing_memory(functools.partial(self._settle_on, tier))
                 return self._draw(request, on_step)
             except OutOfMemory as error:
                 words = str(error)
@@ -353,6 +375,7 @@ class ZImage:
         if tier == self._tier or self._tier == "stream":
             return
         pipe = self._pipe
+        self._tier = ""  # neither here nor there, should this fail
         pipe.remove_all_hooks()
         if tier == "resident":
             pipe.to(self._device)
@@ -430,18 +453,18 @@ def sigmas_of(forwards: int) -> list[float]:
 # -- errors
 
 
-_OOM = re.compile(r"out of memory|can't allocate memory|not enough memory", re.IGNORECASE)
+_OOM = re.compile(
+    r"out of memory|can't allocate memory|not enough memory|_STATUS_ALLOC_FAILED", re.IGNORECASE
+)
 
 
 def _is_poison(error: BaseException) -> bool:
-    return isinstance(error, torch.AcceleratorError)
+    return isinstance(error, torch.AcceleratorError) and not _OOM.search(str(error))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    # CUDA has a class of its own for it; MPS and the processor say it in words.
-    if isinstance(error, torch.OutOfMemoryError):
-        return True
-    return not _is_poison(error) and bool(_OOM.search(str(error)))
+    # CUDA has a class of its own for it; its libraries, MPS and the processor say it in words.
+    return isinstance(error, torch.OutOfMemoryError) or bool(_OOM.search(str(error)))
 
 
 def _sparing_memory(work: Callable[[], T]) -> T:
