@@ -1,6 +1,7 @@
 """``python -m api`` (``steady api``): the HTTP door as a process of its own."""
 
 import argparse
+import logging
 import os
 import signal
 import socket
@@ -18,6 +19,8 @@ from watcher import log
 from watcher.config import Config
 from watcher.errors import SteadyError
 
+logger = logging.getLogger("steady.api")
+
 _LAST_SECONDS = 3  #: downloads that still run after this long are cut off
 
 
@@ -29,6 +32,7 @@ class Server(uvicorn.Server):
         self._stopping = stopping
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called by the signal; uvicorn's own would raise it again at the end."""
         if self.should_exit and sig == signal.SIGINT:
             self.force_exit = True
         self.should_exit = True
@@ -57,6 +61,7 @@ def serve(config: Config) -> int:
     )
     _announce(config, listener, token)
     server.run([listener])
+    log.say(logger, "http.stopped")
     return 0 if server.started else 1
 
 
@@ -82,17 +87,18 @@ def _listen(config: Config) -> socket.socket:
 
 
 def _announce(config: Config, listener: socket.socket, token: str | None) -> None:
-    """Say on stderr where to go. The token is printed on a terminal only, never logged."""
+    """Say where to go. The token itself goes to a terminal only, never into a log."""
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    address = config.public_url or f"http://{shown}:{port}"
-    print(f"SteadyDiffusion answers on {address}", file=sys.stderr, flush=True)  # noqa: T201
-    if token is not None and config.token == "auto":  # noqa: S105
+    address = (config.public_url or f"http://{shown}:{port}").rstrip("/")
+    log.say(logger, "http.listening", address=address, token=token is not None)
+    if token is None:
+        return
+    if sys.stderr.isatty():
         query = urllib.parse.urlencode({"token": token})
-        where = f"{address.rstrip('/')}{LOGIN}?{query}"
-        if not sys.stderr.isatty():
-            where = f"{address.rstrip('/')}{LOGIN} with the token in {config.state / 'token'}"
-        print(f"Log in: {where}", file=sys.stderr, flush=True)  # noqa: T201
+        print(f"Log in: {address}{LOGIN}?{query}", file=sys.stderr, flush=True)  # noqa: T201
+    else:
+        log.say(logger, "http.login", address=f"{address}{LOGIN}", token_in=".steady/token")  # noqa: S106
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,6 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = Config.load(given.root, host=given.host, port=given.port)
         log.configure(config.log_level)
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         return serve(config)
     except SteadyError as error:
         print(log.harmless(str(error)), file=sys.stderr)  # noqa: T201
@@ -114,4 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    code = main()
+    # Everything is closed and said; taking the interpreter apart would cost a stop more time
+    # than all the rest of it.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

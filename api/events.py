@@ -20,10 +20,10 @@ from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Header
+from fastapi import APIRouter, Header
 from fastapi.concurrency import run_in_threadpool
-from fastapi.sse import EventSourceResponse, ServerSentEvent
-from starlette.exceptions import HTTPException
+from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from starlette.responses import Response
 
 from api.door import PULSE_SECONDS, Door
 from api.errors import documented
@@ -40,6 +40,23 @@ _QUEUE_SECONDS = 0.5  #: between two ``queue`` events
 _PAGE = 1000  #: changes taken at one look
 _RECENT = 5000  #: changes kept for streams that come back
 RETRY_MS = 2000
+PING_SECONDS = 15.0  #: so that proxies and dead clients are noticed
+
+# FastAPI's own handling of generator routes logs a traceback for every client that hangs up
+# in the middle of an event; so the response is made here, with its format.
+_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+_DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The stream.",
+        "content": {
+            "text/event-stream": {
+                "schema": {"type": "string"},
+                "example": 'id: 42\nevent: job\ndata: {"id": "550e8400-e29b-41d4-a716-446655440000",'
+                ' "state": "completed"}\n\n',
+            }
+        },
+    }
+}
 
 LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="replay what came after it")
@@ -126,6 +143,7 @@ class Feed:
         if not self._fresh:
             self._rev = self._floor = store.last_rev()
             self._recent.clear()
+            self._queue_due = 0.0
             self._fresh = True
             return True
         if version == self._version:
@@ -183,9 +201,7 @@ class Feed:
 
     # -- listening
 
-    async def listen(
-        self, after: int | None, job: Job | None = None
-    ) -> AsyncIterator[ServerSentEvent]:
+    async def listen(self, after: int | None, job: Job | None = None) -> AsyncIterator[bytes]:
         """Events after the rev ``after`` (None: from now on), of one ``job`` or of all.
 
         Ends when the service stops, and for one job when that has ended.
@@ -199,25 +215,28 @@ class Feed:
             if job is not None:
                 # The job as it is now comes first, unless the client knows it.
                 cursor = min(after if after is not None else job.rev - 1, job.rev)
-            yield ServerSentEvent(id=str(cursor), retry=RETRY_MS)
+            yield format_sse_event(id=str(cursor), retry=RETRY_MS)
             told_steps: dict[str, str] = {}
             told_queue = ""
             while not self._door.stopping:
                 news = self._news
                 for change in await self._after(cursor, job):
                     cursor = change.rev
-                    yield ServerSentEvent(raw_data=change.data, event="job", id=str(change.rev))
+                    yield format_sse_event(data_str=change.data, event="job", id=str(cursor))
                     if job is not None and change.ended:
                         return
                 for job_id, data in self.steps.items():
                     if told_steps.get(job_id) != data and (job is None or job.id == job_id):
-                        yield ServerSentEvent(raw_data=data, event="step")
+                        yield format_sse_event(data_str=data, event="step")
                 told_steps = self.steps
                 if job is None and self.queue and self.queue != told_queue:
                     told_queue = self.queue
-                    yield ServerSentEvent(raw_data=told_queue, event="queue")
+                    yield format_sse_event(data_str=told_queue, event="queue")
                 if job is not None or cursor >= self._rev:
-                    await news.wait()
+                    try:
+                        await asyncio.wait_for(news.wait(), PING_SECONDS)
+                    except TimeoutError:
+                        yield KEEPALIVE_COMMENT
         finally:
             self._listeners -= 1
 
@@ -244,39 +263,38 @@ def routes(door: Door, views: Views, feed: Feed) -> APIRouter:
         "/events",
         operation_id="events",
         summary="Everything as it happens",
-        response_class=EventSourceResponse,
+        response_class=Response,
+        responses=_DOCUMENTED,
     )
-    async def events(last_event_id: LastEventId = None) -> AsyncIterator[ServerSentEvent]:
+    async def events(last_event_id: LastEventId = None) -> Response:
         """`job` (with an id), `step` and `queue` events; replays after Last-Event-ID."""
-        async for event in feed.listen(rev_of(last_event_id)):
-            yield event
-
-    def target(job_id: str, last_event_id: LastEventId = None) -> Job:
-        job = views.find(job_id)
-        seen = rev_of(last_event_id)
-        if job.state.ended and seen is not None and seen >= job.rev:
-            # All was told: 204 is how a browser learns not to come back.
-            raise HTTPException(204)
-        return job
+        return _stream(feed.listen(rev_of(last_event_id)))
 
     @router.get(
         "/jobs/{job_id}/events",
         operation_id="job_events",
         summary="One job as it happens",
-        response_class=EventSourceResponse,
+        response_class=Response,
         responses={
             **documented("job_not_found"),
+            **_DOCUMENTED,
             204: {"description": "It has ended, and you know."},
         },
     )
-    async def job_events(
-        job: Annotated[Job, Depends(target)], last_event_id: LastEventId = None
-    ) -> AsyncIterator[ServerSentEvent]:
+    async def job_events(job_id: str, last_event_id: LastEventId = None) -> Response:
         """The job as it is, then its steps and transitions; ends when it has ended."""
-        async for event in feed.listen(rev_of(last_event_id), job):
-            yield event
+        job = await run_in_threadpool(views.find, job_id)
+        seen = rev_of(last_event_id)
+        if job.state.ended and seen is not None and seen >= job.rev:
+            # All was told: 204 is how a browser learns not to come back.
+            return Response(status_code=204)
+        return _stream(feed.listen(seen, job))
 
     return router
+
+
+def _stream(events: AsyncIterator[bytes]) -> Response:
+    return EventSourceResponse(events, headers=_HEADERS)
 
 
 def rev_of(header: str | None) -> int | None:

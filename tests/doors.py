@@ -5,6 +5,7 @@ a time and only when told, so a test can look in between.
 """
 
 import hashlib
+import http.client
 import json
 import os
 import signal
@@ -169,7 +170,8 @@ class Running:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        self.log = root / "api.log"
+        self.log = root / f"api-{self.port}.log"
+        self.streams: list[Stream] = []  #: closed with the service
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [
@@ -184,6 +186,7 @@ class Running:
                 ],
                 stderr=log,
                 stdout=subprocess.DEVNULL,
+                cwd=root,
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment,
             )
         self.url = f"http://127.0.0.1:{self.port}"
@@ -230,6 +233,8 @@ def running(root: Path, *options: str, **environment: str) -> Iterator[Running]:
     try:
         yield service
     finally:
+        for stream in service.streams:
+            stream.close()
         if service.process.poll() is None:
             service.process.kill()
             service.process.wait()
@@ -247,3 +252,49 @@ def events_of(text: str) -> list[dict[str, Any]]:
         if event:
             found.append(event)
     return found
+
+
+class Stream:
+    """An open event stream, read one event at a time."""
+
+    def __init__(self, service: Running, path: str, after: str | None = None) -> None:
+        self._connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=10)
+        headers = {} if after is None else {"Last-Event-ID": after}
+        self._connection.request("GET", path, headers=headers)
+        self.answer = self._connection.getresponse()
+        self.last_id = after
+        service.streams.append(self)
+
+    def next(self, kind: str | None = None) -> dict[str, Any] | None:
+        """The next event (of ``kind``); None at the end of the stream."""
+        lines: list[str] = []
+        while raw := self.answer.readline():
+            line = raw.decode().rstrip("\n")
+            if line:
+                lines.append(line)
+                continue
+            event = _one("\n".join(lines))
+            lines = []
+            if "id" in event:
+                self.last_id = event["id"]
+            if "data" in event and kind in (None, event.get("event")):
+                return event
+        return None
+
+    def until(self, wanted: Any) -> list[dict[str, Any]]:
+        """Job events up to the first for which ``wanted`` holds."""
+        seen = []
+        while event := self.next("job"):
+            seen.append(event)
+            if wanted(event["data"]):
+                return seen
+        raise AssertionError(f"the stream ended after {seen}")
+
+    def close(self) -> None:
+        self.answer.close()
+        self._connection.close()
+
+
+def _one(text: str) -> dict[str, Any]:
+    found = events_of(text)
+    return found[0] if found else {}
