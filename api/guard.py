@@ -1,7 +1,7 @@
 """Who may ask, and what every answer carries. Sits before all routes; knows none of them.
 
-In this order: the Host header (a page elsewhere whose name was bound anew to this machine),
-the token, the page another site made (cross-origin), the size of the body. Each refusal is
+In this order: the token or, where there is none, the Host header (a page elsewhere whose name
+was bound anew to this machine), the page another site made (cross-origin), the size of the body. Each refusal is
 a problem like any other. Also writes the access log: method, path without its query (a
 search holds words of a prompt, a log-in the token), status, milliseconds.
 """
@@ -105,9 +105,9 @@ def cookie_of(token: str) -> str:
     return hmac.new(token.encode(), b"steady cookie", hashlib.sha256).hexdigest()
 
 
-def same(given: str, right: str) -> bool:
+def same(given: bytes, right: str) -> bool:
     """Equal, in a time that tells nothing."""
-    return secrets.compare_digest(given.encode("utf-8", "replace"), right.encode())
+    return secrets.compare_digest(given, right.encode())
 
 
 @dataclass(frozen=True)
@@ -211,11 +211,12 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that may not pass."""
         headers = Headers(scope=scope)
-        authentic = self._authentic(headers)
-        hosts = headers.getlist("host")
-        if not authentic and (len(hosts) != 1 or not self._rules.knows_host(hosts[0])):
-            return problem(SteadyError("bad_host"))
-        if self._rules.token and not authentic and scope["path"] != LOGIN:
+        if self._rules.token is None:
+            hosts = headers.getlist("host")
+            if len(hosts) != 1 or not self._rules.knows_host(hosts[0]):
+                return problem(SteadyError("bad_host"))
+        elif scope["path"] != LOGIN and not self._authentic(headers):
+            # Where a token is needed, a name bound anew to this machine opens nothing.
             if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
                 return RedirectResponse(LOGIN, status_code=303)
             return problem(SteadyError("unauthorized"))
@@ -236,16 +237,16 @@ class Guard:
             return False
         scheme, _, value = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
-            return same(value.strip(), token)
+            return same(value.strip().encode("latin-1"), token)
         if scheme.lower() == "basic":  # clients made for A1111 know nothing else
             try:
-                _, _, secret = base64.b64decode(value).decode().partition(":")
+                _, _, secret = base64.b64decode(value).partition(b":")
             except (binascii.Error, ValueError):
                 return False
             return same(secret, token)
         for part in headers.get("cookie", "").split(";"):
             name, _, crumb = part.strip().partition("=")
-            if name == COOKIE and same(crumb, self._cookie):
+            if name == COOKIE and same(crumb.encode("latin-1"), self._cookie):
                 return True
         return False
 

@@ -25,7 +25,7 @@ def routes(token: str | None, *, secure: bool) -> APIRouter:
         return _enter(given.get("token", [""])[0])
 
     def _enter(given: str) -> Response:
-        if token is not None and not same(given.strip(), token):
+        if token is not None and not same(given.strip().encode("utf-8", "replace"), token):
             return _form("That is not the token.", 401)
         answer = RedirectResponse("/", status_code=303)
         if token is not None:
