@@ -68,7 +68,8 @@ format: $(VENV)/.installed-test ## let ruff mend layout and imports
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
 bench: $(VENV)/.installed-test ## the numbers in docs/, measured here
-	$(BIN)/python -m benchmarks
+	@for each in $(basename $(notdir $(filter-out benchmarks/__init__.py,$(wildcard benchmarks/*.py)))); do \
+	  echo "== $$each"; $(BIN)/python -m benchmarks.$$each || exit 1; done
 
 starter: $(VENV)/.installed-test ## train the starter model anew (hours)
 	$(BIN)/python -m starter.train

@@ -24,6 +24,12 @@ cp examples/sunset.yaml "$STEADY_ROOT/inbox/sunset.yaml"
 echo "Dropped examples/sunset.yaml into demo/inbox/:"
 sed 's/^/    /' examples/sunset.yaml
 
+# Until the watcher answers. (The file may be dropped before, or while nothing runs.)
+seconds=0
+until steady -q status 2>/dev/null || [ "$seconds" -ge 60 ]; do
+    sleep 1
+    seconds=$((seconds + 1))
+done
 steady follow &
 show=$!
 

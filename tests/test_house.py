@@ -95,7 +95,7 @@ def test_every_field_of_a_job_is_an_option_of_submit() -> None:
             "watcher.cli",
             {"torch", "diffusers", "dataset", "sqlalchemy", "fastapi", "watchdog", "rich"},
         ),
-        ("api.app", {"torch", "diffusers", "transformers", "watchdog"}),
+        ("api.app", {"torch", "diffusers", "transformers"}),
         ("watcher.service", {"torch", "diffusers", "transformers", "fastapi"}),
         ("watcher.engine", {"torch", "diffusers"}),
     ],

@@ -109,17 +109,21 @@ def submit(
         "metadata": _pairs(metadata),
     }
     given = {field: value for field, value in fields.items() if value is not None}
-    limits = _limits(desk)
+    from watcher.commands.waiting import deadline_of
+    from watcher.commands.waiting import wait as until_done
+
+    deadline = deadline_of(timeout)
+    limits, known = _from_record(desk)
     sheets = list(_sheets(desk, what, given, key, kind, limits))
     if dry_run:
         _show(desk, sheets)
         return 0
     since = _last_rev(desk) if wait else 0
-    tickets = [_send(desk, sheet, ticket) for sheet, ticket in _with_tickets(sheets, key)]
+    tickets = [
+        _send(desk, sheet, ticket, known=known) for sheet, ticket in _with_tickets(sheets, key)
+    ]
     if wait:
-        from watcher.commands.waiting import wait as until_done
-
-        return until_done(desk, tickets, since, timeout)
+        return until_done(desk, tickets, since, deadline)
     _mention_watcher(desk)
     return 0
 
@@ -316,13 +320,13 @@ def _with_tickets(sheets: Sequence[Sheet], key: str | None) -> list[tuple[Sheet,
     ]
 
 
-def _send(desk: Desk, sheet: Sheet, ticket: str) -> str:
-    from watcher import inbox
+def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool) -> str:
+    from watcher.submit import submit as put
 
     keyed = sheet.key is not None or uuid.UUID(ticket).version == 5
     repeat = keyed and _is_repeat(desk, sheet, ticket)
     if not repeat:
-        inbox.submit(desk.config.inbox, sheet.data, sheet.suffix, ticket)
+        put(desk.config.inbox, sheet.data, sheet.suffix, ticket, known=known)
     ids = [job_id_of(ticket, index) for index in range(min(sheet.jobs, _SHOWN_IDS))]
     answer: dict[str, Any] = {"ticket": ticket, "jobs": sheet.jobs, "job_ids": ids}
     words = f"{ticket}  {_pictures(sheet.jobs)}"
@@ -392,15 +396,17 @@ def _pictures(number: int) -> str:
 # -- what the root knows
 
 
-def _limits(desk: Desk) -> Limits:
-    """What the model in use allows; without a record, what the named one does."""
+def _from_record(desk: Desk) -> tuple[Limits, bool]:
+    """What the model in use allows (before the first start: the one the settings name), and
+    whether there were jobs before, so that an inbox without its mark is an absent disk.
+    """
     from watcher import model
 
-    told = None
+    told, known = None, False
     if desk.has_record():
         with desk.record() as store:
-            told = store.get("model")
-    return model.limits_known(told, desk.config)
+            told, known = store.get("model"), any(store.counts().values())
+    return model.limits_known(told, desk.config), known
 
 
 def _last_rev(desk: Desk) -> int:

@@ -36,7 +36,7 @@ def follow(
     timeout: Annotated[str | None, typer.Option(help="Stop after e.g. 90s or 10m.")] = None,
 ) -> None:
     """Show what happens, as it happens, until Ctrl-C."""
-    deadline = _deadline(timeout)
+    deadline = deadline_of(timeout)
     screen = Screen(desk)
     with desk.record() as store, screen:
         rev = store.last_rev()
@@ -51,13 +51,13 @@ def follow(
             _rest(deadline)
 
 
-def wait(desk: Desk, tickets: Sequence[str], since: int, timeout: str | None) -> int:
+def wait(desk: Desk, tickets: Sequence[str], since: int, deadline: float | None) -> int:
     """Show the jobs of ``tickets`` until all have ended.
 
-    ``since`` is the record's last rev before they were submitted. Returns 0, or 1 when a job
-    failed or was cancelled, 2 when a file was refused. Raises SteadyError ``timeout``.
+    ``since`` is the record's last rev before they were submitted, ``deadline`` that of
+    :func:`deadline_of`. Returns 0, or 1 when a job failed or was cancelled, 2 when a file was
+    refused. Raises SteadyError ``timeout``.
     """
-    deadline = _deadline(timeout)
     screen = Screen(desk)
     with screen:
         while not desk.has_record():
@@ -109,13 +109,14 @@ def _ended(screen: "Screen", store: "JobStore", ticket: str) -> int | None:
 def _done_of(store: "JobStore", tickets: Sequence[str]) -> tuple[int, int]:
     done = total = 0
     for ticket in tickets:
-        counts = store.progress(ticket)
+        counts = store.progress(ticket) if store.batch(ticket) else {}
         total += max(1, sum(counts.values()))
         done += sum(number for state, number in counts.items() if state.ended)
     return done, total
 
 
-def _deadline(timeout: str | None) -> float | None:
+def deadline_of(timeout: str | None) -> float | None:
+    """``90s``, ``10m`` … from now, on the monotonic clock. Raises SteadyError ``bad_request``."""
     if timeout is None:
         return None
     from watcher.config import seconds_of
