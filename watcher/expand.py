@@ -14,6 +14,7 @@ import hashlib
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 MAX_TEXT = 8_000  #: characters of one expanded text; prompts may have half of it
@@ -104,9 +105,15 @@ def sampled(total: int, wanted: int, seed: int) -> list[int]:
     return sorted(found)
 
 
+@lru_cache(maxsize=64)
+def _pieces(text: str) -> tuple[str, ...]:
+    """Texts and, at odd places, what stands in braces between them."""
+    return tuple(_PLACEHOLDER.split(text))
+
+
 def placeholders_in(text: str) -> list[str]:
     """What stands in single braces in ``text``, in order."""
-    return _PLACEHOLDER.findall(text)
+    return list(_pieces(text)[1::2])
 
 
 def fill(text: str, names: Mapping[str, str]) -> str:
@@ -115,7 +122,7 @@ def fill(text: str, names: Mapping[str, str]) -> str:
     Values are inserted as they are and not looked at again. Raises ExpansionFault before a
     text longer than MAX_TEXT is built.
     """
-    pieces = _PLACEHOLDER.split(text)
+    pieces = list(_pieces(text))
     length = 0
     for number in range(1, len(pieces), 2):
         value = names.get(pieces[number])
@@ -137,24 +144,28 @@ def wild(text: str, seed: int, wildcards: Wildcards | None) -> str:
     if len(text) > MAX_TEXT:
         return text
     source = random.Random(seed)
+    chosen = False
 
     def choose(match: re.Match[str]) -> str:
+        nonlocal chosen
         if match[1] is None:
             if "|" not in match[2]:
                 return f"\ufdd0{match[2]}\ufdd1"
+            chosen = True
             return source.choice(str(match[2]).split("|"))
         lines = wildcards(match[1]) if wildcards else None
         if lines is None:
             raise ExpansionFault(f"there is no wildcard list `{match[1]}`")
         if not lines:
             raise ExpansionFault(f"the wildcard list `{match[1]}` is empty")
+        chosen = True
         return source.choice(lines)
 
     for _ in range(MAX_NESTING + 1):
-        expanded = _WILD.sub(choose, text)
-        if len(expanded) > MAX_TEXT:
+        chosen = False
+        text = _WILD.sub(choose, text)
+        if len(text) > MAX_TEXT:
             raise ExpansionFault(f"a text would become longer than {MAX_TEXT} characters")
-        if expanded == text:
+        if not chosen:
             return text.translate(_MASKED)
-        text = expanded
     raise ExpansionFault(f"wildcards are nested deeper than {MAX_NESTING} levels")

@@ -120,7 +120,7 @@ class Checker:
         return problems + [p for p in made if p.key not in said]
 
     def _tidied(self, values: dict[str, Any]) -> list[Problem]:
-        """Outer blanks and odd line ends go; empty prompts and control characters are refused.
+        """Outer blanks and odd line ends go, an empty text is unset; control characters are refused.
 
         What is refused is replaced, so that the rest can still be looked at.
         """
@@ -136,10 +136,10 @@ class Checker:
             if "\r" in text or "\x0b" in text or "\x0c" in text:
                 text = _ODD_BREAKS.sub("\n", text)
             text = text.strip()
-            values[field] = (
-                unicodedata.normalize("NFC", text) if field in ("name", "folder") else text
-            )
-        if values.get("prompt") in (None, ""):
+            if field in ("name", "folder"):
+                text = unicodedata.normalize("NFC", text)
+            values[field] = text or None
+        if values.get("prompt") is None:
             problems.append(
                 Problem(
                     "missing_field",

@@ -45,6 +45,7 @@ _NAMES_FOR = {also: ours for ours, names in _ALSO_CALLED.items() for also in nam
 
 #: What others have and we have not, with the reason.
 _NOT_HERE = {
+    "prompts": "Write `prompt:` for one job, or list several under `jobs:`.",
     "sampler sampler_name sampler_index scheduler scheduler_type sampling_method": (
         "The model comes with one sampler and one schedule; remove it."
     ),
@@ -97,6 +98,9 @@ def advice_for(key: str) -> str:
         return f"`{plain}` belongs to the whole file, beside `jobs`."
     ours = meant_by(key[:60])
     if ours is None:
+        near = difflib.get_close_matches(plain[:30], sorted(BATCH_KEYS), n=1, cutoff=0.7)
+        if near:
+            return f"Did you mean `{near[0]}`, beside the jobs?"
         return "Remove it; known are " + ", ".join([*FIELDS, "steps", "size"]) + "."
     if plain in _NAMES_FOR:
         return f"Here it is called `{ours}`" + (

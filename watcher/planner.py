@@ -152,6 +152,8 @@ class Planner:
         ``values`` are the template's, with its axes' values in place, and are used up;
         ``names`` the declared placeholders.
         """
+        if template.problems:
+            return self._all_problems(template, values, names, index)
         try:
             seeds = seeds_of(values.get("seed"))
             if seeds is None and values.get("count") is None:
@@ -161,6 +163,17 @@ class Planner:
         except ExpansionFault as fault:
             words = str(fault)
             return [Problem("bad_placeholder", words[:1].upper() + words[1:] + ".", key="prompt")]
+
+    def _all_problems(
+        self, template: Template, values: dict[str, Any], names: Mapping[str, str], index: int
+    ) -> list[Problem]:
+        """What was wrong with the keys, and what is wrong with the values as well."""
+        if not values:
+            return template.problems
+        sound = Template(values, wild=template.wild)
+        more = self.pictures(sound, values, names, index)
+        said = {p.key for p in template.problems}
+        return template.problems + [m for m in more if isinstance(m, Problem) and m.key not in said]
 
     def _several(
         self,

@@ -20,7 +20,10 @@ _short.maxlevel = 3
 
 def shown(value: Any) -> str:
     """A value for ``Problem.value``: at most 80 characters, printable."""
-    text = _short.repr(value)
+    try:
+        text = _short.repr(value)
+    except ValueError:  # an int of thousands of digits
+        text = "a number of thousands of digits"
     if not text.isprintable():
         text = text.encode("unicode_escape").decode("ascii")
     return text if len(text) <= 80 else text[:77] + "..."
@@ -66,6 +69,6 @@ def refusal(problems: Sequence[Problem], code: str = "") -> SteadyError:
 def located_in_row(problem: Problem, row: int, line: int, key: str | None) -> Problem:
     """``problem`` with its row, its line in the file and the column's own name."""
     message = problem.message
-    if key is not None and problem.key is not None and key != problem.key:
+    if key is not None and problem.key is not None and key != problem.key and key.lower() != "size":
         message = message.replace(f"`{problem.key}`", f"`{key}`", 1)
     return replace(problem, message=message, key=key or problem.key, row=row, line=line)

@@ -12,7 +12,7 @@ from watcher.batchline import batch_line_fields, is_batch_line
 from watcher.errors import Problem, SteadyError
 from watcher.fields import value_of_text
 from watcher.hints import FIELDS, meant_by, plain_key
-from watcher.jobs import JobRequest, Priority
+from watcher.jobs import Priority
 from watcher.naming import slug
 from watcher.planner import TEXTS, Planned, Planner, Template, template_of
 from watcher.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
@@ -199,19 +199,18 @@ class Lines:
             if raw.number < self._start:
                 continue
             if raw.problem is not None:
-                yield self._refused(raw, [raw.problem])
+                yield self._refused(raw, [raw.problem], {})
                 continue
             template = self._read(raw)
             values = template.values
-            made: list[JobRequest] | list[Problem] = template.problems
-            if not made:
-                names: Mapping[str, str] = {}
-                if columns is not None and _has_braces(values):
-                    names = columns.names(raw.cells)
-                made = planner.pictures(template, values, names, self._index)
+            names: Mapping[str, str] = {}
+            if columns is not None and _has_braces(values):
+                names = columns.names(raw.cells)
+            made = planner.pictures(template, values, names, self._index)
             for each in made:
                 if isinstance(each, Problem):
-                    yield self._refused(raw, [m for m in made if isinstance(m, Problem)])
+                    problems = [m for m in made if isinstance(m, Problem)]
+                    yield self._refused(raw, problems, template.came_from)
                     break
                 self._index += 1
                 if self._index > most:
@@ -221,19 +220,19 @@ class Lines:
                     planned.stem = f"{self._base}_{self._index:0{self._digits}d}"
                 yield planned
 
-    def _refused(self, raw: RawRow, problems: list[Problem]) -> Row:
+    def _refused(self, raw: RawRow, problems: list[Problem], came_from: Mapping[str, str]) -> Row:
+        """The row as it goes back to the person, each problem by the name they used."""
         columns = self._columns
+        located = []
+        for problem in problems[:MAX_PROBLEMS]:
+            said = came_from.get(problem.key or "")
+            if columns is not None:
+                said = columns.column_of(said or problem.key)
+            located.append(located_in_row(problem, raw.number, raw.line, said))
         if columns is None:
             cells = cells_of(raw.value)
-            located = [
-                located_in_row(p, raw.number, raw.line, None) for p in problems[:MAX_PROBLEMS]
-            ]
         else:
             cells = dict(zip(columns.header, raw.cells, strict=False))
-            located = [
-                located_in_row(p, raw.number, raw.line, columns.column_of(p.key))
-                for p in problems[:MAX_PROBLEMS]
-            ]
         return Row(raw.number, raw.line, cells, tuple(located))
 
 

@@ -69,6 +69,11 @@ class Item:
             return cls(path, raw, template, {})
         return cls(path, raw, template, {f: (*path, k) for f, k in template.came_from.items()})
 
+    def path_of(self, problem: Problem) -> Path:
+        """Where a problem with one of the item's own keys stands."""
+        own = isinstance(self.raw, Mapping) and problem.key in self.raw
+        return (*self.path, problem.key) if own and problem.key else self.path
+
     def inherit(self, base: "Item") -> None:
         """Puts the file's defaults under what the item says itself."""
         mine = self.template
@@ -105,11 +110,7 @@ class Sheet:
 
     def problems_of(self, item: Item) -> list[Problem]:
         """What was wrong with an item before any expansion."""
-        own = item.raw if isinstance(item.raw, Mapping) else {}
-        return [
-            self.located(p, (*item.path, p.key) if p.key and p.key in own else item.path)
-            for p in item.template.problems
-        ]
+        return [self.located(p, item.path_of(p)) for p in item.template.problems]
 
     def warnings(self) -> list[str]:
         """Names that are declared and not used, and placeholders that look misspelt."""
@@ -346,14 +347,12 @@ def pictures(
         for which in sheet.chosen:
             number, combination = divmod(which, sheet.product.total)
             item = sheet.items[number]
-            if item.template.problems:
-                if number not in made_of:
-                    made_of[number] = 0
-                    yield before + number, item, sheet.problems_of(item)
+            if item.template.problems and number in made_of:
                 continue
             made = _pictures_of(sheet, item, sheet.product[combination], planner, index)
             requests = [m for m in made if isinstance(m, JobRequest)]
             if not requests:
+                made_of.setdefault(number, 0)
                 yield before + number, item, made
                 continue
             already = made_of.get(number, 0)
@@ -379,7 +378,7 @@ def _pictures_of(
     problems = [m for m in made if isinstance(m, Problem)]
     if not problems:
         return made
-    return [sheet.located(p, origins.get(p.key or "", item.path)) for p in problems]
+    return [sheet.located(p, origins.get(p.key or "") or item.path_of(p)) for p in problems]
 
 
 def _text_of(value: Any) -> str:

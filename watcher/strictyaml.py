@@ -300,6 +300,8 @@ def _unreadable(text: str, error: Any, documents: int) -> SteadyError:
         what, remedy = "the line is indented with a tab", "Indent with spaces."
     else:
         what, remedy = error.problem or "this cannot be read", _QUOTE
+        if "mapping values" in what:
+            remedy = f"{_QUOTE} Or check that the line is not indented too far."
     message = f"Line {line}, column {column}: {what}."
     problem = Problem(
         "bad_yaml",

@@ -29,6 +29,9 @@ _BOMS = (
 )
 
 
+_LOOKS_LATIN = "it looks like Windows-1252 or Latin-1"
+
+
 def encoding_of(head: bytes) -> str:
     """The encoding a byte order mark announces; UTF-8 without one."""
     return next((name for mark, name in _BOMS if head.startswith(mark)), "utf-8")
@@ -49,7 +52,7 @@ def not_text(error: UnicodeDecodeError, data: bytes | None = None) -> SteadyErro
     if data is not None and data[:400].count(0) > len(data[:400]) // 4:
         guess = "it looks like UTF-16 without a byte order mark"
     else:
-        guess = "it looks like Windows-1252 or Latin-1"
+        guess = _LOOKS_LATIN
     where = f"Byte {position}" + (f" (line {line})" if line else "")
     message = f"{where} is not {error.encoding.upper()}; {guess}."
     remedy = "Save it as UTF-8 (in Excel: `CSV UTF-8`) and drop it again."
@@ -81,6 +84,13 @@ class RawRow:
     problem: Problem | None = None
 
 
+class _Text(io.TextIOWrapper):
+    """Text over a stream that stays open when this goes away."""
+
+    def close(self) -> None:
+        """Leaves closing to whoever opened the stream."""
+
+
 class Lines:
     """Physical lines of a binary stream as text, each bounded, with the encoding found out.
 
@@ -91,7 +101,7 @@ class Lines:
         start = stream.tell()
         head = stream.read(4)
         stream.seek(start)
-        self._text = io.TextIOWrapper(stream, encoding=encoding_of(head), newline="")
+        self._text = _Text(stream, encoding=encoding_of(head), newline="")
         self.number = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -105,14 +115,12 @@ class Lines:
                     raise SteadyError("too_large", message, problems=[problem])
                 yield line
         except UnicodeDecodeError as error:
-            message = f"After line {self.number}: the bytes are not {error.encoding.upper()} text."
+            # what was decoded before this block ended inside the line that comes next
+            torn = self.number + 1 + error.object.count(b"\n", 0, error.start)
+            message = f"Line {torn} is not {error.encoding.upper()}; {_LOOKS_LATIN}."
             remedy = "Save it as UTF-8 (in Excel: `CSV UTF-8`) and drop it again."
-            problem = Problem("encoding", message, line=self.number + 1, remedy=remedy)
+            problem = Problem("encoding", message, line=torn, remedy=remedy)
             raise SteadyError("encoding", message, problems=[problem], remedy=remedy) from None
-
-    def detach(self) -> None:
-        """Lets go of the stream; without this it would be closed along with us."""
-        self._text.detach()
 
 
 def delimiter_of(line: str, suffix: str) -> str:
@@ -192,23 +200,19 @@ def _unclosed(line: int) -> Problem:
 def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
     """The lines of a .jsonl that are not blank, each with its value or its problem."""
     lines = Lines(stream)
-    try:
-        for text in lines:
-            if text.isspace():
-                continue
-            number = lines.number
-            row = RawRow(number, number)
-            try:
-                row.value = strictjson.read(text)
-            except SteadyError as error:
-                row.value = text.strip()
-                problem = error.problems[0]
-                message = problem.message.removeprefix("Line 1, ")
-                message = message[:1].upper() + message[1:]
-                row.problem = replace(problem, message=message, line=number)
-            yield row
-    finally:
-        lines.detach()
+    for text in lines:
+        if text.isspace():
+            continue
+        row = RawRow(lines.number, lines.number)
+        try:
+            row.value = strictjson.read(text)
+        except SteadyError as error:
+            row.value = text.strip()
+            problem = error.problems[0]
+            message = problem.message.removeprefix("Line 1, ")
+            message = message[:1].upper() + message[1:]
+            row.problem = replace(problem, message=message, line=lines.number)
+        yield row
 
 
 def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
@@ -217,13 +221,10 @@ def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
     A line that begins with ``#`` and something other than a blank (``#1 fan``) is a prompt.
     """
     lines = Lines(stream)
-    try:
-        for text in lines:
-            text = text.strip()
-            if text and text != "#" and not text.startswith("# "):
-                yield RawRow(lines.number, lines.number, value=text)
-    finally:
-        lines.detach()
+    for text in lines:
+        text = text.strip()
+        if text and text != "#" and not text.startswith("# "):
+            yield RawRow(lines.number, lines.number, value=text)
 
 
 def dump_refused(rows: Sequence[Row]) -> bytes:
