@@ -868,8 +868,12 @@ def test_durations_are_those_of_finished_pictures(store: JobStore) -> None:
 # -- other processes, threads, kills
 
 
-def test_sixteen_processes_open_a_fresh_record_and_claim_each_job_once(url: str) -> None:
-    crowd, jobs = 16, 1_800
+@pytest.mark.parametrize(
+    ("crowd", "jobs"), [(8, 600), pytest.param(16, 1_800, marks=pytest.mark.slow)]
+)
+def test_processes_open_a_fresh_record_and_claim_each_job_once(
+    url: str, crowd: int, jobs: int
+) -> None:
     barrier, queue = PROCESSES.Barrier(crowd), PROCESSES.Queue()
     children = [
         PROCESSES.Process(target=claim_all, args=(url, barrier, queue, jobs, me))
@@ -888,7 +892,7 @@ def test_sixteen_processes_open_a_fresh_record_and_claim_each_job_once(url: str)
     assert [id for id in claimed if " " in id] == []
 
 
-@pytest.mark.parametrize("rounds", [8, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("rounds", [5, pytest.param(60, marks=pytest.mark.slow)])
 def test_what_was_acknowledged_survives_kill_9(file: Path, rounds: int) -> None:
     dice, url = random.Random(4), f"sqlite:///{file}"
     batches: list[list[str]] = []

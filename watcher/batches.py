@@ -299,6 +299,8 @@ class Batches(Record):
         )[0]
         rev = queue["rev"] - count
         bulk_rank = max(queue["bulk_time"], batch["last_rank"])
+        cancelled = bool(batch["cancelled"])
+        state = JobState.CANCELLED if cancelled else JobState.QUEUED
         reserved = batch["image_name"]
         wishes, day = [], f"{local:%Y%m%d}"
         for _, id_, job in fresh:
@@ -324,13 +326,12 @@ class Batches(Record):
                 bulk_rank += 1
             later = job.not_before is not None and job.not_before > now
             held = "paused" if batch["paused"] else "not_before" if later else None
-            cancelled = bool(batch["cancelled"])
             rows.append(
                 {
                     "id": id_,
                     "ticket": batch["ticket"],
                     "idx": index,
-                    "state": str(JobState.CANCELLED if cancelled else JobState.QUEUED),
+                    "state": state.value,
                     "rev": rev,
                     "class": job.priority.level,
                     "rank": bulk_rank if job.priority is Priority.BULK else float(rev),
@@ -349,7 +350,13 @@ class Batches(Record):
                 }
             )
         self._db.run_many(_INSERT_JOB, rows)
-        self._set_batch("last_rank = :rank", ticket=batch["ticket"], rank=bulk_rank)
+        self._db.run("UPDATE job_counts SET n = n + :n WHERE state = :s", n=count, s=state.value)
+        self._set_batch(
+            f"last_rank = :rank, n_{state} = n_{state} + :n",
+            ticket=batch["ticket"],
+            rank=bulk_rank,
+            n=count,
+        )
 
     # -- batches once they are recorded
 

@@ -16,9 +16,12 @@ def now_us() -> int:
     return time.time_ns() // 1000
 
 
+_encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
+
 def to_json(value: Any) -> str:
     """How a value is written into a column: compact, and readable in any script."""
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return _encoder.encode(value)
 
 
 def batch_of(row: Row) -> Batch:

@@ -8,6 +8,7 @@ import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 
 from watcher.database import Database
 from watcher.entries import to_json
@@ -34,9 +35,15 @@ class Wish:
     base: str
     everywhere: bool
 
-    @property
+    @cached_property
+    def place(self) -> str:
+        """The folder, as names are compared."""
+        return folded(self.folder)
+
+    @cached_property
     def family(self) -> str:
-        return f"{'*' if self.everywhere else folded(self.folder)}/{folded(self.base)}"
+        """Among whom the numbers are given out."""
+        return f"{'*' if self.everywhere else self.place}/{folded(self.base)}"
 
 
 class ImageNames:
@@ -57,50 +64,51 @@ class ImageNames:
             row["family"]: row["n"]
             for row in self._db.run(
                 "SELECT family, max(n) AS n FROM image_names"
-                f" WHERE family IN {self._db.each('families')} GROUP BY family",
+                f" WHERE n > 1 AND family IN {self._db.each('families')} GROUP BY family",
                 families=to_json(sorted({wish.family for wish in wishes})),
             )
         }
-        names = [""] * len(wishes)
+        names, spelt = [""] * len(wishes), [""] * len(wishes)
         chosen: dict[tuple[str, str], int] = {}  # (folded name, folded folder) -> number
         anywhere: set[str] = set()
         open_ = list(range(len(wishes)))
         while open_:
             for k in open_:
                 wish = wishes[k]
-                family, place = wish.family, folded(wish.folder)
                 while True:
-                    n = number[family] = number.get(family, 0) + 1
+                    n = number[wish.family] = number.get(wish.family, 0) + 1
                     names[k] = wish.base if n == 1 else f"{wish.base}_{n}"
-                    spelt = folded(names[k])
-                    if (spelt, place) not in chosen and not (wish.everywhere and spelt in anywhere):
+                    spelt[k] = folded(names[k])
+                    if (spelt[k], wish.place) not in chosen and not (
+                        wish.everywhere and spelt[k] in anywhere
+                    ):
                         break
-                chosen[spelt, place] = n
-                anywhere.add(spelt)
+                chosen[spelt[k], wish.place] = n
+                anywhere.add(spelt[k])
             taken: dict[str, set[str]] = {}
             for row in self._db.run(
                 f"SELECT folded, folder FROM image_names WHERE folded IN {self._db.each('names')}",
-                names=to_json([folded(names[k]) for k in open_]),
+                names=to_json([spelt[k] for k in open_]),
             ):
                 taken.setdefault(row["folded"], set()).add(row["folder"])
             open_ = [
                 k
                 for k in open_
-                if (folders := taken.get(folded(names[k])))
-                and (wishes[k].everywhere or folded(wishes[k].folder) in folders)
+                if (folders := taken.get(spelt[k]))
+                and (wishes[k].everywhere or wishes[k].place in folders)
             ]
         self._db.run_many(
             "INSERT INTO image_names (folded, folder, family, n, job_id)"
             " VALUES (:folded, :folder, :family, :n, :job_id)",
             [
                 {
-                    "folded": folded(name),
-                    "folder": folded(wish.folder),
+                    "folded": spelt[k],
+                    "folder": wish.place,
                     "family": wish.family,
-                    "n": chosen[folded(name), folded(wish.folder)],
+                    "n": chosen[spelt[k], wish.place],
                     "job_id": wish.job_id,
                 }
-                for wish, name in zip(wishes, names, strict=True)
+                for k, wish in enumerate(wishes)
             ],
         )
         return names
