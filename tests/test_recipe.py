@@ -299,7 +299,8 @@ def webp(*chunks: tuple[bytes, bytes]) -> bytes:
     return b"RIFF" + struct.pack("<L", len(body)) + body
 
 
-BOMB = zlib.compress(b"a" * 60_000_000, 1)
+BOMB = zlib.compress(b"a" * 60_000_000, 9)
+SMALL_BOMB = zlib.compress(b"a" * 300_000, 9)
 OURS = b"steadydiffusion\x00"
 ZTXT = b"\x00" + BOMB
 LOSSLESS = (b"VP8L", b"\x2f" + struct.pack("<L", 0) + bytes(9))
@@ -309,7 +310,9 @@ HOSTILE = {
     "pixel bomb": png(chunk(b"IDAT", BOMB), width=2**31 - 1, height=2**31 - 1),
     "packed text bomb": png(chunk(b"zTXt", OURS + ZTXT)),
     "packed international text bomb": png(chunk(b"iTXt", OURS + b"\x01\x00\x00\x00" + BOMB)),
-    "a thousand packed bombs": png(*[chunk(b"zTXt", b"parameters\x00" + ZTXT)] * 1000),
+    "thousands of packed bombs": png(
+        *[chunk(b"zTXt", b"parameters\x00\x00" + SMALL_BOMB)] * 19_000
+    ),
     "giant text": png(chunk(b"tEXt", OURS + b"{" + b" " * 30_000_000)),
     "deep JSON": png(chunk(b"tEXt", OURS + b"[" * 200_000)),
     "deep JSON objects": png(chunk(b"tEXt", OURS + b'{"request":' * 20_000)),
