@@ -1090,6 +1090,7 @@ def test_damage_is_looked_for_after_an_unclean_stop(file: Path) -> None:
     child = PROCESSES.Process(target=pause_and_die, args=(f"sqlite:///{file}",))
     child.start()
     child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert code(lambda: sqlite(file)) == "database_damaged"
 
 

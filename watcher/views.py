@@ -198,6 +198,4 @@ class Views(Record):
         return sum(row["n"] for row in rows)
 
     def _jobs(self, rest: str, **values: Any) -> list[Job]:
-        with self._db.read():
-            rows = self._db.run(f"SELECT * FROM jobs {rest}", **values)
-        return [job_of(row) for row in rows]
+        return [job_of(row) for row in self._db.poll(f"SELECT * FROM jobs {rest}", **values)]
