@@ -179,3 +179,27 @@ def test_deep_brackets_do_not_kill_the_process() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
     )
     assert (done.returncode, done.stdout.split()) == (0, ["unsafe_yaml"] * 3)
+
+
+@pytest.mark.parametrize(
+    ("line", "message", "remedy"),
+    [
+        ("prompt: a cat: the movie", "A colon with a blank after it", "quotes"),
+        ("prompt: @cat", "cannot begin with this character", "quotes"),
+        ("prompt: *best* cat", "cannot begin with `*` or `&`", "prompt: |"),
+        ("prompt: [masterpiece], cat", "goes on after", "quotes"),
+        ("prompt: 'it's'", "goes on after", "quotes"),
+        ("prompt: 'open", "never closed", "write '' for one '"),
+        (r'prompt: "C:\Users"', "backslash", r"Write \\ for a backslash"),
+        ("prompt: [a, b", "not closed", "quotes"),
+    ],
+)
+def test_the_parsers_complaints_are_told_in_plain_words(line: str, message: str, remedy: str) -> None:
+    with pytest.raises(SteadyError) as caught:
+        value(f"width: 512\n{line}\nseed: 1\n")
+    (problem,) = caught.value.problems
+    assert message in problem.message
+    assert remedy in str(problem.remedy)
+    if problem.line == 2:  # an open bracket is noticed on the next line only
+        assert (problem.key, problem.value) == ("prompt", repr(line))
+    assert caught.value.message.startswith(f"Line {problem.line}: ")

@@ -82,14 +82,15 @@ def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], 
         else:
             unknown += 1
             if unknown <= _MOST_UNKNOWN:
-                problems.append(unknown_field(str(key)))
+                problems.append(unknown_field(str(key), value))
     return values, came_from, problems
 
 
-def unknown_field(key: str) -> Problem:
+def unknown_field(key: str, value: Any) -> Problem:
     """The problem of a key nobody knows, with the nearest right name."""
     name = shown_key(key)
-    return Problem("unknown_field", f"`{name}` is not known.", key=name, remedy=advice_for(key))
+    message, remedy = f"`{name}` is not known.", advice_for(key)
+    return Problem("unknown_field", message, key=name, value=shown(value), remedy=remedy)
 
 
 def _size(value: Any) -> tuple[int | None, int | None] | None:

@@ -72,7 +72,7 @@ _MEANT = frozenset(
 )  # fmt: skip
 
 MAX_BYTES = 1 << 20  #: of a .yaml or .json
-MAX_ROWS = 25_000  #: of a table read whole; longer ones are streamed
+MAX_ROWS = 20_000  #: of a table read whole; longer ones are streamed
 FEW_JOBS = 20  #: files up to this many pictures wait as ``normal``, larger ones as ``bulk``
 
 

@@ -71,4 +71,15 @@ def located_in_row(problem: Problem, row: int, line: int, key: str | None) -> Pr
     message = problem.message
     if key is not None and problem.key is not None and key != problem.key and key.lower() != "size":
         message = message.replace(f"`{problem.key}`", f"`{key}`", 1)
-    return replace(problem, message=message, key=key or problem.key, row=row, line=line)
+    # spelled out: a table may have very many bad rows, and `replace` takes five times as long
+    return Problem(
+        problem.code,
+        message,
+        key=key or problem.key,
+        line=line,
+        column=problem.column,
+        row=row,
+        value=problem.value,
+        allowed=problem.allowed,
+        remedy=problem.remedy,
+    )

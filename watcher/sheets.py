@@ -182,7 +182,7 @@ def _read_batch(sheet: Sheet, value: Mapping[str, Any]) -> None:
         sheet.items = [Item.of(rest, ())]
     else:
         for key in list(rest)[:10]:
-            problem = unknown_field(key)
+            problem = unknown_field(key, rest[key])
             if key in _FIELD_NAMES:
                 problem = replace(
                     problem,

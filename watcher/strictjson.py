@@ -89,7 +89,8 @@ def read(text: str) -> Any:
         line = _second_line(text, fault.key) if fault.key is not None else None
         key = None if fault.key is None else _shown(fault.key)
         problem = Problem(fault.code, str(fault), key=key, line=line)
-        raise SteadyError(fault.code, str(fault), problems=[problem]) from None
+        message = f"Line {line}: {fault}" if line else str(fault)
+        raise SteadyError(fault.code, message, problems=[problem]) from None
     except RecursionError:
         raise _too_deep() from None
     if isinstance(value, list | dict):

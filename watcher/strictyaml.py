@@ -32,6 +32,29 @@ _CONSTANTS: dict[str, Any] = {"": None, "null": None, "~": None, "true": True, "
 _CUT = re.compile(r"[ \t]+#")
 _QUOTE = "Put the text in quotes, or write it under `prompt: |` on the next line, indented."
 
+_BACKSLASH = 'A backslash inside "…" begins an escape, and this one is not known.'
+_GOES_ON = "Something goes on after a quoted text, a list or a mapping has ended."
+
+#: What the parser says, what it means to whoever typed the line, and what to do.
+_PLAINLY = (
+    (
+        "mapping values",
+        "A colon with a blank after it stands inside an unquoted text.",
+        f"{_QUOTE} Or check that the line is not indented too far.",
+    ),
+    ("cannot start any token", "An unquoted text cannot begin with this character.", _QUOTE),
+    ("alphabetic or numeric", "An unquoted text cannot begin with `*` or `&`.", _QUOTE),
+    ("expected key", _GOES_ON, _QUOTE),
+    ("<block end>", _GOES_ON, _QUOTE),
+    *(
+        (theirs, _BACKSLASH, r"Write \\ for a backslash, or put the text in '…'.")
+        for theirs in ("escape", "hexdecimal", "hexadecimal")
+    ),
+    ("',' or", "A list or mapping in brackets is not closed, or lacks a comma.", _QUOTE),
+    ("<document start>", "Something goes on after the end of the value.", _QUOTE),
+    ("could not find expected ':'", "A `:` is missing after a key.", _QUOTE),
+)
+
 #: libyaml where it is there (every usual wheel), else the same parser in Python.
 _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -99,22 +122,45 @@ class _Builder:
         self._stack: list[_Open] = []
         self._root: Any = None
         self._places: dict[int, dict[str | int, tuple[int, int]]] = {}
+        self._last_key: tuple[str | None, int] = (None, 0)
         self.documents: list[Document] = []
 
-    def refuse(
-        self, code: str, message: str, mark: Any, remedy: str = "", key: str | None = None
-    ) -> NoReturn:
-        """Raises; ``mark`` is libyaml's, which counts from 0."""
+    def refuse(self, code: str, message: str, mark: Any, remedy: str = "") -> NoReturn:
+        """Raises; ``mark`` is libyaml's, which counts from 0. Shows the line and its key."""
+        line = mark.line + 1
+        source = self._text.split("\n", line)[line - 1 : line]
+        key, key_line = self._last_key
         problem = Problem(
             code,
             message,
-            key=key,
-            line=mark.line + 1,
+            key=key if key_line == line else None,
+            line=line,
             column=mark.column + 1,
             document=len(self.documents) + 1 if self.documents else None,
+            value=_printable(repr(source[0].strip()[:70]))[:80] if source else None,
             remedy=remedy or None,
         )
-        raise SteadyError(code, message, problems=[problem], remedy=remedy)
+        raise SteadyError(code, f"Line {line}: {message}", problems=[problem], remedy=remedy)
+
+    def unreadable(self, error: Any) -> NoReturn:
+        """The parser's complaint in plain words, with the advice that mends the usual causes."""
+        mark = error.problem_mark or error.context_mark
+        said = error.problem or ""
+        source = self._text.split("\n", mark.line + 1)[mark.line : mark.line + 1] or [""]
+        indent = source[0][: len(source[0]) - len(source[0].lstrip())]
+        if "quoted scalar" in (error.context or "") and "unexpected" in said:
+            remedy = "Close the quote; inside '…' write '' for one '."
+            self.refuse(
+                "bad_yaml", "A quote is opened and never closed.", error.context_mark, remedy
+            )
+        if "\t" in indent:
+            self.refuse("bad_yaml", "The line is indented with a tab.", mark, "Indent with spaces.")
+        for theirs, ours, remedy in _PLAINLY:
+            if theirs in said:
+                self.refuse("bad_yaml", ours, mark, remedy)
+        self.refuse(
+            "bad_yaml", f"{said[:1].upper()}{said[1:] or 'This cannot be read'}.", mark, _QUOTE
+        )
 
     def take(self, event: Any) -> None:
         """The next event. Raises SteadyError for what is not read."""
@@ -183,13 +229,11 @@ class _Builder:
             self.refuse("unsafe_yaml", "Merge keys (`<<`) are not read.", event.start_mark)
         if key in top.value:
             first = top.places[key][0]
-            self.refuse(
-                "duplicate_key",
-                f"`{key[:60]}` is written twice; first on line {first}.",
-                event.start_mark,
-                key=key[:60],
-            )
+            message = f"`{_printable(key[:60])}` is written twice; first on line {first}."
+            self._last_key = _printable(key[:60]), event.start_mark.line + 1
+            self.refuse("duplicate_key", message, event.start_mark)
         top.key = key
+        self._last_key = _printable(key[:60]), event.start_mark.line + 1
         top.places[key] = (event.start_mark.line + 1, event.start_mark.column + 1)
 
     def _refuse_cut(self, top: _Open | None, event: Any, value: str | None) -> None:
@@ -206,7 +250,6 @@ class _Builder:
                 "A ` #` starts a YAML comment and would cut the text off.",
                 event.start_mark,
                 "Put the whole text in quotes.",
-                key,
             )
 
     def _add(self, value: Any, event: Any) -> None:
@@ -266,8 +309,15 @@ def read(
     except yaml.reader.ReaderError as error:
         raise _unprintable(text, error) from None
     except yaml.MarkedYAMLError as error:
-        raise _unreadable(text, error, len(builder.documents)) from None
+        try:
+            builder.unreadable(error)
+        except SteadyError as refusal:
+            raise refusal from None
     return builder.documents
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
 def _unprintable(text: str, error: Any) -> SteadyError:
@@ -281,37 +331,6 @@ def _unprintable(text: str, error: Any) -> SteadyError:
     message = f"Line {line} holds the control character {what}."
     remedy = "Remove it; if the text looked right, save the file as UTF-8."
     problem = Problem("bad_yaml", message, line=line, column=column, remedy=remedy)
-    return SteadyError("bad_yaml", message, problems=[problem], remedy=remedy)
-
-
-def _unreadable(text: str, error: Any, documents: int) -> SteadyError:
-    """The parser's complaint, with the line itself and the advice that mends the usual causes."""
-    mark = error.problem_mark or error.context_mark
-    line, column = (mark.line + 1, mark.column + 1) if mark is not None else (1, 1)
-    source = text.split("\n", line)
-    source_line = source[line - 1] if line <= len(source) else ""
-    if error.context and "quoted scalar" in error.context and error.context_mark:
-        line, column = error.context_mark.line + 1, error.context_mark.column + 1
-        what, remedy = (
-            "a quote is opened and never closed",
-            "Close the quote; inside '…' write '' for one '.",
-        )
-    elif "\t" in source_line[: len(source_line) - len(source_line.lstrip())]:
-        what, remedy = "the line is indented with a tab", "Indent with spaces."
-    else:
-        what, remedy = error.problem or "this cannot be read", _QUOTE
-        if "mapping values" in what:
-            remedy = f"{_QUOTE} Or check that the line is not indented too far."
-    message = f"Line {line}, column {column}: {what}."
-    problem = Problem(
-        "bad_yaml",
-        message,
-        line=line,
-        column=column,
-        document=documents + 1 if documents else None,
-        value=repr(source_line.strip()[:70]),
-        remedy=remedy,
-    )
     return SteadyError("bad_yaml", message, problems=[problem], remedy=remedy)
 
 
