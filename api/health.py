@@ -5,7 +5,7 @@
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import metadata
 from typing import Any
 
@@ -23,6 +23,7 @@ from api.door import Door, now_us
 from api.errors import documented, problem
 from api.views import Views
 from watcher.errors import ERRORS, Problem, SteadyError
+from watcher.recipe import model_name
 
 _PROBE = "api_probe"  #: the settings key written to learn whether the record can be written
 
@@ -59,8 +60,8 @@ def routes(door: Door, views: Views) -> APIRouter:
                 "reasons": reasons,
                 "notices": [str(n) for n in inbox.get("notices", ())],
                 "watcher": {"alive": pulse["alive"], "state": pulse.get("state")},
-                "model": pulse.get("model"),
-                "workers": list(pulse.get("workers", ())),
+                "model": _told(pulse.get("model"), _MODEL),
+                "workers": [_told(worker, _WORKER) for worker in pulse.get("workers", ())],
             }
         )
 
@@ -143,6 +144,20 @@ def routes(door: Door, views: Views) -> APIRouter:
         return JSONResponse(views.queue())
 
     return router
+
+
+_MODEL = ("name", "why", "starter", "revision", "device", "dtype", "attention", "memory")
+_WORKER = ("slot", "state", "device", "rss", "restarts", "failures", "retry_in", "last_death")
+
+
+def _told(entry: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
+    """What is everybody's business: never a path of this machine."""
+    if entry is None:
+        return None
+    told = {name: entry[name] for name in names if entry.get(name) is not None}
+    if "name" in told:
+        told["name"] = model_name(str(told["name"]))
+    return told
 
 
 def _reason(data: bytes) -> str | None:

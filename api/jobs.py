@@ -422,7 +422,7 @@ def change_of(data: bytes) -> models.Change:
             for fault in error.errors(include_url=False, include_input=False, include_context=False)
         ]
         raise SteadyError(problems[0].code, problems=problems) from None
-    if change.priority is None and change.position is None:
+    if not (change.priority or change.position):
         fault = Problem("missing_field", "`priority` or `position` is missing.")
         raise SteadyError("missing_field", problems=[fault])
     return change

@@ -6,23 +6,43 @@ in any label.
 
 import shutil
 import statistics
+import threading
 import time
 from collections.abc import Iterator
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    InfoMetricFamily,
+    Metric,
+)
 from prometheus_client.registry import Collector
 
-from api.door import Door
+from api.door import Door, Kept
 from watcher.errors import SteadyError
 from watcher.jobs import ENDED, JobState, forwards_of
+from watcher.store import JobFilter
+
+_BOUNDS = (0.1, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 600, 3600)  #: seconds
+_ARRIVALS_SECONDS = 15.0
+_PHASES = ("encode", "denoise", "decode", "save")
 
 
 class Figures(Collector):
-    """Every metric of the service. What cannot be read is left out, never guessed."""
+    """Every metric of the service. What cannot be read is left out, never guessed.
+
+    The first scrape counts the whole record, later ones what came since.
+    """
 
     def __init__(self, door: Door, version: str) -> None:
         self._door = door
         self._version = version
+        self._counting = threading.Lock()
+        self._rev = 0
+        self._count = 0
+        self._spreads = {name: [0.0, *(0 for _ in _BOUNDS)] for name in ("wait", "run")}
+        self._arrivals = Kept(lambda: door.store.arrivals(), _ARRIVALS_SECONDS)
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry at every scrape."""
@@ -59,9 +79,56 @@ class Figures(Collector):
             yield _gauge("steady_queue_eta_seconds", "Until all jobs are done.", eta)
         paused = store.get("paused")
         yield _gauge("steady_paused", "Is the queue paused?", int(bool(paused)))
+        oldest = store.oldest_waiting()
+        age = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1e6)
+        yield _gauge("steady_queue_oldest_age_seconds", "Of the job that waits longest.", age)
+        yield from self._times()
+        yield from self._of_recent()
+        files = CounterMetricFamily(
+            "steady_inbox_files", "Files and bodies that were read.", labels=["source", "result"]
+        )
+        for source, refused, number in self._arrivals():
+            files.add_metric([source, "refused" if refused else "accepted"], number)
+        yield files
+
+    def _times(self) -> Iterator[Metric]:
+        with self._counting:
+            tally = self._door.store.tally(self._rev, _BOUNDS)
+            self._rev = tally.rev
+            self._count += tally.count
+            for name, spread in (("wait", tally.wait), ("run", tally.run)):
+                fresh = (spread.total, *spread.within)
+                self._spreads[name] = [
+                    a + b for a, b in zip(self._spreads[name], fresh, strict=True)
+                ]
+            spreads, count = dict(self._spreads), self._count
+        for name, metric, words in (
+            ("wait", "steady_queue_wait_seconds", "From recorded to started."),
+            ("run", "steady_job_duration_seconds", "From started to completed."),
+        ):
+            total, *within = spreads[name]
+            buckets = [(str(float(b)), n) for b, n in zip(_BOUNDS, within, strict=True)]
+            histogram = HistogramMetricFamily(metric, words)
+            histogram.add_metric([], [*buckets, ("+Inf", count)], total)
+            yield histogram
+
+    def _of_recent(self) -> Iterator[Metric]:
+        """What the last pictures say: medians, as gauges."""
+        jobs = self._door.store.jobs(JobFilter(state=JobState.COMPLETED), limit=50)
+        phases: dict[str, list[float]] = {}
+        for job in jobs:
+            for phase, seconds in (job.facts.get("timings") or {}).items():
+                if phase in _PHASES and isinstance(seconds, int | float):
+                    phases.setdefault(phase, []).append(float(seconds))
+        family = GaugeMetricFamily(
+            "steady_job_phase_seconds", "Median of the recent pictures.", labels=["phase"]
+        )
+        for phase, values in phases.items():
+            family.add_metric([phase], statistics.median(values))
+        yield family
         steps = [
             (ended - started) / 1e6 / forwards_of(steps)
-            for _, _, steps, started, ended in store.durations()
+            for _, _, steps, started, ended in self._door.store.durations()
         ]
         if steps:
             middle = statistics.median(steps)

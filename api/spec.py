@@ -12,7 +12,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api import models
 from api.errors import documented
-from watcher.jobs import JobRequest, Limits
+from watcher.jobs import MAX_COUNT, MAX_SEED, JobRequest, Limits
 
 _DESCRIPTION = """\
 Pictures from text, one queue, nothing lost and nothing made twice.
@@ -23,13 +23,32 @@ jobs take an `Idempotency-Key`. A service that has a token wants it as
 `Authorization: Bearer`.
 """
 
-#: Ranges that hold for every model are in JobRequest; text forms the reader asks for are here.
-_SEGMENT = r"[A-Za-z0-9_][A-Za-z0-9_-]{0,30}"
+_CONTROL = r"\x00-\x08\x0e-\x1f\x7f-\x9f"
+_TEXT = f"^[^{_CONTROL}]*$"
+_NAME = r"[\w-]([\w.-]{0,78}[\w-])?"
+
+#: Ranges that hold for every model are in JobRequest; what the reader asks of texts is here.
 _FORMS: dict[str, dict[str, Any]] = {
-    "prompt": {"minLength": 1, "pattern": r"\S"},
-    "name": {"pattern": f"^{_SEGMENT}$"},
-    "folder": {"pattern": f"^{_SEGMENT}(/{_SEGMENT}){{0,2}}$"},
+    "prompt": {"minLength": 1, "pattern": rf"^[^{_CONTROL}]*[^{_CONTROL}\s][^{_CONTROL}]*$"},
+    "negative_prompt": {"pattern": _TEXT},
+    "label": {"pattern": _TEXT},
+    "name": {"maxLength": 80, "pattern": f"^{_NAME}$"},
+    "folder": {"maxLength": 242, "pattern": f"^{_NAME}(/{_NAME}){{0,2}}$"},
     "not_before": {"format": "date-time"},
+    "key": {"pattern": r"^[!-~]([ -~]*[!-~])?$"},
+    "metadata": {
+        "maxProperties": 50,
+        "propertyNames": {"pattern": _TEXT},
+        "additionalProperties": {
+            "anyOf": [
+                {"type": "string", "pattern": _TEXT},
+                {"type": "number", "minimum": -MAX_SEED, "maximum": MAX_SEED},
+                {"type": "boolean"},
+                {"type": "null"},
+            ]
+        },
+        "description": "kept and given back",
+    },
 }
 _UNSAFE = {"post", "put", "patch", "delete"}
 
@@ -49,20 +68,11 @@ def job_schema(limits: Limits) -> dict[str, Any]:
         }
     fields["num_inference_steps"]["default"] = limits.default_steps
     fields["format"]["default"] = limits.default_format
-    fields["metadata"] = {
-        "type": "object",
-        "maxProperties": 20,
-        "propertyNames": {"pattern": "^[A-Za-z0-9_.-]{1,40}$"},
-        "additionalProperties": {
-            "anyOf": [
-                {"type": "string", "maxLength": 80, "pattern": r"^[ -~]*$"},
-                {"type": "integer", "minimum": -(2**53), "maximum": 2**53},
-                {"type": "boolean"},
-                {"type": "null"},
-            ]
-        },
-        "description": "kept and given back",
-    }
+    for name, field in fields.items():
+        if name != "prompt":  # null says nothing, like a field left out
+            field["type"] = [field["type"], "null"]
+            if "enum" in field:
+                field["enum"] = [*field["enum"], None]
     return {
         "title": "JobRequest",
         "type": "object",
@@ -80,7 +90,7 @@ def job_schema(limits: Limits) -> dict[str, Any]:
 
 
 def _plain(member: dict[str, Any]) -> dict[str, Any]:
-    """``anyOf [x, null]`` as x: a field that says nothing is left out, not null."""
+    """``anyOf [x, null]`` as x."""
     choices = [c for c in member.get("anyOf", ()) if c.get("type") != "null"]
     kept = {k: v for k, v in member.items() if k not in ("anyOf", "title", "default")}
     return kept | (copy.deepcopy(choices[0]) if choices else {})
@@ -88,20 +98,29 @@ def _plain(member: dict[str, Any]) -> dict[str, Any]:
 
 def _jobs_schema() -> dict[str, Any]:
     one = {"$ref": "#/components/schemas/JobRequest"}
-    many = {"type": "array", "items": one, "minItems": 1, "maxItems": 100}
+    some = {"type": ["object", "null"]}
+    many = {"type": "array", "items": one, "minItems": 1, "maxItems": 1000}
     batch = {
         "type": "object",
-        "description": "docs/jobs.md tells what a batch can say: matrix, zip, sample and more",
+        "description": "many jobs from few words; JSON Schema cannot say all its rules",
         "properties": {
-            "defaults": {"type": "object"},
+            "defaults": some | {"description": "fields of every job that does not say them"},
             "jobs": {
                 "type": "array",
                 "minItems": 1,
                 "items": {"anyOf": [one, {"type": "string", "minLength": 1}]},
             },
-            "matrix": {"type": "object"},
+            "matrix": some | {"description": "names and their values: every combination"},
+            "zip": some | {"description": "names and their values, taken side by side"},
+            "sample": {"type": ["integer", "null"], "minimum": 1},
+            "expand": {"enum": ["wildcards", None]},
+            "on_error": {"enum": ["reject", "skip", None]},
+            "key": {"type": ["string", "null"], "minLength": 1, "maxLength": 200},
+            "resume": {"type": ["boolean", "null"]},
+            "count": {"type": ["integer", "null"], "minimum": 1, "maximum": MAX_COUNT},
         },
         "required": ["jobs"],
+        "additionalProperties": False,
     }
     return {"title": "Jobs", "oneOf": [one, many, batch]}
 
@@ -120,6 +139,9 @@ def openapi(app: FastAPI, limits: Limits) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         parts |= schema.pop("$defs", {})
         parts[model.__name__] = schema
+    parts["Change"] |= {"minProperties": 1}
+    for name, member in parts["Change"]["properties"].items():
+        parts["Change"]["properties"][name] = _plain(member)
     parts["JobRequest"] = job_schema(limits)
     parts["Jobs"] = _jobs_schema()
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -23,6 +23,7 @@ from watcher.jobs import (
     Priority,
     forwards_of,
 )
+from watcher.recipe import model_name
 
 #: the record's five words -> the seed's three
 SEED_WORDS = {
@@ -33,6 +34,11 @@ SEED_WORDS = {
     JobState.CANCELLED: "failed",
 }
 
+#: What of a job's facts is told.
+_FACTS = (
+    "model", "revision", "device", "dtype", "attention", "versions", "timings", "attempts",
+    "adopted",
+)  # fmt: skip
 _REMEMBERED = 512  #: submitted requests kept in memory until they are recorded
 
 
@@ -230,7 +236,7 @@ class Views:
             "sha256": job.sha256,
             "bytes": job.bytes,
             "deleted_at": utc_time(job.deleted_at),
-            "facts": dict(job.facts),
+            "facts": _facts(job),
             "links": {
                 "self": f"/jobs/{job.id}",
                 "image": f"/jobs/{job.id}/image",
@@ -315,6 +321,14 @@ def _error_code(job: Job) -> str | None:
 
 def _error_message(job: Job) -> str | None:
     return "cancelled" if job.state is JobState.CANCELLED else job.error_message
+
+
+def _facts(job: Job) -> dict[str, Any]:
+    """What made the picture; never a path of this machine."""
+    facts = {name: job.facts[name] for name in _FACTS if job.facts.get(name) is not None}
+    if "model" in facts:
+        facts["model"] = model_name(str(facts["model"]))
+    return facts
 
 
 def _batch_state(batch: Batch, waiting: int) -> str:

@@ -6,6 +6,7 @@ the record (but for :attr:`JobFilter.text`). Part of :class:`watcher.store.JobSt
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,24 @@ class JobFilter:
     until: int | None = None
     ticket: str | None = None
     name: str | None = None
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Times of some jobs: their ``total`` in seconds, and how many were within each bound."""
+
+    total: float
+    within: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What :meth:`Views.tally` counted, up to ``rev``: ``count`` jobs, their waits and runs."""
+
+    rev: int
+    count: int
+    wait: Spread
+    run: Spread
 
 
 class Views(Record):
@@ -196,6 +215,53 @@ class Views(Record):
                 f"SELECT count(*) AS n FROM jobs {READY} AND class = {Priority.BULK.level}"
             )
         return sum(row["n"] for row in rows)
+
+    def oldest_waiting(self) -> int | None:
+        """When the queued job that came first was created; None when none is queued."""
+        rows = self._db.poll(
+            "SELECT created_at FROM jobs WHERE state = 'queued' ORDER BY seq LIMIT 1"
+        )
+        return int(rows[0]["created_at"]) if rows else None
+
+    def arrivals(self) -> list[tuple[str, bool, int]]:
+        """(source, refused?, how many) of all batches that were read. Reads every batch."""
+        rows = self._db.poll(
+            "SELECT source, CASE WHEN error IS NULL THEN 0 ELSE 1 END AS refused, count(*) AS n"
+            " FROM batches WHERE recorded_at IS NOT NULL GROUP BY 1, 2"
+        )
+        return [(row["source"], bool(row["refused"]), row["n"]) for row in rows]
+
+    def tally(self, after: int, bounds: Sequence[float]) -> Tally:
+        """How long jobs took that were completed after the rev ``after``.
+
+        ``bounds`` in seconds. Beginning with 0 it reads every completed job once (a second at a
+        million); going on from the answer's ``rev`` only what is new. A picture's deletion does
+        not count its job again.
+        """
+        limits = {f"b{n}": int(bound * 1e6) for n, bound in enumerate(bounds)}
+        spans = {"wait": "started_at - created_at", "run": "completed_at - started_at"}
+        sums = ", ".join(
+            f"COALESCE(sum({span}), 0) AS {name}, "
+            + ", ".join(
+                f"COALESCE(sum(CASE WHEN {span} <= :{bound} THEN 1 ELSE 0 END), 0) AS {name}_{bound}"
+                for bound in limits
+            )
+            for name, span in spans.items()
+        )
+        rev = self.last_rev()
+        new = "AND rev > :after AND deleted_at IS NULL" if after else ""
+        row = self._db.poll(
+            f"SELECT count(*) AS n, {sums} FROM jobs WHERE state = 'completed'"
+            f" AND started_at IS NOT NULL AND rev <= :rev {new}",
+            rev=rev,
+            **limits,
+            **({"after": after} if after else {}),
+        )[0]
+        wait, run = (
+            Spread(row[name] / 1e6, tuple(int(row[f"{name}_{bound}"]) for bound in limits))
+            for name in spans
+        )
+        return Tally(rev, int(row["n"]), wait, run)
 
     def _jobs(self, rest: str, **values: Any) -> list[Job]:
         return [job_of(row) for row in self._db.poll(f"SELECT * FROM jobs {rest}", **values)]
