@@ -53,6 +53,11 @@ class Bell:
 
     def ring(self) -> None:
         """Wake whoever waits; any thread, never raises."""
+        self._rung.set()
+
+    def hear(self) -> None:
+        """An event came (called by the watch): ring, and be deaf no more."""
+        self.trouble = None
         self._heard.set()
         self._rung.set()
 
@@ -109,7 +114,7 @@ class Bell:
     def hears(self, act: Callable[[], object], *, patience: float = 1.0) -> bool:
         """Does ``act``, a change in the folder, ring within ``patience`` seconds?
 
-        Sets ``trouble`` when it does not.
+        Sets ``trouble`` when it does not; an event that comes later takes it back.
         """
         self._heard.clear()
         act()
@@ -127,7 +132,7 @@ class _Ringer(FileSystemEventHandler):
         self._bell = bell
 
     def dispatch(self, event: FileSystemEvent) -> None:
-        self._bell.ring()
+        self._bell.hear()
 
 
 class _OverflowListener(logging.Handler):
