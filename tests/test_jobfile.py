@@ -570,6 +570,8 @@ def test_an_expansion_past_the_limit_is_refused_with_its_count_before_it_is_buil
     )
     assert refused("\n".join("- x" for _ in range(1001))).code == "too_many_jobs"
     assert refused("prompt: x\nmatrix: {a: 1..9000}\nsample: 2000").code == "too_many_jobs"
+    endless = "prompt: x\nmatrix: {a: 1..9999999999999}\nsample: 1000000000000"
+    assert refused(endless).message.startswith("The file makes 1000000000000 jobs")
     sampled = yaml(f"prompt: 'x {{a0}} {{a8}}'\nmatrix: {{{axes}}}\nsample: 1000")
     assert len(set(prompts(sampled))) == 1000
     assert time.process_time() - begun < 2

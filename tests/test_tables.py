@@ -181,15 +181,19 @@ def test_a_byte_that_is_no_text_names_its_line(line: int) -> None:
     assert caught.value.problems[0].line == line
 
 
-def test_more_rows_than_allowed_are_refused() -> None:
+def test_more_rows_or_jobs_than_allowed_are_refused() -> None:
     limits = Limits(max_lines=3)
     assert len(list(read_lines(io.BytesIO(b"prompt\na\nb\nc\n"), ".csv", limits))) == 3
-    for data in (b"prompt\na\nb\nc\nd\n", b"prompt,count\na,4\n", b"prompt,seed\na,1..999999999\n"):
+    bad_rows = b"prompt,seed\n" + b"a,x\n" * 4
+    for data in (b"prompt\na\nb\nc\nd\n", b"prompt,count\na,4\n", bad_rows):
         with pytest.raises(SteadyError) as caught:
-            read = list(read_lines(io.BytesIO(data), ".csv", limits))
-            assert isinstance(read[0], Row)
-            raise SteadyError("too_many_jobs")  # a long seed list is that row's own fault
+            list(read_lines(io.BytesIO(data), ".csv", limits))
         assert caught.value.code == "too_many_jobs"
+
+
+def test_an_endless_list_of_seeds_is_that_rows_own_fault() -> None:
+    row = bad("prompt,seed\na,1..999999999999\nb,7\n")
+    assert (row.number, row.problems[0].code) == (1, "out_of_range")
 
 
 # -- lines
