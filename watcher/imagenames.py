@@ -18,7 +18,7 @@ def folded(text: str) -> str:
     """The spelling under which names are compared, as case-insensitive disks do."""
     if text.isascii():
         return text.lower()
-    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", text).casefold())
+    return unicodedata.normalize("NFC", text.casefold())
 
 
 def default_name(local: datetime) -> str:
