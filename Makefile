@@ -6,6 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 # `make demo TORCH=cpu`: PyTorch's CPU build, for machines without an NVIDIA card on which
 # plain torch would fetch gigabytes of CUDA libraries.
 TORCH  ?=
+N      ?= 300
 ifeq ($(TORCH),cpu)
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
 else ifneq ($(TORCH),)
@@ -13,7 +14,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test torture serve lint format bench starter starter-score clean
+.PHONY: help venv demo test slow torture serve lint format bench starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -29,17 +30,18 @@ $(VENV)/bin/python:
 	  exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+# Bytecode is written at the first import: compiling everything in advance doubles the wait.
 # torch comes first and alone, so that nothing after it can choose another build.
 $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
-	$(PIP) install -c constraints.txt $(TORCH_INDEX) torch
+	$(PIP) install --no-compile -c constraints.txt $(TORCH_INDEX) torch
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
-	$(PIP) install -c constraints.txt -e .
+	$(PIP) install --no-compile -c constraints.txt -e .
 	@touch $@
 
 $(VENV)/.installed-test: $(VENV)/.installed
-	$(PIP) install -c constraints.txt -e '.[test]'
+	$(PIP) install --no-compile -c constraints.txt -e '.[test]'
 	@touch $@
 
 venv: $(VENV)/.installed-test ## .venv with everything for working on the code
@@ -55,8 +57,11 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 test: $(VENV)/.installed-test ## all tests but the slow ones (real processes, the real pipeline)
 	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
-torture: $(VENV)/.installed-test ## the slow tests: hundreds of kills, thousands of files
+slow: $(VENV)/.installed-test ## the slow tests: storms, thousands of files, fuzzing the routes
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu"
+
+torture: $(VENV)/.installed-test ## kill the service N times, then look for anything lost or doubled (N=1000)
+	$(BIN)/python tests/torture.py --kills $(N)
 
 lint: $(VENV)/.installed-test ## ruff, mypy --strict, and who may import whom
 	$(BIN)/ruff check .
