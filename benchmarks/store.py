@@ -37,6 +37,7 @@ GOALS = {
     "claim": 1.0,
     "newest page": 5.0,
     "stats": 5.0,
+    "position": 5.0,
     "ingest 100k lines [s]": 10.0,
 }
 

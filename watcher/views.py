@@ -159,9 +159,14 @@ class Views(Record):
         None when it is not waiting its turn (held back, running, ended, unknown). Turns that
         bulk gets while better classes wait are not foreseen.
         """
+        # Three ranges of the index. As one comparison of (class, rank, seq) it would be bounded by
+        # the class alone, and read the whole class behind the job.
         rows = self._db.poll(
-            f"SELECT (SELECT count(*) FROM (SELECT 1 FROM jobs {READY}"
-            " AND (class, rank, seq) < (j.class, j.rank, j.seq) LIMIT :cap) AS ahead) AS n"
+            "SELECT (SELECT count(*) FROM ("
+            f" SELECT 1 FROM jobs {READY} AND class < j.class"
+            f" UNION ALL SELECT 1 FROM jobs {READY} AND class = j.class AND rank < j.rank"
+            f" UNION ALL SELECT 1 FROM jobs {READY} AND class = j.class AND rank = j.rank"
+            " AND seq < j.seq LIMIT :cap) AS ahead) AS n"
             " FROM jobs AS j WHERE j.id = :id AND j.state = 'queued' AND j.held IS NULL",
             id=id,
             cap=cap,
