@@ -11,7 +11,8 @@ import yaml
 from watcher.commands.setup import HEADINGS, config_text
 from watcher.config import Config
 from watcher.errors import ERRORS
-from watcher.jobs import TRANSITIONS, JobRequest, JobState
+from watcher.jobfile import parse
+from watcher.jobs import TRANSITIONS, JobRequest, JobState, Limits
 
 HOUSE = Path(__file__).parent.parent
 SOURCES = sorted([*HOUSE.glob("watcher/**/*.py"), *HOUSE.glob("api/**/*.py")])
@@ -56,6 +57,56 @@ def test_config_yaml_switched_on_is_accepted_from_a_file(
     switched_on = re.sub(r"^# (?=[a-z_]+: )", "", config_text(), flags=re.MULTILINE)
     (tmp_path / "config.yaml").write_text(switched_on, encoding="utf-8")
     assert Config.load(tmp_path).port == 8000
+
+
+@pytest.mark.parametrize(
+    ("example", "jobs"),
+    [
+        ("sunset.yaml", 1),
+        ("list.yaml", 4),
+        ("matrix.yaml", 12),
+        ("prompts.csv", 3),
+        ("prompts.jsonl", 2),
+    ],
+)
+def test_every_example_is_read_as_it_says(example: str, jobs: int) -> None:
+    file = HOUSE / "examples" / example
+    parsed = parse(file.read_bytes(), file.suffix, Limits(), stem=file.stem)
+    assert len(parsed.requests) == jobs
+    assert not parsed.refused and not parsed.warnings
+
+
+def test_no_example_is_left_out() -> None:
+    kept = {path.name for path in (HOUSE / "examples").iterdir()}
+    jobs = {name for name in kept if name.endswith((".yaml", ".csv", ".jsonl"))}
+    assert jobs == {"sunset.yaml", "list.yaml", "matrix.yaml", "prompts.csv", "prompts.jsonl"}
+
+
+def test_the_crontab_escapes_its_percent_signs() -> None:
+    text = (HOUSE / "examples" / "nightly.crontab").read_text(encoding="utf-8")
+    lines = [line for line in text.splitlines() if line and line[0] in "*0123456789"]
+    assert len(lines) == 3
+    assert not [line for line in lines if re.search(r"(?<!\\)%", line)]
+    assert all(re.match(r"([\d*/,-]+ +){5}\S", line) for line in lines)
+
+
+def test_the_job_file_of_the_readme_is_one() -> None:
+    [text] = re.findall(r"```yaml\n(.*?)```", readme(), re.DOTALL)
+    parsed = parse(text.encode(), ".yaml", Limits())
+    assert [plan.request.seed for plan in parsed.requests] == [42, 43, 44, 45]
+
+
+def test_the_routes_of_the_readme_exist(tmp_path: Path) -> None:
+    from api.app import create_app
+    from watcher.store import JobStore
+
+    config = Config.load(tmp_path)
+    store = JobStore(config.database_url, checkpointer=False)
+    told = set(re.findall(r"^\| `(GET|POST) ([^`]+)` \|", readme(), re.MULTILINE))
+    assert len(told) == 5
+    paths = create_app(config, store).openapi()["paths"]
+    store.close()
+    assert told <= {(verb.upper(), path) for path, verbs in paths.items() for verb in verbs}
 
 
 def test_every_error_is_raised_somewhere_and_every_raised_error_is_registered() -> None:
