@@ -127,6 +127,8 @@ class Door:
         self.inbox: Path = config.inbox
         self.outputs: Path = config.outputs
         self.stopping = Stopping()
+        #: One look by id takes some 40 µs and waits for nobody, so it need not leave the loop.
+        self.near = config.database_path is not None
         self.pace = Pace(lambda: list(store.durations()))
         self.pulse: Callable[[], dict[str, Any]] = Kept(
             lambda: live.read(config.state), PULSE_SECONDS

@@ -58,7 +58,7 @@ _BODY = {
                 },
             },
             "application/yaml": {
-                "schema": {"$ref": "#/components/schemas/Jobs"},
+                "schema": {"description": "what application/json says, written as YAML"},
                 "example": {"prompt": "a red fox in the snow"},
             },
             "text/plain": {
@@ -237,7 +237,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
         return await run_in_threadpool(_reorder, job_id, change)
 
     def _reorder(job_id: str, change: models.Change) -> Response:
-        found = views.find(job_id)
+        found = _read_already(views.find(job_id))
         try:
             store.reorder(
                 job_id,
@@ -275,7 +275,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
     )
     def retry_job(job_id: str) -> Response:
         """It keeps its id, seed, name and place of the picture."""
-        found = views.find(job_id)
+        found = _read_already(views.find(job_id))
         try:
             return JSONResponse(views.job(store.retry(job_id, now_us())))
         except SteadyError as error:
@@ -408,7 +408,7 @@ def body_of(data: bytes, suffix: str, filename: str) -> Body:
 def change_of(data: bytes) -> models.Change:
     """The body of PATCH. Raises SteadyError with the faulty keys."""
     try:
-        change = models.Change.model_validate_json(data)
+        return models.Change.model_validate_json(data)
     except ValidationError as error:
         problems = [
             Problem(
@@ -422,13 +422,17 @@ def change_of(data: bytes) -> models.Change:
             for fault in error.errors(include_url=False, include_input=False, include_context=False)
         ]
         raise SteadyError(problems[0].code, problems=problems) from None
-    if not (change.priority or change.position):
-        fault = Problem("missing_field", "`priority` or `position` is missing.")
-        raise SteadyError("missing_field", problems=[fault])
-    return change
 
 
 # -- what comes out
+
+
+def _read_already(job: Job) -> Job:
+    """``job``, unless the watcher has not read it yet: then only waiting and cancelling go."""
+    if job.seq == 0:
+        words = "The watcher has not read the job yet."
+        raise Refused(SteadyError("wrong_state", words), state=job.state.value)
+    return job
 
 
 def _told(error: SteadyError, job: Job) -> SteadyError:

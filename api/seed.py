@@ -3,6 +3,8 @@
 ``GET /health`` is told in health.py.
 """
 
+from typing import Any
+
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
@@ -15,6 +17,7 @@ from api.errors import documented
 from api.submit import Body, Plan, Submissions
 from api.views import Views
 from watcher.errors import Problem, SteadyError
+from watcher.jobs import JobState
 
 EXAMPLE = {
     "prompt": "a beautiful sunset over mountains",
@@ -60,9 +63,15 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         response_model=models.Status,
         responses=documented("job_not_found"),
     )
-    def status(job_id: str) -> Response:
+    async def status(job_id: str) -> Response:
         """`status` is one of generating, completed and failed; `state` knows more words."""
-        return JSONResponse(views.status(views.find(job_id)))
+        job = door.store.job(job_id) if door.near else None
+        if job is None or job.state is JobState.QUEUED:  # a file or the queue is to be read
+            return JSONResponse(await run_in_threadpool(_status, job_id))
+        return JSONResponse(views.status(job))
+
+    def _status(job_id: str) -> dict[str, Any]:
+        return views.status(views.find(job_id))
 
     @router.get(
         "/image/by-name/{image_name:path}",

@@ -35,7 +35,7 @@ _FORMS: dict[str, dict[str, Any]] = {
     "name": {"maxLength": 80, "pattern": f"^{_NAME}$"},
     "folder": {"maxLength": 242, "pattern": f"^{_NAME}(/{_NAME}){{0,2}}$"},
     "not_before": {"format": "date-time"},
-    "key": {"pattern": r"^[!-~]([ -~]*[!-~])?$"},
+    "key": {"pattern": rf"^[^{_CONTROL}]*[^{_CONTROL}\s][^{_CONTROL}]*$"},
     "metadata": {
         "maxProperties": 50,
         "propertyNames": {"pattern": _TEXT},
@@ -68,6 +68,7 @@ def job_schema(limits: Limits) -> dict[str, Any]:
         }
     fields["num_inference_steps"]["default"] = limits.default_steps
     fields["format"]["default"] = limits.default_format
+    fields["key"].pop("minLength", None)  # an empty one in a list says nothing
     for name, field in fields.items():
         if name != "prompt":  # null says nothing, like a field left out
             field["type"] = [field["type"], "null"]
@@ -139,9 +140,6 @@ def openapi(app: FastAPI, limits: Limits) -> dict[str, Any]:
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         parts |= schema.pop("$defs", {})
         parts[model.__name__] = schema
-    parts["Change"] |= {"minProperties": 1}
-    for name, member in parts["Change"]["properties"].items():
-        parts["Change"]["properties"][name] = _plain(member)
     parts["JobRequest"] = job_schema(limits)
     parts["Jobs"] = _jobs_schema()
     for unused in ("HTTPValidationError", "ValidationError"):

@@ -91,6 +91,9 @@ class Submissions:
                 raise SteadyError("too_large")
             return self._glance(body, limits)
         parsed = jobfile.parse(body.data, body.suffix, limits, stem=body.name)
+        if parsed.key is not None and not parsed.key.strip():
+            fault = Problem("out_of_range", "`key` is empty.", key="key", pointer="/key")
+            raise SteadyError("out_of_range", problems=[fault])
         refused = [p for row in parsed.refused for p in row.problems]
         return Plan(
             requests=parsed.requests,

@@ -30,8 +30,8 @@ import psutil
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from engines import read_log  # noqa: E402
-from roots import Root  # noqa: E402
+from engines import read_log
+from roots import Root
 
 Line = tuple[str, float, str, str]  #: what, figure, unit, goal
 

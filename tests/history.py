@@ -10,6 +10,7 @@ import sqlite3
 from pathlib import Path
 
 from engines import read_log
+
 from watcher.jobs import TRANSITIONS, JobState
 from watcher.recipe import read_recipe
 

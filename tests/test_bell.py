@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 from conftest import until
 
-from watcher.bell import Bell
 from watcher.errors import SteadyError
 from watcher.inbox import Inbox
+from watcher.inbox.bell import Bell
 
 CHILD = Path(__file__).with_name("inbox_child.py")
 RESCAN = 0.4

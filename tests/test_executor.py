@@ -1,6 +1,7 @@
 """Workers as the watcher sees them: real processes, real deaths, deadlines that really pass."""
 
 import dataclasses
+import datetime
 import os
 import signal
 import statistics
@@ -16,6 +17,7 @@ import pytest
 from conftest import until
 from engines import expected, read_log
 
+from watcher.errors import SteadyError
 from watcher.executor import (
     Died,
     Event,
@@ -525,6 +527,14 @@ def test_engine_that_cannot_be_imported(start: Start) -> None:
     assert died.environment is not None
     assert died.environment.code == "engine_failed"
     assert "No module named 'nowhere'" in died.environment.message
+
+
+def test_options_that_are_no_plain_data_are_refused_before_anything_starts() -> None:
+    spec = WorkerSpec("engines:Scripted", "m", options={"when": datetime.date(2026, 1, 1)})
+    with pytest.raises(SteadyError) as caught:
+        LocalExecutor(spec)
+    assert caught.value.code == "bad_config"
+    assert "engine_options" in caught.value.message
 
 
 def test_interpreter_that_cannot_be_started(start: Start) -> None:

@@ -19,11 +19,11 @@ from conftest import until
 from inbox_child import TICKET
 
 from watcher import publish
-from watcher.arrivals import Arrivals
-from watcher.claims import cut, display
 from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox, submit
-from watcher.lease import Writer, writer_of
+from watcher.inbox.arrivals import Arrivals
+from watcher.inbox.claims import cut, display
+from watcher.inbox.lease import Writer, writer_of
 
 SETTLE = 0.1
 CHILD = Path(__file__).with_name("inbox_child.py")
@@ -240,7 +240,7 @@ def test_a_writer_that_meets_the_lease_does_not_kill_us(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(2)]
     probe = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
-        "from watcher.lease import Writer, writer_of\n"
+        "from watcher.inbox.lease import Writer, writer_of\n"
         "seen, end = set(), time.monotonic() + 1.0\n"
         "while time.monotonic() < end or len(seen) < 2: seen.add(writer_of(sys.argv[1]))\n"
         "assert seen == {Writer.NONE, Writer.HOLDS}, seen"

@@ -248,7 +248,7 @@ def test_a_bad_value_names_everything(
 
 def as_json(line: str) -> str:
     """The second member of a JSON job, on a line of its own, of the value YAML would read."""
-    from watcher.strictyaml import read
+    from watcher.jobfile.strictyaml import read
 
     (document,) = read(line, text_keys={"name", "folder", "not_before", "size", "key"})
     key, value = next(iter(document.value.items()))
@@ -899,7 +899,7 @@ LARGE = {
 def test_large_inputs_take_less_than_a_second(name: str, suffix: str) -> None:
     text = LARGE[name]
     if suffix == ".json":
-        from watcher.strictyaml import read
+        from watcher.jobfile.strictyaml import read
 
         if name == "unknown keys":
             text = json.dumps({f"key{n}": 1 for n in range(60_000)})

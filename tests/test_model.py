@@ -19,12 +19,12 @@ import numpy as np
 import pytest
 from conftest import until
 
-from watcher import convert, model, weights
+from watcher import model
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobs import Limits
-from watcher.model import STARTER, ZIMAGE_TURBO, Choice
-from watcher.weights import HubFile
+from watcher.model import STARTER, ZIMAGE_TURBO, Choice, convert, weights
+from watcher.model.weights import HubFile
 
 PINNED = model.CATALOGUE[ZIMAGE_TURBO].revision
 COMMIT = "c0ffee" + "0" * 34
@@ -624,7 +624,7 @@ def pulling(server: HubServer, name: str = "me/tiny") -> subprocess.Popen[bytes]
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    script = f"from watcher import weights; print(weights.pull('{name}'))"
+    script = f"from watcher.model import weights; print(weights.pull('{name}'))"
     return subprocess.Popen(
         [sys.executable, "-c", script], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -797,7 +797,7 @@ def test_a_torn_weight_file_is_not_converted(tiny: Path, tmp_path: Path) -> None
 
 def test_asking_where_a_model_lies_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from watcher import model, weights; model.locate('starter');"
+        "import sys; from watcher import model; from watcher.model import weights; model.locate('starter');"
         "print([m for m in ('torch', 'numpy', 'huggingface_hub', 'PIL') if m in sys.modules])"
     )
     home = str(Path(__file__).parents[1])

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from watcher.errors import SteadyError
-from watcher.strictjson import Document, read
+from watcher.jobfile.strictjson import Document, read
 
 TEXT = """{"a": 1,
  "jobs": [

@@ -163,6 +163,15 @@ class WorkerSpec:
     dtype: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def order(self, device: str) -> bytes:
+        """The message that makes a worker load this. SteadyError ``bad_config`` for options
+        that are no plain data."""
+        what = {"engine": self.engine, "model": self.model, "device": device, "dtype": self.dtype}
+        try:
+            return line({"type": "load", **what, "options": dict(self.options)})
+        except (TypeError, ValueError) as error:
+            raise SteadyError("bad_config", f"`engine_options`: {error}.") from None
+
 
 # -- one slot
 
@@ -225,6 +234,7 @@ class _Seat:
 
     slot: Slot
     device: str
+    order: bytes  #: what its workers are told to load
     state: str = "off"  #: off loading ready leaving unloaded waiting dying stopped
     child: _Child | None = None
     info: dict[str, Any] = field(default_factory=dict)
@@ -298,7 +308,6 @@ class LocalExecutor:
         kill_after: float = KILL_AFTER,
         silence: float = SILENCE,
     ) -> None:
-        self._spec = spec
         self._load_timeout = load_timeout
         self._job_timeout = job_timeout
         self._idle_unload = idle_unload
@@ -307,7 +316,10 @@ class LocalExecutor:
         self._kill_after = kill_after
         self._silence = silence
         self._pace = Pace(step_timeout)
-        self._seats = [_Seat(i, d) for i, d in enumerate(devices or [spec.device])]
+        self._seats = [
+            _Seat(slot, device, spec.order(device))
+            for slot, device in enumerate(devices or [spec.device])
+        ]
         self._events: list[Event] = []
         self._changed = False  #: wants() may answer differently now
         self._stopping = False
@@ -538,12 +550,7 @@ class LocalExecutor:
         if child.pidfd is not None:
             self._selector.register(child.pidfd, selectors.EVENT_READ, (seat, child))
         self.counters["spawned"] += 1
-        spec = self._spec
-        order = {"engine": spec.engine, "model": spec.model, "device": seat.device}
-        options = dict(spec.options)
-        self._post(
-            seat, child, line({"type": "load", **order, "dtype": spec.dtype, "options": options})
-        )
+        self._post(seat, child, seat.order)
 
     def _dismiss(self, seat: _Seat, child: _Child) -> None:
         """Tell the worker to leave when the job in hand is done."""

@@ -140,12 +140,11 @@ class Finisher:
             if error.kind.klass is not ErrorClass.ENVIRONMENT:
                 raise
             self._troubles.report(error, seconds=_AGAIN_SECONDS)
+            why = error.message
             self._insist(
-                lambda: self._store.release(
-                    job.id, job.attempt, why=error.message, now=self._now()
-                )
+                lambda: self._store.release(job.id, job.attempt, why=why, now=self._now())
             )
-            say(logger, "job.released", logging.WARNING, job_id=job.id, why=error.message)
+            say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
             return
         facts["timings"]["save"] = round(time.monotonic() - begun, 4)
         done = self._insist(

@@ -192,7 +192,8 @@ class Service:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
         self._store.put("outputs_marker", self._outputs.open(self._store.get("outputs_marker")))
-        self._inbox.open(first=not self._store.batches(limit=1))
+        self._inbox.open(first=not self._store.get("inbox_ours"))
+        self._store.put("inbox_ours", True)
         self._recover()
         self._executor.start()
         self._finisher.start()

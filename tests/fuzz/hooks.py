@@ -15,17 +15,31 @@ _numbers = itertools.count()
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
+    number = next(_numbers)
+    if isinstance(case.body, dict) and isinstance(case.body.get("key"), str):
+        if 0 < len(case.body["key"].strip()) <= 180:
+            case.body["key"] += str(number)
     for name in [n for n in case.headers or {} if n.lower() == "idempotency-key"]:
         value = str(case.headers[name])
-        if (
-            0 < len(value) <= 180
-            and value.isascii()
-            and value.isprintable()
-            and value == value.strip()
-        ):
-            case.headers[name] = f"{value}{next(_numbers)}"
+        if _fits(value):
+            case.headers[name] = f"{value}{number}"
+        if isinstance(case.body, dict) and case.body.get("key"):
+            del case.headers[name]  # one of the two is enough; two that differ are refused
     if isinstance(case.body, dict | list):
         case.body = _whole(case.body)
+        for job in case.body if isinstance(case.body, list) else case.body.get("jobs") or []:
+            if isinstance(job, dict) and job.get("key") == "":
+                del job["key"]  # in a list an empty one says nothing
+
+
+def _fits(value: Any) -> bool:
+    return (
+        isinstance(value, str)
+        and 0 < len(value) <= 180
+        and value.isascii()
+        and value.isprintable()
+        and value == value.strip()
+    )
 
 
 def _whole(value: Any) -> Any:

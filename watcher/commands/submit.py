@@ -321,7 +321,7 @@ def _with_tickets(sheets: Sequence[Sheet], key: str | None) -> list[tuple[Sheet,
 
 
 def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool) -> str:
-    from watcher.submit import submit as put
+    from watcher.inbox.submit import submit as put
 
     keyed = sheet.key is not None or uuid.UUID(ticket).version == 5
     repeat = keyed and _is_repeat(desk, sheet, ticket)

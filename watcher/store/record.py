@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from watcher.database import Database
-from watcher.entries import now_us, to_json
-from watcher.imagenames import ImageNames
+from watcher.store.database import Database
+from watcher.store.entries import now_us, to_json
+from watcher.store.imagenames import ImageNames
 
 
 class Record:

@@ -24,9 +24,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from watcher import publish
-from watcher.arrivals import Arrival, Arrivals
-from watcher.bell import Bell
-from watcher.claims import (
+from watcher.errors import SteadyError
+from watcher.inbox.arrivals import Arrival, Arrivals
+from watcher.inbox.bell import Bell
+from watcher.inbox.claims import (
     JOB_SUFFIXES,
     Claim,
     claim_of,
@@ -37,13 +38,12 @@ from watcher.claims import (
     read_claim,
     reason,
 )
-from watcher.errors import SteadyError
-from watcher.home import CLAIMED, Home
-from watcher.lease import Writer, ignore_lease_signal, writer_of
+from watcher.inbox.home import CLAIMED, Home
+from watcher.inbox.lease import Writer, ignore_lease_signal, writer_of
+from watcher.inbox.shelves import Shelves
+from watcher.inbox.submit import submit
 from watcher.lock import RootLock, held, holder
 from watcher.log import say
-from watcher.shelves import Shelves
-from watcher.submit import submit
 
 __all__ = [
     "JOB_SUFFIXES",

@@ -10,9 +10,9 @@ import uuid
 from pathlib import Path
 
 from watcher import publish
-from watcher.claims import disk
 from watcher.errors import SteadyError
-from watcher.home import MARK, TMP, UNMARKED, real_folder
+from watcher.inbox.claims import disk
+from watcher.inbox.home import MARK, TMP, UNMARKED, real_folder
 
 
 def submit(

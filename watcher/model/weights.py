@@ -415,7 +415,7 @@ def convert(
 
 def _converted(source: Path, part: Path, progress: Progress) -> dict[str, Any]:
     """Write every file anew below ``part``; what the manifest says of them."""
-    from watcher import convert as converter  # numpy: only where it is asked for
+    from watcher.model import convert as converter  # numpy: only where it is asked for
 
     sizes = {
         path: ((source / path).stat().st_size, converter.size_of(source / path))

@@ -22,9 +22,9 @@ import dataset
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-from watcher import schema
-from watcher.entries import Row
 from watcher.errors import SteadyError
+from watcher.store import schema
+from watcher.store.entries import Row
 
 POOL = 8  #: connections for transactions
 READERS = 8  #: connections for polls

@@ -13,11 +13,11 @@ in the bulk class, its start time in a fair queue between batches.
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from watcher.batches import Batches, NewJob
-from watcher.entries import batch_of, job_of, now_us, to_json
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, Priority
-from watcher.views import READY, JobFilter, Views
+from watcher.store.batches import Batches, NewJob
+from watcher.store.entries import batch_of, job_of, now_us, to_json
+from watcher.store.views import READY, JobFilter, Views
 
 __all__ = ["JobFilter", "JobStore", "NewJob", "now_us"]
 

@@ -7,16 +7,16 @@ on. Knows nothing of names, batches or the record.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from watcher import strictjson
-from watcher.batchline import batch_line_fields, is_batch_line
 from watcher.errors import Problem, SteadyError
-from watcher.fields import value_of_text
-from watcher.hints import FIELDS, meant_by, plain_key
+from watcher.jobfile import strictjson
+from watcher.jobfile.batchline import batch_line_fields, is_batch_line
+from watcher.jobfile.fields import value_of_text
+from watcher.jobfile.hints import FIELDS, meant_by, plain_key
+from watcher.jobfile.naming import slug
+from watcher.jobfile.planner import TEXTS, Planned, Planner, Template, template_of
+from watcher.jobfile.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
+from watcher.jobfile.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
 from watcher.jobs import Priority
-from watcher.naming import slug
-from watcher.planner import TEXTS, Planned, Planner, Template, template_of
-from watcher.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
-from watcher.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
 
 #: Columns that are no fields and yet no metadata.
 _ALSO_READ = frozenset({"size", "expand"})

@@ -15,7 +15,7 @@ from math import isfinite
 from typing import Any, NoReturn
 
 from watcher.errors import Problem, SteadyError
-from watcher.strictyaml import MAX_DEPTH, Number
+from watcher.jobfile.strictyaml import MAX_DEPTH, Number
 
 MAX_VALUES = 100_000  #: as many as .yaml may hold, with room
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)

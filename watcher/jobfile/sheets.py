@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from watcher import strictjson, strictyaml
 from watcher.errors import Problem, SteadyError
-from watcher.expand import (
+from watcher.jobfile import strictjson, strictyaml
+from watcher.jobfile.expand import (
     ExpansionFault,
     Product,
     digest,
@@ -23,10 +23,9 @@ from watcher.expand import (
     size_of,
     values_of,
 )
-from watcher.fields import TEXT_FIELDS, normalised, unknown_field
-from watcher.hints import BATCH_KEYS, FIELDS
-from watcher.jobs import MAX_PROMPT, JobRequest, Limits
-from watcher.planner import (
+from watcher.jobfile.fields import TEXT_FIELDS, normalised, unknown_field
+from watcher.jobfile.hints import BATCH_KEYS, FIELDS
+from watcher.jobfile.planner import (
     BUILT_IN,
     TEXTS,
     Planner,
@@ -35,7 +34,8 @@ from watcher.planner import (
     template_of,
     wants_wildcards,
 )
-from watcher.problems import at, shown, shown_key
+from watcher.jobfile.problems import at, shown, shown_key
+from watcher.jobs import MAX_PROMPT, JobRequest, Limits
 
 OnError = Literal["reject", "skip"]
 Path = tuple[str | int, ...]

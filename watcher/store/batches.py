@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from watcher.entries import Row, batch_of, to_json
 from watcher.errors import SteadyError
-from watcher.imagenames import Wish, default_name
 from watcher.jobs import (
     SUFFIXES,
     Batch,
@@ -23,7 +21,9 @@ from watcher.jobs import (
     job_id_of,
     ticket_of_key,
 )
-from watcher.record import Record
+from watcher.store.entries import Row, batch_of, to_json
+from watcher.store.imagenames import Wish, default_name
+from watcher.store.record import Record
 
 #: What the request column leaves out: it has a column of its own or is the same for all.
 _OWN_COLUMN = {"prompt", "count", "priority", "not_before", "key"}
@@ -386,6 +386,14 @@ class Batches(Record):
         where = "WHERE seq < (SELECT seq FROM batches WHERE ticket = :before)" if before else ""
         values = {"before": before} if before else {}
         return self._batches(f"{where} ORDER BY seq DESC LIMIT :limit", limit=limit, **values)
+
+    def refused(self, limit: int = 20) -> list[Batch]:
+        """The newest batches that were refused, of the latest 10,000 batches."""
+        return self._batches(
+            "WHERE error IS NOT NULL AND seq > (SELECT COALESCE(max(seq), 0) FROM batches) - 10000"
+            " ORDER BY seq DESC LIMIT :limit",
+            limit=limit,
+        )
 
     def progress(self, ticket: str) -> dict[JobState, int]:
         """How many jobs of the batch are in each state; counted by triggers, never by reading."""

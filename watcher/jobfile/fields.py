@@ -20,10 +20,10 @@ from typing import Any
 from pydantic import ValidationError
 
 from watcher.errors import Problem, SteadyError
-from watcher.hints import MAX_METADATA, MAX_METADATA_TEXT, MULTIPLE, advice_for, allowed_for
+from watcher.jobfile.hints import MAX_METADATA, MAX_METADATA_TEXT, MULTIPLE, advice_for, allowed_for
+from watcher.jobfile.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
+from watcher.jobfile.problems import at, refusal, shown, shown_key
 from watcher.jobs import MAX_SEED, JobRequest, Limits, derived_seed
-from watcher.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
-from watcher.problems import at, refusal, shown, shown_key
 
 #: Keys whose value is free text or read from text: an unquoted YAML value stays text.
 TEXT_FIELDS = frozenset(

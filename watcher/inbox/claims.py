@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from watcher.errors import SteadyError
-from watcher.lease import Writer, writer_of
+from watcher.inbox.lease import Writer, writer_of
 from watcher.log import harmless
 
 #: What is taken, in any case; everything else is left alone.

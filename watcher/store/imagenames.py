@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property
 
-from watcher.database import Database
-from watcher.entries import to_json
+from watcher.store.database import Database
+from watcher.store.entries import to_json
 
 
 def folded(text: str) -> str:

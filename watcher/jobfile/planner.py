@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from watcher.errors import Problem
-from watcher.expand import (
+from watcher.jobfile.expand import (
     MAX_TEXT,
     ExpansionFault,
     Wildcards,
@@ -22,11 +22,11 @@ from watcher.expand import (
     size_of,
     wild,
 )
-from watcher.fields import Checker, moment_of, normalised
-from watcher.hints import allowed_for
+from watcher.jobfile.fields import Checker, moment_of, normalised
+from watcher.jobfile.hints import allowed_for
+from watcher.jobfile.naming import slug
+from watcher.jobfile.problems import shown
 from watcher.jobs import MAX_COUNT, JobRequest, Limits, Priority
-from watcher.naming import slug
-from watcher.problems import shown
 
 #: Fields in which ``{name}`` is replaced.
 TEXTS = ("prompt", "negative_prompt", "name", "folder", "label")

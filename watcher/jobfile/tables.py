@@ -15,8 +15,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
-from watcher import strictjson
 from watcher.errors import Problem, SteadyError
+from watcher.jobfile import strictjson
 
 MAX_LINE = 1 << 20  #: characters of one physical line
 

@@ -219,7 +219,7 @@ def probe_devices(timeout: float = _PROBE_SECONDS) -> list[str]:
     """
     # -P keeps the current folder out of the child's path; this package's own home is added,
     # so that it is found from a source checkout too.
-    home = str(Path(__file__).resolve().parent.parent)
+    home = str(Path(__file__).resolve().parents[2])
     paths = [path for path in (os.environ.get("PYTHONPATH"), home) if path]
     command = [sys.executable, "-P", "-m", "watcher.worker", "--probe"]
     try:
@@ -344,7 +344,7 @@ def limits_of(profile: Mapping[str, Any], config: Config) -> Limits:
 
 def starter_folder() -> Path:
     """The model we ship. Raises SteadyError ``model_missing`` in a broken installation."""
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     for folder in (here / "starter_model", here.parent / "starter" / "model"):
         if (folder / "model_index.json").is_file():
             return folder

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from watcher.entries import job_of
-from watcher.imagenames import folded
 from watcher.jobs import Job, JobState, Priority
-from watcher.record import Record
+from watcher.store.entries import job_of
+from watcher.store.imagenames import folded
+from watcher.store.record import Record
 
 #: The ready jobs, as their own index has them. Without the hint SQLite prefers the index of the
 #: lists and sorts the whole backlog for each claim: a second at a million rows.
@@ -26,6 +26,7 @@ class JobFilter:
 
     ``text``: part of the prompt, in any case. ``since`` and ``until``: created then,
     microseconds, until not included. ``name``: the picture's name, in any case, any folder.
+    ``pictured``: only those whose picture is there.
     """
 
     state: JobState | None = None
@@ -34,6 +35,17 @@ class JobFilter:
     until: int | None = None
     ticket: str | None = None
     name: str | None = None
+    pictured: bool = False
+
+
+@dataclass(frozen=True)
+class Hour:
+    """What was made in one hour: ``start`` (microseconds UTC), pictures, mean seconds of each."""
+
+    start: int
+    pictures: int
+    wait: float
+    run: float
 
 
 @dataclass(frozen=True)
@@ -96,6 +108,8 @@ class Views(Record):
         if filter.state is not None:
             where.append("state = :state")
             values["state"] = filter.state.value
+        if filter.pictured:
+            where.append("state = 'completed' AND deleted_at IS NULL")
         if filter.ticket is not None:
             where.append("ticket = :ticket")
             values["ticket"] = filter.ticket
@@ -146,6 +160,50 @@ class Views(Record):
             stop=start + "g",  # greater than any hexadecimal digit
             limit=limit,
         )
+
+    def neighbours(self, seq: int) -> tuple[str | None, str | None]:
+        """The ids of the jobs recorded just before and just after the row ``seq``."""
+        older = self._db.poll("SELECT id FROM jobs WHERE seq < :seq ORDER BY seq DESC LIMIT 1", seq=seq)
+        newer = self._db.poll("SELECT id FROM jobs WHERE seq > :seq ORDER BY seq LIMIT 1", seq=seq)
+        return (older[0]["id"] if older else None, newer[0]["id"] if newer else None)
+
+    def upcoming(self, limit: int = 50) -> list[Job]:
+        """The ready jobs in the order in which they will run (but for bulk's turns)."""
+        return self._jobs(f"{READY} ORDER BY class, rank, seq LIMIT :limit", limit=limit)
+
+    def held_back(self, limit: int = 50) -> list[Job]:
+        """Queued jobs that may not run yet, those whose time comes first at the front."""
+        return self._jobs(
+            "INDEXED BY jobs_held WHERE state = 'queued' AND held IS NOT NULL"
+            " ORDER BY held, not_before LIMIT :limit",
+            limit=limit,
+        )
+
+    def ready_by_class(self) -> dict[Priority, int]:
+        """How many ready jobs wait in each class. Reads the index of the ready ones."""
+        rows = self._db.poll(f"SELECT class, count(*) AS n FROM jobs {READY} GROUP BY class")
+        counted = {row["class"]: row["n"] for row in rows}
+        return {each: counted.get(each.level, 0) for each in Priority}
+
+    def hours(self, since: int, most: int = 100_000) -> list[Hour]:
+        """Pictures made since then (microseconds UTC), hour by hour.
+
+        Looks only at the ``most`` latest transitions, so that it never reads a whole record.
+        """
+        hour = 3_600_000_000
+        rows = self._db.poll(
+            "SELECT completed_at / :hour AS h, count(*) AS n,"
+            " avg(started_at - created_at) AS wait, avg(completed_at - started_at) AS run"
+            " FROM jobs INDEXED BY jobs_by_rev WHERE rev > :rev AND state = 'completed'"
+            " AND completed_at >= :since AND started_at IS NOT NULL GROUP BY 1 ORDER BY 1",
+            hour=hour,
+            rev=self.last_rev() - most,
+            since=since,
+        )
+        return [
+            Hour(int(r["h"]) * hour, int(r["n"]), float(r["wait"]) / 1e6, float(r["run"]) / 1e6)
+            for r in rows
+        ]
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""

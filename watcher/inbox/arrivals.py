@@ -12,8 +12,8 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from watcher.claims import JOB_SUFFIXES, Signature, display, own_ticket, signature_of
-from watcher.lease import Writer, writer_of
+from watcher.inbox.claims import JOB_SUFFIXES, Signature, display, own_ticket, signature_of
+from watcher.inbox.lease import Writer, writer_of
 
 #: Names people plainly meant as jobs although they are none: said, never touched.
 NOTICED = frozenset(

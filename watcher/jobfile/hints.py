@@ -7,8 +7,8 @@ import difflib
 import re
 from functools import lru_cache
 
+from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
 from watcher.jobs import MAX_COUNT, MAX_PROMPT, MAX_SEED, MAX_STEPS, JobRequest, Limits
-from watcher.naming import MAX_NAME, MAX_SEGMENTS
 
 FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 MULTIPLE = 16  #: pixels; what sides must be multiples of

@@ -20,19 +20,19 @@ from datetime import datetime
 from pathlib import PurePath
 from typing import Any, BinaryIO, Literal
 
-from watcher import sheets
-from watcher.batchline import batch_line_fields, body_fields, is_batch_line
 from watcher.errors import Problem, SteadyError
-from watcher.expand import Wildcards
-from watcher.fields import request_of, resolve
+from watcher.jobfile import sheets
+from watcher.jobfile.batchline import batch_line_fields, body_fields, is_batch_line
+from watcher.jobfile.expand import Wildcards
+from watcher.jobfile.fields import request_of, resolve
+from watcher.jobfile.naming import slug
+from watcher.jobfile.planner import Planned, Planner
+from watcher.jobfile.problems import MAX_PROBLEMS, refusal
+from watcher.jobfile.rows import Lines
+from watcher.jobfile.sheets import OnError
+from watcher.jobfile.tables import Row, cells_of, decoded, dump_refused
 from watcher.jobs import JobRequest, Limits, Priority
-from watcher.naming import slug
-from watcher.planner import Planned, Planner
-from watcher.problems import MAX_PROBLEMS, refusal
 from watcher.recipe import again
-from watcher.rows import Lines
-from watcher.sheets import OnError
-from watcher.tables import Row, cells_of, decoded, dump_refused
 
 __all__ = [
     "FEW_JOBS",
