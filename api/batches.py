@@ -88,7 +88,7 @@ def routes(door: Door, views: Views) -> APIRouter:
         if first is None:
             raise SteadyError("image_not_ready", "No picture of this batch is ready.")
         return StreamingResponse(
-            _zip(door, first, pictures, lambda: bool(door.stopping)),
+            zipped(door, first, pictures, lambda: bool(door.stopping)),
             media_type="application/zip",
             headers={"Content-Disposition": f'attachment; filename="{batch.ticket}.zip"'},
         )
@@ -158,9 +158,10 @@ class _Outbox(io.RawIOBase):
         return taken
 
 
-def _zip(
+def zipped(
     door: Door, first: Job, others: Iterator[Job], stop: Callable[[], bool]
 ) -> Iterator[bytes]:
+    """The pictures of these jobs as a zip, a piece at a time; ends early when ``stop`` says so."""
     outbox = _Outbox()
     with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for job in (job for group in ([first], others) for job in group):

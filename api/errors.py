@@ -156,6 +156,11 @@ def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
     app.add_exception_handler(Exception, unknown)
 
 
+def example_of(code: str) -> dict[str, Any]:
+    """OpenAPI's example of a registered error."""
+    return {"summary": ERRORS[code].what, "value": body_of(SteadyError(code))}
+
+
 def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's ``responses`` for the errors a route may give, an example for each code."""
     found: dict[int | str, dict[str, Any]] = {}
@@ -173,8 +178,5 @@ def documented(*codes: str) -> dict[int | str, dict[str, Any]]:
                 },
             },
         )
-        entry["content"][MEDIA_TYPE]["examples"][code] = {
-            "summary": kind.what,
-            "value": body_of(SteadyError(code)),
-        }
+        entry["content"][MEDIA_TYPE]["examples"][code] = {"$ref": f"#/components/examples/{code}"}
     return found

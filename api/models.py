@@ -21,6 +21,11 @@ class Answer(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
+def _example(model: type[BaseModel]) -> Any:
+    extra: Any = model.model_config["json_schema_extra"]
+    return extra["example"]
+
+
 class Fault(Answer):
     """One thing wrong with one value."""
 
@@ -225,6 +230,10 @@ class JobView(Answer):
 class JobPage(Answer):
     """Some jobs, newest first, and where the next ones are."""
 
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"jobs": [_example(JobView)], "next": "s42"}}
+    )
+
     jobs: list[JobView]
     next: str | None = Field(description="cursor of the next page; also in the Link header")
 
@@ -277,6 +286,35 @@ class Planned(Answer):
 
 class DryRun(Answer):
     """What a body would become. Nothing was queued."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "count": 1,
+                "jobs": [
+                    {
+                        "prompt": "a red fox in the snow",
+                        "negative_prompt": None,
+                        "height": 1024,
+                        "width": 1024,
+                        "num_inference_steps": 9,
+                        "guidance_scale": None,
+                        "seed": None,
+                        "format": "png",
+                        "name": None,
+                        "folder": None,
+                        "label": None,
+                        "metadata": None,
+                        "warnings": [],
+                        "row": 1,
+                    }
+                ],
+                "warnings": [],
+                "refused": [],
+            }
+        },
+    )
 
     count: int
     jobs: list[Planned] = Field(description="the first hundred")
@@ -352,12 +390,21 @@ class BatchView(Answer):
 class BatchPage(Answer):
     """Some batches, newest first."""
 
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={"example": {"batches": [_example(BatchView)], "next": ID}},
+    )
+
     batches: list[BatchView]
     next: str | None
 
 
 class Retried(Answer):
     """How many jobs are queued again."""
+
+    model_config = ConfigDict(
+        extra="forbid", json_schema_extra={"example": {"ticket": ID, "retried": 2}}
+    )
 
     ticket: str
     retried: int
@@ -464,6 +511,8 @@ class Health(Answer):
 class Ready(Answer):
     """May jobs be made right now?"""
 
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"ready": True}})
+
     ready: Literal[True]
 
 
@@ -488,3 +537,25 @@ class Pause(BaseModel):
     )
 
     reason: str | None = Field(None, max_length=500)
+
+
+class Attention(Answer):
+    """What needs a person."""
+
+    failed: list[JobView] = Field(description="jobs that failed, the newest sixty")
+    more: bool = Field(description="are there further ones?")
+    refused: list[BatchView] = Field(description="files of which nothing could be made")
+    reasons: list[Reason]
+    notices: list[str]
+
+
+class Dismiss(BaseModel):
+    """What was seen: jobs by id, refused files by ticket, or everything."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra={"example": {"jobs": [ID]}}
+    )
+
+    jobs: list[str] = Field(default_factory=list, max_length=200)
+    batches: list[str] = Field(default_factory=list, max_length=200)
+    all: bool = False

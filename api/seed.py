@@ -40,7 +40,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
             "bad_request", "key_conflict", "wrong_type", "too_large", "bad_content_type",
             "queue_full", "disk_full", "folder_gone", "stopping",
         ),
-        openapi_extra=json_body({"$ref": "#/components/schemas/JobRequest"}, EXAMPLE),
+        openapi_extra=json_body({"$ref": "#/components/schemas/OneJob"}, EXAMPLE),
     )  # fmt: skip
     async def generate_image(request: Request, idempotency_key: KEY = None) -> Response:
         """Answers at once; ask `/status/{job_id}` how it goes."""

@@ -5,13 +5,14 @@ allows, the bodies that routes read themselves, and the errors any request may m
 """
 
 import copy
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from api import models
-from api.errors import documented
+from api.errors import MEDIA_TYPE, documented, example_of
 from watcher.jobs import MAX_COUNT, MAX_SEED, JobRequest, Limits
 
 _DESCRIPTION = """\
@@ -34,7 +35,7 @@ _FORMS: dict[str, dict[str, Any]] = {
     "label": {"pattern": _TEXT},
     "name": {"maxLength": 80, "pattern": f"^{_NAME}$"},
     "folder": {"maxLength": 242, "pattern": f"^{_NAME}(/{_NAME}){{0,2}}$"},
-    "not_before": {"format": "date-time"},
+    "not_before": {"anyOf": [{"format": "date-time"}, {"maxLength": 0}, {"type": "null"}]},
     "key": {"pattern": rf"^[^{_CONTROL}]*[^{_CONTROL}\s][^{_CONTROL}]*$"},
     "metadata": {
         "maxProperties": 50,
@@ -136,11 +137,13 @@ def openapi(app: FastAPI, limits: Limits) -> dict[str, Any]:
         separate_input_output_schemas=False,
     )
     parts = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (models.Problem, models.Change, models.Pause):
+    for model in (models.Problem, models.Change, models.Pause, models.Dismiss):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         parts |= schema.pop("$defs", {})
         parts[model.__name__] = schema
     parts["JobRequest"] = job_schema(limits)
+    parts["OneJob"] = copy.deepcopy(parts["JobRequest"]) | {"title": "OneJob"}
+    parts["OneJob"]["properties"]["count"]["maximum"] = 1
     parts["Jobs"] = _jobs_schema()
     for unused in ("HTTPValidationError", "ValidationError"):
         parts.pop(unused, None)
@@ -154,7 +157,15 @@ def openapi(app: FastAPI, limits: Limits) -> dict[str, Any]:
     for path in document["paths"].values():
         for method, operation in path.items():
             _complete(method, operation)
+    used = {code for path in document["paths"].values() for code in _codes(path)}
+    document["components"]["examples"] = {code: example_of(code) for code in sorted(used)}
     return document
+
+
+def _codes(path: dict[str, Any]) -> Iterator[str]:
+    for operation in path.values():
+        for answer in operation["responses"].values():
+            yield from answer.get("content", {}).get(MEDIA_TYPE, {}).get("examples", {})
 
 
 def _complete(method: str, operation: dict[str, Any]) -> None:

@@ -16,18 +16,20 @@ _numbers = itertools.count()
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
     number = next(_numbers)
-    if isinstance(case.body, dict) and isinstance(case.body.get("key"), str):
-        if 0 < len(case.body["key"].strip()) <= 180:
-            case.body["key"] += str(number)
+    body = case.body
+    keyed = isinstance(body, dict) and isinstance(body.get("key"), str) and body["key"].strip()
+    if keyed and len(body["key"]) <= 180:
+        body["key"] += str(number)
     for name in [n for n in case.headers or {} if n.lower() == "idempotency-key"]:
         value = str(case.headers[name])
-        if _fits(value):
-            case.headers[name] = f"{value}{number}"
-        if isinstance(case.body, dict) and case.body.get("key"):
+        if keyed:
             del case.headers[name]  # one of the two is enough; two that differ are refused
-    if isinstance(case.body, dict | list):
-        case.body = _whole(case.body)
-        for job in case.body if isinstance(case.body, list) else case.body.get("jobs") or []:
+        elif _fits(value):
+            case.headers[name] = f"{value}{number}"
+    if isinstance(body, dict | list):
+        case.body = body = _whole(body)
+        jobs = body if isinstance(body, list) else body.get("jobs")
+        for job in jobs if isinstance(jobs, list) else []:
             if isinstance(job, dict) and job.get("key") == "":
                 del job["key"]  # in a list an empty one says nothing
 
