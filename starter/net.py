@@ -92,6 +92,8 @@ class FastBlocks:
     """`fast_block`, compiled once per shape where `compiled` is set."""
 
     def __init__(self, compiled: bool = True) -> None:
+        # Sizes, long captions, with and without gradients: more shapes than the default allows.
+        torch._dynamo.config.recompile_limit = 96
         self._run: Any = torch.compile(_fast_block, dynamic=False) if compiled else _fast_block
 
     def __call__(self, block: Any, x: Tensor, freqs: Tensor, modulation: Tensor | None) -> Tensor:

@@ -116,6 +116,15 @@ def position_right(scene: world.Scene, image: Picture) -> bool:
     return bool(sure > 0.12)
 
 
+def _implied(scene: world.Scene) -> bool:
+    """Whether the sky's feature shows at that hour anyway, so that nothing can be told from it."""
+    return (scene.feature, scene.time) in (
+        ("sun", "sunset"),
+        ("sun", "sunrise"),
+        ("clouds", "storm"),
+    )
+
+
 def grade(
     scenes: list[world.Scene], images: list[Picture], critic: judge.Judge
 ) -> dict[str, list[bool]]:
@@ -136,7 +145,7 @@ def grade(
             ].append(fine)
         if scene.land:
             right["time of day"].append(bool(logits["time"][k].argmax() == truth["time"][k]))
-            if scene.feature:
+            if scene.feature and not _implied(scene):
                 right["sky feature"].append(
                     bool(logits["feature"][k].argmax() == truth["feature"][k])
                 )

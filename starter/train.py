@@ -150,7 +150,9 @@ def _workers(
 def stage_transformer(arguments: argparse.Namespace) -> None:
     """Train transformer and text encoder on the pictures."""
     _first_weights(arguments)
-    _workers(arguments, RUNS / "start", RUNS / "base", arguments.minutes, [])
+    # Trained weights forget what they know at the rate that suits new ones.
+    peak = arguments.peak or (1.5e-3 if arguments.fresh else 8e-4)
+    _workers(arguments, RUNS / "start", RUNS / "base", arguments.minutes, ["--peak", str(peak)])
 
 
 def stage_bake(arguments: argparse.Namespace) -> None:
@@ -214,6 +216,7 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=2, help="training processes of one thread each"
     )
+    parser.add_argument("--peak", type=float, default=0.0, help="learning rate")
     parser.add_argument("--guide", type=float, default=1.0, help="guidance the last stage bakes in")
     parser.add_argument("--native", type=int, default=128, help="native side in pixels")
     parser.add_argument("--ship", action="store_true", help="replace the shipped folder at the end")

@@ -29,16 +29,20 @@ from starter.sprites import KINDS
 
 #: Share of training steps by size (width, height), and the batch of each.
 MIX: dict[tuple[int, int], tuple[float, int]] = {
-    (128, 128): (0.64, 32),
-    (192, 128): (0.09, 24),
-    (128, 192): (0.09, 24),
-    (256, 256): (0.10, 10),
-    (160, 96): (0.03, 32),
-    (96, 160): (0.03, 32),
+    (128, 128): (0.74, 32),
+    (192, 128): (0.07, 24),
+    (128, 192): (0.07, 24),
+    (256, 256): (0.06, 10),
+    (160, 96): (0.02, 32),
+    (96, 160): (0.02, 32),
     (64, 64): (0.02, 32),
 }
 DROP = 0.08  #: Share of captions left out, so that guidance can be used.
-LONG = 0.12  #: Share of batches whose captions are drawn out with filler words to 64 tokens.
+LONG = (
+    0.16  #: Share of 128x128 batches whose captions are drawn out with filler words to 64 tokens.
+)
+AUXILIARY = 0.1  #: Weight of the heads' loss beside that of the pictures.
+HEADS_ALONE = 100  #: Steps in which new heads learn without moving what they look at.
 GOSSIP_STEPS = 25  #: Steps between two looks at the other workers' weights.
 SAVE_SECONDS = 240.0  #: Time between two checkpoints.
 
@@ -122,13 +126,18 @@ class Batches:
         sizes = [size for size in MIX if self.shards.get(size)]
         size = self.rng.choices(sizes, [MIX[s][0] for s in sizes])[0]
         pool = list(self.shards[size].values())
-        picks = [
-            (self.rng.choice(pool), self.rng.randrange(data.SHARD)) for _ in range(MIX[size][1])
-        ]
+        picks: list[tuple[data.Shard, int]] = []
+        while len(picks) < MIX[size][1]:
+            shard, k = self.rng.choice(pool), self.rng.randrange(data.SHARD)
+            bare = shard.scenes[k].land and not shard.scenes[k].things
+            # Objects are harder to learn than empty landscapes: they come more often.
+            if not bare or self.rng.random() < 0.6:
+                picks.append((shard, k))
         latents = torch.stack([shard.latents[k] for shard, k in picks]).float()
         kinds = torch.stack([shard.kinds[k] for shard, k in picks])
         colours = torch.stack([shard.colours[k] for shard, k in picks])
-        long = self.rng.random() < LONG
+        # One size only: each shape of a batch is compiled once, which takes a minute.
+        long = size == (128, 128) and self.rng.random() < LONG
         captions = [self._caption(shard.scenes[k], long) for shard, k in picks]
         numbers, lengths = words.encode(self.tokenizer, captions, 64 if long else 32)
         return latents, kinds, colours, numbers, lengths
@@ -169,11 +178,9 @@ class Teacher:
 
 
 def rate_at(progress: float, step: int, peak: float) -> float:
-    """The learning rate: a short warm-up, level, and a fall to nearly nothing over the last 40 %."""
-    warm = min(1.0, (step + 1) / 100)
-    fall = (
-        1.0 if progress < 0.6 else 0.5 * (1 + math.cos(math.pi * min(1.0, (progress - 0.6) / 0.4)))
-    )
+    """The learning rate: a warm-up, a short level, and a long fall to nearly nothing."""
+    warm = min(1.0, (step + 1) / 120)
+    fall = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress - 0.3) / 0.7)))
     return peak * warm * max(0.02, fall)
 
 
@@ -239,7 +246,7 @@ def train(
     peak: float,
     worker: int = 0,
     guide: float = 0.0,
-    average: float = 0.999,
+    average: float = 0.995,
 ) -> None:
     """Train until the time is used up; goes on from the last checkpoint in `run`.
 
@@ -319,8 +326,10 @@ def train(
             )
             flow = (guess.float() - target).square().mean()
             # At the noisiest levels nothing of the objects shows yet, at the cleanest all does.
+            if step < HEADS_ALONE:
+                taps = {tap: tokens.detach() for tap, tokens in taps.items()}
             aux = networks.heads.loss(taps, kinds, colours)
-        (flow + 0.03 * aux).backward()
+        (flow + AUXILIARY * aux).backward()
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step(rate_at(spent / (minutes * 60), step, peak))
         step, samples = step + 1, samples + len(latents)
@@ -353,10 +362,10 @@ if __name__ == "__main__":
     parser.add_argument("run", type=Path)
     parser.add_argument("shards", type=Path)
     parser.add_argument("--minutes", type=float, default=600)
-    parser.add_argument("--peak", type=float, default=1.5e-3)
+    parser.add_argument("--peak", type=float, default=6e-4)
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--guide", type=float, default=0.0)
-    parser.add_argument("--average", type=float, default=0.999)
+    parser.add_argument("--average", type=float, default=0.995)
     a = parser.parse_args()
     train(
         a.parts,
