@@ -13,7 +13,8 @@ they stand in the prompt; all other words are just prompt.
 Faults: ``segv``, ``exit`` (or exit=3), ``kill``, ``term``, ``hang`` (holds no lock), ``seize``
 (holds the interpreter lock: no thread of the worker can run), ``oom``, ``nan``, ``blank``,
 ``raise``, ``lost``, ``poison`` (a CUDA error), ``garbage`` (nonsense on the socket),
-``flood`` (a line without end), ``liar`` (a word about another job), ``wrongsize``, ``fork``
+``flood`` (a line without end), ``liar`` (a word about another job), ``empty`` and ``nowhere`` (says it made a picture and
+did not), ``wrongsize``, ``fork``
 (leaves a child behind that keeps every descriptor, then exits), ``stubborn`` (hangs and does
 not heed SIGTERM).
 
@@ -56,7 +57,7 @@ from watcher.jobs import JobRequest, forwards_of
 
 FAULTS = (
     *("segv", "exit", "kill", "term", "hang", "seize", "oom", "nan", "blank", "raise", "lost"),
-    *("poison", "garbage", "flood", "liar", "wrongsize", "fork", "stubborn"),
+    *("poison", "garbage", "flood", "liar", "empty", "nowhere", "wrongsize", "fork", "stubborn"),
 )
 
 
@@ -187,8 +188,8 @@ class Scripted:
             raise DeviceLost("The device fell off the bus.")
         elif name == "poison":
             raise RuntimeError("CUDA error: device-side assert triggered")
-        elif name in ("garbage", "flood", "liar"):
-            self._speak(name)
+        elif name in ("garbage", "flood", "liar", "empty", "nowhere"):
+            self._speak(name, request)
         elif name == "stubborn":
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
             time.sleep(3600)
@@ -198,11 +199,17 @@ class Scripted:
             time.sleep(3)
             os._exit(0)
 
-    def _speak(self, what: str) -> None:
+    def _speak(self, what: str, request: JobRequest | None) -> None:
         """Write on the worker's own socket what no worker would."""
         descriptor = int(sys.argv[sys.argv.index("--fd") + 1])
         lie = {"type": "started", "job_id": "another", "attempt": 1}
+        picture: dict[str, Any] = {"type": "picture", "job_id": "a", "attempt": 1}
+        picture |= {"info": {}, "timings": {}}
+        if request is not None:
+            picture |= {"width": request.width, "height": request.height}
         data = {
+            "empty": json.dumps({**picture, "place": 1}).encode() + b"\n",
+            "nowhere": json.dumps({**picture, "place": 2}).encode() + b"\n",
             "garbage": b"\xff\xfe no json\n",
             "flood": b"x" * (8 << 20),
             "liar": json.dumps(lie).encode() + b"\n",

@@ -15,6 +15,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter, OrderedDict, deque
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ from typing import Any, Protocol
 
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import JobRequest, forwards_of
-from watcher.wire import BadFrame, Frames, line
+from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames, line
 
 log = logging.getLogger("watcher.executor")
 
@@ -209,6 +210,7 @@ class _Child:
     process: subprocess.Popen[bytes]
     channel: socket.socket
     pidfd: int | None
+    shelf: int  #: the file its pictures are in
     born: float
     frames: Frames = field(default_factory=Frames)
     unsent: bytearray = field(default_factory=bytearray)
@@ -523,28 +525,31 @@ class LocalExecutor:
 
     def _spawn(self, seat: _Seat) -> None:
         ours, theirs = socket.socketpair()
+        shelf = _shelf()
         now = time.monotonic()
         try:
             process = subprocess.Popen(
                 [
                     *(self._python, "-P", "-m", "watcher.worker"),
-                    *("--fd", str(theirs.fileno()), "--parent", str(os.getpid())),
+                    *("--fd", str(theirs.fileno()), "--shelf", str(shelf)),
+                    *("--parent", str(os.getpid())),
                 ],
                 stdin=subprocess.DEVNULL,
                 stdout=2,
-                pass_fds=[theirs.fileno()],
+                pass_fds=[theirs.fileno(), shelf],
                 start_new_session=True,  # Ctrl-C on the terminal is for the watcher alone
                 env=_environment(),
             )
         except OSError as error:
             ours.close()
+            os.close(shelf)
             trouble = SteadyError("worker_unavailable", f"No worker process: {error.strerror}.")
             self._mourn(seat, f"could not be started ({error.strerror})", trouble)
             return
         finally:
             theirs.close()
         ours.setblocking(False)
-        child = _Child(process, ours, _pidfd(process.pid), born=now, heard=now)
+        child = _Child(process, ours, _pidfd(process.pid), shelf, born=now, heard=now)
         seat.child, seat.state, seat.info = child, "loading", {}
         self._selector.register(ours, selectors.EVENT_READ, (seat, child))
         if child.pidfd is not None:
@@ -584,6 +589,7 @@ class LocalExecutor:
             self._selector.unregister(child.pidfd)
             os.close(child.pidfd)
             child.pidfd = None
+        os.close(child.shelf)
 
     def _close(self, child: _Child) -> None:
         self._selector.unregister(child.channel)
@@ -644,14 +650,14 @@ class LocalExecutor:
 
     def _read(self, seat: _Seat, child: _Child) -> None:
         try:
-            for _ in range(256):  # at most 64 MB a turn: other slots wait too
-                data = child.channel.recv(1 << 18)
+            for _ in range(256):  # at most 16 MB a turn: other slots wait too
+                data = child.channel.recv(1 << 16)
                 if not data:
                     self._hung_up(child)
                     return
                 child.heard = time.monotonic()
-                for message, payload in child.frames.feed(data):
-                    self._heard(seat, child, message, payload)
+                for message in child.frames.feed(data):
+                    self._heard(seat, child, message)
         except BlockingIOError:
             return
         except ConnectionError:
@@ -668,7 +674,7 @@ class LocalExecutor:
         if not child.plan:
             child.plan = [(time.monotonic() + 0.5, signal.SIGKILL)]
 
-    def _heard(self, seat: _Seat, child: _Child, message: dict[str, Any], payload: bytes) -> None:
+    def _heard(self, seat: _Seat, child: _Child, message: dict[str, Any]) -> None:
         """One message. Raises BadFrame, KeyError or TypeError when it is none of ours."""
         kind = message["type"]
         if kind == "beat":
@@ -680,7 +686,7 @@ class LocalExecutor:
         elif kind in ("load_failed", "leaving"):
             child.reason = (str(message["code"]), str(message["message"])[:2000])
         elif kind in ("started", "step", "picture", "failed"):
-            self._progress(seat, child, kind, message, payload)
+            self._progress(seat, child, kind, message)
         else:
             raise BadFrame(f"a message of kind {kind[:40]!r}")
 
@@ -698,9 +704,7 @@ class LocalExecutor:
                 task.moved = now
                 self._post(seat, child, task.message())
 
-    def _progress(
-        self, seat: _Seat, child: _Child, kind: str, message: dict[str, Any], payload: bytes
-    ) -> None:
+    def _progress(self, seat: _Seat, child: _Child, kind: str, message: dict[str, Any]) -> None:
         who = (message["job_id"], message["attempt"])
         task = next((t for t in seat.tasks if (t.job_id, t.attempt) == who), None)
         if task is None and child.ended is not None:
@@ -725,13 +729,15 @@ class LocalExecutor:
             self._events.append(Step(seat.slot, task.job_id, task.attempt, done, total))
         else:
             size = (int(message["width"]), int(message["height"]))
-            if size != task.size or len(payload) != size[0] * size[1] * 3:
+            if size != task.size:
                 raise BadFrame(f"a picture of the wrong size ({size[0]}x{size[1]})")
+            rgb = _picture(child.shelf, message["place"], size)
+            self._post(seat, child, line({"type": "taken"}))
             info = {**seat.info, **dict(message["info"])}
             timings = dict(message["timings"])
             self._done(seat, task, "pictures")
             self._events.append(
-                Picture(seat.slot, task.job_id, task.attempt, size, payload, timings, info)
+                Picture(seat.slot, task.job_id, task.attempt, size, rgb, timings, info)
             )
 
     def _failed(self, seat: _Seat, task: _Task, code: str, message: str) -> None:
@@ -814,6 +820,26 @@ def _pidfd(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except (AttributeError, OSError):
         return None
+
+
+def _shelf() -> int:
+    """A file without a name for two pictures: in memory, or where temporary files are."""
+    try:
+        return os.memfd_create("pictures")
+    except (AttributeError, OSError):
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+
+
+def _picture(shelf: int, place: Any, size: tuple[int, int]) -> bytes:
+    """The pixels at ``place``. BadFrame when there are none."""
+    wanted = size[0] * size[1] * 3
+    if place not in range(PLACES) or wanted > PLACE_SIZE:
+        raise BadFrame("a picture at no place")
+    data = os.pread(shelf, wanted, place * PLACE_SIZE)
+    if len(data) != wanted:
+        raise BadFrame("a picture that is not there")
+    return data
 
 
 def _cause(child: _Child, code: int) -> tuple[str, SteadyError | None, bool]:
