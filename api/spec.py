@@ -26,6 +26,7 @@ jobs take an `Idempotency-Key`. A service that has a token wants it as
 
 _CONTROL = r"\x00-\x08\x0e-\x1f\x7f-\x9f"
 _TEXT = f"^[^{_CONTROL}]*$"
+_BLANK = "[ \t\r\n]*"
 _NAME = r"[\w-]([\w.-]{0,78}[\w-])?"
 
 #: Ranges that hold for every model are in JobRequest; what the reader asks of texts is here.
@@ -33,10 +34,10 @@ _FORMS: dict[str, dict[str, Any]] = {
     "prompt": {"minLength": 1, "pattern": rf"^[^{_CONTROL}]*[^{_CONTROL}\s][^{_CONTROL}]*$"},
     "negative_prompt": {"pattern": _TEXT},
     "label": {"pattern": _TEXT},
-    "name": {"maxLength": 80, "pattern": f"^{_NAME}$"},
-    "folder": {"maxLength": 242, "pattern": f"^{_NAME}(/{_NAME}){{0,2}}$"},
+    "name": {"pattern": f"^{_BLANK}({_NAME})?{_BLANK}$"},
+    "folder": {"pattern": f"^{_BLANK}({_NAME}(/{_NAME}){{0,2}})?{_BLANK}$"},
     "not_before": {"anyOf": [{"format": "date-time"}, {"maxLength": 0}, {"type": "null"}]},
-    "key": {"pattern": rf"^[^{_CONTROL}]*[^{_CONTROL}\s][^{_CONTROL}]*$"},
+    "key": {"pattern": _TEXT},
     "metadata": {
         "maxProperties": 50,
         "propertyNames": {"pattern": _TEXT},
@@ -69,7 +70,7 @@ def job_schema(limits: Limits) -> dict[str, Any]:
         }
     fields["num_inference_steps"]["default"] = limits.default_steps
     fields["format"]["default"] = limits.default_format
-    fields["key"].pop("minLength", None)  # an empty one in a list says nothing
+    fields["key"].pop("minLength", None)  # an empty text says nothing, as everywhere
     for name, field in fields.items():
         if name != "prompt":  # null says nothing, like a field left out
             field["type"] = [field["type"], "null"]
@@ -144,6 +145,8 @@ def openapi(app: FastAPI, limits: Limits) -> dict[str, Any]:
     parts["JobRequest"] = job_schema(limits)
     parts["OneJob"] = copy.deepcopy(parts["JobRequest"]) | {"title": "OneJob"}
     parts["OneJob"]["properties"]["count"]["maximum"] = 1
+    parts["OneJob"]["properties"]["seed"] = _seeds(parts["OneJob"]["properties"]["seed"], most=1)
+    parts["JobRequest"]["properties"]["seed"] = _seeds(parts["JobRequest"]["properties"]["seed"])
     parts["Jobs"] = _jobs_schema()
     for unused in ("HTTPValidationError", "ValidationError"):
         parts.pop(unused, None)
@@ -160,6 +163,11 @@ def openapi(app: FastAPI, limits: Limits) -> dict[str, Any]:
     used = {code for path in document["paths"].values() for code in _codes(path)}
     document["components"]["examples"] = {code: example_of(code) for code in sorted(used)}
     return document
+
+
+def _seeds(one: dict[str, Any], most: int = MAX_COUNT) -> dict[str, Any]:
+    """A seed, or a list of them: that many pictures."""
+    return {"anyOf": [one, {"type": "array", "items": one, "minItems": 1, "maxItems": most}]}
 
 
 def _codes(path: dict[str, Any]) -> Iterator[str]:

@@ -91,6 +91,8 @@ class Submissions:
                 raise SteadyError("too_large")
             return self._glance(body, limits)
         parsed = jobfile.parse(body.data, body.suffix, limits, stem=body.name)
+        if not parsed.requests:
+            raise SteadyError("bad_shape")
         if parsed.key is not None and not parsed.key.strip():
             fault = Problem("out_of_range", "`key` is empty.", key="key", pointer="/key")
             raise SteadyError("out_of_range", problems=[fault])

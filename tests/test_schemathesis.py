@@ -45,7 +45,10 @@ def test_two_thousand_requests_find_nothing_the_description_does_not_say(alive: 
                 Path(sys.executable).parent / "schemathesis",
                 "--config-file", FUZZ / "schemathesis.toml",
                 "run", f"{service.url}/openapi.json",
-                "--checks", "all", "--max-examples", "100", "--workers", "2", "--no-color",
+                "--checks", "all",
+                # DELETE of a job cancels it; its row stays, and with it what became of it.
+                "--exclude-checks", "use_after_free",
+                "--max-examples", "100", "--workers", "2", "--no-color",
                 "--suppress-health-check", "all",
             ],
             capture_output=True,

@@ -18,8 +18,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     number = next(_numbers)
     body = case.body
     keyed = isinstance(body, dict) and isinstance(body.get("key"), str) and body["key"].strip()
-    if keyed and len(body["key"]) <= 180:
-        body["key"] += str(number)
+    if keyed and len(body["key"]) <= 200:
+        body["key"] = f"{body['key'][:190]}{number}"
     for name in [n for n in case.headers or {} if n.lower() == "idempotency-key"]:
         value = str(case.headers[name])
         if keyed:
@@ -28,10 +28,16 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
             case.headers[name] = f"{value}{number}"
     if isinstance(body, dict | list):
         case.body = body = _whole(body)
-        jobs = body if isinstance(body, list) else body.get("jobs")
-        for job in jobs if isinstance(jobs, list) else []:
-            if isinstance(job, dict) and job.get("key") == "":
-                del job["key"]  # in a list an empty one says nothing
+        _drop_blank_keys(body)
+
+
+def _drop_blank_keys(value: Any) -> None:
+    """What a blank key means differs between one job and a list: nothing, or a refusal."""
+    for member in value if isinstance(value, list) else value.values():
+        if isinstance(member, dict | list):
+            _drop_blank_keys(member)
+    if isinstance(value, dict) and isinstance(value.get("key"), str) and not value["key"].strip():
+        del value["key"]
 
 
 def _fits(value: Any) -> bool:
