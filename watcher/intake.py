@@ -14,17 +14,20 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from watcher import jobfile
 from watcher.errors import ErrorClass, Problem, SteadyError
 from watcher.inbox import Claim, Inbox
-from watcher.jobs import Batch, JobState, Limits, Priority, job_id_of, ticket_of_key
+from watcher.jobs import Batch, Job, JobState, Limits, Priority, job_id_of, ticket_of_key
 from watcher.log import say
 from watcher.recipe import again, read_recipe
+from watcher.resume import Standing
 from watcher.store import JobStore, NewJob
 from watcher.trouble import Troubles
+from watcher.wildcards import Wildcards
 
 logger = logging.getLogger("steady.intake")
 
@@ -48,6 +51,7 @@ class Intake:
         inbox: Inbox,
         store: JobStore,
         limits: Limits,
+        root: Path,
         max_queued: int,
         troubles: Troubles,
         now: Callable[[], int],
@@ -58,6 +62,7 @@ class Intake:
         self._inbox = inbox
         self._store = store
         self._limits = limits
+        self._root = root
         self._max_queued = max_queued
         self._troubles = troubles
         self._now = now
@@ -128,7 +133,9 @@ class Intake:
             self._set_aside(claim, batch, dict(batch.error))
         elif batch.recorded_at is not None:
             self._already(claim, batch)
-        elif batch.tries > (MAX_TRIES_TABLE if claim.suffix in jobfile.LINE_SUFFIXES else MAX_TRIES):
+        elif batch.tries > (
+            MAX_TRIES_TABLE if claim.suffix in jobfile.LINE_SUFFIXES else MAX_TRIES
+        ):
             self._refuse(claim, batch, SteadyError("crashed_service"))
         else:
             try:
@@ -153,18 +160,26 @@ class Intake:
             return
         parsed, digest = self._parse(claim, batch)
         self._checkpoint("parsed")
-        if parsed.key is not None:
-            kept = self._adopt_key(claim, parsed.key, digest)
+        resume = claim.resumes is not None or parsed.resume
+        ticket = claim.resumes or (ticket_of_key(parsed.key) if parsed.key is not None else None)
+        if ticket is not None:
+            kept = self._adopt(claim, ticket, parsed.key, digest, resume=resume)
             if kept is None:
                 return
+            if kept.ticket != batch.ticket:  # what is drawn is drawn anew, for the batch itself
+                parsed, _ = self._parse(claim, kept)
             batch = kept
-        new = self._planned(batch, parsed.requests, first=0)
+        standing = self._standing(batch) if resume and batch.jobs else None
+        new, again = self._planned(batch, parsed.requests, first=0, standing=standing)
+        self._again(batch, again)
         self._store.record(
-            batch.ticket, new, first_index=0, final=True, warnings=parsed.warnings,
-            refused_rows=len(parsed.refused), now=self._now(), local=datetime.datetime.now(),
+            batch.ticket, new, first_index=standing.next_index if standing else 0, final=True,
+            warnings=parsed.warnings, refused_rows=len(parsed.refused), digest=digest,
+            now=self._now(), local=datetime.datetime.now(),
         )  # fmt: skip
         self._checkpoint("recorded")
-        say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=len(new))
+        say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=len(new),
+            again=len(again) or None)  # fmt: skip
 
     def _parse(self, claim: Claim, batch: Batch) -> tuple[jobfile.Parsed, str]:
         """The whole file and its sha256; salted with the ticket, so always the same jobs."""
@@ -176,62 +191,124 @@ class Intake:
             data, suffix = _job_of_picture(data), ".json"
         parsed = jobfile.parse(
             data, suffix, self._limits, stem=_stem(claim, batch), now=_local(batch),
-            salt=claim.ticket, priority=_priority(batch),
+            salt=batch.ticket, wildcards=Wildcards(self._root),
+            keyed=claim.resumes is not None,
         )  # fmt: skip
         return parsed, digest
 
-    def _adopt_key(self, claim: Claim, key: str, digest: str) -> Batch | None:
-        """The batch of ``key``, or None when it was recorded before (this file is a repeat)."""
-        mine = self._store.adopt_key(claim.ticket, key, digest=digest)
-        if mine.claim == claim.ticket:
+    def _adopt(
+        self, claim: Claim, ticket: str, key: str | None, digest: str, *, resume: bool
+    ) -> Batch | None:
+        """The batch of a key, this file's own; None when the file is a mere repeat.
+
+        Under ``resume`` a batch that another file began goes on with this one.
+        """
+        known = self._store.batch(ticket)
+        if resume:
+            before = known.claim if known and known.claim != claim.ticket else None
+            earlier = self._inbox.find(before) if before else None
+            if earlier is not None:  # its jobs are on record: this file speaks for them now
+                self._put_by(earlier, earlier.ticket, {"continued_in": ticket})
+            return self._store.take_over(
+                claim.ticket, ticket, name=claim.name, suffix=claim.suffix, source=claim.source,
+                digest=digest, key=key,
+            )  # fmt: skip
+        mine = known if key is None else self._store.adopt_key(claim.ticket, key, digest=digest)
+        if mine is not None and mine.claim == claim.ticket:
             return mine
-        if mine.digest not in (None, digest):
+        if mine is None or mine.digest not in (None, digest):
             raise SteadyError("key_conflict")
-        self._inbox.archive(
-            claim.ticket, claim.name, claim.suffix, day=datetime.datetime.now().strftime("%Y%m%d"),
-            result=[_json({"ticket": mine.ticket, "duplicate_of": mine.ticket, "jobs": []})],
-        )  # fmt: skip
+        self._store.forget(claim.ticket)
+        self._put_by(claim, mine.ticket, {"duplicate_of": mine.ticket})
         say(logger, "file.duplicate", ticket=mine.ticket, name=claim.name)
         return None
 
+    def _put_by(self, claim: Claim, ticket: str, said: dict[str, Any]) -> None:
+        """Move a file that has nothing (more) to say to done/."""
+        if claim.source != "file":
+            self._inbox.discard(claim.ticket)
+            return
+        self._inbox.archive(
+            claim.ticket, claim.name, claim.suffix, day=datetime.datetime.now().strftime("%Y%m%d"),
+            result=[_json({"ticket": ticket} | said | {"jobs": []})],
+        )  # fmt: skip
+
+    def _standing(self, batch: Batch) -> Standing:
+        def jobs() -> Iterator[Job]:
+            after = -1
+            while page := self._store.jobs_of(batch.ticket, after_index=after):
+                yield from page
+                after = page[-1].index
+
+        return Standing(batch.ticket, jobs())
+
+    def _again(self, batch: Batch, ids: Sequence[str]) -> None:
+        if ids:
+            self._store.retry_ended(batch.ticket, ids, self._now())
+            self._checkpoint("retried")
+
     def _planned(
-        self, batch: Batch, planned: Sequence[jobfile.Planned], *, first: int
-    ) -> list[NewJob]:
-        jobs = []
+        self,
+        batch: Batch,
+        planned: Sequence[jobfile.Planned],
+        *,
+        first: int,
+        standing: Standing | None = None,
+    ) -> tuple[list[NewJob], list[str]]:
+        """The jobs to record, and the ids of those on record that are to run again."""
+        jobs, again = [], []
         for index, plan in enumerate(planned, first):
             own = plan.request.key if len(planned) > 1 or first else None
             job_id = ticket_of_key(own) if own else job_id_of(batch.ticket, index)
+            if standing is not None:
+                verdict = standing.judge(plan.request)
+                if verdict.again:
+                    again.append(verdict.again)
+                if verdict.new is None:
+                    continue
+                job_id = job_id if own else verdict.new
             jobs.append(
                 NewJob(
                     request=jobfile.resolve(plan.request, self._limits, job_id),
                     stem=plan.stem,
                     warnings=plan.warnings,
-                    priority=plan.priority,
+                    priority=_priority(batch, plan),
                     not_before=plan.not_before,
                     id=job_id,
                 )
             )
-        return jobs
+        return jobs, again
 
     # -- tables
 
     def _record_lines(self, claim: Claim, batch: Batch) -> None:
         """Pass one validates every row, pass two records in chunks that run at once."""
         begun = time.monotonic()
+        digest = None
+        if claim.source != "file":  # it may carry a key: another content is then a conflict
+            with self._inbox.open_stream(claim, MAX_TABLE) as stream:
+                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        if claim.resumes is not None:
+            resumed = self._adopt(claim, claim.resumes, None, digest or "", resume=True)
+            batch = resumed or batch
         pictures, refused, warnings = self._survey(claim, batch)
         self._checkpoint("parsed")
-        index = row = 0
+        standing = self._standing(batch) if claim.resumes is not None and batch.jobs else None
+        index = row = fresh = 0
         chunk: list[jobfile.Planned] = []
 
         def record(*, final: bool) -> None:
-            nonlocal index
-            new = self._planned(batch, chunk, first=index)
+            nonlocal index, fresh
+            new, again = self._planned(batch, chunk, first=index, standing=standing)
+            self._again(batch, again)
+            first = index if standing is None else standing.next_index + fresh
             self._store.record(
-                batch.ticket, new, first_index=index, final=final, next_line=row,
-                warnings=warnings if final else (), refused_rows=refused,
+                batch.ticket, new, first_index=first, final=final, next_line=row,
+                warnings=warnings if final else (), refused_rows=refused, digest=digest,
                 now=self._now(), local=datetime.datetime.now(),
             )  # fmt: skip
-            index += len(new)
+            index += len(chunk)
+            fresh += len(new)
             chunk.clear()
             self._checkpoint("recorded" if final else "chunk_recorded")
             self._wake()
@@ -240,13 +317,14 @@ class Intake:
             lines = jobfile.read_lines(
                 stream, claim.suffix, self._limits,
                 stem=_stem(claim, batch) if pictures > 1 else "",
-                digits=max(4, len(str(pictures))), now=_local(batch), salt=claim.ticket,
-                priority=_priority(batch, pictures) or Priority.NORMAL,
+                digits=max(4, len(str(pictures))), now=_local(batch), salt=batch.ticket,
+                wildcards=Wildcards(self._root),
+                priority=Priority.BULK if pictures > jobfile.FEW_JOBS else Priority.NORMAL,
             )  # fmt: skip
             for each in lines:
                 if isinstance(each, jobfile.Row):
                     continue
-                if (each.row or 0) <= batch.next_line:
+                if standing is None and (each.row or 0) <= batch.next_line:
                     index += 1
                     continue
                 if each.row != row and len(chunk) >= (CHUNK if index else FIRST_CHUNK):
@@ -256,7 +334,7 @@ class Intake:
                 chunk.append(each)
                 row = each.row or row
         record(final=True)
-        say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=index,
+        say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=fresh,
             refused_rows=refused or None, seconds=round(time.monotonic() - begun, 2))  # fmt: skip
 
     def _survey(self, claim: Claim, batch: Batch) -> tuple[int, int, Sequence[str]]:
@@ -277,21 +355,23 @@ class Intake:
 
     def _lines(self, stream: BinaryIO, claim: Claim, batch: Batch) -> jobfile.Lines:
         return jobfile.read_lines(
-            stream, claim.suffix, self._limits, now=_local(batch), salt=claim.ticket
-        )
+            stream, claim.suffix, self._limits, now=_local(batch), salt=batch.ticket,
+            wildcards=Wildcards(self._root),
+        )  # fmt: skip
 
-    def refused_rows(self, batch: Batch) -> bytes | None:
+    def refused_rows(self, batch: Batch) -> Iterable[bytes] | None:
         """The ``.refused.csv`` of a batch, read from its file once more; None without any."""
         claim = self._inbox.find(batch.claim or batch.ticket) if batch.refused_rows else None
-        if claim is None:
-            return None
+        return None if claim is None else jobfile.refused_csv(lambda: self._bad(claim, batch))
+
+    def _bad(self, claim: Claim, batch: Batch) -> Iterator[jobfile.Row]:
         if claim.suffix in jobfile.LINE_SUFFIXES:
             with self._inbox.open_stream(claim, MAX_TABLE) as stream:
-                lines = self._lines(stream, claim, batch)
-                rows = [each for each in lines if isinstance(each, jobfile.Row)]
+                for each in self._lines(stream, claim, batch):
+                    if isinstance(each, jobfile.Row):
+                        yield each
         else:
-            rows = list(self._parse(claim, batch)[0].refused)
-        return jobfile.dump_refused(rows)
+            yield from self._parse(claim, batch)[0].refused
 
     # -- setting aside
 
@@ -315,14 +395,14 @@ def _json(body: dict[str, Any]) -> bytes:
 
 def _stem(claim: Claim, batch: Batch) -> str:
     """What pictures of a file of many are named after; files of our making have no name."""
-    return claim.stem if claim.source == "file" else os.path.splitext(batch.name)[0]
+    stem = claim.stem if claim.source == "file" else os.path.splitext(batch.name)[0]
+    return "" if claim.source != "file" and stem == f"api-{claim.ticket}" else stem
 
 
-def _priority(batch: Batch, pictures: int = 1) -> Priority | None:
-    """Who asks over HTTP waits at the screen; a table of many is bulk at every door."""
-    if pictures > jobfile.FEW_JOBS:
-        return Priority.BULK
-    return Priority.INTERACTIVE if batch.source == "http" else None
+def _priority(batch: Batch, plan: jobfile.Planned) -> Priority:
+    """Who asks over HTTP for a few pictures waits at the screen; many are bulk at every door."""
+    unsaid = plan.request.priority is None and plan.priority is Priority.NORMAL
+    return Priority.INTERACTIVE if unsaid and batch.source == "http" else plan.priority
 
 
 def _local(batch: Batch) -> datetime.datetime:

@@ -39,6 +39,7 @@ from watcher.engine import (
 )
 from watcher.errors import SteadyError
 from watcher.jobs import JobRequest, forwards_of
+from watcher.model import folder_of, revision_of
 from watcher.plan import DeviceDescription, Options, Plan, Weights, plan
 
 log = logging.getLogger("watcher.zimage")
@@ -494,19 +495,18 @@ class Contents:
 
 def locate(model: str, revision: str | None = None) -> tuple[Path, str | None]:
     """Folder and hub commit (None for a plain folder). Raises ModelMissing."""
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder, None
-    if folder.is_absolute() or not _HUB_NAME.fullmatch(model):
-        raise ModelMissing(f"There is no model folder {folder.name!r}.")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    folder = folder_of(model, None)
+    if folder is None or not folder.is_dir():
+        raise ModelMissing(f"{_shown(model)} is not on this machine.")
+    commit = revision_of(folder)
+    if revision is not None and commit is not None and commit != revision:
+        raise ModelMissing(f"{_shown(model)} is here at another revision than {revision}.")
+    return folder, commit
 
-    try:
-        found = Path(snapshot_download(model, revision=revision, local_files_only=True))
-    except (LocalEntryNotFoundError, HFValidationError, OSError):
-        raise ModelMissing(f"{model} is not on this machine.") from None
-    return found, found.name
+
+def _shown(model: str) -> str:
+    """A hub name as it is, a folder without where it lies."""
+    return model if _HUB_NAME.fullmatch(model) else f"The model folder {Path(model).name!r}"
 
 
 def _name_of(folder: Path) -> str:
