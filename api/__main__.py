@@ -43,30 +43,31 @@ def serve(config: Config) -> int:
     """Answer requests until SIGTERM or Ctrl-C; the exit code. Raises SteadyError."""
     token = token_of(config)
     check_exposure(config, token)
-    listener = _listen(config)
-    app = create_app(config)
-    server = Server(
-        uvicorn.Config(
-            app,
-            http="h11",
-            ws="none",
-            loop="asyncio",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            timeout_graceful_shutdown=_LAST_SECONDS,
-        ),
-        app.state.door.stopping,
-    )
-    _announce(config, listener, token)
-    server.run([listener])
+    with _listen(config) as listener:
+        app = create_app(config)
+        server = Server(
+            uvicorn.Config(
+                app,
+                http="h11",
+                ws="none",
+                loop="asyncio",
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                proxy_headers=False,
+                timeout_graceful_shutdown=_LAST_SECONDS,
+            ),
+            app.state.door.stopping,
+        )
+        _announce(config, listener, token)
+        server.run([listener])
     log.say(logger, "http.stopped")
     return 0 if server.started else 1
 
 
 def _listen(config: Config) -> socket.socket:
     """The bound socket. Raises SteadyError bad_config in words a person can act on."""
+    listener = None
     try:
         family, kind, proto, _, address = socket.getaddrinfo(
             config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -77,12 +78,13 @@ def _listen(config: Config) -> socket.socket:
         listener.bind(address)
         listener.listen(2048)
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise SteadyError(
             "bad_config",
             f"Cannot listen on {config.host} port {config.port}: {error.strerror or error}.",
             remedy="Choose another --port, or stop the program that has it.",
         ) from None
-    listener.set_inheritable(True)
     return listener
 
 

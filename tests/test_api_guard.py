@@ -14,9 +14,11 @@ from doors import HERE, Bench, Running, running
 from starlette.testclient import TestClient
 from test_api_seed import refused
 
+from api.__main__ import serve
 from api.app import create_app
 from api.guard import cookie_of, is_loopback, token_of
 from watcher.config import Config
+from watcher.errors import SteadyError
 
 SAFE = {
     "content-security-policy", "x-content-type-options", "cross-origin-resource-policy",
@@ -272,19 +274,22 @@ def command(root: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.mark.parametrize("host", ["0.0.0.0", "::"])
-def test_other_machines_are_let_in_only_with_a_token(root: Path, host: str):
-    done = command(root, "--host", host, "--port", "0")
+def test_other_machines_are_let_in_only_with_a_token(root: Path):
+    done = command(root, "--host", "0.0.0.0", "--port", "0")
     assert done.returncode == 4
     assert "token: auto" in done.stderr and "Traceback" not in done.stderr
+    assert not (root / "steady.db").exists()
+    for host in ("::", "192.168.7.7", "nas.lan"):
+        with pytest.raises(SteadyError) as caught:
+            serve(Config.load(root, host=host))
+        assert (caught.value.code, caught.value.kind.exit) == ("bad_config", 4)
     assert not (root / "steady.db").exists()
 
 
 def test_a_taken_port_is_said_in_words(root: Path):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        done = command(root, "--port", str(taken.getsockname()[1]))
-    assert done.returncode == 4
-    assert "port" in done.stderr and "Traceback" not in done.stderr
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SteadyError) as caught:
+        serve(Config.load(root, port=taken.getsockname()[1]))
+    assert "port" in caught.value.message and "--port" in caught.value.remedy
 
 
 def test_with_a_token_other_machines_are_let_in_and_the_log_does_not_know_it(root: Path):

@@ -99,8 +99,8 @@ def test_status_has_half_the_rate_of_a_bare_route_or_more(bench: Bench, bare: Se
     with running(bench.config.root) as service:
         ours = Server(service.process.pid, service.port, f"/status/{job.id}")
         for server in (ours, bare):
-            server.cost(200)
-        pairs = [(ours.cost(300), bare.cost(300)) for _ in range(5)]
+            server.cost(100)
+        pairs = [(ours.cost(200), bare.cost(200)) for _ in range(5)]
         ours.close()
     ratio = sum(b for _, b in pairs) / sum(a for a, _ in pairs)
     assert ratio >= 0.5, pairs
