@@ -9,12 +9,26 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
-from starlette.staticfiles import StaticFiles
 
-from api import batches, errors, events, health, jobs, login, pages, seed, spec
+from api import (
+    album,
+    attention,
+    batches,
+    errors,
+    events,
+    health,
+    jobs,
+    login,
+    page,
+    pages,
+    seed,
+    spec,
+)
 from api.door import Door
 from api.guard import Guard, Rules
+from api.paint import STATIC, Painter, Static
 from api.submit import TABLE_BODY, Submissions
 from api.views import Views
 from watcher.config import Config
@@ -44,6 +58,8 @@ def create_app(
     outputs = Outputs(config.outputs, embed_metadata=config.embed_metadata)
     rules = Rules.of(config, body_limits=[("/jobs", TABLE_BODY)])
     feed = events.Feed(door, views)
+    paint = Painter()
+    people = page.Pages(door, views, paint)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -65,6 +81,9 @@ def create_app(
         telemetry={"tracing": False, "metrics": False},
     )
     routers = [
+        page.routes(door, people),  # first: at the addresses of the API, for browsers
+        album.routes(door, views, submissions),
+        attention.routes(door, views),
         health.routes(door, views),
         seed.routes(door, views, submissions),
         jobs.routes(door, views, submissions, outputs),
@@ -85,8 +104,8 @@ def create_app(
         return JSONResponse(openapi())
 
     app.openapi = openapi  # type: ignore[method-assign]
-    app.mount("/static", StaticFiles(directory=pages.STATIC), name="static")
-    errors.install(app, routers)
+    app.mount("/static", GZipMiddleware(Static(directory=STATIC), minimum_size=1000))
+    errors.install(app, routers, page=people.error)
     app.add_middleware(Guard, rules=rules)
     app.state.door = door
     return app

@@ -6,7 +6,7 @@ what would be right there.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from api import dialects
 from watcher.errors import ERRORS, Problem, SteadyError
 from watcher.log import say
 
@@ -85,14 +86,17 @@ def _entry(fault: Problem) -> dict[str, Any]:
     return {k: v[:_LONG] if k in ("key", "pointer") else v for k, v in entry.items()}
 
 
-def problem(error: SteadyError, headers: Mapping[str, str] | None = None) -> Response:
-    """``error`` as an answer."""
+def problem(
+    error: SteadyError, headers: Mapping[str, str] | None = None, *, path: str = ""
+) -> Response:
+    """``error`` as an answer; below ``path``s of other services in their words."""
     extra = dict(headers or {})
     if error.kind.status == 503:
         extra.setdefault("Retry-After", str(_RETRY_SECONDS))
     if error.kind.status == 401:
         extra.setdefault("WWW-Authenticate", 'Bearer realm="SteadyDiffusion"')
-    return JSONResponse(body_of(error), error.kind.status, extra, MEDIA_TYPE)
+    foreign = dialects.answer(path, error, extra)
+    return foreign or JSONResponse(body_of(error), error.kind.status, extra, MEDIA_TYPE)
 
 
 def of_validation(error: RequestValidationError) -> SteadyError:
@@ -111,12 +115,21 @@ def _is_range(kind: str) -> bool:
     return kind.startswith(("greater", "less", "too_", "string_too", "literal", "enum"))
 
 
-def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
-    """Make every error of ``app`` leave as a problem.
+#: Tells an error to a person's browser; None for those who want the problem itself.
+Page = Callable[[Request, SteadyError, Mapping[str, str]], Response | None]
+
+
+def install(app: FastAPI, routers: Sequence[APIRouter], page: Page) -> None:
+    """Make every error of ``app`` leave as a problem, or as a ``page`` where a person asks.
 
     ``routers`` hold its routes: a 405 names all methods of an address, not those of the
     first route that has it.
     """
+
+    def told(
+        request: Request, error: SteadyError, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        return page(request, error, headers or {}) or problem(error, headers)
 
     def allowed(path: str) -> str:
         methods: set[str] = set()
@@ -125,16 +138,16 @@ def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
                 methods |= route.methods or set()
         return ", ".join(sorted(methods))
 
-    async def known(_: Request, error: Exception) -> Response:
+    async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, SteadyError)  # noqa: S101  (what it is registered for)
         if error.kind.status >= 500:
             say(logger, "http.trouble", logging.ERROR, code=error.code, message=error.message)
         headers = getattr(error, "headers", None)
-        return problem(error, headers)
+        return told(request, error, headers)
 
-    async def invalid(_: Request, error: Exception) -> Response:
+    async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        return problem(of_validation(error))
+        return told(request, of_validation(error))
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101
@@ -144,11 +157,11 @@ def install(app: FastAPI, routers: Sequence[APIRouter]) -> None:
         headers = dict(error.headers or {})
         if error.status_code == 405 and (methods := allowed(request.url.path)):
             headers["Allow"] = methods
-        return problem(SteadyError(code), headers)
+        return told(request, SteadyError(code), headers)
 
-    async def unknown(_: Request, error: Exception) -> Response:
+    async def unknown(request: Request, error: Exception) -> Response:
         # The server logs the traceback; the caller gets nothing of it.
-        return problem(SteadyError("internal"), SAFE_HEADERS)
+        return problem(SteadyError("internal"), SAFE_HEADERS, path=request.url.path)
 
     app.add_exception_handler(SteadyError, known)
     app.add_exception_handler(RequestValidationError, invalid)

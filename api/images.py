@@ -22,6 +22,7 @@ from api.door import Door
 from api.errors import documented
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
+from watcher.recipe import NotAPicture, strip
 
 TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -126,6 +127,27 @@ def picture(
         filename=job.path.rpartition("/")[2],
         fixed=fixed,
         download=download,
+    )
+
+
+def bare(door: Door, job: Job, *, download: bool = False) -> Response:
+    """The picture of ``job`` without its recipe: the same pixels, nothing about their making."""
+    check_ready(job)
+    with os.fdopen(open_inside(door.outputs, job.path), "rb") as file:
+        data = file.read()
+    try:
+        stripped = strip(data)
+    except NotAPicture:
+        raise SteadyError("image_not_found", "The picture's file is damaged.") from None
+    return Response(
+        stripped,
+        media_type=TYPES.get(job.request.format or "", "image/png"),
+        headers={
+            "Cache-Control": "private, no-cache",
+            "Content-Disposition": _disposition(
+                "attachment" if download else "inline", job.path.rpartition("/")[2]
+            ),
+        },
     )
 
 

@@ -19,9 +19,11 @@ from api.door import Door, now_us
 from api.errors import Refused, documented
 from api.submit import Body, Plan, Submissions, Submitted
 from api.views import Views
+from watcher import jobfile
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import Job, JobState, Priority
 from watcher.outputs import Outputs
+from watcher.recipe import again, read_recipe
 from watcher.store import JobFilter
 
 #: media type -> how the watcher reads such a body
@@ -37,6 +39,10 @@ SUFFIXES = {
     "text/csv": ".csv",
     "text/tab-separated-values": ".tsv",
     "text/plain": ".txt",
+    # pictures that carry a recipe: they are made again
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "image/jpeg": ".jpg",
 }
 
 _BODY = {
@@ -171,7 +177,8 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         idempotency_key: KEY = None,
     ) -> Response:
         """The body is a job file: JSON, YAML, lines of JSON, a table, or plain text with one
-        prompt a line. It is taken whole or, but for rows of a table, not at all."""
+        prompt a line. It is taken whole or, but for rows of a table, not at all. A picture
+        (PNG, WebP, JPEG) that carries its recipe is made again."""
         data = await read(request, *SUFFIXES)
         suffix = SUFFIXES.get(media_type(request), ".json")
         return await run_in_threadpool(_submit, data, suffix, filename, idempotency_key, dry_run)
@@ -299,11 +306,16 @@ def _picture(router: APIRouter, door: Door, views: Views, outputs: Outputs) -> N
             Literal["256"] | None, Query(description="256: the thumbnail (WebP)")
         ] = None,
         download: Annotated[bool, Query(description="as an attachment")] = False,
+        recipe: Annotated[
+            bool, Query(description="false: the same pixels without the recipe inside")
+        ] = True,
     ) -> Response:
         """The whole picture, or its thumbnail."""
         found = views.find(job_id)
         if size is not None:
             return images.thumbnail(door, found, request)
+        if not recipe:
+            return images.bare(door, found, download=download)
         return images.picture(door, found, request, download=download)
 
     @router.delete(
@@ -386,12 +398,18 @@ def link_of(request: Request, following: str | None) -> dict[str, str]:
 
 
 def body_of(data: bytes, suffix: str, filename: str) -> Body:
-    """What was sent, as a job file. Raises SteadyError encoding, empty_file.
+    """What was sent, as a job file. Raises SteadyError encoding, empty_file, no_recipe.
 
-    ``text/plain`` becomes a .jsonl, since the inbox takes no .txt.
+    ``text/plain`` becomes a .jsonl, since the inbox takes no .txt; of a picture only the
+    request inside is taken (no_recipe when there is none).
     """
     filename = _NOT_IN_NAMES.sub("", filename)
     stem = filename.rpartition(".")[0] or filename
+    if suffix in jobfile.PICTURE_SUFFIXES:
+        fields = again(read_recipe(data) or {})
+        if not fields:
+            raise SteadyError("no_recipe")
+        return Body(json.dumps(fields, ensure_ascii=False).encode(), ".json", stem or "picture")
     if suffix != ".txt":
         return Body(data, suffix, stem or "prompts")
     try:

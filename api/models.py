@@ -542,6 +542,19 @@ class Pause(BaseModel):
 class Attention(Answer):
     """What needs a person."""
 
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "failed": [],
+                "more": False,
+                "refused": [_example(BatchView)],
+                "reasons": [],
+                "notices": [],
+            }
+        },
+    )
+
     failed: list[JobView] = Field(description="jobs that failed, the newest sixty")
     more: bool = Field(description="are there further ones?")
     refused: list[BatchView] = Field(description="files of which nothing could be made")

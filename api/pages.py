@@ -15,7 +15,7 @@ STATIC = Path(__file__).parent / "static"
 
 
 def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
-    """``/docs``, and ``/`` while no page of its own hangs there."""
+    """``/docs``; and ``/`` for those who do not accept HTML."""
     router = APIRouter(include_in_schema=False)
 
     @router.get("/docs")

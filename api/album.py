@@ -1,0 +1,117 @@
+"""What the page does with pictures it has: make them again, take several home at once."""
+
+import json
+import re
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Query
+from fastapi.responses import JSONResponse
+from starlette.responses import Response, StreamingResponse
+
+from api import models
+from api.batches import zipped
+from api.bodies import KEY, replay_headers
+from api.door import Door, is_uuid
+from api.errors import documented
+from api.submit import Body, Submissions
+from api.views import Views
+from watcher import recipe
+from watcher.errors import Problem, SteadyError
+from watcher.jobs import JobRequest, JobState, Limits
+
+MOST = 200  #: pictures in one archive of chosen ones
+
+_NUMBER = re.compile(r"_[0-9]{1,6}$")
+
+
+def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
+    """``/jobs/images.zip`` and ``/jobs/{job_id}/again``; hang them before the other ``/jobs``."""
+    router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+    @router.get(
+        "/images.zip",
+        operation_id="chosen_images",
+        summary="Some pictures in one archive",
+        response_class=Response,
+        responses={
+            **documented("image_not_ready", "wrong_type", "out_of_range"),
+            200: {
+                "description": "Those of them that there are, as a zip.",
+                "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
+            },
+        },
+    )
+    def images_zip(
+        id: Annotated[list[str], Query(min_length=1, max_length=MOST, description="ids of jobs")],
+    ) -> Response:
+        """Sent as it is read. Unknown ids and jobs without a picture are left out."""
+        found = [door.store.job(one) for one in dict.fromkeys(id) if is_uuid(one)]
+        jobs = [j for j in found if j and j.state is JobState.COMPLETED and j.deleted_at is None]
+        if not jobs:
+            raise SteadyError("image_not_ready", "None of these has a picture.")
+        return StreamingResponse(
+            zipped(door, jobs[0], iter(jobs[1:]), lambda: bool(door.stopping)),
+            media_type="application/zip",
+            headers={"Content-Disposition": 'attachment; filename="pictures.zip"'},
+        )
+
+    @router.post(
+        "/{job_id}/again",
+        operation_id="again",
+        summary="A new job like this one",
+        status_code=202,
+        response_model=models.Accepted,
+        responses={
+            **documented("job_not_found", "key_conflict", "wrong_type", "out_of_range",
+                         "queue_full", "disk_full", "folder_gone", "stopping"),
+            202: {
+                "description": "On its way.",
+                "headers": {"Location": {"schema": {"type": "string"}}},
+            },
+        },
+    )  # fmt: skip
+    def again(
+        job_id: str,
+        seed: Annotated[
+            Literal["same", "new"], Query(description="same: the very same picture")
+        ] = "same",
+        smaller: Annotated[bool, Query(description="with sides half as long")] = False,
+        idempotency_key: KEY = None,
+    ) -> Response:
+        """Unlike a retry it gets an id and a picture of its own; the old ones stay."""
+        job = views.find(job_id)
+        request = again_of(job.request, new_seed=seed == "new")
+        if smaller:
+            half = smaller_size(job.request, door.limits())
+            if half is None:
+                fault = Problem("out_of_range", "It cannot be made smaller.")
+                raise SteadyError("out_of_range", problems=[fault])
+            request |= {"width": half[0], "height": half[1]}
+        name = _NUMBER.sub("", job.image_name) or "again"
+        body = Body(json.dumps(request, ensure_ascii=False).encode(), ".json", name)
+        done = submissions.submit(body, idempotency_key)
+        where = f"/jobs/{done.batch.ticket}"
+        answer = {
+            "ticket": done.batch.ticket,
+            "jobs": 1,
+            "job_id": done.batch.ticket,
+            "image_name": done.batch.image_name,
+            "location": where,
+            "warnings": list(job.warnings),
+            "refused": [],
+        }
+        return JSONResponse(answer, 202, replay_headers(done) | {"Location": where})
+
+    return router
+
+
+def again_of(request: JobRequest, *, new_seed: bool = False) -> dict[str, Any]:
+    """What a new job must say to make the same picture (or, with ``new_seed``, a sister of it)."""
+    fields = recipe.again({"request": request.model_dump(mode="json")})
+    return {k: v for k, v in fields.items() if not (new_seed and k == "seed")}
+
+
+def smaller_size(request: JobRequest, limits: Limits) -> tuple[int, int] | None:
+    """Half the sides, in steps of 16; None when that is less than the model makes."""
+    width, height = ((side or 0) // 32 * 16 for side in (request.width, request.height))
+    return (width, height) if min(width, height) >= limits.min_side else None

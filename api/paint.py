@@ -1,0 +1,173 @@
+"""How the page is painted: the templates, their filters, and files that never change by themselves.
+
+Everything a person wrote goes through Jinja's autoescaping; nothing here marks text as safe.
+Knows nothing of the record.
+"""
+
+import datetime
+import hashlib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.responses import HTMLResponse, Response
+from starlette.staticfiles import StaticFiles
+from starlette.types import Scope
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+
+#: Characters that steer the direction of text, or none at all: a title must not obey them.
+_STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+
+
+class Static(StaticFiles):
+    """The page's own files: kept by the browser, asked about each time (304)."""
+
+    def file_response(
+        self,
+        full_path: str | os.PathLike[str],
+        stat_result: os.stat_result,
+        scope: Scope,
+        status_code: int = 200,
+    ) -> Response:
+        answer = super().file_response(full_path, stat_result, scope, status_code)
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
+
+
+# -- words for numbers
+
+
+def local(us: int | None) -> datetime.datetime | None:
+    """Microseconds UTC as a naive local time."""
+    return None if us is None else datetime.datetime.fromtimestamp(us // 1_000_000)
+
+
+def day_of(us: int, today: datetime.date | None = None) -> str:
+    """``Today``, ``Yesterday`` or ``Saturday, 21 November 2026``."""
+    day = datetime.datetime.fromtimestamp(us // 1_000_000).date()
+    distance = ((today or datetime.date.today()) - day).days
+    if distance in (0, 1):
+        return ("Today", "Yesterday")[distance]
+    return f"{day:%A}, {day.day} {day:%B %Y}"
+
+
+def when(us: int | None) -> str:
+    """``14:32``, with its day when that is not today."""
+    moment = local(us)
+    if moment is None:
+        return ""
+    distance = (datetime.date.today() - moment.date()).days
+    if distance == 0:
+        return f"{moment:%H:%M}"
+    if distance == 1:
+        return f"yesterday {moment:%H:%M}"
+    year = "" if moment.year == datetime.date.today().year else f" {moment:%Y}"
+    return f"{moment.day} {moment:%b}{year}, {moment:%H:%M}"
+
+
+def stamp(us: int | None) -> str:
+    """For ``<time datetime>``: local ISO time."""
+    moment = local(us)
+    return "" if moment is None else moment.isoformat(timespec="seconds")
+
+
+def span(seconds: float | None) -> str:
+    """``0.4 s``, ``12 s``, ``3 min``, ``1 h 20 min``, ``2 days``."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{round(hours / 24)} days"
+
+
+def left(seconds: float | None) -> str:
+    """How long it will still take, no more exact than it is known."""
+    if seconds is None:
+        return ""
+    return (
+        "a moment left" if seconds < 1 else f"about {span(round(seconds))} left".replace(".0", "")
+    )
+
+
+def size(count: int | None) -> str:
+    """Bytes as people say them."""
+    if count is None:
+        return ""
+    value = float(count)
+    for unit in ("B", "kB", "MB", "GB"):
+        if value < 1000 or unit == "GB":
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    raise AssertionError(count)
+
+
+def number(value: int) -> str:
+    return f"{value:,}"
+
+
+def count(value: int, one: str, many: str = "") -> str:
+    """``1 picture``, ``1,204 pictures``."""
+    return f"{value:,} {one if value == 1 else many or one + 's'}"
+
+
+def plain(text: str, most: int = 200) -> str:
+    """``text`` for a title or a picture's description: one line, nothing that steers, cut."""
+    line = " ".join(_STEERING.sub(" ", text).split())
+    return line if len(line) <= most else line[: most - 1].rstrip() + "…"
+
+
+# -- templates
+
+
+def digest_of(files: Iterable[Path]) -> str:
+    """A short name of what the files hold, so that a new version is never mixed with an old one."""
+    total = hashlib.sha256()
+    for path in sorted(files):
+        total.update(path.read_bytes())
+    return total.hexdigest()[:10]
+
+
+class Painter:
+    """The templates, ready to be filled."""
+
+    def __init__(self) -> None:
+        self._templates = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(HERE / "templates"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+            auto_reload=False,
+        )
+        self._templates.filters |= {
+            "count": count,
+            "day": day_of,
+            "left": left,
+            "number": number,
+            "plain": plain,
+            "size": size,
+            "span": span,
+            "stamp": stamp,
+            "when": when,
+        }
+        self._templates.globals["files"] = digest_of(STATIC.glob("page.*"))
+
+    def __call__(
+        self, template: str, status: int = 200, headers: dict[str, str] | None = None, **values: Any
+    ) -> Response:
+        """The page ``template`` with ``values``."""
+        text = self._templates.get_template(template).render(values)
+        told = {"Vary": "Accept"} | (headers or {})
+        return HTMLResponse(text, status, told)
