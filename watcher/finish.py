@@ -7,9 +7,7 @@ A crash after the picture was published leaves it with its job's id inside: the 
 adopts it. A crash in the middle of archiving is finished by the next ``announce``.
 """
 
-import datetime
 import functools
-import json
 import logging
 import os
 import queue
@@ -24,10 +22,12 @@ from PIL import Image
 from watcher import executor as ex
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.inbox import Inbox
+from watcher.jobfile import LINE_SUFFIXES, Planned
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import say
 from watcher.outputs import NameTaken, Outputs, Saved
 from watcher.recipe import recipe_of
+from watcher.results import day_of, result_csv, result_json
 from watcher.store import JobStore
 from watcher.trouble import Troubles
 
@@ -55,11 +55,13 @@ class Finisher:
         now: Callable[[], int],
         checkpoint: Callable[[str], None],
         on_batch_done: list[str],
-        refused_rows: Callable[[Batch], bytes | None],
+        refused_rows: Callable[[Batch], Iterable[bytes] | None],
+        plans: Callable[[Batch], Iterator[Planned]],
         wake: Callable[[], None],
     ) -> None:
         self._store = store
         self._refused_rows = refused_rows
+        self._plans = plans
         self._outputs = outputs
         self._inbox = inbox
         self._troubles = troubles
@@ -72,7 +74,9 @@ class Finisher:
         self._lock = threading.Lock()
         self._bell = threading.Event()
         self._announcing = False
+        self._leaving = threading.Event()  #: what cannot be recorded is left to the next start
         self._stopping = threading.Event()
+        self._stuck: set[str] = set()  #: batches that met a fault of ours
         self._threads = [
             threading.Thread(target=self._finish_all, name=f"finish-{i}") for i in range(THREADS)
         ]
@@ -85,6 +89,7 @@ class Finisher:
 
     def stop(self) -> None:
         """Finish what has arrived, then end the threads."""
+        self._leaving.set()
         for _ in self._threads:
             self._work.put(None)
         for thread in self._threads:
@@ -117,15 +122,26 @@ class Finisher:
         while (item := self._work.get()) is not None:
             job, picture = item
             try:
-                self._finish(job, picture)
-            except Exception as error:  # the one broad except: around one job
-                logger.exception("job.failed", extra={"facts": {"job_id": job.id}})
-                self._record_failure(job, "internal", f"{type(error).__name__} while saving")
+                self._finish_one(job, picture)
             finally:
                 with self._lock:
                     self._busy -= 1
                 self.announce()
                 self._wake()
+
+    def _finish_one(self, job: Job, picture: ex.Picture) -> None:
+        try:
+            try:
+                self._finish(job, picture)
+            except Exception as error:  # the one broad except: around one job
+                if _environment(error):
+                    raise
+                logger.exception("job.failed", extra={"facts": {"job_id": job.id}})
+                self._record_failure(job, "internal", f"{type(error).__name__} while saving")
+        except SteadyError as error:  # only while stopping, see _insist
+            if not _environment(error):
+                raise
+            say(logger, "job.unsettled", logging.WARNING, job_id=job.id, why=error.message)
 
     def _finish(self, job: Job, picture: ex.Picture) -> None:
         begun = time.monotonic()
@@ -141,9 +157,7 @@ class Finisher:
                 raise
             self._troubles.report(error, seconds=_AGAIN_SECONDS)
             why = error.message
-            self._insist(
-                lambda: self._store.release(job.id, job.attempt, why=why, now=self._now())
-            )
+            self._insist(lambda: self._store.release(job.id, job.attempt, why=why, now=self._now()))
             say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
             return
         facts["timings"]["save"] = round(time.monotonic() - begun, 4)
@@ -171,9 +185,7 @@ class Finisher:
 
     def _record_failure(self, job: Job, code: str, message: str) -> None:
         self._insist(
-            lambda: self._store.fail(
-                job.id, job.attempt, code, message, facts={}, now=self._now()
-            )
+            lambda: self._store.fail(job.id, job.attempt, code, message, facts={}, now=self._now())
         )
         say(logger, "job.failed", logging.ERROR, job_id=job.id, code=code, message=message)
 
@@ -186,10 +198,10 @@ class Finisher:
             try:
                 return write()
             except SteadyError as error:
-                if error.kind.klass is not ErrorClass.ENVIRONMENT or self._stopping.is_set():
+                if not _environment(error) or self._leaving.is_set():
                     raise
                 self._troubles.report(error, seconds=_AGAIN_SECONDS)
-                self._stopping.wait(0.5)
+                self._leaving.wait(0.5)
 
     # -- batches
 
@@ -213,7 +225,15 @@ class Finisher:
 
     def _archive_ended(self) -> None:
         for batch in self._store.unarchived():
-            self.archive(batch)
+            if batch.ticket in self._stuck:
+                continue
+            try:
+                self.archive(batch)
+            except Exception as error:  # around one batch: the others are put away all the same
+                if _environment(error):
+                    raise
+                self._stuck.add(batch.ticket)
+                logger.exception("batch.stuck", extra={"facts": {"ticket": batch.ticket}})
 
     def archive(self, batch: Batch) -> None:
         """Move the batch's file to done/, write the result beside it, set ``archived``.
@@ -227,8 +247,11 @@ class Finisher:
                 batch.name,
                 batch.suffix,
                 day=day_of(batch.created_at),
-                result=self._result(batch),
-                refused=None if rows is None else [rows],
+                result=result_json(
+                    batch, self._store.progress(batch.ticket), self._jobs(batch.ticket)
+                ),
+                table=result_csv(self._table(batch)) if batch.suffix in LINE_SUFFIXES else None,
+                refused=rows,
             )
         elif batch.error is None:
             self._inbox.discard(batch.claim or batch.ticket)
@@ -245,22 +268,13 @@ class Finisher:
             yield from page
             after = page[-1].index
 
-    def _result(self, batch: Batch) -> Iterable[bytes]:
-        """``.result.json`` piece by piece: a million jobs never lie in memory at once."""
-        head = {
-            "ticket": batch.ticket,
-            "file": batch.name,
-            "created_at": _iso(batch.created_at),
-            "counts": {s.value: n for s, n in self._store.progress(batch.ticket).items() if n},
-            "warnings": list(batch.warnings),
-        }
-        yield json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}").encode()
-        yield b',\n "jobs": ['
-        comma = b"\n  "
+    def _table(self, batch: Batch) -> Iterator[tuple[int | None, Job]]:
+        """Each job with the row of the file it was made from, as far as that can be told."""
+        plans = self._plans(batch)
         for job in self._jobs(batch.ticket):
-            yield comma + json.dumps(result_of(job), ensure_ascii=False).encode()
-            comma = b",\n  "
-        yield b"\n ]\n}\n"
+            plan = next(plans, None)
+            same = plan is not None and plan.request.prompt == job.request.prompt
+            yield plan.row if plan and same else None, job
 
     def _run_hook(self, batch: Batch) -> None:
         counts = self._store.progress(batch.ticket)
@@ -278,30 +292,5 @@ class Finisher:
             say(logger, "hook.failed", logging.WARNING, ticket=batch.ticket, error=str(error))
 
 
-def result_of(job: Job) -> dict[str, Any]:
-    """A job's entry in a result file: id, place, state, picture, seed, label, error."""
-    entry: dict[str, Any] = {
-        "id": job.id,
-        "index": job.index,
-        "state": job.state.value,
-        "picture": job.path if job.state is JobState.COMPLETED else None,
-        "seed": job.request.seed,
-    }
-    if job.request.label is not None:
-        entry["label"] = job.request.label
-    if job.request.metadata:
-        entry["metadata"] = job.request.metadata
-    if job.error_code:
-        entry["error"] = {"code": job.error_code, "message": job.error_message}
-    if job.warnings:
-        entry["warnings"] = list(job.warnings)
-    return entry
-
-
-def day_of(moment: int) -> str:
-    """YYYYMMDD in local time of ``moment`` (microseconds UTC)."""
-    return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%Y%m%d")
-
-
-def _iso(moment: int) -> str:
-    return datetime.datetime.fromtimestamp(moment / 1e6).astimezone().isoformat()
+def _environment(error: Exception) -> bool:
+    return isinstance(error, SteadyError) and error.kind.klass is ErrorClass.ENVIRONMENT

@@ -287,7 +287,7 @@ class Intake:
         digest = None
         if claim.source != "file":  # it may carry a key: another content is then a conflict
             with self._inbox.open_stream(claim, MAX_TABLE) as stream:
-                digest = hashlib.file_digest(stream, "sha256").hexdigest()
+                digest = _digest(stream)
         if claim.resumes is not None:
             resumed = self._adopt(claim, claim.resumes, None, digest or "", resume=True)
             batch = resumed or batch
@@ -364,6 +364,16 @@ class Intake:
         claim = self._inbox.find(batch.claim or batch.ticket) if batch.refused_rows else None
         return None if claim is None else jobfile.refused_csv(lambda: self._bad(claim, batch))
 
+    def plans(self, batch: Batch) -> Iterator[jobfile.Planned]:
+        """What the rows of a table asked for, read from its file once more, wherever it lies."""
+        claim = self._inbox.find(batch.claim or batch.ticket, batch.name, batch.suffix)
+        if claim is None:
+            return
+        with self._inbox.open_stream(claim, MAX_TABLE) as stream:
+            for each in self._lines(stream, claim, batch):
+                if isinstance(each, jobfile.Planned):
+                    yield each
+
     def _bad(self, claim: Claim, batch: Batch) -> Iterator[jobfile.Row]:
         if claim.suffix in jobfile.LINE_SUFFIXES:
             with self._inbox.open_stream(claim, MAX_TABLE) as stream:
@@ -391,6 +401,14 @@ class Intake:
 
 def _json(body: dict[str, Any]) -> bytes:
     return json.dumps(body, ensure_ascii=False, indent=1).encode() + b"\n"
+
+
+def _digest(stream: BinaryIO) -> str:
+    """The sha256 of everything in ``stream``."""
+    found = hashlib.sha256()
+    while part := stream.read(1 << 20):
+        found.update(part)
+    return found.hexdigest()
 
 
 def _stem(claim: Claim, batch: Batch) -> str:

@@ -8,6 +8,7 @@ Its picture is looked for first; if it was published, it is adopted; otherwise t
 waits again in its old place.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from watcher import live, model
 from watcher.config import Config
@@ -34,12 +35,17 @@ from watcher.trouble import Troubles
 from watcher.window import RunWindow
 
 logger = logging.getLogger("steady.watcher")
+_T = TypeVar("_T")
 
 MAX_WATCHER_DEATHS = 10
 STOP_SECONDS = 5.0  #: the running job's time to end after SIGTERM
 _PULSE_SECONDS = 0.1  #: at most ten pulses a second …
 _BEAT_SECONDS = 1.0  #: … and at least one
 _CARE_SECONDS = 2.0  #: between looks at disk, folders and record
+#: The longest wait for another program's lock on the record: shorter than a pulse may be old,
+#: so that the pulse tells of it.
+_BUSY_SECONDS = 1.0
+_OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
 
 
 def now_us() -> int:
@@ -60,20 +66,40 @@ def run(
 ) -> int:
     """Be the watcher of ``config.root`` until SIGTERM or SIGINT; with ``once`` until all is done.
 
-    Call from the process's main thread. Returns the exit code: 0, or 4 when ``once`` could
-    not go on. ``checkpoint`` is called with a name after every step of the protocol (tests
-    kill the process there). Raises SteadyError already_running, bad_config,
-    database_damaged.
+    Call from the process's main thread. Returns the exit code: 0; 1 when one of its threads
+    died of a fault of ours, so that whoever keeps it alive starts it anew; 4 when ``once``
+    could not go on. ``checkpoint`` is called with a name after every step of the protocol
+    (tests kill the process there). Raises SteadyError already_running, bad_config,
+    database_damaged, database_trouble. When another file takes the record's place, the
+    watcher begins anew on that one.
     """
     check_layout(config)
     config.state.mkdir(parents=True, exist_ok=True)
     with RootLock(config.state / "lock"):
         ignore_lease_signal()
-        store = JobStore(config.database_url, synchronous=config.synchronous)
+        while True:
+            store = _open_record(config)
+            try:
+                code = Service(config, store, checkpoint=checkpoint, probe=probe).run(once=once)
+            finally:
+                store.close()
+            if code is not None:
+                return code
+            say(logger, "watcher.anew", logging.WARNING, why="the record was replaced")
+
+
+def _open_record(config: Config) -> JobStore:
+    """The record; somebody else's lock on it is waited for a while."""
+    deadline = time.monotonic() + _OPEN_SECONDS
+    while True:
         try:
-            return Service(config, store, checkpoint=checkpoint, probe=probe).run(once=once)
-        finally:
-            store.close()
+            return JobStore(
+                config.database_url, synchronous=config.synchronous, busy_seconds=_BUSY_SECONDS
+            )
+        except SteadyError as error:
+            if error.code != "database_trouble" or time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 def check_layout(config: Config) -> None:
@@ -126,6 +152,10 @@ class Service:
         self._store = store
         self._probe = probe
         self._stop = threading.Event()
+        self._broken = False  #: a thread of ours died
+        self._anew = False  #: another file lies in the record's place
+        self._other: object = None  #: how that file looked the last time
+        self._begun = False  #: outputs are open and the last run's jobs are settled
         self._troubles = Troubles(now=now_us)
         self._choice = model.choose(config, store, probe)
         self._limits = model.limits_of(self._choice.profile, config)
@@ -161,12 +191,14 @@ class Service:
             checkpoint=checkpoint,
             on_batch_done=config.on_batch_done,
             refused_rows=lambda batch: self._intake.refused_rows(batch),
+            plans=lambda batch: self._intake.plans(batch),
             wake=self._executor.wake,
         )
         self._intake = Intake(
             inbox=self._inbox,
             store=store,
             limits=self._limits,
+            root=config.root,
             max_queued=config.max_queued,
             troubles=self._troubles,
             now=now_us,
@@ -185,49 +217,114 @@ class Service:
         )
         self._started_at = now_us()
         self._cared = 0.0
+        self._paused = False
         self._pulsed = 0.0
 
-    def run(self, *, once: bool) -> int:
-        """Work until told to stop (or, with ``once``, until all is done)."""
+    def run(self, *, once: bool) -> int | None:
+        """Work until told to stop (or, with ``once``, until all is done).
+
+        None: begin anew, the record is another file now. Whatever is raised, all threads and
+        workers have ended when this returns.
+        """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        self._store.put("outputs_marker", self._outputs.open(self._store.get("outputs_marker")))
-        self._inbox.open(first=not self._store.get("inbox_ours"))
-        self._store.put("inbox_ours", True)
-        self._recover()
-        self._executor.start()
+        before = threading.excepthook
+        threading.excepthook = self._on_thread_death
+        try:
+            with contextlib.ExitStack() as ends:
+                ends.callback(self._end)
+                code = self._work(ends, once=once)
+                say(logger, "watcher.stopping")
+                self._pulse("stopping")
+        finally:
+            threading.excepthook = before
+        if self._broken:
+            return 1
+        return None if self._anew else code
+
+    def _work(self, ends: contextlib.ExitStack, *, once: bool) -> int:
+        """Start every part, each with its end on the stack, and turn until it is time to stop."""
+        ends.callback(self._inbox.close)
+        known = self._store.get("inbox_ours")
+        self._inbox.open(first=not known)
+        if not known:
+            self._store.put("inbox_ours", True)
+        self._care()
+        ends.callback(self._finisher.stop)
         self._finisher.start()
+        ends.callback(self._dispatcher.stop, STOP_SECONDS)
+        self._executor.start()
+        ends.callback(self._intake.stop)
         self._intake.start()
+        if self._store.unchecked:
+            threading.Thread(target=self._verify, name="verify", daemon=True).start()
         say(logger, "watcher.ready", inbox=str(self._config.inbox), model=self._choice.name,
             why=self._choice.why)  # fmt: skip
-        code = 0
         while not self._stop.is_set():
-            self._turn()
-            if once and (ended := self._done()) is not None:
-                code = ended
-                break
-        self._shut_down()
-        return code
+            self._guarded(self._turn)
+            if once and (ended := self._guarded(self._done)) is not None:
+                return ended
+            self._pulse()
+        return 0
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._stop.set()
         self._executor.wake()
 
-    def _turn(self) -> None:
+    def _on_thread_death(self, death: threading.ExceptHookArgs) -> None:
+        """A part of the watcher is gone: better none than half a one.
+
+        The process ends with exit code 1 and is started anew by its keeper; the record and
+        the folders say what was going on, and a file that kills its reader is set aside.
+        Threads that are not ours (the watch of the inbox) are mended by those who use them.
+        """
+        name = death.thread.name if death.thread else "?"
+        ours = name in ("intake", "announce") or name.startswith("finish-")
+        logger.error(
+            "thread.died",
+            exc_info=(death.exc_type, death.exc_value or death.exc_type(), death.exc_traceback),
+            extra={"facts": {"thread": name}},
+        )
+        if ours:
+            self._broken = True
+            self._stop.set()
+            self._executor.wake()
+
+    def _guarded(self, step: Callable[[], _T]) -> _T | None:
+        """``step``, waiting out what is wrong around the service."""
         try:
-            if time.monotonic() - self._cared >= _CARE_SECONDS:
-                self._cared = time.monotonic()
-                self._care()
-            self._dispatcher.turn()
+            return step()
         except SteadyError as error:
-            if error.kind.klass is not ErrorClass.ENVIRONMENT:
-                raise
-            if self._troubles.report(error, seconds=_CARE_SECONDS):
-                say(logger, "queue.waits", logging.ERROR, code=error.code, message=error.message)
-        self._pulse()
+            self._suffer(error)
+        return None
+
+    def _suffer(self, error: SteadyError) -> None:
+        """Put trouble around the service on the board until the look after next; raise others."""
+        if error.kind.klass is not ErrorClass.ENVIRONMENT:
+            raise error
+        if self._troubles.report(error, seconds=_CARE_SECONDS * 2):
+            say(logger, "queue.waits", logging.ERROR, code=error.code, message=error.message)
+
+    def _turn(self) -> None:
+        if time.monotonic() - self._cared >= _CARE_SECONDS:
+            self._care()
+        self._dispatcher.turn()
+
+    def _verify(self) -> None:
+        """After an unclean stop a large record is read as a whole, while work goes on."""
+        begun = time.monotonic()
+        try:
+            self._store.verify()
+        except SteadyError as error:
+            self._troubles.report(error)
+            say(logger, "record.damaged", logging.ERROR, code=error.code, message=error.message)
+        else:
+            say(logger, "record.verified", seconds=round(time.monotonic() - begun, 1))
 
     def _done(self) -> int | None:
         """For ``once``: 0 when nothing is left, 4 when what is left cannot go on, else None."""
+        if not self._begun:
+            return 4 if self._troubles else None
         if not (self._intake.quiet and self._dispatcher.idle):
             return None
         open_now = self._dispatcher.window_open()
@@ -256,24 +353,39 @@ class Service:
 
     def _care(self) -> None:
         """Look at the things that may go and come back by themselves."""
-        self._store.check()
+        self._cared = time.monotonic()
+        for look in (self._look_at_record, self._look_at_outputs, self._look_at_device):
+            self._guarded(look)
+
+    def _look_at_record(self) -> None:
+        try:
+            self._store.check()
+        except SteadyError:
+            other = self._store.other()
+            if other is not None and other == self._other:
+                self._anew = True  # it lies there unchanged: no copy in the making
+                self._stop.set()
+            self._other = other
+            raise
+
+    def _look_at_outputs(self) -> None:
+        """At first also: open them, and only then settle the jobs of a watcher that died."""
+        if not self._begun:
+            known = self._store.get("outputs_marker")
+            marker = self._outputs.open(known)
+            if marker != known:
+                self._store.put("outputs_marker", marker)
+            self._recover()
+            self._begun = True
+        self._outputs.check()
+        if self._outputs.free_bytes() < self._config.min_free_disk:
+            raise SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")
+
+    def _look_at_device(self) -> None:
         if lost := model.check(self._choice, self._probe):
             self._troubles.report(lost)
         elif self._choice.checked:
             self._troubles.clear("device_lost")
-        try:
-            self._outputs.check()
-        except SteadyError as error:
-            self._troubles.report(error, seconds=_CARE_SECONDS * 2)
-        else:
-            if self._outputs.free_bytes() < self._config.min_free_disk:
-                self._troubles.report(
-                    SteadyError(
-                        "disk_full",
-                        "Less disk is free than `min_free_disk` asks for.",
-                    ),
-                    seconds=_CARE_SECONDS * 2,
-                )
 
     def _pulse(self, state: str | None = None) -> None:
         now = time.monotonic()
@@ -282,11 +394,12 @@ class Service:
             return
         self._pulsed = now
         self._dispatcher.changed = False
-        paused = self._store.get("paused")
+        with contextlib.suppress(SteadyError):  # said by whoever works with the record
+            self._paused = bool(self._store.get("paused"))
         pulse: dict[str, Any] = {
             "pid": os.getpid(),
             "started_at": self._started_at,
-            "state": state or ("paused" if paused else "running"),
+            "state": state or ("paused" if self._paused else "running"),
             "model": {
                 "name": self._choice.name,
                 "why": self._choice.why,
@@ -303,15 +416,8 @@ class Service:
         except OSError as error:
             say(logger, "pulse.failed", logging.WARNING, error=str(error))
 
-    def _shut_down(self) -> None:
-        say(logger, "watcher.stopping")
-        self._pulse("stopping")
-        self._intake.stop()
-        self._dispatcher.stop(STOP_SECONDS)
-        self._finisher.stop()
-        self._inbox.close()
+    def _end(self) -> None:
+        """The last words, when every thread and worker has ended."""
         self._pulse("stopped")
-        log_line = {"completed": self._store.counts()[JobState.COMPLETED]}
-        say(logger, "watcher.stopped", **log_line)
-
-
+        completed = self._guarded(lambda: self._store.counts()[JobState.COMPLETED])
+        say(logger, "watcher.stopped", completed=completed)

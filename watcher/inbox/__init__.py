@@ -374,9 +374,23 @@ class Inbox:
         found.sort(key=lambda pair: (pair[0], pair[1].entry))
         return [claim for _, claim in found]
 
-    def find(self, ticket: str) -> Claim | None:
-        """The claim with this ticket, while its file lies in ``.claimed``."""
-        return next((claim for claim in self.leftovers() if claim.ticket == ticket), None)
+    def find(self, ticket: str, name: str = "", suffix: str = "") -> Claim | None:
+        """The claim with this ticket, while its file lies in ``.claimed``; with the name it was
+        archived under also when it lies in ``done/``.
+        """
+        folder = self._folder / CLAIMED
+        try:
+            self._home.guard()
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(f"{ticket}~"):
+                        return claim_of(folder, entry.name, os.lstat(entry).st_size)
+            kept = self._shelves.kept(ticket, name, suffix) if name else None
+        except (OSError, SteadyError):
+            return None
+        if kept is None:
+            return None
+        return Claim(ticket, name, suffix, "file", 0, kept.parent, kept.name)
 
     # -- reading
 

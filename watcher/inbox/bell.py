@@ -81,9 +81,7 @@ class Bell:
             observer = Observer()
             observer.start()
             # inotify would watch the link itself if the inbox is one
-            observer.schedule(
-                _Ringer(self), os.path.realpath(self._folder), event_filter=_WATCHED
-            )
+            observer.schedule(_Ringer(self), os.path.realpath(self._folder), event_filter=_WATCHED)
         except (OSError, RuntimeError) as error:
             if observer is not None:
                 _stop(observer)

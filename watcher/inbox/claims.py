@@ -13,7 +13,6 @@ import os
 import re
 import stat
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +28,10 @@ JOB_SUFFIXES = frozenset(
 )
 
 NAME_BYTES = 180  #: of a person's file name that are kept
-_CLAIM_NAME = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})~(.+)", re.DOTALL)
+_UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
+#: Files of our own making: api-<ticket>[+<batch it goes on with>][~<a person's file name>].<suffix>
+_OWN_STEM = re.compile(rf"api-({_UUID})(?:\+({_UUID}))?(?:~(.{{1,120}}))?", re.DOTALL)
+_CLAIM_NAME = re.compile(rf"({_UUID})~(.+)", re.DOTALL)
 
 _READ_TRIES = 5
 _READ_PAUSE = 0.15  #: seconds; all tries together stay below one second
@@ -48,6 +50,7 @@ class Claim:
     size: int  #: bytes, at the claim
     folder: Path
     entry: str  #: its name in ``folder``, as the file system has it
+    resumes: str | None = None  #: the batch a file of our own making goes on with
 
     @property
     def path(self) -> Path:
@@ -70,27 +73,37 @@ def claim_of(folder: Path, entry: str, size: int) -> Claim | None:
     if match is None:
         return None
     ticket, name = match.groups()
+    stem, suffix = os.path.splitext(name)
+    own = _OWN_STEM.fullmatch(stem) if own_ticket(name) == ticket else None
     return Claim(
         ticket=ticket,
-        name=display(name),
-        suffix=os.path.splitext(name)[1].lower(),
-        source="cli" if own_ticket(name) == ticket else "file",
+        name=display(own[3] + suffix if own and own[3] else name),
+        suffix=suffix.lower(),
+        source="cli" if own else "file",
         size=size,
         folder=folder,
         entry=entry,
+        resumes=own[2] if own else None,
     )
 
 
 def own_ticket(name: str) -> str | None:
-    """The ticket in a well-formed name of ours, ``api-<uuid><suffix>``; None for all others."""
+    """The ticket in a well-formed name of ours (:func:`own_name`); None for all others."""
     stem, suffix = os.path.splitext(name)
-    if not stem.startswith("api-") or suffix not in JOB_SUFFIXES:
-        return None
-    text = stem.removeprefix("api-")
-    try:
-        return text if str(uuid.UUID(text)) == text else None
-    except ValueError:
-        return None
+    match = _OWN_STEM.fullmatch(stem) if suffix in JOB_SUFFIXES else None
+    return match[1] if match else None
+
+
+def own_name(ticket: str, suffix: str, resumes: str | None = None, name: str = "") -> str:
+    """What a file of our own making is called: ``api-<ticket><suffix>``.
+
+    ``resumes``: the ticket of the batch it goes on with. ``name``: a person's file name, which
+    then names the batch and its pictures; without letters that a file name cannot have.
+    """
+    stem = os.path.splitext(re.sub(r"[\x00-\x1f\x7f/\\~]", "_", name))[0].strip(". ")
+    kept = stem.encode("utf-8", "ignore")[:90].decode("utf-8", "ignore")
+    more = (f"+{resumes}" if resumes else "") + (f"~{kept}" if kept else "")
+    return f"api-{ticket}{more}{suffix}"
 
 
 def display(name: str) -> str:

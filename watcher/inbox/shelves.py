@@ -66,15 +66,16 @@ class Shelves:
         refused: Iterable[bytes] | None,
     ) -> None:
         """See ``Inbox.archive``."""
-        stem = f"{cut(_plain_stem(name))}~{claim_ticket[:8]}"
+        stem = _stem_in_done(claim_ticket, name)
         file = stem + suffix
         source = self._find(claim_ticket, name)
         home = self._day_of(file, day)
+        if refused is not None:  # made from the file itself, which is found here for the last time
+            self._write(home / f"{stem}.refused.csv", refused)
         if source is not None:
             self._move(source, home / file)
         self._checkpoint("archived_moved")
         for sidecar, parts in (
-            (f"{stem}.refused.csv", refused),
             (f"{file}.result.csv", table),
             (f"{file}.result.json", result),
         ):
@@ -113,6 +114,13 @@ class Shelves:
             if os.path.lexists(path):
                 return path
         return None
+
+    def kept(self, claim_ticket: str, name: str, suffix: str) -> Path | None:
+        """Where the file lies in ``done/``, if it does."""
+        file = _stem_in_done(claim_ticket, name) + suffix
+        with os.scandir(self._done) as days:
+            paths = [Path(day.path, file) for day in days]
+        return next((path for path in paths if os.path.lexists(path)), None)
 
     def _find(self, ticket: str, name: str) -> Path | None:
         """Where the claimed file lies, or None when it was moved before."""
@@ -185,6 +193,11 @@ class Shelves:
                 os.unlink(temporary)
             raise
         publish.sync_folder(path.parent)
+
+
+def _stem_in_done(claim_ticket: str, name: str) -> str:
+    """What a file and its results are called in ``done/``, without their suffixes."""
+    return f"{cut(_plain_stem(name))}~{claim_ticket[:8]}"
 
 
 def _plain_stem(name: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.inbox.claims import disk
+from watcher.inbox.claims import disk, own_name
 from watcher.inbox.home import MARK, TMP, UNMARKED, real_folder
 
 
@@ -22,18 +22,22 @@ def submit(
     ticket: str,
     *,
     known: bool = False,
+    resumes: str | None = None,
+    name: str = "",
     ways: tuple[publish.Way, ...] = publish.WAYS,
 ) -> Path:
-    """Put ``data`` into ``inbox`` as ``api-<ticket><suffix>``, whole or not at all, durably.
+    """Put ``data`` into ``inbox`` as ``api-<ticket>…<suffix>``, whole or not at all, durably.
 
     Any process may call this, with or without a watcher. The same ticket again is fine and
     changes nothing. ``known``: the record knows of earlier jobs, so a folder without the
-    watcher's mark is the mount point of an absent disk and is refused. Raises SteadyError
-    disk_full or folder_gone. A crash leaves at most a temporary file, which the watcher sweeps.
+    watcher's mark is the mount point of an absent disk and is refused. ``resumes``: the batch
+    of which only what is missing or changed is to run. ``name``: a person's file name, after
+    which the batch and its pictures are called. Raises SteadyError disk_full or folder_gone.
+    A crash leaves at most a temporary file, which the watcher sweeps.
     """
     if known and inbox.is_dir() and not os.path.lexists(inbox / MARK):
         raise SteadyError("folder_gone", UNMARKED)
-    final = inbox / f"api-{ticket}{suffix}"
+    final = inbox / own_name(ticket, suffix, resumes, name)
     temporary = inbox / TMP / f"submit-{uuid.uuid4().hex}"
     with disk("The inbox cannot be written"):
         inbox.mkdir(exist_ok=True)

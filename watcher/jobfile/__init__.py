@@ -22,7 +22,17 @@ from typing import Any, BinaryIO, Literal
 
 from watcher.errors import Problem, SteadyError
 from watcher.jobfile import sheets
-from watcher.jobfile.batchline import batch_line_fields, body_fields, is_batch_line
+from watcher.jobfile.batchline import (
+    BATCH_URL,
+    USAGE,
+    batch_line_fields,
+    body_fields,
+    images_body,
+    is_batch_line,
+    look_of,
+    refused_lines,
+    result_lines,
+)
 from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.fields import request_of, resolve
 from watcher.jobfile.naming import slug
@@ -30,11 +40,13 @@ from watcher.jobfile.planner import Planned, Planner
 from watcher.jobfile.problems import MAX_PROBLEMS, refusal
 from watcher.jobfile.rows import Lines
 from watcher.jobfile.sheets import OnError
-from watcher.jobfile.tables import Row, cells_of, decoded, dump_refused
+from watcher.jobfile.strictjson import read as read_json
+from watcher.jobfile.tables import Row, cells_of, decoded, dump_refused, refused_csv
 from watcher.jobs import JobRequest, Limits, Priority
 from watcher.recipe import again
 
 __all__ = [
+    "BATCH_URL",
     "FEW_JOBS",
     "LINE_SUFFIXES",
     "MAX_BYTES",
@@ -42,6 +54,7 @@ __all__ = [
     "PICTURE_SUFFIXES",
     "SUFFIXES",
     "TREE_SUFFIXES",
+    "USAGE",
     "Lines",
     "Parsed",
     "Planned",
@@ -49,12 +62,18 @@ __all__ = [
     "batch_line_fields",
     "body_fields",
     "dump_refused",
+    "images_body",
     "is_batch_line",
+    "look_of",
     "of_recipe",
     "parse",
+    "read_json",
     "read_lines",
+    "refused_csv",
+    "refused_lines",
     "request_of",
     "resolve",
+    "result_lines",
     "suffix_kind",
 ]
 

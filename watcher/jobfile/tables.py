@@ -11,7 +11,7 @@ import csv
 import io
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
@@ -228,23 +228,40 @@ def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
 
 
 def dump_refused(rows: Sequence[Row]) -> bytes:
+    """:func:`refused_csv` of a few rows, whole."""
+    return b"".join(refused_csv(lambda: rows))
+
+
+def refused_csv(rows: Callable[[], Iterable[Row]]) -> Iterator[bytes]:
     """The refused rows as a table with an ``error`` column, ready to mend and drop again.
 
-    UTF-8 with a byte order mark, as spreadsheets want it; the ``error`` column is ignored
-    when the file is read.
+    ``rows`` is asked twice (for the columns, then for the cells), so that a million of them
+    never lie in memory. UTF-8 with a byte order mark, as spreadsheets want it; the ``error``
+    column is ignored when the file is read.
     """
-    columns = dict.fromkeys(name for row in rows for name in row.cells if name != "error")
+    columns = dict.fromkeys(name for row in rows() for name in row.cells if name != "error")
     out = io.StringIO()
     writer = csv.DictWriter(out, [*columns, "error"], extrasaction="ignore", lineterminator="\r\n")
+    out.write("\ufeff")
     writer.writeheader()
-    for row in rows:
+    for row in rows():
         error = " ".join(f"{p.message} {p.remedy or ''}".strip() for p in row.problems)
         writer.writerow({**row.cells, "error": error})
-    return out.getvalue().encode("utf-8-sig", "replace")
+        if out.tell() > 1 << 16:
+            yield _taken(out)
+    yield _taken(out)
+
+
+def _taken(out: io.StringIO) -> bytes:
+    """What was written so far; ``out`` is empty afterwards."""
+    text = out.getvalue()
+    out.seek(0)
+    out.truncate()
+    return text.encode("utf-8", "replace")
 
 
 def cells_of(value: Any) -> dict[str, str]:
-    """A JSON row as cells, for :func:`dump_refused`."""
+    """A JSON row as cells, for :func:`refused_csv`."""
     if isinstance(value, Mapping):
         return {
             str(k): v

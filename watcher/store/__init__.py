@@ -10,7 +10,7 @@ in the bulk class, its start time in a fair queue between batches.
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from watcher.errors import SteadyError
@@ -294,6 +294,14 @@ class JobStore(Batches, Views):
 
     def retry_failed(self, ticket: str, now: int | None = None) -> int:
         """Every failed job of the batch again; how many."""
+        return self._retry_many(ticket, "state = 'failed'", now)
+
+    def retry_ended(self, ticket: str, ids: Sequence[str], now: int | None = None) -> int:
+        """Those of ``ids`` that failed or were cancelled again; how many. Meant for thousands."""
+        which = f"state IN ('failed', 'cancelled') AND id IN {self._db.each('ids')}"
+        return self._retry_many(ticket, which, now, ids=to_json(ids))
+
+    def _retry_many(self, ticket: str, which: str, now: int | None, **values: Any) -> int:
         with self._db.write():
             batch = self._set_batch("ticket = ticket", ticket=ticket)
             bulk_time = self._db.run("SELECT bulk_time FROM queue")[0]["bulk_time"]
@@ -301,10 +309,11 @@ class JobStore(Batches, Views):
             count = self._move_many(
                 f"{_RETRY}, rank = n.k + CASE WHEN class = {_BULK} THEN :start"
                 " ELSE (SELECT rev FROM queue) END",
-                "ticket = :ticket AND state = 'failed'",
+                f"ticket = :ticket AND {which}",
                 ticket=ticket,
                 now=self._clock() if now is None else now,
                 start=start,
+                **values,
             )
             if count:
                 self._set_batch(

@@ -172,6 +172,58 @@ class Batches(Record):
                 raise SteadyError("batch_not_found")
             return batch_of(rows[0])
 
+    def take_over(
+        self,
+        claim: str,
+        ticket: str,
+        *,
+        name: str,
+        suffix: str,
+        source: str,
+        digest: str,
+        key: str | None = None,
+    ) -> Batch:
+        """Let the file of ``claim`` go on with the batch ``ticket``, which is read anew by it.
+
+        What is on record of the batch stays as it is; it counts as unrecorded, unarchived and
+        not cancelled until :meth:`record` has seen the file's end. A ticket nobody has becomes
+        the claim's own. Repeating it changes nothing.
+        """
+        with self._db.write():
+            other = self._batch_row("ticket", ticket)
+            if other is not None and other["claim"] == claim:
+                return batch_of(other)
+            if other is None:
+                rows = self._db.run(
+                    "UPDATE batches SET ticket = :ticket, key = :key, digest = :digest"
+                    " WHERE claim = :claim AND recorded_at IS NULL RETURNING *",
+                    ticket=ticket,
+                    key=key,
+                    digest=digest,
+                    claim=claim,
+                )
+                if not rows:
+                    raise SteadyError("batch_not_found")
+                return batch_of(rows[0])
+            self._db.run("DELETE FROM batches WHERE claim = :c AND recorded_at IS NULL", c=claim)
+            assignment = (
+                "claim = :claim, name = :name, suffix = :suffix, source = :source,"
+                " digest = :digest, key = COALESCE(key, :key), error = NULL, tries = 1,"
+                " next_line = 0, refused_rows = 0, recorded_at = NULL, cancelled = 0, archived = 0"
+            )
+            return batch_of(
+                self._set_batch(
+                    assignment,
+                    ticket=ticket,
+                    claim=claim,
+                    name=name,
+                    suffix=suffix,
+                    source=source,
+                    digest=digest,
+                    key=key,
+                )
+            )
+
     def refuse(self, claim: str, error: Mapping[str, Any], *, now: int | None = None) -> Batch:
         """Nothing of this file ran: keep the reason. Repeating it changes nothing."""
         with self._db.write():
@@ -218,6 +270,7 @@ class Batches(Record):
         next_line: int = 0,
         warnings: Sequence[str] = (),
         refused_rows: int = 0,
+        digest: str | None = None,
         now: int,
         local: datetime,
     ) -> list[str]:
@@ -226,7 +279,7 @@ class Batches(Record):
         Their names, folders and paths are fixed here and never change (but see
         ``JobStore.rename``). Jobs that are recorded already are left alone. ``next_line``:
         rows of the file dealt with so far; the file has proved readable, so its tries count
-        anew. ``final``: that was all of it. ``local``: the local
+        anew. ``final``: that was all of it. ``digest``: sha256 of the file, if known. ``local``: the local
         time without zone, for default names and folders. Returns the ids, in order. A batch
         that was cancelled meanwhile is recorded as cancelled, a paused one is held.
         """
@@ -254,8 +307,9 @@ class Batches(Record):
                 " ELSE next_line END, warnings = :warnings, refused_rows = :refused, tries = 0,"
                 " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now)"
                 " ELSE recorded_at END, archived = CASE WHEN :fresh = 1 THEN 0 ELSE archived END"
-                " WHERE ticket = :ticket",
+                ", digest = COALESCE(:digest, digest) WHERE ticket = :ticket",
                 ticket=ticket,
+                digest=digest,
                 line=next_line,
                 warnings=to_json(noted),
                 refused=refused_rows,

@@ -1,0 +1,71 @@
+"""What of a batch is there already, when its file comes again under ``resume``.
+
+A row of the new file that asks for what a job on record asks for is that job; how often each is
+asked for counts, its place in the file does not. So a row put in at the top makes one picture
+and not a thousand. Pure: knows neither files nor the record.
+"""
+
+import collections
+import hashlib
+import json
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from watcher.jobs import Job, JobRequest, JobState, derived_seed
+
+#: What may differ without making another picture: when it runs, and under which key.
+_ASIDE = {"seed", "count", "priority", "not_before", "key"}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """``again``: the id of a job that ended without a picture; ``new``: an id for a new job.
+
+    Both None: the job stands as it is.
+    """
+
+    again: str | None = None
+    new: str | None = None
+
+
+class Standing:
+    """The jobs of the batch ``ticket``, to be matched with the rows of its new file, each once.
+
+    Some 150 bytes a job. Reading a file again after a crash gives the same verdicts: jobs that
+    were added meanwhile are on record and match.
+    """
+
+    def __init__(self, ticket: str, jobs: Iterable[Job]) -> None:
+        self._ticket = uuid.UUID(ticket)
+        self._there: dict[bytes, int] = {}
+        self._ended: dict[bytes, list[str]] = {}
+        self._asked: collections.Counter[bytes] = collections.Counter()
+        self.next_index = 0  #: the first free place of the batch
+        for job in jobs:
+            self.next_index = max(self.next_index, job.index + 1)
+            derived = job.request.seed == derived_seed(job.id)
+            mark = _mark(job.request, None if derived else job.request.seed)
+            if job.state in (JobState.FAILED, JobState.CANCELLED):
+                self._ended.setdefault(mark, []).append(job.id)
+            else:
+                self._there[mark] = self._there.get(mark, 0) + 1
+
+    def judge(self, request: JobRequest) -> Verdict:
+        """What to do for one row; ``request`` is filled in but for its seed."""
+        mark = _mark(request, request.seed)
+        turn = self._asked[mark]
+        self._asked[mark] += 1
+        if self._there.get(mark):
+            self._there[mark] -= 1
+            return Verdict()
+        if ended := self._ended.get(mark):
+            return Verdict(again=ended.pop(0))
+        return Verdict(new=str(uuid.uuid5(self._ticket, f"{mark.hex()}/{turn}")))
+
+
+def _mark(request: JobRequest, seed: int | None) -> bytes:
+    """The same for requests that ask for the same; 16 bytes."""
+    said = request.model_dump(exclude=_ASIDE, exclude_none=True)
+    text = json.dumps([said, seed], sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
