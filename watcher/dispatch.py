@@ -7,7 +7,9 @@ A crash here leaves jobs in ``generating``; the next start looks for their pictu
 otherwise puts them back (service.py).
 """
 
+import collections
 import datetime
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -80,6 +82,8 @@ class Dispatcher:
         self._now = now
         self._checkpoint = checkpoint
         self._running: dict[str, Running] = {}
+        #: What the workers said and the record does not know yet: kept while it is in trouble.
+        self._owed: collections.deque[ex.Event] = collections.deque()
         self._version: int | None = None
         self._looked = 0.0
         self._streak: tuple[ErrorClass | None, int] = (None, 0)
@@ -89,7 +93,7 @@ class Dispatcher:
     @property
     def idle(self) -> bool:
         """Nothing handed out and nothing being finished."""
-        return not self._running and self._finisher.idle
+        return not self._running and not self._owed and self._finisher.idle
 
     def running(self) -> list[dict[str, Any]]:
         return [r.as_dict() for r in self._running.values()]
@@ -97,8 +101,10 @@ class Dispatcher:
     def turn(self, timeout: float = 0.025) -> None:
         """Take what the workers say, pass cancels on, hand out what is due."""
         events = self._executor.events(timeout)
-        for event in events:
-            self._settle(event)
+        self._owed.extend(events)
+        while self._owed:
+            self._settle(self._owed[0])
+            self._owed.popleft()
         version = self._store.data_version()
         due = time.monotonic() - self._looked >= _LOOK_SECONDS
         if not (events or due or version != self._version):
@@ -111,15 +117,29 @@ class Dispatcher:
         self._feed()
 
     def stop(self, grace: float) -> None:
-        """End the workers; jobs that could not end in ``grace`` seconds wait again."""
+        """End the workers; jobs that could not end in ``grace`` seconds wait again.
+
+        What a record in trouble cannot be told is left to the next start.
+        """
         self._executor.stop(grace)
-        for event in self._executor.events(0):
-            self._settle(event)
+        self._owed.extend(self._executor.events(0))
+        while self._owed:
+            self._leave(functools.partial(self._settle, self._owed.popleft()))
         for running in list(self._running.values()):
-            self._store.release(
-                running.job.id, running.job.attempt, why="the service stopped", now=self._now()
-            )
+            self._leave(functools.partial(self._give_back, running.job))
         self._running.clear()
+
+    def _give_back(self, job: Job) -> None:
+        self._store.release(job.id, job.attempt, why="the service stopped", now=self._now())
+
+    @staticmethod
+    def _leave(last: Callable[[], None]) -> None:
+        try:
+            last()
+        except SteadyError as error:
+            if error.kind.klass is not ErrorClass.ENVIRONMENT:
+                raise
+            say(logger, "record.unsettled", logging.WARNING, message=error.message)
 
     # -- handing out
 
@@ -153,6 +173,7 @@ class Dispatcher:
     # -- settling
 
     def _settle(self, event: ex.Event) -> None:
+        """Raises SteadyError of class environment: the event may then be settled again."""
         self.changed = True
         match event:
             case ex.Ready():
@@ -184,18 +205,16 @@ class Dispatcher:
                 self._checkpoint("picture_received")
                 self._finisher.finish(job, event)
             case ex.Failed():
-                del self._running[job.id]
                 self._fail(job, event.code, event.message)
+                del self._running[job.id]
 
     def _settle_death(self, event: ex.Died) -> None:
         if event.environment is not None:
             if self._troubles.report(event.environment):
                 say(logger, "worker.trouble", logging.ERROR, code=event.environment.code,
                     message=event.environment.message)  # fmt: skip
-        elif event.how != "idle":
-            say(logger, "worker.died", logging.ERROR, slot=event.slot, how=event.how)
         for job_id, attempt, started in event.lost:
-            running = self._running.pop(job_id, None)
+            running = self._running.get(job_id)
             if running is None or running.job.attempt != attempt:
                 continue
             job = running.job
@@ -205,6 +224,9 @@ class Dispatcher:
                 self._fail(job, code, f"{ERRORS[code].what} ({event.how})")
             else:
                 self._release(job, f"the worker died: {event.how}", death=death)
+            del self._running[job_id]
+        if event.environment is None and event.how != "idle":
+            say(logger, "worker.died", logging.ERROR, slot=event.slot, how=event.how)
 
     def _fail(self, job: Job, code: str, message: str) -> None:
         kind = ERRORS.get(code, ERRORS["engine_failed"])

@@ -106,6 +106,11 @@ class Finisher:
     def idle(self) -> bool:
         return self._busy == 0 and not self._bell.is_set() and not self._announcing
 
+    @property
+    def stuck(self) -> bool:
+        """Some batch could not be put away for a fault of ours; the log has it."""
+        return bool(self._stuck)
+
     def finish(self, job: Job, picture: ex.Picture) -> None:
         """Take the pixels of ``job``; returns at once."""
         with self._lock:

@@ -29,5 +29,5 @@ def read(state: Path) -> dict[str, Any]:
         pulse = json.loads((state / "live.json").read_bytes())
     except (OSError, ValueError):
         return {"alive": False}
-    age = time.time() - pulse.get("updated_at", 0) / 1e6
+    age = abs(time.time() - pulse.get("updated_at", 0) / 1e6)  # the clock may have gone back
     return dict(pulse) | {"alive": pulse.get("state") != "stopped" and age < STALE_SECONDS}

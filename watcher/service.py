@@ -331,7 +331,7 @@ class Service:
         waiting = self._store.counts()[JobState.QUEUED] - self._store.held(window_open=open_now)
         if waiting == 0 and not self._store.unarchived():
             return 0
-        stuck = self._store.get("paused") or self._troubles
+        stuck = self._store.get("paused") or self._troubles or self._finisher.stuck
         return 4 if stuck else None
 
     def _recover(self) -> None:

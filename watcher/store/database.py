@@ -203,11 +203,25 @@ class Database:
         self._db.close()
 
     def reopen(self) -> None:
-        """Start anew on whatever now lies at the path (after ``check`` complained)."""
-        with self._writer:
+        """Start anew on whatever now lies at the path (after ``check`` complained).
+
+        Waits until no transaction of this process is left. When the new file cannot be used
+        (errors as of the constructor), all stays as it was.
+        """
+        with contextlib.ExitStack() as alone:
+            for _ in range(POOL):
+                if not self._slots.acquire(timeout=self._busy * 2):
+                    raise SteadyError("database_trouble", "All connections are in use.")
+                alone.callback(self._slots.release)
+            fresh = Database(
+                self._url,
+                synchronous=self._synchronous,
+                checkpointer=self._checkpointer,
+                busy_seconds=self._busy,
+            )
             self.close()
-            self._readers = _Readers(self._connect)
-        self._open()
+            self._db, self._readers = fresh._db, fresh._readers
+            self._identity, self.unchecked = fresh._identity, fresh.unchecked
 
     def check(self) -> None:
         """Is the file still the one that was opened? SQLite itself would write on happily.
@@ -227,6 +241,18 @@ class Database:
                 "database_trouble", f"The record {self.path.name} was replaced by another file."
             )
 
+    def other(self) -> object:
+        """How the file looks that was put in the place of ours; None when there is none."""
+        if self.path is None:
+            return None
+        try:
+            stat = self.path.stat()
+        except OSError:
+            return None
+        if (stat.st_dev, stat.st_ino) == self._identity:
+            return None
+        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+
     def verify(self) -> None:
         """Read the whole file and look for damage (seconds per GB); ``database_damaged``."""
         if self.path is not None:
@@ -240,6 +266,8 @@ class Database:
     def write(self) -> Iterator[None]:
         """A transaction that is the only writing one until it ends: committed, or nothing."""
         self._forbid_nesting()
+        if self._identity is not None:
+            self.check()  # what is written into a file that has no name any more is lost
         # A writer of this process is alive and will be done; the longest (cancelling a batch of a
         # million) takes about a minute.
         if not self._writer.acquire(timeout=self._busy + 60):

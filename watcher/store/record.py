@@ -39,6 +39,10 @@ class Record:
         """SteadyError ``database_trouble`` when the file was deleted or replaced meanwhile."""
         self._db.check()
 
+    def other(self) -> object:
+        """A value for how the file looks that replaced ours; None when none did."""
+        return self._db.other()
+
     def verify(self) -> None:
         """Read the whole file for damage; SteadyError ``database_damaged``. Seconds per GB."""
         self._db.verify()
