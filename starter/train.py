@@ -160,7 +160,7 @@ def stage_bake(arguments: argparse.Namespace) -> None:
     parts = RUNS / "base" / "ema"
     if not (parts / "tokenizer").exists():
         shutil.copytree(RUNS / "start" / "tokenizer", parts / "tokenizer")
-    extra = ["--guide", str(arguments.guide), "--peak", "4e-4"]
+    extra = ["--guide", str(arguments.guide), "--peak", "5e-4"]
     _workers(arguments, parts, RUNS / "bake", arguments.minutes / 8, extra)
 
 
@@ -206,7 +206,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("stages", nargs="*", choices=[[], *STAGES], help="all where none is named")
+    parser.add_argument("stages", nargs="*", metavar="stage", help="all where none is named")
     parser.add_argument(
         "--fresh", action="store_true", help="start from nothing, not from the shipped model"
     )
@@ -217,10 +217,12 @@ def main() -> None:
         "--workers", type=int, default=2, help="training processes of one thread each"
     )
     parser.add_argument("--peak", type=float, default=0.0, help="learning rate")
-    parser.add_argument("--guide", type=float, default=1.0, help="guidance the last stage bakes in")
+    parser.add_argument("--guide", type=float, default=1.5, help="guidance the last stage bakes in")
     parser.add_argument("--native", type=int, default=128, help="native side in pixels")
     parser.add_argument("--ship", action="store_true", help="replace the shipped folder at the end")
     arguments = parser.parse_args()
+    if unknown := set(arguments.stages) - set(STAGES):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}")
     RUNS.mkdir(exist_ok=True)
     for name in arguments.stages or STAGES:
         print(f"stage {name}", flush=True)

@@ -101,8 +101,12 @@ class Networks(nn.Module):
 class Batches:
     """Draws training batches from the shards, with captions worded afresh."""
 
-    def __init__(self, folder: Path, tokenizer: Any, seed: int) -> None:
+    def __init__(self, folder: Path, tokenizer: Any, seed: int, baking: bool = False) -> None:
         self.folder, self.tokenizer = folder, tokenizer
+        # A teacher doubles the shapes to compile: while baking, only the commonest come.
+        small = ((160, 96), (96, 160), (64, 64))
+        self.mix = {s: m for s, m in MIX.items() if not baking or s not in small}
+        self.long = 0.0 if baking else LONG
         self.rng = Random(f"batches {seed} {time.time()}")
         self.shards: dict[tuple[int, int], dict[int, data.Shard]] = {}
         self.refresh()
@@ -123,11 +127,11 @@ class Batches:
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """A batch: latents, kinds, colours, token numbers, lengths."""
-        sizes = [size for size in MIX if self.shards.get(size)]
-        size = self.rng.choices(sizes, [MIX[s][0] for s in sizes])[0]
+        sizes = [size for size in self.mix if self.shards.get(size)]
+        size = self.rng.choices(sizes, [self.mix[s][0] for s in sizes])[0]
         pool = list(self.shards[size].values())
         picks: list[tuple[data.Shard, int]] = []
-        while len(picks) < MIX[size][1]:
+        while len(picks) < self.mix[size][1]:
             shard, k = self.rng.choice(pool), self.rng.randrange(data.SHARD)
             bare = shard.scenes[k].land and not shard.scenes[k].things
             # Objects are harder to learn than empty landscapes: they come more often.
@@ -137,7 +141,7 @@ class Batches:
         kinds = torch.stack([shard.kinds[k] for shard, k in picks])
         colours = torch.stack([shard.colours[k] for shard, k in picks])
         # One size only: each shape of a batch is compiled once, which takes a minute.
-        long = size == (128, 128) and self.rng.random() < LONG
+        long = size == (128, 128) and self.rng.random() < self.long
         captions = [self._caption(shard.scenes[k], long) for shard, k in picks]
         numbers, lengths = words.encode(self.tokenizer, captions, 64 if long else 32)
         return latents, kinds, colours, numbers, lengths
@@ -157,7 +161,7 @@ class Teacher:
         self.encoder = networks.encoder
         self.empty = words.encode(tokenizer, [""], 64)
         self.weight = weight
-        self.requires = [p.requires_grad_(False) for p in networks.parameters()]
+        networks.requires_grad_(False)
 
     @torch.no_grad()
     def target(
@@ -280,7 +284,7 @@ def train(
         step, samples, spent = state["step"], state["samples"], state["spent"]
     # Running averages live beside the weights and are what is saved in the end.
     shadow = state["shadow"] if state else [p.detach().clone() for p in networks.parameters()]
-    batches = Batches(shards, tokenizer, worker)
+    batches = Batches(shards, tokenizer, worker, baking=teacher is not None)
     block = net.FastBlocks()
     log = (run / f"log{worker}.tsv").open("a", buffering=1)
     seen: dict[str, float] = {}
@@ -329,7 +333,8 @@ def train(
             if step < HEADS_ALONE:
                 taps = {tap: tokens.detach() for tap, tokens in taps.items()}
             aux = networks.heads.loss(taps, kinds, colours)
-        (flow + AUXILIARY * aux).backward()
+        # Baking is short and starts with new heads: they would only disturb what is there.
+        (flow if teacher is not None else flow + AUXILIARY * aux).backward()
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step(rate_at(spent / (minutes * 60), step, peak))
         step, samples = step + 1, samples + len(latents)
