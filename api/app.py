@@ -13,6 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
 
 from api import (
+    a1111,
     album,
     attention,
     batches,
@@ -21,11 +22,14 @@ from api import (
     health,
     jobs,
     login,
+    openai,
+    openai_batch,
     page,
     pages,
     seed,
     spec,
 )
+from api.calls import Calls
 from api.door import Door
 from api.guard import Guard, Rules
 from api.paint import STATIC, Painter, Static
@@ -56,8 +60,14 @@ def create_app(
     views = Views(door)
     submissions = Submissions(door, views)
     outputs = Outputs(config.outputs, embed_metadata=config.embed_metadata)
-    rules = Rules.of(config, body_limits=[("/jobs", TABLE_BODY)])
+    large = [
+        ("/jobs", TABLE_BODY),
+        ("/v1/files", openai_batch.ROOM),
+        ("/sdapi/v1/png-info", a1111.MAX_PICTURE),
+    ]
+    rules = Rules.of(config, body_limits=large)
     feed = events.Feed(door, views)
+    calls = Calls(door, submissions, feed)
     paint = Painter()
     people = page.Pages(door, views, paint)
 
@@ -89,6 +99,9 @@ def create_app(
         jobs.routes(door, views, submissions, outputs),
         events.routes(door, views, feed),
         batches.routes(door, views),
+        openai.routes(door, calls, feed, rules.token),
+        openai_batch.routes(door, calls, rules.token),
+        a1111.routes(door, calls),
         login.routes(rules.token, secure=(config.public_url or "").startswith("https:")),
         *(part(door, views, submissions) for part in parts),
         pages.routes(lambda: app.openapi()),

@@ -129,7 +129,8 @@ def install(app: FastAPI, routers: Sequence[APIRouter], page: Page) -> None:
     def told(
         request: Request, error: SteadyError, headers: Mapping[str, str] | None = None
     ) -> Response:
-        return page(request, error, headers or {}) or problem(error, headers)
+        shown = page(request, error, headers or {})
+        return shown or problem(error, headers, path=request.url.path)
 
     def allowed(path: str) -> str:
         methods: set[str] = set()

@@ -16,7 +16,7 @@ import contextlib
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -88,6 +88,7 @@ class Feed:
         self._rev = 0  #: every change up to here was seen …
         self._floor = 0  #: … and those after here are in _recent
         self._recent: collections.deque[Change] = collections.deque(maxlen=_RECENT)
+        self.version = 0  #: grows whenever the record changed
         self.steps: dict[str, str] = {}
         self.queue = ""
         self._queue_due = 0.0
@@ -145,9 +146,11 @@ class Feed:
             self._recent.clear()
             self._queue_due = 0.0
             self._fresh = True
+            self.version += 1
             return True
         if version == self._version:
             return False
+        self.version += 1
         jobs = store.since(self._rev, _PAGE)
         if len(jobs) < _PAGE:  # otherwise there is more: look again at once
             self._version = version
@@ -156,7 +159,7 @@ class Feed:
                 self._floor = self._recent[0].rev
             self._recent.append(self.change_of(job))
             self._rev = job.rev
-        return bool(jobs)
+        return True  # a batch that was refused changes the record too, and no job
 
     def _look_at_pulse(self) -> bool:
         steps = {entry["job_id"]: json.dumps(entry) for entry in self._running()}
@@ -237,6 +240,23 @@ class Feed:
                         await asyncio.wait_for(news.wait(), PING_SECONDS)
                     except TimeoutError:
                         yield KEEPALIVE_COMMENT
+        finally:
+            self._listeners -= 1
+
+    async def turns(self) -> AsyncGenerator[None]:
+        """Now, and again whenever something may have changed (``version``, ``steps``).
+
+        At least every PING_SECONDS. For calls that wait for jobs; ends when the service stops.
+        Close it (``aclosing``): the poller rests while nobody listens.
+        """
+        self._listeners += 1
+        self._wanted.set()
+        try:
+            while not self._door.stopping:
+                news = self._news
+                yield
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(news.wait(), PING_SECONDS)
         finally:
             self._listeners -= 1
 

@@ -28,6 +28,7 @@ from starlette.exceptions import HTTPException
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from api import links
 from api.errors import SAFE_HEADERS, problem
 from watcher.config import Config
 from watcher.errors import SteadyError
@@ -211,23 +212,24 @@ class Guard:
     def _refusal(self, scope: Scope) -> Response | None:
         """The answer to a request that may not pass."""
         headers = Headers(scope=scope)
+        path = scope["path"]
         if self._rules.token is None:
             hosts = headers.getlist("host")
             if len(hosts) != 1 or not self._rules.knows_host(hosts[0]):
-                return problem(SteadyError("bad_host"))
-        elif scope["path"] != LOGIN and not self._authentic(headers):
+                return problem(SteadyError("bad_host"), path=path)
+        elif path != LOGIN and not self._authentic(headers) and not self._is_signed(scope):
             # Where a token is needed, a name bound anew to this machine opens nothing.
             if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
                 return RedirectResponse(LOGIN, status_code=303)
-            return problem(SteadyError("unauthorized"))
+            return problem(SteadyError("unauthorized"), path=path)
         if scope["method"] not in _SAFE_METHODS and self._is_foreign(headers):
-            return problem(SteadyError("cross_origin"))
+            return problem(SteadyError("cross_origin"), path=path)
         length = headers.get("content-length", "0")
         if not length.isdigit():
-            return problem(SteadyError("bad_request"))
-        if int(length) > self._rules.body_limit(scope["path"]):
+            return problem(SteadyError("bad_request"), path=path)
+        if int(length) > self._rules.body_limit(path):
             # The rest is not read: the connection cannot serve another request.
-            return problem(SteadyError("too_large"), {"Connection": "close"})
+            return problem(SteadyError("too_large"), {"Connection": "close"}, path=path)
         return None
 
     def _authentic(self, headers: Headers) -> bool:
@@ -249,6 +251,13 @@ class Guard:
             if name == COOKIE and same(crumb.encode("latin-1"), self._cookie):
                 return True
         return False
+
+    def _is_signed(self, scope: Scope) -> bool:
+        """Is this the address of one picture, as it was given out? (See links.py.)"""
+        token = self._rules.token
+        return bool(token) and links.is_signed(
+            token or "", scope["method"], scope["path"], scope.get("query_string", b"")
+        )
 
     def _is_foreign(self, headers: Headers) -> bool:
         """Did a page of another site make this request? (The rule of Go's CrossOriginProtection.)

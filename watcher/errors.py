@@ -77,6 +77,8 @@ ERRORS: dict[str, ErrorKind] = {
     "image_not_found": ErrorKind(404, 3, "There is no picture with this name.", "Check the name, or look it up in the list of jobs."),
     "image_not_ready": ErrorKind(400, 4, "The picture is not ready.", "Ask for the status and come back when it is completed."),
     "image_deleted": ErrorKind(410, 3, "The picture was deleted.", "Run the job again to make it anew."),
+    "model_not_found": ErrorKind(404, 3, "There is no model with this name.", "Use the one that GET /v1/models names."),
+    "file_not_found": ErrorKind(404, 3, "There is no file with this id.", "Check the id, or upload the file again."),
     "not_found": ErrorKind(404, 3, "There is nothing here.", "Check the address."),
     "method_not_allowed": ErrorKind(405, 2, "This address does not take this method.", "Use a method the Allow header names."),
     "wrong_state": ErrorKind(409, 1, "The job's state does not allow this.", "Look at the job's state."),

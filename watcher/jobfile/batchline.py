@@ -1,4 +1,5 @@
-"""OpenAI's way of asking for pictures: a generations body, and a line of its batch files.
+"""OpenAI's way of asking for pictures, a generations body and a line of its batch files, and
+of answering: an ImagesResponse and the lines of a batch's output and error files.
 
 The HTTP door (/v1) and a ``.jsonl`` dropped in the inbox read a body with the same function,
 so both make the same jobs. Fields that picture services have and we have not are accepted, as
@@ -6,10 +7,14 @@ the real service accepts them, and named in the warnings where they would have c
 picture. Knows nothing of files or HTTP.
 """
 
-from collections.abc import Mapping
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import ERRORS, Problem, SteadyError
+from watcher.jobfile.tables import Row
+from watcher.jobs import Job, JobState
 
 BATCH_URL = "/v1/images/generations"
 _MARKS = ("custom_id", "method", "url", "body")
@@ -88,3 +93,101 @@ def batch_line_fields(line: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[st
     if line.get("custom_id") is not None:
         fields["label"] = line["custom_id"]
     return fields, warnings
+
+
+# -- what OpenAI's clients get back
+
+
+def images_body(
+    jobs: Sequence[Job], data: Sequence[Mapping[str, Any]], warnings: Sequence[str] = ()
+) -> dict[str, Any]:
+    """OpenAI's ImagesResponse for ``jobs`` of one request; ``data``: b64_json or url of each.
+
+    With the seed of each picture, the ids of the jobs, and what of the request had no effect.
+    """
+    first = jobs[0]
+    noted = [*warnings, *(w for job in jobs for w in job.warnings)]
+    return {
+        "created": max(job.completed_at or job.created_at for job in jobs) // 1_000_000,
+        "data": [
+            {**entry, "revised_prompt": None, "seed": job.request.seed}
+            for job, entry in zip(jobs, data, strict=True)
+        ],
+        **look_of(first),
+        "usage": USAGE,
+        "job_id": first.id,
+        "job_ids": [job.id for job in jobs],
+        "warnings": list(dict.fromkeys(noted)),
+    }
+
+
+#: Pictures are not counted in tokens here; the clients want the figures.
+USAGE = {
+    "input_tokens": 0,
+    "output_tokens": 0,
+    "total_tokens": 0,
+    "input_tokens_details": {"text_tokens": 0, "image_tokens": 0},
+}
+
+
+def look_of(job: Job) -> dict[str, Any]:
+    """How OpenAI names the looks of a picture. Sizes are width x height."""
+    request = job.request
+    return {
+        "output_format": request.format or "png",
+        "size": f"{request.width}x{request.height}",
+        "quality": "auto",
+        "background": "opaque",
+    }
+
+
+def result_lines(
+    jobs: Iterable[Job], url_of: Callable[[Job], str], *, good: bool
+) -> Iterator[bytes]:
+    """The lines of a batch's output file (``good``) or of its error file.
+
+    Jobs of one line (``n``: they share its custom_id) stand in one line again. A line of
+    which some pictures failed counts as good and has the others.
+    """
+    for label, group in itertools.groupby(jobs, key=lambda job: job.request.label or job.id):
+        some = list(group)
+        made = [job for job in some if job.state is JobState.COMPLETED]
+        if bool(made) is not good or not all(job.state.ended for job in some):
+            continue
+        first = some[0]
+        head = {
+            "id": f"batch_req_{first.id.replace('-', '')}",
+            "custom_id": None if label == first.id else label,
+        }
+        if made:
+            body = images_body(made, [{"url": url_of(job), "picture": job.path} for job in made])
+            answer = {"status_code": 200, "request_id": first.id, "body": body}
+            yield _line({**head, "response": answer, "error": None})
+        else:
+            code = "cancelled" if first.state is JobState.CANCELLED else first.error_code
+            kind = ERRORS[code if code in ERRORS else "internal"]
+            error = {"code": code, "message": first.error_message or kind.what}
+            body = {"error": {**error, "type": "server_error", "param": None}}
+            answer = {"status_code": kind.status, "request_id": first.id, "body": body}
+            yield _line({**head, "response": answer, "error": error})
+
+
+def refused_lines(rows: Iterable[Row]) -> Iterator[bytes]:
+    """Error file lines for those lines of the input of which no job could be made."""
+    for row in rows:
+        problem = row.problems[0]
+        error = {"code": problem.code, "message": problem.message, "param": problem.key}
+        body = {"error": {**error, "type": "invalid_request_error"}}
+        yield _line(
+            {
+                "id": f"batch_req_line_{row.number}",
+                "custom_id": row.cells.get("custom_id"),
+                "line": row.line,
+                "response": {"status_code": 400, "request_id": None, "body": body},
+                "error": error,
+            }
+        )
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"

@@ -1,0 +1,499 @@
+"""The API of the Stable Diffusion web UI (A1111) under ``/sdapi/v1``, for clients made for it.
+
+txt2img is an ordinary job in the queue whose caller stays on the line (see calls.py). What
+those clients always send (20 steps, CFG 7, 512x512, a sampler) was meant for other models: it
+is clamped and mapped, never refused, and ``info.warnings`` says how. What would change the
+picture in ways we have not (hires fix, scripts) is refused by name. Steps count forwards.
+"""
+
+import base64
+import binascii
+import datetime
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from api.bodies import read
+from api.calls import Call, Calls, Snapshot
+from api.door import Door, now_us
+from api.jobs import warnings_of
+from api.openai import bytes_of, fault, json_object, model_in_use
+from api.submit import Body
+from watcher.errors import SteadyError
+from watcher.jobs import MAX_STEPS, Job, JobState, Limits, forwards_of
+from watcher.recipe import NotAPicture, parameters_text, request_of_parameters, scan
+from watcher.store import JobStore
+
+NAME = "a1111"  #: the batch's name: tells in lists which door a job came in by
+MAX_PICTURE = 48 << 20  #: bytes of a png-info body
+SAMPLER = "Euler"
+SCHEDULE = "Simple"
+MAX_IMAGES = 100  #: batch_size x n_iter of one call
+_MULTIPLE = 16
+_MAX_GUIDANCE = 30.0
+_VERSION = "SteadyDiffusion"
+
+#: Fields that change the picture in ways we have not: refused when they are used.
+_REFUSED = ("enable_hr", "script_name", "alwayson_scripts", "init_images", "mask")
+#: Values of the other fields that ask for nothing; anything else is named in the warnings.
+_IDLE: dict[str, tuple[Any, ...]] = {
+    "restore_faces": (False,), "tiling": (False,), "styles": ([],), "subseed": (-1,),
+    "subseed_strength": (0, -1), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
+    "refiner_checkpoint": ("",), "refiner_switch_at": (0, 1), "s_min_uncond": (0,),
+    "s_churn": (0,), "s_tmax": (0,), "s_tmin": (0,), "s_noise": (1, 0), "eta": (1, 0),
+    "clip_skip": (1, 0), "firstphase_width": (0,), "firstphase_height": (0,), "comments": ({},),
+    "override_settings": ({},), "hr_prompt": ("",), "hr_negative_prompt": ("",),
+}  # fmt: skip
+#: Said without a word: no effect here or there, or only together with what is refused.
+_SILENT = frozenset(
+    {
+        "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards",
+        "save_images", "send_images", "denoising_strength", "hr_scale", "hr_upscaler",
+        "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
+        "hr_sampler_name", "hr_scheduler", "script_args", "force_task_id",
+        "disable_extra_networks", "infotext", *_REFUSED,
+    }
+)  # fmt: skip
+_READ = frozenset(
+    {
+        "prompt", "negative_prompt", "width", "height", "steps", "cfg_scale", "seed", "batch_size",
+        "n_iter", "sampler_name", "sampler_index", "scheduler",
+    }
+)  # fmt: skip
+_OURS = {"", "euler", "simple", "automatic", "euler simple"}
+
+#: What clients ask for at their start and we have none of.
+_EMPTY: dict[str, Any] = {
+    "scripts": {"txt2img": [], "img2img": []},
+    "script-info": [], "upscalers": [], "latent-upscale-modes": [], "sd-vae": [], "sd-modules": [],
+    "loras": [], "prompt-styles": [], "hypernetworks": [], "face-restorers": [],
+    "realesrgan-models": [], "extensions": [], "embeddings": {"loaded": {}, "skipped": {}},
+    "cmd-flags": {}, "memory": {"ram": {}, "cuda": {}},
+    "samplers": [{"name": SAMPLER, "aliases": ["euler", "k_euler"], "options": {}}],
+    "schedulers": [
+        {
+            "name": SCHEDULE.lower(), "label": SCHEDULE, "aliases": None, "default_rho": -1,
+            "need_inner_model": False,
+        }
+    ],
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A txt2img body, read: our fields, and what of it was changed or has no effect."""
+
+    fields: dict[str, Any]
+    warnings: tuple[str, ...]
+    send_images: bool
+
+
+def routes(door: Door, calls: Calls) -> APIRouter:
+    """Everything below ``/sdapi/v1``."""
+    router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], include_in_schema=False)
+    current = Current(door, calls)
+    _making(router, door, calls)
+    _looking(router, door, current)
+    _stopping(router, current)
+    for name, empty in _EMPTY.items():
+        _constant(router, name, empty)
+    return router
+
+
+def _constant(router: APIRouter, name: str, value: Any) -> None:
+    @router.get(f"/{name}")
+    async def constant() -> Response:
+        return JSONResponse(value)
+
+
+def _making(router: APIRouter, door: Door, calls: Calls) -> None:
+    @router.post("/txt2img")
+    async def txt2img(request: Request) -> Response:
+        """Answers when the pictures are there; what was interrupted gives fewer."""
+        raw = json_object(await read(request, "application/json"))
+        asked = await run_in_threadpool(asked_of, raw, door.limits(), model_in_use(door))
+        data = json.dumps(asked.fields).encode()
+        call = await run_in_threadpool(calls.begin, Body(data, ".json", NAME))
+        over = await calls.outcome(request, call)
+        if over is None:
+            return Response(status_code=499)  # nobody is there to read it
+        return await run_in_threadpool(_answer, raw, asked, call, over)
+
+    def _answer(raw: dict[str, Any], asked: Asked, call: Call, over: Snapshot) -> Response:
+        try:
+            made = over.pictures()
+        except SteadyError as error:
+            if error.code != "cancelled":
+                raise
+            made = []  # interrupted: the web UI answers with what there is
+        images = [base64.b64encode(bytes_of(door, job)).decode() for job in made]
+        info = info_of(made or over.jobs, asked, _warnings(asked, call, over), model_in_use(door))
+        answer = {
+            "images": images if asked.send_images else [],
+            "parameters": raw,
+            "info": json.dumps(info),
+        }
+        # in ASCII: what is echoed may hold half a character, which UTF-8 cannot say
+        return Response(json.dumps(answer), media_type="application/json")
+
+    @router.post("/png-info")
+    async def png_info(request: Request) -> Response:
+        """The settings a picture carries; an empty text when it carries none."""
+        raw = json_object(await read(request, "application/json"))
+        return JSONResponse(await run_in_threadpool(_settings_in, raw.get("image")))
+
+
+def _looking(router: APIRouter, door: Door, current: "Current") -> None:
+    @router.get("/progress")
+    def progress() -> Response:
+        """Of the calls of this door that are waited for; exactly 0.0 when there is none."""
+        return JSONResponse(current.progress())
+
+    def options() -> dict[str, Any]:
+        return {
+            "sd_model_checkpoint": model_in_use(door),
+            "samples_format": door.config.image_format,
+            "sd_vae": "None",
+            "CLIP_stop_at_last_layers": 1,
+        }
+
+    @router.get("/options")
+    def get_options() -> Response:
+        return JSONResponse(options())
+
+    @router.post("/options")
+    async def set_options(request: Request) -> Response:
+        """Any options are taken and none changes anything; another model is refused."""
+        raw = json_object(await read(request, "application/json"))
+        _check_model(raw, await run_in_threadpool(model_in_use, door))
+        return JSONResponse(None)
+
+    @router.get("/sd-models")
+    def sd_models() -> Response:
+        name = model_in_use(door)
+        entry = {"title": name, "model_name": name, "hash": None, "sha256": None}
+        return JSONResponse([{**entry, "filename": name, "config": None}])
+
+
+def _stopping(router: APIRouter, current: "Current") -> None:
+    @router.post("/interrupt")
+    def interrupt() -> Response:
+        """Ends the calls of this door; jobs that came in otherwise are not touched."""
+        current.stop()
+        return JSONResponse({})
+
+    @router.post("/skip")
+    def skip() -> Response:
+        """Ends the picture being made; the call goes on with its next one."""
+        current.stop(only_running=True)
+        return JSONResponse(None)
+
+    @router.post("/refresh-checkpoints")
+    def refresh() -> Response:
+        return JSONResponse(None)
+
+    @router.post("/refresh-vae")
+    def refresh_vae() -> Response:
+        return JSONResponse(None)
+
+
+def _check_model(settings: Mapping[str, Any], model: str) -> None:
+    """SteadyError model_not_found when the settings name another model."""
+    named = settings.get("sd_model_checkpoint")
+    if named not in (None, "", model):
+        remedy = f"The model is chosen in config.yaml; `{model}` is in use."
+        raise SteadyError("model_not_found", remedy=remedy)
+
+
+# -- what runs
+
+
+class Current:
+    """The calls of this door that somebody waits for."""
+
+    def __init__(self, door: Door, calls: Calls) -> None:
+        self._door = door
+        self._store: JobStore = door.store
+        self._calls = calls
+
+    def _tickets(self) -> list[str]:
+        found = (self._store.batch(ticket) for ticket in self._calls.waited_for())
+        return [batch.ticket for batch in found if batch is not None and batch.name == NAME]
+
+    def progress(self) -> dict[str, Any]:
+        tickets = self._tickets()
+        jobs = [job for ticket in tickets for job in self._store.jobs_of(ticket)]
+        open_ = [job for job in jobs if not job.state.ended]
+        step = steps = 0
+        part = 0.0
+        for job in open_:
+            entry = self._door.running(job.id) if job.state is JobState.GENERATING else None
+            if entry is not None:
+                step, steps = int(entry["step"]), max(1, int(entry["steps"]))
+                part += min(1.0, step / steps)
+        ended = len(jobs) - len(open_)
+        busy = bool(tickets)
+        done = min(0.99, max(0.01, (ended + part) / max(1, len(jobs)))) if busy else 0.0
+        etas = [self._door.eta(job, self._door.position(job)) or 0.0 for job in open_]
+        return {
+            "progress": done,
+            "eta_relative": round(max(etas, default=0.0), 1),
+            "state": {
+                "skipped": False,
+                "interrupted": any(job.cancel_requested for job in open_),
+                "stopping_generation": False,
+                "job": "txt2img" if busy else "",
+                "job_count": max(1, len(jobs)) if busy else 0,
+                "job_timestamp": _stamp(jobs[0].created_at) if jobs else "0",
+                "job_no": ended,
+                "sampling_step": step,
+                "sampling_steps": steps,
+            },
+            "current_image": None,
+            "textinfo": None,
+        }
+
+    def stop(self, *, only_running: bool = False) -> None:
+        """Cancel what is waited for and what this door left running when its caller hung up."""
+        chosen = {job.id: job for ticket in self._tickets() for job in self._store.jobs_of(ticket)}
+        for job in self._store.generating():
+            batch = self._store.batch(job.ticket)
+            if batch is not None and batch.name == NAME:
+                chosen[job.id] = job
+        for job in chosen.values():
+            if job.state is JobState.GENERATING or (
+                job.state is JobState.QUEUED and not only_running
+            ):
+                try:
+                    self._store.cancel(job.id, now_us())
+                except SteadyError as error:
+                    if error.code != "wrong_state":  # it has just ended by itself
+                        raise
+        if not only_running:
+            for ticket in self._tickets():
+                batch = self._store.batch(ticket)
+                if batch is not None and batch.recorded_at is None:
+                    self._store.cancel_batch(ticket, now_us())
+
+
+# -- what goes in
+
+
+def asked_of(raw: Mapping[str, Any], limits: Limits, model: str) -> Asked:
+    """A txt2img body as our fields. Raises SteadyError naming the field that cannot be used."""
+    for name in _REFUSED:
+        if raw.get(name):
+            raise fault("out_of_range", name, "is not supported: leave it out")
+    warnings: list[str] = []
+    fields: dict[str, Any] = {"prompt": _text(raw, "prompt") or ""}
+    negative = _text(raw, "negative_prompt")
+    if negative and negative.strip():
+        fields["negative_prompt"] = negative
+    _size(raw, limits, fields, warnings)
+    _steps(raw, limits, fields, warnings)
+    _guidance(raw, limits, fields, warnings)
+    count = (_whole(raw, "batch_size") or 1) * (_whole(raw, "n_iter") or 1)
+    if not 1 <= count <= MAX_IMAGES:
+        raise fault("out_of_range", "batch_size", f"times `n_iter` must be 1..{MAX_IMAGES}")
+    seed = _whole(raw, "seed")
+    # Chosen here, so that the pictures of one call have seeds that follow each other.
+    fields |= {"seed": secrets.randbelow(2**32) if seed in (None, -1) else seed, "count": count}
+    settings = raw.get("override_settings")
+    if isinstance(settings, Mapping):
+        _check_model(settings, model)
+        settings = {k: v for k, v in settings.items() if k != "sd_model_checkpoint"}
+        wanted = settings.pop("samples_format", None)
+        if wanted in ("png", "webp", "jpeg", "jpg"):
+            fields["format"] = "jpeg" if wanted == "jpg" else wanted
+    for name in ("sampler_name", "sampler_index", "scheduler"):
+        said = _text(raw, name) or ""
+        if said.lower() not in _OURS:
+            warnings.append(f"{name}: {SAMPLER} {SCHEDULE} is used instead of {said[:60]!r}.")
+    for name, value in ({**raw, "override_settings": settings or {}}).items():
+        usual = (None, *_IDLE.get(name, ()))
+        if name not in _READ and name not in _SILENT and value not in usual:
+            warnings.append(f"{str(name)[:60]} has no effect here.")
+    return Asked(fields, tuple(dict.fromkeys(warnings))[:30], raw.get("send_images") is not False)
+
+
+def _size(
+    raw: Mapping[str, Any], limits: Limits, fields: dict[str, Any], warnings: list[str]
+) -> None:
+    sides = {}
+    for name in ("width", "height"):
+        side = _whole(raw, name)
+        if side is None or side == 0:
+            side = getattr(limits, f"default_{name}")
+        low = -(-limits.min_side // _MULTIPLE) * _MULTIPLE
+        high = limits.max_side // _MULTIPLE * _MULTIPLE
+        near = (side + _MULTIPLE // 2) // _MULTIPLE * _MULTIPLE
+        sides[name] = min(max(near, low), high)
+        if sides[name] != side:
+            warnings.append(f"{name}: {sides[name]} is used instead of {side}.")
+    width, height = sides["width"], sides["height"]
+    if width * height > limits.max_pixels:
+        shrink = (limits.max_pixels / (width * height)) ** 0.5
+        width, height = (
+            max(_MULTIPLE, int(s * shrink) // _MULTIPLE * _MULTIPLE) for s in (width, height)
+        )
+        warnings.append(f"width and height: {width}x{height} is the most there is.")
+    fields |= {"width": width, "height": height}
+
+
+def _steps(
+    raw: Mapping[str, Any], limits: Limits, fields: dict[str, Any], warnings: list[str]
+) -> None:
+    """Forwards, as the web UI counts them. A distilled model gains nothing from more of them."""
+    asked = _whole(raw, "steps")
+    usual = forwards_of(limits.default_steps)
+    if asked is None or asked <= 0:
+        asked = usual
+    most = MAX_STEPS - 1 if limits.guidance else usual
+    steps = min(asked, most)
+    if steps != asked:
+        warnings.append(f"steps: {steps} are used instead of {asked}; more do not help this model.")
+    fields["num_inference_steps"] = steps + 1
+
+
+def _guidance(
+    raw: Mapping[str, Any], limits: Limits, fields: dict[str, Any], warnings: list[str]
+) -> None:
+    """CFG scale 1 is no guidance at all, our 0."""
+    scale = raw.get("cfg_scale")
+    if scale is None:
+        return
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < 1e6:
+        raise fault("wrong_type", "cfg_scale", "must be a number from 0 on")
+    if limits.guidance:
+        fields["guidance_scale"] = float(min(max(scale - 1.0, 0.0), _MAX_GUIDANCE))
+    elif scale > 1:
+        warnings.append(f"cfg_scale: 1 is used instead of {scale:g}; this model has no guidance.")
+
+
+def _whole(raw: Mapping[str, Any], name: str) -> int | None:
+    value = raw.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JavaScript and pydantic make no difference either
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise fault("wrong_type", name, "must be a whole number")
+    return value
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str | None:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, str):
+        raise fault("wrong_type", name, "must be a text")
+    return value
+
+
+# -- what comes out
+
+
+def _warnings(asked: Asked, call: Call, over: Snapshot) -> list[str]:
+    plan = call.submitted.plan
+    found = [*asked.warnings, *(warnings_of(plan) if plan else ())]
+    found += [w for job in over.jobs for w in job.warnings]
+    ended = sum(job.state is JobState.COMPLETED for job in over.jobs)
+    if ended < len(over.jobs) or not over.jobs:
+        found.append(f"{ended} of {max(1, len(over.jobs))} pictures were made.")
+    return list(dict.fromkeys(found))
+
+
+def info_of(jobs: list[Job], asked: Asked, warnings: list[str], model: str) -> dict[str, Any]:
+    """What the web UI says of its pictures, with what was mapped in ``warnings``."""
+    fields = asked.fields
+    seeds = [job.request.seed for job in jobs] or [fields["seed"]]
+    prompts = [job.request.prompt for job in jobs] or [fields["prompt"]]
+    negative = fields.get("negative_prompt", "")
+    forwards = forwards_of(fields["num_inference_steps"])
+    return {
+        "prompt": prompts[0],
+        "all_prompts": prompts,
+        "negative_prompt": negative,
+        "all_negative_prompts": [negative] * len(prompts),
+        "seed": seeds[0],
+        "all_seeds": seeds,
+        "subseed": -1,
+        "all_subseeds": [-1] * len(seeds),
+        "subseed_strength": 0,
+        "width": fields["width"],
+        "height": fields["height"],
+        "sampler_name": SAMPLER,
+        "cfg_scale": 1 + fields.get("guidance_scale", 0),
+        "steps": forwards,
+        "batch_size": len(prompts),
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": model,
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": None,
+        "extra_generation_params": {"Schedule type": SCHEDULE},
+        "index_of_first_image": 0,
+        "infotexts": [_infotext(job, model) for job in jobs],
+        "styles": [],
+        "job_timestamp": _stamp(jobs[0].created_at if jobs else now_us()),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": _VERSION,
+        "warnings": warnings,
+        "job_ids": [job.id for job in jobs],
+    }
+
+
+def _infotext(job: Job, model: str) -> str:
+    recipe = {
+        "request": job.request.model_dump(),
+        "forwards": forwards_of(job.request.num_inference_steps or 1),
+        "seed": job.request.seed,
+        "model": model,
+    }
+    return parameters_text(recipe)
+
+
+def _stamp(moment: int) -> str:
+    return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%Y%m%d%H%M%S")
+
+
+def _settings_in(image: Any) -> dict[str, Any]:
+    """What ``png-info`` answers. Raises SteadyError when ``image`` is no picture."""
+    if not isinstance(image, str):
+        raise fault("wrong_type", "image", "must be a picture as base64")
+    try:
+        data = base64.b64decode(re.sub(r"^data:[^,]{0,100},", "", image))
+        text = scan(data).parameters
+    except (binascii.Error, ValueError, NotAPicture):
+        raise fault("out_of_range", "image", "is no whole PNG, WebP or JPEG") from None
+    if text is None:
+        return {"info": "", "items": {}, "parameters": {}}
+    return {"info": text, "items": {"parameters": text}, "parameters": _told(text)}
+
+
+def _told(text: str) -> dict[str, Any]:
+    """The settings by the web UI's names."""
+    request = request_of_parameters(text) or {}
+    found = {
+        "Prompt": request.get("prompt", ""),
+        "Negative prompt": request.get("negative_prompt", ""),
+        "Seed": request.get("seed"),
+        "Size-1": request.get("width"),
+        "Size-2": request.get("height"),
+        "CFG scale": 1 + request.get("guidance_scale", 0),
+        "Steps": forwards_of(request["num_inference_steps"])
+        if "num_inference_steps" in request
+        else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}

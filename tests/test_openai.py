@@ -1,0 +1,355 @@
+"""OpenAI's clients, unmodified, against the real service; and the calls of open-webui, raw."""
+
+import asyncio
+import base64
+import http.client
+import io
+import json
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+
+import openai
+import pytest
+from conftest import until
+from engines import expected
+from house_of_clients import House, house
+from PIL import Image
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    with house(tmp_path_factory.mktemp("openai") / "root") as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def client(here: House) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{here.url}/v1", api_key="any", timeout=60) as client:
+        yield client
+
+
+def picture(data: str | bytes) -> Image.Image:
+    raw = base64.b64decode(data, validate=True) if isinstance(data, str) else data
+    return Image.open(io.BytesIO(raw))
+
+
+# -- images
+
+
+def test_four_pictures_of_a_landscape(here: House, client: openai.OpenAI):
+    answer = client.images.generate(
+        model="gpt-image-1", prompt="a wide fox", n=4, size="96x64", quality="high",
+        extra_body={"seed": 7, "steps": 3},
+    )  # fmt: skip
+    assert answer.size == "96x64" and answer.output_format == "png"
+    assert answer.usage and answer.usage.total_tokens == 0
+    found = [picture(entry.b64_json) for entry in answer.data]
+    assert [image.size for image in found] == [(96, 64)] * 4
+    assert [entry.seed for entry in answer.data] == [7, 8, 9, 10]
+    for image, seed in zip(found, range(7, 11), strict=True):
+        assert image.convert("RGB").tobytes() == expected("a wide fox", seed, 96, 64).tobytes()
+    said = " ".join(answer.warnings)
+    assert "model has no effect" in said and "quality has no effect" in said
+    jobs = here.jobs("a wide fox")
+    assert [json.loads(job["request"])["num_inference_steps"] for job in jobs] == [4] * 4
+    assert answer.job_id == jobs[0]["id"] and {job["state"] for job in jobs} == {"completed"}
+    assert answer._request_id == jobs[0]["ticket"]
+
+
+def test_addresses_can_be_fetched_plainly(client: openai.OpenAI):
+    answer = client.images.generate(
+        prompt="a fox by address", size="64x64", response_format="url", output_format="webp"
+    )
+    [entry] = answer.data
+    assert entry.b64_json is None and entry.url.endswith(".webp")
+    with urllib.request.urlopen(entry.url) as got:
+        assert got.headers["content-type"] == "image/webp"
+        assert picture(got.read()).size == (64, 64)
+
+
+def test_a_stream_tells_parts_and_the_whole(client: openai.OpenAI):
+    events = list(
+        client.images.generate(
+            prompt="a slow fox sleep=0.15", size="96x64", stream=True, partial_images=2
+        )
+    )
+    assert [e.type for e in events] == [
+        "image_generation.partial_image",
+        "image_generation.partial_image",
+        "image_generation.completed",
+    ]
+    assert [e.partial_image_index for e in events[:2]] == [0, 1]
+    assert events[0].progress < events[1].progress <= 1
+    assert [picture(e.b64_json).size for e in events] == [(96, 64)] * 3
+    assert events[-1].usage.total_tokens == 0 and events[-1].size == "96x64"
+
+
+def test_a_stream_of_three_tells_each(client: openai.OpenAI):
+    events = list(client.images.generate(prompt="three foxes", n=3, size="64x64", stream=True))
+    assert [e.type for e in events] == ["image_generation.completed"] * 3
+    assert len({e.seed for e in events}) == 3
+
+
+def test_an_error_inside_a_stream_is_the_clients_exception(client: openai.OpenAI):
+    with pytest.raises(openai.APIError) as caught:
+        list(client.images.generate(prompt="a fox oom", size="64x64", stream=True))
+    assert caught.value.code == "out_of_memory" and caught.value.type == "server_error"
+
+
+def test_the_asynchronous_client(here: House):
+    async def five() -> list:
+        async with openai.AsyncOpenAI(base_url=f"{here.url}/v1", api_key="any") as client:
+            calls = (client.images.generate(prompt="async fox", size="64x64") for _ in range(5))
+            return await asyncio.gather(*calls)
+
+    answers = asyncio.run(five())
+    assert len({answer.job_id for answer in answers}) == 5
+    assert len({answer.data[0].b64_json for answer in answers}) == 5
+
+
+@pytest.mark.parametrize(
+    ("asked", "param", "code"),
+    [
+        ({"size": "100x64"}, "size", "size_not_multiple_of_16"),
+        ({"size": "99999x64"}, "size", "out_of_range"),
+        ({"size": "large"}, "size", "wrong_type"),
+        ({"n": 11}, "n", "out_of_range"),
+        ({"n": 0}, "n", "out_of_range"),
+        ({"prompt": ""}, "prompt", "missing_field"),
+        ({"prompt": "x" * 4001}, "prompt", "out_of_range"),
+        ({"output_format": "gif"}, "output_format", "out_of_range"),
+        ({"response_format": "bytes"}, "response_format", "out_of_range"),
+        ({"partial_images": 4}, "partial_images", "out_of_range"),
+        ({"extra_body": {"steps": 100}}, "steps", "out_of_range"),
+        ({"extra_body": {"steps": "many"}}, "steps", "wrong_type"),
+        ({"extra_body": {"seed": -1}}, "seed", "out_of_range"),
+        ({"extra_body": {"stream": "yes"}}, "stream", "wrong_type"),
+        ({"extra_body": {"key": 5}}, "key", "wrong_type"),
+    ],
+)
+def test_bad_parameters_are_bad_requests(client: openai.OpenAI, asked: dict, param: str, code: str):
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.images.generate(**({"prompt": "never", "size": "64x64"} | asked))
+    error = caught.value
+    assert (error.param, error.code, error.type) == (param, code, "invalid_request_error")
+    assert error.request_id and error.body["message"] in str(error)
+
+
+def test_what_the_real_service_accepts_is_accepted(client: openai.OpenAI):
+    answer = client.images.generate(
+        prompt="a fox with everything", size="64x64", background="transparent", moderation="low",
+        output_compression=50, style="vivid", user="me",
+        extra_body={"from_the_future": 1, "num_inference_steps": 3},
+    )  # fmt: skip
+    assert any("from_the_future" in warning for warning in answer.warnings)
+    assert any("background" in warning for warning in answer.warnings)
+    assert picture(answer.data[0].b64_json).size == (64, 64)
+
+
+def test_models(client: openai.OpenAI):
+    [model] = client.models.list().data
+    assert model.id == "scripted" and client.models.retrieve("scripted").id == "scripted"
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.models.retrieve("no/such-model")
+    assert caught.value.code == "model_not_found"
+
+
+def test_what_is_not_here_is_said_in_their_words(client: openai.OpenAI):
+    with pytest.raises(openai.NotFoundError) as caught:
+        client.chat.completions.create(model="x", messages=[])
+    assert caught.value.code == "not_found" and caught.value.type == "invalid_request_error"
+
+
+def test_a_failed_job_is_a_server_error_and_not_tried_again(here: House, client: openai.OpenAI):
+    with pytest.raises(openai.InternalServerError) as caught:
+        client.images.generate(prompt="a fox nan", size="64x64")
+    assert caught.value.code == "non_finite"
+    assert len(here.jobs("a fox nan")) == 1
+    assert caught.value.response.headers["x-should-retry"] == "false"
+
+
+def test_a_cancelled_job_is_a_conflict(here: House, client: openai.OpenAI):
+    def cancel() -> None:
+        here.running("doomed fox")
+        [job] = here.jobs("doomed fox")
+        request = urllib.request.Request(f"{here.url}/jobs/{job['id']}", method="DELETE")
+        urllib.request.urlopen(request).close()
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    with pytest.raises(openai.ConflictError) as caught:
+        client.images.generate(prompt="doomed fox sleep=0.5", size="64x64")
+    thread.join()
+    assert caught.value.code == "cancelled" and len(here.jobs("doomed fox")) == 1
+
+
+# -- trying again
+
+
+def test_three_tries_of_one_second_make_one_picture(here: House):
+    with (
+        openai.OpenAI(base_url=f"{here.url}/v1", api_key="any", timeout=1) as client,
+        pytest.raises(openai.APITimeoutError),
+    ):
+        client.images.generate(prompt="late fox sleep=1", size="64x64")
+    until(lambda: here.jobs("late fox")[0]["state"] == "completed", 30)
+    assert len(here.jobs("late fox")) == here.made("late fox") == 1
+
+
+def test_a_try_that_comes_in_time_gets_the_first_ones_picture(here: House):
+    with openai.OpenAI(base_url=f"{here.url}/v1", api_key="any", timeout=1.5) as client:
+        answer = client.images.generate(prompt="soon fox sleep=0.25", size="64x64")
+    [job] = here.jobs("soon fox")
+    assert answer.job_id == job["id"] and here.made("soon fox") == 1
+
+
+def test_equal_calls_that_time_out_find_each_its_own_run(here: House):
+    async def two() -> list:
+        async with openai.AsyncOpenAI(
+            base_url=f"{here.url}/v1", api_key="any", timeout=1.5
+        ) as client:
+            calls = (
+                client.images.generate(prompt="twin fox sleep=0.2", size="64x64") for _ in range(2)
+            )
+            return await asyncio.gather(*calls)
+
+    answers = asyncio.run(two())
+    assert len({answer.job_id for answer in answers}) == 2 == len(here.jobs("twin fox"))
+    assert here.made("twin fox") == 2
+
+
+def test_equal_calls_that_are_no_tries_are_two(here: House, client: openai.OpenAI):
+    first = client.images.generate(prompt="same fox", size="64x64")
+    second = client.images.generate(prompt="same fox", size="64x64")
+    assert first.job_id != second.job_id
+
+
+def test_a_key_of_ones_own_is_kept(client: openai.OpenAI):
+    asked = {"prompt": "keyed fox", "size": "64x64", "extra_headers": {"Idempotency-Key": "fox-1"}}
+    assert client.images.generate(**asked).job_id == client.images.generate(**asked).job_id
+
+
+# -- hanging up
+
+
+def hang_up(here: House, body: dict, when) -> None:
+    """A plain caller that closes its connection once ``when`` holds."""
+    connection = http.client.HTTPConnection("127.0.0.1", here.port)
+    connection.request(
+        "POST", "/v1/images/generations", json.dumps(body), {"Content-Type": "application/json"}
+    )
+    until(when, 30)
+    connection.close()
+
+
+def test_hanging_up_cancels_what_has_not_started(here: House):
+    blocker = threading.Thread(
+        target=hang_up,
+        args=(here, {"prompt": "blocking fox sleep=0.25"}, lambda: here.jobs("waiting fox")),
+    )
+    blocker.start()
+    here.running("blocking fox")
+    for extra in ({}, {"stream": True}):
+        word = f"waiting fox {len(extra)}"
+        hang_up(here, {"prompt": word, "n": 2} | extra, lambda word=word: len(here.jobs(word)) == 2)
+        until(lambda word=word: {j["state"] for j in here.jobs(word)} == {"cancelled"}, 10, word)
+    blocker.join()
+    until(lambda: here.jobs("blocking fox")[0]["state"] == "completed", 30)
+    assert here.made("waiting fox") == 0
+
+
+def test_a_try_again_revives_what_hanging_up_cancelled(here: House):
+    hanging = threading.Thread(
+        target=hang_up,
+        args=(here, {"prompt": "first fox sleep=0.4"}, lambda: here.jobs("second fox")),
+    )
+    hanging.start()
+    here.running("first fox")
+    with openai.OpenAI(base_url=f"{here.url}/v1", api_key="any", timeout=1.2) as client:
+        answer = client.images.generate(prompt="second fox", size="64x64")
+    hanging.join()
+    [job] = here.jobs("second fox")
+    assert answer.job_id == job["id"] and here.made("second fox") == 1
+
+
+# -- open-webui, as its back end asks
+
+
+def test_open_webui(here: House):
+    connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=60)
+    headers = {"Authorization": "Bearer key", "Content-Type": "application/json"}
+    body = {
+        "model": "gpt-image-1", "prompt": "a fox for open-webui", "n": 1, "size": "96x64",
+        "response_format": "b64_json",
+    }  # fmt: skip
+    connection.request("POST", "/v1/images/generations", json.dumps(body), headers)
+    answer = connection.getresponse()
+    assert answer.status == 200
+    [entry] = json.load(answer)["data"]
+    assert picture(entry["b64_json"]).size == (96, 64)
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"null", b"[]", b"{", b'"x"', b"\xff", b"[" * 100_000, b'{"prompt": 1}', b"{}",
+     b'{"prompt": "x", "n": 1e400}', b'{"prompt": "x", "n": true}', b'{"prompt": "x", "size": []}',
+     b'{"prompt": "\\ud800"}', b'{"prompt": "x", "metadata": 3}', b'{"prompt": "x", "model": {}}',
+     b'{"prompt": "x", "seed": 99999999999999999999}', b'{"prompt": {"a": 1}}'],
+)  # fmt: skip
+def test_no_body_is_a_fault_of_ours(here: House, body: bytes):
+    connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=60)
+    connection.request(
+        "POST", "/v1/images/generations", body, {"Content-Type": "application/json"}
+    )
+    answer = connection.getresponse()
+    said = json.load(answer)
+    if body == b'{"prompt": "x", "model": {}}':  # no word about it would change anything
+        assert answer.status == 200
+    else:
+        assert answer.status == 400, said
+        assert set(said["error"]) == {"message", "type", "param", "code"}
+    connection.close()
+
+
+def test_without_a_token_the_key_is_wrong_and_addresses_are_signed(tmp_path):
+    with house(tmp_path / "root", token="secret") as here:  # noqa: S106
+        with (
+            openai.OpenAI(base_url=f"{here.url}/v1", api_key="wrong", timeout=60) as wrong,
+            pytest.raises(openai.AuthenticationError) as caught,
+        ):
+            wrong.images.generate(prompt="never")
+        assert caught.value.code == "invalid_api_key"
+        with openai.OpenAI(base_url=f"{here.url}/v1", api_key="secret", timeout=60) as right:
+            answer = right.images.generate(prompt="a fox", size="64x64", response_format="url")
+        url = answer.data[0].url
+        with urllib.request.urlopen(url) as got:
+            assert picture(got.read()).size == (64, 64)
+        other = url.replace("expires=", "expires=9")
+        for bad in (url.partition("?")[0], url[:-1] + ("0" if url[-1] != "0" else "1"), other):
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(bad)
+            assert refused.value.code == 401, bad
+            refused.value.close()
+
+
+def test_a_full_queue_is_a_rate_limit(tmp_path):
+    with house(tmp_path / "root", watch=False, max_queued=1) as here:
+        headers = {"Content-Type": "application/json"}
+        connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=60)
+        body = json.dumps({"prompt": "x", "n": 2})
+        connection.request("POST", "/v1/images/generations", body, headers)
+        answer = connection.getresponse()
+        error = json.load(answer)["error"]
+        assert (answer.status, error["code"]) == (429, "queue_full")
+        assert int(answer.headers["Retry-After"]) > 0
+        begun = time.monotonic()
+        with (
+            openai.OpenAI(base_url=f"{here.url}/v1", api_key="x", max_retries=0) as client,
+            pytest.raises(openai.RateLimitError),
+        ):
+            client.images.generate(prompt="x", n=2)
+        assert time.monotonic() - begun < 10
+        connection.close()
