@@ -31,7 +31,9 @@ def test_the_readme_draws_the_transitions_as_they_are() -> None:
 def test_the_readme_maps_every_module_of_the_watcher() -> None:
     told = readme() + (HOUSE / "watcher" / "__init__.py").read_text(encoding="utf-8")
     modules = [path.name for path in HOUSE.glob("watcher/*.py") if not path.name.startswith("__")]
-    assert [name for name in modules if name not in told] == []
+    parts = [f"{path.parent.name}/" for path in HOUSE.glob("watcher/*/__init__.py")]
+    assert {"jobs.py", "inbox/"} <= {*modules, *parts}
+    assert [name for name in (*modules, *parts) if name not in told] == []
 
 
 def test_links_of_the_readme_lead_somewhere() -> None:

@@ -145,8 +145,21 @@ def _service_status(desk: Desk) -> int:
     return 0 if pulse["alive"] and not troubles else 4
 
 
-def cancel(desk: Desk, jobs: Ids = None) -> int:
+Whole = Annotated[
+    str | None, typer.Option("--batch", metavar="TICKET", help="All of this batch (its ticket).")
+]
+
+
+def cancel(desk: Desk, jobs: Ids = None, batch: Whole = None) -> int:
     """Cancel jobs: a waiting one at once, a running one after its current step."""
+    if batch is not None:
+        with desk.record() as store:
+            ticket = ticket_of(store, batch)
+            counts = store.progress(ticket)
+            store.cancel_batch(ticket, time.time_ns() // 1000)
+        number = counts[JobState.QUEUED] + counts[JobState.GENERATING]
+        desk.answer({"ticket": ticket, "cancelled": number}, f"{ticket} {number} cancelled")
+        return 0 if not jobs else _each(desk, jobs, _cancel_one)
     return _each(desk, jobs or [], _cancel_one)
 
 
@@ -154,8 +167,15 @@ def retry(
     desk: Desk,
     jobs: Ids = None,
     failed: Annotated[bool, typer.Option("--failed", help="Every job that failed.")] = False,
+    batch: Whole = None,
 ) -> int:
     """Run failed or cancelled jobs again, with the same seed and name."""
+    if batch is not None:
+        with desk.record() as store:
+            ticket = ticket_of(store, batch)
+            number = store.retry_failed(ticket, time.time_ns() // 1000)
+        desk.answer({"ticket": ticket, "retried": number}, f"{number} queued again")
+        return 0
     if failed and jobs:
         raise SteadyError("bad_request", "Give ids or --failed, not both.")
     if failed:
@@ -164,16 +184,28 @@ def retry(
 
 
 def pause(
-    desk: Desk, reason: Annotated[str | None, typer.Option(help="Words for the others.")] = None
+    desk: Desk,
+    reason: Annotated[str | None, typer.Option(help="Words for the others.")] = None,
+    batch: Whole = None,
 ) -> None:
     """Start no further job until `steady resume`; also over restarts."""
+    if batch is not None:
+        with desk.record() as store:
+            ticket = store.pause_batch(ticket_of(store, batch)).ticket
+        desk.answer({"ticket": ticket, "paused": True}, f"{ticket} waits until it is resumed")
+        return
     with desk.record() as store:
         store.put("paused", {"by": "person", "reason": reason, "since": time.time_ns() // 1000})
     desk.answer({"paused": True}, "Paused: the picture in hand is finished, no other begins.")
 
 
-def resume(desk: Desk) -> None:
+def resume(desk: Desk, batch: Whole = None) -> None:
     """Go on after `steady pause`, or after the queue paused itself."""
+    if batch is not None:
+        with desk.record() as store:
+            ticket = store.resume_batch(ticket_of(store, batch)).ticket
+        desk.answer({"ticket": ticket, "paused": False}, f"{ticket} goes on")
+        return
     with desk.record() as store:
         store.drop("paused")
     desk.answer({"paused": False}, "The queue goes on.")
@@ -210,6 +242,16 @@ def find(store: "JobStore", text: str) -> Job:
     if found is None:
         raise _NotRecorded("job_not_found", f"There is no job {text}.")
     return found
+
+
+def ticket_of(store: "JobStore", text: str) -> str:
+    """The batch with this ticket or of the job named so. SteadyError ``batch_not_found``."""
+    if store.batch(text):
+        return text
+    try:
+        return find(store, text).ticket
+    except _NotRecorded:
+        raise SteadyError("batch_not_found", f"There is no batch {text}.") from None
 
 
 def _each(desk: Desk, ids: list[str], change: Any) -> int:
@@ -260,7 +302,7 @@ def _waiting_file(desk: Desk, ticket: str) -> Path | None:
     """The submitted file of ``ticket`` while nobody has taken it."""
     if not re.fullmatch(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", ticket):
         return None
-    return next(desk.config.inbox.glob(f"api-{ticket}.*"), None)
+    return next(desk.config.inbox.glob(f"api-*{ticket}*.*"), None)
 
 
 def _retry_one(desk: Desk, store: "JobStore", one: str) -> None:

@@ -108,6 +108,17 @@ def one_line(text: str, width: int) -> str:
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
+def in_time(seconds: float) -> str:
+    """A span for people: ``40 s``, ``12 min``, ``3 h 20 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
+
+
 def in_words(error: SteadyError) -> str:
     """An error for people: what happened, each single fault with its place, what to do."""
     lines = [f"steady: {one_line(error.message, 500)}"]

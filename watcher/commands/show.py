@@ -2,11 +2,14 @@
 
 import datetime
 import shutil
+import sys
 from typing import Any
 
 from watcher.commands.desk import one_line
 from watcher.config import Config
 from watcher.jobs import Batch, Job, JobState, forwards_of
+
+_WIDE = 500  #: characters of a line that goes into a pipe
 
 
 def iso(moment: int | None) -> str | None:
@@ -98,10 +101,10 @@ def where(job: Job, pulse: dict[str, Any]) -> str:
 
 
 def job_row(job: Job, pulse: dict[str, Any]) -> str:
-    """One line of a list, no wider than the terminal."""
+    """One line of a list, no wider than the terminal (if it is one)."""
     state = str(job.state) + (f" ({note})" if (note := where(job, pulse)) else "")
     head = f"{job.id[:8]}  {state:<12}  {clock(job.created_at):<12}  {job.image_name:<16}  "
-    width = shutil.get_terminal_size((110, 24)).columns
+    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
     return head + one_line(job.request.prompt, max(20, width - len(head)))
 
 

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from watcher.commands.desk import Desk, command, one_line
+from watcher.commands.desk import Desk, command, in_time, one_line
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import JobRequest, Limits, forwards_of, job_id_of, ticket_of_key
+from watcher.wildcards import Wildcards
 
 if TYPE_CHECKING:
-    from watcher.jobfile import Parsed
+    from watcher.jobfile import Lines, Parsed
 
 _SHOWN_IDS = 1000
 _LINES = ".txt"  #: one prompt a line; only here, the inbox leaves such files alone
@@ -46,6 +47,7 @@ class Sheet:
     jobs: int
     key: str | None = None
     warnings: tuple[str, ...] = ()
+    resume: bool = False  #: it says so itself
 
 
 def submit(
@@ -57,6 +59,10 @@ def submit(
     key: Annotated[
         str | None, typer.Option(help="Submitting again with this key is harmless.")
     ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="With the key of before: only what is missing or changed."),
+    ] = False,
     wait: Annotated[bool, typer.Option("--wait", help="Stay until the pictures are made.")] = False,
     timeout: Annotated[
         str | None, typer.Option(help="With --wait: at most e.g. 90s or 10m.")
@@ -68,6 +74,10 @@ def submit(
         str,
         typer.Option("--type", help="What - holds: txt (a prompt a line), yaml, json, jsonl, csv."),
     ] = "txt",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="FIELD=VALUE for every job, as in width=768; may be repeated."),
+    ] = None,
     height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
     size: Annotated[str | None, typer.Option(help="Width and height, as in 1024x768.")] = None,
@@ -114,13 +124,18 @@ def submit(
 
     deadline = deadline_of(timeout)
     limits, known = _from_record(desk)
-    sheets = list(_sheets(desk, what, given, key, kind, limits))
+    given = _set(set_, limits) | given
+    reader = Reader(limits, Wildcards(desk.root), keyed=key is not None)
+    sheets = list(_sheets(what, given, key, kind, reader))
     if dry_run:
         _show(desk, sheets)
         return 0
+    if resume and not all(key or sheet.key for sheet in sheets):
+        raise SteadyError("bad_request", "--resume wants the --key of the batch to go on with.")
     since = _last_rev(desk) if wait else 0
     tickets = [
-        _send(desk, sheet, ticket, known=known) for sheet, ticket in _with_tickets(sheets, key)
+        _send(desk, sheet, ticket, known=known, resume=resume or sheet.resume)
+        for sheet, ticket in _with_tickets(sheets, key)
     ]
     if wait:
         return until_done(desk, tickets, since, deadline)
@@ -132,7 +147,7 @@ def submit(
 
 
 def _sheets(
-    desk: Desk, what: list[str], given: dict[str, Any], key: str | None, kind: str, limits: Limits
+    what: list[str], given: dict[str, Any], key: str | None, kind: str, reader: "Reader"
 ) -> Iterator[Sheet]:
     """The files to write, each fully checked. Raises SteadyError; nothing was written then."""
     paths = [path for word in what for path in _files(word)]
@@ -143,12 +158,12 @@ def _sheets(
                 f"There are no files {one_line(' '.join(what), 60)}.",
                 remedy="If this is one prompt, put it in quotes.",
             )
-        yield _of_prompt(what[0], given, key, limits)
+        yield _of_prompt(what[0], given, key, reader)
         return
     for path in paths:
         data, suffix = _read(path, kind)
         with _named(str(path)):
-            yield _of_file(data, suffix, path, given, limits)
+            yield _of_file(data, suffix, path, given, reader)
 
 
 def _files(word: str) -> list[Path]:
@@ -188,51 +203,86 @@ def _read(path: Path, kind: str) -> tuple[bytes, str]:
         raise SteadyError("unreadable", f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, limits: Limits) -> Sheet:
-    body = {"prompt": prompt} | given | ({"key": key} if key else {})
-    return _of_body(json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogateescape"), limits)
+@dataclass(frozen=True)
+class Reader:
+    """The watcher's own reader, for this root. ``keyed``: a key comes from the command line."""
+
+    limits: Limits
+    wildcards: Wildcards
+    keyed: bool
+
+    def whole(self, data: bytes, suffix: str, stem: str = "") -> "Parsed":
+        """A .yaml or .json."""
+        from watcher import jobfile
+
+        return jobfile.parse(
+            data, suffix, self.limits, stem=stem, wildcards=self.wildcards, keyed=self.keyed
+        )
+
+    def lines(self, data: bytes, suffix: str) -> "Lines":
+        """A table, row by row."""
+        from watcher import jobfile
+
+        return jobfile.read_lines(io.BytesIO(data), suffix, self.limits, wildcards=self.wildcards)
 
 
-def _of_body(data: bytes, limits: Limits) -> Sheet:
+def _set(words: list[str] | None, limits: Limits) -> dict[str, Any]:
+    """What ``--set`` says, each value as its field wants it. Raises SteadyError."""
     from watcher import jobfile
 
-    return _of_parsed(data, ".json", None, jobfile.parse(data, ".json", limits))
+    pairs = _pairs(words, "--set wants FIELD=VALUE") or {}
+    if not pairs:
+        return {}
+    read = jobfile.request_of({"prompt": "-"} | pairs, limits, text=True)
+    said = read.model_dump(exclude_none=True)
+    if "prompt" not in pairs:
+        del said["prompt"]
+    if "count" not in pairs:
+        said.pop("count", None)
+    return said
 
 
-def _of_file(data: bytes, suffix: str, path: Path, given: dict[str, Any], limits: Limits) -> Sheet:
+def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: Reader) -> Sheet:
+    body = {"prompt": prompt} | given | ({"key": key} if key else {})
+    data = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    return _of_parsed(data, ".json", None, reader.whole(data, ".json"))
+
+
+def _of_file(data: bytes, suffix: str, path: Path, given: dict[str, Any], reader: Reader) -> Sheet:
     from watcher import jobfile
 
     if suffix in jobfile.LINE_SUFFIXES or suffix == _LINES:
-        sheet = _of_lines(data, suffix, path, limits)
-    elif suffix in jobfile.PICTURE_SUFFIXES:
+        return _of_lines(data, suffix, path, given, reader)
+    if suffix in jobfile.PICTURE_SUFFIXES:
         from watcher.recipe import read_recipe
 
-        parsed = jobfile.of_recipe(read_recipe(data), limits)
+        parsed = jobfile.of_recipe(read_recipe(data), reader.limits)
         sheet = _of_parsed(data, suffix, path.name, parsed)
     elif suffix in jobfile.SUFFIXES:
         if len(data) > jobfile.MAX_BYTES:
             raise SteadyError("too_large", f"{path.name} has more than {jobfile.MAX_BYTES} bytes.")
-        sheet = _of_parsed(
-            data, suffix, path.name, jobfile.parse(data, suffix, limits, stem=path.stem)
-        )
+        sheet = _of_parsed(data, suffix, path.name, reader.whole(data, suffix, path.stem))
     else:
         raise SteadyError("unsupported_suffix", f"{path.name}: files of this kind are not read.")
-    return _changed(sheet, given, limits) if given else sheet
+    return _changed(sheet, given, reader) if given else sheet
 
 
 def _of_parsed(data: bytes, suffix: str, name: str | None, parsed: "Parsed") -> Sheet:
     requests = [plan.request for plan in parsed.requests]
     warnings = dict.fromkeys([*parsed.warnings, *(w for p in parsed.requests for w in p.warnings)])
-    return Sheet(data, suffix, name, requests, len(requests), parsed.key, tuple(warnings))
+    return Sheet(
+        data, suffix, name, requests, len(requests), parsed.key, tuple(warnings), parsed.resume
+    )
 
 
-def _of_lines(data: bytes, suffix: str, path: Path, limits: Limits) -> Sheet:
+def _of_lines(data: bytes, suffix: str, path: Path, given: dict[str, Any], reader: Reader) -> Sheet:
     """A table, row by row. Rows that cannot be used are for the watcher to give back."""
     from watcher import jobfile
 
-    rows = jobfile.read_lines(io.BytesIO(data), suffix, limits)
+    anew = bool(given) or suffix == _LINES  # the inbox leaves plain text alone
+    rows = reader.lines(data, suffix)
     requests: list[JobRequest] = []
-    prompts: list[str] = []
+    lines: list[bytes] = []
     number = refused = 0
     problems: list[Problem] = []
     for row in rows:
@@ -243,47 +293,55 @@ def _of_lines(data: bytes, suffix: str, path: Path, limits: Limits) -> Sheet:
         number += 1
         if number <= _SHOWN_IDS:
             requests.append(row.request)
-        if suffix == _LINES:
-            prompts.append(row.request.prompt)
+        if anew:
+            body = {"prompt": row.request.prompt} if suffix == _LINES else _said(row.request)
+            lines.append(json.dumps(_over(body, given), ensure_ascii=False).encode() + b"\n")
     if not number:
         raise SteadyError("all_rows_refused" if refused else "empty_file", problems=problems)
+    if given and (refused or suffix != ".jsonl" or lines):
+        if refused:
+            message = f"{refused} rows cannot be used."
+            raise SteadyError("all_rows_refused", message, problems=problems)
+        return _of_lines(b"".join(lines), ".jsonl", path.with_suffix(".jsonl"), {}, reader)
     warnings = [*rows.warnings]
     if refused:
         warnings.append(f"{refused} rows cannot be used; they come back in a .refused.csv")
-    if suffix == _LINES:  # the inbox leaves plain text alone
-        lines = (json.dumps({"prompt": prompt}, ensure_ascii=False) for prompt in prompts)
-        data, suffix = ("\n".join(lines) + "\n").encode(), ".jsonl"
+    if anew:
+        data, suffix = b"".join(lines), ".jsonl"
     return Sheet(data, suffix, path.name, requests, number, None, tuple(warnings))
 
 
-def _changed(sheet: Sheet, given: dict[str, Any], limits: Limits) -> Sheet:
+def _said(request: JobRequest) -> dict[str, Any]:
+    return request.model_dump(exclude_none=True, exclude={"count"})
+
+
+def _over(body: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """The command line's fields put over those of a job."""
+    if "size" in given:
+        body.pop("width", None), body.pop("height", None)
+    return body | given
+
+
+def _changed(sheet: Sheet, given: dict[str, Any], reader: Reader) -> Sheet:
     """The jobs of a file with the command line's fields put over them, as a file of our own."""
-    if sheet.jobs > len(sheet.requests):
-        raise SteadyError(
-            "too_many_jobs",
-            f"{sheet.name} holds {sheet.jobs} jobs; options can be put over at most {_SHOWN_IDS}.",
-            remedy="Write the fields into the file.",
-        )
-    bodies = [
-        request.model_dump(exclude_none=True, exclude={"count"}) | given
-        for request in sheet.requests
-    ]
-    for body in bodies:
-        if "size" in given:
-            body.pop("width", None), body.pop("height", None)
+    bodies = [_over(_said(request), given) for request in sheet.requests]
     content: Any = bodies[0] if len(bodies) == 1 else bodies
-    changed = _of_body(json.dumps(content, ensure_ascii=False).encode(), limits)
+    data = json.dumps(content, ensure_ascii=False).encode()
+    changed = _of_parsed(data, ".json", sheet.name, reader.whole(data, ".json"))
     return Sheet(
-        changed.data, ".json", sheet.name, changed.requests, changed.jobs, sheet.key, sheet.warnings
-    )
+        changed.data, ".json", sheet.name, changed.requests, changed.jobs, sheet.key,
+        sheet.warnings, sheet.resume,
+    )  # fmt: skip
 
 
-def _pairs(words: list[str] | None) -> dict[str, str] | None:
+def _pairs(
+    words: list[str] | None, wanted: str = "--metadata wants NAME=VALUE"
+) -> dict[str, str] | None:
     if not words:
         return None
     pairs = dict(word.partition("=")[::2] for word in words if "=" in word)
     if len(pairs) != len(words):
-        raise SteadyError("bad_request", "--metadata wants NAME=VALUE, each name once.")
+        raise SteadyError("bad_request", f"{wanted}, each name once.")
     return pairs
 
 
@@ -320,13 +378,18 @@ def _with_tickets(sheets: Sequence[Sheet], key: str | None) -> list[tuple[Sheet,
     ]
 
 
-def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool) -> str:
+def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool, resume: bool = False) -> str:
     from watcher.inbox.submit import submit as put
 
+    name = sheet.name if sheet.name and sheet.name != "-" else ""
     keyed = sheet.key is not None or uuid.UUID(ticket).version == 5
-    repeat = keyed and _is_repeat(desk, sheet, ticket)
-    if not repeat:
-        put(desk.config.inbox, sheet.data, sheet.suffix, ticket, known=known)
+    resume = resume and keyed
+    repeat = keyed and not resume and _is_repeat(desk, sheet, ticket)
+    if resume:  # a file of its own, which the watcher reads into the batch there is
+        put(desk.config.inbox, sheet.data, sheet.suffix, str(uuid.uuid4()), known=known,
+            resumes=ticket, name=name)  # fmt: skip
+    elif not repeat:
+        put(desk.config.inbox, sheet.data, sheet.suffix, ticket, known=known, name=name)
     ids = [job_id_of(ticket, index) for index in range(min(sheet.jobs, _SHOWN_IDS))]
     answer: dict[str, Any] = {"ticket": ticket, "jobs": sheet.jobs, "job_ids": ids}
     words = f"{ticket}  {_pictures(sheet.jobs)}"
@@ -346,13 +409,11 @@ def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool) -> str:
 
 def _is_repeat(desk: Desk, sheet: Sheet, ticket: str) -> bool:
     """Was this key used before? Raises SteadyError ``key_conflict`` when for something else."""
-    waiting = desk.config.inbox / f"api-{ticket}{sheet.suffix}"
-    try:
-        if waiting.read_bytes() != sheet.data:
-            raise SteadyError("key_conflict")
-        return True
-    except OSError:
-        pass
+    with contextlib.suppress(OSError):
+        for waiting in desk.config.inbox.glob(f"api-{ticket}*"):
+            if waiting.read_bytes() != sheet.data:
+                raise SteadyError("key_conflict")
+            return True
     if not desk.has_record():
         return False
     with desk.record() as store:
@@ -386,7 +447,15 @@ def _show(desk: Desk, sheets: Sequence[Sheet]) -> None:
         forwards_of(r.num_inference_steps or 1) for sheet in sheets for r in sheet.requests
     )
     total = sum(sheet.jobs for sheet in sheets)
-    desk.talk(f"{_pictures(total)}, {forwards} steps of work; nothing was queued.")
+    seconds = None
+    if desk.has_record():
+        from watcher.pace import Pace, size_of
+
+        sizes = [size_of(request) for sheet in sheets for request in sheet.requests]
+        with desk.record() as store:
+            seconds = Pace(store.durations()).queue(sizes, total)
+    time = "" if seconds is None else f", about {in_time(seconds)}"
+    desk.talk(f"{_pictures(total)}, {forwards} steps of work{time}; nothing was queued.")
 
 
 def _pictures(number: int) -> str:
