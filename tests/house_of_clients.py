@@ -24,9 +24,7 @@ class House:
 
     def made(self, word: str) -> int:
         """Pictures begun for prompts that hold ``word``."""
-        return sum(
-            e["event"] == "start" and word in e["prompt"] for e in read_log(self.root.log)
-        )
+        return sum(e["event"] == "start" and word in e["prompt"] for e in read_log(self.root.log))
 
     def jobs(self, word: str) -> list[dict]:
         return [job for job in self.root.jobs() if word in job["prompt"]]

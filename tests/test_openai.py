@@ -301,9 +301,7 @@ def test_open_webui(here: House):
 )  # fmt: skip
 def test_no_body_is_a_fault_of_ours(here: House, body: bytes):
     connection = http.client.HTTPConnection("127.0.0.1", here.port, timeout=60)
-    connection.request(
-        "POST", "/v1/images/generations", body, {"Content-Type": "application/json"}
-    )
+    connection.request("POST", "/v1/images/generations", body, {"Content-Type": "application/json"})
     answer = connection.getresponse()
     said = json.load(answer)
     if body == b'{"prompt": "x", "model": {}}':  # no word about it would change anything
