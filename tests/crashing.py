@@ -1,7 +1,9 @@
 """The watcher as a process that dies on purpose: ``python crashing.py ROOT --point NAME --nth N``.
 
 It is the product's own ``service.run`` with a checkpoint that sends SIGKILL to itself the
-N-th time the named step was done (``*`` is any step). Without a point nothing dies.
+N-th time the named step was done (``*`` is any step). Without a point nothing dies. With
+``--broken`` the step raises instead, as a fault of ours would; with ``--clock FILE`` the wall
+clock is wrong by the number of seconds in that file.
 """
 
 import argparse
@@ -11,6 +13,7 @@ import signal
 import sqlite3
 import sys
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -46,6 +49,8 @@ def main() -> int:
     options.add_argument("--nth", type=int, default=1)
     options.add_argument("--once", action="store_true")
     options.add_argument("--fault", choices=["late-identity", "named-at-finish"])
+    options.add_argument("--broken", action="store_true")
+    options.add_argument("--clock", type=Path)
     options.add_argument("--probe", help="the machine's devices, best first: cuda:0,cpu")
     given = options.parse_args()
     left = given.nth
@@ -57,9 +62,15 @@ def main() -> int:
             return
         with lock:
             left -= 1
+            if left == 0 and given.broken:
+                raise RuntimeError(f"broken on purpose at {step}")
             if left == 0:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    if given.clock is not None:
+        real, real_ns = time.time, time.time_ns
+        time.time = lambda: real() + float(given.clock.read_text())
+        time.time_ns = lambda: real_ns() + int(given.clock.read_text()) * 10**9
     if given.fault == "late-identity":
         service.Intake = LateIdentity  # type: ignore[misc]
     elif given.fault == "named-at-finish":

@@ -5,11 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from conftest import until
 from history import rows
+
+from watcher import live
 
 TESTS = Path(__file__).parent
 SETTINGS = {
@@ -54,11 +57,14 @@ class Root:
         draft.write_bytes(data)
         return draft.rename(self.inbox / name)
 
-    def spawn(self, *command: str) -> subprocess.Popen[bytes]:
+    def spawn(self, *command: str, wrapper: Sequence[str] = ()) -> subprocess.Popen[bytes]:
         """A process in this root's environment; what it says is added to watcher.log."""
         with self.said.open("ab") as said:
             process = subprocess.Popen(
-                [sys.executable, *command], cwd=self.folder, env=self.environment(), stderr=said
+                [*wrapper, sys.executable, *command],
+                cwd=self.folder,
+                env=self.environment(),
+                stderr=said,
             )
         self.processes.append(process)
         return process
@@ -71,13 +77,22 @@ class Root:
         once: bool = False,
         fault: str | None = None,
         probe: str | None = None,
+        broken: bool = False,
+        clock: Path | None = None,
+        wrapper: Sequence[str] = (),
     ) -> subprocess.Popen[bytes]:
-        """A watcher, killed the ``nth`` time step ``point`` was done."""
+        """A watcher, killed the ``nth`` time step ``point`` was done.
+
+        ``broken``: the step raises instead. ``clock``: a file with the seconds by which the
+        wall clock is wrong. ``wrapper``: a command that runs it.
+        """
         command = [str(TESTS / "crashing.py"), str(self.folder)]
         command += ["--point", point, "--nth", str(nth)] if point else []
         command += ["--fault", fault] if fault else []
         command += ["--probe", probe] if probe else []
-        return self.spawn(*command, *(["--once"] if once else []))
+        command += ["--broken"] if broken else []
+        command += ["--clock", str(clock)] if clock else []
+        return self.spawn(*command, *(["--once"] if once else []), wrapper=wrapper)
 
     def finish(self, timeout: float = 60) -> None:
         """Let an undisturbed watcher do all that is left; fails when it cannot."""
@@ -105,6 +120,15 @@ class Root:
             return dict(json.loads((self.folder / ".steady" / "live.json").read_bytes()))
         except (OSError, ValueError):
             return {}
+
+    def troubles(self) -> set[str]:
+        """The codes of what is wrong just now, as the pulse tells it."""
+        pulse = live.read(self.folder / ".steady")
+        return {t["code"] for t in pulse.get("trouble", ())} if pulse["alive"] else set()
+
+    def inbox_words(self) -> str:
+        """What the pulse says of the inbox, in words."""
+        return " ".join(self.pulse().get("inbox", {}).get("problems", ()))
 
     def close(self) -> None:
         for process in self.processes:

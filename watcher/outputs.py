@@ -137,7 +137,7 @@ class Outputs:
             return marker.decode("ascii", "replace")
 
     def check(self) -> None:
-        """Is the folder there and still the one that was opened? ``folder_gone`` if not.
+        """Is the folder there, writable, and still the one opened? ``folder_gone`` if not.
 
         An emptied folder on the same file system is taken on again; another file system
         under the same name (an unmounted disk) is not.
@@ -153,6 +153,8 @@ class Outputs:
             else:
                 raise SteadyError("folder_gone", "The outputs folder is not mounted.")
             _make(self._tmp)
+            if not os.access(self._folder, os.W_OK):
+                raise SteadyError("folder_gone", "The outputs folder cannot be written.")
 
     def free_bytes(self) -> int:
         """Bytes that may still be written; 0 when there is no room for another file name."""

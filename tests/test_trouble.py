@@ -1,0 +1,454 @@
+"""Bad surroundings cost no job: each is made for real around a running service, shows in its
+pulse within 15 seconds, and is over by itself when the surroundings are mended."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import until
+from doors import Running
+from engines import read_log
+from history import faults, pictures, renders, rows
+from roots import Root
+
+SHOWN = 15  #: seconds after which everybody must be told
+LONG = "long steps=10 sleep=0.1"
+
+
+@pytest.fixture
+def mounted() -> Iterator[Callable[..., None]]:
+    """mount(8); whatever is mounted is unmounted at the end."""
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts")
+    points: list[Path] = []
+
+    def mount(point: Path, *options: str) -> None:
+        point.mkdir(exist_ok=True, parents=True)
+        subprocess.run(["mount", *options, point], check=True)
+        points.append(point)
+
+    yield mount
+    for point in reversed(points):
+        subprocess.run(["umount", "-l", point], stderr=subprocess.DEVNULL)
+
+
+def remount(point: Path, options: str) -> None:
+    subprocess.run(["mount", "-o", f"remount,{options}", point], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Take every byte that is left on the disk of ``folder``."""
+    hog = folder / ".hog"
+    with hog.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1 << 12, 1):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))
+    return hog
+
+
+def running(root: Root, prompt: str = LONG) -> None:
+    """Wait until ``prompt`` is being rendered."""
+    until(
+        lambda: any(e["event"] == "start" and e["prompt"] == prompt for e in read_log(root.log)),
+        30,
+        f"the start of {prompt}",
+    )
+
+
+def told(root: Root, code: str) -> None:
+    """Within 15 s a living pulse says so."""
+    until(lambda: code in root.troubles(), SHOWN, f"{code}; {root.pulse()}")
+
+
+def over(root: Root) -> None:
+    until(lambda: root.pulse().get("trouble") == [], SHOWN, f"no trouble; {root.pulse()}")
+
+
+def whole(root: Root, jobs: int, timeout: float = 30) -> None:
+    """Everything ended as it should: no job paid."""
+    until(lambda: root.states() == ["completed"] * jobs, timeout, f"{root.states()}")
+    until(
+        lambda: faults(root.folder, expected=jobs) == [],
+        20,
+        f"{faults(root.folder, expected=jobs)}",
+    )
+    assert all(not job["deaths"] and not job["watcher_deaths"] for job in root.jobs())
+
+
+# ---------------------------------------------------------------- disks
+
+
+def break_full(place: Path) -> Callable[[], None]:
+    hog = fill(place)
+    return hog.unlink
+
+
+def break_read_only(place: Path) -> Callable[[], None]:
+    remount(place, "ro")
+    return lambda: remount(place, "rw")
+
+
+@pytest.mark.parametrize("where", ["inbox", "outputs"])
+@pytest.mark.parametrize(
+    ("spoil", "code"), [(break_full, "disk_full"), (break_read_only, "folder_gone")]
+)
+def test_a_disk_that_cannot_be_written(
+    make_root: Callable[..., Root],
+    mounted: Callable[..., None],
+    tmp_path: Path,
+    where: str,
+    spoil: Callable[[Path], Callable[[], None]],
+    code: str,
+) -> None:
+    place = tmp_path / "root" / where
+    mounted(place, "-t", "tmpfs", "-o", "size=1m", "none")
+    root = make_root(min_free_disk=0)
+    root.watch()
+    shutil.copy(root.folder / "config.yaml", root.folder / "draft")  # a copy: another disk
+    (root.folder / "draft").write_text(f"- prompt: {LONG}\n- prompt: next\n")
+    shutil.copy(root.folder / "draft", root.inbox / "a.yaml")
+    running(root)
+    mend = spoil(place)
+    told(root, code)
+    mend()
+    whole(root, 2)
+    over(root)
+
+
+def test_every_disk_is_full_at_once_and_it_is_said_all_the_same(
+    make_root: Callable[..., Root], mounted: Callable[..., None], tmp_path: Path
+) -> None:
+    mounted(tmp_path / "root", "-t", "tmpfs", "-o", "size=8m", "none")
+    log = tmp_path / "engine.log"
+    root = make_root(min_free_disk=0, engine_options={"log": str(log)})
+    root.log = log
+    watcher = root.watch()
+    root.drop("a.yaml", f"- prompt: {LONG}\n- prompt: next\n")
+    running(root)
+    hog = fill(root.folder)
+    told(root, "disk_full")
+    until(lambda: root.troubles() and "completed" not in root.states(), SHOWN, "still told")
+    assert watcher.poll() is None
+    hog.unlink()
+    whole(root, 2)
+    over(root)
+
+
+def test_outputs_that_are_absent_at_start_are_waited_for(make_root: Callable[..., Root]) -> None:
+    """The picture that was published before the kill is found there, not made again."""
+    root = make_root()
+    root.drop("a.yaml", "prompt: one steps=2\n")
+    assert root.watch(point="linked", once=True).wait(60) == -signal.SIGKILL
+    (root.folder / "outputs").rename(root.folder / "away")
+    (root.folder / "outputs").mkdir()
+    root.watch()
+    told(root, "folder_gone")
+    assert root.states() == ["generating"]
+    assert list((root.folder / "outputs").iterdir()) == []
+    (root.folder / "outputs").rmdir()
+    (root.folder / "away").rename(root.folder / "outputs")
+    until(lambda: root.states() == ["completed"], 20, "adopted")
+    assert list(renders(root.log).values()) == [1]
+
+
+# ---------------------------------------------------------------- the record
+
+
+class Locked:
+    """Another program that holds the record's write lock."""
+
+    def __init__(self, root: Root) -> None:
+        self._process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                "import sqlite3, sys\n"
+                "c = sqlite3.connect(sys.argv[1], isolation_level=None, timeout=30)\n"
+                "c.execute('BEGIN EXCLUSIVE'); print('held', flush=True); sys.stdin.read()",
+                str(root.folder / "steady.db"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        )
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"held\n"
+
+    def __enter__(self) -> "Locked":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.communicate()
+
+
+def test_a_foreign_lock_is_waited_out_and_nothing_the_workers_said_is_forgotten(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    root.watch()
+    root.drop("a.yaml", f"- prompt: {LONG}\n- prompt: raise at=5 steps=6 sleep=0.3\n")
+    running(root)
+    with Locked(root):  # the picture arrives while nobody can write
+        told(root, "database_trouble")
+        root.drop("late.yaml", "prompt: late\n")
+        assert root.pulse()["state"] == "running"
+    running(root, "raise at=5 steps=6 sleep=0.3")
+    with Locked(root):  # a failure arrives while nobody can write
+        until(lambda: any(e["event"] == "fault" for e in read_log(root.log)), 20, "the fault")
+        told(root, "database_trouble")
+    root.wait_for("completed", "failed", "completed")
+    assert max(renders(root.log).values()) == 1
+    over(root)
+
+
+def test_sigterm_in_the_middle_of_trouble_ends_in_time(make_root: Callable[..., Root]) -> None:
+    root = make_root()
+    watcher = root.watch()
+    root.drop("a.yaml", f"- prompt: {LONG}\n- prompt: next\n")
+    running(root)
+    with Locked(root):
+        told(root, "database_trouble")
+        watcher.send_signal(signal.SIGTERM)
+        assert watcher.wait(10) == 0
+    root.finish()
+    assert faults(root.folder, expected=2, log=root.log, kills=0) == []
+    assert max(renders(root.log).values()) == 1  # the picture was published, then adopted
+
+
+def test_a_record_that_is_taken_away_and_brought_back(make_root: Callable[..., Root]) -> None:
+    root = make_root()
+    root.watch()
+    root.drop("a.yaml", "prompt: first\n")
+    root.wait_for("completed")
+    api = Running(root.folder)
+    record, away = root.folder / "steady.db", root.folder / "away.db"
+    try:
+        record.rename(away)
+        told(root, "database_trouble")
+        codes = {reason["code"] for reason in ask(api, "/health")["reasons"]}
+        assert "database_trouble" in codes
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            ask(api, "/jobs", prompt="into the void")
+        assert refused.value.code == 503
+        root.drop("b.yaml", "prompt: second\n")
+        until(lambda: not (root.inbox / "b.yaml").exists(), 20, "the claim")
+        assert not record.exists()
+        away.rename(record)
+        until(lambda: root.states() == ["completed"] * 2, 20, f"{root.states()}")
+        answer = ask(api, "/jobs", prompt="third")
+        assert answer["state"] in ("queued", "generating", "completed")
+        whole(root, 3)
+    finally:
+        api.stop(signal.SIGKILL)
+
+
+def ask(api: Running, path: str, **body: Any) -> dict[str, Any]:
+    """GET, or POST when there is a body."""
+    data = json.dumps(body).encode() if body else None
+    request = urllib.request.Request(  # noqa: S310 (our own)
+        api.url + path, data=data, headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=20) as answer:  # noqa: S310
+        return dict(json.loads(answer.read()))
+
+
+def test_a_record_that_is_replaced_by_a_copy_is_gone_on_with(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    watcher = root.watch()
+    root.drop("a.yaml", "prompt: first\n")
+    root.wait_for("completed")
+    copy = root.folder / "copy.db"
+    with (
+        contextlib.closing(sqlite3.connect(root.folder / "steady.db")) as source,
+        contextlib.closing(sqlite3.connect(copy)) as target,
+    ):
+        source.backup(target)
+    root.drop("lost.yaml", "prompt: only in the old one\n")
+    root.wait_for("completed", "completed")
+    with contextlib.suppress(FileNotFoundError):  # a person who restores a copy removes these
+        (root.folder / "steady.db-wal").unlink()
+        (root.folder / "steady.db-shm").unlink()
+    copy.replace(root.folder / "steady.db")
+    until(lambda: "watcher.anew" in root.said.read_text(), SHOWN, "a new beginning")
+    root.drop("b.yaml", "prompt: second\n")
+    until(lambda: root.states() == ["completed", "completed"], 30, f"{root.states()}")
+    assert [job["prompt"] for job in root.jobs()] == ["first", "second"]
+    assert watcher.poll() is None
+    watcher.send_signal(signal.SIGTERM)
+    assert watcher.wait(15) == 0
+
+
+@pytest.mark.parametrize("harm", ["damaged", "newer"])
+def test_a_record_that_cannot_be_trusted_is_refused_at_start_and_left_as_it_is(
+    make_root: Callable[..., Root], harm: str
+) -> None:
+    root = make_root()
+    root.drop("a.yaml", "prompt: first\n")
+    root.finish()
+    record = root.folder / "steady.db"
+    if harm == "newer":
+        with contextlib.closing(sqlite3.connect(record)) as connection:
+            connection.execute("PRAGMA user_version = 99")
+    else:
+        record.write_bytes(b"\0" * 100 + record.read_bytes()[100:])
+    before = record.read_bytes()
+    root.drop("b.yaml", "prompt: second\n")
+    assert root.watch().wait(30) == 4
+    assert "damaged" in root.said.read_text() or "version 99" in root.said.read_text()
+    assert record.read_bytes() == before
+    assert (root.inbox / "b.yaml").exists()
+
+
+# ---------------------------------------------------------------- the inbox
+
+
+def test_an_inbox_that_goes_and_comes_back(
+    make_root: Callable[..., Root], mounted: Callable[..., None]
+) -> None:
+    root = make_root()
+    root.watch()
+    root.drop("a.yaml", "prompt: first\n")
+    root.wait_for("completed")
+    root.inbox.rename(root.folder / "away")
+    told(root, "folder_gone")
+    (root.folder / "away").rename(root.inbox)
+    over(root)
+    root.drop("b.yaml", "prompt: second\n")
+    root.wait_for("completed", "completed")
+    mounted(
+        root.inbox, "-t", "tmpfs", "none"
+    )  # as if another disk lay over it, or its own were gone
+    told(root, "folder_gone")
+    assert "mark" in root.inbox_words()
+    assert list(root.inbox.iterdir()) == []
+    subprocess.run(["umount", root.inbox], check=True)
+    over(root)
+    root.drop("c.yaml", "prompt: third\n")
+    whole(root, 3)
+    shutil.rmtree(root.inbox)
+    root.inbox.mkdir(exist_ok=True)
+    until(lambda: (root.inbox / ".claimed").is_dir(), SHOWN, "its rooms are made anew")
+    root.drop("d.yaml", "prompt: fourth\n")
+    root.wait_for(*["completed"] * 4)
+
+
+@pytest.mark.parametrize("limit", ["watches", "instances"])
+def test_without_events_files_are_taken_all_the_same(
+    make_root: Callable[..., Root], limit: str
+) -> None:
+    root = make_root()
+    script = f'echo 0 > /proc/sys/user/max_inotify_{limit}; exec "$@"'
+    wrapper = ("unshare", "--user", "--map-root-user", "sh", "-c", script, "sh")
+    if subprocess.run([*wrapper[:3], "true"], check=False).returncode != 0:
+        pytest.skip("user namespaces are forbidden here")
+    watcher = root.watch(wrapper=wrapper)
+    until(lambda: f"max_user_{limit}" in root.inbox_words(), SHOWN, f"{root.pulse()}")
+    root.drop("a.yaml", "prompt: first\n")
+    root.wait_for("completed")
+    raised = f"echo 100 > /proc/sys/user/max_inotify_{limit}"
+    enter = ["nsenter", "-t", str(watcher.pid), "--user", "--preserve-credentials"]
+    subprocess.run([*enter, "sh", "-c", raised], check=True)
+    until(lambda: root.pulse()["inbox"]["watch"] == "events", SHOWN, "events again")
+    assert root.inbox_words() == ""
+
+
+# ---------------------------------------------------------------- the clock
+
+
+@pytest.mark.parametrize("jump", [-86_400, 86_400])
+def test_a_clock_that_jumps_disturbs_nobody(make_root: Callable[..., Root], jump: int) -> None:
+    root = make_root()
+    clock = root.folder / "clock"
+    clock.write_text("0")
+    watcher = root.watch(clock=clock)
+    root.drop("a.yaml", f"- prompt: {LONG}\n- prompt: next\n")
+    running(root)
+    draft = root.folder / "clock.new"
+    draft.write_text(str(jump))
+    draft.replace(clock)
+    root.drop("b.yaml", "prompt: after\n")
+    root.wait_for(*["completed"] * 3)
+    assert max(renders(root.log).values()) == 1
+    until(lambda: faults(root.folder, expected=3) == [], 20, "all put away")
+    watcher.send_signal(signal.SIGKILL)
+    watcher.wait()
+    assert root.troubles() == set()  # a pulse from another time is no sign of life
+    from watcher import live
+
+    assert not live.read(root.folder / ".steady")["alive"]
+    root.finish()
+    assert faults(root.folder, expected=3) == []
+
+
+# ---------------------------------------------------------------- threads
+
+
+def test_a_thread_that_dies_ends_the_process_and_the_next_one_goes_on(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    root.drop("a.yaml", "prompt: one\n")
+    assert root.watch(point="parsed", broken=True).wait(30) == 1
+    said = [json.loads(line) for line in root.said.read_text().splitlines() if line[:1] == "{"]
+    death = next(line for line in said if line["event"] == "thread.died")
+    assert death["thread"] == "intake"
+    assert "broken on purpose at parsed" in death["traceback"]
+    root.finish()
+    assert faults(root.folder, expected=1) == []
+
+
+def test_a_file_that_always_breaks_the_reader_is_set_aside_and_the_others_run(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    root.drop("a.yaml", "prompt: one\n")
+    for _ in range(2):
+        assert root.watch(point="parsed", broken=True).wait(30) == 1
+    root.drop("b.yaml", "prompt: two\n")
+    root.finish()
+    assert (root.inbox / "refused" / "a.yaml.error.json").exists()
+    assert [job["prompt"] for job in root.jobs()] == ["two"]
+
+
+def test_a_batch_that_cannot_be_put_away_does_not_hold_up_the_others(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    root.drop("a.yaml", "prompt: one\n")
+    watcher = root.watch(point="archived_files", broken=True)
+    until(lambda: "batch.stuck" in root.said.read_text(), 20, "the fault")
+    root.drop("b.yaml", "prompt: two\n")
+    until(lambda: list((root.inbox / "done").rglob("b~*.result.json")), 20, "the second")
+    watcher.send_signal(signal.SIGTERM)
+    assert watcher.wait(15) == 0
+    root.finish()
+    assert faults(root.folder, expected=2) == []
+
+
+def test_a_worker_that_dies_is_noticed_at_once(make_root: Callable[..., Root]) -> None:
+    """Its job waits again within a second."""
+    root = make_root()
+    watcher = root.watch()
+    root.drop("a.yaml", "prompt: long steps=400 sleep=0.05\n")
+    running(root, "long steps=400 sleep=0.05")
+    worker = root.pulse()["workers"][0]["pid"]
+    os.kill(worker, signal.SIGKILL)
+    until(lambda: rows(root.folder, "SELECT 1 FROM jobs WHERE deaths = 1"), 1.0, "queued again")
+    assert watcher.poll() is None
+    assert threading.active_count() >= 1
+    assert pictures(root.folder) == []
