@@ -6,7 +6,6 @@ the model) is looked up at most once in a short while.
 """
 
 import asyncio
-import statistics
 import threading
 import time
 import uuid
@@ -16,7 +15,8 @@ from typing import Any
 
 from watcher import live, model
 from watcher.config import Config
-from watcher.jobs import Job, JobState, Limits, forwards_of
+from watcher.jobs import Job, JobState, Limits
+from watcher.pace import Pace, Size, size_of
 from watcher.store import JobStore
 
 PULSE_SECONDS = 0.025
@@ -79,45 +79,6 @@ class Stopping:
         await self._event.wait()
 
 
-class Pace:
-    """How long a picture takes, learned from the record.
-
-    Pictures of one size and step count form a class; its median tells. For a class nobody
-    has run yet, the median seconds per pixel and forward of all recent ones are scaled.
-    """
-
-    def __init__(self, durations: Callable[[], list[tuple[int, int, int, int, int]]]) -> None:
-        self._durations = durations
-        self._look = Kept(self._measure, _PACE_SECONDS)
-
-    def _measure(self) -> tuple[dict[tuple[int, int], float], float | None, float | None]:
-        by_class: dict[tuple[int, int], list[float]] = {}
-        rates, all_seconds = [], []
-        for width, height, steps, started, ended in self._durations():
-            seconds = max(0.0, (ended - started) / 1e6)
-            pixels, forwards = width * height, forwards_of(steps)
-            by_class.setdefault((pixels, forwards), []).append(seconds)
-            rates.append(seconds / (pixels * forwards))
-            all_seconds.append(seconds)
-        if not rates:
-            return {}, None, None
-        medians = {key: statistics.median(values) for key, values in by_class.items()}
-        return medians, statistics.median(rates), statistics.fmean(all_seconds)
-
-    def seconds(self, width: int, height: int, steps: int) -> float | None:
-        """One such picture, in seconds; None while nothing is known."""
-        medians, rate, _ = self._look()
-        key = (width * height, forwards_of(steps))
-        if key in medians:
-            return float(medians[key])
-        return None if rate is None else float(rate * key[0] * key[1])
-
-    def average(self) -> float | None:
-        """The mean of the recent pictures, whatever they were, in seconds."""
-        mean: float | None = self._look()[2]
-        return mean
-
-
 class Door:
     """The collaborators of all routes."""
 
@@ -129,7 +90,8 @@ class Door:
         self.stopping = Stopping()
         #: One look by id takes some 40 µs and waits for nobody, so it need not leave the loop.
         self.near = config.database_path is not None
-        self.pace = Pace(lambda: list(store.durations()))
+        self.pace: Callable[[], Pace] = Kept(lambda: Pace(store.durations()), _PACE_SECONDS)
+        self._waiting: Callable[[], list[Size]] = Kept(store.waiting_sizes, _PACE_SECONDS)
         self.pulse: Callable[[], dict[str, Any]] = Kept(
             lambda: live.read(config.state), PULSE_SECONDS
         )
@@ -161,23 +123,21 @@ class Door:
 
     def left(self, job: Job, entry: Mapping[str, Any] | None) -> float | None:
         """Seconds until a generating job is done; None while nothing is known."""
-        request = job.request
-        whole = self.pace.seconds(
-            request.width or 1, request.height or 1, request.num_inference_steps or 1
-        )
-        if entry and entry.get("started_at") and entry["step"] and entry["steps"]:
-            spent = max(0.0, (now_us() - int(entry["started_at"])) / 1e6)
-            if whole is None:
-                whole = spent * int(entry["steps"]) / int(entry["step"])
-            return max(0.0, min(whole, whole - spent))
-        return whole
+        return self.pace().left(size_of(job.request), entry, now_us())
 
     def queue_seconds(self, waiting: int) -> float | None:
         """Seconds until ``waiting`` further jobs are done; None while nothing is known."""
-        if not waiting:
-            return 0.0
-        average = self.pace.average()
-        return None if average is None else float(average * waiting / self.hands)
+        return self.pace().queue(self._waiting() if waiting else [], waiting, self.hands)
+
+    def batch_seconds(self, ticket: str) -> float | None:
+        """Seconds until the last of the batch's waiting jobs is done; None when not known."""
+        last = self.store.last_waiting(ticket)
+        if last is not None and (place := self.position(last)) is not None:
+            return self.eta(last, place)
+        lefts = [self.left(job, self.running(job.id)) for job in self.store.generating()
+                 if job.ticket == ticket]  # fmt: skip
+        known = [seconds for seconds in lefts if seconds is not None]
+        return max(known) if known else None
 
     def position(self, job: Job) -> int | None:
         """Jobs that run before ``job``: 0 for the next one and for those running."""

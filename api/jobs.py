@@ -174,6 +174,10 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
                 examples=["cats.yaml"],
             ),
         ] = "",
+        resume: Annotated[
+            bool,
+            Query(description="with the key of an earlier batch: run what is missing or changed"),
+        ] = False,
         idempotency_key: KEY = None,
     ) -> Response:
         """The body is a job file: JSON, YAML, lines of JSON, a table, or plain text with one
@@ -181,15 +185,17 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         (PNG, WebP, JPEG) that carries its recipe is made again."""
         data = await read(request, *SUFFIXES)
         suffix = SUFFIXES.get(media_type(request), ".json")
-        return await run_in_threadpool(_submit, data, suffix, filename, idempotency_key, dry_run)
+        return await run_in_threadpool(
+            _submit, data, suffix, filename, idempotency_key, dry_run, resume
+        )
 
     def _submit(
-        data: bytes, suffix: str, filename: str, key: str | None, dry_run: bool
+        data: bytes, suffix: str, filename: str, key: str | None, dry_run: bool, resume: bool
     ) -> Response:
         body = body_of(data, suffix, filename)
         if dry_run:
-            return JSONResponse(_dry(submissions.plan(body)))
-        done = submissions.submit(body, key)
+            return JSONResponse(_dry(submissions.plan(body, keyed=key is not None)))
+        done = submissions.submit(body, key, resume=resume)
         answer = _accepted(done)
         headers = replay_headers(done) | {"Location": answer["location"]}
         return JSONResponse(answer, 202, headers)

@@ -21,6 +21,7 @@ from watcher import inbox, jobfile
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import Batch, JobState, Limits, job_id_of, ticket_of_key
 from watcher.log import say
+from watcher.wildcards import Wildcards
 
 logger = logging.getLogger("steady.api")
 
@@ -56,6 +57,7 @@ class Plan:
     key: str | None
     warnings: tuple[str, ...]
     refused: tuple[Problem, ...]
+    resume: bool = False
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,18 @@ class Submissions:
         self._store = door.store
         self._views = views
 
-    def plan(self, body: Body) -> Plan:
-        """Read ``body`` with the watcher's own reader. Raises SteadyError, nothing is queued."""
+    def plan(self, body: Body, *, keyed: bool = False) -> Plan:
+        """Read ``body`` with the watcher's own reader. Raises SteadyError, nothing is queued.
+
+        ``keyed``: a key came with the request.
+        """
         limits = self._door.limits()
         if len(body.data) > SMALL_BODY:
             if not body.table:
                 raise SteadyError("too_large")
             return self._glance(body, limits)
-        parsed = jobfile.parse(body.data, body.suffix, limits, stem=body.name)
+        parsed = jobfile.parse(body.data, body.suffix, limits, stem=body.name,
+                               keyed=keyed, wildcards=Wildcards(self._door.config.root))  # fmt: skip
         if not parsed.requests:
             raise SteadyError("bad_shape")
         if parsed.key is not None and not parsed.key.strip():
@@ -103,11 +109,13 @@ class Submissions:
             key=parsed.key,
             warnings=tuple(parsed.warnings),
             refused=tuple(refused[:_SHOWN]),
+            resume=parsed.resume,
         )
 
     def _glance(self, body: Body, limits: Limits) -> Plan:
         """The head of a long table, enough to refuse what is no table at all."""
-        lines = jobfile.read_lines(io.BytesIO(body.data), body.suffix, limits, stem=body.name)
+        lines = jobfile.read_lines(io.BytesIO(body.data), body.suffix, limits, stem=body.name,
+                                   wildcards=Wildcards(self._door.config.root))  # fmt: skip
         head = list(itertools.islice(lines, _SHOWN))
         planned = [row for row in head if isinstance(row, jobfile.Planned)]
         refused = [p for row in head if isinstance(row, jobfile.Row) for p in row.problems]
@@ -121,31 +129,43 @@ class Submissions:
         key: str | None,
         *,
         check: Callable[[Plan], None] = lambda plan: None,
+        resume: bool = False,
     ) -> Submitted:
-        """Reserve and publish ``body``. ``key`` makes a repeat harmless.
+        """Reserve and publish ``body``. ``key`` makes a repeat harmless; with ``resume`` (here
+        or in the body) what of it is missing or changed is run.
 
         ``check`` may refuse the plan. Raises SteadyError: what the reader finds wrong,
         key_conflict, queue_full, disk_full, folder_gone, stopping.
         """
         if self._door.stopping:
             raise SteadyError("stopping")
-        if key is not None and (known := self._repeat(body, key)):
+        if resume and key is None:
+            fault = Problem("missing_field", "`resume` needs an Idempotency-Key.", key="resume")
+            raise SteadyError("missing_field", problems=[fault])
+        if key is not None and not resume and (known := self._repeat(body, key, early=True)):
             return known
-        plan = self.plan(body)
+        plan = self.plan(body, keyed=key is not None)
         check(plan)
         if plan.key is not None:
             if key is not None and key != plan.key:
                 raise SteadyError("key_conflict", "The header and the body name different keys.")
-            if key is None and (known := self._repeat(body, plan.key)):
-                return known
             key = plan.key
+        if key is not None and not (resume or plan.resume):
+            if known := self._repeat(body, key):
+                return known
+        elif key is not None and (batch := self._store.batch(ticket_of_key(key))):
+            self._publish(body, batch, resumes=True)
+            return Submitted(batch, plan, replayed=False)
         self._room(plan.count or 1)
         return self._reserve(body, key, plan)
 
-    def _repeat(self, body: Body, key: str) -> Submitted | None:
-        """The answer given before for this key, or None when it is new."""
+    def _repeat(self, body: Body, key: str, *, early: bool = False) -> Submitted | None:
+        """The answer given before for this key, or None when it is new.
+
+        ``early``: the body was not read yet, and may ask to go on with the batch.
+        """
         batch = self._store.batch(ticket_of_key(key))
-        if batch is None:
+        if batch is None or (early and b"resume" in body.data and not body.table):
             return None
         if batch.digest != body.digest:
             raise SteadyError("key_conflict")
@@ -153,7 +173,11 @@ class Submissions:
             # The first try may have died between reserving and publishing. Publishing
             # again is harmless: a file whose ticket is recorded never runs.
             self._publish(body, batch)
-        plan = self.plan(body) if batch.recorded_at is None and batch.error is None else None
+        plan = (
+            self.plan(body, keyed=True)
+            if batch.recorded_at is None and batch.error is None
+            else None
+        )
         return Submitted(batch, plan, replayed=True)
 
     def _room(self, coming: int) -> None:
@@ -194,5 +218,9 @@ class Submissions:
         say(logger, "http.submitted", ticket=ticket, jobs=plan.count, replayed=replayed or None)
         return Submitted(batch, plan, replayed)
 
-    def _publish(self, body: Body, batch: Batch) -> None:
+    def _publish(self, body: Body, batch: Batch, *, resumes: bool = False) -> None:
+        if resumes:  # a file of its own, which the watcher reads into the batch there is
+            inbox.submit(self._door.inbox, body.data, body.suffix, str(uuid.uuid4()),
+                         resumes=batch.ticket, name=f"{body.name}{body.suffix}")  # fmt: skip
+            return
         inbox.submit(self._door.inbox, body.data, body.suffix, batch.ticket)

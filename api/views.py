@@ -262,7 +262,7 @@ class Views:
             "jobs": batch.jobs,
             "progress": progress,
             "done": round(ended / batch.jobs, 4) if batch.jobs else 0.0,
-            "eta_seconds": rounded(self._door.queue_seconds(waiting)) if waiting else None,
+            "eta_seconds": rounded(self._door.batch_seconds(batch.ticket)) if waiting else None,
             "paused": batch.paused,
             "cancelled": batch.cancelled,
             "archived": batch.archived,
@@ -280,12 +280,14 @@ class Views:
         """Counts, what runs, when all is done, and who paused it."""
         counts = self._store.counts()
         paused = self._store.get("paused")
-        waiting = counts[JobState.QUEUED] + counts[JobState.GENERATING]
+        left = self._door.queue_seconds(counts[JobState.QUEUED])
         running = []
         pulse = self._door.pulse()
         for entry in pulse.get("running", ()) if pulse["alive"] else ():
             job = self._store.job(entry["job_id"])
             steps = max(1, entry["steps"])
+            own = self._door.left(job, entry) if job else None
+            left = None if left is None else left + (own or 0.0) / self._door.hands
             running.append(
                 {
                     "job_id": entry["job_id"],
@@ -294,13 +296,13 @@ class Views:
                     "steps": steps,
                     "progress": round(min(entry["step"] / steps, 1.0) * 0.99, 4),
                     "started_at": utc_time(entry.get("started_at")),
-                    "eta_seconds": rounded(self._door.left(job, entry)) if job else None,
+                    "eta_seconds": rounded(own),
                 }
             )
         return {
             "counts": {state.value: counts[state] for state in JobState},
             "running": running,
-            "eta_seconds": rounded(self._door.queue_seconds(waiting)),
+            "eta_seconds": rounded(left),
             "paused": _paused(paused),
         }
 

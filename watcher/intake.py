@@ -192,7 +192,7 @@ class Intake:
         parsed = jobfile.parse(
             data, suffix, self._limits, stem=_stem(claim, batch), now=_local(batch),
             salt=batch.ticket, wildcards=Wildcards(self._root),
-            keyed=claim.resumes is not None,
+            keyed=claim.resumes is not None or batch.key is not None,
         )  # fmt: skip
         return parsed, digest
 
@@ -209,9 +209,10 @@ class Intake:
             earlier = self._inbox.find(before) if before else None
             if earlier is not None:  # its jobs are on record: this file speaks for them now
                 self._put_by(earlier, earlier.ticket, {"continued_in": ticket})
+            http = known is not None and known.source == "http" and claim.source == "cli"
             return self._store.take_over(
-                claim.ticket, ticket, name=claim.name, suffix=claim.suffix, source=claim.source,
-                digest=digest, key=key,
+                claim.ticket, ticket, name=claim.name, suffix=claim.suffix,
+                source="http" if http else claim.source, digest=digest, key=key,
             )  # fmt: skip
         mine = known if key is None else self._store.adopt_key(claim.ticket, key, digest=digest)
         if mine is not None and mine.claim == claim.ticket:

@@ -3,18 +3,26 @@
 The one place for every estimate: of a picture, a batch, the queue; at every door. Pure.
 """
 
+import bisect
 import collections
 import statistics
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
 
-from watcher.jobs import forwards_of
+from watcher.jobs import JobRequest, forwards_of
 
 #: (width, height, steps, started_at, completed_at), newest first; microseconds.
 Duration = tuple[int, int, int, int, int]
+Size = tuple[int, int, int]  #: width, height, steps
 #: (pixels, forwards): pictures of one cost.
 Cost = tuple[int, int]
 
 RECENT = 25  #: pictures of one cost that count; older ones may be of another machine's mood
+
+
+def size_of(request: JobRequest) -> Size:
+    """What a resolved request says of its cost."""
+    return request.width or 1, request.height or 1, request.num_inference_steps or 1
 
 
 def cost_of(width: int, height: int, steps: int) -> Cost:
@@ -32,10 +40,9 @@ class Pace:
     def __init__(self, durations: Iterable[Duration]) -> None:
         recent: dict[Cost, list[float]] = collections.defaultdict(list)
         seconds: list[float] = []
-        for width, height, steps, started, ended in durations:
-            taken = max(0.0, (ended - started) / 1e6)
+        for cost, taken in _apart(list(durations)):
             seconds.append(taken)
-            known = recent[cost_of(width, height, steps)]
+            known = recent[cost]
             if len(known) < RECENT:
                 known.append(taken)
         self._medians = {cost: statistics.median(each) for cost, each in recent.items()}
@@ -53,14 +60,42 @@ class Pace:
             return self._medians[cost]
         return None if self._rate is None else self._rate * cost[0] * cost[1]
 
-    def total(self, costs: Mapping[Cost, int], hands: int = 1) -> float | None:
-        """Many pictures, ``hands`` at a time."""
-        if not any(costs.values()):
+    def left(self, size: Size, entry: Mapping[str, Any] | None, now: int) -> float | None:
+        """Until a running picture is done; ``entry``: what the watcher's pulse says of it."""
+        whole = self.seconds(*size)
+        if entry and entry.get("started_at") and entry["step"] and entry["steps"]:
+            spent = max(0.0, (now - int(entry["started_at"])) / 1e6)
+            if whole is None:
+                whole = spent * int(entry["steps"]) / int(entry["step"])
+            return max(0.0, min(whole, whole - spent))
+        return whole
+
+    def queue(self, sizes: Sequence[Size], waiting: int, hands: int = 1) -> float | None:
+        """Until ``waiting`` pictures are done, ``hands`` at a time; ``sizes``: those of some."""
+        if not waiting:
             return 0.0
-        if self._rate is None:
-            return None
-        return sum((self.of(cost) or 0.0) * n for cost, n in costs.items()) / max(1, hands)
+        each = self._mean
+        if sizes and self._rate is not None:
+            each = statistics.fmean(self.seconds(*size) or 0.0 for size in sizes)
+        return None if each is None else each * waiting / max(1, hands)
 
     def average(self) -> float | None:
         """The mean of the recent pictures, whatever they were."""
         return self._mean
+
+
+def _apart(durations: Sequence[Duration]) -> Iterator[tuple[Cost, float]]:
+    """Cost and seconds of each picture, without the time it stood behind the one before.
+
+    A job is handed out while the one before it has a forward left, and waits for that.
+    """
+    ends = sorted(ended for *_, ended in durations)
+    for width, height, steps, started, ended in durations:
+        cost = cost_of(width, height, steps)
+        begun = started
+        at = bisect.bisect_right(ends, started)
+        if at < len(ends) and ends[at] < ended:
+            behind = ends[at] - started
+            if behind <= 1.5 / cost[1] * (ended - started):
+                begun = ends[at]
+        yield cost, max(0.0, (ended - begun) / 1e6)

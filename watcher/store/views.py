@@ -5,6 +5,7 @@ the record (but for :attr:`JobFilter.text`). Part of :class:`watcher.store.JobSt
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -163,7 +164,9 @@ class Views(Record):
 
     def neighbours(self, seq: int) -> tuple[str | None, str | None]:
         """The ids of the jobs recorded just before and just after the row ``seq``."""
-        older = self._db.poll("SELECT id FROM jobs WHERE seq < :seq ORDER BY seq DESC LIMIT 1", seq=seq)
+        older = self._db.poll(
+            "SELECT id FROM jobs WHERE seq < :seq ORDER BY seq DESC LIMIT 1", seq=seq
+        )
         newer = self._db.poll("SELECT id FROM jobs WHERE seq > :seq ORDER BY seq LIMIT 1", seq=seq)
         return (older[0]["id"] if older else None, newer[0]["id"] if newer else None)
 
@@ -257,6 +260,26 @@ class Views(Record):
             for job in jobs
             if job.started_at is not None and job.completed_at is not None
         ]
+
+    def waiting_sizes(self, limit: int = 1000) -> list[tuple[int, int, int]]:
+        """(width, height, steps) of queued jobs: the oldest and the newest, half of ``limit`` each."""
+        few = "SELECT seq, request FROM jobs WHERE state = 'queued' ORDER BY seq"
+        rows = {
+            row["seq"]: row["request"]
+            for order in ("", " DESC")
+            for row in self._db.poll(f"{few}{order} LIMIT :limit", limit=limit // 2)
+        }
+        requests = [json.loads(request) for request in rows.values()]
+        return [(r["width"], r["height"], r["num_inference_steps"]) for r in requests]
+
+    def last_waiting(self, ticket: str) -> Job | None:
+        """The batch's last job that waits its turn."""
+        jobs = self._jobs(
+            "INDEXED BY jobs_by_place WHERE ticket = :ticket AND state = 'queued'"
+            " AND held IS NULL ORDER BY idx DESC LIMIT 1",
+            ticket=ticket,
+        )
+        return jobs[0] if jobs else None
 
     def next_due(self) -> int | None:
         """When the first of the jobs that wait for their ``not_before`` may run."""
