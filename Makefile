@@ -14,7 +14,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow torture serve lint format bench starter starter-score clean
+.PHONY: help venv demo test slow torture serve lint format bench screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -44,6 +44,11 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --no-compile -c constraints.txt -e '.[test]'
 	@touch $@
 
+# What looks for barriers in the page's tests. Fetched, never committed.
+AXE := .npm/node_modules/axe-core/axe.min.js
+$(AXE):
+	npm install --prefix .npm --no-save --no-audit --no-fund --silent axe-core@4.14.1
+
 venv: $(VENV)/.installed-test ## .venv with everything for working on the code
 
 # -- using ---------------------------------------------------------------------------------------
@@ -54,10 +59,10 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 	@exec $(BIN)/steady serve
 
 # -- working on it -------------------------------------------------------------------------------
-test: $(VENV)/.installed-test ## all tests but the slow ones (real processes, the real pipeline)
+test: $(VENV)/.installed-test $(AXE) ## all tests but the slow ones (real processes, the real pipeline)
 	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
 
-slow: $(VENV)/.installed-test ## the slow tests: storms, thousands of files, fuzzing the routes
+slow: $(VENV)/.installed-test $(AXE) ## the slow tests: storms, thousands of files, fuzzing the routes
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu"
 
 torture: $(VENV)/.installed-test ## kill the service N times, then look for anything lost or doubled (N=1000)
@@ -76,6 +81,9 @@ bench: $(VENV)/.installed-test ## the numbers in docs/, measured here
 	@for each in $(basename $(notdir $(filter-out benchmarks/__init__.py,$(wildcard benchmarks/*.py)))); do \
 	  echo "== $$each"; $(BIN)/python -m benchmarks.$$each || exit 1; done
 
+screens: $(VENV)/.installed-test ## the pictures of the page in docs/screens/
+	$(BIN)/python docs/screens.py
+
 starter: $(VENV)/.installed-test ## train the starter model anew (hours)
 	$(BIN)/python -m starter.train
 
@@ -83,5 +91,5 @@ starter-score: $(VENV)/.installed-test ## how well the starter model follows its
 	$(BIN)/python -m starter.score
 
 clean: ## remove what make made (never inbox/, outputs/ or the record)
-	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .npm demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find watcher api tests starter benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -102,7 +102,7 @@ def create_app(
         openai.routes(door, calls, feed, rules.token),
         openai_batch.routes(door, calls, rules.token),
         a1111.routes(door, calls),
-        login.routes(rules.token, secure=(config.public_url or "").startswith("https:")),
+        login.routes(rules.token, paint, secure=(config.public_url or "").startswith("https:")),
         *(part(door, views, submissions) for part in parts),
         pages.routes(lambda: app.openapi()),
     ]

@@ -37,7 +37,8 @@ from watcher.log import say
 logger = logging.getLogger("steady.http")
 
 COOKIE = "steady"
-LOGIN = "/login"  #: the one address that answers without a token
+LOGIN = "/login"  #: this answers without a token …
+STATIC = "/static/"  #: … and so do its colours: files of the program, nobody's pictures
 MAX_BODY = 1 << 20  #: bytes, where a route sets no other limit
 
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
@@ -217,7 +218,7 @@ class Guard:
             hosts = headers.getlist("host")
             if len(hosts) != 1 or not self._rules.knows_host(hosts[0]):
                 return problem(SteadyError("bad_host"), path=path)
-        elif path != LOGIN and not self._authentic(headers) and not self._is_signed(scope):
+        elif not _is_open(path) and not self._authentic(headers) and not self._is_signed(scope):
             # Where a token is needed, a name bound anew to this machine opens nothing.
             if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
                 return RedirectResponse(LOGIN, status_code=303)
@@ -274,6 +275,11 @@ class Guard:
         if origin is None:
             return False
         return urllib.parse.urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+
+
+def _is_open(path: str) -> bool:
+    """Does ``path`` answer without a token? The log-in, and what it looks like."""
+    return path == LOGIN or path.startswith(STATIC)
 
 
 def _add_headers(message: Message) -> None:

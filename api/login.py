@@ -1,17 +1,17 @@
 """How a browser shows the token once: it gets a cookie that scripts and other sites cannot use."""
 
-import html
 import urllib.parse
 
 from fastapi import APIRouter, Request
-from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse, Response
 
 from api.guard import COOKIE, LOGIN, cookie_of, same
+from api.paint import Painter
 
 _DAYS = 30
 
 
-def routes(token: str | None, *, secure: bool) -> APIRouter:
+def routes(token: str | None, paint: Painter, *, secure: bool) -> APIRouter:
     """``/login``: an address with ``?token=`` (as the service prints it), or a form."""
     router = APIRouter(include_in_schema=False)
 
@@ -23,6 +23,9 @@ def routes(token: str | None, *, secure: bool) -> APIRouter:
     async def log_in(request: Request) -> Response:
         given = urllib.parse.parse_qs((await request.body()).decode("utf-8", "replace"))
         return _enter(given.get("token", [""])[0])
+
+    def _form(words: str = "", status: int = 200) -> Response:
+        return paint("login.html", status, words=words, title="Log in — SteadyDiffusion", here="")
 
     def _enter(given: str) -> Response:
         if token is not None and not same(given.strip().encode("utf-8", "replace"), token):
@@ -41,25 +44,3 @@ def routes(token: str | None, *, secure: bool) -> APIRouter:
         return answer
 
     return router
-
-
-def _form(words: str = "", status: int = 200) -> Response:
-    said = f'<p role="alert">{html.escape(words)}</p>' if words else ""
-    page = f"""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>Log in: SteadyDiffusion</title>
-<link rel="stylesheet" href="/static/docs.css">
-<main>
-<h1>SteadyDiffusion</h1>
-{said}
-<form method="post" action="{LOGIN}">
-<label>Token <input name="token" type="password" autocomplete="current-password" required></label>
-<button>Log in</button>
-</form>
-<p>The service printed the token when it started; it is also in <code>.steady/token</code>.</p>
-</main>
-</html>
-"""
-    return HTMLResponse(page, status)

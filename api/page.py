@@ -36,7 +36,7 @@ from watcher.jobs import ENDED, Job, JobState, Limits, forwards_of
 from watcher.recipe import model_name
 from watcher.store import JobFilter
 
-_NEXT = 6  #: waiting jobs shown on the first page
+_NEXT = 5  #: waiting jobs shown on the first page
 _QUEUE = 200  #: … and on the queue's own
 _PICTURES = 60
 _FIRST_PICTURES = 24
@@ -86,7 +86,7 @@ class Pages:
         running = self.running() if here == "now" else []
         if running and running[0].step is not None:
             head.insert(0, f"{running[0].percent}%")
-        words = " · ".join(head) or title
+        words = " · ".join(head) or paint.plain(title, 80)
         return {
             "here": here,
             "title": f"{words} — SteadyDiffusion" if words else "SteadyDiffusion",

@@ -1,6 +1,6 @@
 """How the page is painted: the templates, their filters, and files that never change by themselves.
 
-Everything a person wrote goes through Jinja's autoescaping; nothing here marks text as safe.
+Everything a person wrote goes through Jinja's autoescaping; only :func:`ticks` makes markup of text, piece by piece escaped.
 Knows nothing of the record.
 """
 
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+import markupsafe
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
@@ -129,6 +130,16 @@ def plain(text: str, most: int = 200) -> str:
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
 
 
+def ticks(text: str) -> markupsafe.Markup:
+    """``text`` with what stands between backticks as code; everything in it is escaped."""
+    parts = text.split("`")
+    if len(parts) % 2 == 0:  # one of them stands alone: it is just a character
+        return markupsafe.escape(text)
+    code = markupsafe.Markup("<code>{}</code>")
+    pieces = [code.format(p) if n % 2 else markupsafe.escape(p) for n, p in enumerate(parts)]
+    return markupsafe.Markup("").join(pieces)
+
+
 # -- templates
 
 
@@ -160,6 +171,7 @@ class Painter:
             "size": size,
             "span": span,
             "stamp": stamp,
+            "ticks": ticks,
             "when": when,
         }
         self._templates.globals["files"] = digest_of(STATIC.glob("page.*"))

@@ -4,6 +4,11 @@ const $ = (what, where = document) => where.querySelector(what);
 const $$ = (what, where = document) => [...where.querySelectorAll(what)];
 const make = (name, words = "", kind = "") =>
   Object.assign(document.createElement(name), { textContent: words, className: kind });
+// Words with what stands between backticks as code.
+const ticks = (where, words) => {
+  words.split("`").forEach((part, n) => where.append(n % 2 ? make("code", part) : part));
+  return where;
+};
 const count = (n, one) => `${n.toLocaleString("en")} ${one}${n === 1 ? "" : "s"}`;
 const JSON_TYPE = "application/json";
 
@@ -262,10 +267,11 @@ function planned(part, plan) {
 }
 
 async function wrong(part, { message, said }, file) {
-  part.append(make("p", message, "wrong"));
+  part.append(ticks(make("p", "", "wrong"), message));
   const lines = file && file.size < 2e6 ? (await file.text()).split(/\r\n|\r|\n/) : [];
-  for (const { line, detail } of (said.errors ?? []).slice(0, 8)) {
-    if (detail !== said.detail) part.append(make("p", detail));
+  const faults = (said.errors ?? []).slice(0, 8);
+  for (const { line, detail } of faults) {
+    if (faults.length > 1) part.append(ticks(make("p"), detail));
     if (lines[line - 1]) part.append(make("code", `${line}: ${lines[line - 1].slice(0, 300)}`, "place"));
   }
 }
