@@ -341,7 +341,8 @@ class Results:
         def url_of(job: Job) -> str:
             return links.url_of(job, base, self._token)
 
-        lines = jobfile.result_lines(self._jobs(ticket), url_of, good=kind == "output")
+        jobs = ((None, job) for job in self._jobs(ticket))
+        lines = jobfile.result_lines(jobs, url_of, good=kind == "output")
         if kind == "error" and batch.refused_rows:
             return _chain(lines, self._refused(batch))
         return lines

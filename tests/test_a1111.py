@@ -199,10 +199,10 @@ def test_what_cannot_be_made_is_refused_by_name(api: webuiapi.WebUIApi, asked: d
 
 @pytest.mark.filterwarnings("ignore:BasicAuth:DeprecationWarning")  # webuiapi's use of aiohttp
 def test_basic_and_bearer(tmp_path):
-    with house(tmp_path / "root", token="secret") as here:  # noqa: S106
-        wrong = webuiapi.WebUIApi(port=here.port, username="me", password="no")  # noqa: S106
+    with house(tmp_path / "root", token="secret") as here:
+        wrong = webuiapi.WebUIApi(port=here.port, username="me", password="no")
         assert wrong.get_options()["error"] == "unauthorized"
-        right = webuiapi.WebUIApi(port=here.port, username="me", password="secret")  # noqa: S106
+        right = webuiapi.WebUIApi(port=here.port, username="me", password="secret")
         assert right.txt2img(prompt="an owl", width=64, height=64, steps=1).image.size == (64, 64)
         request = urllib.request.Request(
             f"{here.url}/sdapi/v1/options", headers={"Authorization": "Bearer secret"}

@@ -313,7 +313,7 @@ def test_no_body_is_a_fault_of_ours(here: House, body: bytes):
 
 
 def test_without_a_token_the_key_is_wrong_and_addresses_are_signed(tmp_path):
-    with house(tmp_path / "root", token="secret") as here:  # noqa: S106
+    with house(tmp_path / "root", token="secret") as here:
         with (
             openai.OpenAI(base_url=f"{here.url}/v1", api_key="wrong", timeout=60) as wrong,
             pytest.raises(openai.AuthenticationError) as caught,

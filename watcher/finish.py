@@ -22,7 +22,7 @@ from PIL import Image
 from watcher import executor as ex
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.inbox import Inbox
-from watcher.jobfile import LINE_SUFFIXES, Planned
+from watcher.jobfile import LINE_SUFFIXES, Planned, has_batch_lines, result_lines
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import say
 from watcher.outputs import NameTaken, Outputs, Saved
@@ -34,6 +34,7 @@ from watcher.trouble import Troubles
 logger = logging.getLogger("steady.finish")
 
 THREADS = 2
+MAX_TABLE = 4 << 30  #: bytes of a table that is read once more
 BACKLOG = 4  #: pictures waiting to be encoded before no further job is handed out
 _AGAIN_SECONDS = 5.0  #: after environment trouble
 _HOOK_SECONDS = 60.0  #: time limit of on_batch_done
@@ -58,10 +59,12 @@ class Finisher:
         refused_rows: Callable[[Batch], Iterable[bytes] | None],
         plans: Callable[[Batch], Iterator[Planned]],
         wake: Callable[[], None],
+        address: str = "",
     ) -> None:
         self._store = store
         self._refused_rows = refused_rows
         self._plans = plans
+        self._address = address  #: where the door serves pictures
         self._outputs = outputs
         self._inbox = inbox
         self._troubles = troubles
@@ -257,6 +260,7 @@ class Finisher:
                 ),
                 table=result_csv(self._table(batch)) if batch.suffix in LINE_SUFFIXES else None,
                 refused=rows,
+                further=self._openai_files(batch),
             )
         elif batch.error is None:
             self._inbox.discard(batch.claim or batch.ticket)
@@ -272,6 +276,23 @@ class Finisher:
         while page := self._store.jobs_of(ticket, after_index=after):
             yield from page
             after = page[-1].index
+
+    def _openai_files(self, batch: Batch) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """What OpenAI gives back for a batch file of its form, as files beside ours."""
+        if batch.suffix != ".jsonl":
+            return
+        claim = self._inbox.find(batch.claim or batch.ticket, batch.name, batch.suffix)
+        if claim is None:
+            return
+        with self._inbox.open_stream(claim, MAX_TABLE) as stream:
+            if not has_batch_lines(stream):
+                return
+
+        def url_of(job: Job) -> str:
+            return f"{self._address}/jobs/{job.id}/image"
+
+        for end, good in ((".output.jsonl", True), (".errors.jsonl", False)):
+            yield end, result_lines(self._table(batch), url_of, good=good)
 
     def _table(self, batch: Batch) -> Iterator[tuple[int | None, Job]]:
         """Each job with the row of the file it was made from, as far as that can be told."""

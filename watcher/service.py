@@ -193,6 +193,7 @@ class Service:
             refused_rows=lambda batch: self._intake.refused_rows(batch),
             plans=lambda batch: self._intake.plans(batch),
             wake=self._executor.wake,
+            address=config.public_url or f"http://{config.host}:{config.port}",
         )
         self._intake = Intake(
             inbox=self._inbox,

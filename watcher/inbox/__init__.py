@@ -431,12 +431,14 @@ class Inbox:
         result: Iterable[bytes],
         table: Iterable[bytes] | None = None,
         refused: Iterable[bytes] | None = None,
+        further: Iterable[tuple[str, Iterable[bytes]]] = (),
     ) -> None:
         """Move a finished file to ``done/<day>/`` and write its results beside it.
 
         ``<stem>~<ticket8><suffix>``, the same + ``.result.json`` (pieces of ``result``,
         streamed) and ``.result.csv`` (``table``), ``<stem>~<ticket8>.refused.csv``
-        (``refused``). May be called again after a crash at any step, and after a retry on
+        (``refused``) and ``<stem>~<ticket8><end>`` of each ``further`` (end, pieces), which is
+        removed when there are no pieces. May be called again after a crash at any step, and after a retry on
         another day: the results are then written anew where the file lies. Raises
         SteadyError folder_gone or disk_full.
         """
@@ -444,8 +446,9 @@ class Inbox:
         with disk("The inbox cannot be written"):
             self._shelves.make()
             self._shelves.archive(
-                claim_ticket, name, suffix, day=day, result=result, table=table, refused=refused
-            )
+                claim_ticket, name, suffix,
+                day=day, result=result, table=table, refused=refused, further=further,
+            )  # fmt: skip
 
     def discard(self, claim_ticket: str) -> None:
         """Remove a claimed file that is not kept (our own making, or recorded before).

@@ -8,6 +8,7 @@ Every step may be done again: a crash between any two is finished by the next ca
 """
 
 import contextlib
+import itertools
 import json
 import os
 import uuid
@@ -64,6 +65,7 @@ class Shelves:
         result: Iterable[bytes],
         table: Iterable[bytes] | None,
         refused: Iterable[bytes] | None,
+        further: Iterable[tuple[str, Iterable[bytes]]] = (),
     ) -> None:
         """See ``Inbox.archive``."""
         stem = _stem_in_done(claim_ticket, name)
@@ -75,12 +77,19 @@ class Shelves:
         if source is not None:
             self._move(source, home / file)
         self._checkpoint("archived_moved")
-        for sidecar, parts in (
+        for end, parts in further:
+            path, pieces = home / f"{stem}{end}", iter(parts)
+            first = next(pieces, None)
+            if first is None:
+                path.unlink(missing_ok=True)
+            else:
+                self._write(path, itertools.chain([first], pieces))
+        for sidecar, content in (
             (f"{file}.result.csv", table),
             (f"{file}.result.json", result),
         ):
-            if parts is not None:
-                self._write(home / sidecar, parts)
+            if content is not None:
+                self._write(home / sidecar, content)
         self._checkpoint("sidecar_written")
 
     def discard(self, claim_ticket: str) -> None:

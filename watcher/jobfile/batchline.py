@@ -10,13 +10,16 @@ picture. Knows nothing of files or HTTP.
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from watcher.errors import ERRORS, Problem, SteadyError
+from watcher.jobfile import strictjson
 from watcher.jobfile.tables import Row
 from watcher.jobs import Job, JobState
 
 BATCH_URL = "/v1/images/generations"
+_BLANK_LINES = 100  #: before the first line that says something
+_MAX_LINE = 1 << 20
 _MARKS = ("custom_id", "method", "url", "body")
 
 #: No effect on the picture here or there: accepted without a word.
@@ -39,6 +42,18 @@ _OURS = frozenset(
 def is_batch_line(value: Any) -> bool:
     """Is this a line of an OpenAI batch file (it need not be a good one)?"""
     return isinstance(value, Mapping) and "body" in value and any(m in value for m in _MARKS[:3])
+
+
+def has_batch_lines(stream: BinaryIO) -> bool:
+    """Does this .jsonl begin with a line of an OpenAI batch file?"""
+    for _ in range(_BLANK_LINES):
+        text = stream.readline(_MAX_LINE).decode("utf-8-sig", "replace").strip()
+        if text:
+            try:
+                return is_batch_line(strictjson.read(text))
+            except SteadyError:
+                return False
+    return False
 
 
 def body_fields(body: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -142,22 +157,28 @@ def look_of(job: Job) -> dict[str, Any]:
 
 
 def result_lines(
-    jobs: Iterable[Job], url_of: Callable[[Job], str], *, good: bool
+    jobs: Iterable[tuple[int | None, Job]], url_of: Callable[[Job], str], *, good: bool
 ) -> Iterator[bytes]:
     """The lines of a batch's output file (``good``) or of its error file.
 
-    Jobs of one line (``n``: they share its custom_id) stand in one line again. A line of
-    which some pictures failed counts as good and has the others.
+    ``jobs`` come with the row of the input each was made from; where that is not known,
+    jobs of one line are those that share its custom_id. Jobs of one line (``n``) stand in one
+    line again. A line of which some pictures failed counts as good and has the others.
     """
-    for label, group in itertools.groupby(jobs, key=lambda job: job.request.label or job.id):
-        some = list(group)
+
+    def line_of(entry: tuple[int | None, Job]) -> tuple[int | None, str]:
+        row, job = entry
+        return row, (job.request.label or job.id) if row is None else ""
+
+    for _, group in itertools.groupby(jobs, key=line_of):
+        some = [job for _, job in group]
         made = [job for job in some if job.state is JobState.COMPLETED]
         if bool(made) is not good or not all(job.state.ended for job in some):
             continue
         first = some[0]
         head = {
             "id": f"batch_req_{first.id.replace('-', '')}",
-            "custom_id": None if label == first.id else label,
+            "custom_id": first.request.label,
         }
         if made:
             body = images_body(made, [{"url": url_of(job), "picture": job.path} for job in made])
