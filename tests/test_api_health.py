@@ -112,6 +112,7 @@ def test_the_record_that_cannot_be_written(bench: Bench):
     hurried = create_app(bench.config, _impatient(bench))
     # another writer that does not end
     with bench.store._db.write(), TestClient(hurried, base_url=HERE) as client:
+        bench.watcher.pulse()
         answer = client.get("/ready")
         assert answer.status_code == 503
         assert {f["code"] for f in answer.json()["errors"]} == {"database_trouble"}
