@@ -27,6 +27,8 @@ STEADY = [sys.executable, "-m", "watcher.cli"]
 HOSTILE = "\x1b]0;owned\x07 \x1b[31mred [red]markup[/red] \u202e\x9b2J end"
 Make = Callable[..., Root]
 
+pytestmark = pytest.mark.timeout(300)  # many processes each, on machines that may be busy
+
 
 def steady(
     root: Root, *words: str, env: dict[str, str] | None = None, given: bytes = b""
