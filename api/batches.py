@@ -18,6 +18,8 @@ from api.jobs import Limit, link_of
 from api.views import Views
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState
+from watcher.outputs import Outputs
+from watcher.sheet import PICTURES, contact_sheet
 
 _CHUNK = 256 * 1024
 _PAGE = 500
@@ -92,6 +94,31 @@ def routes(door: Door, views: Views) -> APIRouter:
             media_type="application/zip",
             headers={"Content-Disposition": f'attachment; filename="{batch.ticket}.zip"'},
         )
+
+    @router.get(
+        "/{ticket}/sheet",
+        operation_id="batch_sheet",
+        summary="Its pictures at a glance",
+        response_class=Response,
+        responses={
+            **documented("batch_not_found", "image_not_ready"),
+            200: {
+                "description": "A contact sheet of up to 64 pictures.",
+                "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
+            },
+        },
+    )
+    def sheet(
+        ticket: str,
+        page: Annotated[int, Query(ge=1, le=100_000, description="64 pictures each")] = 1,
+    ) -> Response:
+        """In the batch's order; a job without a picture leaves a grey square."""
+        found = find(ticket).ticket
+        jobs = store.jobs_of(found, after_index=PICTURES * (page - 1) - 1, limit=PICTURES)
+        if not jobs:
+            raise SteadyError("image_not_ready", "The batch has no such page.")
+        data = contact_sheet(Outputs(door.outputs), jobs)
+        return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
 
     def verb(name: str, summary: str, do: Callable[[str], object]) -> None:
         @router.post(

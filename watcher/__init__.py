@@ -16,6 +16,7 @@ model/        which model, what it allows, and getting it onto this machine
 publish.py    how a file appears: whole or not at all
 results.py    a finished batch's result files; resume.py: what of it is there already
 wildcards.py  word lists of the root; pace.py: every estimate of time
+sheet.py      many pictures in one; prune.py: what is old, tidied away
 live.py trouble.py window.py log.py     the pulse, what is wrong now, when bulk may run, the log
 config.py errors.py                     every setting; everything that can go wrong
 cli.py commands/                        the command `steady`

@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from watcher.commands import ask, doctor, models, services, setup, submit, waiting
+from watcher.commands import ask, batches, doctor, models, services, setup, submit, waiting
 from watcher.commands.desk import Json, Quiet, Root
 
 app = typer.Typer(
@@ -60,6 +60,7 @@ services.register(app)
 submit.register(app)
 ask.register(app)
 waiting.register(app)
+batches.register(app)
 models.register(app)
 setup.register(app)
 doctor.register(app)

@@ -6,6 +6,7 @@ services.py   serve, watch, api: the processes
 submit.py     submit: a prompt or files into the inbox
 waiting.py    submit --wait and follow: what changes, until it is done
 ask.py        list, status, cancel, retry, pause, resume
+batches.py    export, prune: taking a batch along, tidying old ones away
 models.py     model pull, list, verify
 setup.py      init
 doctor.py     doctor: what is wrong, and the command that mends it

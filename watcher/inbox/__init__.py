@@ -40,7 +40,7 @@ from watcher.inbox.claims import (
 )
 from watcher.inbox.home import CLAIMED, Home
 from watcher.inbox.lease import Writer, ignore_lease_signal, writer_of
-from watcher.inbox.shelves import Shelves
+from watcher.inbox.shelves import Shelves, done_files, drop_done
 from watcher.inbox.submit import submit
 from watcher.lock import RootLock, held, holder
 from watcher.log import say
@@ -50,6 +50,8 @@ __all__ = [
     "Claim",
     "Inbox",
     "RootLock",
+    "done_files",
+    "drop_done",
     "held",
     "holder",
     "ignore_lease_signal",

@@ -204,6 +204,29 @@ class Shelves:
         publish.sync_folder(path.parent)
 
 
+def done_files(inbox: Path) -> Iterator[Path]:
+    """Everything in ``done/``, without an order."""
+    for path in sorted((inbox / DONE).glob("[0-9]*/*~*")):
+        if path.parent.is_dir() and not path.parent.is_symlink():
+            yield path
+
+
+def drop_done(inbox: Path, claim_ticket: str, name: str) -> int:
+    """Remove an archived file with everything beside it; how many files."""
+    number = 0
+    beginning = _stem_in_done(claim_ticket, name) + "."
+    for day in (inbox / DONE).glob("[0-9]*"):
+        if day.is_symlink() or not day.is_dir():
+            continue
+        for path in day.iterdir():
+            if path.name.startswith(beginning):
+                path.unlink(missing_ok=True)
+                number += 1
+        with contextlib.suppress(OSError):  # other files are left in it
+            day.rmdir()
+    return number
+
+
 def _stem_in_done(claim_ticket: str, name: str) -> str:
     """What a file and its results are called in ``done/``, without their suffixes."""
     return f"{cut(_plain_stem(name))}~{claim_ticket[:8]}"

@@ -481,6 +481,58 @@ class Batches(Record):
             limit=limit,
         )
 
+    # -- batches that are over for long
+
+    def prunable(self, before: int, after: int = 0, limit: int = 100) -> list[tuple[int, Batch]]:
+        """(place, batch) of those put away whose last job ended before then; ``after``: a place."""
+        rows = self._db.poll(
+            "SELECT * FROM batches AS b WHERE seq > :after AND archived = 1"
+            " AND recorded_at < :before AND n_queued + n_generating = 0 AND NOT EXISTS"
+            " (SELECT 1 FROM jobs WHERE ticket = b.ticket AND completed_at >= :before)"
+            " ORDER BY seq LIMIT :limit",
+            before=before,
+            after=after,
+            limit=limit,
+        )
+        return [(row["seq"], batch_of(row)) for row in rows]
+
+    def drop_jobs(self, ticket: str, ids: Sequence[str]) -> int:
+        """Forget these jobs of a batch that is put away; 0 when one waits or runs again.
+
+        Their picture names stay taken for ever.
+        """
+        with self._db.write():
+            return len(
+                self._db.run(
+                    f"DELETE FROM jobs WHERE ticket = :ticket AND id IN {self._db.each('ids')}"
+                    " AND EXISTS (SELECT 1 FROM batches AS b WHERE b.ticket = :ticket"
+                    " AND archived = 1 AND n_queued + n_generating = 0) RETURNING id",
+                    ticket=ticket,
+                    ids=to_json(ids),
+                )
+            )
+
+    def drop_batch(self, ticket: str) -> bool:
+        """Forget a batch of which no job is left."""
+        with self._db.write():
+            return bool(
+                self._db.run(
+                    "DELETE FROM batches WHERE ticket = :ticket AND archived = 1 AND n_queued"
+                    " + n_generating + n_completed + n_failed + n_cancelled = 0 RETURNING seq",
+                    ticket=ticket,
+                )
+            )
+
+    def claims_begin(self, beginning: str) -> bool:
+        """Is there a batch whose claimed file has a ticket with this beginning?"""
+        return bool(
+            self._db.poll(
+                "SELECT 1 FROM batches WHERE claim >= :low AND claim < :high LIMIT 1",
+                low=beginning,
+                high=beginning + "g",
+            )
+        )
+
     def _batches(self, rest: str, **values: Any) -> list[Batch]:
         with self._db.read():
             return [

@@ -1,0 +1,145 @@
+"""export and prune: taking a batch along, and tidying old ones away.
+
+Both work on record and folders directly, with the service up or down.
+"""
+
+import shutil
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from watcher.commands.ask import ticket_of
+from watcher.commands.desk import Desk, command
+from watcher.errors import SteadyError
+from watcher.jobs import Batch, Job, JobState
+
+if TYPE_CHECKING:
+    from watcher.outputs import Outputs
+    from watcher.store import JobStore
+
+_EARLIEST = (1980, 1, 1, 0, 0, 0)  #: what a zip can say
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this module to ``app``."""
+    command(app)(export)
+    command(app)(prune)
+
+
+def export(
+    desk: Desk,
+    batch: Annotated[str, typer.Argument(metavar="TICKET", help="A batch, or one of its jobs.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            metavar="TARGET",
+            help="A folder or .zip for the pictures; .csv or .json for the results; .jpg for a"
+            " contact sheet.",
+        ),
+    ],
+    page: Annotated[int, typer.Option(min=1, help="Of the contact sheet, 64 pictures each.")] = 1,
+) -> None:
+    """Copy a batch's pictures, its results or a contact sheet to a place of yours."""
+    from watcher.outputs import Outputs
+
+    if target.suffix and target.exists():
+        raise SteadyError("bad_request", f"{target} is there already.", remedy="Name another.")
+    with desk.record() as store:
+        found = store.batch(ticket_of(store, batch))
+        if found is None:
+            raise SteadyError("batch_not_found")
+        outputs = Outputs(desk.config.outputs)
+        try:
+            number = _write(store, outputs, found, target, page)
+        except OSError as error:
+            message = f"{target} cannot be written: {error.strerror}."
+            raise SteadyError("bad_request", message) from None
+    desk.answer({"ticket": found.ticket, "target": str(target), "jobs": number}, f"{target}")
+
+
+def _write(store: "JobStore", outputs: "Outputs", batch: Batch, target: Path, page: int) -> int:
+    from watcher.results import result_csv, result_json
+    from watcher.sheet import PICTURES, contact_sheet
+
+    kind = target.suffix.lower()
+    if kind in (".csv", ".json"):
+        counts = store.progress(batch.ticket)
+        jobs = _jobs(store, batch.ticket)
+        parts = (
+            result_json(batch, counts, jobs)
+            if kind == ".json"
+            else result_csv((None, job) for job in jobs)
+        )
+        with target.open("xb") as file:
+            file.writelines(parts)
+        return batch.jobs
+    if kind in (".jpg", ".jpeg"):
+        jobs_ = store.jobs_of(batch.ticket, PICTURES * (page - 1) - 1, limit=PICTURES)
+        if not jobs_:
+            raise SteadyError("image_not_ready", f"The batch has no page {page}.")
+        target.write_bytes(contact_sheet(outputs, jobs_))
+        return len(jobs_)
+    pictures = [
+        (job.path, outputs.path(job))
+        for job in _jobs(store, batch.ticket)
+        if job.state is JobState.COMPLETED and job.deleted_at is None
+    ]
+    there = [(name, path) for name, path in pictures if path.is_file()]
+    if kind == ".zip":
+        with zipfile.ZipFile(target, "x", zipfile.ZIP_STORED) as archive:
+            for name, path in there:
+                entry = zipfile.ZipInfo(name, _EARLIEST)
+                with path.open("rb") as source, archive.open(entry, "w") as copy:
+                    shutil.copyfileobj(source, copy)
+        return len(there)
+    for name, path in there:
+        copied = target / name
+        copied.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copied)
+    return len(there)
+
+
+def _jobs(store: "JobStore", ticket: str) -> Iterator[Job]:
+    after = -1
+    while page := store.jobs_of(ticket, after_index=after):
+        yield from page
+        after = page[-1].index
+
+
+def prune(
+    desk: Desk,
+    older_than: Annotated[str, typer.Option(help="As in 30d: what ended longer ago goes.")],
+    images: Annotated[bool, typer.Option("--images", help="The pictures too.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+) -> None:
+    """Tidy old batches away: record, done files, results, thumbnails; pictures stay."""
+    from watcher.config import seconds_of
+    from watcher.outputs import Outputs
+    from watcher.prune import Pruner
+
+    try:
+        seconds = seconds_of(older_than)
+    except ValueError as error:
+        raise SteadyError("bad_request", f"--older-than: {error}.") from None
+    if not desk.has_record():
+        return
+    before = time.time_ns() // 1000 - int(seconds * 1e6)
+    with desk.record() as store:
+        pruner = Pruner(store, Outputs(desk.config.outputs), desk.config.inbox)
+        gone = pruner.prune(before, images=images, dry_run=dry_run)
+    verb = "would go" if dry_run else "gone"
+    desk.answer(
+        {
+            "batches": gone.batches,
+            "jobs": gone.jobs,
+            "pictures": gone.pictures,
+            "files": gone.files,
+            "dry_run": dry_run,
+        },
+        f"{gone.batches} batches with {gone.jobs} jobs {verb}"
+        + (f", {gone.pictures} pictures" if images else "; the pictures stay"),
+    )

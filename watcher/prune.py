@@ -1,0 +1,105 @@
+"""Tidying away what is old: finished batches of the record, their files, their thumbnails.
+
+Kill-safe by its order: of a batch first what lies on disk, then its jobs, last its own row.
+A prune that was cut off finds the batch again and goes on; what is left of it is never more
+than was there. Never touches a batch with a job that waits or runs, nor a picture unless told.
+"""
+
+import contextlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from watcher.errors import SteadyError
+from watcher.inbox import done_files, drop_done
+from watcher.jobs import Batch, Job, JobState
+from watcher.outputs import Outputs
+from watcher.store import JobStore
+
+_CHUNK = 500  #: jobs that leave the record at once
+
+
+@dataclass
+class Pruned:
+    """What went, or would go."""
+
+    batches: int = 0
+    jobs: int = 0
+    pictures: int = 0
+    files: int = 0
+
+
+class Pruner:
+    """Prunes one root; may run beside a watcher, which only ever looks at younger things."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        outputs: Outputs,
+        inbox: Path,
+        *,
+        checkpoint: Callable[[str], None] = lambda _step: None,
+    ) -> None:
+        self._store = store
+        self._outputs = outputs
+        self._inbox = inbox
+        self._checkpoint = checkpoint
+
+    def prune(self, before: int, *, images: bool = False, dry_run: bool = False) -> Pruned:
+        """Everything that ended before the moment ``before`` (microseconds UTC).
+
+        ``images``: the pictures too. Raises SteadyError folder_gone, database_trouble.
+        """
+        pruned = Pruned()
+        after = 0
+        while found := self._store.prunable(before, after):
+            after = found[-1][0]
+            for _, batch in found:
+                pruned.batches += 1
+                if dry_run:
+                    pruned.jobs += batch.jobs
+                    pruned.pictures += (
+                        images * self._store.progress(batch.ticket)[JobState.COMPLETED]
+                    )
+                    continue
+                pruned.files += drop_done(self._inbox, batch.claim or batch.ticket, batch.name)
+                self._checkpoint("files_dropped")
+                self._drop_jobs(batch, pruned, images)
+                self._store.drop_batch(batch.ticket)
+                self._checkpoint("batch_dropped")
+        if not dry_run:
+            pruned.files += self._drop_orphans(before)
+        return pruned
+
+    def _drop_jobs(self, batch: Batch, pruned: Pruned, images: bool) -> None:
+        while jobs := self._store.jobs_of(batch.ticket, limit=_CHUNK):
+            for job in jobs:
+                self._drop_files(job, pruned, images)
+            self._checkpoint("pictures_dropped")
+            gone = self._store.drop_jobs(batch.ticket, [job.id for job in jobs])
+            if not gone:  # somebody runs one of them again
+                return
+            pruned.jobs += gone
+            self._checkpoint("jobs_dropped")
+
+    def _drop_files(self, job: Job, pruned: Pruned, images: bool) -> None:
+        if images and job.state is JobState.COMPLETED:
+            pruned.pictures += self._outputs.delete(job)
+        else:
+            with contextlib.suppress(SteadyError, OSError):
+                self._outputs.thumbnail(job).unlink(missing_ok=True)
+
+    def _drop_orphans(self, before: int) -> int:
+        """Files in ``done/`` as old that no batch speaks for: repeats, and a cut-off prune's."""
+        number = 0
+        for path in done_files(self._inbox):
+            match = re.search(r"~([0-9a-f]{8})\.", path.name)
+            if not match or path.lstat().st_mtime_ns // 1000 >= before:
+                continue
+            if not self._store.claims_begin(match[1]):
+                path.unlink(missing_ok=True)
+                number += 1
+                with contextlib.suppress(OSError):  # other files are left in it
+                    path.parent.rmdir()
+        return number
