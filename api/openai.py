@@ -80,7 +80,8 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
             raise in_their_words(error, raw) from None
         base = links.base_of(door.config, request)
         if asked.stream:
-            return EventSourceResponse(streams.events(call, asked), headers=_STREAM_HEADERS)
+            headers = _STREAM_HEADERS | {dialects.REQUEST_ID: call.ticket}
+            return EventSourceResponse(streams.events(call, asked), headers=headers)
         over = await calls.outcome(request, call)
         if over is None:
             return Response(status_code=499)  # nobody is there to read it

@@ -197,6 +197,14 @@ def test_what_cannot_be_made_is_refused_by_name(api: webuiapi.WebUIApi, asked: d
     assert set(body) == {"error", "detail", "body", "errors"}
 
 
+def test_a_picture_that_fails_says_why(here: House, api: webuiapi.WebUIApi):
+    with pytest.raises(RuntimeError) as caught:
+        api.txt2img(prompt="an owl nan", width=64, height=64)
+    status, text = caught.value.args
+    assert status == 500 and json.loads(text)["error"] == "non_finite"
+    assert len(here.jobs("an owl nan")) == 1
+
+
 @pytest.mark.filterwarnings("ignore:BasicAuth:DeprecationWarning")  # webuiapi's use of aiohttp
 def test_basic_and_bearer(tmp_path):
     with house(tmp_path / "root", token="secret") as here:

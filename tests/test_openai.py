@@ -220,6 +220,27 @@ def test_equal_calls_that_time_out_find_each_its_own_run(here: House):
     assert here.made("twin fox") == 2
 
 
+def test_a_try_again_finds_its_first_run_over_a_restart_of_the_service(tmp_path):
+    with house(tmp_path / "root") as here:
+        found = {}
+
+        def call() -> None:
+            with openai.OpenAI(
+                base_url=f"{here.url}/v1", api_key="any", timeout=60, max_retries=30
+            ) as client:
+                found["answer"] = client.images.generate(prompt="durable fox sleep=0.3")
+
+        thread = threading.Thread(target=call)
+        thread.start()
+        here.running("durable fox")
+        here.service.process.kill()
+        here.service.process.wait()
+        here.root.spawn("-m", "api", "--root", str(here.root.folder), "--port", str(here.port))
+        thread.join(60)
+        [job] = here.jobs("durable fox")
+        assert found["answer"].job_id == job["id"] and here.made("durable fox") == 1
+
+
 def test_equal_calls_that_are_no_tries_are_two(here: House, client: openai.OpenAI):
     first = client.images.generate(prompt="same fox", size="64x64")
     second = client.images.generate(prompt="same fox", size="64x64")

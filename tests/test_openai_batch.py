@@ -93,6 +93,19 @@ def test_a_thousand_lines(here: House, client: openai.OpenAI):
     whole_batch(here, client, 1000)
 
 
+@pytest.mark.slow
+def test_fifty_thousand_lines_are_taken_and_told(here: House, client: openai.OpenAI):
+    batch = started(client, lines_of(50_000, "huge sleep=1"), "huge.jsonl")
+    until(lambda: client.batches.retrieve(batch.id).request_counts.total == 50_000, 100)
+    client.batches.cancel(batch.id)
+    over = ended(client, batch)
+    counts = over.request_counts
+    assert over.status == "cancelled" and counts.failed + counts.completed == 50_000
+    lines = client.files.content(over.error_file_id).text.splitlines()
+    assert len(lines) == counts.failed > 49_000
+    assert json.loads(lines[-1])["error"]["code"] == "cancelled"
+
+
 def test_lines_that_cannot_run_are_in_the_error_file(here: House, client: openai.OpenAI):
     lines = [
         {"custom_id": "good", "method": "POST", "url": URL, "body": {"prompt": "ok", "n": 2}},
