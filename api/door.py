@@ -6,6 +6,7 @@ the model) is looked up at most once in a short while.
 """
 
 import asyncio
+import logging
 import threading
 import time
 import uuid
@@ -15,9 +16,13 @@ from typing import Any
 
 from watcher import live, model
 from watcher.config import Config
+from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState, Limits
+from watcher.log import say
 from watcher.pace import Pace, Size, size_of
 from watcher.store import JobStore
+
+logger = logging.getLogger("steady.api")
 
 PULSE_SECONDS = 0.025
 _PACE_SECONDS = 2.0
@@ -88,6 +93,7 @@ class Door:
         self.inbox: Path = config.inbox
         self.outputs: Path = config.outputs
         self.stopping = Stopping()
+        self._other: object = None  #: how the file looks that took the record's place
         #: One look by id takes some 40 µs and waits for nobody, so it need not leave the loop.
         self.near = config.database_path is not None
         self.pace: Callable[[], Pace] = Kept(lambda: Pace(store.durations()), _PACE_SECONDS)
@@ -100,6 +106,21 @@ class Door:
     def _limits(self) -> Limits:
         """What the model in use allows; before the first choice, what it would allow."""
         return model.limits_known(self.store.get("model"), self.config)
+
+    def follow(self) -> None:
+        """When another file was put in the record's place and lies still, go on with that one.
+
+        Until then nothing can be submitted (503): what is written into a file without a name is
+        lost.
+        """
+        other = self.store.other()
+        if other is not None and other == self._other:
+            try:
+                self.store.reopen()
+                say(logger, "record.anew", logging.WARNING)
+            except SteadyError as error:
+                say(logger, "record.unusable", logging.ERROR, message=error.message)
+        self._other = other
 
     # -- the running jobs, from the watcher's pulse
 

@@ -73,6 +73,9 @@ class Change:
     data: str
 
 
+_FOLLOW_SECONDS = 2.0
+
+
 class Feed:
     """What the poller saw, and who waits for it. Lives in one event loop."""
 
@@ -97,12 +100,23 @@ class Feed:
     @contextlib.asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """The poller, for the life of the application."""
-        task = asyncio.create_task(self._poll(), name="feed")
+        tasks = [
+            asyncio.create_task(self._poll(), name="feed"),
+            asyncio.create_task(self._follow(), name="follow"),
+        ]
         try:
             yield
         finally:
             self._door.stopping.set()
-            await task
+            await asyncio.gather(*tasks)
+
+    async def _follow(self) -> None:
+        """Every few seconds: is the record still the same file?"""
+        stop = asyncio.create_task(self._door.stopping.wait())
+        while not self._door.stopping:
+            await asyncio.wait({stop}, timeout=_FOLLOW_SECONDS)
+            await run_in_threadpool(self._door.follow)
+        stop.cancel()
 
     async def _poll(self) -> None:
         stop = asyncio.create_task(self._door.stopping.wait())

@@ -223,4 +223,6 @@ class Submissions:
             inbox.submit(self._door.inbox, body.data, body.suffix, str(uuid.uuid4()),
                          resumes=batch.ticket, name=f"{body.name}{body.suffix}")  # fmt: skip
             return
-        inbox.submit(self._door.inbox, body.data, body.suffix, batch.ticket)
+        # Written into the bare mount point of an absent disk, it would never be found again.
+        known = bool(self._store.get("inbox_ours"))
+        inbox.submit(self._door.inbox, body.data, body.suffix, batch.ticket, known=known)

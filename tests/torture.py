@@ -6,18 +6,24 @@ history.py: nothing lost, nothing doubled, nothing stranded.
 """
 
 import argparse
+import collections
 import contextlib
 import dataclasses
+import http.client
+import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import psutil
 from history import faults, legal, rows
@@ -31,6 +37,8 @@ class Tally:
     kills: int = 0
     watchers: int = 0
     workers: int = 0
+    apis: int = 0
+    posts: int = 0
     files: int = 0
     jobs: int = 0
     seconds: float = 0.0
@@ -51,7 +59,9 @@ class Observer:
 
     def look(self) -> None:
         try:
-            now = {r["id"]: r["state"] for r in rows(self._root.folder, "SELECT id, state FROM jobs")}
+            now = {
+                r["id"]: r["state"] for r in rows(self._root.folder, "SELECT id, state FROM jobs")
+            }
         except Exception as error:
             if "no such table" in str(error) or "unable to open" in str(error):
                 return
@@ -61,6 +71,87 @@ class Observer:
             if after == "gone" or not (legal(before, after) or before == "queued"):
                 self.faults.append(f"{job} was {before} and is {after}")
         self._seen = now
+
+
+class Client(threading.Thread):
+    """Somebody who asks over HTTP all through the storm and remembers every promise.
+
+    What was answered with 200 is promised: from then on its status must be known whenever the
+    API answers at all, and in the end there is one picture of it. A POST with a key is sent
+    again until it is answered; one without is sent once.
+    """
+
+    def __init__(self, root: Root, port: int) -> None:
+        super().__init__(name="client")
+        self._root = root
+        self._port = port
+        self._ends = threading.Event()
+        self._number = 0
+        self.promised: dict[str, str] = {}  #: job id -> prompt
+        self.faults: list[str] = []
+
+    def end(self) -> None:
+        """Ask no more; the request with a key that is on its way is still seen through."""
+        self._ends.set()
+        self.join(120)
+        if self.is_alive():
+            self.faults.append("a POST with a key was never answered")
+
+    def run(self) -> None:
+        while not self._ends.is_set():
+            waiting = sum(state == "queued" for state in self._root.states())
+            if waiting < 60:
+                self._post()
+            for job in list(self.promised)[-3:]:
+                code, _ = self._ask("GET", f"/status/{job}")
+                if code == 404:
+                    self.faults.append(f"{job} was promised and is not known")
+            self._ends.wait(0.2)
+
+    def _post(self) -> None:
+        self._number += 1
+        prompt = f"http{self._number} steps=2"
+        keyed = self._number % 2 == 0
+        while True:
+            code, body = self._ask("POST", "/generate-image", prompt, keyed=keyed)
+            if code == 200:
+                before = self.promised.setdefault(body["job_id"], prompt)
+                if before != prompt:
+                    self.faults.append(f"{body['job_id']} was given twice")
+                return
+            if not keyed:
+                return  # nobody knows whether it came: it may run once, or not at all
+            time.sleep(0.1)
+
+    def _ask(
+        self, method: str, path: str, prompt: str | None = None, *, keyed: bool = False
+    ) -> tuple[int, dict[str, Any]]:
+        """Status and body; 0 when nobody answered."""
+        headers = {"content-type": "application/json"}
+        if keyed and prompt:
+            headers["Idempotency-Key"] = prompt.split()[0]
+        body = json.dumps({"prompt": prompt}) if prompt else None
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=10)
+        try:
+            connection.request(method, path, body=body, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, json.loads(answer.read())
+        except (OSError, http.client.HTTPException, ValueError):
+            return 0, {}
+        finally:
+            connection.close()
+
+    def judge(self) -> list[str]:
+        """Broken promises, once everything has ended."""
+        found = list(self.faults)
+        jobs = {r["id"]: r for r in rows(self._root.folder, "SELECT id, prompt, state FROM jobs")}
+        for job, prompt in self.promised.items():
+            row = jobs.get(job)
+            if row is None or (row["prompt"], row["state"]) != (prompt, "completed"):
+                found.append(f"promised {job} ({prompt}) is {dict(row) if row else 'gone'}")
+        asked = [r["prompt"] for r in jobs.values() if r["prompt"].startswith("http")]
+        doubled = [p for p, n in collections.Counter(asked).items() if n > 1]
+        return found + [f"asked once and made twice: {p}" for p in doubled]
 
 
 def _feed(root: Root, dice: random.Random, number: int) -> int:
@@ -91,23 +182,34 @@ def _kill_worker(watcher: subprocess.Popen[bytes], dice: random.Random) -> bool:
 
 
 def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
-    """SIGKILL the watcher or its worker at ``kills`` random instants while files keep coming.
+    """SIGKILL watcher, worker or API at ``kills`` random instants while files and POSTs come.
 
-    ``backlog`` jobs at most wait at a time. Ends with an undisturbed run and the checks.
+    ``backlog`` jobs of files at most wait at a time. Ends with an undisturbed run and the checks.
     """
     dice = random.Random(seed)
     tally = Tally()
     begun = time.monotonic()
     observer = Observer(root)
     watcher = root.watch()
+    port = _free_port()
+    api = _api(root, port)
+    client = Client(root, port)
+    client.start()
     while tally.kills < kills:
-        waiting = tally.jobs - sum(state == "completed" for state in root.states())
+        dropped = [job for job in root.jobs() if not job["prompt"].startswith("http")]
+        waiting = tally.jobs - sum(job["state"] == "completed" for job in dropped)
         if waiting < backlog:
             tally.jobs += _feed(root, dice, tally.files)
             tally.files += 1
         time.sleep(dice.uniform(0.0, 1.2))
-        if dice.random() < 0.3 and _kill_worker(watcher, dice):
+        fate = dice.random()
+        if fate < 0.25 and _kill_worker(watcher, dice):
             tally.workers += 1
+        elif fate > 0.75:
+            api.send_signal(signal.SIGKILL)
+            api.wait()
+            tally.apis += 1
+            api = _api(root, port)
         else:
             watcher.send_signal(signal.SIGKILL)
             watcher.wait()
@@ -115,15 +217,32 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
             observer.look()
             watcher = root.watch()
         tally.kills += 1
+    client.end()
+    api.send_signal(signal.SIGKILL)
+    api.wait()
     watcher.send_signal(signal.SIGKILL)
     watcher.wait()
     root.finish(timeout=300)
     observer.look()
     tally.seconds = time.monotonic() - begun
-    tally.faults = observer.faults + faults(
-        root.folder, expected=tally.jobs, log=root.log, kills=tally.kills
-    )
+    tally.posts = len(client.promised)
+    asked = sum(job["prompt"].startswith("http") for job in root.jobs())
+    tally.faults = [
+        *observer.faults,
+        *client.judge(),
+        *faults(root.folder, expected=tally.jobs + asked, log=root.log, kills=tally.kills),
+    ]
     return tally
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _api(root: Root, port: int) -> subprocess.Popen[bytes]:
+    return root.spawn("-m", "api", "--root", str(root.folder), "--port", str(port))
 
 
 def _names(folder: Path) -> set[str]:
@@ -140,7 +259,9 @@ def kill_on_sight(root: Root, where: str, *, rounds: int) -> list[str]:
     """Kill the watcher the moment a new file shows in ``where``, ``rounds`` times; then check."""
     jobs = 0
     for number in range(rounds):
-        root.drop(f"sight{number}.yaml", f"- prompt: a{number} steps=2\n- prompt: b{number} steps=2\n")
+        root.drop(
+            f"sight{number}.yaml", f"- prompt: a{number} steps=2\n- prompt: b{number} steps=2\n"
+        )
         jobs += 2
         before = _names(root.folder / where)
         watcher = root.watch()
@@ -184,8 +305,9 @@ def main() -> int:
             total += part
             print(f"root {done}/{len(parts)}: {part}", file=sys.stderr, flush=True)
     print(
-        f"{total.kills} kills ({total.watchers} watchers, {total.workers} workers), "
-        f"{total.files} files, {total.jobs} jobs, {total.seconds:.0f} process-seconds: "
+        f"{total.kills} kills ({total.watchers} watchers, {total.workers} workers, "
+        f"{total.apis} apis), {total.files} files, {total.jobs} jobs of them, "
+        f"{total.posts} POSTs answered, {total.seconds:.0f} process-seconds: "
         f"{len(total.faults)} broken rules"
     )
     for fault in total.faults[:20]:

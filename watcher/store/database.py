@@ -83,6 +83,7 @@ class Database:
 
     def _open(self) -> None:
         self._identity: tuple[int, int] | None = None
+        self._logs: dict[Path, tuple[int, int]] = {}  #: SQLite's files beside it
         if self.path is not None:
             if sqlite3.sqlite_version_info < _OLDEST:
                 raise SteadyError(
@@ -109,6 +110,11 @@ class Database:
         except BaseException:
             self.close()
             raise
+        if self.path is not None:
+            for end in ("-wal", "-shm"):
+                beside = self.path.with_name(self.path.name + end)
+                if identity := _identity_of(beside):
+                    self._logs[beside] = identity
 
     def _connect(self, *, cache_mb: int = 2, read_only: bool = False) -> sqlite3.Connection:
         """A driver connection; never creates the file, so a deleted one is noticed."""
@@ -199,6 +205,7 @@ class Database:
 
     def close(self) -> None:
         """Give all connections back. Using the database afterwards is a mistake."""
+        self._drop_stale_log()
         self._readers.close()
         self._db.close()
 
@@ -213,6 +220,7 @@ class Database:
                 if not self._slots.acquire(timeout=self._busy * 2):
                     raise SteadyError("database_trouble", "All connections are in use.")
                 alone.callback(self._slots.release)
+            self._drop_stale_log()
             fresh = Database(
                 self._url,
                 synchronous=self._synchronous,
@@ -221,7 +229,8 @@ class Database:
             )
             self.close()
             self._db, self._readers = fresh._db, fresh._readers
-            self._identity, self.unchecked = fresh._identity, fresh.unchecked
+            self._identity, self._logs = fresh._identity, fresh._logs
+            self.unchecked = fresh.unchecked
 
     def check(self) -> None:
         """Is the file still the one that was opened? SQLite itself would write on happily.
@@ -240,6 +249,19 @@ class Database:
             raise SteadyError(
                 "database_trouble", f"The record {self.path.name} was replaced by another file."
             )
+
+    def _drop_stale_log(self) -> None:
+        """Another file has our path: the log beside it is still that of ours.
+
+        SQLite would take it for the other file's own and mix the two. Our connections keep
+        theirs, which needs no name.
+        """
+        if self.path is None or self.other() is None:
+            return
+        for path, identity in self._logs.items():
+            if _identity_of(path) == identity:
+                with contextlib.suppress(FileNotFoundError):
+                    path.unlink()
 
     def other(self) -> object:
         """How the file looks that was put in the place of ours; None when there is none."""
@@ -415,6 +437,14 @@ def _quick_check(connection: sqlite3.Connection) -> None:
     answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if answer != "ok":
         raise SteadyError("database_damaged", f"The record is damaged: {answer}.")
+
+
+def _identity_of(path: Path) -> tuple[int, int] | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return None
+    return stat.st_dev, stat.st_ino
 
 
 class _Readers:
