@@ -32,7 +32,7 @@ from api.jobs import cursor_of, moment_of, plain, seq_of
 from api.paint import Painter
 from api.views import Views
 from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import ENDED, Job, JobState, Limits, forwards_of
+from watcher.jobs import ENDED, Batch, Job, JobState, Limits, forwards_of
 from watcher.recipe import model_name
 from watcher.store import JobFilter
 
@@ -274,8 +274,9 @@ class Pages:
         waiting = batch.jobs - ended
         return self.show(
             "batch.html",
-            **self.frame("batches", batch.name),
+            **self.frame("batches", self.called(batch)),
             batch=batch,
+            called=self.called(batch),
             told=self._views.batch(batch),
             progress={state.value: n for state, n in progress.items()},
             ended=ended,
@@ -297,10 +298,18 @@ class Pages:
         return self.show(
             "batches.html",
             **self.frame("batches", "Batches"),
-            batches=[(b, self._store.progress(b.ticket)) for b in rows[:_BATCHES]],
+            batches=[(b, self.called(b), self._store.progress(b.ticket)) for b in rows[:_BATCHES]],
             older=rows[_BATCHES - 1].ticket if len(rows) > _BATCHES else None,
             newest=before is not None,
         )
+
+    def called(self, batch: Batch) -> str:
+        """What people know a batch by: its file's name, or of a single request the prompt."""
+        if batch.source != "file" and batch.jobs == 1:
+            job = self._store.job(batch.ticket)
+            if job is not None:
+                return job.request.prompt
+        return batch.name or "untitled"
 
     def system(self) -> Response:
         """How the service itself is: model, device, disk, workers, inbox, pace, versions."""

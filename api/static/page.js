@@ -99,7 +99,6 @@ async function refresh() {
     const focused = document.activeElement?.closest("[data-row]");
     const rows = $$("[data-row]"), at = rows.indexOf(focused);
     for (const id of ["head", "main"]) morph($("#" + id), page.getElementById(id));
-    document.body.toggleAttribute("data-paused", page.body.hasAttribute("data-paused"));
     document.title = page.title;
     if (focused && !focused.isConnected) {
       const next = [...rows.slice(at), ...rows.slice(0, at).reverse()].find((r) => r.isConnected);
