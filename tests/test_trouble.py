@@ -147,6 +147,36 @@ def test_every_disk_is_full_at_once_and_it_is_said_all_the_same(
     over(root)
 
 
+def test_a_file_is_not_guilty_of_a_full_disk(
+    make_root: Callable[..., Root], mounted: Callable[..., None], tmp_path: Path
+) -> None:
+    """There is room to count its tries, again and again, and none for its jobs."""
+    mounted(tmp_path / "root", "-t", "tmpfs", "-o", "size=8m", "none")
+    log = tmp_path / "engine.log"
+    root = make_root(min_free_disk=0, engine_options={"log": str(log)})
+    root.log = log
+    root.watch()
+    root.drop("small.yaml", "prompt: small\n")
+    root.wait_for("completed")
+    draft = root.folder / "draft"
+    draft.write_text(json.dumps({"prompt": "x" * 4000, "count": 200}))
+    hog = fill(root.folder)
+    os.truncate(hog, hog.stat().st_size - 400_000)
+    draft.rename(root.inbox / "many.json")
+    told(root, "disk_full")
+    tries = "SELECT 1 FROM batches WHERE name = 'many.json' AND recorded_at IS NULL"
+    until(lambda: rows(root.folder, tries), SHOWN, "the first try")
+    said = root.said.read_text
+
+    def looks() -> int:
+        return said().count("intake.again")
+
+    until(lambda: looks() >= 3, 30, "three more tries")
+    hog.unlink()
+    until(lambda: len(root.states()) == 201, 20, f"{len(root.states())} jobs")
+    assert not list((root.inbox / "refused").iterdir())
+
+
 def test_outputs_that_are_absent_at_start_are_waited_for(make_root: Callable[..., Root]) -> None:
     """The picture that was published before the kill is found there, not made again."""
     root = make_root()

@@ -6,6 +6,7 @@ file that the next start reads again into the very same jobs.
 """
 
 import collections
+import contextlib
 import dataclasses
 import datetime
 import hashlib
@@ -40,6 +41,12 @@ CHUNK = 2000  #: … and of every later one
 MAX_PICTURE = 64 << 20  #: bytes of a picture that is dropped to be made again
 MAX_TABLE = 4 << 30  #: bytes of a .csv or .jsonl
 _AGAIN_SECONDS = 2.0
+_SWEEP_SECONDS = 60.0  #: between looks for reservations whose file never came
+_SWEEP_AGE = 600_000_000  #: microseconds a reservation waits for its file
+
+
+class _Stopped(Exception):
+    """The service stops in the middle of judging a table; nothing of it was recorded yet."""
 
 
 class Intake:
@@ -70,6 +77,8 @@ class Intake:
         self._announce = announce
         self._wake = wake
         self._claims: collections.deque[Claim] = collections.deque()
+        self._spared: set[str] = set()  #: claims whose last reading was ended by their surroundings
+        self._swept = float("-inf")
         self._stopping = threading.Event()
         self._quiet = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake")
@@ -111,11 +120,25 @@ class Intake:
             full = self._store.counts()[JobState.QUEUED] >= self._max_queued
             self._claims.extend(self._inbox.scan(0 if full else 1024))
         if not self._claims:
+            self._sweep()
             return False
         self._quiet.clear()
         self.take(self._claims[0])
         self._claims.popleft()
         return True
+
+    def _sweep(self) -> None:
+        """Drop reservations of an API that died before it could publish the file.
+
+        Old ones only, and only while the folder itself says that the file is not there.
+        """
+        if time.monotonic() - self._swept < _SWEEP_SECONDS:
+            return
+        self._swept = time.monotonic()
+        for batch in self._store.stale_reservations(_SWEEP_AGE):
+            if not self._inbox.holds(batch.ticket, batch.suffix):
+                self._store.sweep(batch.ticket)
+                say(logger, "reservation.swept", ticket=batch.ticket)
 
     # -- one file
 
@@ -123,8 +146,24 @@ class Intake:
         """Record or refuse one claimed file.
 
         Raises SteadyError of class environment: the claim then stays where it is and is
-        taken again later.
+        taken again later, and the try does not count: a file is guilty when it takes the
+        process along, not when the disk is full.
         """
+        if claim.ticket in self._spared:
+            self._store.spare(claim.ticket)
+            self._spared.discard(claim.ticket)
+            say(logger, "intake.again", name=claim.name)
+        try:
+            self._take(claim)
+        except SteadyError:
+            self._spared.add(claim.ticket)
+            raise
+        except _Stopped:
+            with contextlib.suppress(SteadyError):
+                self._store.spare(claim.ticket)
+        self._wake()
+
+    def _take(self, claim: Claim) -> None:
         batch = self._store.begin_reading(
             claim.ticket, name=claim.name, suffix=claim.suffix, source=claim.source
         )
@@ -144,7 +183,6 @@ class Intake:
                 if error.kind.klass is ErrorClass.ENVIRONMENT:
                     raise
                 self._refuse(claim, batch, error)
-        self._wake()
 
     def _already(self, claim: Claim, batch: Batch) -> None:
         """A file of ours dropped twice, or a file whose recording survived a crash."""
@@ -345,6 +383,8 @@ class Intake:
         with self._inbox.open_stream(claim, MAX_TABLE) as stream:
             lines = self._lines(stream, claim, batch)
             for each in lines:
+                if self._stopping.is_set():
+                    raise _Stopped
                 if isinstance(each, jobfile.Row):
                     refused += 1
                     problems += each.problems[: jobfile.MAX_PROBLEMS - len(problems)]

@@ -182,6 +182,8 @@ class Inbox:
             problems.append("The watch of the inbox ended; it is begun anew.")
         if time.monotonic() - self._bell.overflowed_at < 2 * self._rescan:
             problems.append("So many changes at once that events were lost; all files are seen.")
+        if gone is None and _read_only(self._folder):
+            problems.append("The inbox is on a read-only disk; nothing can be taken from it.")
         if gone is None and not self._arrivals.leases:
             problems.append(
                 "Open files cannot be told from finished ones here, so each waits longer;"
@@ -394,6 +396,17 @@ class Inbox:
             return None
         return Claim(ticket, name, suffix, "file", 0, kept.parent, kept.name)
 
+    def holds(self, ticket: str, suffix: str) -> bool:
+        """Is the file of our own making with this ticket here, waiting or in work?
+
+        Raises SteadyError folder_gone when nobody can say.
+        """
+        self._home.guard()
+        waiting = self._folder / f"api-{ticket}{suffix}"
+        here = os.path.lexists(waiting) or self._shelves.in_work(ticket) is not None
+        self._home.guard()
+        return here
+
     # -- reading
 
     def read(self, claim: Claim, limit: int) -> bytes:
@@ -474,3 +487,12 @@ class Inbox:
         with disk("The inbox cannot be written"):
             self._shelves.make()
             return self._shelves.refuse(claim, body)
+
+
+def _read_only(folder: Path) -> bool:
+    if not hasattr(os, "statvfs"):
+        return False
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False

@@ -239,6 +239,15 @@ class Batches(Record):
             raise SteadyError("batch_not_found")
         return batch_of(row)
 
+    def spare(self, claim: str) -> None:
+        """Take back the try of a reading that ended without a verdict on the file."""
+        with self._db.write():
+            self._db.run(
+                "UPDATE batches SET tries = tries - 1"
+                " WHERE claim = :claim AND recorded_at IS NULL AND tries > 0",
+                claim=claim,
+            )
+
     def forget(self, claim: str) -> bool:
         """Drop the unrecorded row of a claim that turned out to be a repeat of another file."""
         return self._drop_unrecorded("claim = :one", claim)
