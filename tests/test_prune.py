@@ -1,0 +1,147 @@
+"""Tidying away: what is old goes, in an order a kill does no harm to; nothing else ever does."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from history import pictures
+from roots import Root
+
+from watcher.outputs import Outputs
+from watcher.prune import Pruned, Pruner
+from watcher.store import JobStore
+
+Make = Callable[..., Root]
+HOUR = 3_600_000_000
+
+
+class Cut(BaseException):
+    """The process ends here."""
+
+
+def store_of(root: Root) -> JobStore:
+    return JobStore(f"sqlite:///{root.folder / 'steady.db'}", checkpointer=False)
+
+
+def pruner(root: Root, store: JobStore, **more: Any) -> Pruner:
+    return Pruner(store, Outputs(root.folder / "outputs"), root.inbox, **more)
+
+
+def soon() -> int:
+    return time.time_ns() // 1000 + HOUR
+
+
+def filled(root: Root) -> None:
+    """Two finished batches, one of a table with a bad row, and a job that waits for 2099."""
+    root.drop(
+        "a.csv", "prompt,width\n" + "".join(f"a{i} steps=1,64\n" for i in range(5)) + "x,65\n"
+    )
+    root.drop("b.yaml", "prompt: b steps=1\nkey: b\n")
+    root.drop("later.yaml", "prompt: later\nnot_before: 2099-01-01\n")
+    root.finish()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+def test_old_batches_go_and_pictures_and_waiting_jobs_stay(make_root: Make) -> None:
+    root = make_root()
+    filled(root)
+    before = pictures(root.folder)
+    assert len(before) == 6
+    store = store_of(root)
+    assert pruner(root, store).prune(soon(), dry_run=True) == Pruned(2, 6)
+    assert len(root.jobs()) == 7
+    young = time.time_ns() // 1000 - HOUR
+    assert pruner(root, store).prune(young).batches == 0
+    gone = pruner(root, store).prune(soon())
+    assert (gone.batches, gone.jobs, gone.pictures) == (2, 6, 0)
+    assert [j["prompt"] for j in root.jobs()] == ["later"]
+    assert pictures(root.folder) == before
+    assert files(root.inbox / "done") == []
+    assert [f for f in files(root.folder / "outputs") if f.startswith(".thumbs")] == []
+    counts = {state.value: n for state, n in store.counts().items() if n}
+    assert counts == {"queued": 1}
+    store.close()
+    # a name is never given twice, even when its job is forgotten
+    root.drop("a.csv", "prompt\na1 steps=1\na2 steps=1\n")
+    root.finish()
+    assert len(pictures(root.folder)) == 8
+
+
+def test_pictures_go_when_told(make_root: Make) -> None:
+    root = make_root()
+    filled(root)
+    store = store_of(root)
+    gone = pruner(root, store).prune(soon(), images=True)
+    store.close()
+    assert gone.pictures == 6 and pictures(root.folder) == []
+
+
+@pytest.mark.parametrize(
+    "point", ["files_dropped", "pictures_dropped", "jobs_dropped", "batch_dropped"]
+)
+def test_a_cut_at_any_step_is_finished_by_the_next(make_root: Make, point: str) -> None:
+    root = make_root()
+    filled(root)
+    store = store_of(root)
+
+    def cut(step: str) -> None:
+        if step == point:
+            raise Cut
+
+    with pytest.raises(Cut):
+        pruner(root, store, checkpoint=cut).prune(soon(), images=True)
+    assert len(pictures(root.folder)) in (0, 1, 5, 6)
+    pruner(root, store).prune(soon(), images=True)
+    store.close()
+    assert [j["prompt"] for j in root.jobs()] == ["later"]
+    assert pictures(root.folder) == [] and files(root.inbox / "done") == []
+    root.finish()
+
+
+def test_a_job_that_runs_again_keeps_its_batch(make_root: Make) -> None:
+    root = make_root()
+    root.drop("a.json", json.dumps(["raise once", "fine steps=1"]))
+    root.finish()
+    store = store_of(root)
+    ticket = root.jobs()[0]["ticket"]
+
+    def again(step: str) -> None:
+        if step == "files_dropped":
+            assert store.retry_failed(ticket) == 1
+
+    gone = pruner(root, store, checkpoint=again).prune(soon())
+    assert gone.jobs == 0 and len(root.jobs()) == 2
+    assert pruner(root, store).prune(soon()).batches == 0
+    store.close()
+    root.finish()
+    assert root.states() == ["completed"] * 2
+
+
+def test_repeats_left_in_done_go_when_they_are_old(make_root: Make) -> None:
+    root = make_root()
+    for _ in range(2):
+        root.drop("b.yaml", "prompt: b steps=1\nkey: b\n")
+        root.finish()
+    old = time.time() - 40 * 86400
+    for path in (root.inbox / "done").rglob("b~*"):
+        os.utime(path, (old, old))
+    assert len(files(root.inbox / "done")) == 4
+    command = [sys.executable, "-m", "watcher.cli", "--root", str(root.folder), "prune"]
+    done = subprocess.run(
+        [*command, "--older-than", "30d", "--json"],
+        env=root.environment(), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0
+    assert json.loads(done.stdout)["files"] == 2  # the batch itself is of today
+    assert len(files(root.inbox / "done")) == 2
+    bad = subprocess.run([*command, "--older-than", "x"], env=root.environment(), timeout=60)
+    assert bad.returncode == 2
