@@ -133,11 +133,14 @@ def install(app: FastAPI, routers: Sequence[APIRouter], page: Page) -> None:
         return shown or problem(error, headers, path=request.url.path)
 
     def allowed(path: str) -> str:
-        methods: set[str] = set()
-        for route in (route for router in routers for route in router.routes):
-            if isinstance(route, APIRoute) and route.path_regex.match(path):
-                methods |= route.methods or set()
-        return ", ".join(sorted(methods))
+        found = [
+            route
+            for router in routers
+            for route in router.routes
+            if isinstance(route, APIRoute) and route.path_regex.match(path)
+        ]
+        named = [route for route in found if route.path == path]
+        return ", ".join(sorted({m for route in named or found for m in route.methods or ()}))
 
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, SteadyError)  # noqa: S101  (what it is registered for)
