@@ -154,11 +154,18 @@ def latency(count: int = 15) -> list[Line]:
         for i in range(count):
             http.append(_to_first_step(root, f"h{i}", lambda p: _post(base, p)))
             file.append(
-                _to_first_step(root, f"f{i}", lambda p: root.drop(f"{p[:4]}.yaml", f"prompt: {p}\n"))
+                _to_first_step(
+                    root, f"f{i}", lambda p: root.drop(f"{p[:4]}.yaml", f"prompt: {p}\n")
+                )
             )
         return [
             ("HTTP submit to first forward, median", statistics.median(http), "ms", "<= 60"),
-            ("file drop to first forward, median", statistics.median(file), "ms", "<= settle + 100"),
+            (
+                "file drop to first forward, median",
+                statistics.median(file),
+                "ms",
+                "<= settle + 100",
+            ),
         ]
 
 
@@ -220,7 +227,12 @@ def cancel(count: int = 8) -> list[Line]:
             wait(lambda: not any(s in ("queued", "generating") for s in root.states()))
         record.close()
     return [
-        ("cancel to the engine's stop (steps of 100 ms), p90", percentile(took, 0.9), "ms", "<= 150"),
+        (
+            "cancel to the engine's stop (steps of 100 ms), p90",
+            percentile(took, 0.9),
+            "ms",
+            "<= 150",
+        ),
         ("next job starts after the stop, p90", percentile(next_took, 0.9), "ms", "<= 100"),
     ]
 
@@ -256,7 +268,9 @@ LINES: dict[str, Callable[[], list[Line]]] = {
 
 
 def main() -> None:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     options.add_argument("lines", nargs="*", choices=[*LINES, []], default=list(LINES))
     options.add_argument("--json", action="store_true")
     given = options.parse_args()

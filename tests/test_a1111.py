@@ -5,6 +5,7 @@ import asyncio
 import base64
 import io
 import json
+import re
 import threading
 import urllib.request
 from collections.abc import Iterator
@@ -14,9 +15,13 @@ from urllib.error import HTTPError
 import pytest
 import webuiapi
 from conftest import until
+from doors import Bench
 from engines import expected
+from fastapi.routing import APIRoute
 from house_of_clients import House, house
 from PIL import Image
+
+from api import a1111, openai, openai_batch
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +231,38 @@ def test_basic_and_bearer(tmp_path):
         assert asyncio.run(asynchronously()).image.size == (64, 64)
         wrong.session.close()
         right.session.close()
+
+
+def test_no_address_of_other_services_is_open_without_the_token(tmp_path):
+    with Bench(tmp_path, token="secret") as bench:
+        routes = [
+            (method.lower(), re.sub(r"[{}]|:path", "", path))
+            for made in (a1111, openai, openai_batch)
+            for method, path in routes_of(made, bench)
+        ]
+        assert len(routes) > 40
+        for method, path in routes:
+            answer = getattr(bench.client, method)(path)
+            assert answer.status_code == 401, path
+            if path.startswith("/v1/"):
+                assert answer.json()["error"]["code"] == "invalid_api_key"
+            else:
+                assert answer.json()["error"] == "unauthorized"
+        bench.client.headers["authorization"] = "Bearer secret"
+        for path in ("/v1/images/edits", "/sdapi/v1/img2img"):
+            assert bench.client.post(path, json={}).status_code == 404
+        assert bench.client.get("/v1/images/generations").headers["allow"] == "POST"
+
+
+def routes_of(part, bench: Bench) -> list[tuple[str, str]]:
+    door = bench.app.state.door
+    anything: Any = None
+    router = {
+        a1111: lambda: a1111.routes(door, anything),
+        openai: lambda: openai.routes(door, anything, anything, None),
+        openai_batch: lambda: openai_batch.routes(door, anything, None),
+    }[part]()
+    return [(m, r.path) for r in router.routes if isinstance(r, APIRoute) for m in r.methods]
 
 
 # -- back ends that others wrote, as they ask

@@ -68,7 +68,9 @@ class Driven:
         return self.inbox.health()["watch"] == "events" and not self.problems
 
     def within(self, looks: int, predicate: Callable[[], Any], what: str) -> None:
-        until(predicate, timeout=looks * RESCAN + SLACK, what=f"{what}; health: {self.inbox.health()}")
+        until(
+            predicate, timeout=looks * RESCAN + SLACK, what=f"{what}; health: {self.inbox.health()}"
+        )
 
 
 @pytest.fixture
@@ -198,7 +200,14 @@ def test_renamed_away_and_a_new_one_made(driven: Driven, folder: Path, root: Pat
     drop(folder, "a.yaml")
     driven.within(2, lambda: driven.names == ["a.yaml"] and driven.hears, "healed")
     rings(driven, folder)
-    assert sorted(os.listdir(folder)) == [".claimed", ".probe", ".steady", ".tmp", "done", "refused"]
+    assert sorted(os.listdir(folder)) == [
+        ".claimed",
+        ".probe",
+        ".steady",
+        ".tmp",
+        "done",
+        "refused",
+    ]
 
 
 def test_deleted_and_made_again(driven: Driven, folder: Path) -> None:
@@ -502,7 +511,7 @@ def test_a_sticky_folder_keeps_other_peoples_files(public: Path) -> None:
 def test_the_systems_limit_of_watches(folder: Path, limit: str, value: int, words: str) -> None:
     """In a user namespace of its own, so that nobody else feels it."""
     folder.mkdir()
-    setting = f"echo 0 > /proc/sys/user/{limit}; exec \"$@\""
+    setting = f'echo 0 > /proc/sys/user/{limit}; exec "$@"'
     wrapper = ("unshare", "--user", "--map-root-user", "sh", "-c", setting, "sh")
     if os.geteuid() != 0 and subprocess.run([*wrapper[:3], "true"]).returncode != 0:
         pytest.skip("user namespaces are forbidden here")

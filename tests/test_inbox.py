@@ -82,7 +82,13 @@ def test_a_written_file_is_claimed_soon_after_its_silence(inbox: Inbox, folder: 
     got = claim(inbox)
     took = time.monotonic() - begun
     assert SETTLE * 0.9 <= took < SETTLE + 2
-    assert (got.name, got.suffix, got.stem, got.source, got.size) == ("a.yaml", ".yaml", "a", "file", 13)
+    assert (got.name, got.suffix, got.stem, got.source, got.size) == (
+        "a.yaml",
+        ".yaml",
+        "a",
+        "file",
+        13,
+    )
     assert inbox.read(got, 100) == b"prompt: a fox"
     assert got.path == folder / ".claimed" / f"{got.ticket}~a.yaml"
     assert not (folder / "a.yaml").exists()
@@ -135,7 +141,9 @@ def test_moved_in_while_its_writer_goes_on(inbox: Inbox, folder: Path, root: Pat
     assert inbox.read(claim(inbox), 100) == b"prompt: a fox"
 
 
-def test_linked_in_while_written_under_its_other_name(inbox: Inbox, folder: Path, root: Path) -> None:
+def test_linked_in_while_written_under_its_other_name(
+    inbox: Inbox, folder: Path, root: Path
+) -> None:
     with (root / "x").open("w") as file:
         file.write("prompt: ")
         file.flush()
@@ -320,7 +328,10 @@ def test_cutting_keeps_the_suffix_and_whole_characters() -> None:
 
 
 def test_display_is_one_harmless_line() -> None:
-    assert display("b\u00e4r \u3000 \U0001f468\u200d\U0001f680.yaml") == "b\u00e4r \u3000 \U0001f468\u200d\U0001f680.yaml"
+    assert (
+        display("b\u00e4r \u3000 \U0001f468\u200d\U0001f680.yaml")
+        == "b\u00e4r \u3000 \U0001f468\u200d\U0001f680.yaml"
+    )
     assert display("a\nb\x1b\u202e.yaml") == "a\\x0ab\\x1b\\u202e.yaml"
     assert display(os.fsdecode(b"l\xe9on")) == "l\\xe9on"
 
@@ -440,7 +451,9 @@ def test_our_own_folders_must_be_real(root: Path) -> None:
     inbox.close()
 
 
-def test_a_claim_that_keeps_changing_is_given_up_within_a_second(inbox: Inbox, folder: Path) -> None:
+def test_a_claim_that_keeps_changing_is_given_up_within_a_second(
+    inbox: Inbox, folder: Path
+) -> None:
     (folder / "a.yaml").write_text("prompt: a fox")
     got = claim(inbox)
     code = "import sys\nf = open(sys.argv[1], 'ab', 0)\nprint('on', flush=True)\nwhile True: f.write(b'x')"
@@ -626,7 +639,9 @@ def test_killed_while_claiming_every_file_is_there_once(root: Path, step: str) -
     again = inbox.leftovers()
     assert again == left  # the same tickets, however often it is asked
     rest = claims(inbox, 10 - len(left)) if len(left) < 10 else []
-    assert sorted(inbox.read(c, 99) for c in left + rest) == [f"prompt: {n}".encode() for n in range(10)]
+    assert sorted(inbox.read(c, 99) for c in left + rest) == [
+        f"prompt: {n}".encode() for n in range(10)
+    ]
     assert len({c.ticket for c in left + rest}) == 10
     inbox.close()
 
@@ -702,7 +717,9 @@ def test_many_files_take_one_look_and_linear_time(root: Path, count: int) -> Non
     got = []
     while len(got) < count:
         got += inbox.scan(limit=256)
-    print(f"{count} files: {time.monotonic() - begun:.2f} s, CPU {time.process_time() - used:.2f} s")
+    print(
+        f"{count} files: {time.monotonic() - begun:.2f} s, CPU {time.process_time() - used:.2f} s"
+    )
     assert SCANS.count(str(folder)) == 1
     assert time.process_time() - used < count * 0.001
     assert len({c.name for c in got}) == count
@@ -795,9 +812,10 @@ def test_waiting_costs_no_cpu(root: Path, state: str) -> None:
     if state == "blind":
         inbox._arrivals.leases = False
     if state == "blocked":
-        (one,) = inbox._arrivals.look(time.monotonic() - 1).ready or inbox._arrivals.look(
-            time.monotonic() + 1
-        ).ready
+        (one,) = (
+            inbox._arrivals.look(time.monotonic() - 1).ready
+            or inbox._arrivals.look(time.monotonic() + 1).ready
+        )
         inbox._arrivals.block(one, "cannot be taken")
     count_scans()
     nothing_for_real(inbox, 1.0)
@@ -859,7 +877,10 @@ print(count, time.monotonic() - begun, (after - before) // 1024, after // 1024)
     for number in range(100_000):
         (root / "inbox" / f"{number}.yaml").write_bytes(b"prompt: a fox")
     done = subprocess.run(
-        [sys.executable, "-c", code, str(root / "inbox")], capture_output=True, timeout=110, check=True
+        [sys.executable, "-c", code, str(root / "inbox")],
+        capture_output=True,
+        timeout=110,
+        check=True,
     )
     count, _, grown, total = done.stdout.split()
     print(done.stdout)

@@ -259,7 +259,9 @@ def test_a_key_makes_a_repeat_harmless_and_another_content_a_conflict(
     root.drop(name, json.dumps(body))
     root.wait_for("completed")
     root.drop("again-" + name, json.dumps(body))
-    until(lambda: list((root.inbox / "done").rglob(f"again-*{name[-5:]}")), 20, "the repeat in done/")
+    until(
+        lambda: list((root.inbox / "done").rglob(f"again-*{name[-5:]}")), 20, "the repeat in done/"
+    )
     root.drop("other-" + name, json.dumps(body | {"prompt": "else"}))
     reason = root.inbox / "refused" / f"other-{name}.error.json"
     until(reason.exists, 20, "the refusal")

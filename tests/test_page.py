@@ -506,7 +506,10 @@ def empty(stage: Stage) -> list[str]:
 def busy(stage: Stage) -> list[str]:
     stage.add("jobs: [a fox, an owl, a cat, a boat]\n", "done.yaml")
     done = [stage.finish() for _ in range(4)]
-    ids = stage.add("- a {red} fox runs\n" + "- another\n" * 8, "many.yaml")
+    ids = stage.add(
+        "- a {red} fox runs\n" + "- another\n" * 8,
+        "a rather long name of a file that came in the night.yaml",
+    )
     job = stage.watcher.claim()
     stage.add("prompt: later\nnot_before: 2099-01-01\n", "later.yaml")
     stage.pulse(

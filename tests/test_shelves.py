@@ -295,8 +295,9 @@ def test_a_disk_that_became_read_only_costs_nothing(small_disk: Path) -> None:
     assert error.value.code == "folder_gone" and "Read-only" in error.value.message
     for _ in range(3):
         assert inbox.scan() == []
-    assert "new.yaml cannot be taken and does not run (Read-only file system)." in (
-        inbox.health()["problems"]
+    assert (
+        "new.yaml cannot be taken and does not run (Read-only file system)."
+        in (inbox.health()["problems"])
     )
     subprocess.run(["mount", "-o", "remount,rw", small_disk], check=True)
     archive(inbox, "cats.csv")

@@ -194,7 +194,9 @@ def test_deep_brackets_do_not_kill_the_process() -> None:
         ("prompt: [a, b", "not closed", "quotes"),
     ],
 )
-def test_the_parsers_complaints_are_told_in_plain_words(line: str, message: str, remedy: str) -> None:
+def test_the_parsers_complaints_are_told_in_plain_words(
+    line: str, message: str, remedy: str
+) -> None:
     with pytest.raises(SteadyError) as caught:
         value(f"width: 512\n{line}\nseed: 1\n")
     (problem,) = caught.value.problems

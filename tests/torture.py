@@ -181,6 +181,18 @@ def _kill_worker(watcher: subprocess.Popen[bytes], dice: random.Random) -> bool:
     return False
 
 
+def _busy(watcher: subprocess.Popen[bytes]) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(psutil.Process(watcher.pid).children())
+    return False
+
+
+def _wait(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
 def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
     """SIGKILL watcher, worker or API at ``kills`` random instants while files and POSTs come.
 
@@ -203,6 +215,9 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
             tally.files += 1
         time.sleep(dice.uniform(0.0, 1.2))
         fate = dice.random()
+        if dice.random() < 0.3:  # else a slow machine is killed at its start, over and over
+            promised = len(client.promised)
+            _wait(lambda: _busy(watcher) if fate < 0.75 else len(client.promised) > promised)
         if fate < 0.25 and _kill_worker(watcher, dice):
             tally.workers += 1
         elif fate > 0.75:

@@ -113,7 +113,9 @@ class Config(BaseSettings):
 
     # -- the queue
     run_window: str | None = Field(None, description='when bulk jobs run, e.g. "22:00-07:00"')
-    min_free_disk: int = Field(500_000_000, ge=0, description="the queue waits below this, e.g. 2GB")
+    min_free_disk: int = Field(
+        500_000_000, ge=0, description="the queue waits below this, e.g. 2GB"
+    )
     on_batch_done: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="command run when a batch is done"
     )
@@ -124,7 +126,9 @@ class Config(BaseSettings):
     @field_validator("allowed_hosts", "devices", mode="before")
     @classmethod
     def _split(cls, value: Any) -> Any:
-        return [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
+        return (
+            [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
+        )
 
     @field_validator("devices", mode="after")
     @classmethod

@@ -209,10 +209,9 @@ class Dispatcher:
                 del self._running[job.id]
 
     def _settle_death(self, event: ex.Died) -> None:
-        if event.environment is not None:
-            if self._troubles.report(event.environment):
-                say(logger, "worker.trouble", logging.ERROR, code=event.environment.code,
-                    message=event.environment.message)  # fmt: skip
+        if event.environment is not None and self._troubles.report(event.environment):
+            say(logger, "worker.trouble", logging.ERROR, code=event.environment.code,
+                message=event.environment.message)  # fmt: skip
         for job_id, attempt, started in event.lost:
             running = self._running.get(job_id)
             if running is None or running.job.attempt != attempt:

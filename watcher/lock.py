@@ -141,5 +141,9 @@ def holder(path: Path) -> dict[str, Any]:
 
 
 def _already_running(words: dict[str, Any]) -> SteadyError:
-    who = f" (process {words['pid']}, since {words['since']})" if {"pid", "since"} <= set(words) else ""
+    who = (
+        f" (process {words['pid']}, since {words['since']})"
+        if {"pid", "since"} <= set(words)
+        else ""
+    )
     return SteadyError("already_running", f"Another watcher{who} already works on this root.")

@@ -248,6 +248,7 @@ async function preview(files) {
   go.textContent = all ? `Queue ${count(all, "picture")}` : "Queue";
   go.hidden = !ready.length;
   $("#preview").showModal();
+  go.focus();
 }
 
 function planned(part, plan) {
