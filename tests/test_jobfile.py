@@ -920,3 +920,17 @@ def test_large_inputs_take_less_than_a_second(name: str, suffix: str) -> None:
 )  # fmt: skip
 def test_large_tables_take_less_than_a_second(data: bytes, suffix: str) -> None:
     judge(data, suffix)
+
+
+@pytest.mark.parametrize("blank", ["", " ", "\t"])
+def test_a_blank_key_never_joins_two_files(blank: str) -> None:
+    one = parse(json.dumps({"prompt": "x", "key": blank}).encode(), ".json", Limits())
+    assert one.key is None
+    with pytest.raises(SteadyError, match="`key` must be"):
+        parse(json.dumps({"jobs": ["x", "y"], "key": blank}).encode(), ".json", Limits())
+
+
+def test_an_empty_list_is_no_job_file() -> None:
+    with pytest.raises(SteadyError) as refused:
+        parse(b"[]", ".json", Limits())
+    assert refused.value.code == "bad_shape"

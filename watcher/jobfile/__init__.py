@@ -200,6 +200,8 @@ def _of_sheets(
         ]
     if problems and (how == "reject" or not planned):
         raise refusal(_by_line(problems), "" if how == "reject" else "all_rows_refused")
+    if not planned:
+        raise SteadyError("bad_shape")
     warnings = tuple(w for sheet in read for w in sheet.warnings())
     key = first.key if len(read) == 1 else None
     many = len(planned) > 1

@@ -153,7 +153,7 @@ def _sheet(value: Any, place: Callable[[Path], tuple[int, int]], number: int | N
     elif isinstance(value, Mapping):
         sheet.items = [Item.of(value, ())]
         key = value.get("key")
-        sheet.key = key if isinstance(key, str) else None
+        sheet.key = (key.strip() or None) if isinstance(key, str) else None  # as the field is read
     else:
         remedy = "Write `prompt:` before the text." if isinstance(value, str) else None
         sheet.fault("bad_shape", "The file holds no mapping and no list.", (), remedy=remedy)
@@ -231,8 +231,8 @@ def _read_settings(sheet: Sheet, value: Mapping[str, Any]) -> None:
         allowed = "whole number, at least 1"
         message = f"`sample` must be a {allowed}."
         sheet.fault("wrong_type", message, ("sample",), value=shown(sample), allowed=allowed)
-    if isinstance(key, str) and 0 < len(key) <= 200 and key.isprintable():
-        sheet.key = key
+    if isinstance(key, str) and 0 < len(key.strip()) <= 200 and key.isprintable():
+        sheet.key = key.strip()
     elif key is not None:
         allowed = "text of 1 to 200 characters"
         message = f"`key` must be {allowed}."
