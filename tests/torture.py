@@ -9,6 +9,7 @@ import argparse
 import collections
 import contextlib
 import dataclasses
+import functools
 import http.client
 import json
 import os
@@ -87,8 +88,14 @@ class Client(threading.Thread):
         self._port = port
         self._ends = threading.Event()
         self._number = 0
+        self._heard = 0
         self.promised: dict[str, str] = {}  #: job id -> prompt
         self.faults: list[str] = []
+
+    def hears(self) -> bool:
+        """Was something promised since this was asked last?"""
+        before, self._heard = self._heard, len(self.promised)
+        return self._heard > before
 
     def end(self) -> None:
         """Ask no more; the request with a key that is on its way is still seen through."""
@@ -216,8 +223,7 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
         time.sleep(dice.uniform(0.0, 1.2))
         fate = dice.random()
         if dice.random() < 0.3:  # else a slow machine is killed at its start, over and over
-            promised = len(client.promised)
-            _wait(lambda: _busy(watcher) if fate < 0.75 else len(client.promised) > promised)
+            _wait(client.hears if fate > 0.75 else functools.partial(_busy, watcher))
         if fate < 0.25 and _kill_worker(watcher, dice):
             tally.workers += 1
         elif fate > 0.75:
