@@ -119,13 +119,16 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
     async def txt2img(request: Request) -> Response:
         """Answers when the pictures are there; what was interrupted gives fewer."""
         raw = json_object(await read(request, "application/json"))
-        asked = await run_in_threadpool(asked_of, raw, door.limits(), model_in_use(door))
+        asked = await run_in_threadpool(_asked, raw)
         data = json.dumps(asked.fields).encode()
         call = await run_in_threadpool(calls.begin, Body(data, ".json", NAME))
         over = await calls.outcome(request, call)
         if over is None:
             return Response(status_code=499)  # nobody is there to read it
         return await run_in_threadpool(_answer, raw, asked, call, over)
+
+    def _asked(raw: dict[str, Any]) -> Asked:
+        return asked_of(raw, door.limits(), model_in_use(door))
 
     def _answer(raw: dict[str, Any], asked: Asked, call: Call, over: Snapshot) -> Response:
         try:

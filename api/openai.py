@@ -66,7 +66,7 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
         """Answers when the pictures are there, or with ``stream`` as they come."""
         data = await read(request, "application/json")
         raw = await run_in_threadpool(json_object, data)
-        asked = asked_of(raw, model_in_use(door))
+        asked = asked_of(raw, await run_in_threadpool(model_in_use, door))
         begin = functools.partial(
             calls.begin,
             asked.body,

@@ -20,7 +20,6 @@ from typing import Annotated, Any, BinaryIO
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 from starlette.responses import Response, StreamingResponse
 
@@ -83,7 +82,7 @@ class Shelf:
     def write(self, ident: str, note: Mapping[str, Any]) -> None:
         with self._disk():
             path = self._folder / f"{ident}.json"
-            data = json.dumps(note, ensure_ascii=False).encode()
+            data = json.dumps(note).encode()
             publish.replace(path, data, temporary=path.with_suffix(f".{uuid.uuid4().hex}.tmp"))
 
     def note(self, ident: str) -> dict[str, Any] | None:
@@ -138,6 +137,7 @@ def _files(router: APIRouter, shelf: Shelf, results: "Results", door: Door) -> N
             if not isinstance(file, UploadFile):
                 raise fault("missing_field", "file", "is missing")
             name = _NOT_IN_NAMES.sub("", file.filename or "")[:180] or "batch.jsonl"
+            name = name.encode("utf-8", "replace").decode()
             note = await run_in_threadpool(shelf.keep, file.file, name)
         return _json(note)
 
@@ -444,7 +444,9 @@ def _page(
 
 
 def _json(body: Mapping[str, Any]) -> Response:
-    return JSONResponse(body, headers={dialects.REQUEST_ID: dialects.new_request_id()})
+    # in ASCII: metadata may hold half a character, which UTF-8 cannot say
+    headers = {dialects.REQUEST_ID: dialects.new_request_id()}
+    return Response(json.dumps(body), headers=headers, media_type="application/json")
 
 
 def _batch_id(ticket: str) -> str:

