@@ -26,7 +26,7 @@ from starlette.types import Scope
 from api import paint
 from api.album import again_of, smaller_size
 from api.attention import Attention, attention, reason_of
-from api.door import Door, now_us
+from api.door import Door, Kept, now_us
 from api.health import unready, version
 from api.jobs import cursor_of, moment_of, plain, seq_of
 from api.paint import Painter
@@ -37,13 +37,14 @@ from watcher.recipe import model_name
 from watcher.store import JobFilter
 
 _NEXT = 5  #: waiting jobs shown on the first page
-_QUEUE = 200  #: … and on the queue's own
+_QUEUE = 60  #: … and on the queue's own
 _PICTURES = 60
 _FIRST_PICTURES = 24
-_SHEET = 120  #: places on one page of a batch
+_SHEET = 96  #: places on one page of a batch
 _BATCHES = 40
-_FAILED = 200  #: failed jobs of a batch that are told
+_FAILED = 40  #: failed jobs of a batch that are told
 _HOURS = 24
+_HOURS_SECONDS = 30.0  #: for which the figures of the last hours are kept
 _TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
 
 _FILES = ".yaml,.yml,.json,.jsonl,.csv,.tsv,.txt,.png,.webp,.jpg,.jpeg"
@@ -73,6 +74,9 @@ class Pages:
         self._views = views
         self._paint = painter
         self._version = version()
+        self._hours = Kept(
+            lambda: self._store.hours(_hour(now_us()) - (_HOURS - 1) * _HOUR), _HOURS_SECONDS
+        )
 
     # -- what every page has
 
@@ -127,13 +131,13 @@ class Pages:
         if entry is not None and entry.get("attempt") != job.attempt:
             entry = None
         steps = forwards_of(job.request.num_inference_steps or 1)
-        siblings = self._store.jobs(JobFilter(ticket=job.ticket, pictured=True), limit=1)
+        sibling = self._store.sibling(job)
         return Running(
             job=job,
             step=int(entry["step"]) if entry else None,
             steps=max(1, int(entry["steps"])) if entry else steps,
             left=self._door.left(job, entry),
-            sibling=siblings[0].id if siblings else None,
+            sibling=sibling.id if sibling else None,
         )
 
     def _again_words(self, job: Job) -> str:
@@ -266,8 +270,7 @@ class Pages:
         progress = self._store.progress(ticket)
         ended = sum(progress[state] for state in ENDED)
         rows = self._store.jobs_of(ticket, after_index=after, limit=_SHEET + 1)
-        latest = self._store.jobs(JobFilter(ticket=ticket, pictured=True), limit=1)
-        failed = self._store.jobs(JobFilter(ticket=ticket, state=JobState.FAILED), limit=_FAILED)
+        failed = self._store.failed_of(ticket, _FAILED) if progress[JobState.FAILED] else []
         groups: dict[str, list[Job]] = {}
         for job in failed:
             groups.setdefault(job.error_code or "internal", []).append(job)
@@ -288,7 +291,7 @@ class Pages:
             after=after,
             following=rows[_SHEET - 1].index if len(rows) > _SHEET else None,
             before=max(-1, after - _SHEET) if after >= 0 else None,
-            latest=max(-1, latest[0].index - _SHEET // 2) if latest else None,
+            latest=max(-1, ended - _SHEET // 2) if progress[JobState.COMPLETED] else None,
             reasons=[reason_of(code, jobs) for code, jobs in groups.items()],
         )
 
@@ -322,7 +325,7 @@ class Pages:
             disk = shutil.disk_usage(self._door.outputs)
         except OSError:
             disk = None
-        hours = {h.start: h for h in self._store.hours(_hour(now_us()) - (_HOURS - 1) * _HOUR)}
+        hours = {h.start: h for h in self._hours()}
         first = _hour(now_us()) - (_HOURS - 1) * _HOUR
         bars = [hours.get(first + n * _HOUR) for n in range(_HOURS)]
         return self.show(

@@ -110,7 +110,11 @@ def size(count: int | None) -> str:
     value = float(count)
     for unit in ("B", "kB", "MB", "GB"):
         if value < 1000 or unit == "GB":
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "B" else f"{value:.1f} {unit}"
+            return (
+                f"{value:.0f}\u00a0{unit}"
+                if value >= 10 or unit == "B"
+                else f"{value:.1f}\u00a0{unit}"
+            )
         value /= 1000
     raise AssertionError(count)
 
@@ -175,6 +179,8 @@ class Painter:
             "when": when,
         }
         self._templates.globals["files"] = digest_of(STATIC.glob("page.*"))
+        for name in self._templates.list_templates():
+            self._templates.get_template(name)  # all at once: of one version, whatever comes
 
     def __call__(
         self, template: str, status: int = 200, headers: dict[str, str] | None = None, **values: Any

@@ -170,6 +170,26 @@ class Views(Record):
         newer = self._db.poll("SELECT id FROM jobs WHERE seq > :seq ORDER BY seq LIMIT 1", seq=seq)
         return (older[0]["id"] if older else None, newer[0]["id"] if newer else None)
 
+    def sibling(self, job: Job) -> Job | None:
+        """The picture made last before ``job`` in its batch, of the 200 places before it."""
+        found = self._db.poll(
+            "SELECT * FROM (SELECT * FROM jobs INDEXED BY jobs_by_place"
+            " WHERE ticket = :ticket AND idx < :idx ORDER BY idx DESC LIMIT 200) AS before_it"
+            " WHERE state = 'completed' AND deleted_at IS NULL ORDER BY idx DESC LIMIT 1",
+            ticket=job.ticket,
+            idx=job.index,
+        )
+        return job_of(found[0]) if found else None
+
+    def failed_of(self, ticket: str, limit: int = 50) -> list[Job]:
+        """The batch's failed jobs, the newest first. Reads the failed ones of all batches."""
+        return self._jobs(
+            "INDEXED BY jobs_by_state WHERE state = 'failed' AND ticket = :ticket"
+            " ORDER BY seq DESC LIMIT :limit",
+            ticket=ticket,
+            limit=limit,
+        )
+
     def upcoming(self, limit: int = 50) -> list[Job]:
         """The ready jobs in the order in which they will run (but for bulk's turns)."""
         return self._jobs(f"{READY} ORDER BY class, rank, seq LIMIT :limit", limit=limit)
@@ -188,7 +208,7 @@ class Views(Record):
         counted = {row["class"]: row["n"] for row in rows}
         return {each: counted.get(each.level, 0) for each in Priority}
 
-    def hours(self, since: int, most: int = 100_000) -> list[Hour]:
+    def hours(self, since: int, most: int = 50_000) -> list[Hour]:
         """Pictures made since then (microseconds UTC), hour by hour.
 
         Looks only at the ``most`` latest transitions, so that it never reads a whole record.
