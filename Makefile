@@ -14,7 +14,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow torture serve lint format bench screens starter starter-score clean
+.PHONY: help venv demo test slow fuzz torture serve lint format bench screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -64,6 +64,9 @@ test: $(VENV)/.installed-test $(AXE) ## all tests but the slow ones (real proces
 
 slow: $(VENV)/.installed-test $(AXE) ## the slow tests: storms, thousands of files, fuzzing the routes
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu"
+
+fuzz: $(VENV)/.installed-test ## two thousand odd requests against the running API
+	STEADY_MODEL=starter $(BIN)/python -m pytest -m slow tests/test_schemathesis.py
 
 torture: $(VENV)/.installed-test ## kill the service N times, then look for anything lost or doubled (N=1000)
 	$(BIN)/python tests/torture.py --kills $(N)
