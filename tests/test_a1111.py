@@ -337,6 +337,14 @@ def test_a_caller_that_hangs_up_takes_its_waiting_picture_along(here: House):
     until(lambda: here.jobs("waiting owl")[0]["state"] == "cancelled")
     assert first.getresponse().status == 200
     first.close()
+    # One that runs goes on, and can still be interrupted.
+    left = call("left owl sleep=1")
+    here.running("left owl")
+    left.close()
+    until(lambda: ask(here, "GET", "/progress")[1]["state"]["job_count"] == 0)
+    assert here.jobs("left owl")[0]["state"] == "generating"
+    assert ask(here, "POST", "/interrupt") == (200, {})
+    until(lambda: here.jobs("left owl")[0]["state"] == "cancelled")
 
 
 @pytest.mark.parametrize("path", ["/txt2img", "/png-info", "/options"])

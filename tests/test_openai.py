@@ -9,13 +9,19 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
 from conftest import until
+from doors import Bench
 from engines import expected
 from house_of_clients import House, house
 from PIL import Image
+
+from api.calls import Attempt, Call, Calls
+from api.submit import Body, Submissions
+from api.views import Views
 
 
 @pytest.fixture(scope="module")
@@ -218,6 +224,28 @@ def test_equal_calls_that_time_out_find_each_its_own_run(here: House):
     answers = asyncio.run(two())
     assert len({answer.job_id for answer in answers}) == 2 == len(here.jobs("twin fox"))
     assert here.made("twin fox") == 2
+
+
+def test_each_try_joins_a_run_nobody_waits_for_any_more(tmp_path):
+    with Bench(tmp_path) as bench:
+        door = bench.app.state.door
+        feed: Any = None
+        calls = Calls(door, Submissions(door, Views(door)), feed)
+        body = Body(b'{"prompt": "a fox"}', ".json", "openai")
+
+        def begin(number: int) -> Call:
+            return calls.begin(body, attempt=Attempt(number, 1.0), asked=b"the same")
+
+        first = [begin(0), begin(0)]
+        assert len({call.ticket for call in first}) == 2
+        for call in first:
+            calls.leave(call, hung_up=False)
+        again = [begin(1), begin(1)]
+        assert {call.ticket for call in again} == {call.ticket for call in first}
+        third = begin(1)  # a third caller of the same: there is none of its own to join
+        assert third.ticket in {call.ticket for call in first}
+        assert len(bench.store.batches()) == 2
+        assert begin(0).ticket not in {call.ticket for call in first}
 
 
 def test_a_try_again_finds_its_first_run_over_a_restart_of_the_service(tmp_path):

@@ -160,14 +160,17 @@ def test_lists_pages_and_files(client: openai.OpenAI):
     assert client.batches.retrieve(made[0].id).status == "completed"
 
 
-def test_what_cannot_be_a_batch(client: openai.OpenAI):
+def test_what_cannot_be_a_batch(here: House, client: openai.OpenAI):
     with pytest.raises(openai.BadRequestError) as caught:
         client.files.create(file=("x.jsonl", b"{}"), purpose="fine-tune")
     assert caught.value.param == "purpose"
     with pytest.raises(openai.BadRequestError) as caught:
         client.files.create(file=("x.jsonl", b""), purpose="batch")
     assert caught.value.code == "empty_file"
-    for ident in ("file-" + "0" * 32, "../../config", "file-x"):
+    # A file of another kind is none of ours, wherever it lies.
+    (here.root.folder / "planted.json").write_text('{"id": "../../planted", "filename": "x"}')
+    (here.root.folder / "planted.jsonl").write_bytes(lines_of(1, "planted"))
+    for ident in ("file-" + "0" * 32, "../../planted", "file-x"):
         with pytest.raises(openai.NotFoundError):
             client.batches.create(input_file_id=ident, endpoint=URL, completion_window="24h")
     file = client.files.create(file=("x.jsonl", b'{"custom_id": "a", "url": 1, "body": {}}'),
