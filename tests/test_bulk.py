@@ -234,7 +234,11 @@ def test_a_picture_dropped_back_is_made_again(make_root: Make, format: str) -> N
     [first] = pictures(root.folder)
     root.drop(f"again{first.suffix}", first.read_bytes())
     root.finish()
-    one, two = (Image.open(p).convert("RGB") for p in sorted(pictures(root.folder)))
+    made = []
+    for path in sorted(pictures(root.folder)):
+        with Image.open(path) as image:
+            made.append(image.convert("RGB"))
+    one, two = made
     assert one.tobytes() == two.tobytes()
     if format == "png":
         assert one.tobytes() == expected("a fox steps=2", 5, 96, 64).tobytes()
@@ -261,7 +265,8 @@ def test_set_export_cancel_and_retry_of_a_batch(make_root: Make, tmp_path: Path)
         assert steady(root, "export", ticket[:8], str(tmp_path / target)).returncode == 0, target
     assert len(list((tmp_path / "folder").rglob("*.png"))) == 6
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 7
-    assert Image.open(tmp_path / "sheet.jpg").size == (6 * 200 + 8, 208)
+    with Image.open(tmp_path / "sheet.jpg") as sheet:
+        assert sheet.size == (6 * 200 + 8, 208)
     assert steady(root, "export", ticket, str(tmp_path / "all.zip")).returncode == 2
     assert steady(root, "submit", "--set", "widht=9", str(table)).returncode == 2
     done = steady(root, "submit", "--json", "--not-before", "2099-01-01", str(table))

@@ -63,6 +63,12 @@ def test_a_picture_of_the_service_is_the_one_the_bare_pipeline_makes(
         with Image.open(path) as picture:
             assert picture.convert("RGB").tobytes() == expected.tobytes()
         assert recipe["forwards"] == request["num_inference_steps"] - 1
+    first = root.folder / "outputs" / root.jobs()[1]["path"]
+    root.drop("again.png", first.read_bytes())
+    root.finish(timeout=110)
+    second = root.folder / "outputs" / root.jobs()[2]["path"]
+    with Image.open(first) as one, Image.open(second) as two:
+        assert one.tobytes() == two.tobytes()
 
 
 def test_auto_takes_the_starter_without_a_device_and_keeps_it(
