@@ -194,7 +194,7 @@ def _busy(watcher: subprocess.Popen[bytes]) -> bool:
     return False
 
 
-def _wait(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+def _wait(condition: Callable[[], bool], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -222,8 +222,11 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
             tally.files += 1
         time.sleep(dice.uniform(0.0, 1.2))
         fate = dice.random()
-        if dice.random() < 0.3:  # else a slow machine is killed at its start, over and over
-            _wait(client.hears if fate > 0.75 else functools.partial(_busy, watcher))
+        # Not always at once: else a slow machine is killed at its start, over and over.
+        if fate > 0.75:
+            _wait(client.hears)
+        elif fate < 0.25 or dice.random() < 0.3:
+            _wait(functools.partial(_busy, watcher))
         if fate < 0.25 and _kill_worker(watcher, dice):
             tally.workers += 1
         elif fate > 0.75:

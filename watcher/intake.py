@@ -40,6 +40,8 @@ FIRST_CHUNK = 20  #: rows of the first transaction, so that the first picture st
 CHUNK = 2000  #: … and of every later one
 MAX_PICTURE = 64 << 20  #: bytes of a picture that is dropped to be made again
 MAX_TABLE = 4 << 30  #: bytes of a .csv or .jsonl
+AHEAD = 20_000  #: claims that may wait to be read, about a kilobyte each
+_LOOK_SECONDS = 1.0  #: between looks while claims are waiting
 _AGAIN_SECONDS = 2.0
 _SWEEP_SECONDS = 60.0  #: between looks for reservations whose file never came
 _SWEEP_AGE = 600_000_000  #: microseconds a reservation waits for its file
@@ -79,6 +81,7 @@ class Intake:
         self._claims: collections.deque[Claim] = collections.deque()
         self._spared: set[str] = set()  #: claims whose last reading was ended by their surroundings
         self._swept = float("-inf")
+        self._look_at = 0.0  #: when to look again although claims are waiting
         self._stopping = threading.Event()
         self._quiet = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake")
@@ -116,9 +119,7 @@ class Intake:
 
     def _turn(self) -> bool:
         """Claim what is ready and take one chunk of it. True when there is more to do."""
-        if not self._claims:
-            full = self._store.counts()[JobState.QUEUED] >= self._max_queued
-            self._claims.extend(self._inbox.scan(0 if full else 1024))
+        self._claim()
         if not self._claims:
             self._sweep()
             return False
@@ -126,6 +127,23 @@ class Intake:
         self.take(self._claims[0])
         self._claims.popleft()
         return True
+
+    def _claim(self) -> None:
+        """Claim what is ready, ahead of the reading: who asks over HTTP goes before files.
+
+        A backlog of files would else keep a person at the screen waiting, and the watch of the
+        inbox unmended.
+        """
+        begun = time.monotonic()
+        if self._claims and begun < self._look_at:
+            return
+        left = self._max_queued - self._store.counts()[JobState.QUEUED]
+        room = min(AHEAD - len(self._claims), left)
+        found = self._inbox.scan(max(0, room))
+        self._claims.extend(claim for claim in found if claim.source == "file")
+        self._claims.extendleft(claim for claim in reversed(found) if claim.source != "file")
+        now = time.monotonic()
+        self._look_at = now + max(_LOOK_SECONDS, 5 * (now - begun))
 
     def _sweep(self) -> None:
         """Drop reservations of an API that died before it could publish the file.
