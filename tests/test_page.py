@@ -283,6 +283,7 @@ def test_run_again_from_the_jobs_own_page(eyes: Eyes, house: House):
     expect(page.locator("#facts")).to_contain_text(str(house_request(job)["seed"]))
     expect(page.locator("#facts")).to_contain_text("scripted")
     page.get_by_role("button", name="Same seed").click()
+    until(lambda: len([j for j in house.root.jobs() if j["prompt"] == "encore"]) == 2, 20, "two")
     page.get_by_role("button", name="Run again, new seed").click()
     three = until(
         lambda: (all_ := [j for j in house.root.jobs() if j["prompt"] == "encore"])[2:] and all_,

@@ -86,9 +86,9 @@ function soon(wait = 150) {
 }
 
 async function refresh() {
-  if (busy) return void (stale = true);
   clearTimeout(due);
   due = 0;
+  if (busy) return void (stale = true);
   busy = true;
   stale = false;
   const begun = performance.now();
