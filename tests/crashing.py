@@ -26,9 +26,9 @@ from watcher.errors import SteadyError
 class LateIdentity(service.Intake):
     """A seeded fault: ids are minted when the file is read, not when it is claimed."""
 
-    def _planned(self, batch: Any, planned: Any, *, first: int) -> Any:
+    def _planned(self, batch: Any, planned: Any, *, first: int, standing: Any = None) -> Any:
         stray = dataclasses.replace(batch, ticket=str(uuid.uuid4()))
-        return super()._planned(stray, planned, first=first)
+        return super()._planned(stray, planned, first=first, standing=standing)
 
 
 class NamedAtFinish(service.Outputs):
