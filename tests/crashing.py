@@ -23,12 +23,18 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 
 
-class LateIdentity(service.Intake):
-    """A seeded fault: ids are minted when the file is read, not when it is claimed."""
+class LateIdentity(service.Inbox):
+    """A seeded fault: the ticket is minted when a file is read, so a file left by a crash is
+    a new one."""
 
-    def _planned(self, batch: Any, planned: Any, *, first: int, standing: Any = None) -> Any:
-        stray = dataclasses.replace(batch, ticket=str(uuid.uuid4()))
-        return super()._planned(stray, planned, first=first, standing=standing)
+    def leftovers(self) -> list[Any]:
+        fresh = []
+        for claim in super().leftovers():
+            ticket = str(uuid.uuid4())
+            entry = ticket + claim.entry[len(claim.ticket) :]
+            claim.path.rename(claim.folder / entry)
+            fresh.append(dataclasses.replace(claim, ticket=ticket, entry=entry))
+        return fresh
 
 
 class NamedAtFinish(service.Outputs):
@@ -72,7 +78,7 @@ def main() -> int:
         time.time = lambda: real() + float(given.clock.read_text())
         time.time_ns = lambda: real_ns() + int(given.clock.read_text()) * 10**9
     if given.fault == "late-identity":
-        service.Intake = LateIdentity  # type: ignore[misc]
+        service.Inbox = LateIdentity  # type: ignore[misc]
     elif given.fault == "named-at-finish":
         service.Outputs = NamedAtFinish  # type: ignore[misc]
     log.configure("info")
