@@ -182,7 +182,7 @@ def shoot(given: Service, camera: Camera) -> None:
     camera.take("now", "/")
     camera.take("queue", "/queue")
     batches = given.ask("/batches")["batches"]
-    ticket = {b["name"]: b["ticket"] for b in batches}
+    ticket = {b["name"]: b["ticket"] for b in reversed(batches)}  # the newest of a name
     camera.take("preview", "/", dropped)
     camera.take("pictures", "/pictures", choose_two)
     done = given.ask(f"/jobs?state=completed&batch={ticket['sketches.yaml']}")["jobs"]
