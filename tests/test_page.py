@@ -327,6 +327,10 @@ def test_a_killed_watcher_is_seen_to_go_on(eyes: Eyes, house: House):
 
 def test_by_keys_alone(eyes: Eyes, house: House):
     page = eyes.open()
+    for prompt in ("key one", "key two"):
+        submit(page, prompt)
+        expect(row(page, "c", house.done(prompt))).to_be_visible()
+    page.locator("#latest-title").click()  # out of the prompt, where keys are letters
     press = page.keyboard.press
     press("p")
     expect(page.locator("#t-paused")).to_be_visible()
