@@ -103,9 +103,8 @@ class Batches:
 
     def __init__(self, folder: Path, tokenizer: Any, seed: int, baking: bool = False) -> None:
         self.folder, self.tokenizer = folder, tokenizer
-        # A teacher doubles the shapes to compile: while baking, only the commonest come.
-        small = ((160, 96), (96, 160), (64, 64))
-        self.mix = {s: m for s, m in MIX.items() if not baking or s not in small}
+        # Guidance is the same at every size: while baking, the cheapest to compile is enough.
+        self.mix = {s: m for s, m in MIX.items() if not baking or s == (128, 128)}
         self.long = 0.0 if baking else LONG
         self.rng = Random(f"batches {seed} {time.time()}")
         self.shards: dict[tuple[int, int], dict[int, data.Shard]] = {}
@@ -181,9 +180,9 @@ class Teacher:
         return guided + self.weight * (guided - plain)
 
 
-def rate_at(progress: float, step: int, peak: float) -> float:
+def rate_at(progress: float, step: int, peak: float, warm_steps: int) -> float:
     """The learning rate: a warm-up, a short level, and a long fall to nearly nothing."""
-    warm = min(1.0, (step + 1) / 120)
+    warm = min(1.0, (step + 1) / warm_steps)
     fall = 0.5 * (1 + math.cos(math.pi * min(1.0, max(0.0, progress - 0.3) / 0.7)))
     return peak * warm * max(0.02, fall)
 
@@ -285,7 +284,7 @@ def train(
     # Running averages live beside the weights and are what is saved in the end.
     shadow = state["shadow"] if state else [p.detach().clone() for p in networks.parameters()]
     batches = Batches(shards, tokenizer, worker, baking=teacher is not None)
-    block = net.FastBlocks()
+    block, plain = net.FastBlocks(), net.FastBlocks(compiled=False)
     log = (run / f"log{worker}.tsv").open("a", buffering=1)
     seen: dict[str, float] = {}
     last = saved = looked = time.monotonic()
@@ -323,7 +322,7 @@ def train(
         with torch.autocast("cpu", torch.bfloat16):
             target = latents - noise
             if teacher is not None:
-                target = teacher.target(noisy, 1 - level, numbers, lengths, block)
+                target = teacher.target(noisy, 1 - level, numbers, lengths, plain)
             feats = words.features(networks.encoder, numbers, lengths)
             guess = net.forward_batch(
                 networks.transformer, noisy, 1 - level, feats, lengths, block, taps
@@ -336,7 +335,7 @@ def train(
         # Baking is short and starts with new heads: they would only disturb what is there.
         (flow if teacher is not None else flow + AUXILIARY * aux).backward()
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
-        optimizer.step(rate_at(spent / (minutes * 60), step, peak))
+        optimizer.step(rate_at(spent / (minutes * 60), step, peak, 20 if teacher else 120))
         step, samples = step + 1, samples + len(latents)
         decay = min(average, (step + 1) / (step + 20))
         with torch.no_grad():
