@@ -14,6 +14,11 @@ T = TypeVar("T")
 # on a busy machine. Must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+# Whoever runs the tests may have settings in the environment; each test brings its own.
+for _name in [name for name in os.environ if name.startswith("STEADY_")]:
+    if _name != "STEADY_TEST_POSTGRES":
+        del os.environ[_name]
+
 
 def until(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
     """The first truthy answer of ``predicate``; fails the test after ``timeout`` seconds."""

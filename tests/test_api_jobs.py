@@ -123,7 +123,6 @@ def test_bad_rows_of_a_table_are_left_out_and_named(bench: Bench):
         ("application/yaml", "# nothing", 422, "empty_file"),
         ("application/yaml", "[]", 422, "bad_shape"),
         ("application/json", "{}", 422, "missing_field"),
-        ("application/json", '{"prompt": "a", "key": " "}', 422, "out_of_range"),
         ("text/csv", "width\n64\n", 422, "bad_csv"),
         ("text/plain", "\n \n", 422, "empty_file"),
         ("text/plain", b"\xff\xfe\xfd", 422, "encoding"),
