@@ -14,7 +14,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow fuzz torture serve lint format bench screens starter starter-score clean
+.PHONY: help venv demo test again slow fuzz torture serve lint format bench screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,9 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 # -- working on it -------------------------------------------------------------------------------
 test: $(VENV)/.installed-test $(AXE) ## all tests but the slow ones (real processes, the real pipeline)
 	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+
+again: $(VENV)/.installed-test ## only the tests that failed last, one at a time
+	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu"
 
 slow: $(VENV)/.installed-test $(AXE) ## the slow tests: storms, thousands of files, fuzzing the routes
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu"
