@@ -22,14 +22,14 @@ from watcher.executor import (
     Died,
     Event,
     Failed,
-    LocalExecutor,
-    Pace,
     Picture,
     Ready,
     Started,
     Step,
     WorkerSpec,
 )
+from watcher.executor.local import LocalExecutor
+from watcher.executor.patience import Patience
 from watcher.jobs import JobRequest
 from watcher.wire import MAX_LINE, BadFrame, Frames, line
 
@@ -495,15 +495,15 @@ def test_job_deadline_ends_a_worker_that_does_not_answer(start: Start) -> None:
 
 def test_slow_is_not_stuck() -> None:
     small, large = (64, 64), (128, 128)
-    pace = Pace(None)
-    assert pace.limit(small) == 600  # nothing is known
+    patience = Patience(None)
+    assert patience.limit(small) == 600  # nothing is known
     for seconds in (0.5, 0.5, 9.0):
-        pace.add(small, seconds)
-    assert pace.limit(small) == 60  # the floor: 20 x 0.5 is less
-    assert pace.limit(large) == 20 * 0.5 * 16  # four times the pixels
-    pace.add(large, 30.0)
-    assert pace.limit(large) == 20 * 30.0
-    assert Pace(5).limit(small) == 5
+        patience.add(small, seconds)
+    assert patience.limit(small) == 60  # the floor: 20 x 0.5 is less
+    assert patience.limit(large) == 20 * 0.5 * 16  # four times the pixels
+    patience.add(large, 30.0)
+    assert patience.limit(large) == 20 * 30.0
+    assert Patience(5).limit(small) == 5
 
 
 # -- loading

@@ -17,7 +17,8 @@ from conftest import until
 from PIL import Image
 
 from watcher.engine import Cancelled, EngineInfo, EngineSettings
-from watcher.executor import Died, Failed, LocalExecutor, Picture, Ready, Step, WorkerSpec
+from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
+from watcher.executor.local import LocalExecutor
 from watcher.jobs import JobRequest
 from watcher.zimage import ZImage, probe
 

@@ -23,7 +23,8 @@ from watcher import live, model
 from watcher.config import Config
 from watcher.dispatch import Dispatcher
 from watcher.errors import ErrorClass, SteadyError
-from watcher.executor import LocalExecutor, WorkerSpec
+from watcher.executor import WorkerSpec
+from watcher.executor.local import LocalExecutor
 from watcher.finish import Finisher
 from watcher.inbox import Inbox, RootLock, ignore_lease_signal
 from watcher.intake import Intake

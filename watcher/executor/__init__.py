@@ -1,0 +1,146 @@
+"""Who runs engines, seen from the watcher: what an executor promises and what it says.
+
+An executor has slots, one per device. It is handed one job a slot and tells what becomes of
+it; how it reaches the device is its own business. ``local.py`` keeps worker processes on this
+machine: ``seat.py`` is one slot, ``child.py`` one process, ``patience.py`` tells slow from stuck.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from watcher.errors import SteadyError
+from watcher.jobs import JobRequest
+from watcher.wire import line
+
+Slot = int  #: 0 .. n-1, one per device
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The engine is loaded; ``info`` is the EngineInfo as a dict."""
+
+    slot: Slot
+    info: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Started:
+    """The engine began this job. Until then the job had no part in what happens to its worker."""
+
+    slot: Slot
+    job_id: str
+    attempt: int
+
+
+@dataclass(frozen=True)
+class Step:
+    """``done`` of ``total`` forwards are over."""
+
+    slot: Slot
+    job_id: str
+    attempt: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Picture:
+    """The job's picture. ``rgb`` is width x height x 3 bytes, rows from the top."""
+
+    slot: Slot
+    job_id: str
+    attempt: int
+    size: tuple[int, int]
+    rgb: bytes = field(repr=False)
+    timings: dict[str, Any] = field(repr=False)  #: seconds by phase, counters
+    info: dict[str, Any] = field(repr=False)  #: the engine as it was for this very picture
+
+
+@dataclass(frozen=True)
+class Failed:
+    """The job ended without a picture; the worker lives. ``code`` is a key of ERRORS."""
+
+    slot: Slot
+    job_id: str
+    attempt: int
+    code: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Died:
+    """The worker is gone, or could not be started; the executor starts another by itself.
+
+    ``lost``: (job id, attempt, had it started?) of every job that was with it. A death counts
+    against a job only when it had started and ``blame`` is set: no blame where the model or
+    device is missing, or where somebody ended the worker with SIGTERM from outside.
+    """
+
+    slot: Slot
+    lost: list[tuple[str, int, bool]]
+    how: str
+    environment: SteadyError | None = None
+    blame: bool = True
+
+
+Event = Ready | Started | Step | Picture | Failed | Died
+
+
+class Executor(Protocol):
+    """What the watcher needs of whoever runs engines."""
+
+    def start(self) -> None:
+        """Begin to load, on every slot."""
+
+    def events(self, timeout: float) -> list[Event]:
+        """What happened since, in order; waits up to ``timeout`` seconds while nothing has.
+
+        Also returns early, perhaps empty-handed, after ``wake`` or when ``wants`` changed.
+        """
+        ...
+
+    def wake(self) -> None:
+        """Let ``events`` return now. From any thread or signal handler."""
+
+    def wants(self) -> list[Slot]:
+        """Slots that should be given a job now, the most urgent first."""
+        ...
+
+    def send(self, slot: Slot, job_id: str, attempt: int, request: JobRequest) -> None:
+        """Hand a (resolved) job to a slot that ``wants`` one; ValueError otherwise."""
+
+    def cancel(self, job_id: str) -> None:
+        """End this job at its next step: Failed with code ``cancelled``, unless it was faster."""
+
+    def stop(self, grace: float) -> list[tuple[str, int]]:
+        """End all workers; running jobs have ``grace`` seconds to come to their end.
+
+        Returns (job id, attempt) of the jobs that did not. Pictures that did arrive meanwhile
+        are in one last ``events(0)``. Takes at most about ``grace`` + 2 seconds.
+        """
+        ...
+
+    def status(self) -> list[dict[str, Any]]:
+        """One dict per slot for live.json."""
+        ...
+
+
+@dataclass(frozen=True)
+class WorkerSpec:
+    """What every worker of an executor loads. ``device`` is used when no devices are listed."""
+
+    engine: str
+    model: str
+    device: str = "auto"
+    dtype: str = "auto"
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def order(self, device: str) -> bytes:
+        """The message that makes a worker load this. SteadyError ``bad_config`` for options
+        that are no plain data."""
+        what = {"engine": self.engine, "model": self.model, "device": device, "dtype": self.dtype}
+        try:
+            return line({"type": "load", **what, "options": dict(self.options)})
+        except (TypeError, ValueError) as error:
+            raise SteadyError("bad_config", f"`engine_options`: {error}.") from None

@@ -1,0 +1,254 @@
+"""One worker process as its parent holds it: socket, shelf, exit, and the signals it will get.
+
+Knows processes and messages, neither slots nor what a message means. Nothing here waits: what
+cannot be sent at once is kept, and signals are planned for a time. A parent that dies takes
+its worker with it (see watcher.worker), so nothing is left behind.
+"""
+
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from watcher.errors import ERRORS, SteadyError
+from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames
+
+_LAST_WORDS = 0.5  #: seconds from a closed socket to the end of the process behind it
+_SHOW = 0.2  #: seconds a hanging worker has to show where it hangs
+
+
+class Child:
+    """A worker process, from its start until ``forget``.
+
+    Args:
+        slot: kept for whoever asks; says nothing here.
+        python: the interpreter that runs it.
+        selector: told what to wait for: the socket and, where the system has such, the
+            process's end. ``data`` of each key is this object.
+
+    Raises OSError when no process can be started.
+    """
+
+    def __init__(self, slot: int, python: str, selector: selectors.BaseSelector) -> None:
+        self.slot = slot
+        self.born = self.heard = time.monotonic()
+        self.rss: int | None = None  #: bytes, as it said last
+        self.ready = False
+        self.expected = False  #: it was told to leave
+        self.ended: str | None = None  #: why we end it: a deadline, nonsense
+        self.reason: tuple[str, str] | None = None  #: code and words it left with
+        self._selector = selector
+        self._open = True  #: the socket is; the process may live on for a moment without
+        self._frames = Frames()
+        self._unsent = bytearray()
+        self._plan: list[tuple[float, int]] = []  #: signals to come
+        self._signalled: set[int] = set()
+        self._channel, theirs = socket.socketpair()
+        self._shelf = _shelf()
+        try:
+            self._process = subprocess.Popen(
+                [
+                    *(python, "-P", "-m", "watcher.worker"),
+                    *("--fd", str(theirs.fileno()), "--shelf", str(self._shelf)),
+                    *("--parent", str(os.getpid())),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=2,
+                pass_fds=[theirs.fileno(), self._shelf],
+                start_new_session=True,  # Ctrl-C on the terminal is for the watcher alone
+                env=_environment(),
+            )
+        except OSError:
+            self._channel.close()
+            os.close(self._shelf)
+            raise
+        finally:
+            theirs.close()
+        self._channel.setblocking(False)
+        self._pidfd = _pidfd(self._process.pid)
+        selector.register(self._channel, selectors.EVENT_READ, self)
+        if self._pidfd is not None:
+            selector.register(self._pidfd, selectors.EVENT_READ, self)
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def doomed(self) -> bool:
+        """Its end is under way: no deadline matters any more."""
+        return bool(self._plan) or self.ended is not None or not self._open
+
+    # -- talking
+
+    def post(self, data: bytes) -> None:
+        """Send ``data`` as soon as the socket takes it."""
+        self._unsent += data
+        self.flush()
+
+    def flush(self) -> None:
+        """Send what waits, as far as it goes."""
+        if not self._open:
+            return
+        try:
+            while self._unsent:
+                del self._unsent[: self._channel.send(self._unsent)]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._unsent.clear()  # it is dying; the other events will say so
+        mask = selectors.EVENT_READ | (selectors.EVENT_WRITE if self._unsent else 0)
+        if self._selector.get_key(self._channel).events != mask:
+            self._selector.modify(self._channel, mask, self)
+
+    def messages(self) -> Iterator[dict[str, Any]]:
+        """What it has said since. Raises BadFrame after the good ones, for what is none.
+
+        At most 16 MB a call: other workers wait too.
+        """
+        for _ in range(256):
+            if not self._open:
+                return
+            try:
+                data = self._channel.recv(1 << 16)
+            except BlockingIOError:
+                return
+            except ConnectionError:
+                data = b""
+            if not data:
+                self._hung_up()
+                return
+            self.heard = time.monotonic()
+            yield from self._frames.feed(data)
+
+    def picture(self, place: Any, size: tuple[int, int]) -> bytes:
+        """The pixels at ``place`` of the shelf. BadFrame when there are none."""
+        wanted = size[0] * size[1] * 3
+        if place not in range(PLACES) or wanted > PLACE_SIZE:
+            raise BadFrame("a picture at no place")
+        data = os.pread(self._shelf, wanted, place * PLACE_SIZE)
+        if len(data) != wanted:
+            raise BadFrame("a picture that is not there")
+        return data
+
+    def _hung_up(self) -> None:
+        """The socket is closed: the process has ended or has no use any more."""
+        self.hang_up()
+        if not self._plan:
+            self._plan = [(time.monotonic() + _LAST_WORDS, signal.SIGKILL)]
+
+    def hang_up(self) -> None:
+        """Listen to it no more."""
+        if self._open:
+            self._selector.unregister(self._channel)
+            self._channel.close()
+            self._open = False
+
+    # -- ending
+
+    def end(self, why: str, kill_after: float) -> None:
+        """Kill it by and by: it shows where it hangs, then SIGTERM, then SIGKILL."""
+        self.ended = why
+        self.signal(signal.SIGUSR1)
+        term = time.monotonic() + _SHOW
+        self._plan = [(term, signal.SIGTERM), (term + kill_after, signal.SIGKILL)]
+
+    def kill(self, why: str) -> None:
+        """Kill it now."""
+        self.ended, self._plan = why, []
+        self.signal(signal.SIGKILL)
+
+    def signal(self, number: int) -> None:
+        self._signalled.add(number)
+        self._process.send_signal(number)  # polls first: never hits a stranger's pid
+
+    def alarm(self) -> float:
+        """When to call ``look`` again though nothing was heard (monotonic; infinity: never)."""
+        alarms = [when for when, _ in self._plan[:1]]
+        if self._pidfd is None:
+            alarms.append(time.monotonic() + 0.1)
+        return min(alarms, default=float("inf"))
+
+    def look(self, now: float) -> None:
+        """Send the signals that are due."""
+        while self._plan and now >= self._plan[0][0]:
+            self.signal(self._plan.pop(0)[1])
+
+    def is_end(self, fileobj: object) -> bool:
+        """Does this key of the selector say that the process has ended?"""
+        return fileobj == self._pidfd
+
+    def gone(self) -> bool:
+        """Has it ended, as far as only asking tells? (Where there is a pidfd, that tells.)"""
+        return self._pidfd is None and self._process.poll() is not None
+
+    def wait(self) -> int:
+        """The exit code of the process, which has ended."""
+        return self._process.wait()
+
+    def forget(self) -> None:
+        """Close everything of ours that belonged to it."""
+        self.hang_up()
+        if self._pidfd is not None:
+            self._selector.unregister(self._pidfd)
+            os.close(self._pidfd)
+            self._pidfd = None
+        os.close(self._shelf)
+
+    def cause(self, code: int) -> tuple[str, SteadyError | None, bool]:
+        """Of an unexpected end: the words, the trouble around us if that was it, and blame."""
+        how = f"was ended: {self.ended}" if self.ended is not None else _words(code)
+        if self.reason is not None:
+            kind, text = self.reason
+            if not self.ready or kind == "device_lost":
+                trouble = SteadyError(kind if kind in ERRORS else "engine_failed", text)
+                how = text if self.ready else f"could not load the model ({text})"
+                return how, trouble, False
+            return f"left on purpose after {text}", None, True
+        if not self.ready:
+            words = f"The worker {how} while loading the model."
+            return how, SteadyError("worker_unavailable", words), False
+        from_outside = code == -signal.SIGTERM and signal.SIGTERM not in self._signalled
+        return how, None, not from_outside
+
+
+def _environment() -> dict[str, str]:
+    """Ours, with this very package on the worker's path (``-P`` keeps its cwd out of it)."""
+    home = Path(__file__).resolve().parents[2]
+    path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    if home.name not in ("site-packages", "dist-packages"):
+        path.append(str(home))
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
+
+
+def _pidfd(pid: int) -> int | None:
+    """A descriptor that turns readable when the process ends, where the system has such."""
+    try:
+        return os.pidfd_open(pid)
+    except (AttributeError, OSError):
+        return None
+
+
+def _shelf() -> int:
+    """A file without a name for two pictures: in memory, or where temporary files are."""
+    try:
+        return os.memfd_create("pictures")
+    except (AttributeError, OSError):
+        with tempfile.TemporaryFile() as file:
+            return os.dup(file.fileno())
+
+
+def _words(code: int) -> str:
+    if code >= 0:
+        return f"left with exit code {code}"
+    try:
+        name = signal.Signals(-code).name
+    except ValueError:
+        name = str(-code)
+    return f"was ended by {name}"

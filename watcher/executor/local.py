@@ -1,0 +1,451 @@
+"""Worker processes on this machine: one slot per device, each with one worker at a time.
+
+Used by one thread, which also must be the one that starts processes for good (the watcher's
+main thread: Linux ends a worker when the *thread* that started it ends). Nothing here waits
+for a worker: every wait has its place in ``events``. Only ``wake`` may be called from anywhere.
+"""
+
+import contextlib
+import logging
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+from watcher.errors import ERRORS, SteadyError
+from watcher.executor import (
+    Died,
+    Event,
+    Failed,
+    Picture,
+    Ready,
+    Slot,
+    Started,
+    Step,
+    WorkerSpec,
+)
+from watcher.executor.child import Child
+from watcher.executor.patience import STEP_FLOOR, Patience
+from watcher.executor.seat import Seat, Task
+from watcher.jobs import JobRequest, forwards_of
+from watcher.wire import BadFrame, line
+
+log = logging.getLogger("watcher.executor")
+
+#: Defaults of LocalExecutor, in seconds; see there.
+BACKOFF = (0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 60.0)
+KILL_AFTER = 5.0
+SILENCE = 60.0
+
+
+class LocalExecutor:
+    """Worker processes on this machine (see Executor for the promises).
+
+    Args:
+        spec: what the workers load.
+        devices: one slot each; empty means one slot on ``spec.device``.
+        load_timeout, step_timeout, job_timeout: seconds. Without ``step_timeout`` a step may
+            take 20 times the median of its size, and at least a minute.
+        idle_unload: seconds without work after which a worker ends, giving all its memory
+            back; the next job starts it again. None: never.
+        python: the interpreter of the workers.
+        backoff: seconds before the first, second, … restart in a row; the last one repeats.
+        kill_after: seconds from SIGTERM to SIGKILL.
+        silence: seconds after which an idle worker that says nothing (it does every second)
+            counts as dead.
+    """
+
+    def __init__(
+        self,
+        spec: WorkerSpec,
+        devices: Sequence[str] = (),
+        *,
+        load_timeout: float = 600,
+        step_timeout: float | None = None,
+        job_timeout: float = 3600,
+        idle_unload: float | None = None,
+        python: str = sys.executable,
+        backoff: Sequence[float] = BACKOFF,
+        kill_after: float = KILL_AFTER,
+        silence: float = SILENCE,
+    ) -> None:
+        self._load_timeout = load_timeout
+        self._job_timeout = job_timeout
+        self._idle_unload = idle_unload
+        self._python = python
+        self._backoff = tuple(backoff)
+        self._kill_after = kill_after
+        self._silence = silence
+        self._patience = Patience(step_timeout)
+        self._seats = [
+            Seat(slot, device, spec.order(device))
+            for slot, device in enumerate(devices or [spec.device])
+        ]
+        self._events: list[Event] = []
+        self._changed = False  #: wants() may answer differently now
+        self._stopping = False
+        self._closed = False
+        self.counters: Counter[str] = Counter()
+        self._selector = selectors.DefaultSelector()
+        self._bell, self._ringer = socket.socketpair()
+        self._bell.setblocking(False)
+        self._ringer.setblocking(False)
+        self._selector.register(self._bell, selectors.EVENT_READ, None)
+
+    # -- the protocol
+
+    def start(self) -> None:
+        for seat in self._seats:
+            if seat.state == "off":
+                self._spawn(seat)
+
+    def events(self, timeout: float) -> list[Event]:
+        if not self._closed:
+            deadline = time.monotonic() + max(0.0, timeout)
+            while True:
+                self._turn(0.0 if self._events else deadline - time.monotonic())
+                if self._events or self._changed or time.monotonic() >= deadline:
+                    break
+        self._changed = False
+        found, self._events = self._events, []
+        return found
+
+    def wake(self) -> None:
+        with contextlib.suppress(OSError):  # full: it rings already; closed: nobody waits
+            self._ringer.send(b"!")
+
+    def wants(self) -> list[Slot]:
+        if self._stopping:
+            return []
+        idle, nearly, asleep = [], [], []
+        for seat in self._seats:
+            if seat.state == "ready" and not seat.tasks:
+                idle.append(seat.slot)
+            elif seat.state == "ready" and len(seat.tasks) == 1:
+                task = seat.tasks[0]
+                if task.started is not None and task.done >= task.total - 1:
+                    nearly.append(seat.slot)
+            elif seat.state == "unloaded" and not seat.tasks:
+                asleep.append(seat.slot)
+        return idle + nearly + asleep
+
+    def send(self, slot: Slot, job_id: str, attempt: int, request: JobRequest) -> None:
+        if slot not in self.wants():
+            raise ValueError(f"slot {slot} takes no job now")
+        seat = self._seats[slot]
+        steps = request.num_inference_steps or 1
+        task = Task(job_id, attempt, request, total=forwards_of(steps), moved=time.monotonic())
+        message = task.message()  # ValueError for one too large, before anything changed
+        seat.tasks.append(task)
+        if seat.state == "unloaded":
+            self._spawn(seat)  # sent when it is ready
+        elif seat.child is not None:
+            seat.child.post(message)
+
+    def cancel(self, job_id: str) -> None:
+        for seat in self._seats:
+            for task in list(seat.tasks):
+                if task.job_id == job_id and not task.cancelled:
+                    self._cancel(seat, task)
+
+    def stop(self, grace: float) -> list[tuple[str, int]]:
+        if self._closed:
+            return []
+        self._stopping = True
+        for seat in self._seats:
+            if seat.child is not None:
+                self._dismiss(seat, seat.child)
+            else:
+                seat.state = "stopped"
+        for patience, number in ((grace, None), (1.0, signal.SIGTERM), (2.0, signal.SIGKILL)):
+            for seat in self._seats:
+                if seat.child is not None and number is not None:
+                    seat.child.signal(number)
+            deadline = time.monotonic() + patience
+            while any(seat.child for seat in self._seats) and time.monotonic() < deadline:
+                self._turn(deadline - time.monotonic())
+        for seat in self._seats:
+            if seat.child is not None:  # in uninterruptible sleep: leave it to the system
+                seat.child.forget()
+        unfinished = [(t.job_id, t.attempt) for seat in self._seats for t in seat.tasks]
+        self._closed = True
+        self._selector.close()
+        self._bell.close()
+        self._ringer.close()
+        return unfinished
+
+    def status(self) -> list[dict[str, Any]]:
+        now = time.monotonic()
+        return [seat.status(now) for seat in self._seats]
+
+    # -- one turn of the loop
+
+    def _turn(self, timeout: float) -> None:
+        """Wait for something, take in everything there is, then look at the clock."""
+        wait = max(0.0, min(timeout, self._next_alarm() - time.monotonic()))
+        for key, mask in self._selector.select(wait):
+            if key.data is None:
+                self._quieten()
+                continue
+            child = key.data
+            seat = self._seats[child.slot]
+            if seat.child is not child:
+                continue  # buried earlier in this very turn
+            if child.is_end(key.fileobj):
+                self._bury(seat, child)
+                continue
+            if mask & selectors.EVENT_WRITE:
+                child.flush()
+            if mask & selectors.EVENT_READ:
+                self._read(seat, child)
+        # After the reading: whoever spoke in time is not late, however long *we* were away.
+        now = time.monotonic()
+        for seat in self._seats:
+            self._look(seat, now)
+
+    def _quieten(self) -> None:
+        try:
+            while self._bell.recv(4096):
+                pass
+        except BlockingIOError:
+            pass
+        self._changed = True
+
+    def _next_alarm(self) -> float:
+        return min((self._alarm(seat) for seat in self._seats), default=float("inf"))
+
+    def _alarm(self, seat: Seat) -> float:
+        """When to look at this slot again though nothing was heard."""
+        child = seat.child
+        if child is None:
+            return seat.retry_at if seat.state == "waiting" else float("inf")
+        alarms = [child.alarm()]
+        if not child.doomed and not self._stopping:
+            alarms.append(self._deadline(seat, child)[0])
+            if self._idle_unload is not None and seat.state == "ready" and not seat.tasks:
+                alarms.append(seat.idle_since + self._idle_unload)
+        return min(alarms)
+
+    def _deadline(self, seat: Seat, child: Child) -> tuple[float, str]:
+        """The next deadline of this worker (monotonic) and its name."""
+        if seat.state == "loading":
+            return child.born + self._load_timeout, f"load deadline ({self._load_timeout:g} s)"
+        if seat.state == "leaving":
+            return seat.idle_since + self._kill_after, "did not leave when told to"
+        if not seat.tasks:
+            return child.heard + self._silence, f"silent for {self._silence:g} s"
+        task = seat.tasks[0]
+        if task.started is None:
+            return task.moved + STEP_FLOOR, f"did not begin a job in {STEP_FLOOR:g} s"
+        limit = self._patience.limit(task.size)
+        step = (task.moved + limit, f"step deadline ({limit:g} s)")
+        if task.overdue is None:
+            return min(step, (task.started + self._job_timeout, "job deadline"))
+        patience = self._kill_after + 3 * (self._patience.median(task.size) or 0.0)
+        return min(step, (task.overdue + patience, f"job deadline ({self._job_timeout:g} s)"))
+
+    def _look(self, seat: Seat, now: float) -> None:
+        """Whatever is due for this slot at ``now``."""
+        child = seat.child
+        if child is None:
+            if seat.state == "waiting" and now >= seat.retry_at and not self._stopping:
+                self._spawn(seat)
+            return
+        if child.gone():
+            self._bury(seat, child)
+            return
+        child.look(now)
+        if child.doomed or self._stopping:
+            return
+        when, what = self._deadline(seat, child)
+        if now >= when:
+            task = seat.tasks[0] if seat.tasks else None
+            if what == "job deadline" and task is not None:
+                task.overdue = now
+                self._cancel(seat, task)  # politely first: that costs no reload
+                return
+            if task is not None and task.overdue is not None:
+                seat.tasks.popleft()
+                self._fail(seat, task, "timed_out", self._overdue_words())
+            child.end(what, self._kill_after)
+            self._dying(seat, child)
+        elif (
+            self._idle_unload is not None
+            and seat.state == "ready"
+            and not seat.tasks
+            and now >= seat.idle_since + self._idle_unload
+        ):
+            log.info("slot %d: idle, worker %d ends", seat.slot, child.pid)
+            seat.idle_since = now
+            self._dismiss(seat, child)
+
+    # -- processes
+
+    def _spawn(self, seat: Seat) -> None:
+        try:
+            child = Child(seat.slot, self._python, self._selector)
+        except OSError as error:
+            trouble = SteadyError("worker_unavailable", f"No worker process: {error.strerror}.")
+            self._mourn(seat, f"could not be started ({error.strerror})", trouble)
+            return
+        seat.child, seat.state, seat.info = child, "loading", {}
+        self.counters["spawned"] += 1
+        child.post(seat.order)
+
+    def _dismiss(self, seat: Seat, child: Child) -> None:
+        """Tell the worker to leave when the job in hand is done."""
+        child.expected = True
+        seat.state = "leaving"
+        child.post(line({"type": "stop"}))
+
+    def _dying(self, seat: Seat, child: Child) -> None:
+        """The worker was killed, or will be soon."""
+        seat.state = "dying"
+        log.warning("slot %d: worker %d: %s; ending it", seat.slot, child.pid, child.ended)
+        self._changed = True
+
+    def _bury(self, seat: Seat, child: Child) -> None:
+        """The process has ended: take its last words, then draw the conclusions."""
+        self._read(seat, child)
+        code = child.wait()
+        child.forget()
+        seat.child = None
+        self._changed = True
+        if child.expected and not (seat.tasks and not self._stopping):
+            seat.state = "stopped" if self._stopping else "unloaded"
+            return
+        self._mourn(seat, *child.cause(code))
+
+    def _mourn(
+        self, seat: Seat, how: str, environment: SteadyError | None, blame: bool = True
+    ) -> None:
+        """Report a death or a failed start, and decide when to try again."""
+        if self._stopping:
+            seat.state = "stopped"
+            return
+        lost = [(t.job_id, t.attempt, t.started is not None) for t in seat.tasks]
+        seat.tasks.clear()
+        seat.state = "waiting"
+        seat.last_death = how
+        seat.retry_at = time.monotonic() + self._backoff[min(seat.failures, len(self._backoff) - 1)]
+        seat.failures += 1
+        seat.restarts += 1
+        self.counters["deaths"] += 1
+        log.warning("slot %d: worker %s", seat.slot, how)
+        self._events.append(Died(seat.slot, lost, how, environment, blame))
+
+    # -- talking
+
+    def _read(self, seat: Seat, child: Child) -> None:
+        try:
+            for message in child.messages():
+                self._heard(seat, child, message)
+        except (BadFrame, KeyError, TypeError, ValueError) as error:
+            words = str(error) if isinstance(error, BadFrame) else f"a message without {error}"
+            self.counters["nonsense"] += 1
+            child.hang_up()
+            child.kill(f"sent nonsense ({words})")
+            self._dying(seat, child)
+
+    def _heard(self, seat: Seat, child: Child, message: dict[str, Any]) -> None:
+        """One message. Raises BadFrame, KeyError or TypeError when it is none of ours."""
+        kind = message["type"]
+        if kind == "beat":
+            child.rss = message["rss"]
+        elif kind == "hello":
+            pass
+        elif kind == "ready":
+            self._loaded(seat, child, dict(message["info"]))
+        elif kind in ("load_failed", "leaving"):
+            child.reason = (str(message["code"]), str(message["message"])[:2000])
+        elif kind in ("started", "step", "picture", "failed"):
+            self._progress(seat, child, kind, message)
+        else:
+            raise BadFrame(f"a message of kind {kind[:40]!r}")
+
+    def _loaded(self, seat: Seat, child: Child, info: dict[str, Any]) -> None:
+        if child.ready:
+            raise BadFrame("ready twice")
+        child.ready = True
+        self._changed = True
+        now = time.monotonic()
+        seat.info, seat.idle_since = info, now
+        self._events.append(Ready(seat.slot, info))
+        if seat.state == "loading":
+            seat.state = "ready"
+            for task in seat.tasks:  # one that came while there was no worker
+                task.moved = now
+                child.post(task.message())
+
+    def _progress(self, seat: Seat, child: Child, kind: str, message: dict[str, Any]) -> None:
+        who = (message["job_id"], message["attempt"])
+        task = next((t for t in seat.tasks if (t.job_id, t.attempt) == who), None)
+        if task is None and child.ended is not None:
+            return  # it was given up together with its worker
+        if task is None:
+            raise BadFrame(f"a word about a job it was not given ({str(who[0])[:60]})")
+        now = time.monotonic()
+        self._changed = True
+        if kind == "failed":
+            self._failed(seat, task, str(message["code"]), str(message["message"])[:2000])
+            return
+        if task is not seat.tasks[0]:
+            raise BadFrame("a word about a job whose turn it is not")
+        if kind == "started":
+            task.started, task.started_at, task.moved = now, time.time_ns() // 1000, now
+            self._events.append(Started(seat.slot, task.job_id, task.attempt))
+        elif kind == "step":
+            done, total = int(message["done"]), int(message["total"])
+            if task.done or total == 1:  # the first one contains the prompt's encoding
+                self._patience.add(task.size, now - task.moved)
+            task.done, task.total, task.moved = done, total, now
+            self._events.append(Step(seat.slot, task.job_id, task.attempt, done, total))
+        else:
+            size = (int(message["width"]), int(message["height"]))
+            if size != task.size:
+                raise BadFrame(f"a picture of the wrong size ({size[0]}x{size[1]})")
+            rgb = child.picture(message["place"], size)
+            child.post(line({"type": "taken"}))
+            info = {**seat.info, **dict(message["info"])}
+            timings = dict(message["timings"])
+            self._done(seat, task, "pictures")
+            self._events.append(
+                Picture(seat.slot, task.job_id, task.attempt, size, rgb, timings, info)
+            )
+
+    def _failed(self, seat: Seat, task: Task, code: str, message: str) -> None:
+        self._done(seat, task, "failed")
+        if code == "cancelled" and task.overdue is not None:
+            code, message = "timed_out", self._overdue_words()
+        if code not in ERRORS:
+            code, message = "engine_failed", f"{code[:60]}: {message}"
+        self._fail(seat, task, code, message)
+
+    def _fail(self, seat: Seat, task: Task, code: str, message: str) -> None:
+        self._events.append(Failed(seat.slot, task.job_id, task.attempt, code, message))
+
+    def _overdue_words(self) -> str:
+        return f"The job took longer than {self._job_timeout:g} seconds."
+
+    def _done(self, seat: Seat, task: Task, counter: str) -> None:
+        """The job ended and its worker lives."""
+        now = time.monotonic()
+        seat.tasks.remove(task)
+        seat.failures = 0
+        seat.idle_since = now
+        for waiting in seat.tasks:
+            waiting.moved = max(waiting.moved, now)
+        self.counters[counter] += 1
+
+    def _cancel(self, seat: Seat, task: Task) -> None:
+        task.cancelled = True
+        if seat.state == "loading":  # it was never sent
+            seat.tasks.remove(task)
+            self._fail(seat, task, "cancelled", "The job was cancelled.")
+            self._changed = True
+        elif seat.child is not None:
+            seat.child.post(line({"type": "cancel", "job_id": task.job_id}))

@@ -1,0 +1,84 @@
+"""A slot across its workers: which one it has, and the jobs that were handed to it."""
+
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from watcher.executor import Slot
+from watcher.executor.child import Child
+from watcher.jobs import JobRequest
+from watcher.wire import line
+
+
+@dataclass
+class Task:
+    """A job that was handed to a slot."""
+
+    job_id: str
+    attempt: int
+    request: JobRequest
+    total: int
+    done: int = 0
+    started: float | None = None  #: monotonic
+    started_at: int | None = None  #: microseconds UTC, for people
+    moved: float = 0.0  #: monotonic: when it last came a step further (or was handed over)
+    cancelled: bool = False
+    overdue: float | None = None  #: monotonic: when its deadline passed
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return (self.request.width or 0, self.request.height or 0)
+
+    def message(self) -> bytes:
+        request = self.request.model_dump(mode="json", exclude_none=True)
+        return line(
+            {"type": "run", "job_id": self.job_id, "attempt": self.attempt, "request": request}
+        )
+
+
+@dataclass
+class Seat:
+    """A slot across its workers. ``tasks[0]`` runs (or is about to), ``tasks[1]`` waits."""
+
+    slot: Slot
+    device: str
+    order: bytes  #: what its workers are told to load
+    state: str = "off"  #: off loading ready leaving unloaded waiting dying stopped
+    child: Child | None = None
+    info: dict[str, Any] = field(default_factory=dict)
+    tasks: deque[Task] = field(default_factory=deque)
+    idle_since: float = 0.0
+    failures: int = 0  #: failed loads and deaths since a job last ended
+    retry_at: float = 0.0
+    restarts: int = 0
+    last_death: str | None = None
+
+    def status(self, now: float) -> dict[str, Any]:
+        """For live.json; ``now`` is monotonic."""
+        child = self.child
+        running = self.tasks[0] if self.tasks and self.tasks[0].started is not None else None
+        state = "busy" if self.state == "ready" and self.tasks else self.state
+        return {
+            "slot": self.slot,
+            "device": self.info.get("device", self.device),
+            "state": state,
+            "pid": child.pid if child else None,
+            "info": self.info,
+            "rss": child.rss if child else None,
+            "heard_seconds_ago": round(now - child.heard, 3) if child else None,
+            "job": None
+            if running is None
+            else {
+                "job_id": running.job_id,
+                "attempt": running.attempt,
+                "step": running.done,
+                "steps": running.total,
+                "started_at": running.started_at,
+                "step_seconds_ago": round(now - running.moved, 3),
+            },
+            "prefetched": [t.job_id for t in self.tasks if t is not running],
+            "restarts": self.restarts,
+            "failures": self.failures,
+            "retry_in": round(max(0.0, self.retry_at - now), 3) if state == "waiting" else None,
+            "last_death": self.last_death,
+        }
