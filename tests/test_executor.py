@@ -626,7 +626,8 @@ def test_worker_dies_with_its_parent(start: Start, tmp_path: Path, prompt: str) 
     log = tmp_path / "orphan.log"
     code = f"""
 import os, signal
-from watcher.executor import LocalExecutor, Ready, WorkerSpec
+from watcher.executor import Ready, WorkerSpec
+from watcher.executor.local import LocalExecutor
 from watcher.jobs import JobRequest
 executor = LocalExecutor(WorkerSpec("engines:Scripted", "m", options={{"log": {str(log)!r}}}))
 executor.start()
