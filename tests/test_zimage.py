@@ -23,7 +23,8 @@ from watcher.engine import (
     OutOfMemory,
 )
 from watcher.errors import SteadyError
-from watcher.executor import Died, Failed, LocalExecutor, Picture, Ready, Step, WorkerSpec
+from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
+from watcher.executor.local import LocalExecutor
 from watcher.jobs import JobRequest
 from watcher.zimage import ZImage, inspect, probe, sigmas_of
 
