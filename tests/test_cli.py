@@ -507,30 +507,3 @@ def test_init_makes_a_root_and_keeps_what_is_there(make_root: Make) -> None:
     assert json.loads(again.stdout)["created"] is False
     assert (fresh / "config.yaml").read_text() == "port: 9000\n"
     assert (fresh / "inbox").is_dir() and (fresh / "outputs").is_dir()
-
-
-def test_doctor_finds_exactly_what_is_broken(make_root: Make) -> None:
-    well = make_root(port=0)
-    done = steady(well, "doctor", "--json")
-    assert done.returncode == 0, done.stdout
-    assert {one["level"] for one in objects(done)} <= {"ok", "note"}
-
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        ill = make_root(
-            "ill",
-            port=taken.getsockname()[1],
-            host="0.0.0.0",
-            min_free_disk="900TB",
-            engine="zimage",
-            model="nobody/nothing",
-            device="cuda",
-        )
-        (ill.folder / "outputs").write_text("not a folder")
-        (ill.folder / "steady.db").write_bytes(b"not a database at all, but long enough" * 100)
-        done = steady(ill, "doctor", "--json")
-    assert done.returncode == 4
-    failed = {one["check"] for one in objects(done) if one["level"] == "fail"}
-    assert failed == {"device", "model", "outputs", "record", "disk", "exposure", "port"}
-    assert all(one["mend"] for one in objects(done) if one["level"] == "fail")

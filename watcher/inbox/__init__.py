@@ -26,7 +26,7 @@ from typing import Any, BinaryIO
 from watcher import publish
 from watcher.errors import SteadyError
 from watcher.inbox.arrivals import Arrival, Arrivals
-from watcher.inbox.bell import Bell
+from watcher.inbox.bell import Bell, deaf
 from watcher.inbox.claims import (
     JOB_SUFFIXES,
     Claim,
@@ -50,6 +50,7 @@ __all__ = [
     "Claim",
     "Inbox",
     "RootLock",
+    "deaf",
     "done_files",
     "drop_done",
     "held",

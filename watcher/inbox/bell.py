@@ -123,6 +123,22 @@ class Bell:
         return False
 
 
+def deaf(folder: Path) -> str | None:
+    """Why changes in ``folder`` are not noticed, one sentence; None when they are.
+
+    Tried with a hidden file of our own, which is removed again.
+    """
+    bell = Bell(folder)
+    trial = folder / f".steady-trial-{os.getpid()}"
+    try:
+        if bell.subscribe():
+            bell.hears(trial.touch)
+        return bell.trouble
+    finally:
+        bell.unsubscribe()
+        trial.unlink(missing_ok=True)
+
+
 class _Ringer(FileSystemEventHandler):
     """Runs in watchdog's thread, where an exception would end all watching: it only rings."""
 

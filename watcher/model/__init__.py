@@ -212,7 +212,12 @@ def _look(choice: Choice, probe: Probe) -> None:
 
 
 def probe_devices(timeout: float = _PROBE_SECONDS) -> list[str]:
-    """The devices of this machine, best first, ``cpu`` last. Asks a child process.
+    """The devices of this machine, best first, ``cpu`` last; errors as ``describe_devices``."""
+    return names_of(describe_devices(timeout))
+
+
+def describe_devices(timeout: float = _PROBE_SECONDS) -> dict[str, Any]:
+    """What torch sees: its version, each device and its memory. Asks a child process.
 
     Raises SteadyError ``worker_unavailable`` when the child fails or ``timeout`` (seconds)
     passes.
@@ -231,7 +236,9 @@ def probe_devices(timeout: float = _PROBE_SECONDS) -> list[str]:
             timeout=timeout,
             check=True,
         )
-        return _devices(json.loads(child.stdout.splitlines()[-1]))
+        answer = json.loads(child.stdout.splitlines()[-1])
+        names_of(answer)
+        return dict(answer)
     except subprocess.CalledProcessError as error:
         said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"]
         raise SteadyError(
@@ -243,8 +250,8 @@ def probe_devices(timeout: float = _PROBE_SECONDS) -> list[str]:
         ) from error
 
 
-def _devices(answer: Any) -> list[str]:
-    """Names out of the probe's ``{"cuda": [{"device": "cuda:0", …}], "mps": false, …}``."""
+def names_of(answer: Any) -> list[str]:
+    """Names, best first, out of the probe's ``{"cuda": [{"device": "cuda:0", …}], "mps": false, …}``."""
     found = [str(card["device"]) for card in answer["cuda"]]
     return [*found, *(["mps"] if answer["mps"] else []), "cpu"]
 

@@ -1,0 +1,115 @@
+"""What a check is given and what it gives back."""
+
+import importlib.util
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from watcher.commands.desk import Desk
+from watcher.errors import SteadyError
+
+if TYPE_CHECKING:
+    from watcher.jobs import Job
+
+OK, NOTE, FAIL = "ok", "note", "fail"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a check found; ``mend`` is what to type or do about it."""
+
+    check: str
+    level: str
+    message: str
+    mend: str | None = None
+
+
+def _devices() -> dict[str, Any]:
+    from watcher import model
+
+    return model.describe_devices()
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the checks ask of the machine itself."""
+
+    devices: Callable[[], dict[str, Any]] = _devices  #: as ``model.describe_devices``
+    now: Callable[[], float] = time.time
+    kernel: Path = Path("/proc/sys")
+    python: tuple[int, ...] = sys.version_info[:3]
+    installed: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None
+
+
+class Look:
+    """What several checks share, looked up once."""
+
+    def __init__(self, desk: Desk, machine: Machine) -> None:
+        self.desk = desk
+        self.machine = machine
+        self.config = desk.config
+
+    @cached_property
+    def devices(self) -> dict[str, Any] | None:
+        """What torch sees; None when it does not answer (which ``program.torch`` says)."""
+        try:
+            return self.machine.devices()
+        except SteadyError as error:
+            self.torch_trouble = error
+            return None
+
+    @cached_property
+    def names(self) -> list[str]:
+        """The devices that are there, best first."""
+        from watcher import model
+
+        return model.names_of(self.devices) if self.devices is not None else []
+
+    @cached_property
+    def setting(self) -> dict[str, Any]:
+        """What the record says about the model; empty before the first start."""
+        try:
+            if self.desk.has_record():
+                with self.desk.record() as store:
+                    return dict(store.get("model") or {})
+        except SteadyError:
+            pass  # ``root.record`` says so
+        return {}
+
+    @cached_property
+    def newest(self) -> "list[Job]":
+        """The latest jobs on record."""
+        try:
+            if self.desk.has_record():
+                with self.desk.record() as store:
+                    return store.jobs(limit=50)
+        except SteadyError:
+            pass  # ``root.record`` says so
+        return []
+
+    @cached_property
+    def model(self) -> str:
+        """Its name; ``auto`` while nothing is decided."""
+        name = self.config.model
+        return name if name != "auto" else str(self.setting.get("name", "auto"))
+
+    @cached_property
+    def device(self) -> str:
+        """The first device that is used."""
+        wanted = next(iter(self.config.devices), self.config.device)
+        if wanted == "auto":
+            wanted = str(self.setting.get("device") or "auto")
+        if wanted == "auto" and self.names:
+            wanted = self.names[0]
+        return wanted
+
+    @cached_property
+    def watched(self) -> bool:
+        """Does a watcher live here?"""
+        from watcher import lock
+
+        return lock.held(self.config.state / "lock")

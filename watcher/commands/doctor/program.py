@@ -1,0 +1,136 @@
+"""Python, the package, torch, the device and the model."""
+
+import importlib.util
+import platform
+import sys
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+
+from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look, Machine
+
+_SUMMED_BYTES = 1_000_000_000  #: models up to here are read whole; larger ones by their outline
+
+
+def interpreter(machine: Machine) -> Iterator[Finding]:
+    version = ".".join(str(number) for number in machine.python)
+    words = f"{version} on {platform.system()}, {sys.prefix}"
+    if machine.python < (3, 11):
+        mend = "python3.11 -m venv .venv (or newer), and install anew"
+        yield Finding("python", FAIL, words, mend)
+    else:
+        yield Finding("python", OK, words)
+
+
+def package() -> Iterator[Finding]:
+    """Others publish packages called `watcher` and `api` too; pip lets them overwrite ours."""
+    ours = Path(__file__).resolve().parents[3]
+    found = importlib.util.find_spec("api")
+    where = Path(found.origin).resolve().parent if found and found.origin else None
+    anew = "install into an environment of its own: pip install -c constraints.txt ."
+    if where != ours / "api":
+        words = f"`api` is another program's: {where}" if where else "`api` is not installed"
+        yield Finding("package", FAIL, words, anew)
+        return
+    try:
+        version = metadata.version("steadydiffusion")
+    except metadata.PackageNotFoundError:
+        yield Finding("package", NOTE, f"not installed; run from {ours}", "pip install -e .")
+        return
+    yield Finding("package", OK, f"{version} in {ours}")
+
+
+# -- the device and the model
+
+
+def torch(look: Look) -> Iterator[Finding]:
+    if look.devices is None:
+        mend = "install it anew: pip install --force-reinstall -c constraints.txt torch"
+        words = f"does not answer. {look.torch_trouble.message}"
+        yield Finding("torch", FAIL, words, mend)
+        return
+    built = "for CUDA" if look.devices["cuda"] else "no CUDA card in use"
+    yield Finding("torch", OK, f"{look.devices['torch']}, {built}")
+
+
+def device(look: Look) -> Iterator[Finding]:
+    if look.devices is None:
+        return
+    there = look.names
+    config = look.config
+    wanted = [w for w in config.devices or [config.device] if w != "auto"] or [look.device]
+    for name in wanted:
+        if name not in there and not any(n.split(":")[0] == name for n in there):
+            words = f"`{name}` is not there; torch sees {', '.join(there)}"
+            yield Finding("device", FAIL, words, "bring it back, or set `device: auto`")
+            return
+    yield Finding("device", OK, f"{', '.join(wanted)} of {', '.join(there)}")
+
+
+def memory(look: Look) -> Iterator[Finding]:
+    """Do the weights fit, and which tier will hold them?"""
+    from watcher import model, plan
+
+    if look.devices is None or look.config.engine != "zimage" or look.model == "auto":
+        return
+    folder = model.locate(look.model, look.config.root)
+    if folder is None:
+        return  # ``weights`` says so
+    if look.model.startswith(model.ZIMAGE_TURBO):
+        weights = plan.Z_IMAGE_TURBO
+    else:  # two bytes a weight: too much rather than too little
+        parts = ("transformer", "text_encoder", "vae")
+        weights = plan.Weights(*(_weight_bytes(folder / part) // 2 for part in parts))
+    host = look.devices["cpu"]
+    cards = {card["device"]: card for card in look.devices["cuda"]}
+    card = cards.get(look.device) or (next(iter(cards.values())) if look.device == "cuda" else {})
+    chosen = plan.plan(
+        plan.DeviceDescription(
+            card.get("device", look.device),
+            card.get("name", ""),
+            tuple(card["capability"]) if card.get("capability") else None,
+            card.get("total"),
+            card.get("free"),
+            host["free"],
+        ),
+        plan.Options.of(look.config.engine_options),
+        look.config.dtype,
+        weights,
+    )
+    words = f"{chosen.dtype}, tier {chosen.tier}"
+    each = {"bfloat16": 2, "float32": 4}[chosen.dtype]
+    need = each * (weights.transformer + weights.text_encoder + weights.vae)
+    if (chosen.tier != "resident" or not card) and host["total"] and need > host["total"]:
+        words += f": needs {need / 1e9:.0f} GB of main memory, there are {host['total'] / 1e9:.0f}"
+        mend = "use a smaller model, a larger card, or `steady model convert` (bfloat16)"
+        yield Finding("memory", FAIL, words, mend)
+    else:
+        yield Finding("memory", OK, words)
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+def weights(look: Look) -> Iterator[Finding]:
+    from watcher import model
+    from watcher.model import weights
+
+    if look.config.engine != "zimage":
+        yield Finding("model", NOTE, f"the engine {look.config.engine} has its own")
+        return
+    if look.model == "auto":
+        yield Finding("model", OK, "auto: chosen at the first start")
+        return
+    folder = model.present(look.model, look.config.root)
+    small = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= _SUMMED_BYTES
+    report = weights.verify(look.model, look.config.root, sums=small)
+    if report.problems:
+        mend = f"steady model pull {look.model}" if model.is_hub_name(look.model) else None
+        yield Finding("model", FAIL, " ".join(report.problems[:3]), mend or "bring the files back")
+        return
+    words = f"{look.model} in {folder}; "
+    words += "whole" if small else "sizes right (`steady model verify` reads every byte)"
+    if look.model == model.STARTER:
+        words += f"; small flat drawings: `model: {model.ZIMAGE_TURBO}` is the real one"
+    yield Finding("model", OK, words)

@@ -1,0 +1,108 @@
+"""The folders, the record, the watcher, and whether it hears of new files."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look
+
+
+def layout(look: Look) -> Iterator[Finding]:
+    """What a start refuses: folders inside each other, the record on a network disk."""
+    from watcher.service import check_layout
+
+    check_layout(look.config)
+    yield Finding("layout", OK, "inbox, outputs and record are apart, the record on a local disk")
+
+
+def inbox(look: Look) -> Iterator[Finding]:
+    yield _writable("inbox", look.config.inbox)
+
+
+def outputs(look: Look) -> Iterator[Finding]:
+    yield _writable("outputs", look.config.outputs)
+
+
+def _writable(name: str, folder: Path) -> Finding:
+    if not folder.exists():
+        return Finding(name, NOTE, f"{folder} is made at the first start")
+    if not folder.is_dir():
+        return Finding(name, FAIL, f"{folder} is not a folder", f"mv {folder} {folder}.aside")
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK) or _read_only(folder):
+        who = os.getuid() if hasattr(os, "getuid") else "you"
+        mend = f"sudo chown -R {who} {folder} (or mount it for writing)"
+        return Finding(name, FAIL, f"{folder} cannot be written", mend)
+    return Finding(name, OK, f"{folder} can be written")
+
+
+def _read_only(folder: Path) -> bool:
+    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def disks(look: Look) -> Iterator[Finding]:
+    """A file is taken and published by renaming, which stays on one file system."""
+    config = look.config
+    for home in (config.inbox, config.outputs):
+        for room in (".tmp", ".claimed", "done", "refused", ".thumbs"):
+            place = home / room
+            if place.is_dir() and place.stat().st_dev != home.stat().st_dev:
+                words = f"{place} lies on another file system than {home}"
+                yield Finding("disks", FAIL, words, f"move it back: a real folder below {home}")
+                return
+    yield Finding("disks", OK, "what is renamed stays on one file system")
+
+
+# -- the record and the watcher
+
+
+def record(look: Look) -> Iterator[Finding]:
+    from watcher.commands.show import counts_line
+
+    if not look.desk.has_record():
+        yield Finding("record", NOTE, "made at the first start")
+        return
+    with look.desk.record() as store:
+        store.verify()
+        yield Finding("record", OK, f"whole; jobs: {counts_line(store.counts())}")
+        if paused := store.get("paused"):
+            reason = paused.get("reason") or "by hand"
+            yield Finding("queue", NOTE, f"paused ({reason})", "steady resume")
+
+
+def watcher(look: Look) -> Iterator[Finding]:
+    from watcher import live, lock
+
+    start = f"steady --root {look.desk.root} serve"
+    if not look.watched:
+        yield Finding("watcher", NOTE, "does not run; job files wait", start)
+        return
+    pid = lock.holder(look.config.state / "lock").get("pid")
+    pulse = live.read(look.config.state)
+    if not pulse["alive"]:
+        words = f"process {pid} lives but has no pulse"
+        yield Finding("watcher", FAIL, words, f"kill {pid}; {start}")
+        return
+    yield Finding("watcher", OK, f"process {pid}, {pulse.get('state')}")
+    for trouble in pulse.get("trouble", ()):
+        yield Finding("watcher", FAIL, trouble["message"], trouble["remedy"])
+
+
+def events(look: Look) -> Iterator[Finding]:
+    """Are new files noticed at once, or by looking every few seconds?"""
+    from watcher import inbox, live
+
+    every = f"new files are noticed by a look every {look.config.rescan_seconds:g} s"
+    if look.watched:
+        seen = live.read(look.config.state).get("inbox", {})
+        for words in (*seen.get("problems", ()), *seen.get("notices", ())):
+            yield Finding("events", NOTE, words)
+        if seen.get("watch") == "events":
+            yield Finding("events", OK, "new files are noticed at once")
+        return
+    folder = look.config.inbox
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or _read_only(folder):
+        return
+    if trouble := inbox.deaf(folder):
+        yield Finding("events", NOTE, f"{trouble} So {every}.")
+    else:
+        yield Finding("events", OK, "new files are noticed at once")
