@@ -28,8 +28,9 @@ from api.jobs import warnings_of
 from api.openai import bytes_of, fault, json_object, model_in_use
 from api.submit import Body
 from watcher.errors import SteadyError
+from watcher.imagefile import NotAPicture, scan
 from watcher.jobs import MAX_STEPS, Job, JobState, Limits, forwards_of
-from watcher.recipe import NotAPicture, parameters_text, request_of_parameters, scan
+from watcher.recipe import parameters_text, request_of_parameters
 from watcher.store import JobStore
 
 NAME = "a1111"  #: the batch's name: tells in lists which door a job came in by

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from watcher import recipe
+from watcher.imagefile import NotAPicture, scan, strip
 from watcher.jobs import SUFFIXES, Job, JobRequest, JobState, Priority
 from watcher.outputs import encode
-from watcher.recipe import again, read_recipe, recipe_of, scan, strip
+from watcher.recipe import again, read_recipe, recipe_of
 
 FORMATS = sorted(SUFFIXES)
 INFO: dict[str, Any] = {
@@ -276,7 +277,7 @@ def test_strip_leaves_the_pixels_and_nothing_else(format: str) -> None:
 
 
 def test_strip_refuses_what_is_no_picture() -> None:
-    with pytest.raises(recipe.NotAPicture):
+    with pytest.raises(NotAPicture):
         strip(b"GIF89a")
 
 

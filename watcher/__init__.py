@@ -10,6 +10,7 @@ inbox/        the folder as an interface: submit, wait, claim, archive, refuse, 
 lock.py       one watcher a root
 store/        the record: one method per transition
 outputs.py    the only writer of pictures; recipe.py: what is written inside them
+imagefile.py  the outside of a picture file: format, size, texts, without decoding it
 executor/     who runs engines; worker.py: the child process that owns the device; wire.py
 engine.py     what an engine is; zimage.py: Z-Image on diffusers; plan.py: what fits the device
 model/        which model, what it allows, and getting it onto this machine

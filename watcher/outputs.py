@@ -29,17 +29,9 @@ from PIL import Image, PngImagePlugin
 
 from watcher import publish
 from watcher.errors import SteadyError
+from watcher.imagefile import NotAPicture, exif_of, scan, xmp_of
 from watcher.jobs import SUFFIXES, Job
-from watcher.recipe import (
-    NotAPicture,
-    exif_of,
-    fitting,
-    job_id_in,
-    parameters_text,
-    recipe_json,
-    scan,
-    xmp_of,
-)
+from watcher.recipe import fitting, job_id_in, parameters_text, recipe_json
 
 log = logging.getLogger(__name__)
 
@@ -341,7 +333,7 @@ def encode(image: Image.Image, format: str, recipe: Mapping[str, Any]) -> bytes:
         texts.add_text("steadydiffusion", recipe_json(recipe))
         options["pnginfo"] = texts
     else:
-        options["xmp"] = xmp_of(recipe)
+        options["xmp"] = xmp_of(recipe_json(recipe))
         if parameters is not None:
             options["exif"] = exif_of(parameters)
     file = io.BytesIO()
