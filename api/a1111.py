@@ -24,7 +24,6 @@ from starlette.responses import Response
 from api.bodies import read
 from api.calls import Call, Calls, Snapshot
 from api.door import Door, now_us
-from api.jobs import warnings_of
 from api.openai import bytes_of, fault, json_object, model_in_use
 from api.submit import Body
 from watcher.errors import SteadyError
@@ -405,7 +404,7 @@ def _text(raw: Mapping[str, Any], name: str) -> str | None:
 
 def _warnings(asked: Asked, call: Call, over: Snapshot) -> list[str]:
     plan = call.submitted.plan
-    found = [*asked.warnings, *(warnings_of(plan) if plan else ())]
+    found = [*asked.warnings, *(plan.said() if plan else ())]
     found += [w for job in over.jobs for w in job.warnings]
     ended = sum(job.state is JobState.COMPLETED for job in over.jobs)
     if ended < len(over.jobs) or not over.jobs:

@@ -2,15 +2,16 @@
 
 import json
 import re
+import shlex
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from fastapi.responses import JSONResponse
 from starlette.responses import Response, StreamingResponse
 
 from api import models
 from api.batches import zipped
-from api.bodies import KEY, replay_headers
+from api.bodies import KEY, accepted
 from api.door import Door, is_uuid
 from api.errors import documented
 from api.submit import Body, Submissions
@@ -89,18 +90,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
             request |= {"width": half[0], "height": half[1]}
         name = _NUMBER.sub("", job.image_name) or "again"
         body = Body(json.dumps(request, ensure_ascii=False).encode(), ".json", name)
-        done = submissions.submit(body, idempotency_key)
-        where = f"/jobs/{done.batch.ticket}"
-        answer = {
-            "ticket": done.batch.ticket,
-            "jobs": 1,
-            "job_id": done.batch.ticket,
-            "image_name": done.batch.image_name,
-            "location": where,
-            "warnings": list(job.warnings),
-            "refused": [],
-        }
-        return JSONResponse(answer, 202, replay_headers(done) | {"Location": where})
+        return accepted(submissions.submit(body, idempotency_key))
 
     return router
 
@@ -115,3 +105,18 @@ def smaller_size(request: JobRequest, limits: Limits) -> tuple[int, int] | None:
     """Half the sides, in steps of 16; None when that is less than the model makes."""
     width, height = ((side or 0) // 32 * 16 for side in (request.width, request.height))
     return (width, height) if min(width, height) >= limits.min_side else None
+
+
+def yaml_of(request: Mapping[str, Any]) -> str:
+    """The job as a file for the inbox. JSON's texts and mappings are YAML's."""
+    return "".join(f"{k}: {json.dumps(v, ensure_ascii=False)}\n" for k, v in request.items())
+
+
+def curl_of(request: Mapping[str, Any], base: str, *, token: bool) -> str:
+    """The job as a command."""
+    body = json.dumps(request, ensure_ascii=False)
+    login = ' \\\n  -H "Authorization: Bearer $STEADY_TOKEN"' if token else ""
+    return (
+        f"curl -sS {shlex.quote(base + '/jobs')}{login} \\\n"
+        f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
+    )

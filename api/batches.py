@@ -14,7 +14,7 @@ from api import models
 from api.door import Door, now_us
 from api.errors import documented
 from api.images import open_inside
-from api.jobs import Limit, link_of
+from api.paging import Limit, link_of
 from api.views import Views
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState

@@ -1,10 +1,12 @@
-"""Bodies as they arrive: their type, their bytes, their key. Knows nothing of jobs."""
+"""Bodies as they arrive: their type, their bytes, their key; and the answer to those taken."""
 
 from typing import Annotated, Any
 
 from fastapi import Header
 from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
 
+from api.errors import entry_of
 from api.submit import MAX_KEY, Submitted
 from watcher.errors import SteadyError
 
@@ -41,6 +43,23 @@ async def read(request: Request, *types: str) -> bytes:
 
 def replay_headers(done: Submitted) -> dict[str, str]:
     return {REPLAYED: "true"} if done.replayed else {}
+
+
+def accepted(done: Submitted) -> Response:
+    """202: what became of a body, and where to ask (`models.Accepted`)."""
+    batch, plan = done.batch, done.plan
+    one = plan.count == 1 if plan else batch.jobs == 1
+    location = f"/jobs/{batch.ticket}" if one else f"/batches/{batch.ticket}"
+    answer = {
+        "ticket": batch.ticket,
+        "jobs": plan.count if plan else batch.jobs,
+        "job_id": batch.ticket if one else None,
+        "image_name": batch.image_name if one else None,
+        "location": location,
+        "warnings": plan.said() if plan else list(batch.warnings),
+        "refused": [entry_of(p) for p in plan.refused] if plan else [],
+    }
+    return JSONResponse(answer, 202, replay_headers(done) | {"Location": location})
 
 
 def json_body(schema: dict[str, Any], example: Any) -> dict[str, Any]:

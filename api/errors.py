@@ -75,11 +75,11 @@ def body_of(error: SteadyError) -> dict[str, Any]:
         "remedy": error.remedy,
     }
     if error.problems:
-        body["errors"] = [_entry(p) for p in error.problems]
+        body["errors"] = [entry_of(p) for p in error.problems]
     return body | (error.members if isinstance(error, Refused) else {})
 
 
-def _entry(fault: Problem) -> dict[str, Any]:
+def entry_of(fault: Problem) -> dict[str, Any]:
     entry = fault.as_dict(value=False)
     entry["detail"] = entry.pop("message")
     entry.pop("file", None)

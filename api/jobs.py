@@ -1,10 +1,5 @@
 """``/jobs``: list, submit, look, reorder, cancel, retry, picture."""
 
-import contextlib
-import datetime
-import json
-import re
-import urllib.parse
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request
@@ -14,36 +9,16 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from api import images, models
-from api.bodies import KEY, media_type, read, replay_headers
+from api.bodies import KEY, accepted, media_type, read
 from api.door import Door, now_us
-from api.errors import Refused, documented
-from api.submit import Body, Plan, Submissions, Submitted
+from api.errors import Refused, documented, entry_of
+from api.paging import Cursor, Limit, cursor_of, day, link_of, moment_of, plain, seq_of
+from api.submit import MEDIA_TYPES, Body, Plan, Submissions
 from api.views import Views
-from watcher import jobfile
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import Job, JobState, Priority
 from watcher.outputs import Outputs
-from watcher.recipe import again, read_recipe
 from watcher.store import JobFilter
-
-#: media type -> how the watcher reads such a body
-SUFFIXES = {
-    "application/json": ".json",
-    "application/yaml": ".yaml",
-    "application/x-yaml": ".yaml",
-    "text/yaml": ".yaml",
-    "text/x-yaml": ".yaml",
-    "application/jsonl": ".jsonl",
-    "application/x-ndjson": ".jsonl",
-    "application/x-jsonlines": ".jsonl",
-    "text/csv": ".csv",
-    "text/tab-separated-values": ".tsv",
-    "text/plain": ".txt",
-    # pictures that carry a recipe: they are made again
-    "image/png": ".png",
-    "image/webp": ".webp",
-    "image/jpeg": ".jpg",
-}
 
 _BODY = {
     "requestBody": {
@@ -75,23 +50,6 @@ _BODY = {
     }
 }
 
-Cursor = Annotated[
-    str | None,
-    Query(pattern="^s[0-9]{1,18}$", description="`next` of the page before", examples=["s42"]),
-]
-
-
-def _day(what: str) -> Any:
-    return Query(
-        max_length=40,
-        description=f"{what}; a day or an ISO 8601 time, local unless it names a zone",
-        examples=["2026-01-21"],
-        json_schema_extra={"format": "date-time"},
-    )
-
-
-Limit = Annotated[int, Query(ge=1, le=500, description="rows on a page")]
-
 
 def routes(door: Door, views: Views, submissions: Submissions, outputs: Outputs) -> APIRouter:
     """Everything below ``/jobs`` but its events."""
@@ -120,8 +78,8 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             str | None,
             Query(max_length=200, description="words of the prompt"),
         ] = None,
-        since: Annotated[str | None, _day("created at or after")] = None,
-        until: Annotated[str | None, _day("created before; a day is included whole")] = None,
+        since: Annotated[str | None, day("created at or after")] = None,
+        until: Annotated[str | None, day("created before; a day is included whole")] = None,
         batch: Annotated[str | None, Query(max_length=64, description="a ticket")] = None,
         name: Annotated[
             str | None,
@@ -183,8 +141,8 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         """The body is a job file: JSON, YAML, lines of JSON, a table, or plain text with one
         prompt a line. It is taken whole or, but for rows of a table, not at all. A picture
         (PNG, WebP, JPEG) that carries its recipe is made again."""
-        data = await read(request, *SUFFIXES)
-        suffix = SUFFIXES.get(media_type(request), ".json")
+        data = await read(request, *MEDIA_TYPES)
+        suffix = MEDIA_TYPES.get(media_type(request), ".json")
         return await run_in_threadpool(
             _submit, data, suffix, filename, idempotency_key, dry_run, resume
         )
@@ -192,26 +150,11 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
     def _submit(
         data: bytes, suffix: str, filename: str, key: str | None, dry_run: bool, resume: bool
     ) -> Response:
-        body = body_of(data, suffix, filename)
+        body = Body.of(data, suffix, filename)
         if dry_run:
-            return JSONResponse(_dry(submissions.plan(body, keyed=key is not None)))
+            return JSONResponse(_dry(submissions.plan(body, keyed=key is not None), views))
         done = submissions.submit(body, key, resume=resume)
-        answer = _accepted(done)
-        headers = replay_headers(done) | {"Location": answer["location"]}
-        return JSONResponse(answer, 202, headers)
-
-    def _accepted(done: Submitted) -> dict[str, Any]:
-        batch, plan = done.batch, done.plan
-        one = plan.count == 1 if plan else batch.jobs == 1
-        return {
-            "ticket": batch.ticket,
-            "jobs": plan.count if plan else batch.jobs,
-            "job_id": batch.ticket if one else None,
-            "image_name": batch.image_name if one else None,
-            "location": f"/jobs/{batch.ticket}" if one else f"/batches/{batch.ticket}",
-            "warnings": warnings_of(plan) if plan else list(batch.warnings),
-            "refused": [_fault(p) for p in plan.refused] if plan else [],
-        }
+        return accepted(done)
 
 
 def _one(router: APIRouter, door: Door, views: Views) -> None:
@@ -348,86 +291,6 @@ def _picture(router: APIRouter, door: Door, views: Views, outputs: Outputs) -> N
 
 # -- what goes in
 
-_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-
-
-def moment_of(name: str, text: str | None, *, end: bool = False) -> int | None:
-    """A day or a time as microseconds UTC; with ``end`` a bare day counts to its last moment.
-
-    Raises SteadyError out_of_range.
-    """
-    if text is None:
-        return None
-    try:
-        moment = datetime.datetime.fromisoformat(text.upper())
-    except ValueError:
-        fault = Problem(
-            "out_of_range",
-            f"`{name}` must be a day or an ISO 8601 time.",
-            key=name,
-            allowed="2026-01-21, 2026-01-21T14:30 or 2026-01-21T14:30:00+02:00",
-        )
-        raise SteadyError("out_of_range", problems=[fault]) from None
-    with contextlib.suppress(OverflowError):
-        if end and len(text) <= 10:
-            moment += datetime.timedelta(days=1)
-    try:
-        aware = moment.astimezone(datetime.UTC)
-    except (OverflowError, ValueError, OSError):  # at the ends of the calendar
-        aware = moment.replace(tzinfo=datetime.UTC)
-    return (aware - _EPOCH) // datetime.timedelta(microseconds=1)
-
-
-def cursor_of(seq: int) -> str:
-    """The mark after the row ``seq``; opaque to callers."""
-    return f"s{seq}"
-
-
-def seq_of(cursor: str | None) -> int | None:
-    """What :func:`cursor_of` wrote (the parameter's pattern was checked before)."""
-    return None if cursor is None else int(cursor[1:])
-
-
-def plain(text: str | None) -> str | None:
-    """``text`` without NUL, which no text in the record holds and not every database takes."""
-    return text.replace("\0", "") if text is not None else None
-
-
-def link_of(request: Request, following: str | None) -> dict[str, str]:
-    """The Link header to the next page (RFC 8288), with the same filter."""
-    if following is None:
-        return {}
-    query = [(k, v) for k, v in request.query_params.multi_items() if k != "cursor"]
-    target = urllib.parse.urlencode([*query, ("cursor", following)])
-    return {"Link": f'<{request.url.path}?{target}>; rel="next"'}
-
-
-def body_of(data: bytes, suffix: str, filename: str) -> Body:
-    """What was sent, as a job file. Raises SteadyError encoding, empty_file, no_recipe.
-
-    ``text/plain`` becomes a .jsonl, since the inbox takes no .txt; of a picture only the
-    request inside is taken (no_recipe when there is none).
-    """
-    filename = _NOT_IN_NAMES.sub("", filename)
-    stem = filename.rpartition(".")[0] or filename
-    if suffix in jobfile.PICTURE_SUFFIXES:
-        fields = again(read_recipe(data) or {})
-        if not fields:
-            raise SteadyError("no_recipe")
-        return Body(json.dumps(fields, ensure_ascii=False).encode(), ".json", stem or "picture")
-    if suffix != ".txt":
-        return Body(data, suffix, stem or "prompts")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        raise SteadyError("encoding", "The body is not UTF-8 text.") from None
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise SteadyError("empty_file", "The body is empty.")
-    lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-    return Body(lines.encode(), ".jsonl", stem or "prompts")
-
 
 def change_of(data: bytes) -> models.Change:
     """The body of PATCH. Raises SteadyError with the faulty keys."""
@@ -464,46 +327,20 @@ def _told(error: SteadyError, job: Job) -> SteadyError:
     return Refused(error, state=job.state.value) if error.code == "wrong_state" else error
 
 
-def warnings_of(plan: Plan) -> list[str]:
-    """The batch's warnings and, each once, those of its jobs."""
-    found = list(plan.warnings)
-    for planned in plan.requests:
-        found += [w for w in planned.warnings if w not in found]
-    return found[:100]
-
-
-def _fault(fault: Problem) -> dict[str, Any]:
-    entry = fault.as_dict(value=False)
-    entry["detail"] = entry.pop("message")
-    entry.pop("file", None)
-    return entry
-
-
-def _dry(plan: Plan) -> dict[str, Any]:
-    jobs = []
-    for planned in plan.requests[:100]:
-        request = planned.request
-        jobs.append(
-            {
-                "prompt": request.prompt,
-                "negative_prompt": request.negative_prompt,
-                "height": request.height,
-                "width": request.width,
-                "num_inference_steps": request.num_inference_steps,
-                "guidance_scale": request.guidance_scale,
-                "seed": request.seed,
-                "format": request.format,
-                "name": planned.stem,
-                "folder": request.folder,
-                "label": request.label,
-                "metadata": request.metadata,
-                "warnings": list(planned.warnings),
-                "row": planned.row,
-            }
-        )
+def _dry(plan: Plan, views: Views) -> dict[str, Any]:
+    jobs = [
+        views.asked(planned.request)
+        | {
+            "name": planned.stem,
+            "folder": planned.request.folder,
+            "warnings": list(planned.warnings),
+            "row": planned.row,
+        }
+        for planned in plan.requests[:100]
+    ]
     return {
         "count": plan.count,
         "jobs": jobs,
-        "warnings": warnings_of(plan),
-        "refused": [_fault(p) for p in plan.refused],
+        "warnings": plan.said(),
+        "refused": [entry_of(p) for p in plan.refused],
     }

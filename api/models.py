@@ -120,6 +120,36 @@ class Status(Answer):
     warnings: list[str]
 
 
+#: The request of every example.
+_ASKED: dict[str, Any] = {
+    "prompt": "a beautiful sunset over mountains",
+    "negative_prompt": None,
+    "height": 1024,
+    "width": 1024,
+    "num_inference_steps": 9,
+    "guidance_scale": None,
+    "seed": 1234,
+    "format": "png",
+    "label": None,
+    "metadata": None,
+}
+
+
+class Asked(Answer):
+    """What a person asked for that stays with the job: fields of JobRequest, by its names."""
+
+    prompt: str
+    negative_prompt: str | None
+    height: int
+    width: int
+    num_inference_steps: int
+    guidance_scale: float | None
+    seed: int | None = Field(description="null: chosen when the job is recorded")
+    format: str
+    label: str | None
+    metadata: dict[str, Any] | None
+
+
 class Links(Answer):
     """Where the parts of a job are."""
 
@@ -130,7 +160,7 @@ class Links(Answer):
     batch: str
 
 
-class JobView(Answer):
+class JobView(Asked):
     """One job, whole. Times are UTC."""
 
     model_config = ConfigDict(
@@ -144,17 +174,8 @@ class JobView(Answer):
                 "rev": 42,
                 "image_name": "ImgGen_143022",
                 "path": "20260121/ImgGen_143022.png",
-                "prompt": "a beautiful sunset over mountains",
-                "negative_prompt": None,
-                "height": 1024,
-                "width": 1024,
-                "num_inference_steps": 9,
-                "guidance_scale": None,
-                "seed": 1234,
-                "format": "png",
+                **_ASKED,
                 "priority": "interactive",
-                "label": None,
-                "metadata": None,
                 "created_at": "2026-01-21T14:30:22.123456Z",
                 "started_at": "2026-01-21T14:30:23.000001Z",
                 "completed_at": "2026-01-21T14:30:45.789012Z",
@@ -193,17 +214,7 @@ class JobView(Answer):
     rev: int = Field(description="grows with every change of any job")
     image_name: str | None
     path: str | None = Field(description="below the outputs folder")
-    prompt: str
-    negative_prompt: str | None
-    height: int
-    width: int
-    num_inference_steps: int
-    guidance_scale: float | None
-    seed: int | None
-    format: str
     priority: PriorityWord
-    label: str | None
-    metadata: dict[str, Any] | None
     created_at: str
     started_at: str | None
     completed_at: str | None
@@ -265,21 +276,11 @@ class Accepted(Answer):
     refused: list[Fault] = Field(description="rows of a table that are left out")
 
 
-class Planned(Answer):
+class Planned(Asked):
     """One job that would be made."""
 
-    prompt: str
-    negative_prompt: str | None
-    height: int
-    width: int
-    num_inference_steps: int
-    guidance_scale: float | None
-    seed: int | None = Field(description="null: chosen when it is recorded")
-    format: str | None
     name: str | None
     folder: str | None
-    label: str | None
-    metadata: dict[str, Any] | None
     warnings: list[str]
     row: int | None
 
@@ -293,22 +294,7 @@ class DryRun(Answer):
             "example": {
                 "count": 1,
                 "jobs": [
-                    {
-                        "prompt": "a red fox in the snow",
-                        "negative_prompt": None,
-                        "height": 1024,
-                        "width": 1024,
-                        "num_inference_steps": 9,
-                        "guidance_scale": None,
-                        "seed": None,
-                        "format": "png",
-                        "name": None,
-                        "folder": None,
-                        "label": None,
-                        "metadata": None,
-                        "warnings": [],
-                        "row": 1,
-                    }
+                    {**_ASKED, "seed": None, "name": None, "folder": None, "warnings": [], "row": 1}
                 ],
                 "warnings": [],
                 "refused": [],

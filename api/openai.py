@@ -28,7 +28,6 @@ from api.bodies import KEY, read
 from api.calls import Attempt, Call, Calls, Snapshot
 from api.door import Door
 from api.events import Feed
-from api.jobs import warnings_of
 from api.submit import Body
 from watcher import jobfile
 from watcher.errors import Problem, SteadyError
@@ -300,7 +299,7 @@ def in_their_words(error: SteadyError, raw: Mapping[str, Any]) -> SteadyError:
 
 def _planned(call: Call) -> list[str]:
     plan = call.submitted.plan
-    return warnings_of(plan) if plan else []
+    return plan.said() if plan else []
 
 
 def bytes_of(door: Door, job: Job) -> bytes:

@@ -6,8 +6,6 @@ addresses of the API: whoever accepts HTML gets the page, every program gets JSO
 """
 
 import datetime
-import json
-import shlex
 import shutil
 import sys
 import urllib.parse
@@ -24,11 +22,12 @@ from starlette.routing import Match
 from starlette.types import Scope
 
 from api import paint
-from api.album import again_of, smaller_size
+from api.album import again_of, curl_of, smaller_size, yaml_of
 from api.attention import Attention, attention, reason_of
+from api.charts import HOUR, hour_of, plots_of
 from api.door import Door, Kept, now_us
 from api.health import unready, version
-from api.jobs import cursor_of, moment_of, plain, seq_of
+from api.paging import cursor_of, moment_of, plain, seq_of
 from api.paint import Painter
 from api.views import Views
 from watcher.errors import ERRORS, SteadyError
@@ -75,7 +74,7 @@ class Pages:
         self._paint = painter
         self._version = version()
         self._hours = Kept(
-            lambda: self._store.hours(_hour(now_us()) - (_HOURS - 1) * _HOUR), _HOURS_SECONDS
+            lambda: self._store.hours(hour_of(now_us()) - (_HOURS - 1) * HOUR), _HOURS_SECONDS
         )
 
     # -- what every page has
@@ -326,8 +325,8 @@ class Pages:
         except OSError:
             disk = None
         hours = {h.start: h for h in self._hours()}
-        first = _hour(now_us()) - (_HOURS - 1) * _HOUR
-        bars = [hours.get(first + n * _HOUR) for n in range(_HOURS)]
+        first = hour_of(now_us()) - (_HOURS - 1) * HOUR
+        bars = [hours.get(first + n * HOUR) for n in range(_HOURS)]
         return self.show(
             "system.html",
             **values,
@@ -339,7 +338,7 @@ class Pages:
             typical=typical,
             python=sys.version.split()[0],
             plots=plots_of(bars, first),
-            hours=[(first + n * _HOUR, hour) for n, hour in enumerate(bars) if hour],
+            hours=[(first + n * HOUR, hour) for n, hour in enumerate(bars) if hour],
             limits=self._door.limits(),
             versions=(made[0].facts.get("versions") or {}) if made else {},
             uptime=_seconds(pulse.get("started_at"), now_us()) if pulse["alive"] else None,
@@ -507,59 +506,5 @@ def _step(side: float) -> int:
     return max(16, int(side) // 16 * 16)
 
 
-def yaml_of(request: Mapping[str, Any]) -> str:
-    """The job as a file for the inbox. JSON's texts and mappings are YAML's."""
-    return "".join(f"{k}: {json.dumps(v, ensure_ascii=False)}\n" for k, v in request.items())
-
-
-def curl_of(request: Mapping[str, Any], base: str, *, token: bool) -> str:
-    """The job as a command."""
-    body = json.dumps(request, ensure_ascii=False)
-    login = ' \\\n  -H "Authorization: Bearer $STEADY_TOKEN"' if token else ""
-    return (
-        f"curl -sS {shlex.quote(base + '/jobs')}{login} \\\n"
-        f"  -H 'Content-Type: application/json' \\\n  -d {shlex.quote(body)}"
-    )
-
-
-_HOUR = 3_600_000_000
-
-
-def _hour(us: int) -> int:
-    return us // _HOUR * _HOUR
-
-
 def _seconds(begin: int | None, end: int | None) -> float | None:
     return None if begin is None or end is None else max(0.0, (end - begin) / 1e6)
-
-
-@dataclass(frozen=True)
-class Plot:
-    """A small bar chart: one bar an hour, heights in a box 40 high."""
-
-    title: str
-    unit: str
-    top: str
-    bars: tuple[tuple[int, float, float, str], ...]  #: (x, y, height, words)
-
-
-def plots_of(hours: Sequence[Any], first: int) -> list[Plot]:
-    """Pictures, waiting and running time of each hour, ready to be drawn."""
-
-    def plot(title: str, unit: str, values: list[float], words: Any) -> Plot:
-        top = max(values, default=0.0)
-        bars = []
-        for n, value in enumerate(values):
-            high = round(38 * value / top, 1) if top else 0.0
-            high = max(high, 1.0) if value else 0.0
-            bars.append(
-                (n * 10, 40 - high, high, f"{paint.when(first + n * _HOUR)}: {words(value)}")
-            )
-        return Plot(title, unit, words(top) if top else "", tuple(bars))
-
-    return [
-        plot("Pictures an hour", "pictures", [float(h.pictures) if h else 0.0 for h in hours],
-             lambda v: paint.count(int(v), "picture")),
-        plot("Waiting time", "mean", [h.wait if h else 0.0 for h in hours], paint.span),
-        plot("Time for one picture", "mean", [h.run if h else 0.0 for h in hours], paint.span),
-    ]  # fmt: skip

@@ -9,8 +9,10 @@ import datetime
 import hashlib
 import io
 import itertools
+import json
 import logging
 import math
+import re
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from watcher import inbox, jobfile
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import Batch, JobState, Limits, job_id_of, ticket_of_key
 from watcher.log import say
+from watcher.recipe import again, read_recipe
 from watcher.wildcards import Wildcards
 
 logger = logging.getLogger("steady.api")
@@ -28,7 +31,27 @@ logger = logging.getLogger("steady.api")
 SMALL_BODY = 1 << 20  #: bytes of everything but tables
 TABLE_BODY = 32 << 20  #: bytes of .csv, .tsv and .jsonl
 MAX_KEY = 200
-_SHOWN = 100  #: planned jobs and refused rows kept for the answer
+_SHOWN = 100  #: planned jobs, refused rows and warnings kept for the answer
+_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
+
+#: media type -> how the watcher reads such a body
+MEDIA_TYPES = {
+    "application/json": ".json",
+    "application/yaml": ".yaml",
+    "application/x-yaml": ".yaml",
+    "text/yaml": ".yaml",
+    "text/x-yaml": ".yaml",
+    "application/jsonl": ".jsonl",
+    "application/x-ndjson": ".jsonl",
+    "application/x-jsonlines": ".jsonl",
+    "text/csv": ".csv",
+    "text/tab-separated-values": ".tsv",
+    "text/plain": ".txt",
+    # pictures that carry a recipe: they are made again
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "image/jpeg": ".jpg",
+}
 
 
 @dataclass(frozen=True)
@@ -38,6 +61,32 @@ class Body:
     data: bytes
     suffix: str
     name: str
+
+    @classmethod
+    def of(cls, data: bytes, suffix: str, filename: str) -> "Body":
+        """What was sent, as a job file. Raises SteadyError encoding, empty_file, no_recipe.
+
+        ``text/plain`` (".txt") becomes a .jsonl, since the inbox takes no .txt; of a picture
+        only the request inside is taken.
+        """
+        filename = _NOT_IN_NAMES.sub("", filename)
+        stem = filename.rpartition(".")[0] or filename
+        if suffix in jobfile.PICTURE_SUFFIXES:
+            fields = again(read_recipe(data) or {})
+            if not fields:
+                raise SteadyError("no_recipe")
+            return cls(json.dumps(fields, ensure_ascii=False).encode(), ".json", stem or "picture")
+        if suffix != ".txt":
+            return cls(data, suffix, stem or "prompts")
+        try:
+            text = data.decode("utf-8-sig")
+        except UnicodeDecodeError:
+            raise SteadyError("encoding", "The body is not UTF-8 text.") from None
+        prompts = [line.strip() for line in text.splitlines() if line.strip()]
+        if not prompts:
+            raise SteadyError("empty_file", "The body is empty.")
+        lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
+        return cls(lines.encode(), ".jsonl", stem or "prompts")
 
     @property
     def table(self) -> bool:
@@ -58,6 +107,13 @@ class Plan:
     warnings: tuple[str, ...]
     refused: tuple[Problem, ...]
     resume: bool = False
+
+    def said(self) -> list[str]:
+        """The batch's warnings and, each once, those of its jobs; a hundred at most."""
+        found = list(self.warnings)
+        for planned in self.requests:
+            found += [w for w in planned.warnings if w not in found]
+        return found[:_SHOWN]
 
 
 @dataclass(frozen=True)

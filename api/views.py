@@ -12,6 +12,7 @@ import threading
 from typing import Any
 
 from api.door import Door
+from api.models import Asked
 from watcher import jobfile
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import (
@@ -191,9 +192,13 @@ class Views:
             return None  # not in the queue yet
         return self._door.position(job)
 
+    def asked(self, request: JobRequest) -> dict[str, Any]:
+        """The fields of ``request`` that answers show."""
+        told = {name: getattr(request, name) for name in Asked.model_fields}
+        return told | {"format": request.format or self._door.config.image_format}
+
     def job(self, job: Job, *, place: bool = True) -> dict[str, Any]:
         """Everything about one job; ``place=False`` leaves the costly position out."""
-        request = job.request
         progress, step, steps = self._progress(job)
         position = self._position(job) if place else None
         known = place or job.state is JobState.GENERATING
@@ -206,17 +211,8 @@ class Views:
             "rev": job.rev,
             "image_name": job.image_name or None,
             "path": job.path or None,
-            "prompt": request.prompt,
-            "negative_prompt": request.negative_prompt,
-            "height": request.height,
-            "width": request.width,
-            "num_inference_steps": request.num_inference_steps,
-            "guidance_scale": request.guidance_scale,
-            "seed": request.seed,
-            "format": request.format or self._door.config.image_format,
+            **self.asked(job.request),
             "priority": job.priority.value,
-            "label": request.label,
-            "metadata": request.metadata,
             "created_at": utc_time(job.created_at),
             "started_at": utc_time(job.started_at),
             "completed_at": utc_time(job.completed_at),

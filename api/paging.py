@@ -1,0 +1,84 @@
+"""Long lists in pages: the cursor, the next link, and the days and texts that narrow them.
+
+A cursor names the row after which a page begins, so rows that come meanwhile never shift one.
+"""
+
+import contextlib
+import datetime
+import urllib.parse
+from typing import Annotated, Any
+
+from fastapi import Query, Request
+
+from watcher.errors import Problem, SteadyError
+
+Cursor = Annotated[
+    str | None,
+    Query(pattern="^s[0-9]{1,18}$", description="`next` of the page before", examples=["s42"]),
+]
+
+
+def day(what: str) -> Any:
+    return Query(
+        max_length=40,
+        description=f"{what}; a day or an ISO 8601 time, local unless it names a zone",
+        examples=["2026-01-21"],
+        json_schema_extra={"format": "date-time"},
+    )
+
+
+Limit = Annotated[int, Query(ge=1, le=500, description="rows on a page")]
+
+
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+def moment_of(name: str, text: str | None, *, end: bool = False) -> int | None:
+    """A day or a time as microseconds UTC; with ``end`` a bare day counts to its last moment.
+
+    Raises SteadyError out_of_range.
+    """
+    if text is None:
+        return None
+    try:
+        moment = datetime.datetime.fromisoformat(text.upper())
+    except ValueError:
+        fault = Problem(
+            "out_of_range",
+            f"`{name}` must be a day or an ISO 8601 time.",
+            key=name,
+            allowed="2026-01-21, 2026-01-21T14:30 or 2026-01-21T14:30:00+02:00",
+        )
+        raise SteadyError("out_of_range", problems=[fault]) from None
+    with contextlib.suppress(OverflowError):
+        if end and len(text) <= 10:
+            moment += datetime.timedelta(days=1)
+    try:
+        aware = moment.astimezone(datetime.UTC)
+    except (OverflowError, ValueError, OSError):  # at the ends of the calendar
+        aware = moment.replace(tzinfo=datetime.UTC)
+    return (aware - _EPOCH) // datetime.timedelta(microseconds=1)
+
+
+def cursor_of(seq: int) -> str:
+    """The mark after the row ``seq``; opaque to callers."""
+    return f"s{seq}"
+
+
+def seq_of(cursor: str | None) -> int | None:
+    """What :func:`cursor_of` wrote (the parameter's pattern was checked before)."""
+    return None if cursor is None else int(cursor[1:])
+
+
+def plain(text: str | None) -> str | None:
+    """``text`` without NUL, which no text in the record holds and not every database takes."""
+    return text.replace("\0", "") if text is not None else None
+
+
+def link_of(request: Request, following: str | None) -> dict[str, str]:
+    """The Link header to the next page (RFC 8288), with the same filter."""
+    if following is None:
+        return {}
+    query = [(k, v) for k, v in request.query_params.multi_items() if k != "cursor"]
+    target = urllib.parse.urlencode([*query, ("cursor", following)])
+    return {"Link": f'<{request.url.path}?{target}>; rel="next"'}
