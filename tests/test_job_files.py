@@ -88,14 +88,6 @@ def test_the_one_liners_run(make_root: Callable[..., Root], tmp_path: Path) -> N
     assert len(list(root.inbox.glob("api-*.json"))) == 1
 
 
-def test_the_timer_names_commands_that_exist() -> None:
-    unit = (HOUSE / "examples" / "steady-nightly.service").read_text()
-    words = re.findall(r"^ExecStart=(.*)$", unit, re.MULTILINE)[0].split()
-    assert words[-2:] == ["watch", "--once"]
-    timer = (HOUSE / "examples" / "steady-nightly.timer").read_text()
-    assert "OnCalendar=" in timer and "Persistent=true" in timer
-
-
 @pytest.mark.parametrize("example", ["openai-batch.jsonl", "resume.yaml"])
 def test_examples_carry_no_fault(example: str) -> None:
     path = HOUSE / "examples" / example
