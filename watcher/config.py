@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, PositiveFloat, ValidationError, field_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -84,10 +84,21 @@ class Config(BaseSettings):
     model: str = Field("auto", description="auto, starter, a hub name or a folder")
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
     devices: Annotated[list[str], NoDecode] = Field(
-        default_factory=list, description="several devices, one worker each; empty means device"
+        default_factory=list,
+        description="one worker each: auto for all there are; empty means device",
     )
     dtype: Literal["auto", "bfloat16", "float32"] = Field("auto", description="number format")
     executor: Literal["local", "ray"] = Field("local", description="who runs the workers")
+    ray_address: str = Field(
+        "local", description="local (one of our own), auto, host:port or ray://… (docs/ray.md)"
+    )
+    ray_slots: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="workers on Ray; auto: as many as the cluster has room for"
+    )
+    ray_resources: dict[str, PositiveFloat] = Field(
+        default_factory=dict,
+        description="what one takes; empty means {GPU: 1}, with `device: cpu` {CPU: 1}",
+    )
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="further settings of the engine (docs/gpu.md)"
     )
@@ -132,8 +143,17 @@ class Config(BaseSettings):
 
     @field_validator("devices", mode="after")
     @classmethod
-    def _auto_is_empty(cls, value: list[str]) -> list[str]:
-        return [] if value == ["auto"] else value
+    def _auto_stands_alone(cls, value: list[str]) -> list[str]:
+        if "auto" in value and len(value) > 1:
+            raise ValueError("auto means every device there is, and stands alone")
+        return value
+
+    @field_validator("ray_address", mode="after")
+    @classmethod
+    def _address(cls, value: str) -> str:
+        if not re.fullmatch(r"local|auto|(ray://)?[\w.:\[\]-]+:\d+", value):
+            raise ValueError("write local, auto, host:port or ray://host:port")
+        return value
 
     @field_validator("on_batch_done", mode="before")
     @classmethod

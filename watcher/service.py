@@ -23,8 +23,7 @@ from watcher import live, model
 from watcher.config import Config
 from watcher.dispatch import Dispatcher
 from watcher.errors import ErrorClass, SteadyError
-from watcher.executor import WorkerSpec
-from watcher.executor.local import LocalExecutor
+from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.inbox import Inbox, RootLock, ignore_lease_signal
 from watcher.intake import Intake
@@ -151,7 +150,7 @@ class Service:
     ) -> None:
         self._config = config
         self._store = store
-        self._probe = probe
+        self._probe = probe = probe_of(config, probe)
         self._stop = threading.Event()
         self._broken = False  #: a thread of ours died
         self._anew = False  #: another file lies in the record's place
@@ -169,20 +168,7 @@ class Service:
             rescan=config.rescan_seconds,
             checkpoint=checkpoint,
         )
-        self._executor = LocalExecutor(
-            WorkerSpec(
-                engine=config.engine,
-                model=self._choice.location,
-                device=self._choice.device,
-                dtype=config.dtype,
-                options=config.engine_options,
-            ),
-            devices=config.devices or [self._choice.device],
-            load_timeout=config.load_timeout_seconds,
-            step_timeout=config.step_timeout_seconds,
-            job_timeout=config.job_timeout_seconds,
-            idle_unload=config.idle_unload,
-        )
+        self._executor = build(config, self._choice, self._probe)
         self._finisher = Finisher(
             store=store,
             outputs=self._outputs,
@@ -281,7 +267,7 @@ class Service:
         Threads that are not ours (the watch of the inbox) are mended by those who use them.
         """
         name = death.thread.name if death.thread else "?"
-        ours = name in ("intake", "announce") or name.startswith("finish-")
+        ours = name in ("intake", "announce", "ray") or name.startswith("finish-")
         logger.error(
             "thread.died",
             exc_info=(death.exc_type, death.exc_value or death.exc_type(), death.exc_traceback),

@@ -1,0 +1,79 @@
+"""Which executor the configuration asks for."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from watcher.config import Config
+from watcher.errors import SteadyError
+from watcher.executor import Executor, WorkerSpec
+from watcher.executor.local import LocalExecutor
+from watcher.model import Choice, Probe
+
+
+def build(config: Config, choice: Choice, probe: Probe) -> Executor:
+    """The executor of this root, not started.
+
+    Raises SteadyError: ``bad_config``; ``extra_missing`` when Ray is asked for and not
+    installed; ``worker_unavailable`` when the probe for ``devices: auto`` does not answer.
+    """
+    device = choice.device
+    if config.executor == "ray" and device.startswith("cuda"):
+        device = "cuda"  # an actor sees the card it was given, and no other
+    spec = WorkerSpec(
+        engine=config.engine,
+        model=choice.location,
+        device=device,
+        dtype=config.dtype,
+        options=config.engine_options,
+    )
+    limits: dict[str, Any] = {
+        "load_timeout": config.load_timeout_seconds,
+        "step_timeout": config.step_timeout_seconds,
+        "job_timeout": config.job_timeout_seconds,
+        "idle_unload": config.idle_unload,
+    }
+    if config.executor == "ray":
+        return _on_ray(config, spec, limits)
+    devices = config.devices
+    if devices == ["auto"]:
+        devices = [found for found in probe() if found != "cpu"]
+    return LocalExecutor(spec, devices or [device], **limits)
+
+
+def probe_of(config: Config, probe: Probe) -> Probe:
+    """Who tells which devices there are: on Ray the slots' own, wherever they are."""
+    if config.executor == "local":
+        return probe
+    return lambda: ["cuda", "cpu"] if "GPU" in _need(config) else ["cpu"]
+
+
+def _need(config: Config) -> Mapping[str, float]:
+    """What one slot takes of its machine."""
+    return config.ray_resources or ({"CPU": 1} if config.device == "cpu" else {"GPU": 1})
+
+
+def _on_ray(config: Config, spec: WorkerSpec, limits: Mapping[str, Any]) -> Executor:
+    if config.devices:
+        raise SteadyError(
+            "bad_config",
+            "`devices` is for `executor: local`.",
+            remedy="On Ray set `ray_slots` and `ray_resources`.",
+        )
+    try:
+        from watcher.executor.ray import RayExecutor
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise SteadyError(
+            "extra_missing",
+            "`executor: ray` needs Ray, which is not installed.",
+            remedy="Run `pip install 'steadydiffusion[ray]'`.",
+        ) from None
+    return RayExecutor(
+        spec,
+        address=config.ray_address,
+        state=config.state,
+        slots=None if config.ray_slots == "auto" else config.ray_slots,
+        resources=_need(config),
+        limits=limits,
+    )

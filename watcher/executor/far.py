@@ -1,0 +1,128 @@
+"""A slot on another machine: the local executor there, behind calls that any transport can make.
+
+The engine runs in a worker process below this one, as on the watcher's own machine: the same
+loading, deadlines and error classes hold, and a worker that crashes leaves this process alone.
+So the end of *this* process is never a job's fault. Owns nothing on disk: a kill costs the jobs
+in hand. Imports neither torch nor Ray.
+"""
+
+import os
+import queue
+import threading
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from watcher.executor import Died, Event, WorkerSpec
+from watcher.executor.local import LocalExecutor
+from watcher.jobs import JobRequest
+
+BEAT = 1.0  #: seconds after which something is said though nothing happened
+
+
+@dataclass(frozen=True)
+class Report:
+    """What happened in a slot, and how it stands after that."""
+
+    events: list[Event] = field(repr=False)
+    wants: bool  #: a job should be sent now
+    taken: int  #: jobs that have arrived here, ever
+    status: dict[str, Any] = field(repr=False)  #: for live.json
+    left: bool = False  #: nothing more will come
+
+
+class FarSlot:
+    """One slot. Every method may be called from a thread of its own, except ``hear``: from one.
+
+    ``name`` is this very process: an order that was meant for the one before it is not obeyed.
+
+    Args:
+        spec: what the worker loads.
+        limits: keyword arguments of LocalExecutor.
+    """
+
+    def __init__(self, spec: WorkerSpec, limits: Mapping[str, Any]) -> None:
+        self._name = uuid.uuid4().hex
+        self._taken = 0
+        self._refused: list[Event] = []
+        self._leaving: float | None = None  #: seconds of grace
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        self._executor = LocalExecutor(spec, **limits)
+        threading.Thread(target=self._work, name="slot", daemon=True).start()
+
+    def hello(self) -> dict[str, Any]:
+        """Who this is: name, pid and host."""
+        return {"name": self._name, "pid": os.getpid(), "host": os.uname().nodename}
+
+    def take(self, name: str, job_id: str, attempt: int, request: dict[str, Any]) -> None:
+        """Run a (resolved) job."""
+
+        def order() -> None:
+            self._taken += 1
+            try:
+                self._executor.send(0, job_id, attempt, JobRequest.model_validate(request))
+            except ValueError:  # its worker went while the job was on its way
+                lost = [(job_id, attempt, False)]
+                self._refused.append(Died(0, lost, "was gone before the job came", blame=False))
+
+        self._give(name, order)
+
+    def cancel(self, name: str, job_id: str) -> None:
+        """End this job at its next step."""
+        self._give(name, lambda: self._executor.cancel(job_id))
+
+    def leave(self, name: str, grace: float) -> None:
+        """End the worker; a running job has ``grace`` seconds to come to its end."""
+
+        def order() -> None:
+            self._leaving = grace
+
+        self._give(name, order)
+
+    def hear(self) -> list[Report]:
+        """What happened since the last call; waits for it, about a second at most.
+
+        RuntimeError when nothing will be said any more.
+        """
+        reports: list[Report] = []
+        wait = True
+        while True:
+            try:
+                report = self._reports.get(timeout=2 * BEAT) if wait else self._reports.get_nowait()
+            except queue.Empty:
+                return reports
+            if report is None:
+                if reports:
+                    self._reports.put(None)
+                    return reports
+                raise RuntimeError("the slot has ended")
+            reports.append(report)
+            wait = False
+
+    def _give(self, name: str, order: Callable[[], None]) -> None:
+        if name == self._name:
+            self._orders.put(order)
+            self._executor.wake()
+
+    # -- the thread that owns the executor, and must outlive the worker it starts
+
+    def _work(self) -> None:
+        try:
+            self._executor.start()
+            while self._leaving is None:
+                events = self._executor.events(BEAT)
+                while not self._orders.empty():
+                    self._orders.get()()
+                self._report(events)
+            self._executor.stop(self._leaving)
+            self._report(self._executor.events(0), left=True)
+        finally:
+            self._reports.put(None)
+
+    def _report(self, events: list[Event], *, left: bool = False) -> None:
+        wants = bool(self._executor.wants())
+        told, self._refused = events + self._refused, []
+        status = self._executor.status()[0]
+        self._reports.put(Report(told, wants, self._taken, status, left))
