@@ -83,9 +83,8 @@ lint: $(VENV)/.installed-test ## ruff, mypy --strict, and who may import whom
 format: $(VENV)/.installed-test ## let ruff mend layout and imports
 	$(BIN)/ruff check --fix --quiet . ; $(BIN)/ruff format .
 
-bench: $(VENV)/.installed-test ## the numbers in docs/, measured here
-	@for each in $(basename $(notdir $(filter-out benchmarks/__init__.py,$(wildcard benchmarks/*.py)))); do \
-	  echo "== $$each"; $(BIN)/python -m benchmarks.$$each || exit 1; done
+bench: $(VENV)/.installed-test ## every promise of speed and memory, measured here (half an hour)
+	$(BIN)/python -m benchmarks --json bench.jsonl
 
 screens: $(VENV)/.installed-test ## the pictures of the page in docs/screens/
 	$(BIN)/python docs/screens.py

@@ -129,6 +129,19 @@ def test_gpu_cancel_leaves_every_tier_usable(tier: str) -> None:
     assert engine.generate(ask(), nothing).tobytes() == want
 
 
+def test_gpu_streaming_ends_when_a_picture_fits_again() -> None:
+    engine, _ = loaded(tier="resident")
+    want = engine.generate(ask(), nothing).tobytes()
+    placement = engine._placement
+    for _ in range(2):
+        placement._settle("stream")
+        assert torch.cuda.memory_allocated() < 10_000_000
+        assert engine._draw(ask(), nothing).tobytes() == want
+        assert engine.generate(ask(), nothing).tobytes() == want
+        assert placement.tier == "resident"
+        assert torch.cuda.memory_allocated() > 10_000_000
+
+
 def test_gpu_decode_without_room_is_done_in_tiles() -> None:
     engine, _ = loaded(tier="resident", tile_above=10**9)
     peaks = []

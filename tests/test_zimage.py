@@ -26,7 +26,9 @@ from watcher.errors import SteadyError
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
 from watcher.executor.local import LocalExecutor
 from watcher.jobs import JobRequest
-from watcher.zimage import ZImage, inspect, probe, sigmas_of
+from watcher.zimage import ZImage, probe, sigmas_of
+from watcher.zimage.files import inspect
+from watcher.zimage.placement import Placement
 
 HERE = Path(__file__).parent
 STARTER = HERE.parent / "starter" / "model"
@@ -141,7 +143,7 @@ def test_another_process_draws_the_same_and_survives_a_cancel(engine: ZImage) ->
             assert not any(isinstance(e, Died) for e in said), said
             return found[:1]
 
-        return until(turn, 60, f"{kind.__name__} {job}")[0]
+        return until(turn, 100, f"{kind.__name__} {job}")[0]
 
     executor.start()
     try:
@@ -307,34 +309,38 @@ def test_tiles_look_like_the_whole(engine: ZImage) -> None:
     assert np.abs(whole - tiled).mean() < 4
 
 
-class Ladder(ZImage):
+class Card(Placement):
     """A card whose memory ends at so many pixels per tier. Computes on the processor."""
 
     room = MappingProxyType({"resident": 64 * 64, "offload": 128 * 64, "stream": 128 * 128})
+
+    def _move(self, tier: str) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
+
+    def free(self) -> None:
+        pass
+
+
+class Ladder(ZImage):
+    """Lies on a Card, and keeps a record of the tiers that were tried."""
+
     tiers: list[str]
 
     def load(self) -> EngineInfo:
         found = super().load()
-        self._plan = dataclasses.replace(self._chosen, device="cuda:0")
-        self.tiers = []
+        self._weights = Card(self._pipe, dataclasses.replace(self._chosen, device="cuda:0"))
         return found
 
-    def _settle_on(self, tier: str) -> None:
-        if self._plan is not None and self._plan.device == "cpu":
-            super()._settle_on(tier)
-        self._tier = tier
-
     def _denoise(self, request: JobRequest, *rest: Any) -> torch.Tensor:
-        self.tiers.append(self._tier)
-        if (request.width or 0) * (request.height or 0) > self.room[self._tier]:
+        if not isinstance(self._weights, Card):
+            return super()._denoise(request, *rest)
+        self.tiers.append(self._weights.tier)
+        if (request.width or 0) * (request.height or 0) > Card.room[self._weights.tier]:
             raise torch.OutOfMemoryError("no room")
         return super()._denoise(request, *rest)
-
-    def _wait(self) -> None:
-        pass
-
-    def _free(self) -> None:
-        pass
 
 
 def test_memory_ladder_is_climbed_down_once_and_remembered() -> None:
@@ -355,6 +361,23 @@ def test_memory_ladder_is_climbed_down_once_and_remembered() -> None:
     with pytest.raises(OutOfMemory, match="no room"):
         tiers("256x128")
     assert engine.tiers == ["stream"]
+
+
+def test_every_tier_draws_the_same_and_leaves_nothing_behind(engine: ZImage) -> None:
+    """Streaming included, as far as it goes without a card."""
+    want = engine.generate(ask(), nothing).tobytes()
+    moving = loaded()
+    placement = moving._placement
+    for tier in ("stream", "resident", "stream", "resident"):
+        placement._settle(tier)
+        assert moving._draw(ask(), nothing).tobytes() == want
+        hooks = [m for m in moving._pipe.transformer.modules() if _hooked(m)]
+        assert bool(hooks) == (tier == "stream")
+
+
+def _hooked(module: torch.nn.Module) -> bool:
+    registry = getattr(module, "_diffusers_hook", None)
+    return registry is not None and bool(registry.hooks)
 
 
 # -- loading

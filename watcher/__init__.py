@@ -12,7 +12,7 @@ store/        the record: one method per transition
 outputs.py    the only writer of pictures; recipe.py: what is written inside them
 imagefile.py  the outside of a picture file: format, size, texts, without decoding it
 executor/     who runs engines; worker.py: the child process that owns the device; wire.py
-engine.py     what an engine is; zimage.py: Z-Image on diffusers; plan.py: what fits the device
+engine.py     what an engine is; zimage/: Z-Image on diffusers; plan.py: what fits the device
 model/        which model, what it allows, and getting it onto this machine
 publish.py    how a file appears: whole or not at all
 results.py    a finished batch's result files; resume.py: what of it is there already
