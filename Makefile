@@ -14,7 +14,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test again slow fuzz torture serve lint format bench screens starter starter-score clean
+.PHONY: help venv demo test again slow fuzz torture serve lint format bench wheel written screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -85,6 +85,12 @@ format: $(VENV)/.installed-test ## let ruff mend layout and imports
 
 bench: $(VENV)/.installed-test ## every promise of speed and memory, measured here (half an hour)
 	$(BIN)/python -m benchmarks --json bench.jsonl
+
+wheel: $(VENV)/.installed-test ## dist/: a wheel and an sdist
+	$(BIN)/python -m build --no-isolation --outdir dist
+
+written: $(VENV)/.installed-test ## config.yaml, docs/errors.md and docs/openapi.json, from the code
+	$(BIN)/python tests/written.py
 
 screens: $(VENV)/.installed-test ## the pictures of the page in docs/screens/
 	$(BIN)/python docs/screens.py

@@ -3,39 +3,19 @@
 import json
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from doors import Bench
+from written import described
 
-from api import spec
 from watcher.errors import ERRORS
-from watcher.jobs import Limits
-
-COMMITTED = Path(__file__).parent.parent / "docs" / "openapi.json"
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
     with Bench(tmp_path_factory.mktemp("root")) as bench:
         yield bench
-
-
-def current(bench: Bench) -> dict[str, Any]:
-    """The document under Z-Image-Turbo's limits, whatever this machine would choose."""
-    document = spec.openapi(bench.app, Limits())
-    document["info"]["version"] = "0"
-    return document
-
-
-def text_of(document: dict[str, Any]) -> str:
-    return json.dumps(document, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
-
-
-def test_the_committed_description_is_current(bench: Bench):
-    """If this fails: python tests/test_api_spec.py writes it anew."""
-    assert COMMITTED.read_text(encoding="utf-8") == text_of(current(bench))
 
 
 def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -45,7 +25,7 @@ def operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, A
 
 
 def test_every_operation_is_named_told_and_shown(bench: Bench):
-    document = current(bench)
+    document = described(bench.app)
     names = []
     for method, path, operation in operations(document):
         where = f"{method} {path}"
@@ -83,13 +63,13 @@ def _has_example(document: dict[str, Any], media: str, body: dict[str, Any]) -> 
 
 
 def test_every_reference_leads_somewhere(bench: Bench):
-    document = current(bench)
+    document = described(bench.app)
     used = set(re.findall(r'"#/components/schemas/(\w+)"', json.dumps(document)))
     assert used <= set(document["components"]["schemas"])
 
 
 def test_no_operation_speaks_of_errors_in_another_form(bench: Bench):
-    assert "HTTPValidationError" not in text_of(current(bench))
+    assert "HTTPValidationError" not in json.dumps(described(bench.app))
 
 
 def test_the_live_description_has_the_limits_of_the_model_in_use(bench: Bench):
@@ -114,10 +94,3 @@ def test_the_page_about_it_needs_nothing_from_elsewhere(bench: Bench):
     for code in ERRORS:
         assert f'id="{code}"' in page.text
     assert bench.client.get("/", follow_redirects=False).headers["location"] == "/docs"
-
-
-if __name__ == "__main__":
-    import tempfile
-
-    with Bench(Path(tempfile.mkdtemp())) as made:
-        COMMITTED.write_text(text_of(current(made)), encoding="utf-8")

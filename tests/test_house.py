@@ -3,10 +3,12 @@
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 import yaml
+from written import WRITTEN
 
 from watcher.commands.setup import HEADINGS, config_text
 from watcher.config import Config
@@ -22,8 +24,19 @@ def readme() -> str:
     return (HOUSE / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_readme_draws_the_transitions_as_they_are() -> None:
-    drawn = re.findall(r"^(\w+) +--(\w+)--> +(\w+)", readme(), re.MULTILINE)
+def architecture() -> str:
+    return (HOUSE / "docs" / "architecture.md").read_text(encoding="utf-8")
+
+
+def test_the_floors_are_drawn_as_they_are_kept() -> None:
+    tools = tomllib.loads((HOUSE / "pyproject.toml").read_text(encoding="utf-8"))["tool"]
+    [kept] = [c["layers"] for c in tools["importlinter"]["contracts"] if c["type"] == "layers"]
+    [drawn] = re.findall(r"```\n(__main__\n.*?)```", architecture(), re.DOTALL)
+    assert drawn.splitlines() == kept
+
+
+def test_the_transitions_are_drawn_as_they_are() -> None:
+    drawn = re.findall(r"^(\w+) +--(\w+)--> +(\w+)", architecture(), re.MULTILINE)
     assert len(drawn) == len(TRANSITIONS)
     assert {(JobState(a), JobState(b)): verb for a, verb, b in drawn} == TRANSITIONS
 
@@ -36,15 +49,14 @@ def test_the_readme_maps_every_module_of_the_watcher() -> None:
     assert [name for name in (*modules, *parts) if name not in told] == []
 
 
-def test_links_of_the_readme_lead_somewhere() -> None:
-    links = re.findall(r"\]\((?!https?:)([^)#]+)", readme())
-    assert links
-    assert [link for link in links if not (HOUSE / link).exists()] == []
+@pytest.mark.parametrize("name", WRITTEN)
+def test_what_is_made_from_the_code_is_current(name: str) -> None:
+    text = (HOUSE / name).read_text(encoding="utf-8")
+    assert text == WRITTEN[name](), "make written"
 
 
 def test_config_yaml_is_the_settings_with_their_defaults() -> None:
-    text = (HOUSE / "config.yaml").read_text(encoding="utf-8")
-    assert text == config_text(), "write it anew: steady init in an empty folder makes it"
+    text = config_text()
     assert yaml.safe_load(text) is None
     switched_on = re.sub(r"^# (?=[a-z_]+: )", "", text, flags=re.MULTILINE)
     assert Config(**yaml.safe_load(switched_on)) == Config()
@@ -84,25 +96,6 @@ def test_the_crontab_escapes_its_percent_signs() -> None:
     assert len(lines) == 3
     assert not [line for line in lines if re.search(r"(?<!\\)%", line)]
     assert all(re.match(r"([\d*/,-]+ +){5}\S", line) for line in lines)
-
-
-def test_the_job_file_of_the_readme_is_one() -> None:
-    [text] = re.findall(r"```yaml\n(.*?)```", readme(), re.DOTALL)
-    parsed = parse(text.encode(), ".yaml", Limits())
-    assert [plan.request.seed for plan in parsed.requests] == [42, 43, 44, 45]
-
-
-def test_the_routes_of_the_readme_exist(tmp_path: Path) -> None:
-    from api.app import create_app
-    from watcher.store import JobStore
-
-    config = Config.load(tmp_path)
-    store = JobStore(config.database_url, checkpointer=False)
-    told = set(re.findall(r"^\| `(GET|POST) ([^`]+)` \|", readme(), re.MULTILINE))
-    assert len(told) == 5
-    paths = create_app(config, store).openapi()["paths"]
-    store.close()
-    assert told <= {(verb.upper(), path) for path, verbs in paths.items() for verb in verbs}
 
 
 def test_every_error_is_raised_somewhere_and_every_raised_error_is_registered() -> None:
