@@ -13,7 +13,7 @@ from fastapi.openapi.utils import get_openapi
 
 from api import models
 from api.errors import MEDIA_TYPE, documented, example_of
-from watcher.jobs import MAX_COUNT, MAX_SEED, JobRequest, Limits
+from watcher.jobs import MAX_COUNT, MAX_SEED, Limits, field_schemas, text_fields
 
 _DESCRIPTION = """\
 Pictures from text, one queue, nothing lost and nothing made twice.
@@ -32,12 +32,9 @@ _NAME = r"[\w-]([\w.-]{0,78}[\w-])?"
 #: Ranges that hold for every model are in JobRequest; what the reader asks of texts is here.
 _FORMS: dict[str, dict[str, Any]] = {
     "prompt": {"minLength": 1, "pattern": rf"^[^{_CONTROL}]*[^{_CONTROL}\s][^{_CONTROL}]*$"},
-    "negative_prompt": {"pattern": _TEXT},
-    "label": {"pattern": _TEXT},
     "name": {"pattern": f"^{_BLANK}({_NAME})?{_BLANK}$"},
     "folder": {"pattern": f"^{_BLANK}({_NAME}(/{_NAME}){{0,2}})?{_BLANK}$"},
     "not_before": {"anyOf": [{"format": "date-time"}, {"maxLength": 0}, {"type": "null"}]},
-    "key": {"pattern": _TEXT},
     "metadata": {
         "maxProperties": 50,
         "propertyNames": {"pattern": _TEXT},
@@ -49,7 +46,6 @@ _FORMS: dict[str, dict[str, Any]] = {
                 {"type": "null"},
             ]
         },
-        "description": "kept and given back",
     },
 }
 _UNSAFE = {"post", "put", "patch", "delete"}
@@ -57,10 +53,11 @@ _UNSAFE = {"post", "put", "patch", "delete"}
 
 def job_schema(limits: Limits) -> dict[str, Any]:
     """What one job may say, with this model's ranges."""
-    schema = JobRequest.model_json_schema()
-    fields: dict[str, Any] = {}
-    for name, member in schema["properties"].items():
-        fields[name] = _plain(member) | _FORMS.get(name, {})
+    texts = {name: {"pattern": _TEXT} for name in text_fields()}
+    fields = {
+        name: copy.deepcopy(member | _FORMS.get(name, texts.get(name, {})))
+        for name, member in field_schemas().items()
+    }
     for side in ("width", "height"):
         fields[side] |= {
             "minimum": limits.min_side,
@@ -90,13 +87,6 @@ def job_schema(limits: Limits) -> dict[str, Any]:
             "num_inference_steps": limits.default_steps,
         },
     }
-
-
-def _plain(member: dict[str, Any]) -> dict[str, Any]:
-    """``anyOf [x, null]`` as x."""
-    choices = [c for c in member.get("anyOf", ()) if c.get("type") != "null"]
-    kept = {k: v for k, v in member.items() if k not in ("anyOf", "title", "default")}
-    return kept | (copy.deepcopy(choices[0]) if choices else {})
 
 
 def _jobs_schema() -> dict[str, Any]:

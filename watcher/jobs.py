@@ -3,6 +3,7 @@
 Pure data. Knows nothing of files, SQL, HTTP or models.
 """
 
+import functools
 import hashlib
 import uuid
 from collections.abc import Mapping
@@ -72,6 +73,11 @@ ImageFormat = Literal["png", "webp", "jpeg"]
 SUFFIXES: dict[str, str] = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 
 
+def _said(description: str) -> Any:
+    """A field that may be left out; the words are the option's help and the API's description."""
+    return Field(None, description=description)
+
+
 class JobRequest(BaseModel):
     """What a person asks: one job of a file, a body or a command line.
 
@@ -79,26 +85,62 @@ class JobRequest(BaseModel):
     model (sides, pixels) are checked by ``jobfile`` against :class:`Limits`; those here
     hold for every model. A request is *resolved* once width, height,
     num_inference_steps and seed are all set: only such requests are recorded and run.
+
+    A new field needs its line here and its row in docs/job-files.md. Readers, range in words,
+    option of `steady submit`, HTTP and recipe follow from its type and description.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=False)
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
-    height: Annotated[int, Field(ge=16)] | None = None
-    width: Annotated[int, Field(ge=16)] | None = None
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = None
-    guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = None
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = None
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
-    count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
-    name: str | None = None
-    folder: str | None = None
-    format: ImageFormat | None = None
-    priority: Literal["interactive", "normal", "bulk"] | None = None
-    not_before: str | None = None  #: ISO 8601 as given; local time when it names no zone
-    label: Annotated[str, Field(max_length=500)] | None = None
-    metadata: dict[str, str | int | float | bool | None] | None = None
-    key: Annotated[str, Field(min_length=1, max_length=200)] | None = None
+    height: Annotated[int, Field(ge=16)] | None = _said("pixels, a multiple of 16")
+    width: Annotated[int, Field(ge=16)] | None = _said("pixels, a multiple of 16")
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = _said("steps")
+    guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = _said(
+        "no effect on Turbo models"
+    )
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = _said(
+        "no effect on Turbo models"
+    )
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = _said(
+        "the same seed gives the same picture"
+    )
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = Field(
+        1, description="so many pictures, with seeds s, s+1 and on"
+    )
+    name: str | None = _said("the picture's name")
+    folder: str | None = _said("the picture's folder below outputs/")
+    format: ImageFormat | None = _said("of the file: png, webp or jpeg")
+    priority: Literal["interactive", "normal", "bulk"] | None = _said(
+        "how soon: interactive, normal or bulk"
+    )
+    #: ISO 8601 as given; local time when it names no zone
+    not_before: str | None = _said("as in 2026-12-24T18:00")
+    label: Annotated[str, Field(max_length=500)] | None = _said("kept and given back")
+    metadata: dict[str, str | int | float | bool | None] | None = _said("kept and given back")
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = _said(
+        "asking again with this key is harmless"
+    )
+
+
+@functools.cache
+def field_schemas() -> dict[str, dict[str, Any]]:
+    """Each field of a request as JSON schema, without the null that means "not said"."""
+    members = JobRequest.model_json_schema()["properties"]
+    return {name: _plain(member) for name, member in members.items()}
+
+
+def _plain(member: dict[str, Any]) -> dict[str, Any]:
+    """``anyOf [x, null]`` as x."""
+    choices = [c for c in member.get("anyOf", ()) if c.get("type") != "null"]
+    kept = {k: v for k, v in member.items() if k not in ("anyOf", "title", "default")}
+    return kept | (choices[0] if choices else {})
+
+
+def text_fields() -> frozenset[str]:
+    """The fields that take any words."""
+    said = field_schemas().items()
+    return frozenset(n for n, s in said if s["type"] == "string" and "enum" not in s)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from watcher.commands.desk import Desk, command, in_time, one_line
+from watcher.commands.fields import pairs, with_fields
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import JobRequest, Limits, forwards_of, job_id_of, ticket_of_key
 from watcher.wildcards import Wildcards
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from watcher.jobfile import Lines, Parsed
 
 _SHOWN_IDS = 1000
+_FILLED = ("prompt", "count")  #: fields a request has also when nothing says them
 _LINES = ".txt"  #: one prompt a line; only here, the inbox leaves such files alone
 
 
@@ -50,6 +52,7 @@ class Sheet:
     resume: bool = False  #: it says so itself
 
 
+@with_fields
 def submit(
     desk: Desk,
     what: Annotated[
@@ -78,53 +81,17 @@ def submit(
         list[str] | None,
         typer.Option("--set", help="FIELD=VALUE for every job, as in width=768; may be repeated."),
     ] = None,
-    height: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
-    width: Annotated[int | None, typer.Option(help="Pixels, a multiple of 16.")] = None,
     size: Annotated[str | None, typer.Option(help="Width and height, as in 1024x768.")] = None,
-    num_inference_steps: Annotated[
-        int | None, typer.Option("--num-inference-steps", "--steps", help="Steps.")
-    ] = None,
-    guidance_scale: Annotated[float | None, typer.Option(help="No effect on Turbo models.")] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="No effect on Turbo models.")] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.")] = None,
-    count: Annotated[
-        int | None, typer.Option(help="So many pictures, with seeds s, s+1, …")
-    ] = None,
-    name: Annotated[str | None, typer.Option(help="The picture's name.")] = None,
-    folder: Annotated[str | None, typer.Option(help="The picture's folder below outputs/.")] = None,
-    format_: Annotated[str | None, typer.Option("--format", help="png, webp or jpeg.")] = None,
-    priority: Annotated[str | None, typer.Option(help="interactive, normal or bulk.")] = None,
-    not_before: Annotated[str | None, typer.Option(help="As in 2026-12-24T18:00.")] = None,
-    label: Annotated[str | None, typer.Option(help="Kept and given back.")] = None,
-    metadata: Annotated[
-        list[str] | None, typer.Option(help="NAME=VALUE, kept and given back; may be repeated.")
-    ] = None,
+    *,
+    fields: dict[str, Any],
 ) -> int:
     """Put a prompt or job files into the queue; works with the service down."""
-    fields: dict[str, Any] = {
-        "height": height,
-        "width": width,
-        "size": size,
-        "num_inference_steps": num_inference_steps,
-        "guidance_scale": guidance_scale,
-        "negative_prompt": negative_prompt,
-        "seed": seed,
-        "count": count,
-        "name": name,
-        "folder": folder,
-        "format": format_,
-        "priority": priority,
-        "not_before": not_before,
-        "label": label,
-        "metadata": _pairs(metadata),
-    }
-    given = {field: value for field, value in fields.items() if value is not None}
     from watcher.commands.waiting import deadline_of
     from watcher.commands.waiting import wait as until_done
 
     deadline = deadline_of(timeout)
     limits, known = _from_record(desk)
-    given = _set(set_, limits) | given
+    given = _set(set_ or [], limits) | ({} if size is None else {"size": size}) | fields
     reader = Reader(limits, Wildcards(desk.root), keyed=key is not None)
     sheets = list(_sheets(what, given, key, kind, reader))
     if dry_run:
@@ -226,20 +193,16 @@ class Reader:
         return jobfile.read_lines(io.BytesIO(data), suffix, self.limits, wildcards=self.wildcards)
 
 
-def _set(words: list[str] | None, limits: Limits) -> dict[str, Any]:
+def _set(words: list[str], limits: Limits) -> dict[str, Any]:
     """What ``--set`` says, each value as its field wants it. Raises SteadyError."""
     from watcher import jobfile
 
-    pairs = _pairs(words, "--set wants FIELD=VALUE") or {}
-    if not pairs:
+    said = pairs(words, "--set wants FIELD=VALUE")
+    if not said:
         return {}
-    read = jobfile.request_of({"prompt": "-"} | pairs, limits, text=True)
-    said = read.model_dump(exclude_none=True)
-    if "prompt" not in pairs:
-        del said["prompt"]
-    if "count" not in pairs:
-        said.pop("count", None)
-    return said
+    read = jobfile.request_of({"prompt": "-"} | said, limits, text=True)
+    wanted = read.model_dump(exclude_none=True)
+    return {name: value for name, value in wanted.items() if name in said or name not in _FILLED}
 
 
 def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: Reader) -> Sheet:
@@ -332,17 +295,6 @@ def _changed(sheet: Sheet, given: dict[str, Any], reader: Reader) -> Sheet:
         changed.data, ".json", sheet.name, changed.requests, changed.jobs, sheet.key,
         sheet.warnings, sheet.resume,
     )  # fmt: skip
-
-
-def _pairs(
-    words: list[str] | None, wanted: str = "--metadata wants NAME=VALUE"
-) -> dict[str, str] | None:
-    if not words:
-        return None
-    pairs = dict(word.partition("=")[::2] for word in words if "=" in word)
-    if len(pairs) != len(words):
-        raise SteadyError("bad_request", f"{wanted}, each name once.")
-    return pairs
 
 
 @contextlib.contextmanager

@@ -23,15 +23,20 @@ from watcher.errors import Problem, SteadyError
 from watcher.jobfile.hints import MAX_METADATA, MAX_METADATA_TEXT, MULTIPLE, advice_for, allowed_for
 from watcher.jobfile.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
 from watcher.jobfile.problems import at, refusal, shown, shown_key
-from watcher.jobs import MAX_SEED, JobRequest, Limits, derived_seed
-
-#: Keys whose value is free text or read from text: an unquoted YAML value stays text.
-TEXT_FIELDS = frozenset(
-    {"prompt", "negative_prompt", "name", "folder", "label", "key", "not_before", "size"}
+from watcher.jobs import (
+    MAX_SEED,
+    JobRequest,
+    Limits,
+    derived_seed,
+    field_schemas,
+    text_fields,
 )
 
-_TIDIED = ("prompt", "negative_prompt", "label", "name", "folder", "key", "not_before")
-_WHOLE = frozenset({"width", "height", "num_inference_steps", "seed", "count"})
+#: Keys whose value is free text or read from text: an unquoted YAML value stays text.
+TEXT_FIELDS = text_fields() | {"size"}
+
+_TIDIED = [field for field in JobRequest.model_fields if field in TEXT_FIELDS]
+_WHOLE = frozenset(name for name, said in field_schemas().items() if said["type"] == "integer")
 _MOST_UNKNOWN = 10  #: unknown keys named in one mapping
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")

@@ -6,9 +6,10 @@ Knows nothing of files or validation.
 import difflib
 import re
 from functools import lru_cache
+from typing import Any
 
 from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
-from watcher.jobs import MAX_COUNT, MAX_PROMPT, MAX_SEED, MAX_STEPS, JobRequest, Limits
+from watcher.jobs import MAX_PROMPT, JobRequest, Limits, field_schemas
 
 FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 MULTIPLE = 16  #: pixels; what sides must be multiples of
@@ -112,23 +113,31 @@ def advice_for(key: str) -> str:
 def allowed_for(field: str, limits: Limits) -> str:
     """The allowed range of ``field`` in words."""
     sides = f"{limits.min_side}..{limits.max_side} in steps of {MULTIPLE}"
-    return {
+    special = {
         "prompt": f"text of 1 to {MAX_PROMPT} characters",
-        "negative_prompt": f"text of at most {MAX_PROMPT} characters",
         "width": sides,
         "height": sides,
         "size": f"WIDTHxHEIGHT, each {sides}, at most {limits.max_pixels} pixels",
-        "num_inference_steps": f"whole number, 1..{MAX_STEPS}",
-        "guidance_scale": "number, 0..30",
-        "seed": f"whole number, 0..{MAX_SEED}",
-        "count": f"whole number, 1..{MAX_COUNT}",
         "name": f"letters, digits, `.`, `_`, `-`, at most {MAX_NAME}",
         "folder": f"1 to {MAX_SEGMENTS} names with `/` between them",
-        "format": "png, webp, jpeg",
-        "priority": "interactive, normal, bulk",
         "not_before": "date and time, e.g. 2026-11-23T22:00 or 2026-11-23T22:00+01:00",
-        "label": "text of at most 500 characters",
-        "key": "text of 1 to 200 characters",
         "metadata": f"mapping of at most {MAX_METADATA} names to text, numbers, true/false or null, "
         f"{MAX_METADATA_TEXT} characters in all",
-    }[field]
+    }
+    return special.get(field) or _in_words(field_schemas()[field])
+
+
+def _in_words(said: dict[str, Any]) -> str:
+    if "enum" in said:
+        return ", ".join(said["enum"])
+    if said["type"] == "string":
+        least, most = said.get("minLength"), said.get("maxLength")
+        if most is None:
+            return "text"
+        return (
+            f"text of {least} to {most} characters"
+            if least
+            else f"text of at most {most} characters"
+        )
+    kind = "whole number" if said["type"] == "integer" else said["type"]
+    return f"{kind}, {said['minimum']:g}..{said['maximum']}" if "maximum" in said else kind

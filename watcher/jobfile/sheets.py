@@ -44,11 +44,9 @@ Path = tuple[str | int, ...]
 _MARKS = BATCH_KEYS - {"key", "count", "expand"}
 _FIELD_NAMES = frozenset({*FIELDS, "steps", "size"})
 #: A YAML comment may follow these: their values hold no ``#``.
-_COMMENT_KEYS = (_FIELD_NAMES - {"prompt", "negative_prompt", "label", "key", "metadata"}) | {
-    "sample",
-    "expand",
-    "on_error",
-    "resume",
+_COMMENT_KEYS = (_FIELD_NAMES - TEXT_FIELDS - {"metadata"}) | {
+    *("name", "folder", "not_before", "size"),
+    *("sample", "expand", "on_error", "resume"),
 }
 _TEXT_LISTS = ("jobs", "prompt", "negative_prompt", "name", "folder", "label")
 

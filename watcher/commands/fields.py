@@ -1,0 +1,64 @@
+"""Every field of a job as an option of a command, made from JobRequest itself.
+
+Knows nothing of what a field means: its type and its description say how it is asked for.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from watcher.errors import SteadyError
+from watcher.jobs import field_schemas
+
+_TYPES: dict[str, Any] = {"integer": int, "number": float, "string": str, "object": list[str]}
+_ALSO = {"num_inference_steps": ("--num-inference-steps", "--steps")}
+
+
+def with_fields(function: Callable[..., int]) -> Callable[..., int]:
+    """``function`` with an option for each field; its ``fields`` is a dict of those given.
+
+    Not for ``prompt`` and ``key``, which commands ask for in their own way.
+    """
+    own = inspect.signature(function, eval_str=True)
+    asked = {name: said for name, said in field_schemas().items() if name not in ("prompt", "key")}
+
+    @functools.wraps(function)
+    def run(*given: Any, **named: Any) -> int:
+        fields = {name: value for name in asked if (value := named.pop(name)) is not None}
+        for name in fields:
+            if asked[name]["type"] == "object":
+                option = f"--{name.replace('_', '-')}"
+                fields[name] = pairs(fields[name], f"{option} wants NAME=VALUE")
+        return function(*given, **named, fields=fields)
+
+    run.__signature__ = own.replace(  # type: ignore[attr-defined]
+        parameters=[
+            *(p for p in own.parameters.values() if p.name != "fields"),
+            *(_option(name, said) for name, said in asked.items()),
+        ]
+    )
+    return run
+
+
+def _option(name: str, said: dict[str, Any]) -> inspect.Parameter:
+    words = said["description"]
+    if said["type"] == "object":
+        words = f"NAME=VALUE, {words}; may be repeated"
+    option = typer.Option(*_ALSO.get(name, ()), help=f"{words[:1].upper()}{words[1:]}.")
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[_TYPES[said["type"]] | None, option],
+    )
+
+
+def pairs(words: list[str], wanted: str) -> dict[str, str]:
+    """``["a=1", "b=2"]`` as a mapping. Raises SteadyError bad_request, beginning with ``wanted``."""
+    found = dict(word.partition("=")[::2] for word in words if "=" in word)
+    if len(found) != len(words):
+        raise SteadyError("bad_request", f"{wanted}, each name once.")
+    return found
