@@ -14,9 +14,10 @@ T = TypeVar("T")
 # on a busy machine. Must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-# Whoever runs the tests may have settings in the environment; each test brings its own.
+# Whoever runs the tests may have settings in the environment; each test brings its own. But for
+# the two that say where all of them happen.
 for _name in [name for name in os.environ if name.startswith("STEADY_")]:
-    if _name != "STEADY_TEST_POSTGRES":
+    if _name not in ("STEADY_DATABASE", "STEADY_EXECUTOR", "STEADY_TEST_POSTGRES"):  # see roots.py
         del os.environ[_name]
 
 

@@ -18,9 +18,12 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from farslots import Stutter
+
 from watcher import log, model, service
 from watcher.config import Config
 from watcher.errors import SteadyError
+from watcher.executor.build import build
 
 
 class LateIdentity(service.Inbox):
@@ -48,6 +51,19 @@ class NamedAtFinish(service.Outputs):
         return saved
 
 
+def _build_on_ray(stutter: bool, silence: float | None) -> Any:
+    """``service.build`` with an actor or a patience of the test's own."""
+
+    def build_it(*given: Any) -> Any:
+        executor = build(*given)
+        line: Any = executor._line  # type: ignore[attr-defined]
+        line._actor = Stutter if stutter else line._actor
+        line._silence = silence or line._silence
+        return executor
+
+    return build_it
+
+
 def main() -> int:
     options = argparse.ArgumentParser()
     options.add_argument("root")
@@ -57,6 +73,10 @@ def main() -> int:
     options.add_argument("--fault", choices=["late-identity", "named-at-finish"])
     options.add_argument("--broken", action="store_true")
     options.add_argument("--clock", type=Path)
+    options.add_argument("--stutter", action="store_true", help="far slots say everything twice")
+    options.add_argument(
+        "--silence", type=float, help="seconds until a silent actor counts as lost"
+    )
     options.add_argument("--probe", help="the machine's devices, best first: cuda:0,cpu")
     given = options.parse_args()
     left = given.nth
@@ -81,6 +101,8 @@ def main() -> int:
         service.Inbox = LateIdentity  # type: ignore[misc]
     elif given.fault == "named-at-finish":
         service.Outputs = NamedAtFinish  # type: ignore[misc]
+    if given.stutter or given.silence:
+        service.build = _build_on_ray(given.stutter, given.silence)
     log.configure("info")
     try:
         return service.run(

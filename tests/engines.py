@@ -10,8 +10,8 @@ they stand in the prompt; all other words are just prompt.
     once           the fault comes only the first time this prompt is run (needs the log)
     photo          a picture with grain, as expensive to encode as a photograph
 
-Faults: ``segv``, ``exit`` (or exit=3), ``kill``, ``term``, ``hang`` (holds no lock), ``seize``
-(holds the interpreter lock: no thread of the worker can run), ``oom``, ``nan``, ``blank``,
+Faults: ``segv``, ``exit`` (or exit=3), ``kill``, ``orphan`` (kills its
+parent), ``term``, ``hang`` (holds no lock), ``seize`` (holds the interpreter lock: no thread of the worker can run), ``oom``, ``nan``, ``blank``,
 ``raise``, ``lost``, ``poison`` (a CUDA error), ``garbage`` (nonsense on the socket),
 ``flood`` (a line without end), ``liar`` (a word about another job), ``empty`` and ``nowhere`` (says it made a picture and
 did not), ``wrongsize``, ``fork``
@@ -56,7 +56,20 @@ from watcher.errors import SteadyError
 from watcher.jobs import JobRequest, forwards_of
 
 FAULTS = (
-    *("segv", "exit", "kill", "term", "hang", "seize", "oom", "nan", "blank", "raise", "lost"),
+    *(
+        "segv",
+        "exit",
+        "kill",
+        "orphan",
+        "term",
+        "hang",
+        "seize",
+        "oom",
+        "nan",
+        "blank",
+        "raise",
+        "lost",
+    ),
     *("poison", "garbage", "flood", "liar", "empty", "nowhere", "wrongsize", "fork", "stubborn"),
 )
 
@@ -168,6 +181,9 @@ class Scripted:
             ctypes.string_at(0)
         elif name == "exit":
             os._exit(int(value or 9))
+        elif name == "orphan":
+            os.kill(os.getppid(), signal.SIGKILL)
+            time.sleep(60)
         elif name in ("kill", "term"):
             os.kill(os.getpid(), signal.SIGKILL if name == "kill" else signal.SIGTERM)
             time.sleep(60)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import cluster
 from conftest import until
 from history import rows
 
@@ -23,6 +24,8 @@ SETTINGS = {
     "default_width": 64,
     "default_height": 64,
 }
+#: STEADY_EXECUTOR=ray: every watcher joins the cluster of this run (cluster.shared starts it).
+ON_RAY = os.environ.get("STEADY_EXECUTOR") == "ray"
 
 
 class Root:
@@ -39,6 +42,9 @@ class Root:
         self.processes: list[subprocess.Popen[bytes]] = []
         self.extra: dict[str, str] = {}  #: environment of processes started from now on
         chosen = SETTINGS | {"engine_options": {"log": str(self.log)}} | settings
+        if ON_RAY:
+            chosen |= cluster.shared().settings | {"ray_slots": 1}
+            self.extra |= cluster.shared().environment
         (folder / "config.yaml").write_text(json.dumps(chosen))
         self.inbox.mkdir(exist_ok=True)
 
@@ -77,6 +83,8 @@ class Root:
         once: bool = False,
         fault: str | None = None,
         probe: str | None = None,
+        stutter: bool = False,
+        silence: float | None = None,
         broken: bool = False,
         clock: Path | None = None,
         wrapper: Sequence[str] = (),
@@ -84,12 +92,15 @@ class Root:
         """A watcher, killed the ``nth`` time step ``point`` was done.
 
         ``broken``: the step raises instead. ``clock``: a file with the seconds by which the
-        wall clock is wrong. ``wrapper``: a command that runs it.
+        wall clock is wrong. ``wrapper``: a command that runs it. ``stutter`` and ``silence``:
+        see crashing.py.
         """
         command = [str(TESTS / "crashing.py"), str(self.folder)]
         command += ["--point", point, "--nth", str(nth)] if point else []
         command += ["--fault", fault] if fault else []
         command += ["--probe", probe] if probe else []
+        command += ["--stutter"] if stutter else []
+        command += ["--silence", str(silence)] if silence else []
         command += ["--broken"] if broken else []
         command += ["--clock", str(clock)] if clock else []
         return self.spawn(*command, *(["--once"] if once else []), wrapper=wrapper)

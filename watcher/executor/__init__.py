@@ -3,6 +3,8 @@
 An executor has slots, one per device. It is handed one job a slot and tells what becomes of
 it; how it reaches the device is its own business. ``local.py`` keeps worker processes on this
 machine: ``seat.py`` is one slot, ``child.py`` one process, ``patience.py`` tells slow from stuck.
+``afar.py`` keeps slots on other machines, ``far.py`` is such a slot, and ``ray.py`` (with
+``rayenv.py`` before it) the line between them. ``build.py`` chooses.
 """
 
 from collections.abc import Mapping

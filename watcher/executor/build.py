@@ -1,11 +1,13 @@
 """Which executor the configuration asks for."""
 
+import importlib.util
 from collections.abc import Mapping
 from typing import Any
 
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.executor import Executor, WorkerSpec
+from watcher.executor import Executor, WorkerSpec, rayenv
+from watcher.executor.afar import FarExecutor
 from watcher.executor.local import LocalExecutor
 from watcher.model import Choice, Probe
 
@@ -59,17 +61,16 @@ def _on_ray(config: Config, spec: WorkerSpec, limits: Mapping[str, Any]) -> Exec
             "`devices` is for `executor: local`.",
             remedy="On Ray set `ray_slots` and `ray_resources`.",
         )
-    try:
-        from watcher.executor.ray import RayExecutor
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
+    if importlib.util.find_spec("ray") is None:
         raise SteadyError(
             "extra_missing",
             "`executor: ray` needs Ray, which is not installed.",
             remedy="Run `pip install 'steadydiffusion[ray]'`.",
-        ) from None
-    return RayExecutor(
+        )
+    rayenv.settle(config.ray_address, config.state)
+    from watcher.executor.ray import RayLine
+
+    line = RayLine(
         spec,
         address=config.ray_address,
         state=config.state,
@@ -77,3 +78,4 @@ def _on_ray(config: Config, spec: WorkerSpec, limits: Mapping[str, Any]) -> Exec
         resources=_need(config),
         limits=limits,
     )
+    return FarExecutor(spec, line)

@@ -2,8 +2,7 @@
 
 The engine runs in a worker process below this one, as on the watcher's own machine: the same
 loading, deadlines and error classes hold, and a worker that crashes leaves this process alone.
-So the end of *this* process is never a job's fault. Owns nothing on disk: a kill costs the jobs
-in hand. Imports neither torch nor Ray.
+Owns nothing on disk: a kill costs the jobs in hand. Imports neither torch nor Ray.
 """
 
 import os
@@ -53,8 +52,9 @@ class FarSlot:
         threading.Thread(target=self._work, name="slot", daemon=True).start()
 
     def hello(self) -> dict[str, Any]:
-        """Who this is: name, pid and host."""
-        return {"name": self._name, "pid": os.getpid(), "host": os.uname().nodename}
+        """Who this is: name, pid, the parent's pid, and host."""
+        host = os.uname().nodename
+        return {"name": self._name, "pid": os.getpid(), "parent": os.getppid(), "host": host}
 
     def take(self, name: str, job_id: str, attempt: int, request: dict[str, Any]) -> None:
         """Run a (resolved) job."""

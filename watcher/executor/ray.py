@@ -1,141 +1,63 @@
-"""Slots on the machines of a Ray cluster: one actor each, and the watcher's end of the line.
+"""The line to slots on the machines of a Ray cluster: one actor each.
 
 Ray places the actors, starts them anew and carries bytes; which job runs where, and whether it
-runs again, is decided by the watcher alone. What happens inside a slot is far.py's business.
-An actor asks for what one slot needs (``resources``), and nothing is claimed for it before it
-has said that its model is loaded: further slots may wait for machines that come later.
+runs again, is decided by the watcher alone (afar.py). An actor asks for what one slot needs
+(``resources``), so that further slots wait for machines that come later.
 
 All of Ray lives in one thread, which also must be the one that starts a cluster of our own:
-its processes end with that thread, however the watcher ends. To the main thread it speaks
-through a queue; nothing there ever waits for Ray.
+its processes end with that thread, however the watcher ends. Nothing else ever waits for Ray.
 
-The only importer of Ray, and imported only when the configuration asks for it.
+The only importer of Ray, itself imported only when the configuration asks for it, and after
+rayenv.py has settled what Ray reads at its import.
 """
 
 import asyncio
 import contextlib
 import logging
 import os
-import queue
-import secrets
 import shutil
-import signal
 import tempfile
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-
-# Read when Ray is imported.
-os.environ["RAY_AUTH_MODE"] = "token"  # whoever reaches an open Ray port may run anything
-os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing phones home
-# Or a cluster for one machine would listen on all its addresses.
-os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
-os.environ.setdefault("RAY_COLOR_PREFIX", "0")
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
 
 from watcher.errors import SteadyError
-from watcher.executor import Died, Event, Picture, Ready, Slot, Started, Step, WorkerSpec
+from watcher.executor import Slot, WorkerSpec
+from watcher.executor.afar import Lost, Met, Tell, Trouble
 from watcher.executor.far import FarSlot, Report
 from watcher.executor.local import BACKOFF
-from watcher.executor.seat import Seat, Task
-from watcher.jobs import JobRequest, forwards_of
-
-log = logging.getLogger("watcher.executor")
 
 SILENCE = 30.0  #: an actor says something every second; Ray notices a cut link after 65
 _LOOK = 5.0  #: seconds between looks at how many slots the cluster has room for
 _PATIENCE = 10.0  #: seconds for a machine to come before that is called trouble
+_VERDICT = 10.0  #: seconds in which an actor that died alone should be back
 _STORE = 1 << 30  #: bytes of pictures on their way, in a cluster of our own
 
-
-# -- what the thread tells
-
-
-@dataclass(frozen=True)
-class _Joined:
-    """We are part of the cluster."""
-
-
-@dataclass(frozen=True)
-class _Met:
-    """An actor is there; its model is not loaded yet."""
-
-    name: str
-    pid: int
-    host: str
-
-
-@dataclass(frozen=True)
-class _Lost:
-    """The actor is gone, or cannot be reached."""
-
-    how: str
-
-
-@dataclass(frozen=True)
-class _Trouble:
-    """Nothing can run until a slot is ready."""
-
-    error: SteadyError
-
-
-_News = _Joined | _Met | _Lost | _Trouble | Report
+_Order = tuple[Any, ...]
 
 
 class _Silent(Exception):
     """Nothing was heard of an actor for too long."""
 
 
-@dataclass
-class _Place(Seat):
-    """A slot as the watcher sees it, across its actors."""
-
-    met: _Met | None = None
-    report: Report | None = None
-    heard: float = 0.0
-    sent: int = 0  #: jobs given to this very actor
-    ready: bool = False
-
-    def wants(self) -> bool:
-        """Not while a job is on its way: what was said before it arrived does not count."""
-        return self.report is not None and self.report.wants and self.report.taken == self.sent
-
-    def told(self, now: float) -> dict[str, Any]:
-        """For live.json; ``now`` is monotonic."""
-        if self.met is None or self.report is None:
-            return self.status(now)
-        return self.report.status | {
-            "slot": self.slot,
-            "host": self.met.host,
-            "actor_pid": self.met.pid,
-            "heard_seconds_ago": round(now - self.heard, 3),
-            "restarts": self.restarts + self.report.status["restarts"],
-            "last_death": self.report.status["last_death"] or self.last_death,
-        }
-
-
-class RayExecutor:
-    """Actors of a Ray cluster (see Executor for the promises).
+class RayLine:
+    """Actors of a Ray cluster (see Line for the promises).
 
     Args:
         spec: what the workers load.
         address: ``local`` starts a cluster of our own on this machine, which ends with us;
-            ``auto``, ``host:port`` and ``ray://…`` join one, for which RAY_AUTH_TOKEN or
-            RAY_AUTH_TOKEN_PATH must be set.
-        state: folder for the token of a cluster of our own.
+            ``auto``, ``host:port`` and ``ray://…`` join one.
+        state: folder that is linked to the files of a cluster of our own.
         slots: how many actors; None: as many as the cluster has room for.
         resources: what one slot takes of its machine, ``{"GPU": 1}``.
         limits: keyword arguments of the LocalExecutor behind each slot.
         silence: seconds after which an actor that says nothing counts as lost.
         actor: the class of the actors.
-
-    Raises SteadyError ``bad_config``.
     """
 
     def __init__(
@@ -151,7 +73,6 @@ class RayExecutor:
         backoff: Sequence[float] = BACKOFF,
         actor: type[FarSlot] = FarSlot,
     ) -> None:
-        spec.order(spec.device)  # options that are no plain data are refused now
         self._spec = spec
         self._address = address
         self._state = state
@@ -161,198 +82,35 @@ class RayExecutor:
         self._silence = silence
         self._backoff = tuple(backoff)
         self._actor = actor
-        self._places: list[_Place] = []
-        self._news: queue.SimpleQueue[tuple[Slot, _News] | None] = queue.SimpleQueue()
-        self._events: list[Event] = []
-        self._changed = False
-        self._joining = False
-        self._stopping = False
-        self._closed = False
-        self.counters: Counter[str] = Counter()
-        # Of the thread:
+        self.joining = False
+        self._tell: Tell = _nobody
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
         self._leaving = threading.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._end: asyncio.Event | None = None
-        self._orders: dict[Slot, tuple[str, asyncio.Queue[tuple[Any, ...]]]] = {}
-        _identify(address, state)
+        self._orders: dict[Slot, tuple[str, asyncio.Queue[_Order]]] = {}
 
-    # -- the protocol
+    # -- for the main thread
 
-    def start(self) -> None:
+    def start(self, tell: Tell) -> None:
+        self._tell = tell
+        self.joining = True
         self._thread.start()
 
-    def events(self, timeout: float) -> list[Event]:
-        if self._joining:
-            _keep_signals()
-        if not self._closed:
-            deadline = time.monotonic() + max(0.0, timeout)
-            while True:
-                self._listen(0.0 if self._events else deadline - time.monotonic())
-                if self._events or self._changed or time.monotonic() >= deadline:
-                    break
-        self._changed = False
-        found, self._events = self._events, []
-        return found
+    def order(self, slot: Slot, name: str, method: str, *arguments: Any) -> None:
+        self._call(lambda: self._put(slot, name, (method, name, *arguments)))
 
-    def wake(self) -> None:
-        self._news.put(None)
-
-    def wants(self) -> list[Slot]:
-        if self._stopping:
-            return []
-        asking = [place for place in self._places if place.wants()]
-        asking.sort(key=lambda place: (place.state == "unloaded", len(place.tasks)))
-        return [place.slot for place in asking]
-
-    def send(self, slot: Slot, job_id: str, attempt: int, request: JobRequest) -> None:
-        if slot not in self.wants():
-            raise ValueError(f"slot {slot} takes no job now")
-        total = forwards_of(request.num_inference_steps or 1)
-        task = Task(job_id, attempt, request, total=total)
-        task.message()  # ValueError for one too large
-        place = self._places[slot]
-        place.tasks.append(task)
-        place.sent += 1
-        plain = request.model_dump(mode="json", exclude_none=True)
-        self._order(place, "take", job_id, attempt, plain)
-
-    def cancel(self, job_id: str) -> None:
-        for place in self._places:
-            for task in place.tasks:
-                if task.job_id == job_id and not task.cancelled:
-                    task.cancelled = True
-                    self._order(place, "cancel", job_id)
-
-    def stop(self, grace: float) -> list[tuple[str, int]]:
-        if self._closed:
-            return []
-        self._stopping = True
-        for place in self._places:
-            self._order(place, "leave", grace)
-        deadline = time.monotonic() + grace + 3
-        while any(place.met for place in self._places) and time.monotonic() < deadline:
-            self._listen(deadline - time.monotonic())
-        unfinished = [(t.job_id, t.attempt) for place in self._places for t in place.tasks]
+    def stop(self) -> None:
         self._leaving.set()
         if self._end is not None:
             self._call(self._end.set)
         if self._thread.ident is not None:
             self._thread.join(20)
-        self._closed = True
-        return unfinished
-
-    def status(self) -> list[dict[str, Any]]:
-        now = time.monotonic()
-        return [place.told(now) for place in self._places]
-
-    # -- what the thread has told
-
-    def _listen(self, timeout: float) -> None:
-        """Take in all there is; wait for the first of it."""
-        with contextlib.suppress(queue.Empty):
-            news = self._news.get(timeout=timeout) if timeout > 0 else self._news.get_nowait()
-            while True:
-                if news is None:
-                    self._changed = True
-                else:
-                    self._take_in(*news)
-                news = self._news.get_nowait()
-
-    def _take_in(self, slot: Slot, news: _News) -> None:
-        self._changed = True
-        while len(self._places) <= slot:
-            number = len(self._places)
-            self._places.append(_Place(number, self._spec.device, b"", state="waiting"))
-        place = self._places[slot]
-        match news:
-            case _Joined():
-                _keep_signals()
-                self._joining = False
-            case _Met():
-                place.met, place.report, place.sent = news, None, 0
-                place.state, place.heard = "loading", time.monotonic()
-            case Report():
-                self._heard(place, news)
-            case _Lost():
-                self._mourn(place, news.how)
-            case _Trouble():
-                if not any(place.ready for place in self._places):
-                    lost = Died(slot, [], "has no machine", news.error, blame=False)
-                    self._events.append(lost)
-
-    def _heard(self, place: _Place, report: Report) -> None:
-        place.report, place.heard = report, time.monotonic()
-        place.state = report.status["state"]
-        for event in report.events:
-            known = self._known(place, event)
-            if known is not None:
-                self._events.append(known)
-        if report.left:
-            place.met = None
-            place.state = "stopped"
-
-    def _known(self, place: _Place, event: Event) -> Event | None:
-        """``event`` as ours: its slot's number here, and nothing of jobs the slot does not have.
-
-        A job that was given to somebody else meanwhile has another attempt: what comes late of
-        the older one is dropped here.
-        """
-        slot = place.slot
-        match event:
-            case Ready():
-                place.ready = True
-                return Ready(slot, event.info)
-            case Died():
-                place.ready = False
-                self.counters["deaths"] += 1
-                lost = [one for one in event.lost if _task(place, one[0], one[1])]
-                for job_id, attempt, _ in lost:
-                    place.tasks.remove(_task(place, job_id, attempt))  # type: ignore[arg-type]
-                return Died(slot, lost, event.how, event.environment, event.blame)
-        task = _task(place, event.job_id, event.attempt)
-        if task is None:
-            self.counters["late"] += 1
-            return None
-        match event:
-            case Started():
-                task.started = time.monotonic()
-            case Step():
-                task.done, task.total = event.done, event.total
-            case _:
-                place.tasks.remove(task)
-                self.counters["pictures" if isinstance(event, Picture) else "failed"] += 1
-        return _moved(event, slot)
-
-    def _mourn(self, place: _Place, how: str) -> None:
-        """An actor is gone. Never a job's fault: what that does, it does to a process of its own."""
-        lost = [(task.job_id, task.attempt, task.started is not None) for task in place.tasks]
-        met, place.met, place.report, place.ready = place.met, None, None, False
-        place.state, place.last_death = "waiting", how
-        if self._stopping or met is None:
-            return
-        place.tasks.clear()
-        place.restarts += 1
-        self.counters["deaths"] += 1
-        log.warning("slot %d: actor %d on %s: %s", place.slot, met.pid, met.host, how)
-        self._events.append(Died(place.slot, lost, how, blame=False))
-
-    # -- orders, from the main thread to the other
-
-    def _order(self, place: _Place, method: str, *arguments: Any) -> None:
-        if place.met is not None:
-            slot, name = place.slot, place.met.name
-            self._call(lambda: self._put(slot, name, (method, name, *arguments)))
 
     def _call(self, do: Callable[[], object]) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # closed: it has left
                 self._loop.call_soon_threadsafe(do)
-
-    def _put(self, slot: Slot, name: str, order: tuple[Any, ...]) -> None:
-        known, orders = self._orders.get(slot, ("", None))
-        if orders is not None and known == name:
-            orders.put_nowait(order)
 
     # -- the thread in which Ray lives
 
@@ -360,15 +118,14 @@ class RayExecutor:
         """Be part of a cluster until told to leave; once more after every end that was none."""
         failures = 0
         while not self._leaving.is_set():
-            self._joining = True
+            self.joining = True
             try:
                 with _cluster(self._address, self._state):
-                    self._tell(0, _Joined())
                     failures = 0
                     asyncio.run(self._serve())
             except (RayError, OSError, RuntimeError, ValueError) as error:
                 words = f"Ray cannot be reached ({_short(error)})."
-                self._tell(0, _Trouble(SteadyError("worker_unavailable", words)))
+                self._tell(0, Trouble(SteadyError("worker_unavailable", words)))
                 self._leaving.wait(self._backoff[min(failures, len(self._backoff) - 1)] or 1.0)
                 failures += 1
 
@@ -383,7 +140,7 @@ class RayExecutor:
                 for slot in range(len(tended), max(1, self._slots or room)):
                     tended.append(asyncio.create_task(self._tend(slot)))
                 if not self._orders and time.monotonic() - begun > _PATIENCE:
-                    self._tell(0, _Trouble(self._no_machine()))
+                    self._tell(0, Trouble(self._no_machine()))
                     begun = float("inf")
                 ended = asyncio.create_task(self._end.wait())
                 done, _ = await asyncio.wait(
@@ -422,22 +179,26 @@ class RayExecutor:
             remedy="Add one, or set `ray_resources` to what one slot needs ({CPU: 2}).",
         )
 
+    # -- one slot
+
     async def _tend(self, slot: Slot) -> None:
         """One actor after another for this slot. Returns when it has left as it was told."""
         actor = None
         failures = 0
         while True:
             begun = time.monotonic()
+            met = None
             try:
                 actor = actor or self._hire()
-                await self._attend(slot, actor)
+                met = Met(**await actor.hello.remote())  # waits for a machine, however long
+                await self._attend(slot, actor, met)
                 return
             except _Silent:
-                self._tell(slot, _Lost(f"silent for {self._silence:g} s"))
+                self._tell(slot, Lost(f"silent for {self._silence:g} s"))
                 _dismiss(actor)
                 actor = None
             except RayError as error:
-                self._tell(slot, _Lost(_short(error)))
+                await self._lose(slot, actor, met, error)
                 if not isinstance(error, ActorUnavailableError):  # else Ray starts it anew
                     _dismiss(actor)
                     actor = None
@@ -445,6 +206,21 @@ class RayExecutor:
                 self._orders.pop(slot, None)
             failures = 0 if time.monotonic() - begun > 60 else failures + 1
             await asyncio.sleep(self._backoff[min(failures - 1, len(self._backoff) - 1)] or 0.2)
+
+    async def _lose(self, slot: Slot, actor: Any, met: Met | None, error: RayError) -> None:
+        """Say what became of an actor.
+
+        Ray says the same of a process that died and of a machine that did; but below the
+        parent that it had, only the machine that lives starts it anew.
+        """
+        self._orders.pop(slot, None)
+        if met is not None:
+            again = await _again(actor)
+            died = again is not None and (again.host, again.parent) == (met.host, met.parent)
+            self._tell(slot, Lost("its process died" if died else _short(error), died))
+        elif not isinstance(error, ActorUnavailableError):
+            words = f"No slot can be started on the Ray cluster: {_short(error)}"
+            self._tell(slot, Trouble(SteadyError("worker_unavailable", words)))
 
     def _hire(self) -> Any:
         rest = {k: v for k, v in self._resources.items() if k not in ("CPU", "GPU")}
@@ -458,10 +234,10 @@ class RayExecutor:
         )
         return made.remote(self._spec, self._limits)
 
-    async def _attend(self, slot: Slot, actor: Any) -> None:
+    async def _attend(self, slot: Slot, actor: Any, met: Met) -> None:
         """Hear one actor and pass orders on, until it left. Raises RayError, _Silent."""
-        met = _Met(**await actor.hello.remote())  # waits for a machine, however long
-        orders: asyncio.Queue[tuple[Any, ...]] = asyncio.Queue()
+        self.joining = False
+        orders: asyncio.Queue[_Order] = asyncio.Queue()
         self._orders[slot] = (met.name, orders)
         self._tell(slot, met)
         ears = asyncio.create_task(self._hear(slot, actor))
@@ -489,11 +265,17 @@ class RayExecutor:
                 self._tell(slot, report)
                 left = report.left
 
-    def _tell(self, slot: Slot, news: _News) -> None:
-        self._news.put((slot, news))
+    def _put(self, slot: Slot, name: str, order: _Order) -> None:
+        known, orders = self._orders.get(slot, ("", None))
+        if orders is not None and known == name:
+            orders.put_nowait(order)
 
 
-async def _hand_on(orders: "asyncio.Queue[tuple[Any, ...]]", actor: Any) -> None:
+def _nobody(_slot: Slot, _news: object) -> None:
+    """Who is told before the start."""
+
+
+async def _hand_on(orders: asyncio.Queue[_Order], actor: Any) -> None:
     """One at a time, so that they arrive in their order."""
     while True:
         method, *arguments = await orders.get()
@@ -505,18 +287,24 @@ async def _answer(ref: Any) -> list[Report]:
     return answer
 
 
+async def _again(actor: Any) -> Met | None:
+    """The actor after its restart; None when that takes too long to wait for."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_VERDICT):
+            while True:
+                try:
+                    return Met(**await actor.hello.remote())
+                except ActorUnavailableError:
+                    await asyncio.sleep(0.1)
+                except RayError:
+                    return None
+    return None
+
+
 def _dismiss(actor: Any) -> None:
     """End it, now or when it can be reached again."""
     with contextlib.suppress(RayError):
         ray.kill(actor)
-
-
-def _task(place: _Place, job_id: str, attempt: int) -> Task | None:
-    return next((t for t in place.tasks if (t.job_id, t.attempt) == (job_id, attempt)), None)
-
-
-def _moved(event: Event, slot: Slot) -> Event:
-    return replace(event, slot=slot)
 
 
 def _short(error: BaseException) -> str:
@@ -526,31 +314,6 @@ def _short(error: BaseException) -> str:
 
 
 # -- the cluster
-
-
-def _keep_signals() -> None:
-    """Ray puts handlers of its own below Python's while we join, from whichever thread; with
-    them a process that was told to end leaves by an abort."""
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.getsignal(number))
-
-
-def _identify(address: str, state: Path) -> None:
-    """Ray's own password, always on."""
-    if address == "local":
-        path = state / "ray_token"
-        path.unlink(missing_ok=True)
-        with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            file.write(secrets.token_hex(32))
-        os.environ.pop("RAY_AUTH_TOKEN", None)
-        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
-    elif not (os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH")):
-        raise SteadyError(
-            "bad_config",
-            f"The Ray cluster at `{address}` is joined with its token.",
-            remedy="Put it into a file and set RAY_AUTH_TOKEN_PATH to that, here as on every node.",
-        )
 
 
 @contextlib.contextmanager

@@ -1,0 +1,10 @@
+"""Slots on Ray that misbehave; imported by the watcher that asks for them and by the actors."""
+
+from watcher.executor.far import FarSlot, Report
+
+
+class Stutter(FarSlot):
+    """Says everything twice."""
+
+    def hear(self) -> list[Report]:
+        return [report for report in super().hear() for _ in range(2)]

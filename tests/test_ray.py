@@ -1,0 +1,305 @@
+"""Slots on a real Ray cluster: head and nodes are processes, the cable between two machines is
+a cable between two network namespaces, and each is killed or cut while a job runs.
+
+`make ray` runs this in a network namespace of its own that has loopback alone. Times to
+recovery are printed.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from cluster import Cluster, Machine, link
+from conftest import until
+from engines import read_log
+from history import faults, pictures, renders
+from roots import Root
+
+from watcher.store import JobStore
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
+
+HEAD = "10.77.0.1"  #: reachable over every cable, and when each of them is cut
+LONG = "steps=60 sleep=0.1"
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head with one slot."""
+    assert [name for _, name in socket.if_nameindex()] == ["lo"], "run this by `make ray`"
+    link(f"addr add {HEAD}/32 dev lo")
+    with tempfile.TemporaryDirectory(prefix="ray-") as folder:
+        made = Cluster(Path(folder), address=HEAD, cpus=1)
+        try:
+            yield made
+        finally:
+            made.close()
+
+
+@pytest.fixture
+def root(cluster: Cluster, make_root: Callable[..., Root]) -> Root:
+    """A root whose watcher joins the cluster."""
+    made = make_root(**cluster.settings)
+    made.extra |= cluster.environment
+    return made
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Callable[[str, float], None]:
+    """Print a time that was measured, also when the test is green."""
+
+    def print_it(what: str, seconds: float) -> None:
+        with capsys.disabled():
+            print(f"\n    {what}: {seconds:.1f} s", flush=True)
+
+    return print_it
+
+
+def begun(root: Root, prompt: str, times: int = 1) -> bool:
+    """Has the engine begun this prompt so many times, and come a step further?"""
+    log = [e["event"] for e in read_log(root.log) if e.get("prompt") == prompt]
+    return log.count("start") == times and log[-1] == "step"
+
+
+def slots(root: Root, state: str) -> list[dict[str, Any]]:
+    return [w for w in root.pulse().get("workers", ()) if w["state"] == state]
+
+
+def warm(root: Root, count: int = 1) -> None:
+    until(lambda: len(slots(root, "ready")) == count, 90, f"{count} warm slots; {root.said}")
+
+
+def cancel(root: Root, job_id: str) -> None:
+    record = JobStore(f"sqlite:///{root.folder / 'steady.db'}")
+    record.cancel(job_id, time.time_ns() // 1000)
+    record.close()
+
+
+def test_jobs_run_on_an_actor_and_the_watcher_alone_makes_their_pictures(root: Root) -> None:
+    watcher = root.watch()
+    root.drop("three.json", json.dumps([{"prompt": f"p{i} steps=2"} for i in range(3)]))
+    root.wait_for(*["completed"] * 3, timeout=90)
+    [slot] = until(lambda: slots(root, "ready"))
+    actor = psutil.Process(slot["actor_pid"])
+    assert [child.pid for child in actor.children()] == [slot["pid"]]
+    assert {e["pid"] for e in read_log(root.log)} == {slot["pid"]}
+    assert watcher.pid not in [parent.pid for parent in actor.parents()]
+    watcher.send_signal(signal.SIGTERM)
+    assert watcher.wait(20) == 0
+    until(lambda: not actor.is_running(), 20, "the end of the actor")
+    assert faults(root.folder, expected=3, log=root.log) == []
+
+
+def test_a_killed_actor_costs_one_rendering(root: Root, say: Callable[..., None]) -> None:
+    root.watch()
+    warm(root)
+    root.drop("a.yaml", f"prompt: a {LONG}\n")
+    until(lambda: begun(root, f"a {LONG}"), 30, "the start")
+    killed = time.monotonic()
+    os.kill(slots(root, "busy")[0]["actor_pid"], signal.SIGKILL)
+    until(lambda: begun(root, f"a {LONG}", 2), 60, "the second start")
+    say("actor killed: its job runs again after", time.monotonic() - killed)
+    [job] = root.wait_for("completed", timeout=60)
+    assert (job["attempt"], job["deaths"]) == (2, 1)
+    assert faults(root.folder, expected=1, log=root.log, kills=1) == []
+
+
+def test_a_job_that_always_kills_its_actor_is_set_aside_after_two(
+    root: Root, say: Callable[..., None]
+) -> None:
+    root.watch()
+    warm(root)
+    asked = time.monotonic()
+    root.drop("a.yaml", "- prompt: a orphan steps=3 sleep=0.3\n- prompt: b steps=2\n")
+    bad, good = root.wait_for("failed", "completed", timeout=120)
+    say("two dead actors and the next job done after", time.monotonic() - asked)
+    assert (bad["error_code"], bad["deaths"], bad["attempt"]) == ("worker_crashed", 2, 2)
+    assert good["attempt"] == 1
+    assert len(pictures(root.folder)) == 1
+
+
+def test_a_job_that_always_kills_its_worker_leaves_the_actor_alone(root: Root) -> None:
+    root.watch()
+    warm(root)
+    actor = slots(root, "ready")[0]["actor_pid"]
+    root.drop("a.yaml", "- prompt: a kill steps=3 sleep=0.1\n- prompt: b steps=2\n")
+    bad, _ = root.wait_for("failed", "completed", timeout=60)
+    assert (bad["error_code"], bad["deaths"]) == ("worker_crashed", 2)
+    assert [slot["actor_pid"] for slot in slots(root, "ready")] == [actor]
+
+
+def test_a_cancelled_job_keeps_actor_and_worker(root: Root) -> None:
+    root.watch()
+    warm(root)
+    [before] = slots(root, "ready")
+    root.drop("a.yaml", f"prompt: a {LONG}\n")
+    until(lambda: begun(root, f"a {LONG}"), 30, "the start")
+    cancel(root, root.jobs()[0]["id"])
+    root.wait_for("cancelled", timeout=10)
+    root.drop("b.yaml", "prompt: b steps=2\n")
+    root.wait_for("cancelled", "completed", timeout=10)
+    [after] = until(lambda: slots(root, "ready"))
+    assert [before[k] for k in ("actor_pid", "pid")] == [after[k] for k in ("actor_pid", "pid")]
+    assert len(pictures(root.folder)) == 1
+
+
+def test_a_killed_watcher_costs_one_rendering(root: Root, say: Callable[..., None]) -> None:
+    watcher = root.watch()
+    warm(root)
+    root.drop("a.yaml", f"prompt: a {LONG}\n")
+    until(lambda: begun(root, f"a {LONG}"), 30, "the start")
+    actor = psutil.Process(slots(root, "busy")[0]["actor_pid"])
+    killed = time.monotonic()
+    watcher.kill()
+    watcher.wait()
+    root.watch()
+    until(lambda: begun(root, f"a {LONG}", 2), 90, "the second start")
+    say("watcher killed and started: its job runs again after", time.monotonic() - killed)
+    [job] = root.wait_for("completed", timeout=60)
+    assert (job["attempt"], job["deaths"], job["watcher_deaths"]) == (2, 0, 1)
+    assert not actor.is_running(), "the dead watcher's actor holds a GPU"
+    assert faults(root.folder, expected=1, log=root.log, kills=1) == []
+
+
+def test_what_is_said_twice_counts_once(root: Root) -> None:
+    watcher = root.watch(stutter=True)
+    root.drop("a.json", json.dumps([{"prompt": f"p{i} steps=2"} for i in range(3)]))
+    root.wait_for(*["completed"] * 3, timeout=90)
+    watcher.send_signal(signal.SIGTERM)
+    assert watcher.wait(20) == 0
+    assert faults(root.folder, expected=3, log=root.log) == []
+    assert set(renders(root.log).values()) == {1}
+    assert [job["attempt"] for job in root.jobs()] == [1, 1, 1]
+
+
+def test_a_frozen_actor_counts_as_lost_and_its_late_picture_does_not(
+    root: Root, say: Callable[..., None]
+) -> None:
+    root.watch(silence=4)
+    warm(root)
+    root.drop("a.yaml", f"prompt: a {LONG}\n")
+    until(lambda: begun(root, f"a {LONG}"), 30, "the start")
+    [slot] = slots(root, "busy")
+    frozen = time.monotonic()
+    os.kill(slot["actor_pid"], signal.SIGSTOP)
+    try:
+        until(lambda: root.states() == ["queued"], 20, "the loss")
+        say("actor frozen, silence of 4 s allowed: given up after", time.monotonic() - frozen)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(slot["actor_pid"], signal.SIGCONT)
+    [job] = root.wait_for("completed", timeout=90)
+    assert (job["attempt"], job["deaths"]) == (2, 0)
+    assert faults(root.folder, expected=1, log=root.log, kills=1) == []
+
+
+def test_nothing_is_claimed_before_a_slot_is_warm(
+    cluster: Cluster, make_root: Callable[..., Root]
+) -> None:
+    root = make_root(**cluster.settings)
+    cold = json.loads((root.folder / "config.yaml").read_text())
+    cold["engine_options"]["load_sleep"] = 3
+    (root.folder / "config.yaml").write_text(json.dumps(cold))
+    root.extra |= cluster.environment
+    root.watch()
+    root.drop("a.yaml", "prompt: a steps=2\n")
+    until(lambda: slots(root, "loading"), 60, "a slot that loads")
+    assert root.states() == ["queued"]
+    [job] = root.wait_for("completed", timeout=60)
+    [load] = [e for e in read_log(root.log) if e["event"] == "load"]
+    [start] = [e for e in read_log(root.log) if e["event"] == "start"]
+    assert job["attempt"] == 1
+    assert start["t"] > load["t"]
+
+
+def test_a_node_that_comes_is_used_and_when_its_raylet_is_killed_its_job_moves(
+    cluster: Cluster, root: Root, say: Callable[..., None]
+) -> None:
+    root.watch()
+    warm(root)
+    root.drop("a.yaml", f"- prompt: a {LONG}\n- prompt: b {LONG}\n- prompt: c {LONG}\n")
+    until(lambda: begun(root, f"a {LONG}"), 30, "the start")
+    assert root.states() == ["generating", "queued", "queued"]
+    asked = time.monotonic()
+    node = cluster.node()
+    until(lambda: root.states().count("generating") == 2, 90, "both slots at work")
+    say("ray start of a node to a job on it", time.monotonic() - asked)
+    raylet = node.raylet()
+    assert raylet is not None
+    [moved] = [s for s in slots(root, "busy") if raylet.pid in _parents(s["actor_pid"])]
+    prompt = next(j["prompt"] for j in root.jobs() if j["id"] == moved["job"]["job_id"])
+    until(lambda: begun(root, prompt), 30, "a step on the new node")
+    killed = time.monotonic()
+    raylet.kill()
+    until(lambda: begun(root, prompt, 2), 90, "the start elsewhere")
+    say("raylet killed: its job runs elsewhere after", time.monotonic() - killed)
+    jobs = root.wait_for(*["completed"] * 3, timeout=90)
+    assert sorted(job["attempt"] for job in jobs) == [1, 1, 2]
+    assert [job["deaths"] for job in jobs] == [0, 0, 0]
+    assert faults(root.folder, expected=3, log=root.log, kills=1) == []
+
+
+def _parents(pid: int) -> list[int]:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [process.pid for process in psutil.Process(pid).parents()]
+    return []
+
+
+def test_a_cut_cable_moves_the_job_and_the_late_picture_is_refused(
+    cluster: Cluster, root: Root, say: Callable[..., None]
+) -> None:
+    """Also: the machine out there never sees the root, so the bytes come to the watcher."""
+    root.log = root.folder.parent / "engine.log"
+    settings = json.loads((root.folder / "config.yaml").read_text())
+    settings["engine_options"]["log"] = str(root.log)
+    (root.folder / "config.yaml").write_text(json.dumps(settings))
+    machine = Machine(hide=root.folder, route=HEAD)
+    try:
+        cluster.node(machine=machine)
+        root.watch()
+        warm(root, 2)
+        root.drop("a.yaml", f"- prompt: a {LONG}\n- prompt: b {LONG}\n")
+        until(lambda: begun(root, f"a {LONG}") and begun(root, f"b {LONG}"), 30, "both starts")
+        [far] = [s for s in slots(root, "busy") if machine.owns(s["actor_pid"])]
+        prompt = next(j["prompt"] for j in root.jobs() if j["id"] == far["job"]["job_id"])
+        cut = time.monotonic()
+        machine.pull()
+        until(lambda: root.states().count("queued"), 60, "the loss")
+        say("cable cut: given up after", time.monotonic() - cut)
+        until(lambda: begun(root, prompt, 2), 60, "the start elsewhere")
+        say("cable cut: its job runs elsewhere after", time.monotonic() - cut)
+        machine.plug()
+        jobs = root.wait_for("completed", "completed", timeout=90)
+        assert sorted(job["attempt"] for job in jobs) == [1, 2]
+        assert [job["deaths"] for job in jobs] == [0, 0]
+        assert faults(root.folder, expected=2, log=root.log, kills=1) == []
+        assert sorted(renders(root.log).values()) == [1, 2], "the cut-off machine went on"
+    finally:
+        machine.close()
+
+
+def test_a_cluster_is_joined_with_its_token_alone(
+    cluster: Cluster, make_root: Callable[..., Root]
+) -> None:
+    root = make_root(**cluster.settings)
+    root.drop("a.yaml", "prompt: a steps=2\n")
+    assert root.watch().wait(60) == 4
+    assert "RAY_AUTH_TOKEN_PATH" in root.said.read_text()
+    root.extra = {"RAY_AUTH_TOKEN": "guessed"}
+    watcher = root.watch()
+    until(lambda: "worker_unavailable" in root.troubles(), 90, "the trouble")
+    assert root.states() == ["queued"]
+    watcher.kill()
+    watcher.wait()
+    root.extra = cluster.environment
+    root.finish(90)
+    assert faults(root.folder, expected=1, log=root.log) == []
