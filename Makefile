@@ -14,7 +14,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test again slow fuzz torture serve lint format bench wheel written screens starter starter-score clean
+.PHONY: help venv demo test again slow ray fuzz torture serve lint format bench wheel written screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,13 +60,24 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 
 # -- working on it -------------------------------------------------------------------------------
 test: $(VENV)/.installed-test $(AXE) ## all tests but the slow ones (real processes, the real pipeline)
-	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu"
+	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not ray"
 
 again: $(VENV)/.installed-test ## only the tests that failed last, one at a time
-	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu"
+	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray"
 
 slow: $(VENV)/.installed-test $(AXE) ## the slow tests: storms, thousands of files, fuzzing the routes
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu"
+
+# A machine of its own: loopback alone, where every link to another machine is one of the test's.
+ALONE := $(if $(filter 0,$(shell id -u)),unshare --net,unshare --map-root-user --net) \
+	sh -c 'ip link set lo up && exec "$$@"' sh
+ray: $(VENV)/.installed-test ## executor: ray on real clusters whose actors, nodes and cables fail
+	@$(ALONE) true || { \
+	  echo "make ray needs a network namespace (util-linux, iproute2): be root, or allow them to users"; \
+	  echo "(sysctl kernel.unprivileged_userns_clone=1)."; \
+	  exit 1; }
+	$(ALONE) $(BIN)/python -m pytest -m ray tests/test_ray.py
+	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python -m pytest --timeout 300 tests/test_exactly_once.py
 
 fuzz: $(VENV)/.installed-test ## two thousand odd requests against the running API
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m slow tests/test_schemathesis.py

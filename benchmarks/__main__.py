@@ -24,6 +24,7 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
     "encoders": encoders.lines,
     "ready": service.ready,
     "device": service.device,
+    "ray": service.on_ray,
     "bare": service.bare,
     "latency": service.latency,
     "cancel": service.cancel,

@@ -7,6 +7,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import psutil
 
@@ -14,9 +16,19 @@ from benchmarks.lines import Line, percentile
 from benchmarks.rig import STARTER, Door, Root, a_root, events, read_log, settled, wait, warm
 
 
-def device(jobs: int = 30) -> list[Line]:
-    """An engine that sleeps 8 x 100 ms and returns a photo-like picture of 1024²."""
-    with a_root(default_width=1024, default_height=1024) as root:
+@dataclass(frozen=True)
+class _Night:
+    """``jobs`` photo-like pictures of 1024² by an engine that sleeps 8 x 100 ms for each."""
+
+    jobs: int
+    wall: float  #: seconds from the first start to the last completion, by the record
+    inside: float  #: seconds within the engine
+    gaps: list[float]  #: milliseconds between a picture and the next start
+    cpu: float  #: seconds of the watcher
+
+
+def _night(jobs: int, **settings: Any) -> _Night:
+    with a_root(default_width=1024, default_height=1024, **settings) as root:
         warm(root)
         before = len(read_log(root.log))
         watcher = psutil.Process(root.pulse()["pid"])
@@ -30,13 +42,35 @@ def device(jobs: int = 30) -> list[Line]:
     inside = sum(e["t"] - s["t"] for s, e in zip(starts, ends, strict=True)) / 1e9
     wall = (max(j["completed_at"] for j in record) - min(j["started_at"] for j in record)) / 1e6
     gaps = [(s["t"] - e["t"]) / 1e6 for e, s in zip(ends, starts[1:], strict=False)]
+    return _Night(jobs, wall, inside, gaps, cpu)
+
+
+def device(jobs: int = 30) -> list[Line]:
+    """The service against the time that its engine took."""
+    night = _night(jobs)
     return [
         Line(
-            f"service / time in the engine, {jobs} jobs of 1024²", wall / inside, "x", 1.05,
-            f"{wall:.1f} s, {cpu / jobs * 1e3:.0f} ms of watcher CPU a job",
+            f"service / time in the engine, {jobs} jobs of 1024²", night.wall / night.inside,
+            "x", 1.05, f"{night.wall:.1f} s, {night.cpu / jobs * 1e3:.0f} ms of watcher CPU a job",
         ),
-        Line("device idle between two jobs, median", statistics.median(gaps), "ms", 5),
-        Line("device idle between two jobs, p99", percentile(gaps, 0.99), "ms", 25),
+        Line("device idle between two jobs, median", statistics.median(night.gaps), "ms", 5),
+        Line("device idle between two jobs, p99", percentile(night.gaps, 0.99), "ms", 25),
+    ]  # fmt: skip
+
+
+def on_ray(jobs: int = 30) -> list[Line]:
+    """The same on one actor of a Ray cluster on this machine."""
+    night = _night(jobs, executor="ray", device="cpu", ray_slots=1)
+    return [
+        Line(
+            f"on Ray: what the service adds to a job of 1024², {jobs} jobs",
+            (night.wall - night.inside) / jobs * 1e3, "ms", 40,
+            f"{night.wall / night.inside:.3f}x, {night.cpu / jobs * 1e3:.0f} ms of watcher CPU a job",
+        ),
+        Line(
+            "on Ray: device idle between two jobs, median", statistics.median(night.gaps), "ms", 40,
+            f"p99 {percentile(night.gaps, 0.99):.1f}",
+        ),
     ]  # fmt: skip
 
 

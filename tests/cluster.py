@@ -8,6 +8,7 @@ cable to ours that can be pulled. Both need no more than loopback. Everything en
 import atexit
 import contextlib
 import functools
+import json
 import os
 import secrets
 import shutil
@@ -49,22 +50,30 @@ class Machine:
             stdout=subprocess.PIPE,
         )
         assert self._keeper.stdout is not None
-        assert self._keeper.stdout.read(1) == b"\n", "no namespaces here: be root, or `unshare -r`"
+        with self._keeper.stdout as ready:
+            assert ready.read(1) == b"\n", "no namespaces here: be root, or `unshare -r`"
         link(f"link add {self.near} type veth peer name {far} netns {self._keeper.pid}")
+        link(f"link set {self.near} addrgenmode none")
         link(f"addr add {self.here}/24 dev {self.near}")
         self.plug()
         for command in (
             "link set lo up",
+            f"link set {far} addrgenmode none",
             f"addr add {self.address}/24 dev {far}",
             f"link set {far} up",
             *([f"route add {route} via {self.here}"] if route else []),
         ):
-            subprocess.run([*self.wrapper, "ip", *command.split()], check=True)
+            self.run("ip", *command.split())
 
     @property
     def wrapper(self) -> list[str]:
         """What runs a command over there."""
         return ["nsenter", "-t", str(self._keeper.pid), "--net", "--mount"]
+
+    def run(self, *command: str) -> str:
+        """What this command prints over there."""
+        whole = [*self.wrapper, *command]
+        return subprocess.run(whole, check=True, capture_output=True, text=True).stdout
 
     def owns(self, pid: int) -> bool:
         return _network(pid) == _network(self._keeper.pid)
@@ -72,6 +81,18 @@ class Machine:
     def processes(self) -> list[int]:
         """Everything that runs there, but the one that keeps it."""
         return [p for p in psutil.pids() if p != self._keeper.pid and self.owns(p)]
+
+    def said(self) -> int:
+        """Packets that came out of its cable."""
+        told = subprocess.run(
+            ["ip", "-j", "-s", "link", "show", self.near], check=True, capture_output=True
+        )
+        return int(json.loads(told.stdout)[0]["stats64"]["rx"]["packets"])
+
+    def listeners(self) -> set[str]:
+        """Addresses that something listens on there."""
+        lines = self.run("ss", "-Hltun").splitlines()
+        return {line.split()[4].rpartition(":")[0] for line in lines}
 
     def pull(self) -> None:
         link(f"link set {self.near} down")
@@ -155,10 +176,17 @@ class Cluster:
         self._folder = folder
         self._said = folder / "ray.log"
         self.token = secrets.token_hex(16)
+        self._cpus = cpus
         self.address = f"{address}:{_free_port(address)}"
         self.nodes: list[Node] = []
-        self.head = self._start("--head", f"--port={self.address.split(':')[1]}",
-            f"--node-ip-address={address}", f"--num-cpus={cpus}", "--include-dashboard=false")  # fmt: skip
+        self.head = self.start_head()
+
+    def start_head(self) -> Node:
+        """At the address it always has."""
+        address, _, port = self.address.partition(":")
+        self.head = self._start("--head", f"--port={port}", f"--node-ip-address={address}",
+            f"--num-cpus={self._cpus}", "--include-dashboard=false")  # fmt: skip
+        return self.head
 
     @property
     def environment(self) -> dict[str, str]:

@@ -5,6 +5,7 @@ worker's PYTHONPATH. Words of the form ``key=value`` and the faults below are ob
 they stand in the prompt; all other words are just prompt.
 
     sleep=0.1      seconds per step
+    held=PATH      the first step goes on while PATH exists, and heeds a cancel
     steps=8        forwards (default: what the request asks for)
     at=2           the fault comes after so many forwards (default 1; 0: before the first)
     once           the fault comes only the first time this prompt is run (needs the log)
@@ -139,6 +140,7 @@ class Scripted:
         words = request.prompt.split()
         values = dict(w.split("=", 1) for w in words if "=" in w)
         total = int(values.get("steps", forwards_of(request.num_inference_steps or 9)))
+        held = values.get("held")
         pause = float(values.get("sleep", 0))
         fault = next((w for w in words if w.partition("=")[0] in FAULTS), None)
         if fault and "once" in words and self._ran_before(request.prompt):
@@ -152,6 +154,9 @@ class Scripted:
                     time.sleep(pause)
                     self._note("step", request, done=done)
                     on_step(done, total)
+                    while done == 1 and held and os.path.exists(held):
+                        time.sleep(0.05)
+                        on_step(done, total)
                 if fault and done == min(at, total):
                     self._note("fault", request, fault=fault)
                     self._fault(fault, request)

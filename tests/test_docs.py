@@ -40,7 +40,7 @@ RUN = {"quickstart.md", "operations.md"}
 ELSEWHERE = {"api.md", "clients.md"}
 #: Programs that are not ours: what they are told is believed.
 FOREIGN = {"apt-get", "cd", "chmod", "cp", "docker", "git", "install", "systemctl",
-           "umask", "useradd", "usermod", "."}  # fmt: skip
+           "umask", "useradd", "usermod", "ray", "."}  # fmt: skip
 
 named = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 

@@ -28,7 +28,7 @@ from typing import Any
 
 import psutil
 from history import faults, legal, rows
-from roots import Root
+from roots import ON_RAY, Root
 
 
 @dataclasses.dataclass
@@ -178,23 +178,30 @@ def _feed(root: Root, dice: random.Random, number: int) -> int:
     return count
 
 
-def _kill_worker(watcher: subprocess.Popen[bytes], dice: random.Random) -> bool:
-    """SIGKILL one child of the watcher; False when it has none."""
+def _kill_worker(root: Root, watcher: subprocess.Popen[bytes], dice: random.Random) -> bool:
+    """SIGKILL one process that works for the watcher; False when there is none."""
+    workers = _workers(root, watcher)
     with contextlib.suppress(psutil.NoSuchProcess):
-        children = psutil.Process(watcher.pid).children()
-        if children:
-            dice.choice(children).kill()
+        if workers:
+            dice.choice(workers).kill()
             return True
     return False
 
 
-def _busy(watcher: subprocess.Popen[bytes]) -> bool:
+def _workers(root: Root, watcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """The watcher's children; on Ray the actors it has met, and the workers below them."""
+    found = []
     with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(psutil.Process(watcher.pid).children())
-    return False
+        if not ON_RAY:
+            return psutil.Process(watcher.pid).children()
+        pulse = root.pulse()
+        for slot in pulse.get("workers", ()) if pulse.get("pid") == watcher.pid else ():
+            for pid in filter(None, (slot["pid"], slot.get("actor_pid"))):
+                found.append(psutil.Process(pid))
+    return found
 
 
-def _wait(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+def _wait(condition: Callable[[], object], seconds: float = 10.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)
@@ -226,8 +233,8 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
         if fate > 0.75:
             _wait(client.hears)
         elif fate < 0.25 or dice.random() < 0.3:
-            _wait(functools.partial(_busy, watcher))
-        if fate < 0.25 and _kill_worker(watcher, dice):
+            _wait(functools.partial(_workers, root, watcher))
+        if fate < 0.25 and _kill_worker(root, watcher, dice):
             tally.workers += 1
         elif fate > 0.75:
             api.send_signal(signal.SIGKILL)

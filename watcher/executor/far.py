@@ -39,9 +39,13 @@ class FarSlot:
     Args:
         spec: what the worker loads.
         limits: keyword arguments of LocalExecutor.
+        environment: what this process and its workers have otherwise than those that Ray runs.
     """
 
-    def __init__(self, spec: WorkerSpec, limits: Mapping[str, Any]) -> None:
+    def __init__(
+        self, spec: WorkerSpec, limits: Mapping[str, Any], environment: Mapping[str, str]
+    ) -> None:
+        os.environ.update(environment)
         self._name = uuid.uuid4().hex
         self._taken = 0
         self._refused: list[Event] = []

@@ -82,6 +82,7 @@ class RayLine:
         self._silence = silence
         self._backoff = tuple(backoff)
         self._actor = actor
+        self._environment = {"HOME": str(Path.home())} if address == "local" else {}  # see _home
         self.joining = False
         self._tell: Tell = _nobody
         self._thread = threading.Thread(target=self._live, name="ray", daemon=True)
@@ -232,7 +233,7 @@ class RayLine:
             max_task_retries=0,  # whether a job runs again is ours to decide
             max_concurrency=4,
         )
-        return made.remote(self._spec, self._limits)
+        return made.remote(self._spec, self._limits, self._environment)
 
     async def _attend(self, slot: Slot, actor: Any, met: Met) -> None:
         """Hear one actor and pass orders on, until it left. Raises RayError, _Silent."""
@@ -322,13 +323,31 @@ def _cluster(address: str, state: Path) -> Iterator[None]:
     logging.getLogger("ray").setLevel(logging.ERROR)
     with contextlib.ExitStack() as ends:
         own: dict[str, Any] = {}
+        folder = ""
         if address == "local":
             folder = _folder(state / "ray")
             ends.callback(shutil.rmtree, folder, ignore_errors=True)
             own = {"include_dashboard": False, "object_store_memory": _STORE, "_temp_dir": folder}
         ends.callback(ray.shutdown)
-        ray.init(address=address, configure_logging=False, log_to_driver=True, **own)
+        with _home(Path(folder)) if own else contextlib.nullcontext():
+            ray.init(address=address, configure_logging=False, log_to_driver=True, **own)
         yield
+
+
+@contextlib.contextmanager
+def _home(folder: Path) -> Iterator[None]:
+    """Ray's own processes are at home in ``folder``.
+
+    One of them asks the network which cloud this is (a name server and 169.254.169.254), also
+    where nothing is to be reported; but not where it finds its cluster described at home.
+    """
+    (folder / "ray_bootstrap_config.yaml").write_text("{}")
+    before = str(Path.home())
+    os.environ["HOME"] = str(folder)
+    try:
+        yield
+    finally:
+        os.environ["HOME"] = before
 
 
 def _folder(link: Path) -> str:
