@@ -161,7 +161,7 @@ class Checker:
         ):
             problems.append(
                 Problem(
-                    "wrong_type",
+                    "bad_metadata",
                     f"`metadata` {why}.",
                     key="metadata",
                     value=shown(metadata),
