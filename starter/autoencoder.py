@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from starter import data, world
+from starter import data, net, world
 from starter.optim import Optimizer
 
 CONFIG: dict[str, Any] = {
@@ -127,7 +127,7 @@ def train(folder: Path, *, minutes: float) -> None:
         progress = spent / (minutes * 60)
         number, side = ((8, 48), (5, 64), (2, 128))[min(2, int(progress * 3))]
         true = _pixels(rng, number, side, ((128, 128), (256, 256)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=net.HALF):
             posterior = vae.encode(true).latent_dist
             made = vae.decode(
                 posterior.sample() + 0.12 * torch.rand_like(posterior.mean)
@@ -177,7 +177,7 @@ def refine(source: Path, folder: Path, *, minutes: float, peak: float = 6e-4) ->
         progress = spent / (minutes * 60)
         number, side = ((4, 128), (12, 64))[step % 2]
         true = _pixels(rng, number, side, ((128, 128), (128, 128), (256, 256)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=net.HALF):
             with torch.no_grad():
                 latents = vae.encode(true).latent_dist.mean
             # The transformer's latents are never quite clean: the decoder must not mind.

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from starter import scenery, world
+from starter import net, scenery, world
 from starter.sprites import KINDS
 
 SIDE = 128  #: The shorter side of a picture is brought to this, in pixels.
@@ -133,7 +133,7 @@ def train(file: Path = FILE, steps: int = 1300, batch: int = 40, pool: int = 130
         answers = truth([s.scene for s in picks])
         kinds = torch.from_numpy(np.stack([s.kinds for s in picks])).long()
         pixels = _blemish(torch.stack([prepare(s.image) for s in picks]), generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=net.HALF):
             logits = judge(pixels.contiguous(memory_format=torch.channels_last))
         weight = torch.where(kinds > 0, 1.0, 0.25)
         dense = F.cross_entropy(logits["patches"].float(), kinds, reduction="none")

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from starter.net import HALF
+
 
 def orthogonalise(update: Tensor, steps: int = 4) -> Tensor:
     """Newton-Schulz iteration that makes the singular values of matrices nearly one.
@@ -17,7 +19,7 @@ def orthogonalise(update: Tensor, steps: int = 4) -> Tensor:
         steps: of the iteration.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = update.bfloat16()
+    x = update.bfloat16() if HALF else update
     tall = x.shape[-2] > x.shape[-1]
     if tall:
         x = x.mT.contiguous()

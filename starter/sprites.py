@@ -418,27 +418,15 @@ DRAWINGS: dict[str, Callable[[Pen], None]] = {**SHAPES, **THINGS}
 KINDS: tuple[str, ...] = tuple(DRAWINGS)  #: Every kind of object, in the order of its label.
 
 _TILTED = {
-    "star": 12,
-    "heart": 8,
-    "balloon": 6,
-    "rocket": 16,
-    "butterfly": 14,
-    "fish": 8,
-    "apple": 6,
+    "star": 4,
+    "heart": 4,
+    "balloon": 3,
+    "rocket": 8,
+    "butterfly": 7,
+    "fish": 4,
+    "apple": 3,
 }
-_MIRRORED = {
-    "car",
-    "boat",
-    "fish",
-    "cat",
-    "bird",
-    "cup",
-    "dog",
-    "palm",
-    "umbrella",
-    "house",
-    "flower",
-}
+_MIRRORED = {"car", "boat", "fish", "bird"}
 
 
 def sprite(kind: str, colour: Colour, radius: float, rng: Random) -> Image.Image:

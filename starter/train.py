@@ -158,7 +158,12 @@ def stage_transformer(arguments: argparse.Namespace) -> None:
 def stage_bake(arguments: argparse.Namespace) -> None:
     """Make guidance part of the weights, from a frozen teacher."""
     parts = RUNS / "base" / "ema"
-    if not (parts / "tokenizer").exists():
+    if not parts.exists():
+        # Straight from the shipped weights: for a short session, in which the first stage would
+        # only take the guidance out that is in them.
+        _first_weights(arguments)
+        parts = RUNS / "start"
+    elif not (parts / "tokenizer").exists():
         shutil.copytree(RUNS / "start" / "tokenizer", parts / "tokenizer")
     extra = ["--guide", str(arguments.guide), "--peak", "5e-4"]
     _workers(arguments, parts, RUNS / "bake", arguments.minutes / 8, extra)

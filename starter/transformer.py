@@ -29,20 +29,16 @@ from starter.sprites import KINDS
 
 #: Share of training steps by size (width, height), and the batch of each.
 MIX: dict[tuple[int, int], tuple[float, int]] = {
-    (128, 128): (0.74, 32),
-    (192, 128): (0.07, 24),
-    (128, 192): (0.07, 24),
-    (256, 256): (0.06, 10),
-    (160, 96): (0.02, 32),
-    (96, 160): (0.02, 32),
-    (64, 64): (0.02, 32),
+    (128, 128): (0.9, 24),
+    (192, 128): (0.04, 24),
+    (128, 192): (0.04, 24),
+    (256, 256): (0.02, 8),
 }
 DROP = 0.08  #: Share of captions left out, so that guidance can be used.
-LONG = (
-    0.16  #: Share of 128x128 batches whose captions are drawn out with filler words to 64 tokens.
-)
+LONG = 0.1  #: Share of 128x128 batches whose captions are drawn out with filler words to 64 tokens.
+OBJECTS = 3.0  #: How much more than the rest of a picture the patches near an object count.
 AUXILIARY = 0.1  #: Weight of the heads' loss beside that of the pictures.
-HEADS_ALONE = 100  #: Steps in which new heads learn without moving what they look at.
+HEADS_ALONE = 60  #: Steps in which new heads learn without moving what they look at.
 GOSSIP_STEPS = 25  #: Steps between two looks at the other workers' weights.
 SAVE_SECONDS = 240.0  #: Time between two checkpoints.
 
@@ -134,7 +130,7 @@ class Batches:
             shard, k = self.rng.choice(pool), self.rng.randrange(data.SHARD)
             bare = shard.scenes[k].land and not shard.scenes[k].things
             # Objects are harder to learn than empty landscapes: they come more often.
-            if not bare or self.rng.random() < 0.6:
+            if not bare or self.rng.random() < 0.25:
                 picks.append((shard, k))
         latents = torch.stack([shard.latents[k] for shard, k in picks]).float()
         kinds = torch.stack([shard.kinds[k] for shard, k in picks])
@@ -152,8 +148,20 @@ def sigmas(number: int) -> Tensor:
     return 3 * uniform / (1 + 2 * uniform)
 
 
+def emphasis(kinds: Tensor) -> Tensor:
+    """What each latent pixel counts in the loss, mean 1: [batch, 1, 2 * rows, 2 * columns].
+
+    Args:
+        kinds: numbers [batch, rows, columns], 0 where a patch shows no object.
+    """
+    # An outline is made by the patches outside it as much as by those inside.
+    near = F.max_pool2d((kinds > 0).float()[:, None], 3, 1, 1)
+    weight = 1 + (OBJECTS - 1) * near
+    return F.interpolate(weight / weight.mean(), scale_factor=2)
+
+
 class Teacher:
-    """A frozen copy whose guided prediction the model learns to make in one forward."""
+    """A frozen copy that says where guidance would push, so that one forward learns to go there."""
 
     def __init__(self, networks: Networks, tokenizer: Any, weight: float) -> None:
         self.transformer = networks.transformer
@@ -163,10 +171,10 @@ class Teacher:
         networks.requires_grad_(False)
 
     @torch.no_grad()
-    def target(
+    def push(
         self, noisy: Tensor, times: Tensor, numbers: Tensor, lengths: Tensor, block: net.Block
     ) -> Tensor:
-        """The guided velocity, of the shape of `noisy`; the caption and the empty one in one batch."""
+        """What guidance adds to a velocity, of the shape of `noisy`; both captions in one batch."""
         batch, width = numbers.shape
         both = torch.cat([numbers, self.empty[0][:, :width].expand(batch, -1)])
         sizes = torch.cat([lengths, self.empty[1].expand(batch)])
@@ -177,7 +185,7 @@ class Teacher:
         plain = net.forward_batch(
             self.transformer, noisy, times, feats[batch:], sizes[batch:], block
         ).float()
-        return guided + self.weight * (guided - plain)
+        return self.weight * (guided - plain)
 
 
 def rate_at(progress: float, step: int, peak: float, warm_steps: int) -> float:
@@ -319,15 +327,16 @@ def train(
         wide = level[:, None, None, None]
         noisy = (1 - wide) * latents + wide * noise
         taps = dict.fromkeys(networks.heads.taps, noisy)
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=net.HALF):
             target = latents - noise
             if teacher is not None:
-                target = teacher.target(noisy, 1 - level, numbers, lengths, plain)
+                # Beside the pictures, not instead of them: baking goes on learning.
+                target = target + teacher.push(noisy, 1 - level, numbers, lengths, plain)
             feats = words.features(networks.encoder, numbers, lengths)
             guess = net.forward_batch(
                 networks.transformer, noisy, 1 - level, feats, lengths, block, taps
             )
-            flow = (guess.float() - target).square().mean()
+            flow = ((guess.float() - target).square() * emphasis(kinds)).mean()
             # At the noisiest levels nothing of the objects shows yet, at the cleanest all does.
             if step < HEADS_ALONE:
                 taps = {tap: tokens.detach() for tap, tokens in taps.items()}
@@ -335,7 +344,7 @@ def train(
         # Baking is short and starts with new heads: they would only disturb what is there.
         (flow if teacher is not None else flow + AUXILIARY * aux).backward()
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
-        optimizer.step(rate_at(spent / (minutes * 60), step, peak, 20 if teacher else 120))
+        optimizer.step(rate_at(spent / (minutes * 60), step, peak, 20 if teacher else 60))
         step, samples = step + 1, samples + len(latents)
         decay = min(average, (step + 1) / (step + 20))
         with torch.no_grad():

@@ -214,8 +214,8 @@ class _Spot:
 def _plain_spots(scene: Scene, width: int, height: int, rng: Random) -> list[tuple[Thing, _Spot]]:
     unit = min(width, height)
 
-    def near(x: float, y: float, radius: float, wobble: float = 0.035) -> _Spot:
-        size = radius * unit * rng.uniform(0.9, 1.1)
+    def near(x: float, y: float, radius: float, wobble: float = 0.02) -> _Spot:
+        size = radius * unit * rng.uniform(0.95, 1.05)
         return _Spot(
             width * x + rng.uniform(-wobble, wobble) * unit,
             height * y + rng.uniform(-wobble, wobble) * unit,
@@ -233,35 +233,27 @@ def _plain_spots(scene: Scene, width: int, height: int, rng: Random) -> list[tup
             "above": ((0.5, 0.27), (0.5, 0.73)),
             "below": ((0.5, 0.73), (0.5, 0.27)),
         }[way]
-        return [(first, near(*ends[0], 0.205)), (second, near(*ends[1], 0.205))]
+        return [(first, near(*ends[0], 0.22)), (second, near(*ends[1], 0.22))]
     if first.count > 1:
         two = [(0.28, 0.5), (0.72, 0.5)] if width >= height else [(0.5, 0.28), (0.5, 0.72)]
-        row = (
-            [(0.19, 0.5), (0.5, 0.5), (0.81, 0.5)]
-            if width >= height
-            else [(0.5, 0.19), (0.5, 0.5), (0.5, 0.81)]
-        )
-        three = (
-            row
-            if max(width, height) / unit > 1.3 or rng.random() < 0.5
-            else [(0.5, 0.27), (0.27, 0.73), (0.73, 0.73)]
-        )
-        radius = 0.205 if first.count == 2 else (0.145 if three[1] == (0.5, 0.5) else 0.19)
+        # Three in a row would be small in a square.
+        three = [(0.5, 0.27), (0.27, 0.73), (0.73, 0.73)]
         if max(width, height) / unit > 1.3:
-            radius = 0.205
+            row = (0.19, 0.5, 0.81)
+            three = [(x, 0.5) for x in row] if width >= height else [(0.5, y) for y in row]
         places = two if first.count == 2 else three
-        return [(first, near(*place, radius, 0.02)) for place in places]
+        return [(first, near(*place, 0.215)) for place in places]
     middle = {
         "": (0.5, 0.5),
-        "left": (0.25, 0.5),
-        "right": (0.75, 0.5),
-        "top": (0.5, 0.25),
-        "bottom": (0.5, 0.75),
+        "left": (0.27, 0.5),
+        "right": (0.73, 0.5),
+        "top": (0.5, 0.27),
+        "bottom": (0.5, 0.73),
     }
-    radius = {"": 0.33, "small": 0.2, "big": 0.42}[scene.size]
+    radius = {"": 0.34, "small": 0.22, "big": 0.43}[scene.size]
     if scene.place:
-        radius = 0.21
-    return [(first, near(*middle[scene.place], radius, 0.05 if scene.size != "big" else 0.02))]
+        radius = 0.24
+    return [(first, near(*middle[scene.place], radius))]
 
 
 def _land_spots(
@@ -271,15 +263,16 @@ def _land_spots(
     thing = scene.things[0]
     aloft = thing.kind in _SKY_KINDS or thing.kind in SHAPES
     afloat = thing.kind in ("boat", "fish") and scene.land in ("sea", "lake", "beach")
-    radius = unit * rng.uniform(0.17, 0.24) / (1.0, 1.25, 1.45)[thing.count - 1]
+    radius = unit * rng.uniform(0.25, 0.28) / (1.0, 1.2, 1.6)[thing.count - 1]
     spots = []
     for index in range(thing.count):
         if thing.count > 1:
-            x = width * ((index + 0.5) / thing.count + rng.uniform(-0.05, 0.05))
+            x = width * ((index + 0.5) / thing.count + rng.uniform(-0.02, 0.02))
         elif scene.place:
-            x = width * (0.25 if scene.place == "left" else 0.75) + rng.uniform(-0.04, 0.04) * unit
+            x = width * (0.3 if scene.place == "left" else 0.7) + rng.uniform(-0.02, 0.02) * unit
         else:
-            x = rng.uniform(0.25, 0.75) * width
+            # Few places rather than all: a small model learns a shape where it has seen it.
+            x = rng.choice((0.3, 0.5, 0.7)) * width + rng.uniform(-0.02, 0.02) * unit
         if aloft:
             y = max(radius * 1.05, horizon * rng.uniform(0.3, 0.52))
         elif afloat:
@@ -288,7 +281,7 @@ def _land_spots(
             if thing.kind == "fish":
                 y += radius * 0.8
         else:
-            depth = rng.uniform(0.66, 0.86) if scene.land == "beach" else rng.uniform(0.36, 0.8)
+            depth = rng.uniform(0.7, 0.8) if scene.land == "beach" else rng.uniform(0.5, 0.65)
             y = horizon + (height - horizon) * depth - radius * 0.9
         spots.append((thing, _Spot(x, y, radius)))
     return spots

@@ -15,7 +15,7 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from starter import judge, net, score, sprites, world  # noqa: E402
+from starter import judge, net, score, sprites, transformer, world  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "starter" / "model"
@@ -91,6 +91,17 @@ def test_the_training_forward_is_the_librarys_bit_for_bit() -> None:
             theirs = model(list(latents.unsqueeze(2)), times, captions).sample
         assert torch.equal(ours, torch.stack(theirs).squeeze(2))
         assert torch.allclose(fast, ours, atol=1e-4)
+
+
+def test_patches_near_an_object_weigh_more_and_the_whole_weighs_one() -> None:
+    kinds = torch.zeros(2, 8, 8, dtype=torch.uint8)
+    kinds[0, 3, 3] = 5
+    weight = transformer.emphasis(kinds)
+    assert weight.shape == (2, 1, 16, 16)
+    assert weight.mean().item() == pytest.approx(1.0)
+    near, far = weight[0, 0, 4:10, 4:10], weight[0, 0, 12:, 12:]
+    assert torch.allclose(near, far.mean() * transformer.OBJECTS)
+    assert torch.allclose(weight[1], far.mean())
 
 
 def test_a_deepened_transformer_computes_the_same() -> None:
