@@ -1,5 +1,6 @@
 """Encoded prompts: encoding is the largest part of a picture that a repeat need not pay again."""
 
+import mmap
 from collections import OrderedDict
 
 import torch
@@ -23,7 +24,7 @@ class Embeddings:
         size = entry.numel() * entry.element_size()
         if size > self._limit:
             return
-        self._entries[prompt] = entry
+        self._entries[prompt] = _set_apart(entry)
         self._held += size
         while self._held > self._limit:
             _, oldest = self._entries.popitem(last=False)
@@ -32,3 +33,15 @@ class Embeddings:
     def clear(self) -> None:
         self._entries.clear()
         self._held = 0
+
+
+def _set_apart(entry: torch.Tensor) -> torch.Tensor:
+    """A copy outside of the heap, of what is in main memory.
+
+    Small blocks that stay, between large ones that come and go with each picture, would keep
+    the heap growing by many times their own size.
+    """
+    if entry.device.type != "cpu":
+        return entry
+    pages = mmap.mmap(-1, entry.numel() * entry.element_size())
+    return torch.frombuffer(pages, dtype=entry.dtype).view(entry.shape).copy_(entry)
