@@ -178,6 +178,7 @@ class Cluster:
         self.token = secrets.token_hex(16)
         self._cpus = cpus
         self.address = f"{address}:{_free_port(address)}"
+        self.door = f"ray://{address}:{_free_port(address)}"  #: for who is no node of it
         self.nodes: list[Node] = []
         self.head = self.start_head()
 
@@ -185,7 +186,8 @@ class Cluster:
         """At the address it always has."""
         address, _, port = self.address.partition(":")
         self.head = self._start("--head", f"--port={port}", f"--node-ip-address={address}",
-            f"--num-cpus={self._cpus}", "--include-dashboard=false")  # fmt: skip
+            f"--num-cpus={self._cpus}", "--include-dashboard=false",
+            f"--ray-client-server-port={self.door.rpartition(':')[2]}")  # fmt: skip
         return self.head
 
     @property

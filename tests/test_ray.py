@@ -340,28 +340,50 @@ def test_a_cluster_is_joined_with_its_token_alone(
     sound(root, 1)
 
 
-def test_a_head_that_is_killed_and_comes_back_is_joined_again(
+def test_a_watcher_that_is_no_node_comes_by_the_door(
+    cluster: Cluster, make_root: Callable[..., Root], held: Path
+) -> None:
+    root = make_root(**cluster.settings | {"ray_address": cluster.door})
+    root.extra |= cluster.environment
+    watcher = root.watch()
+    root.drop("a.yaml", f"- prompt: {long('a', held)}\n- prompt: b steps=2\n")
+    until(lambda: begun(root, long("a", held)), 120, "the start")
+    os.kill(busy(root)["actor_pid"], signal.SIGKILL)
+    until(lambda: begun(root, long("a", held), 2), 60, "the second start")
+    held.unlink()
+    jobs = root.wait_for("completed", "completed", timeout=60)
+    assert sorted(job["attempt"] for job in jobs)[-1] == 2
+    watcher.send_signal(signal.SIGTERM)
+    assert watcher.wait(30) == 0
+    sound(root, 2, kills=1)
+
+
+def test_a_killed_head_ends_the_watcher_which_joins_when_it_is_back(
     cluster: Cluster, root: Root, held: Path, say: Callable[..., None]
 ) -> None:
+    """Ray ends whoever has lost the head for a minute; here it may do so after 25 s."""
+    root.extra |= {"RAY_gcs_rpc_server_reconnect_timeout_s": "25"}
     watcher = root.watch()
     warm(root)
     root.drop("a.yaml", f"prompt: {long('a', held)}\n")
     until(lambda: begun(root, long("a", held)), 30, "the start")
+    killed = time.monotonic()
     for process in cluster.head.look():
         with contextlib.suppress(psutil.NoSuchProcess):
             process.kill()
     cluster.head.close()
-    killed = time.monotonic()
-    until(lambda: root.states() == ["queued"], 90, "the loss")
+    until(lambda: root.states() == ["queued"], 60, "the loss")
     say("head killed: its job waits after", time.monotonic() - killed)
+    assert watcher.wait(60) != 0
+    again = root.watch()  # as its keeper does
     until(lambda: "worker_unavailable" in root.troubles(), 90, "words about it")
-    begun_again = time.monotonic()
+    back = time.monotonic()
     cluster.start_head()
     held.unlink()
     [job] = root.wait_for("completed", timeout=150)
-    say("head started again: the job is done after", time.monotonic() - begun_again)
-    assert (job["deaths"], job["watcher_deaths"]) == (0, 0)
-    assert watcher.poll() is None
+    say("head started again: the job is done after", time.monotonic() - back)
+    assert (job["attempt"], job["deaths"], job["watcher_deaths"]) == (2, 0, 0)
+    assert again.poll() is None
     sound(root, 1, kills=1)
 
 

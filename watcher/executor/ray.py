@@ -16,6 +16,7 @@ import contextlib
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
@@ -151,9 +152,11 @@ class RayLine:
                 for task in done - {ended}:
                     task.result()
         finally:
-            for task in tended:
-                task.cancel()
             self._loop = None
+            for slot, task in enumerate(tended):
+                task.cancel()
+                if not self._leaving.is_set():
+                    self._tell(slot, Lost("the Ray cluster is gone"))
 
     def _room(self) -> int:
         """How many slots the machines of the cluster can carry.
@@ -324,6 +327,7 @@ def _cluster(address: str, state: Path) -> Iterator[None]:
     with contextlib.ExitStack() as ends:
         own: dict[str, Any] = {}
         folder = ""
+        _knock(address)
         if address == "local":
             folder = _folder(state / "ray")
             ends.callback(shutil.rmtree, folder, ignore_errors=True)
@@ -332,6 +336,13 @@ def _cluster(address: str, state: Path) -> Iterator[None]:
         with _home(Path(folder)) if own else contextlib.nullcontext():
             ray.init(address=address, configure_logging=False, log_to_driver=True, **own)
         yield
+
+
+def _knock(address: str) -> None:
+    """OSError where nobody listens: Ray would end this process after a minute of trying."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @contextlib.contextmanager
