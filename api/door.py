@@ -25,6 +25,7 @@ from watcher.store import JobStore
 logger = logging.getLogger("steady.api")
 
 PULSE_SECONDS = 0.025
+_FAR_SECONDS = 0.2  #: the same where the pulse lies on a server
 _PACE_SECONDS = 2.0
 _LIMITS_SECONDS = 1.0
 _POSITION_CAP = 10_000
@@ -99,9 +100,18 @@ class Door:
         self.pace: Callable[[], Pace] = Kept(lambda: Pace(store.durations()), _PACE_SECONDS)
         self._waiting: Callable[[], list[Size]] = Kept(store.waiting_sizes, _PACE_SECONDS)
         self.pulse: Callable[[], dict[str, Any]] = Kept(
-            lambda: live.read(config.state), PULSE_SECONDS
+            self._pulse, PULSE_SECONDS if self.near else _FAR_SECONDS
         )
         self.limits: Callable[[], Limits] = Kept(self._limits, _LIMITS_SECONDS)
+
+    def _pulse(self) -> dict[str, Any]:
+        """The watcher's; on a server also that of one on another machine."""
+        if self.near:
+            return live.read(self.config.state)
+        try:
+            return live.seen(self.store)
+        except SteadyError:
+            return {"alive": False}
 
     def _limits(self) -> Limits:
         """What the model in use allows; before the first choice, what it would allow."""

@@ -59,7 +59,11 @@ def routes(door: Door, views: Views) -> APIRouter:
                 "version": told,
                 "reasons": reasons,
                 "notices": [str(n) for n in inbox.get("notices", ())],
-                "watcher": {"alive": pulse["alive"], "state": pulse.get("state")},
+                "watcher": {
+                    "alive": pulse["alive"],
+                    "state": pulse.get("state"),
+                    "standbys": pulse.get("standbys", 0),
+                },
                 "model": _told(pulse.get("model"), _MODEL),
                 "workers": [_told(worker, _WORKER) for worker in pulse.get("workers", ())],
             }

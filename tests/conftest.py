@@ -17,7 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Whoever runs the tests may have settings in the environment; each test brings its own. But for
 # the two that say where all of them happen.
 for _name in [name for name in os.environ if name.startswith("STEADY_")]:
-    if _name not in ("STEADY_DATABASE", "STEADY_EXECUTOR", "STEADY_TEST_POSTGRES"):  # see roots.py
+    if _name not in ("STEADY_DATABASE", "STEADY_EXECUTOR"):  # see roots.py
         del os.environ[_name]
 
 

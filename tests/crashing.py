@@ -10,7 +10,6 @@ import argparse
 import dataclasses
 import os
 import signal
-import sqlite3
 import sys
 import threading
 import time
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from farslots import Stutter
+from history import rows
 
 from watcher import log, model, service
 from watcher.config import Config
@@ -46,8 +46,12 @@ class NamedAtFinish(service.Outputs):
     def save(self, job: Any, image: Any, recipe: Any) -> Any:
         named = dataclasses.replace(job, path=f"{job.folder}/{uuid.uuid4().hex}.png")
         saved = super().save(named, image, recipe)
-        with sqlite3.connect(Path(sys.argv[1]) / "steady.db", timeout=10) as record:
-            record.execute("UPDATE jobs SET path = ? WHERE id = ?", (named.path, job.id))
+        rows(
+            Path(sys.argv[1]),
+            "UPDATE jobs SET path = ? WHERE id = ? RETURNING id",
+            named.path,
+            job.id,
+        )
         return saved
 
 
@@ -70,6 +74,7 @@ def main() -> int:
     options.add_argument("--point")
     options.add_argument("--nth", type=int, default=1)
     options.add_argument("--once", action="store_true")
+    options.add_argument("--standby", action="store_true")
     options.add_argument("--fault", choices=["late-identity", "named-at-finish"])
     options.add_argument("--broken", action="store_true")
     options.add_argument("--clock", type=Path)
@@ -108,6 +113,7 @@ def main() -> int:
         return service.run(
             Config.load(given.root),
             once=given.once,
+            standby=given.standby,
             checkpoint=checkpoint,
             probe=(lambda: given.probe.split(",")) if given.probe else model.probe_devices,
         )

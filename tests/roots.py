@@ -1,5 +1,6 @@
 """A root folder and the real processes on it."""
 
+import contextlib
 import json
 import os
 import signal
@@ -11,10 +12,13 @@ from typing import Any
 
 import cluster
 from conftest import until
-from history import rows
+from history import no_record_yet, rows
+from postgres import fresh_record
 
 from watcher import live
 
+#: Where the record of every root lies: on this server (`make postgres`), or in a file each.
+SERVER = os.environ.get("STEADY_DATABASE", "")
 TESTS = Path(__file__).parent
 SETTINGS = {
     "engine": "engines:Scripted",
@@ -41,6 +45,9 @@ class Root:
         self.said = folder / "watcher.log"
         self.processes: list[subprocess.Popen[bytes]] = []
         self.extra: dict[str, str] = {}  #: environment of processes started from now on
+        self._ends = contextlib.ExitStack()
+        if SERVER and "database" not in settings:
+            settings["database"] = self._ends.enter_context(fresh_record(SERVER))
         chosen = SETTINGS | {"engine_options": {"log": str(self.log)}} | settings
         if ON_RAY:
             chosen |= cluster.shared().settings | {"ray_slots": 1}
@@ -114,7 +121,7 @@ class Root:
         try:
             return [dict(r) for r in rows(self.folder, "SELECT * FROM jobs ORDER BY seq")]
         except Exception as error:  # the file is not there yet
-            if "no such table" in str(error) or "unable to open" in str(error):
+            if no_record_yet(error):
                 return []
             raise
 
@@ -146,3 +153,4 @@ class Root:
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL)
             process.wait()
+        self._ends.close()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import until
+from postgres import fresh_record
 from store_children import (
     LOCAL,
     claim_all,
@@ -44,8 +45,8 @@ PROCESSES.set_forkserver_preload(["dataset", "pydantic"])  # the slow half of st
 Opener = Callable[..., JobStore]
 
 
-#: A SQLAlchemy URL of a PostgreSQL database that may be written to; the tests run there as well.
-SERVER = os.environ.get("STEADY_TEST_POSTGRES", "")
+#: Where `make postgres` has started a server, the same holds there.
+SERVER = os.environ.get("STEADY_DATABASE", "")
 
 
 @pytest.fixture(params=["sqlite", "postgresql"] if SERVER else ["sqlite"])
@@ -54,13 +55,8 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     if request.param == "sqlite":
         yield f"sqlite:///{tmp_path / 'steady.db'}"
         return
-    import psycopg
-
-    plain, schema = SERVER.replace("+psycopg", ""), f"t{uuid.uuid4().hex}"
-    with psycopg.connect(plain, autocommit=True) as connection:
-        connection.execute(f"CREATE SCHEMA {schema}")
-        yield f"{SERVER}?options=-csearch_path%3D{schema}"
-        connection.execute(f"DROP SCHEMA {schema} CASCADE")
+    with fresh_record(SERVER) as record:
+        yield record
 
 
 @pytest.fixture
@@ -800,7 +796,7 @@ def test_the_pause_is_looked_at_by_the_claim_itself(opened: Opener) -> None:
     put_batch(store)
     version = store.data_version()
     other.put("paused", {"by": "person", "reason": "é", "since": 3})
-    assert store.data_version() != version
+    until(lambda: store.data_version() != version)
     assert store.claim(1) is None
     assert store.get("paused") == {"by": "person", "reason": "é", "since": 3}
     other.drop("paused")

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from history import faults, legal, rows
+from history import faults, legal, no_record_yet, rows
 from roots import ON_RAY, Root
 
 
@@ -64,7 +64,7 @@ class Observer:
                 r["id"]: r["state"] for r in rows(self._root.folder, "SELECT id, state FROM jobs")
             }
         except Exception as error:
-            if "no such table" in str(error) or "unable to open" in str(error):
+            if no_record_yet(error):
                 return
             raise
         for job, before in self._seen.items():

@@ -58,7 +58,7 @@ class Config(BaseSettings):
     # -- where
     inbox: Path = Field(Path("inbox"), description="folder that is watched for job files")
     outputs: Path = Field(Path("outputs"), description="folder the pictures go to")
-    database: str = Field("steady.db", description="the record: a file, or postgresql+psycopg://…")
+    database: str = Field("steady.db", description="the record: a file, or postgresql://…")
     synchronous: Literal["full", "normal"] = Field(
         "full", description="normal is faster and may forget the last moments at a power cut"
     )
@@ -147,6 +147,16 @@ class Config(BaseSettings):
         if "auto" in value and len(value) > 1:
             raise ValueError("auto means every device there is, and stands alone")
         return value
+
+    @field_validator("database", mode="after")
+    @classmethod
+    def _record(cls, value: str) -> str:
+        kind, sign, rest = value.partition("://")
+        if not sign or kind == "sqlite":
+            return value
+        if kind not in ("postgres", "postgresql", "postgresql+psycopg"):
+            raise ValueError("write a file, or postgresql://user@host/database")
+        return f"postgresql+psycopg://{rest}"
 
     @field_validator("ray_address", mode="after")
     @classmethod

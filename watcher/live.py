@@ -2,20 +2,32 @@
 
 Step progress and health change many times a second and matter only now, so they live here
 and not in the record. Replaced atomically, never synced; a crash leaves the last pulse,
-which is then too old to be believed.
+which is then too old to be believed. Where the record is on a server, doors on other machines
+find the pulse there (an unlogged table); who may look and where, :func:`seen` knows.
 """
 
 import errno
 import json
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from watcher.publish import replace
 
 #: A pulse older than this (seconds) means: no watcher.
 STALE_SECONDS = 5.0
+
+
+#: Who the pulses on a server are of: the one watcher, and those that wait for its place.
+WATCHER, STANDBY = "watcher", "standby"
+
+
+class Pulses(Protocol):
+    """Where pulses lie on a server (the record): by whom, seconds old, what."""
+
+    def pulses(self) -> Mapping[str, tuple[float, dict[str, Any]]]: ...
 
 
 def write(state: Path, pulse: dict[str, Any]) -> None:
@@ -55,4 +67,17 @@ def read(state: Path) -> dict[str, Any]:
     if pulse is None:
         return {"alive": False}
     age = abs(time.time() - pulse.get("updated_at", 0) / 1e6)  # the clock may have gone back
-    return dict(pulse) | {"alive": pulse.get("state") != "stopped" and age < STALE_SECONDS}
+    return dict(pulse) | {"alive": _alive(pulse, age)}
+
+
+def seen(record: Pulses) -> dict[str, Any]:
+    """The same from a record on a server, with ``standbys``: how many wait to take over."""
+    said = record.pulses()
+    age, pulse = said.get(WATCHER, (STALE_SECONDS, {}))
+    waiting = [age for who, (age, _) in said.items() if who.startswith(STANDBY)]
+    fresh = sum(age < STALE_SECONDS for age in waiting)
+    return dict(pulse) | {"alive": _alive(pulse, age), "standbys": fresh}
+
+
+def _alive(pulse: Mapping[str, Any], age: float) -> bool:
+    return pulse.get("state") != "stopped" and age < STALE_SECONDS

@@ -25,11 +25,12 @@ from watcher.dispatch import Dispatcher
 from watcher.errors import ErrorClass, SteadyError
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
-from watcher.inbox import Inbox, RootLock, ignore_lease_signal
+from watcher.inbox import Inbox, ignore_lease_signal
 from watcher.intake import Intake
 from watcher.jobs import JobState
 from watcher.log import say
 from watcher.outputs import Outputs
+from watcher.standby import Turn
 from watcher.store import JobStore
 from watcher.trouble import Troubles
 from watcher.window import RunWindow
@@ -41,6 +42,7 @@ MAX_WATCHER_DEATHS = 10
 STOP_SECONDS = 5.0  #: the running job's time to end after SIGTERM
 _PULSE_SECONDS = 0.1  #: at most ten pulses a second …
 _BEAT_SECONDS = 1.0  #: … and at least one
+_TELL_SECONDS = 0.5  #: between those that are also told to a record on a server
 _CARE_SECONDS = 2.0  #: between looks at disk, folders and record
 #: The longest wait for another program's lock on the record: shorter than a pulse may be old,
 #: so that the pulse tells of it.
@@ -61,6 +63,7 @@ def run(
     config: Config,
     *,
     once: bool = False,
+    standby: bool = False,
     checkpoint: Callable[[str], None] = nothing,
     probe: model.Probe = model.probe_devices,
 ) -> int:
@@ -68,24 +71,30 @@ def run(
 
     Call from the process's main thread. Returns the exit code: 0; 1 when one of its threads
     died of a fault of ours, so that whoever keeps it alive starts it anew; 4 when ``once``
-    could not go on. ``checkpoint`` is called with a name after every step of the protocol
+    could not go on. ``standby``: while another watcher has the root or the record, wait for as
+    long as it takes (otherwise two seconds, then already_running). ``checkpoint`` is called with a name after every step of the protocol
     (tests kill the process there). Raises SteadyError already_running, bad_config,
     database_damaged, database_trouble. When another file takes the record's place, the
-    watcher begins anew on that one.
+    watcher begins anew on that one; when another watcher took its own, it waits anew.
     """
     check_layout(config)
     config.state.mkdir(parents=True, exist_ok=True)
-    with RootLock(config.state / "lock"):
+    turn = Turn(config, standby=standby)
+    with turn.root() as ours:
+        if not ours:
+            return 0
         ignore_lease_signal()
         while True:
             store = _open_record(config)
             try:
+                if not turn.record(store):
+                    return 0
                 code = Service(config, store, checkpoint=checkpoint, probe=probe).run(once=once)
             finally:
                 store.close()
             if code is not None:
                 return code
-            say(logger, "watcher.anew", logging.WARNING, why="the record was replaced")
+            say(logger, "watcher.anew", logging.WARNING)
 
 
 def _open_record(config: Config) -> JobStore:
@@ -153,7 +162,7 @@ class Service:
         self._probe = probe = probe_of(config, probe)
         self._stop = threading.Event()
         self._broken = False  #: a thread of ours died
-        self._anew = False  #: another file lies in the record's place
+        self._anew = False  #: another file, or another watcher, is in the place of ours
         self._other: object = None  #: how that file looked the last time
         self._begun = False  #: outputs are open and the last run's jobs are settled
         self._troubles = Troubles(now=now_us)
@@ -207,11 +216,12 @@ class Service:
         self._cared = 0.0
         self._paused = False
         self._pulsed = 0.0
+        self._told = 0.0
 
     def run(self, *, once: bool) -> int | None:
         """Work until told to stop (or, with ``once``, until all is done).
 
-        None: begin anew, the record is another file now. Whatever is raised, all threads and
+        None: begin anew, the record is another file or another watcher's. Whatever is raised, all threads and
         workers have ended when this returns.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -290,6 +300,11 @@ class Service:
         """Put trouble around the service on the board until the look after next; raise others."""
         if error.kind.klass is not ErrorClass.ENVIRONMENT:
             raise error
+        if error.code == "already_running":  # while we were away; what we hold is not ours now
+            say(logger, "watcher.replaced", logging.ERROR, message=error.message)
+            self._anew = True
+            self._stop.set()
+            return
         if self._troubles.report(error, seconds=_CARE_SECONDS * 2):
             say(logger, "queue.waits", logging.ERROR, code=error.code, message=error.message)
 
@@ -403,6 +418,10 @@ class Service:
             live.write(self._config.state, pulse)
         except OSError as error:
             say(logger, "pulse.failed", logging.WARNING, error=str(error))
+        if self._config.database_path is None and (state or now - self._told >= _TELL_SECONDS):
+            self._told = now
+            with contextlib.suppress(SteadyError):  # said by whoever works with the record
+                self._store.put_pulse(live.WATCHER, pulse)
 
     def _end(self) -> None:
         """The last words, when every thread and worker has ended."""

@@ -46,14 +46,13 @@ def list_jobs(
     ] = 20,
 ) -> None:
     """List jobs, newest first."""
-    from watcher import live
     from watcher.commands.show import job_json, job_row
     from watcher.store import JobFilter
 
     if not desk.has_record():
         desk.talk("No jobs yet.")
         return
-    pulse = live.read(desk.config.state)
+    pulse = desk.pulse()
     wanted = JobFilter(state=state, text=text, ticket=batch)
     left, before, seen = limit, None, False
     with desk.record() as store:
@@ -74,10 +73,9 @@ def status(
     """Say how a job or a batch stands; without an id, how the service does."""
     if job is None:
         return _service_status(desk)
-    from watcher import live
     from watcher.commands.show import batch_json, counts_line, job_json, job_lines
 
-    pulse = live.read(desk.config.state)
+    pulse = desk.pulse()
     if desk.has_record():
         with desk.record() as store:
             with contextlib.suppress(_NotRecorded):
@@ -113,10 +111,9 @@ def status(
 
 
 def _service_status(desk: Desk) -> int:
-    from watcher import live
     from watcher.commands.show import counts_line
 
-    pulse = live.read(desk.config.state)
+    pulse = desk.pulse()
     counts: dict[JobState, int] = {}
     paused: Any = None
     if desk.has_record():
@@ -209,9 +206,7 @@ def resume(desk: Desk, batch: Whole = None) -> None:
     with desk.record() as store:
         store.drop("paused")
     desk.answer({"paused": False}, "The queue goes on.")
-    from watcher import live
-
-    if not live.read(desk.config.state)["alive"]:
+    if not desk.pulse()["alive"]:
         desk.talk(no_watcher(desk))
 
 

@@ -75,6 +75,18 @@ class Desk:
         finally:
             store.close()
 
+    def pulse(self) -> dict[str, Any]:
+        """How the watcher is, wherever it runs; what it said last, with ``alive``."""
+        from watcher import live
+
+        if self.config.database_path is not None:
+            return live.read(self.config.state)
+        try:
+            with self.record() as store:
+                return live.seen(store)
+        except SteadyError:
+            return {"alive": False}
+
     # -- speaking
 
     def answer(self, data: dict[str, Any], text: str, *, always: bool = False) -> None:

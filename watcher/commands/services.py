@@ -31,6 +31,9 @@ _NOT_READY = 4  #: a child's exit code when only a person can help
 _PR_SET_PDEATHSIG = 1
 
 Host = Annotated[str | None, typer.Option("--host", help="Address to listen on.")]
+Standby = Annotated[
+    bool, typer.Option("--standby", help="While another watcher works here, wait for its place.")
+]
 Port = Annotated[int | None, typer.Option("--port", help="Port to listen on; 0 takes a free one.")]
 
 
@@ -41,14 +44,14 @@ def register(app: typer.Typer) -> None:
     command(app)(api)
 
 
-def serve(desk: Desk, host: Host = None, port: Port = None) -> int:
+def serve(desk: Desk, host: Host = None, port: Port = None, standby: Standby = False) -> int:
     """Run the service here, watcher and api, until SIGTERM or Ctrl-C."""
     desk.overrides = {"host": host, "port": port}
     config = desk.config
     address = (config.host, _free_port(config.host, config.port))
     where = ["--root", str(config.root)]
     children = [
-        Child("watcher", module("watcher", *where)),
+        Child("watcher", module("watcher", *where, *(["--standby"] if standby else []))),
         Child("api", module("api", *where, "--host", address[0], "--port", str(address[1]))),
     ]
     return Supervisor(desk, children, f"http://{_for_url(address[0])}:{address[1]}/").run()
@@ -59,6 +62,7 @@ def watch(
     once: Annotated[
         bool, typer.Option("--once", help="Do all that is there, then exit (for cron).")
     ] = False,
+    standby: Standby = False,
 ) -> int:
     """Run the watcher alone: take files, make pictures."""
     from watcher import log, service
@@ -67,7 +71,7 @@ def watch(
         desk.overrides = {"log_level": "warning"}
     config = desk.config
     log.configure(config.log_level)
-    return service.run(config, once=once)
+    return service.run(config, once=once, standby=standby)
 
 
 def api(desk: Desk, host: Host = None, port: Port = None) -> None:

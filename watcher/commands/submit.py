@@ -438,8 +438,7 @@ def _last_rev(desk: Desk) -> int:
 
 
 def _mention_watcher(desk: Desk) -> None:
-    from watcher import live
     from watcher.commands.ask import no_watcher
 
-    if not live.read(desk.config.state)["alive"]:
+    if not desk.pulse()["alive"]:
         desk.talk(no_watcher(desk))

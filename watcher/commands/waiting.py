@@ -149,12 +149,11 @@ class Screen:
 
     def show(self, jobs: Iterable[Job]) -> None:
         """One line (or object) for each change."""
-        from watcher import live
         from watcher.commands.show import job_json, where
 
         pulse: dict[str, Any] | None = None
         for job in jobs:
-            pulse = live.read(self._desk.config.state) if pulse is None else pulse
+            pulse = self._desk.pulse() if pulse is None else pulse
             if self._desk.as_json:
                 self._desk.answer(job_json(job, self._desk.config, pulse), "")
                 continue
@@ -175,9 +174,7 @@ class Screen:
 
     def progress(self, left: int, total: int | None = None) -> dict[str, Any]:
         """Draw how far it is (on a terminal); returns the watcher's pulse."""
-        from watcher import live
-
-        pulse = live.read(self._desk.config.state)
+        pulse = self._desk.pulse()
         self._mind_watcher(pulse)
         if not self._bar.shown:
             return pulse

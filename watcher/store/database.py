@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from urllib.parse import quote
 
@@ -27,6 +28,7 @@ from watcher.store import schema
 from watcher.store.entries import Row
 
 POOL = 8  #: connections for transactions
+_SERVER_SECONDS = 0.2  #: between looks for changes on a server
 READERS = 8  #: connections for polls
 _OLDEST = (3, 35)  #: the first SQLite that knows RETURNING
 _CHECKED_AT_OPEN = 64 * 2**20  #: bytes of a file that is small enough to be checked at once
@@ -68,6 +70,10 @@ class Database:
         self._busy = busy_seconds
         self.path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else None
         self.dialect = schema.SQLITE if self.path is not None else schema.POSTGRES
+        self._server = None if self.path is not None else _server()
+        #: What ``settings`` must say of the watcher, or nothing is written; see ``Record.lead``.
+        self.mark: str | None = None
+        self._lock = None if self._server is None else self._server.WatcherLock(url)
         #: True when the last stop was no clean one and the file is too large to check at once.
         self.unchecked = False
         # Never more threads inside dataset than its pool has connections: one more would wait
@@ -76,7 +82,8 @@ class Database:
         # One writer at a time per process waits here, not in SQLite's sleep-and-try-again.
         self._writer = threading.Lock()
         self._inside = threading.local()
-        self._readers = _Readers(self._connect)
+        self._readers = _Readers(self._open_reader)
+        self._version_seen = (0.0, 0)
         self._open()
 
     # -- opening and closing
@@ -94,17 +101,18 @@ class Database:
             with self._typed():
                 self._prepare(self.path)
         pool: dict[str, Any] = {"pool_size": POOL, "max_overflow": 0}
-        if self.path is not None:
-            pool |= {"creator": lambda: self._connect(cache_mb=16), "pool_use_lifo": True}
+        if self._server is not None:
+            pool |= {"pool_pre_ping": True, "connect_args": self._server.PATIENCE}
         else:
-            pool |= {"pool_pre_ping": True}
-        self._db = dataset.Database(
-            self._url,
-            ensure_schema=False,
-            row_type=dict,
-            sqlite_wal_mode=False,
-            engine_kwargs=pool,
-        )
+            pool |= {"creator": lambda: self._connect(cache_mb=16), "pool_use_lifo": True}
+        with self._typed():
+            self._db = dataset.Database(
+                self._url,
+                ensure_schema=False,
+                row_type=dict,
+                sqlite_wal_mode=False,
+                engine_kwargs=pool,
+            )
         try:
             self._migrate()
         except BaseException:
@@ -133,6 +141,14 @@ class Database:
             f"query_only = {int(read_only)}",
         ):
             connection.execute(f"PRAGMA {pragma}")
+        return connection
+
+    def _open_reader(self) -> Any:
+        """A driver connection for polls, which gives rows as dicts."""
+        if self._server is not None:
+            return self._server.connect(self._url)
+        connection = self._connect(read_only=True)
+        connection.row_factory = _as_dict
         return connection
 
     def _prepare(self, path: Path) -> None:
@@ -198,13 +214,19 @@ class Database:
         with contextlib.nullcontext() if inside else self.read():
             if self.path is not None:
                 return int(self.run("PRAGMA user_version")[0]["user_version"])
-            if self.run("SELECT to_regclass('settings') AS t")[0]["t"] is None:
+            # Not to_regclass: what that once did not find it goes on not finding in a transaction.
+            if not self.run(
+                "SELECT 1 FROM pg_tables WHERE schemaname = current_schema()"
+                " AND tablename = 'settings'"
+            ):
                 return 0
             rows = self.run("SELECT value FROM settings WHERE key = 'schema_version'")
             return int(rows[0]["value"]) if rows else 0
 
     def close(self) -> None:
         """Give all connections back. Using the database afterwards is a mistake."""
+        if self._lock is not None:
+            self._lock.release()
         self._drop_stale_log()
         self._readers.close()
         self._db.close()
@@ -232,12 +254,32 @@ class Database:
             self._identity, self._logs = fresh._identity, fresh._logs
             self.unchecked = fresh.unchecked
 
+    def lead(self, mark: str) -> bool:
+        """Be the one watcher of a record on a server, if nobody is; see ``Record.lead``."""
+        if self._lock is None:
+            return True
+        with self._typed():
+            if not self._lock.take():
+                return False
+        with self.write():
+            self.run(
+                "INSERT INTO settings (key, value) VALUES ('watcher', :mark)"
+                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+                mark=mark,
+            )
+            self.run("DELETE FROM pulses")
+        self.mark = mark
+        return True
+
     def check(self) -> None:
         """Is the file still the one that was opened? SQLite itself would write on happily.
+        On a server: is this watcher still the one?
 
-        SteadyError ``database_trouble`` when it was deleted or replaced.
+        SteadyError ``database_trouble`` when the file was deleted or replaced, or the server does
+        not answer; ``already_running`` when another watcher has taken over.
         """
         if self.path is None:
+            self._check_lead()
             return
         try:
             stat = self.path.stat()
@@ -248,6 +290,18 @@ class Database:
         if (stat.st_dev, stat.st_ino) != self._identity:
             raise SteadyError(
                 "database_trouble", f"The record {self.path.name} was replaced by another file."
+            )
+
+    def _check_lead(self) -> None:
+        if self.mark is None or self._lock is None or self._lock.held():
+            return
+        with self._typed():
+            again = self._lock.take()
+        with self.read():
+            self._be_ours()
+        if not again:
+            raise SteadyError(
+                "database_trouble", "The record's server still holds our lock for a lost session."
             )
 
     def _drop_stale_log(self) -> None:
@@ -297,9 +351,21 @@ class Database:
         try:
             with self._transaction():
                 self.run(self.dialect.begin)
+                self._be_ours()
                 yield
         finally:
             self._writer.release()
+
+    def _be_ours(self) -> None:
+        """A watcher that was replaced while it was away writes nothing any more.
+
+        A statement of its own: that of the lock looks at the record as it was before the wait.
+        """
+        if self.mark is None:
+            return
+        rows = self.run("SELECT value FROM settings WHERE key = 'watcher'")
+        if not rows or rows[0]["value"] != self.mark:
+            raise SteadyError("already_running", "Another watcher has taken over the record.")
 
     @contextlib.contextmanager
     def read(self) -> Iterator[None]:
@@ -342,8 +408,8 @@ class Database:
         """The same statement for each of ``rows``."""
         if rows:
             # Straight to the driver: SQLAlchemy's handling of each row costs more than SQLite's.
-            if not self.dialect.hints:
-                sql = re.sub(r":(\w+)", r"%(\1)s", sql)
+            if self._server is not None:
+                sql = self._server.native(sql)
             self._db.executable.exec_driver_sql(sql, list(rows))
 
     def each(self, name: str) -> str:
@@ -351,21 +417,27 @@ class Database:
         return self.dialect.each.format(f":{name}")
 
     def poll(self, sql: str, **values: Any) -> list[Row]:
-        """A one-statement look for hot paths: on SQLite past the pool, ten times as fast."""
-        if self.path is None:
-            with self.read():
-                return self.run(sql, **values)
+        """A one-statement look for hot paths: past the pool, ten times as fast."""
+        if self._server is not None:
+            sql = self._server.native(_without_hints(sql))
         with self._typed(), self._readers.lend() as connection:
-            return connection.execute(sql, values).fetchall()
+            rows: list[Row] = connection.execute(sql, values).fetchall()
+            return rows
 
     def data_version(self) -> int:
-        """A number that changes whenever somebody committed something."""
-        if self.path is None:
-            return int(
-                self.poll("SELECT hashtext(CAST(pg_current_snapshot() AS text)) AS v")[0]["v"]
-            )
-        with self._typed():
-            return self._readers.data_version()
+        """A number that changes whenever somebody committed something.
+
+        A server is asked five times a second, however often this is called.
+        """
+        if self.path is not None:
+            with self._typed():
+                return self._readers.data_version()
+        asked, version = self._version_seen
+        if time.monotonic() - asked >= _SERVER_SECONDS:
+            sql = "SELECT hashtext(CAST(pg_current_snapshot() AS text)) AS v"
+            version = int(self.poll(sql)[0]["v"])
+            self._version_seen = (time.monotonic(), version)
+        return version
 
     def _words(self, sql: str) -> str:
         return sql if self.dialect.hints else _without_hints(sql)
@@ -374,9 +446,10 @@ class Database:
 
     @contextlib.contextmanager
     def _typed(self) -> Iterator[None]:
+        driver = sqlite3.Error if self._server is None else self._server.Error
         try:
             yield
-        except sqlite3.Error as error:
+        except driver as error:
             raise self._error(error) from error
         except DBAPIError as error:
             if error.orig is None:
@@ -385,8 +458,11 @@ class Database:
 
     def _error(self, error: BaseException) -> BaseException:
         """The registered error of a driver's complaint; our own mistakes stay what they are."""
+        if self._server is not None:
+            typed: BaseException = self._server.typed(error)
+            return typed
         if not isinstance(error, sqlite3.Error):
-            return self._server_error(error)
+            return error
         kind = _kind(error)
         if kind == sqlite3.SQLITE_FULL:
             return SteadyError("disk_full", "The disk of the record is full.")
@@ -406,17 +482,6 @@ class Database:
             return SteadyError("database_trouble", f"The record cannot be used: {error}.")
         return error
 
-    @staticmethod
-    def _server_error(error: BaseException) -> BaseException:
-        state = str(getattr(error, "sqlstate", None) or "")
-        if state == "53100":
-            return SteadyError("disk_full", "The disk of the record's server is full.")
-        if state.startswith("XX"):
-            return SteadyError("database_damaged", f"The record is damaged: {error}.")
-        if type(error).__name__ == "OperationalError" or state[:2] in ("08", "53", "57", "58"):
-            return SteadyError("database_trouble", f"The record's server says: {error}.")
-        return error
-
     def _no_space(self) -> bool:
         """Quotas and shared memory report a full disk as an I/O error."""
         if self.path is None:
@@ -426,6 +491,19 @@ class Database:
         except OSError:
             return False
         return disk.f_bavail * disk.f_frsize < 2**20
+
+
+def _server() -> ModuleType:
+    """What only a server has. SteadyError ``extra_missing`` when its driver is not there."""
+    try:
+        from watcher.store import server
+    except ImportError:
+        raise SteadyError(
+            "extra_missing",
+            "A record on PostgreSQL needs psycopg, which is not installed.",
+            remedy="Run `pip install 'steadydiffusion[postgres]'`.",
+        ) from None
+    return server
 
 
 def _kind(error: sqlite3.Error) -> int:
@@ -448,43 +526,47 @@ def _identity_of(path: Path) -> tuple[int, int] | None:
 
 
 class _Readers:
-    """A few read-only driver connections, the last used first, plus one that only listens."""
+    """A few driver connections for polls, the last used first, plus one that only listens."""
 
-    def __init__(self, connect: Callable[..., sqlite3.Connection]) -> None:
+    def __init__(self, connect: Callable[[], Any]) -> None:
         self._connect = connect
-        self._idle: list[sqlite3.Connection] = []
+        self._idle: list[Any] = []
         self._slots = threading.BoundedSemaphore(READERS)
-        self._listener: sqlite3.Connection | None = None
+        self._listener: Any = None
         self._listening = threading.Lock()
 
     @contextlib.contextmanager
-    def lend(self) -> Iterator[sqlite3.Connection]:
+    def lend(self) -> Iterator[Any]:
         with self._slots:
             try:
                 connection = self._idle.pop()
             except IndexError:
-                connection = self._connect(read_only=True)
-                connection.row_factory = _as_dict
+                connection = self._connect()
             try:
                 yield connection
             except BaseException:
                 connection.close()
+                self._drop()  # a server that went took the others along
                 raise
             self._idle.append(connection)
 
     def data_version(self) -> int:
         with self._listening:
             if self._listener is None:
-                self._listener = self._connect(read_only=True)
-            return int(self._listener.execute("PRAGMA data_version").fetchone()[0])
+                self._listener = self._connect()
+            return int(self._listener.execute("PRAGMA data_version").fetchone()["data_version"])
 
     def close(self) -> None:
         with self._listening:
             if self._listener is not None:
                 self._listener.close()
                 self._listener = None
-        while self._idle:
-            self._idle.pop().close()
+        self._drop()
+
+    def _drop(self) -> None:
+        with contextlib.suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
 
 def _as_dict(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> Row:

@@ -25,7 +25,7 @@ class Dialect:
     begin: str  #: makes this transaction the only writing one until it ends
     hints: bool  #: knows INDEXED BY
     plain_table: str  #: ends a table that has no rowid
-    triggers: tuple[tuple[str, ...], ...]  #: per version
+    own: tuple[tuple[str, ...], ...]  #: what only it has, per version
 
 
 # Counting: job_counts for the whole record, n_<state> in each batch. By triggers, so that no
@@ -77,6 +77,11 @@ def _postgres_triggers() -> tuple[str, ...]:
     return tuple(statements)
 
 
+# How watchers are just now, for doors on other machines; worth nothing after a crash.
+_PULSES = """CREATE UNLOGGED TABLE pulses (who TEXT COLLATE "C" PRIMARY KEY,
+    at DOUBLE PRECISION NOT NULL, body TEXT NOT NULL) WITH (fillfactor = 50)"""
+
+
 SQLITE = Dialect(
     name="sqlite",
     serial="INTEGER PRIMARY KEY AUTOINCREMENT",
@@ -87,7 +92,7 @@ SQLITE = Dialect(
     begin="BEGIN IMMEDIATE",
     hints=True,
     plain_table="WITHOUT ROWID",
-    triggers=(_sqlite_triggers(),),
+    own=(_sqlite_triggers(),),
 )
 
 POSTGRES = Dialect(
@@ -97,10 +102,11 @@ POSTGRES = Dialect(
     real="DOUBLE PRECISION",
     key='TEXT COLLATE "C"',
     each="(SELECT json_array_elements_text(CAST({0} AS json)))",
-    begin="SELECT 1 FROM (SELECT pg_advisory_xact_lock(1398031449)) AS only_writer",
+    begin="SELECT 1 FROM (SELECT pg_advisory_xact_lock(1398031449, hashtext(current_schema())))"
+    " AS only_writer",
     hints=False,
     plain_table="",
-    triggers=(_postgres_triggers(),),
+    own=((*_postgres_triggers(), _PULSES),),
 )
 
 _VERSION_1 = (
@@ -209,6 +215,6 @@ def migrations(dialect: Dialect) -> list[list[str]]:
         "plain_table": dialect.plain_table,
     }
     return [
-        [statement.format(**words) for statement in tables] + list(triggers)
-        for tables, triggers in zip(_TABLES, dialect.triggers, strict=True)
+        [statement.format(**words) for statement in tables] + list(own)
+        for tables, own in zip(_TABLES, dialect.own, strict=True)
     ]
