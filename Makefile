@@ -14,7 +14,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test again slow ray fuzz torture serve lint format bench wheel written screens starter starter-score clean
+.PHONY: help venv demo test again slow postgres ray fuzz torture serve lint format bench wheel written screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -60,13 +60,17 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 
 # -- working on it -------------------------------------------------------------------------------
 test: $(VENV)/.installed-test $(AXE) ## all tests but the slow ones (real processes, the real pipeline)
-	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not ray"
+	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not ray and not postgres"
 
 again: $(VENV)/.installed-test ## only the tests that failed last, one at a time
-	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray"
+	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray and not postgres"
 
 slow: $(VENV)/.installed-test $(AXE) ## the slow tests: storms, thousands of files, fuzzing the routes
-	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu"
+	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu and not postgres"
+
+postgres: $(VENV)/.installed-test ## the record on a PostgreSQL server of its own: store, exactly once, standby
+	$(BIN)/python tests/postgres.py $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" \
+	  tests/test_store.py tests/test_exactly_once.py tests/test_postgres.py
 
 # A machine of its own: loopback alone, where every link to another machine is one of the test's.
 ALONE := $(if $(filter 0,$(shell id -u)),unshare --net,unshare --map-root-user --net) \

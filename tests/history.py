@@ -5,6 +5,7 @@
 
 import collections
 import contextlib
+import functools
 import hashlib
 import json
 import sqlite3
@@ -14,7 +15,7 @@ from typing import Any
 
 from engines import read_log
 
-from watcher.finish import BACKLOG
+from watcher.dispatch import BACKLOG
 from watcher.jobs import TRANSITIONS, JobState
 from watcher.recipe import read_recipe
 
@@ -32,16 +33,20 @@ def behind(root: Path) -> Iterator[Any]:
     """The record of ``root`` itself, behind the product's back: a connection that gives dicts."""
     url = server_of(root)
     if url is not None:
-        import psycopg
-
-        with psycopg.connect(url, row_factory=psycopg.rows.dict_row) as connection:
-            yield connection
+        yield _session(url)
         return
     with contextlib.closing(sqlite3.connect(root / "steady.db", timeout=10)) as file, file:
         file.row_factory = lambda cursor, row: dict(
             zip([column[0] for column in cursor.description], row, strict=True)
         )
         yield file
+
+
+@functools.cache
+def _session(url: str) -> Any:
+    import psycopg
+
+    return psycopg.connect(url, autocommit=True, row_factory=psycopg.rows.dict_row)
 
 
 def server_of(root: Path) -> str | None:

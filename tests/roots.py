@@ -88,6 +88,7 @@ class Root:
         point: str | None = None,
         nth: int = 1,
         once: bool = False,
+        standby: bool = False,
         fault: str | None = None,
         probe: str | None = None,
         stutter: bool = False,
@@ -104,6 +105,7 @@ class Root:
         """
         command = [str(TESTS / "crashing.py"), str(self.folder)]
         command += ["--point", point, "--nth", str(nth)] if point else []
+        command += ["--standby"] if standby else []
         command += ["--fault", fault] if fault else []
         command += ["--probe", probe] if probe else []
         command += ["--stutter"] if stutter else []

@@ -30,6 +30,7 @@ logger = logging.getLogger("steady.dispatch")
 
 MAX_DEATHS = 2  #: worker deaths a job may cause
 MAX_TRANSIENT = 3  #: attempts of a job that meets passing device errors
+BACKLOG = 4  #: pictures waiting to be saved before no further job is handed out
 STREAK = 5  #: failures of one class in a row that pause the queue
 _LOOK_SECONDS = 1.0  #: also without a change in the record: held rows, window
 
@@ -107,13 +108,14 @@ class Dispatcher:
             self._owed.popleft()
         version = self._store.data_version()
         due = time.monotonic() - self._looked >= _LOOK_SECONDS
-        if not (events or due or version != self._version):
+        if due or version != self._version:
+            self._version = version
+            if due:
+                self._looked = time.monotonic()
+                self._store.release_due(self._now())
+            self._pass_cancels()
+        elif not events:
             return
-        self._version = version
-        if due:
-            self._looked = time.monotonic()
-            self._store.release_due(self._now())
-        self._pass_cancels()
         self._feed()
 
     def stop(self, grace: float) -> None:
@@ -148,12 +150,14 @@ class Dispatcher:
         return self._window.is_open(datetime.datetime.now(datetime.UTC))
 
     def _feed(self) -> None:
-        if self._troubles or self._finisher.full:
+        # As many pictures may wait to be saved as jobs are out.
+        if self._troubles or self._finisher.busy >= max(BACKLOG, len(self._running)):
             return
-        for slot in self._executor.wants():
-            job = self._store.claim(self._now(), window_open=self.window_open())
-            if job is None:
-                return
+        slots = self._executor.wants()
+        if not slots:
+            return
+        jobs = self._store.claim_many(self._now(), len(slots), window_open=self.window_open())
+        for slot, job in zip(slots, jobs, strict=False):
             self._checkpoint("dispatched")
             steps = forwards_of(job.request.num_inference_steps or 1)
             self._running[job.id] = Running(job, slot, steps)

@@ -7,6 +7,7 @@ A crash after the picture was published leaves it with its job's id inside: the 
 adopts it. A crash in the middle of archiving is finished by the next ``announce``.
 """
 
+import contextlib
 import functools
 import logging
 import os
@@ -15,6 +16,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 from PIL import Image
@@ -28,20 +30,32 @@ from watcher.log import say
 from watcher.outputs import NameTaken, Outputs, Saved
 from watcher.recipe import recipe_of
 from watcher.results import day_of, result_csv, result_json
-from watcher.store import JobStore
+from watcher.store import Completion, JobStore
 from watcher.trouble import Troubles
 
 logger = logging.getLogger("steady.finish")
 
 THREADS = 2
+MAX_GROUP = 100  #: pictures recorded in one transaction
 MAX_TABLE = 4 << 30  #: bytes of a table that is read once more
-BACKLOG = 4  #: pictures waiting to be encoded before no further job is handed out
 _AGAIN_SECONDS = 5.0  #: after environment trouble
 _HOOK_SECONDS = 60.0  #: time limit of on_batch_done
 
 
+@dataclass(frozen=True)
+class _Published:
+    """A picture that lies in its place; its record does not say so yet."""
+
+    job: Job
+    saved: Saved
+    facts: dict[str, Any]
+
+
 class Finisher:
-    """Two threads that encode, publish and record pictures, and one that archives batches.
+    """Two threads that encode and publish pictures, one that records them, one that archives.
+
+    Whatever was published while the last group was being recorded is recorded as one group, in
+    one transaction: a lone picture never waits, and hundreds of devices do not queue for the disk.
 
     ``wake`` is called whenever something ended, so that the dispatcher looks again.
     """
@@ -83,10 +97,12 @@ class Finisher:
         self._threads = [
             threading.Thread(target=self._finish_all, name=f"finish-{i}") for i in range(THREADS)
         ]
+        self._published: queue.Queue[_Published | None] = queue.Queue()
+        self._recorder = threading.Thread(target=self._record_all, name="record")
         self._announcer = threading.Thread(target=self._announce_all, name="announce")
 
     def start(self) -> None:
-        for thread in (*self._threads, self._announcer):
+        for thread in (*self._threads, self._recorder, self._announcer):
             thread.start()
         self.announce()
 
@@ -97,13 +113,16 @@ class Finisher:
             self._work.put(None)
         for thread in self._threads:
             thread.join()
+        self._published.put(None)
+        self._recorder.join()
         self._stopping.set()
         self._bell.set()
         self._announcer.join()
 
     @property
-    def full(self) -> bool:
-        return self._busy >= BACKLOG
+    def busy(self) -> int:
+        """Pictures that have arrived and are not recorded yet."""
+        return self._busy
 
     @property
     def idle(self) -> bool:
@@ -129,18 +148,23 @@ class Finisher:
     def _finish_all(self) -> None:
         while (item := self._work.get()) is not None:
             job, picture = item
-            try:
-                self._finish_one(job, picture)
-            finally:
-                with self._lock:
-                    self._busy -= 1
-                self.announce()
-                self._wake()
+            published = self._finish_one(job, picture)
+            if published is None:
+                self._over(1)
+            else:
+                self._published.put(published)
 
-    def _finish_one(self, job: Job, picture: ex.Picture) -> None:
+    def _over(self, pictures: int) -> None:
+        with self._lock:
+            self._busy -= pictures
+        self.announce()
+        self._wake()
+
+    def _finish_one(self, job: Job, picture: ex.Picture) -> "_Published | None":
+        """None: that was all, there is nothing left to record."""
         try:
             try:
-                self._finish(job, picture)
+                return self._finish(job, picture)
             except Exception as error:  # the one broad except: around one job
                 if _environment(error):
                     raise
@@ -150,13 +174,14 @@ class Finisher:
             if not _environment(error):
                 raise
             say(logger, "job.unsettled", logging.WARNING, job_id=job.id, why=error.message)
+        return None
 
-    def _finish(self, job: Job, picture: ex.Picture) -> None:
+    def _finish(self, job: Job, picture: ex.Picture) -> "_Published | None":
         begun = time.monotonic()
         image = Image.frombytes("RGB", picture.size, picture.rgb)
         if all(low == high for low, high in image.getextrema()):  # type: ignore[misc]
             self._record_failure(job, "blank_picture", ERRORS["blank_picture"].what)
-            return
+            return None
         facts = {**picture.info, "timings": dict(picture.timings)}
         try:
             job, saved = self._save(job, image, picture)
@@ -167,17 +192,41 @@ class Finisher:
             why = error.message
             self._insist(lambda: self._store.release(job.id, job.attempt, why=why, now=self._now()))
             say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
-            return
+            return None
         facts["timings"]["save"] = round(time.monotonic() - begun, 4)
-        done = self._insist(
-            lambda: self._store.complete(
-                job.id, job.attempt, sha256=saved.sha256, bytes=saved.bytes, facts=facts,
-                now=self._now(),
+        return _Published(job, saved, facts)
+
+    def _record_all(self) -> None:
+        ended = False
+        while not ended:
+            group = [self._published.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(group) < MAX_GROUP:
+                    group.append(self._published.get_nowait())
+            ended = None in group
+            published = [each for each in group if each is not None]
+            if published:
+                self._record(published)
+                self._over(len(published))
+
+    def _record(self, group: "list[_Published]") -> None:
+        completions = [
+            Completion(
+                each.job.id, each.job.attempt, each.saved.sha256, each.saved.bytes, each.facts
             )
-        )  # fmt: skip
-        self._checkpoint("completed")
-        if done is not None:
-            say(logger, "job.completed", job_id=job.id, path=job.path, bytes=saved.bytes)
+            for each in group
+        ]
+        try:
+            done = self._insist(lambda: self._store.complete_many(completions, now=self._now()))
+        except SteadyError as error:  # only while stopping
+            if not _environment(error):
+                raise
+            say(logger, "jobs.unsettled", logging.WARNING, jobs=len(group), why=error.message)
+            return
+        for job in done:
+            self._checkpoint("completed")
+            if job is not None:
+                say(logger, "job.completed", job_id=job.id, path=job.path, bytes=job.bytes)
 
     def _save(self, job: Job, image: Image.Image, picture: ex.Picture) -> tuple[Job, Saved]:
         while True:

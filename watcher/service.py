@@ -277,7 +277,7 @@ class Service:
         Threads that are not ours (the watch of the inbox) are mended by those who use them.
         """
         name = death.thread.name if death.thread else "?"
-        ours = name in ("intake", "announce", "ray") or name.startswith("finish-")
+        ours = name in ("intake", "announce", "record", "ray") or name.startswith("finish-")
         logger.error(
             "thread.died",
             exc_info=(death.exc_type, death.exc_value or death.exc_type(), death.exc_traceback),

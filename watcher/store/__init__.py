@@ -11,6 +11,7 @@ in the bulk class, its start time in a fair queue between batches.
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from watcher.errors import SteadyError
@@ -19,7 +20,7 @@ from watcher.store.batches import Batches, NewJob
 from watcher.store.entries import batch_of, job_of, now_us, to_json
 from watcher.store.views import READY, JobFilter, Views
 
-__all__ = ["JobFilter", "JobStore", "NewJob", "now_us"]
+__all__ = ["Completion", "JobFilter", "JobStore", "NewJob", "now_us"]
 
 #: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
 BULK_TURN = 20
@@ -58,6 +59,17 @@ _RETRY = f"""state = 'queued', held = {_HELD}, deaths = 0, watcher_deaths = 0,
     error_message = NULL, facts = NULL"""
 
 
+@dataclass(frozen=True)
+class Completion:
+    """What is recorded of a published picture, and which attempt made it."""
+
+    id: str
+    attempt: int
+    sha256: str
+    bytes: int
+    facts: Mapping[str, Any]
+
+
 class JobStore(Batches, Views):
     """The record. Safe to share between threads; any number of processes may have it open.
 
@@ -74,31 +86,45 @@ class JobStore(Batches, Views):
         ``window_open`` False leaves the bulk class waiting. A crash after it: the job is found
         by :meth:`generating`.
         """
+        jobs = self.claim_many(now, 1, window_open=window_open)
+        return jobs[0] if jobs else None
+
+    def claim_many(self, now: int, most: int, *, window_open: bool = True) -> list[Job]:
+        """The same for up to ``most`` jobs in one transaction, each as if claimed by itself."""
         worst = _BULK if window_open else _BULK - 1
+        jobs: list[Job] = []
         with self._db.write():
-            rows = self._db.run(_CLAIM, now=now, worst=worst)
-            for row in rows:
+            while len(jobs) < most and (rows := self._db.run(_CLAIM, now=now, worst=worst)):
+                row = rows[0]
                 self._db.run(
                     _CLAIMED, **{"class": row["class"], "rank": row["rank"], "worst": worst}
                 )
-        return job_of(rows[0]) if rows else None
+                jobs.append(job_of(row))
+        return jobs
 
     def complete(
         self, id: str, attempt: int, *, sha256: str, bytes: int, facts: Mapping[str, Any], now: int
     ) -> Job | None:
         """The picture is published. None: another attempt owns the job, or it ended already."""
+        return self.complete_many([Completion(id, attempt, sha256, bytes, facts)], now=now)[0]
+
+    def complete_many(self, done: Sequence[Completion], *, now: int) -> list[Job | None]:
+        """The same for several pictures in one transaction, in their order."""
         with self._db.write():
-            return self._move(
-                "state = 'completed', completed_at = :now, sha256 = :sha256, bytes = :bytes,"
-                " facts = :facts, cancel_requested = 0",
-                "id = :id AND attempt = :attempt AND state = 'generating'",
-                id=id,
-                attempt=attempt,
-                sha256=sha256,
-                bytes=bytes,
-                facts=to_json(facts),
-                now=now,
-            )
+            return [
+                self._move(
+                    "state = 'completed', completed_at = :now, sha256 = :sha256, bytes = :bytes,"
+                    " facts = :facts, cancel_requested = 0",
+                    "id = :id AND attempt = :attempt AND state = 'generating'",
+                    id=each.id,
+                    attempt=each.attempt,
+                    sha256=each.sha256,
+                    bytes=each.bytes,
+                    facts=to_json(each.facts),
+                    now=now,
+                )
+                for each in done
+            ]
 
     def fail(
         self,
