@@ -23,6 +23,7 @@ from watcher import live, model
 from watcher.config import Config
 from watcher.dispatch import Dispatcher
 from watcher.errors import ErrorClass, SteadyError
+from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.inbox import Inbox, ignore_lease_signal
@@ -147,7 +148,10 @@ def network_file_system(path: Path) -> str | None:
 
 
 class Service:
-    """One watcher: its parts and the order in which they start, work and stop."""
+    """One watcher: its parts and the order in which they start, work and stop.
+
+    ``executor``: another than the configuration asks for.
+    """
 
     def __init__(
         self,
@@ -156,6 +160,7 @@ class Service:
         *,
         checkpoint: Callable[[str], None] = nothing,
         probe: model.Probe = model.probe_devices,
+        executor: Executor | None = None,
     ) -> None:
         self._config = config
         self._store = store
@@ -177,7 +182,7 @@ class Service:
             rescan=config.rescan_seconds,
             checkpoint=checkpoint,
         )
-        self._executor = build(config, self._choice, self._probe)
+        self._executor = executor or build(config, self._choice, self._probe)
         self._finisher = Finisher(
             store=store,
             outputs=self._outputs,
