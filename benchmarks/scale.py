@@ -148,7 +148,9 @@ def one(root: Path, slots: int, seconds: float) -> dict[str, Any]:
     code = Service(config, store, probe=lambda: ["cpu"], executor=executor).run(once=True)
     cpu = time.process_time() - cpu
     jobs = sum(len(runs) for runs in executor.runs)
-    assert code == 0 and store.counts()["completed"] == jobs == slots * ROUNDS
+    counts = {state.value: n for state, n in store.counts().items() if n}
+    if code != 0 or counts != {"completed": jobs} or jobs != slots * ROUNDS:
+        raise SystemExit(f"exit code {code}, {counts}, {jobs} runs")
     begun = max(runs[0][0] for runs in executor.runs)
     ended = max(runs[-1][0] for runs in executor.runs)
     worked = sum(
