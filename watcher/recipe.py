@@ -9,6 +9,7 @@ Pure: bytes in, values out. How the texts lie inside a picture is imagefile.py's
 Knows nothing of files, models or the record.
 """
 
+import functools
 import itertools
 import json
 import re
@@ -149,6 +150,7 @@ def _words(value: Any) -> dict[str, str]:
     return {str(k): v for k, v in items if _word(k) and _word(v)}
 
 
+@functools.cache
 def _versions() -> dict[str, str]:
     try:
         return {"steadydiffusion": metadata.version("steadydiffusion")}
