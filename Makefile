@@ -44,11 +44,6 @@ $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) install --no-compile -c constraints.txt -e '.[test]'
 	@touch $@
 
-# What looks for barriers in the page's tests. Fetched, never committed.
-AXE := .npm/node_modules/axe-core/axe.min.js
-$(AXE):
-	npm install --prefix .npm --no-save --no-audit --no-fund --silent axe-core@4.14.1
-
 venv: $(VENV)/.installed-test ## .venv with everything for working on the code
 
 # -- using ---------------------------------------------------------------------------------------
@@ -59,13 +54,13 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 	@exec $(BIN)/steady serve
 
 # -- working on it -------------------------------------------------------------------------------
-test: $(VENV)/.installed-test $(AXE) ## all tests but the slow ones (real processes, the real pipeline)
+test: $(VENV)/.installed-test ## all tests but the slow ones (real processes, the real pipeline)
 	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not ray and not postgres"
 
 again: $(VENV)/.installed-test ## only the tests that failed last, one at a time
 	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray and not postgres"
 
-slow: $(VENV)/.installed-test $(AXE) ## the slow tests: storms, thousands of files, fuzzing the routes
+slow: $(VENV)/.installed-test ## the slow tests: storms, thousands of files, fuzzing the routes
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu and not postgres"
 
 postgres: $(VENV)/.installed-test ## the record on a PostgreSQL server of its own: store, exactly once, standby
@@ -117,5 +112,5 @@ starter-score: $(VENV)/.installed-test ## how well the starter model follows its
 	$(BIN)/python -m starter.score
 
 clean: ## remove what make made (never inbox/, outputs/ or the record)
-	rm -rf $(VENV) .npm demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) demo dist build .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find watcher api tests starter benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
