@@ -6,7 +6,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 # `make demo TORCH=cpu`: PyTorch's CPU build, for machines without an NVIDIA card on which
 # plain torch would fetch gigabytes of CUDA libraries.
 TORCH  ?=
-N      ?= 300
+N      ?= 1000
 ifeq ($(TORCH),cpu)
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
 else ifneq ($(TORCH),)

@@ -47,7 +47,7 @@ def new_job(k: int) -> NewJob:
         prompt=f"a red fox in the snow, number {k}", width=1024, height=1024,
         num_inference_steps=9, seed=k, format="png",
     )  # fmt: skip
-    return NewJob(request, stem=f"fox_{k:07d}", priority=Priority.BULK)
+    return NewJob.of(request, stem=f"fox_{k:07d}", priority=Priority.BULK)
 
 
 def fill(store: JobStore, count: int) -> tuple[str, float]:

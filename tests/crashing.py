@@ -68,6 +68,16 @@ def _build_on_ray(stutter: bool, silence: float | None) -> Any:
     return build_it
 
 
+class Poisoned(service.Inbox):
+    """No fault of ours: reading a file that holds the word ``poison`` takes the process along."""
+
+    def read(self, claim: Any, limit: int) -> bytes:
+        data = super().read(claim, limit)
+        if b"poison" in data:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return data
+
+
 def main() -> int:
     options = argparse.ArgumentParser()
     options.add_argument("root")
@@ -75,7 +85,7 @@ def main() -> int:
     options.add_argument("--nth", type=int, default=1)
     options.add_argument("--once", action="store_true")
     options.add_argument("--standby", action="store_true")
-    options.add_argument("--fault", choices=["late-identity", "named-at-finish"])
+    options.add_argument("--fault", choices=["late-identity", "named-at-finish", "poison"])
     options.add_argument("--broken", action="store_true")
     options.add_argument("--clock", type=Path)
     options.add_argument("--stutter", action="store_true", help="far slots say everything twice")
@@ -104,6 +114,8 @@ def main() -> int:
         time.time_ns = lambda: real_ns() + int(given.clock.read_text()) * 10**9
     if given.fault == "late-identity":
         service.Inbox = LateIdentity  # type: ignore[misc]
+    elif given.fault == "poison":
+        service.Inbox = Poisoned  # type: ignore[misc]
     elif given.fault == "named-at-finish":
         service.Outputs = NamedAtFinish  # type: ignore[misc]
     if given.stutter or given.silence:

@@ -64,7 +64,7 @@ class Watcher:
 
     def record(self, ticket: str, planned: Any) -> list[str]:
         new = [
-            NewJob(
+            NewJob.of(
                 request=jobfile.resolve(plan.request, self.limits, job_id_of(ticket, index)),
                 stem=plan.stem,
                 warnings=plan.warnings,

@@ -23,7 +23,7 @@ def request(prompt: str = "a fox", **fields: Any) -> JobRequest:
 
 
 def new_jobs(count: int, **fields: Any) -> list[NewJob]:
-    return [NewJob(request(f"fox {k}"), **fields) for k in range(count)]
+    return [NewJob.of(request(f"fox {k}"), **fields) for k in range(count)]
 
 
 def put_batch(store: JobStore, count: int = 1, *, now: int = 1, **fields: Any) -> list[str]:

@@ -117,7 +117,7 @@ def test_pages_of_a_hundred_thousand_jobs_come_in_a_tenth_of_a_second(bench: Ben
         store.begin_reading(ticket, name="many.csv", suffix=".csv", source="file")
         store.record(
             ticket,
-            [NewJob(request=request, stem=f"fox_{batch}_{n}") for n in range(2000)],
+            [NewJob.of(request=request, stem=f"fox_{batch}_{n}") for n in range(2000)],
             first_index=0, final=True, now=now_us(), local=datetime.now(),
         )  # fmt: skip
     middle = store.jobs(before_seq=total // 2, limit=1)[0]

@@ -12,7 +12,8 @@ from torture import kill_on_sight, storm
 
 #: Every step of the protocol that leaves something behind, in the order of a job's journey.
 POINTS = [
-    "claimed", "claim_synced", "tries_committed", "parsed", "recorded", "chunk_recorded",
+    "claimed", "claim_synced", "tries_committed", "parsed", "recorded",
+    "group_begun", "group_read", "group_recorded", "chunk_recorded",
     "dispatched", "picture_received", "tmp_written", "linked", "folder_synced",
     "thumbnail_written", "completed", "archived_moved", "sidecar_written", "archived_files",
     "archived", "refused_moved",
@@ -28,12 +29,17 @@ ROWS = 25
 JOBS = 1 + 3 + ROWS
 
 
-def fill(root: Root) -> None:
-    """One job, a list of three, a table in two chunks, and a file that must be refused."""
-    root.drop("one.yaml", "prompt: one steps=2\n")
-    root.drop("three.json", json.dumps([{"prompt": f"three-{i} steps=2"} for i in range(3)]))
+def fill(root: Root, *, grouped: bool = False) -> None:
+    """One job, a list of three, a table in two chunks, and a file that must be refused.
+
+    ``grouped``: the first two lie side by side and are taken together.
+    """
     lines = "".join(f"row-{i} steps=2\n" for i in range(ROWS))
-    root.drop("table.csv", "prompt\n" + lines)
+    three = json.dumps([{"prompt": f"three-{i} steps=2"} for i in range(3)])
+    files = [("one.yaml", "prompt: one steps=2\n"), ("table.csv", "prompt\n" + lines)]
+    files.insert(1 if grouped else 2, ("three.json", three))
+    for name, content in files:
+        root.drop(name, content)
     root.drop("bad.yaml", "prompt: x\nwidht: 64\n")
 
 
@@ -52,12 +58,12 @@ def test_killed_after_a_step_and_again_in_the_recovery(
     make_root: Callable[..., Root], point: str
 ) -> None:
     root = make_root()
-    fill(root)
+    fill(root, grouped=point.startswith("group"))
     first = root.watch(point=point, once=True)
     assert first.wait(60) == -signal.SIGKILL, f"{point} is never reached"
     # Two kills while one file is being read make it a suspect, which is another promise.
-    again = 3 if point in ("tries_committed", "parsed") else 1
-    root.watch(point="*", nth=again, once=True).wait(60)
+    while_read = point in ("tries_committed", "parsed", "group_begun", "group_read")
+    root.watch(point="recorded" if while_read else "*", once=True).wait(60)
     root.finish()
     check(root, kills=2)
 
@@ -74,6 +80,21 @@ def test_a_file_that_kills_its_reader_twice_is_set_aside_unread(
     reason = json.loads((root.inbox / "refused" / "bomb.yaml.error.json").read_bytes())
     assert reason["code"] == "crashed_service"
     assert [job["prompt"] for job in root.jobs()] == ["fine"]
+
+
+def test_one_that_kills_its_reader_takes_no_neighbour_of_its_group_along(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    for name in ("a", "b", "poison", "c", "d"):
+        root.drop(f"{name}.yaml", f"prompt: {name} steps=1\n")
+    for _ in range(2):
+        assert root.watch(fault="poison", once=True).wait(60) == -signal.SIGKILL
+    assert root.watch(fault="poison", once=True).wait(60) == 0
+    assert sorted(job["prompt"] for job in root.jobs()) == [f"{n} steps=1" for n in "abcd"]
+    reason = json.loads((root.inbox / "refused" / "poison.yaml.error.json").read_bytes())
+    assert reason["code"] == "crashed_service"
+    assert faults(root.folder, expected=4, log=root.log, kills=2) == []
 
 
 @pytest.mark.parametrize("point", PUBLISHED)

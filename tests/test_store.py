@@ -395,7 +395,7 @@ def test_a_long_file_is_resumed_where_it_stood(opened: Opener) -> None:
 def test_a_chunk_is_recorded_whole_or_not_at_all(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
-    bad = [*new_jobs(3), NewJob(request(), not_before=2**70)]  # no database takes this integer
+    bad = [*new_jobs(3), NewJob.of(request(), not_before=2**70)]  # no database takes this integer
     with pytest.raises(Exception):  # noqa: B017 - each driver has its own
         store.record(ticket, bad, first_index=0, final=True, now=1, local=LOCAL)
     assert store.jobs_of(ticket) == []
@@ -411,7 +411,7 @@ def test_the_request_comes_back_as_it_was(store: JobStore) -> None:
     )  # fmt: skip
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a", suffix=".json", source="cli")
-    new = NewJob(asked, warnings=("no effect",), priority=Priority.BULK, not_before=77)
+    new = NewJob.of(asked, warnings=("no effect",), priority=Priority.BULK, not_before=77)
     (id,) = store.record(ticket, [new], first_index=0, final=True, now=1, local=LOCAL)
     job = get(store, id)
     assert job.request == asked
@@ -432,7 +432,7 @@ def test_a_reserved_name_is_found_again(store: JobStore) -> None:
     assert (begun.claim, begun.tries) == (ticket, 1)
     assert store.stale_reservations(0) == [] and not store.sweep(ticket)
     store.record(
-        ticket, [NewJob(request(), priority=Priority.INTERACTIVE), NewJob(request())],
+        ticket, [NewJob.of(request(), priority=Priority.INTERACTIVE), NewJob.of(request())],
         first_index=0, final=True, now=2, local=midnight + timedelta(seconds=5),
     )  # fmt: skip
     first, second = store.jobs_of(ticket)
@@ -483,7 +483,7 @@ def test_a_key_makes_a_repeat_harmless(store: JobStore) -> None:
 
 
 def test_a_job_with_a_key_of_its_own_runs_once(store: JobStore) -> None:
-    keyed = NewJob(request("keyed"), id=ticket_of_key("k1"))
+    keyed = NewJob.of(request("keyed"), id=ticket_of_key("k1"))
     tickets = [str(uuid.uuid4()) for _ in range(2)]
     for ticket in tickets:
         store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
@@ -497,7 +497,7 @@ def test_a_job_with_a_key_of_its_own_runs_once(store: JobStore) -> None:
 
 def test_changed_rows_of_a_resumed_batch_come_last(store: JobStore) -> None:
     ticket = put_batch(store, 3)[0]
-    new = [NewJob(request(f"new {k}"), id=str(uuid.uuid4())) for k in range(2)]
+    new = [NewJob.of(request(f"new {k}"), id=str(uuid.uuid4())) for k in range(2)]
     old = new_jobs(3)
     ids = store.record(
         ticket, [old[0], new[0], old[2], new[1]], first_index=0, final=True, now=1, local=LOCAL
@@ -551,14 +551,14 @@ def test_default_names_are_unique_for_ever_and_everywhere(store: JobStore) -> No
     tomorrow = LOCAL + timedelta(days=1)
     assert names(store, new_jobs(2)) == ["20261122/ImgGen_102959", "20261122/ImgGen_102959_2"]
     assert names(store, new_jobs(1), tomorrow) == ["20261123/ImgGen_102959_3"]
-    squatter = NewJob(request(name="imggen_102959_4", folder="x"))
+    squatter = NewJob.of(request(name="imggen_102959_4", folder="x"))
     assert names(store, [squatter]) == ["x/imggen_102959_4"]
     assert names(store, new_jobs(1)) == ["20261122/ImgGen_102959_5"]
 
 
 def test_given_names_are_unique_in_their_folder_in_any_case(store: JobStore) -> None:
     def named(*given: str, folder: str = "f") -> list[str]:
-        return names(store, [NewJob(request(name=name, folder=folder)) for name in given])
+        return names(store, [NewJob.of(request(name=name, folder=folder)) for name in given])
 
     assert named("cat", "Cat", "CAT") == ["f/cat", "f/Cat_2", "f/CAT_3"]
     assert named("cat", folder="g") == ["g/cat"]
@@ -571,7 +571,7 @@ def test_given_names_are_unique_in_their_folder_in_any_case(store: JobStore) -> 
 
 
 def test_files_of_many_dropped_twice(store: JobStore) -> None:
-    jobs = [NewJob(request(), stem=f"cats_{k:04d}") for k in (1, 2)]
+    jobs = [NewJob.of(request(), stem=f"cats_{k:04d}") for k in (1, 2)]
     assert names(store, jobs) == ["20261122/cats_0001", "20261122/cats_0002"]
     assert names(store, jobs) == ["20261122/cats_0001_2", "20261122/cats_0002_2"]
 
@@ -601,7 +601,7 @@ def test_a_strangers_file_makes_the_job_take_the_next_name(store: JobStore) -> N
         assert moved.state is JobState.GENERATING
     again = store.rename(job.id, 1)
     assert again is not None and again.image_name == "cat_3"
-    assert names(store, [NewJob(request(), stem="cat")]) == ["20261122/cat_4"]
+    assert names(store, [NewJob.of(request(), stem="cat")]) == ["20261122/cat_4"]
 
 
 def test_pictures_are_found_by_name(store: JobStore) -> None:
@@ -609,7 +609,7 @@ def test_pictures_are_found_by_name(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
     ids += store.record(
-        ticket, [NewJob(request(name="cat", folder="Zoo"))], first_index=0, final=True, now=1,
+        ticket, [NewJob.of(request(name="cat", folder="Zoo"))], first_index=0, final=True, now=1,
         local=LOCAL,
     )  # fmt: skip
 

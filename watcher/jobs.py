@@ -6,7 +6,7 @@ Pure data. Knows nothing of files, SQL, HTTP or models.
 import functools
 import hashlib
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Literal
@@ -171,7 +171,22 @@ def job_id_of(ticket: str, index: int) -> str:
     Ids derive from the ticket, which is in the claimed file's name, so a file that is read
     again after a crash becomes the very same jobs.
     """
-    return ticket if index == 0 else str(uuid.uuid5(uuid.UUID(ticket), str(index)))
+    return ticket if index == 0 else job_ids_of(ticket)(index)
+
+
+def job_ids_of(ticket: str) -> Callable[[int], str]:
+    """:func:`job_id_of` for those who want a million ids of one batch."""
+    of_ticket = hashlib.sha1(uuid.UUID(ticket).bytes, usedforsecurity=False)
+
+    def id_of(index: int) -> str:
+        if index == 0:
+            return ticket
+        digest = of_ticket.copy()  # uuid.uuid5 by hand, for it takes five times as long
+        digest.update(b"%d" % index)
+        x = digest.hexdigest()
+        return f"{x[:8]}-{x[8:12]}-5{x[13:16]}-{'89ab'[int(x[16], 16) & 3]}{x[17:20]}-{x[20:32]}"
+
+    return id_of
 
 
 def ticket_of_key(key: str) -> str:

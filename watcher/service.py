@@ -27,7 +27,7 @@ from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.inbox import Inbox, ignore_lease_signal
-from watcher.intake import Intake
+from watcher.intake import Intake, Reading
 from watcher.jobs import JobState
 from watcher.log import say
 from watcher.outputs import Outputs
@@ -183,6 +183,7 @@ class Service:
             checkpoint=checkpoint,
         )
         self._executor = executor or build(config, self._choice, self._probe)
+        reading = Reading(inbox=self._inbox, limits=self._limits, root=config.root)
         self._finisher = Finisher(
             store=store,
             outputs=self._outputs,
@@ -191,16 +192,16 @@ class Service:
             now=now_us,
             checkpoint=checkpoint,
             on_batch_done=config.on_batch_done,
-            refused_rows=lambda batch: self._intake.refused_rows(batch),
-            plans=lambda batch: self._intake.plans(batch),
+            refused_rows=reading.refused_rows,
+            plans=reading.plans,
             wake=self._executor.wake,
             address=config.public_url or f"http://{config.host}:{config.port}",
         )
         self._intake = Intake(
             inbox=self._inbox,
             store=store,
-            limits=self._limits,
-            root=config.root,
+            reading=reading,
+            state=config.state,
             max_queued=config.max_queued,
             troubles=self._troubles,
             now=now_us,

@@ -36,7 +36,7 @@ from watcher.jobfile.batchline import (
 )
 from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.fields import request_of, resolve
-from watcher.jobfile.naming import slug
+from watcher.jobfile.naming import numbered
 from watcher.jobfile.planner import Planned, Planner
 from watcher.jobfile.problems import MAX_PROBLEMS, refusal
 from watcher.jobfile.rows import Lines
@@ -67,6 +67,7 @@ __all__ = [
     "images_body",
     "is_batch_line",
     "look_of",
+    "numbered",
     "of_recipe",
     "parse",
     "read_json",
@@ -243,12 +244,12 @@ def _name(parsed: Parsed, stem: str, priority: Priority | None) -> None:
     """Names and priorities, which need the number of pictures."""
     count = len(parsed.requests)
     usual = priority or (Priority.NORMAL if count <= FEW_JOBS else Priority.BULK)
-    digits, base = max(4, len(str(count))), slug(stem)[:60]
+    name_of = numbered(stem, count)
     for number, each in enumerate(parsed.requests, 1):
         if each.request.priority is None:
             each.priority = usual
-        if each.stem is None and parsed.many and base:
-            each.stem = f"{base}_{number:0{digits}d}"
+        if each.stem is None:
+            each.stem = name_of(number)
 
 
 def read_lines(

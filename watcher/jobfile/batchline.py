@@ -41,7 +41,7 @@ _OURS = frozenset(
 
 def is_batch_line(value: Any) -> bool:
     """Is this a line of an OpenAI batch file (it need not be a good one)?"""
-    return isinstance(value, Mapping) and "body" in value and any(m in value for m in _MARKS[:3])
+    return isinstance(value, dict) and "body" in value and any(m in value for m in _MARKS[:3])
 
 
 def has_batch_lines(stream: BinaryIO) -> bool:

@@ -6,6 +6,7 @@ Knows nothing of files: paths are put together elsewhere, from names that passed
 
 import re
 import unicodedata
+from collections.abc import Callable
 
 MAX_NAME = 80  #: characters of a name or a folder's segment
 MAX_SEGMENTS = 3  #: of a folder
@@ -45,6 +46,17 @@ def _fits(character: str, *, first: bool) -> bool:
         return True
     # marks belong to letters in many scripts (Devanagari, Thai, decomposed accents)
     return not first and unicodedata.category(character)[0] == "M"
+
+
+def numbered(stem: str, count: int) -> Callable[[int], str | None]:
+    """What the pictures of a file of ``count`` are called, by their number from 1.
+
+    None: nothing, for a file of one picture or without a stem.
+    """
+    base, digits = slug(stem)[:60], max(4, len(str(count)))
+    if count < 2 or not base:
+        return lambda _number: None
+    return lambda number: f"{base}_{number:0{digits}d}"
 
 
 def slug(text: str) -> str:

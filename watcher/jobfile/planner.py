@@ -72,7 +72,7 @@ def template_of(raw: Any) -> Template:
     """A mapping of fields (and perhaps ``expand: wildcards``), or a prompt alone."""
     if isinstance(raw, str):
         return Template({"prompt": raw}, {"prompt": "prompt"}, _overlong({"prompt": raw}))
-    if not isinstance(raw, Mapping):
+    if not isinstance(raw, dict):
         message = "A job is a mapping with a prompt, or the prompt alone."
         return Template(problems=[Problem("bad_shape", message, value=shown(raw))])
     problems: list[Problem] = []

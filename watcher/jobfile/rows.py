@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from watcher.errors import Problem, SteadyError
 from watcher.jobfile import strictjson
 from watcher.jobfile.batchline import batch_line_fields, is_batch_line
-from watcher.jobfile.fields import value_of_text
+from watcher.jobfile.fields import reader_of
 from watcher.jobfile.hints import FIELDS, meant_by, plain_key
 from watcher.jobfile.naming import slug
 from watcher.jobfile.planner import TEXTS, Planned, Planner, Template, template_of
@@ -32,7 +32,7 @@ class Columns:
     def __init__(self, header: list[str]) -> None:
         self.header = header
         self.warnings: list[str] = []
-        self._fields: list[tuple[int, str]] = []  # cell, field
+        self._fields: list[tuple[int, str, Callable[[str], Any]]] = []  # cell, field, its reader
         self._extra: list[tuple[int, str]] = []  # cell, header: goes to metadata
         self._nameless = [cell for cell, name in enumerate(header) if not name]
         self._shown: dict[str, str] = {}  # field -> header
@@ -56,7 +56,7 @@ class Columns:
             raise SteadyError("duplicate_key", message, problems=[problem])
         self._shown[field] = name
         if field in FIELDS or field in _ALSO_READ:
-            self._fields.append((cell, field))
+            self._fields.append((cell, field, reader_of(field)))
             return
         self._extra.append((cell, name))
         if len(self.warnings) < 10 and (ours := meant_by(name)) and ours != "label":
@@ -92,12 +92,10 @@ class Columns:
             problems.append(Problem("bad_csv", message, remedy=remedy))
         have = len(cells)
         given: dict[str, Any] = {}
-        for cell, field in self._fields:
-            if cell < have and (text := cells[cell]):
-                value = value_of_text(field, text)
-                if value is not None:
-                    given[field] = value
-        if any(cell < have and cells[cell].strip() for cell in self._nameless):
+        for cell, field, read in self._fields:
+            if cell < have and (text := cells[cell]) and (value := read(text)) is not None:
+                given[field] = value
+        if self._nameless and any(c < have and cells[c].strip() for c in self._nameless):
             problems.append(Problem("bad_csv", "A cell stands in a column without a name."))
         if self._extra or "metadata" in given:
             self._add_metadata(cells, given, problems)
@@ -244,7 +242,11 @@ def _json_or_none(text: str) -> Any:
 
 
 def _has_braces(values: Mapping[str, Any]) -> bool:
-    return any("{" in text for key in TEXTS if isinstance(text := values.get(key), str))
+    for key in TEXTS:
+        text = values.get(key)
+        if type(text) is str and "{" in text:
+            return True
+    return False
 
 
 def _template_of_line(raw: RawRow) -> Template:

@@ -113,7 +113,8 @@ def _refuse_depth(value: Any) -> None:
     """Depth and number of values, without recursion: later readers may recurse over what passes."""
     level, values = [value], 0
     for _ in range(MAX_DEPTH):
-        values += sum(map(len, level))
+        for container in level:
+            values += len(container)
         if values > MAX_VALUES:
             message = "The file holds too many values."
             raise SteadyError("too_large", message, problems=[Problem("too_large", message)])

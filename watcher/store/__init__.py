@@ -16,11 +16,11 @@ from typing import Any, Literal
 
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, Priority
-from watcher.store.batches import Batches, NewJob
+from watcher.store.batches import Batches, NewJob, Recording
 from watcher.store.entries import batch_of, job_of, now_us, to_json
 from watcher.store.views import READY, JobFilter, Views
 
-__all__ = ["Completion", "JobFilter", "JobStore", "NewJob", "now_us"]
+__all__ = ["Completion", "JobFilter", "JobStore", "NewJob", "Recording", "now_us"]
 
 #: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
 BULK_TURN = 20

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 from watcher.errors import SteadyError
 from watcher.jobs import (
@@ -18,7 +18,7 @@ from watcher.jobs import (
     JobRequest,
     JobState,
     Priority,
-    job_id_of,
+    job_ids_of,
     ticket_of_key,
 )
 from watcher.store.entries import Row, batch_of, to_json
@@ -29,22 +29,75 @@ from watcher.store.record import Record
 _OWN_COLUMN = {"prompt", "count", "priority", "not_before", "key"}
 
 
-@dataclass(frozen=True)
-class NewJob:
-    """One job about to be recorded.
+class NewJob(NamedTuple):
+    """One job about to be recorded, in the words of its row.
 
-    ``request`` is resolved (size, steps and seed set). ``stem``: the picture's base name in a
-    file of many; None for ``ImgGen_HHMMSS``; ``request.name`` wins over both. ``not_before``
-    in microseconds. ``id``: only for a job with a key of its own, or a changed row of a
-    resumed batch; otherwise derived from ticket and index.
+    ``request``: JSON of what the person asked, resolved (size, steps and seed set), without
+    what has a column of its own. ``name``: the picture's base name, None for ``ImgGen_HHMMSS``.
+    ``folder``: None for the day's. ``not_before`` in microseconds. ``id``: None for the one that
+    is derived from ticket and index.
     """
 
-    request: JobRequest
-    stem: str | None = None
-    warnings: tuple[str, ...] = ()
+    prompt: str
+    request: str
+    suffix: str
+    name: str | None = None
+    folder: str | None = None
     priority: Priority = Priority.NORMAL
     not_before: int | None = None
+    warnings: tuple[str, ...] = ()
     id: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        request: JobRequest,
+        *,
+        stem: str | None = None,
+        priority: Priority = Priority.NORMAL,
+        not_before: int | None = None,
+        warnings: tuple[str, ...] = (),
+        id: str | None = None,
+    ) -> "NewJob":
+        """``request`` is resolved; its own name wins over ``stem``."""
+        return cls(
+            prompt=request.prompt,
+            request=request.model_dump_json(exclude=_OWN_COLUMN, exclude_none=True),
+            suffix=SUFFIXES[request.format or "png"],
+            name=request.name or stem,
+            folder=request.folder,
+            priority=priority,
+            not_before=not_before,
+            warnings=warnings,
+            id=id,
+        )
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Jobs of a batch, and how far its file is read.
+
+    ``next_line``: rows of the file dealt with so far. ``final``: that was all of it. ``digest``:
+    sha256 of the file, if known.
+    """
+
+    ticket: str
+    jobs: Sequence[NewJob]
+    first_index: int = 0
+    final: bool = True
+    next_line: int = 0
+    warnings: Sequence[str] = ()
+    refused_rows: int = 0
+    digest: str | None = None
+
+    def ids(self) -> list[str]:
+        """The jobs' ids, in order."""
+        id_of = job_ids_of(self.ticket)
+        return [job.id or id_of(index) for index, job in enumerate(self.jobs, self.first_index)]
+
+
+#: A job with its ticket, its place in the batch, and its id.
+_Fresh = tuple[str, int, str, NewJob]
 
 
 class Batches(Record):
@@ -121,16 +174,12 @@ class Batches(Record):
             row = self._batch_row("claim", claim)
             if row is None:
                 self._db.run(
-                    "INSERT INTO batches (ticket, claim, name, suffix, source, created_at, digest)"
-                    " VALUES (:claim, :claim, :name, :suffix, :source, :now, :digest)"
-                    " ON CONFLICT (ticket) DO UPDATE"
-                    " SET claim = COALESCE(batches.claim, excluded.claim)",
+                    _INSERT_BATCH,
                     claim=claim,
                     name=name,
                     suffix=suffix,
                     source=source,
                     now=self._clock() if now is None else now,
-                    digest=digest,
                 )
             rows = self._db.run(
                 "UPDATE batches SET tries = tries + 1, digest = COALESCE(digest, :digest)"
@@ -143,6 +192,33 @@ class Batches(Record):
             if row is None:  # inserted above, or the reason why the insert met a conflict
                 raise RuntimeError("another writer inside our transaction")
             return batch_of(row)
+
+    def begin_readings(self, files: Sequence[Row], *, now: int | None = None) -> dict[str, Batch]:
+        """:meth:`begin_reading` for many files in one transaction, as far as nothing is known
+        against them: batches by claim.
+
+        ``files``: mappings with ``claim``, ``name``, ``suffix`` and ``source``. Left out, and no try
+        counted: a file whose reading was begun before, or whose ticket is another file's.
+        """
+        claims = to_json([file["claim"] for file in files])
+        now = self._clock() if now is None else now
+        with self._db.write():
+            known = {
+                row["claim"]
+                for row in self._db.run(
+                    f"SELECT claim FROM batches WHERE claim IN {self._db.each('claims')}",
+                    claims=claims,
+                )
+            }
+            self._db.run_many(
+                _INSERT_BATCH, [{**f, "now": now} for f in files if f["claim"] not in known]
+            )
+            rows = self._db.run(
+                f"UPDATE batches SET tries = 1 WHERE claim IN {self._db.each('claims')}"
+                " AND recorded_at IS NULL AND tries = 0 RETURNING *",
+                claims=claims,
+            )
+        return {row["claim"]: batch_of(row) for row in rows}
 
     def adopt_key(self, claim: str, key: str, *, digest: str | None = None) -> Batch:
         """Give the batch of ``claim`` the ticket that belongs to ``key``.
@@ -285,141 +361,157 @@ class Batches(Record):
     ) -> list[str]:
         """Put ``jobs`` on record in one transaction, and how far the file is read.
 
-        Their names, folders and paths are fixed here and never change (but see
-        ``JobStore.rename``). Jobs that are recorded already are left alone. ``next_line``:
-        rows of the file dealt with so far; the file has proved readable, so its tries count
-        anew. ``final``: that was all of it. ``digest``: sha256 of the file, if known. ``local``: the local
-        time without zone, for default names and folders. Returns the ids, in order. A batch
-        that was cancelled meanwhile is recorded as cancelled, a paused one is held.
+        Returns the ids, in order. For the rest see :meth:`record_all`.
         """
-        ids = [job.id or job_id_of(ticket, first_index + k) for k, job in enumerate(jobs)]
+        one = Recording(ticket, jobs, first_index, final, next_line, warnings, refused_rows, digest)
+        return self.record_all([one], now=now, local=local)[0]
+
+    def record_all(
+        self, recordings: Sequence[Recording], *, now: int, local: datetime
+    ) -> list[list[str]]:
+        """Put jobs of one batch or of many on record in one transaction: all or none.
+
+        Their names, folders and paths are fixed here and never change (but see
+        ``JobStore.rename``). Jobs that are recorded already are left alone. A file that comes
+        here has proved readable, so its tries count anew. ``local``: the local time without
+        zone, for default names and folders. Returns the ids, in order. A batch that was
+        cancelled meanwhile is recorded as cancelled, a paused one is held.
+        """
         with self._db.write():
-            batch = self._batch_row("ticket", ticket)
-            if batch is None:
-                raise SteadyError("batch_not_found")
-            known = {
-                row["id"]
+            batches = {
+                row["ticket"]: row
                 for row in self._db.run(
-                    f"SELECT id FROM jobs WHERE id IN {self._db.each('ids')}", ids=to_json(ids)
+                    f"SELECT * FROM batches WHERE ticket IN {self._db.each('tickets')}",
+                    tickets=to_json([each.ticket for each in recordings]),
                 )
             }
-            fresh: list[tuple[int, str, NewJob]] = []
-            for index, (id_, job) in enumerate(zip(ids, jobs, strict=True), first_index):
-                if id_ not in known:
-                    known.add(id_)  # a job named twice in one file is one job
-                    fresh.append((index, id_, job))
+            if len(batches) < len({each.ticket for each in recordings}):
+                raise SteadyError("batch_not_found")
+            ids = [each.ids() for each in recordings]
+            fresh = self._fresh(recordings, ids, batches)
+            told = {each.ticket: _told(each, batches[each.ticket], now) for each in recordings}
             if fresh:
-                self._insert(batch, self._places(ticket, fresh), now=now, local=local)
-            noted = list(dict.fromkeys([*json.loads(batch["warnings"]), *warnings]))
-            self._db.run(
-                "UPDATE batches SET next_line = CASE WHEN next_line < :line THEN :line"
-                " ELSE next_line END, warnings = :warnings, refused_rows = :refused, tries = 0,"
-                " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now)"
-                " ELSE recorded_at END, archived = CASE WHEN :fresh = 1 THEN 0 ELSE archived END"
-                ", digest = COALESCE(:digest, digest) WHERE ticket = :ticket",
-                ticket=ticket,
-                digest=digest,
-                line=next_line,
-                warnings=to_json(noted),
-                refused=refused_rows,
-                final=int(final),
-                fresh=int(bool(fresh)),
-                now=now,
-            )
+                self._insert(fresh, batches, told, now=now, local=local)
+            self._db.run_many(_TELL_BATCH, list(told.values()))
         return ids
 
-    def _places(
-        self, ticket: str, fresh: list[tuple[int, str, NewJob]]
-    ) -> list[tuple[int, str, NewJob]]:
+    def _fresh(
+        self,
+        recordings: Sequence[Recording],
+        ids: Sequence[Sequence[str]],
+        batches: Mapping[str, Row],
+    ) -> list[_Fresh]:
+        """The jobs that are not on record, each in its batch and place."""
+        asked = to_json([id_ for some in ids for id_ in some])
+        known = {
+            row["id"]
+            for row in self._db.run(
+                f"SELECT id FROM jobs WHERE id IN {self._db.each('ids')}", ids=asked
+            )
+        }
+        found: list[_Fresh] = []
+        for recording, some in zip(recordings, ids, strict=True):
+            fresh = []
+            for index, job in enumerate(recording.jobs):
+                if (id_ := some[index]) not in known:
+                    known.add(id_)  # a job named twice in one file is one job
+                    fresh.append((recording.ticket, recording.first_index + index, id_, job))
+            if fresh and batch_of(batches[recording.ticket]).jobs:
+                fresh = self._places(recording.ticket, fresh)
+            found += fresh
+        return found
+
+    def _places(self, ticket: str, fresh: list[_Fresh]) -> list[_Fresh]:
         """Changed rows of a resumed batch come after its old ones: their places are taken."""
         taken = {
             row["idx"]
             for row in self._db.run(
                 "SELECT idx FROM jobs WHERE ticket = :ticket AND idx BETWEEN :low AND :high",
                 ticket=ticket,
-                low=fresh[0][0],
-                high=fresh[-1][0],
+                low=fresh[0][1],
+                high=fresh[-1][1],
             )
         }
         if not taken:
             return fresh
         last = self._db.run("SELECT max(idx) AS n FROM jobs WHERE ticket = :t", t=ticket)[0]["n"]
-        end = max(last, fresh[-1][0])
+        end = max(last, fresh[-1][1])
         placed = []
-        for index, id_, job in fresh:
+        for _, index, id_, job in fresh:
             if index in taken:
                 end += 1
                 index = end
-            placed.append((index, id_, job))
+            placed.append((ticket, index, id_, job))
         return placed
 
     def _insert(
-        self, batch: Row, fresh: list[tuple[int, str, NewJob]], *, now: int, local: datetime
+        self,
+        fresh: Sequence[_Fresh],
+        batches: Mapping[str, Row],
+        told: Mapping[str, Row],
+        *,
+        now: int,
+        local: datetime,
     ) -> None:
-        count = len(fresh)
+        """The rows of the jobs; adds to ``told`` what their batches have to know of them."""
         queue = self._db.run(
-            "UPDATE queue SET rev = rev + :count RETURNING rev, bulk_time", count=count
+            "UPDATE queue SET rev = rev + :count RETURNING rev, bulk_time", count=len(fresh)
         )[0]
-        rev = queue["rev"] - count
-        bulk_rank = max(queue["bulk_time"], batch["last_rank"])
-        cancelled = bool(batch["cancelled"])
-        state = JobState.CANCELLED if cancelled else JobState.QUEUED
-        reserved = batch["image_name"]
+        rev = queue["rev"] - len(fresh)
         wishes, day = [], f"{local:%Y%m%d}"
-        for _, id_, job in fresh:
-            if not (reserved and id_ == batch["ticket"]):
-                base = job.request.name or job.stem
-                wishes.append(
-                    Wish(id_, job.request.folder or day, base, False)
-                    if base
-                    else Wish(id_, job.request.folder or day, default_name(local), True)
-                )
+        for ticket, _, id_, job in fresh:
+            if not (id_ == ticket and batches[ticket]["image_name"]):
+                base = job.name or default_name(local)
+                wishes.append(Wish(id_, job.folder or day, base, everywhere=not job.name))
         names = iter(zip(wishes, self._names.give(wishes), strict=True))
         rows = []
-        for index, id_, job in fresh:
-            if reserved and id_ == batch["ticket"]:
-                folder, picture = batch["folder"], reserved
+        for ticket, index, id_, job in fresh:
+            batch, tell = batches[ticket], told[ticket]
+            if id_ == ticket and batch["image_name"]:
+                folder, picture = batch["folder"], batch["image_name"]
             else:
                 wish, picture = next(names)
                 folder = wish.folder
             rev += 1
+            rank = float(rev)
             if job.priority is Priority.BULK:
                 # Start-time fair queueing: each batch's jobs are one unit apart, and a batch
                 # starts at the point the class has reached, so batches take turns.
-                bulk_rank += 1
+                rank = tell["rank"] = max(queue["bulk_time"], tell["rank"]) + 1
             later = job.not_before is not None and job.not_before > now
             held = "paused" if batch["paused"] else "not_before" if later else None
+            cancelled = bool(batch["cancelled"])
+            state = JobState.CANCELLED if cancelled else JobState.QUEUED
+            tell["fresh"] += 1
+            tell[state.value] += 1
             rows.append(
                 {
                     "id": id_,
-                    "ticket": batch["ticket"],
+                    "ticket": ticket,
                     "idx": index,
                     "state": state.value,
                     "rev": rev,
                     "class": job.priority.level,
-                    "rank": bulk_rank if job.priority is Priority.BULK else float(rev),
+                    "rank": rank,
                     "held": None if cancelled else held,
                     "not_before": job.not_before,
                     "image_name": picture,
                     "folder": folder,
-                    "path": f"{folder}/{picture}{SUFFIXES[job.request.format or 'png']}",
-                    "prompt": job.request.prompt,
-                    "request": to_json(
-                        job.request.model_dump(exclude=_OWN_COLUMN, exclude_none=True)
-                    ),
+                    "path": f"{folder}/{picture}{job.suffix}",
+                    "prompt": job.prompt,
+                    "request": job.request,
                     "created_at": now,
                     "completed_at": now if cancelled else None,
                     "warnings": to_json(job.warnings) if job.warnings else None,
                 }
             )
         self._db.run_many(_INSERT_JOB, rows)
-        self._db.run("UPDATE job_counts SET n = n + :n WHERE state = :s", n=count, s=state.value)
-        self._set_batch(
-            f"last_rank = :rank, n_{state} = n_{state} + :n",
-            ticket=batch["ticket"],
-            rank=bulk_rank,
-            n=count,
-        )
+        for state in (JobState.QUEUED, JobState.CANCELLED):
+            self._db.run(
+                "UPDATE job_counts SET n = n + :n WHERE state = :s",
+                n=sum(tell[state.value] for tell in told.values()),
+                s=state.value,
+            )
 
     # -- batches once they are recorded
 
@@ -562,6 +654,42 @@ class Batches(Record):
             raise SteadyError("batch_not_found")
         return rows[0]
 
+
+#: A claimed file's row; one that the API reserved becomes the file's.
+_INSERT_BATCH = (
+    "INSERT INTO batches (ticket, claim, name, suffix, source, created_at)"
+    " VALUES (:claim, :claim, :name, :suffix, :source, :now)"
+    " ON CONFLICT (ticket) DO UPDATE SET claim = COALESCE(batches.claim, excluded.claim)"
+)
+
+
+def _told(recording: Recording, batch: Row, now: int) -> Row:
+    """What a recording tells its batch, before its jobs are counted."""
+    noted = dict.fromkeys([*json.loads(batch["warnings"]), *recording.warnings])
+    return {
+        "ticket": recording.ticket,
+        "digest": recording.digest,
+        "line": recording.next_line,
+        "warnings": to_json(list(noted)),
+        "refused": recording.refused_rows,
+        "final": int(recording.final),
+        "now": now,
+        "rank": batch["last_rank"],
+        "fresh": 0,
+        JobState.QUEUED.value: 0,
+        JobState.CANCELLED.value: 0,
+    }
+
+
+_TELL_BATCH = (
+    "UPDATE batches SET next_line = CASE WHEN next_line < :line THEN :line ELSE next_line END,"
+    " warnings = :warnings, refused_rows = :refused, tries = 0,"
+    " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now) ELSE recorded_at END,"
+    " archived = CASE WHEN :fresh > 0 THEN 0 ELSE archived END,"
+    " digest = COALESCE(:digest, digest), last_rank = :rank,"
+    " n_queued = n_queued + :queued, n_cancelled = n_cancelled + :cancelled"
+    " WHERE ticket = :ticket"
+)
 
 _JOB_COLUMNS = [
     "id",

@@ -6,9 +6,8 @@ The table decides, and it is never pruned. Names are compared as disks that igno
 
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from typing import NamedTuple
 
 from watcher.store.database import Database
 from watcher.store.entries import to_json
@@ -26,24 +25,13 @@ def default_name(local: datetime) -> str:
     return f"ImgGen_{local:%H%M%S}"
 
 
-@dataclass(frozen=True)
-class Wish:
+class Wish(NamedTuple):
     """A picture name somebody would like: ``base``, in ``folder`` or unique in all of them."""
 
     job_id: str
     folder: str
     base: str
     everywhere: bool
-
-    @cached_property
-    def place(self) -> str:
-        """The folder, as names are compared."""
-        return folded(self.folder)
-
-    @cached_property
-    def family(self) -> str:
-        """Among whom the numbers are given out."""
-        return f"{'*' if self.everywhere else self.place}/{folded(self.base)}"
 
 
 class ImageNames:
@@ -60,12 +48,20 @@ class ImageNames:
         """
         if not wishes:
             return []
+        folder_of = {folder: folded(folder) for folder in {wish.folder for wish in wishes}}
+        places = [folder_of[wish.folder] for wish in wishes]
+        bases = [folded(wish.base) for wish in wishes]
+        #: among whom the numbers are given out
+        families = [
+            f"{'*' if wish.everywhere else place}/{base}"
+            for wish, place, base in zip(wishes, places, bases, strict=True)
+        ]
         number = {
             row["family"]: row["n"]
             for row in self._db.run(
                 "SELECT family, max(n) AS n FROM image_names"
                 f" WHERE n > 1 AND family IN {self._db.each('families')} GROUP BY family",
-                families=to_json(sorted({wish.family for wish in wishes})),
+                families=to_json(sorted(set(families))),
             )
         }
         names, spelt = [""] * len(wishes), [""] * len(wishes)
@@ -74,17 +70,18 @@ class ImageNames:
         open_ = list(range(len(wishes)))
         while open_:
             for k in open_:
-                wish = wishes[k]
+                wish, place, family = wishes[k], places[k], families[k]
                 while True:
-                    n = number[wish.family] = number.get(wish.family, 0) + 1
-                    names[k] = wish.base if n == 1 else f"{wish.base}_{n}"
-                    spelt[k] = folded(names[k])
-                    if (spelt[k], wish.place) not in chosen and not (
-                        wish.everywhere and spelt[k] in anywhere
+                    n = number[family] = number.get(family, 0) + 1
+                    end = "" if n == 1 else f"_{n}"
+                    spelling = bases[k] + end
+                    if (spelling, place) not in chosen and not (
+                        wish.everywhere and spelling in anywhere
                     ):
                         break
-                chosen[spelt[k], wish.place] = n
-                anywhere.add(spelt[k])
+                names[k], spelt[k] = wish.base + end, spelling
+                chosen[spelling, place] = n
+                anywhere.add(spelling)
             taken: dict[str, set[str]] = {}
             for row in self._db.run(
                 f"SELECT folded, folder FROM image_names WHERE folded IN {self._db.each('names')}",
@@ -95,7 +92,7 @@ class ImageNames:
                 k
                 for k in open_
                 if (folders := taken.get(spelt[k]))
-                and (wishes[k].everywhere or wishes[k].place in folders)
+                and (wishes[k].everywhere or places[k] in folders)
             ]
         self._db.run_many(
             "INSERT INTO image_names (folded, folder, family, n, job_id)"
@@ -103,9 +100,9 @@ class ImageNames:
             [
                 {
                     "folded": spelt[k],
-                    "folder": wish.place,
-                    "family": wish.family,
-                    "n": chosen[spelt[k], wish.place],
+                    "folder": places[k],
+                    "family": families[k],
+                    "n": chosen[spelt[k], places[k]],
                     "job_id": wish.job_id,
                 }
                 for k, wish in enumerate(wishes)

@@ -1,0 +1,241 @@
+"""From a claimed file to recorded jobs: claim, count the try, read, record.
+
+Runs in one thread of the watcher. Every step is committed before the next begins, and
+every id derives from the ticket in the claimed file's name, so a crash anywhere leaves a
+file that the next start reads again into the very same jobs.
+
+reading.py    what a file says
+recording.py  what becomes of it on record; keys, repeats, batches that go on
+groups.py     many small files at once
+tables.py     tables, in chunks
+"""
+
+import collections
+import contextlib
+import dataclasses
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from watcher import jobfile
+from watcher.errors import ErrorClass, SteadyError
+from watcher.inbox import Claim, Inbox
+from watcher.intake.groups import Groups, group_of
+from watcher.intake.reading import Reading
+from watcher.intake.recording import Recorder
+from watcher.intake.tables import Stopped, Tables
+from watcher.jobs import Batch, JobState
+from watcher.log import say
+from watcher.store import JobStore
+from watcher.trouble import Troubles
+
+__all__ = ["Intake", "Reading"]
+
+logger = logging.getLogger("steady.intake")
+
+#: Readings begun and never ended; the next one finds the file guilty and sets it aside unread.
+MAX_TRIES = 2
+#: For tables: judging a million rows takes long enough to be hit by kills it did not cause.
+MAX_TRIES_TABLE = 9
+AHEAD = 20_000  #: claims that may wait to be read, about a kilobyte each
+_LOOK_SECONDS = 1.0  #: between looks while claims are waiting
+_AGAIN_SECONDS = 2.0
+_SWEEP_SECONDS = 60.0  #: between looks for reservations whose file never came
+_SWEEP_AGE = 600_000_000  #: microseconds a reservation waits for its file
+
+
+class Intake:
+    """Turns claims into batches. ``wake`` is called after every recording."""
+
+    def __init__(
+        self,
+        *,
+        inbox: Inbox,
+        store: JobStore,
+        reading: Reading,
+        state: Path,
+        max_queued: int,
+        troubles: Troubles,
+        now: Callable[[], int],
+        checkpoint: Callable[[str], None],
+        announce: Callable[[], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._inbox = inbox
+        self._store = store
+        self._max_queued = max_queued
+        self._troubles = troubles
+        self._checkpoint = checkpoint
+        self._announce = announce
+        self._wake = wake
+        self._stopping = threading.Event()
+        self._recorder = Recorder(
+            inbox=inbox, store=store, reading=reading, now=now, checkpoint=checkpoint
+        )
+        self._tables = Tables(
+            reading=reading, recorder=self._recorder, state=state, stopping=self._stopping,
+            checkpoint=checkpoint, wake=wake,
+        )  # fmt: skip
+        self._groups = Groups(
+            store=store, reading=reading, recorder=self._recorder, alone=self.take,
+            checkpoint=checkpoint, wake=wake,
+        )  # fmt: skip
+        self._claims: collections.deque[Claim] = collections.deque()
+        self._spared: set[str] = set()  #: claims whose last reading was ended by their surroundings
+        self._swept = float("-inf")
+        self._look_at = 0.0  #: when to look again although claims are waiting
+        self._quiet = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="intake")
+
+    def start(self) -> None:
+        self._claims.extend(self._inbox.leftovers())
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._inbox.ring()
+        self._thread.join()
+
+    @property
+    def quiet(self) -> bool:
+        """Nothing is waiting to be claimed, settling or being read (for --once)."""
+        return self._quiet.is_set()
+
+    def _run(self) -> None:
+        while not self._stopping.is_set():
+            try:
+                busy = self._turn()
+            except SteadyError as error:
+                if error.kind.klass is not ErrorClass.ENVIRONMENT:
+                    raise
+                if self._troubles.report(error, seconds=_AGAIN_SECONDS * 2):
+                    say(logger, "intake.trouble", logging.ERROR, code=error.code,
+                        message=error.message)  # fmt: skip
+                self._stopping.wait(_AGAIN_SECONDS)
+                continue
+            if not busy and not self._stopping.is_set():
+                if self._inbox.settling == 0:
+                    self._quiet.set()
+                self._inbox.wait()
+
+    def _turn(self) -> bool:
+        """Claim what is ready and take a part of it. True when there is more to do."""
+        self._claim()
+        if not self._claims:
+            self._sweep()
+            return False
+        self._quiet.clear()
+        group = group_of(self._claims)
+        if len(group) > 1:
+            self._groups.take(group, self._spared)
+        else:
+            self.take(group[0])
+        for _ in group:
+            self._claims.popleft()
+        return True
+
+    def _claim(self) -> None:
+        """Claim what is ready, ahead of the reading: who asks over HTTP goes before files.
+
+        A backlog of files would else keep a person at the screen waiting, and the watch of the
+        inbox unmended.
+        """
+        begun = time.monotonic()
+        if self._claims and begun < self._look_at:
+            return
+        left = self._max_queued - self._store.counts()[JobState.QUEUED]
+        room = min(AHEAD - len(self._claims), left)
+        found = self._inbox.scan(max(0, room))
+        self._claims.extend(claim for claim in found if claim.source == "file")
+        self._claims.extendleft(claim for claim in reversed(found) if claim.source != "file")
+        now = time.monotonic()
+        self._look_at = now + max(_LOOK_SECONDS, 5 * (now - begun))
+
+    def _sweep(self) -> None:
+        """Drop reservations of an API that died before it could publish the file.
+
+        Old ones only, and only while the folder itself says that the file is not there.
+        """
+        if time.monotonic() - self._swept < _SWEEP_SECONDS:
+            return
+        self._swept = time.monotonic()
+        for batch in self._store.stale_reservations(_SWEEP_AGE):
+            if not self._inbox.holds(batch.ticket, batch.suffix):
+                self._store.sweep(batch.ticket)
+                say(logger, "reservation.swept", ticket=batch.ticket)
+
+    # -- one file
+
+    def take(self, claim: Claim) -> None:
+        """Record or refuse one claimed file.
+
+        Raises SteadyError of class environment: the claim then stays where it is and is
+        taken again later, and the try does not count: a file is guilty when it takes the
+        process along, not when the disk is full.
+        """
+        if claim.ticket in self._spared:
+            self._store.spare(claim.ticket)
+            self._spared.discard(claim.ticket)
+            say(logger, "intake.again", name=claim.name)
+        try:
+            self._take(claim)
+        except SteadyError:
+            self._spared.add(claim.ticket)
+            raise
+        except Stopped:
+            with contextlib.suppress(SteadyError):
+                self._store.spare(claim.ticket)
+        self._wake()
+
+    def _take(self, claim: Claim) -> None:
+        batch = self._store.begin_reading(
+            claim.ticket, name=claim.name, suffix=claim.suffix, source=claim.source
+        )
+        self._checkpoint("tries_committed")
+        if batch.error is not None:
+            self._set_aside(claim, batch, dict(batch.error))
+        elif batch.recorded_at is not None:
+            self._already(claim, batch)
+        elif batch.tries > (
+            MAX_TRIES_TABLE if claim.suffix in jobfile.LINE_SUFFIXES else MAX_TRIES
+        ):
+            self._refuse(claim, batch, SteadyError("crashed_service"))
+        else:
+            try:
+                self._read(claim, batch)
+            except SteadyError as error:
+                if error.kind.klass is ErrorClass.ENVIRONMENT:
+                    raise
+                self._refuse(claim, batch, error)
+
+    def _already(self, claim: Claim, batch: Batch) -> None:
+        """A file of ours dropped twice, or a file whose recording survived a crash."""
+        if batch.archived:
+            self._inbox.discard(claim.ticket)
+            say(logger, "file.duplicate", ticket=batch.ticket, name=claim.name)
+        else:
+            self._announce()
+
+    def _read(self, claim: Claim, batch: Batch) -> None:
+        if claim.suffix in jobfile.LINE_SUFFIXES:
+            self._tables.record(claim, batch)
+        else:
+            self._recorder.whole(claim, batch)
+
+    # -- setting aside
+
+    def _refuse(self, claim: Claim, batch: Batch, error: SteadyError) -> None:
+        problems = [dataclasses.replace(p, file=p.file or claim.name) for p in error.problems]
+        full = SteadyError(error.code, error.message, problems=problems, remedy=error.remedy)
+        body = {"file": claim.name, "ticket": batch.ticket} | full.as_dict()
+        self._store.refuse(claim.ticket, body)
+        say(logger, "file.refused", logging.WARNING, name=claim.name, code=error.code,
+            message=error.message)  # fmt: skip
+        self._set_aside(claim, batch, body)
+
+    def _set_aside(self, claim: Claim, batch: Batch, body: dict[str, Any]) -> None:
+        self._inbox.refuse(claim, body)
+        self._store.archived(batch.ticket)

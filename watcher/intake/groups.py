@@ -1,0 +1,138 @@
+"""Many small files at once: their tries share one transaction, their jobs another.
+
+A file alone costs two commits and their waits for the disk, which is nothing to whoever drops
+one and an hour for a night of a hundred thousand. A group is what lies there already: nobody
+waits for it to fill.
+
+A crash in here leaves files with one try on record. The next start reads each of these alone,
+so the one that kills its reader goes on to its third try by itself and takes nobody along.
+"""
+
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from watcher import jobfile
+from watcher.errors import ErrorClass, SteadyError
+from watcher.inbox import Claim
+from watcher.intake.reading import Reading
+from watcher.intake.recording import Recorder, recording
+from watcher.jobs import Batch
+from watcher.log import say
+from watcher.store import JobStore, Recording
+
+logger = logging.getLogger("steady.intake")
+
+FILES = 256  #: in a group
+SMALL = 32 << 10  #: bytes of a file that may be in one …
+BYTES = 512 << 10  #: … and of all of them
+JOBS = 2000  #: recorded in one transaction
+SECONDS = 0.25  #: of reading between two transactions
+
+
+def group_of(claims: Iterable[Claim]) -> list[Claim]:
+    """Those at the head of ``claims`` that may be taken together, one at least."""
+    group: list[Claim] = []
+    left = BYTES
+    for claim in itertools.islice(claims, FILES):
+        left -= claim.size
+        if group and (left < 0 or not _small(claim) or claim.source != group[0].source):
+            break
+        group.append(claim)
+        if not _small(claim):
+            break
+    return group
+
+
+def _small(claim: Claim) -> bool:
+    return claim.size <= SMALL and claim.suffix in jobfile.TREE_SUFFIXES
+
+
+class Groups:
+    """Records groups of small files.
+
+    ``alone`` takes one file the usual way: whatever is out of the ordinary about a file is left
+    to it. ``wake`` is called after every recording.
+    """
+
+    def __init__(
+        self,
+        *,
+        store: JobStore,
+        reading: Reading,
+        recorder: Recorder,
+        alone: Callable[[Claim], None],
+        checkpoint: Callable[[str], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._store = store
+        self._reading = reading
+        self._recorder = recorder
+        self._alone = alone
+        self._checkpoint = checkpoint
+        self._wake = wake
+
+    def take(self, claims: Sequence[Claim], spared: set[str]) -> None:
+        """Record or refuse them all, in order.
+
+        Raises SteadyError of class environment; the tickets of files whose try must then be
+        taken back are added to ``spared``.
+        """
+        begun = self._store.begin_readings(
+            [
+                {"claim": c.ticket, "name": c.name, "suffix": c.suffix, "source": c.source}
+                for c in claims
+            ]
+        )
+        self._checkpoint("group_begun")
+        open_ = set(begun)
+        read: list[tuple[Claim, Recording]] = []
+        since = time.monotonic()
+
+        def record() -> None:
+            nonlocal since
+            if read:
+                self._checkpoint("group_read")
+                self._recorder.record([each for _, each in read])
+                self._checkpoint("group_recorded")
+                for claim, each in read:
+                    open_.discard(claim.ticket)
+                    say(logger, "file.recorded", ticket=each.ticket, name=claim.name,
+                        jobs=len(each.jobs))  # fmt: skip
+                read.clear()
+                self._wake()
+            since = time.monotonic()
+
+        try:
+            for claim in claims:
+                batch = begun.get(claim.ticket)
+                made = self._made(claim, batch) if batch else None
+                if made is not None:
+                    read.append((claim, made))
+                    jobs = sum(len(each.jobs) for _, each in read)
+                    if jobs < JOBS and time.monotonic() - since < SECONDS:
+                        continue
+                record()  # those before it first: the order in which files came is kept
+                if made is None:
+                    if batch:
+                        self._store.spare(claim.ticket)
+                        open_.discard(claim.ticket)
+                    self._alone(claim)
+            record()
+        except SteadyError:
+            spared |= open_
+            raise
+
+    def _made(self, claim: Claim, batch: Batch) -> Recording | None:
+        """What a plain file becomes; None for one that is anything else: refused, keyed, resumed."""
+        try:
+            parsed, digest = self._reading.whole(claim, batch)
+        except SteadyError as error:
+            if error.kind.klass is ErrorClass.ENVIRONMENT:
+                raise
+            return None
+        if parsed.key is not None or parsed.resume or claim.resumes is not None:
+            return None
+        jobs, _ = self._recorder.jobs(batch, parsed.requests)
+        return recording(batch, parsed, digest, jobs)

@@ -1,0 +1,115 @@
+"""What a claimed file says: its jobs, the rows that cannot be used, the digest of its bytes.
+
+Only reads, so whatever goes wrong in here leaves nothing behind, and reading again gives the
+same jobs: everything drawn is drawn from the ticket, and ``{date}`` is the day the file came.
+Knows nothing of the record.
+"""
+
+import datetime
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+from watcher import jobfile
+from watcher.errors import SteadyError
+from watcher.inbox import Claim, Inbox
+from watcher.jobs import Batch, Limits
+from watcher.recipe import again, read_recipe
+from watcher.wildcards import Wildcards
+
+MAX_PICTURE = 64 << 20  #: bytes of a picture that is dropped to be made again
+MAX_TABLE = 4 << 30  #: bytes of a .csv or .jsonl
+
+
+class Reading:
+    """Reads claimed files of ``inbox`` as jobs within ``limits``. Any thread."""
+
+    def __init__(self, *, inbox: Inbox, limits: Limits, root: Path) -> None:
+        self.limits = limits
+        self._inbox = inbox
+        self._root = root
+
+    def whole(self, claim: Claim, batch: Batch) -> tuple[jobfile.Parsed, str]:
+        """All of a file that is no table, and its sha256.
+
+        Raises SteadyError: what is wrong with the file, or the environment's trouble.
+        """
+        picture = claim.suffix in jobfile.PICTURE_SUFFIXES
+        data = self._inbox.read(claim, MAX_PICTURE if picture else jobfile.MAX_BYTES)
+        suffix = claim.suffix
+        digest = hashlib.sha256(data).hexdigest()
+        if picture:
+            data, suffix = _job_of_picture(data), ".json"
+        parsed = jobfile.parse(
+            data, suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
+            salt=batch.ticket, wildcards=Wildcards(self._root),
+            keyed=claim.resumes is not None or batch.key is not None,
+        )  # fmt: skip
+        return parsed, digest
+
+    def open(self, claim: Claim) -> BinaryIO:
+        """The bytes of a table; the caller closes."""
+        return self._inbox.open_stream(claim, MAX_TABLE)
+
+    def lines(self, stream: BinaryIO, claim: Claim, batch: Batch) -> jobfile.Lines:
+        """The rows of a table, one at a time."""
+        return jobfile.read_lines(
+            stream, claim.suffix, self.limits, now=_local(batch), salt=batch.ticket,
+            wildcards=Wildcards(self._root),
+        )  # fmt: skip
+
+    def digest(self, claim: Claim) -> str:
+        """The sha256 of a table."""
+        found = hashlib.sha256()
+        with self.open(claim) as stream:
+            while part := stream.read(1 << 20):
+                found.update(part)
+        return found.hexdigest()
+
+    # -- once more, when the batch has ended
+
+    def refused_rows(self, batch: Batch) -> Iterable[bytes] | None:
+        """The ``.refused.csv`` of a batch, read from its file once more; None without any."""
+        claim = self._inbox.find(batch.claim or batch.ticket) if batch.refused_rows else None
+        return None if claim is None else jobfile.refused_csv(lambda: self._bad(claim, batch))
+
+    def _bad(self, claim: Claim, batch: Batch) -> Iterator[jobfile.Row]:
+        if claim.suffix in jobfile.LINE_SUFFIXES:
+            with self.open(claim) as stream:
+                for each in self.lines(stream, claim, batch):
+                    if isinstance(each, jobfile.Row):
+                        yield each
+        else:
+            yield from self.whole(claim, batch)[0].refused
+
+    def plans(self, batch: Batch) -> Iterator[jobfile.Planned]:
+        """What the rows of a table asked for, read from its file once more, wherever it lies."""
+        claim = self._inbox.find(batch.claim or batch.ticket, batch.name, batch.suffix)
+        if claim is None:
+            return
+        with self.open(claim) as stream:
+            for each in self.lines(stream, claim, batch):
+                if isinstance(each, jobfile.Planned):
+                    yield each
+
+
+def stem_of(claim: Claim, batch: Batch) -> str:
+    """What pictures of a file of many are named after; files of our making have no name."""
+    stem = claim.stem if claim.source == "file" else os.path.splitext(batch.name)[0]
+    return "" if claim.source != "file" and stem == f"api-{claim.ticket}" else stem
+
+
+def _local(batch: Batch) -> datetime.datetime:
+    """When the batch came, so that ``{date}`` does not change when its file is read again."""
+    return datetime.datetime.fromtimestamp(batch.created_at / 1e6).astimezone()
+
+
+def _job_of_picture(data: bytes) -> bytes:
+    """The job file that makes a dropped picture again."""
+    recipe = read_recipe(data)
+    if recipe is None or "request" not in recipe:
+        raise SteadyError("no_recipe")
+    return json.dumps(again(recipe)).encode()

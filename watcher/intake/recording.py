@@ -1,0 +1,190 @@
+"""From what a file says to the record: new jobs, jobs to run again, repeats of a key.
+
+Every id derives from the ticket or from a person's key, so recording a file again after a
+crash finds its jobs there already.
+"""
+
+import datetime
+import json
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from watcher import jobfile
+from watcher.errors import SteadyError
+from watcher.inbox import Claim, Inbox
+from watcher.intake.reading import Reading
+from watcher.jobs import Batch, Job, Priority, job_ids_of, ticket_of_key
+from watcher.log import say
+from watcher.resume import Standing
+from watcher.store import JobStore, NewJob, Recording
+
+logger = logging.getLogger("steady.intake")
+
+
+class Recorder:
+    """Puts what ``reading`` reads on record. ``checkpoint`` is called after every step."""
+
+    def __init__(
+        self,
+        *,
+        inbox: Inbox,
+        store: JobStore,
+        reading: Reading,
+        now: Callable[[], int],
+        checkpoint: Callable[[str], None],
+    ) -> None:
+        self._inbox = inbox
+        self._store = store
+        self._reading = reading
+        self._limits = reading.limits
+        self._now = now
+        self._checkpoint = checkpoint
+
+    # -- a whole file
+
+    def whole(self, claim: Claim, batch: Batch) -> None:
+        """Record a file that is no table, in one transaction.
+
+        Raises SteadyError: what is wrong with the file (nothing of it is on record then), or
+        the environment's trouble.
+        """
+        parsed, digest = self._reading.whole(claim, batch)
+        self._checkpoint("parsed")
+        resume = claim.resumes is not None or parsed.resume
+        ticket = claim.resumes or (ticket_of_key(parsed.key) if parsed.key is not None else None)
+        if ticket is not None:
+            kept = self.adopt(claim, ticket, parsed.key, digest, resume=resume)
+            if kept is None:
+                return
+            if kept.ticket != batch.ticket:  # what is drawn is drawn anew, for the batch itself
+                parsed, _ = self._reading.whole(claim, kept)
+            batch = kept
+        standing = self.standing(batch) if resume and batch.jobs else None
+        new, again = self.jobs(batch, parsed.requests, standing=standing)
+        self.again(batch, again)
+        first = standing.next_index if standing else 0
+        self.record([recording(batch, parsed, digest, new, first_index=first)])
+        self._checkpoint("recorded")
+        say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=len(new),
+            again=len(again) or None)  # fmt: skip
+
+    def record(self, recordings: Sequence[Recording]) -> None:
+        """All of them in one transaction, or none."""
+        self._store.record_all(recordings, now=self._now(), local=datetime.datetime.now())
+
+    def jobs(
+        self,
+        batch: Batch,
+        planned: Sequence[jobfile.Planned],
+        *,
+        first: int = 0,
+        standing: Standing | None = None,
+    ) -> tuple[list[NewJob], list[str]]:
+        """The jobs to record, and the ids of those on record that are to run again.
+
+        ``first``: the number, from 0, of the first of ``planned`` in the file.
+        """
+        jobs, again = [], []
+        several = len(planned) > 1 or first > 0
+        ids = job_ids_of(batch.ticket)
+        for index, plan in enumerate(planned, first):
+            own = plan.request.key if several else None
+            job_id = ticket_of_key(own) if own else ids(index)
+            if standing is not None:
+                verdict = standing.judge(plan.request)
+                if verdict.again:
+                    again.append(verdict.again)
+                if verdict.new is None:
+                    continue
+                job_id = job_id if own else verdict.new
+            jobs.append(
+                NewJob.of(
+                    jobfile.resolve(plan.request, self._limits, job_id),
+                    stem=plan.stem,
+                    warnings=plan.warnings,
+                    priority=_priority(batch, plan),
+                    not_before=plan.not_before,
+                    id=job_id,
+                )
+            )
+        return jobs, again
+
+    # -- keys and batches that go on
+
+    def adopt(
+        self, claim: Claim, ticket: str, key: str | None, digest: str, *, resume: bool
+    ) -> Batch | None:
+        """The batch of a key, this file's own; None when the file is a mere repeat.
+
+        Under ``resume`` a batch that another file began goes on with this one.
+        """
+        known = self._store.batch(ticket)
+        if resume:
+            before = known.claim if known and known.claim != claim.ticket else None
+            earlier = self._inbox.find(before) if before else None
+            if earlier is not None:  # its jobs are on record: this file speaks for them now
+                self._put_by(earlier, earlier.ticket, {"continued_in": ticket})
+            http = known is not None and known.source == "http" and claim.source == "cli"
+            return self._store.take_over(
+                claim.ticket, ticket, name=claim.name, suffix=claim.suffix,
+                source="http" if http else claim.source, digest=digest, key=key,
+            )  # fmt: skip
+        mine = known if key is None else self._store.adopt_key(claim.ticket, key, digest=digest)
+        if mine is not None and mine.claim == claim.ticket:
+            return mine
+        if mine is None or mine.digest not in (None, digest):
+            raise SteadyError("key_conflict")
+        self._store.forget(claim.ticket)
+        self._put_by(claim, mine.ticket, {"duplicate_of": mine.ticket})
+        say(logger, "file.duplicate", ticket=mine.ticket, name=claim.name)
+        return None
+
+    def _put_by(self, claim: Claim, ticket: str, said: dict[str, Any]) -> None:
+        """Move a file that has nothing (more) to say to done/."""
+        if claim.source != "file":
+            self._inbox.discard(claim.ticket)
+            return
+        body = json.dumps({"ticket": ticket} | said | {"jobs": []}, ensure_ascii=False, indent=1)
+        self._inbox.archive(
+            claim.ticket, claim.name, claim.suffix, day=datetime.datetime.now().strftime("%Y%m%d"),
+            result=[body.encode() + b"\n"],
+        )  # fmt: skip
+
+    def standing(self, batch: Batch) -> Standing:
+        """What of the batch is on record."""
+
+        def jobs() -> Iterator[Job]:
+            after = -1
+            while page := self._store.jobs_of(batch.ticket, after_index=after):
+                yield from page
+                after = page[-1].index
+
+        return Standing(batch.ticket, jobs())
+
+    def again(self, batch: Batch, ids: Sequence[str]) -> None:
+        """Let jobs that ended without a picture run once more."""
+        if ids:
+            self._store.retry_ended(batch.ticket, ids, self._now())
+            self._checkpoint("retried")
+
+
+def recording(
+    batch: Batch,
+    parsed: jobfile.Parsed,
+    digest: str,
+    jobs: Sequence[NewJob],
+    *,
+    first_index: int = 0,
+) -> Recording:
+    """All of a whole file, as the record is told it."""
+    return Recording(
+        batch.ticket, jobs, first_index=first_index, final=True, warnings=parsed.warnings,
+        refused_rows=len(parsed.refused), digest=digest,
+    )  # fmt: skip
+
+
+def _priority(batch: Batch, plan: jobfile.Planned) -> Priority:
+    """Who asks over HTTP for a few pictures waits at the screen; many are bulk at every door."""
+    unsaid = plan.request.priority is None and plan.priority is Priority.NORMAL
+    return Priority.INTERACTIVE if unsaid and batch.source == "http" else plan.priority

@@ -1,0 +1,215 @@
+"""Tables: judged whole, then recorded in chunks that run at once.
+
+Nothing of a table runs before its last row was judged: a file that turns out to be torn at
+row 90,000 is refused as a whole, and the pictures' names need their number. The jobs made
+meanwhile wait in a file without a name, so that no row is read twice. A crash takes that file
+away; the table is then judged anew, and recorded from its first row that is not on record.
+"""
+
+import contextlib
+import errno
+import logging
+import pickle
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from watcher import jobfile
+from watcher.errors import Problem, SteadyError
+from watcher.inbox import Claim
+from watcher.intake.reading import Reading, stem_of
+from watcher.intake.recording import Recorder
+from watcher.jobs import Batch, Priority
+from watcher.log import say
+from watcher.resume import Standing
+from watcher.store import NewJob, Recording
+
+logger = logging.getLogger("steady.intake")
+
+#: Rows of the first transaction, so that the first picture starts soon …
+FIRST_CHUNK = jobfile.FEW_JOBS
+CHUNK = 2000  #: … and of every later one
+_IN_MEMORY = 1 << 20  #: bytes of judged rows that need no file
+
+
+class Stopped(Exception):
+    """The service stops in the middle of judging a table; nothing of it was recorded yet."""
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """What is recorded in one transaction.
+
+    ``row``: the last of the file's rows it comes from. ``before``: pictures of the rows before
+    it. ``again``: ids of jobs on record that are to run once more.
+    """
+
+    row: int
+    before: int
+    jobs: Sequence[NewJob]
+    again: Sequence[str]
+
+
+class Spool:
+    """Judged chunks in order; on the disk of ``folder``, in a file without a name, if many."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115
+        self._chunks = 0
+        self.pictures = 0  #: that the whole table asks for, also those on record
+        self.refused = 0  #: rows that cannot be used
+        self.warnings: Sequence[str] = ()
+
+    def put(self, chunk: Chunk) -> None:
+        """Raises SteadyError disk_full or folder_gone."""
+        jobs = [tuple(job) for job in chunk.jobs]
+        with _disk():
+            pickle.dump((chunk.row, chunk.before, jobs, chunk.again), self._file, protocol=5)
+        self._chunks += 1
+
+    def __iter__(self) -> Iterator[tuple[Chunk, bool]]:
+        """Each chunk, and whether it is the last; an empty one when all are on record."""
+        if not self._chunks:
+            yield Chunk(0, self.pictures, (), ()), True
+            return
+        with _disk():
+            self._file.seek(0)
+        for left in reversed(range(self._chunks)):
+            with _disk():
+                row, before, jobs, again = pickle.load(self._file)  # noqa: S301  # ours alone
+            yield Chunk(row, before, [NewJob._make(job) for job in jobs], again), not left
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextlib.contextmanager
+def _disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        why = f"A table cannot be kept while it is judged ({error.strerror})."
+        raise SteadyError("disk_full" if full else "folder_gone", why) from error
+
+
+class Tables:
+    """Records .csv, .tsv and .jsonl. ``wake`` is called after every chunk."""
+
+    def __init__(
+        self,
+        *,
+        reading: Reading,
+        recorder: Recorder,
+        state: Path,
+        stopping: threading.Event,
+        checkpoint: Callable[[str], None],
+        wake: Callable[[], None],
+    ) -> None:
+        self._reading = reading
+        self._recorder = recorder
+        self._state = state
+        self._stopping = stopping
+        self._checkpoint = checkpoint
+        self._wake = wake
+
+    def record(self, claim: Claim, batch: Batch) -> None:
+        """Judge all rows, then record them; goes on where an earlier call was cut off.
+
+        Returns early when the service stops between two chunks. Raises SteadyError: what is
+        wrong with the whole file, or the environment's trouble; Stopped.
+        """
+        begun = time.monotonic()
+        digest = None
+        if claim.source != "file":  # it may carry a key: another content is then a conflict
+            digest = self._reading.digest(claim)
+        if claim.resumes is not None:
+            resumed = self._recorder.adopt(claim, claim.resumes, None, digest or "", resume=True)
+            batch = resumed or batch
+        standing = None
+        if claim.resumes is not None and batch.jobs:
+            standing = self._recorder.standing(batch)
+        with contextlib.closing(Spool(self._state)) as spool:
+            self._judge(claim, batch, standing, spool)
+            self._checkpoint("parsed")
+            fresh = self._record(claim, batch, standing, spool, digest)
+        if fresh is not None:
+            say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=fresh,
+                refused_rows=spool.refused or None,
+                seconds=round(time.monotonic() - begun, 2))  # fmt: skip
+
+    def _judge(self, claim: Claim, batch: Batch, standing: Standing | None, spool: Spool) -> None:
+        """Every row of the table: its jobs into ``spool``, but for those on record already."""
+        problems: list[Problem] = []
+        chunk: list[jobfile.Planned] = []
+
+        def put(seen: int) -> None:
+            # A first chunk that is full tells that there are more than a few, as later ones do.
+            usual = Priority.BULK if spool.pictures > jobfile.FEW_JOBS else Priority.NORMAL
+            for plan in chunk:
+                if plan.request.priority is None:
+                    plan.priority = usual
+            before = seen - len(chunk)
+            new, again = self._recorder.jobs(batch, chunk, first=before, standing=standing)
+            spool.put(Chunk(chunk[-1].row or 0, before, new, again))
+            chunk.clear()
+            if self._stopping.is_set():
+                raise Stopped
+
+        with self._reading.open(claim) as stream:
+            lines = self._reading.lines(stream, claim, batch)
+            for each in lines:
+                if isinstance(each, jobfile.Row):
+                    spool.refused += 1
+                    problems += each.problems[: jobfile.MAX_PROBLEMS - len(problems)]
+                    continue
+                seen, spool.pictures = spool.pictures, spool.pictures + 1
+                if standing is None and (each.row or 0) <= batch.next_line:
+                    continue
+                full = CHUNK if seen > len(chunk) else FIRST_CHUNK
+                if len(chunk) >= full and each.row != chunk[-1].row:
+                    put(seen)
+                chunk.append(each)
+        if chunk:
+            put(spool.pictures)
+        if not spool.pictures:
+            code = "all_rows_refused" if spool.refused else "empty_file"
+            raise SteadyError(code, problems=problems)
+        spool.warnings = lines.warnings
+
+    def _record(
+        self,
+        claim: Claim,
+        batch: Batch,
+        standing: Standing | None,
+        spool: Spool,
+        digest: str | None,
+    ) -> int | None:
+        """The number of new jobs; None when the service stops before the last chunk."""
+        fresh = 0
+        name_of = jobfile.numbered(stem_of(claim, batch), spool.pictures)
+        for chunk, last in spool:
+            self._recorder.again(batch, chunk.again)
+            first = chunk.before if standing is None else standing.next_index + fresh
+            jobs = [
+                job if job.name else job._replace(name=name_of(number))
+                for number, job in enumerate(chunk.jobs, first + 1)
+            ]
+            self._recorder.record(
+                [
+                    Recording(
+                        batch.ticket, jobs, first_index=first, final=last, next_line=chunk.row,
+                        warnings=spool.warnings if last else (), refused_rows=spool.refused,
+                        digest=digest,
+                    )
+                ]
+            )  # fmt: skip
+            fresh += len(jobs)
+            self._checkpoint("recorded" if last else "chunk_recorded")
+            self._wake()
+            if not last and self._stopping.is_set():
+                return None
+        return fresh
