@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import encoders, faults, memory, service
+from benchmarks import encoders, faults, memory, night, service
 from benchmarks.lines import Line
 
 PARTS: dict[str, Callable[[], list[Line]]] = {
@@ -30,6 +30,8 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
     "cancel": service.cancel,
     "faults": faults.api,
     "poison": faults.poison,
+    "tables": night.tables,
+    "files": night.files,
     "memory-starter": memory.starter,
     "memory-photos": memory.photos,
 }
