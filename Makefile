@@ -70,13 +70,15 @@ postgres: $(VENV)/.installed-test ## the record on a PostgreSQL server of its ow
 # A machine of its own: loopback alone, where every link to another machine is one of the test's.
 ALONE := $(if $(filter 0,$(shell id -u)),unshare --net,unshare --map-root-user --net) \
 	sh -c 'ip link set lo up && exec "$$@"' sh
-ray: $(VENV)/.installed-test ## executor: ray on real clusters whose actors, nodes and cables fail
+ray: $(VENV)/.installed-test ## executor: ray on real clusters whose parts fail, on both records (quarter of an hour)
 	@$(ALONE) true || { \
 	  echo "make ray needs a network namespace (util-linux, iproute2): be root, or allow them to users"; \
 	  echo "(sysctl kernel.unprivileged_userns_clone=1)."; \
 	  exit 1; }
 	$(ALONE) $(BIN)/python -m pytest -m ray tests/test_ray.py
 	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python -m pytest --timeout 300 tests/test_exactly_once.py
+	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python tests/postgres.py \
+	  $(BIN)/python -m pytest --timeout 300 tests/test_exactly_once.py
 
 fuzz: $(VENV)/.installed-test ## two thousand odd requests against the running API
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m slow tests/test_schemathesis.py

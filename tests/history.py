@@ -9,6 +9,7 @@ import functools
 import hashlib
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,18 @@ def behind(root: Path) -> Iterator[Any]:
     """The record of ``root`` itself, behind the product's back: a connection that gives dicts."""
     url = server_of(root)
     if url is not None:
-        yield _session(url)
+        with _OPENING:
+            session = _session(url)
+        yield session
         return
     with contextlib.closing(sqlite3.connect(root / "steady.db", timeout=10)) as file, file:
         file.row_factory = lambda cursor, row: dict(
             zip([column[0] for column in cursor.description], row, strict=True)
         )
         yield file
+
+
+_OPENING = threading.Lock()  #: one session a record, though several threads ask for the first
 
 
 @functools.cache

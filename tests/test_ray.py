@@ -447,11 +447,13 @@ def test_a_cluster_of_our_own_dies_with_a_killed_watcher(
     until(lambda: not _at_work(machine), 30, "the end of the cluster")
     say("watcher killed: all of its cluster that works is gone after", time.monotonic() - killed)
     held.unlink()
-    root.watch(wrapper=machine.wrapper)
+    watcher = root.watch(wrapper=machine.wrapper)
     [job] = root.wait_for("completed", timeout=120)
     assert job["attempt"] == 2
     assert not folder.exists()
     sound(root, 1, 1)
+    watcher.send_signal(signal.SIGTERM)
+    assert watcher.wait(30) == 0
 
 
 def _at_work(machine: Machine) -> list[str]:
