@@ -1,7 +1,4 @@
-"""How a browser shows the token once: it gets a cookie that scripts and other sites cannot use.
-
-Keeps nothing: the cookie follows from the token.
-"""
+"""How a browser shows the token once: it gets a cookie that scripts and other sites cannot use."""
 
 import urllib.parse
 

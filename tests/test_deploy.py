@@ -15,6 +15,8 @@ DEPLOY = HOUSE / "deploy"
 UNITS = sorted((DEPLOY / "systemd").iterdir())
 SERVICES = [unit for unit in UNITS if unit.suffix == ".service"]
 PROGRAM = "/srv/steady/.venv/bin/steady"
+RAY = "/srv/steady/.venv/bin/ray start"
+ON_RAY = [unit for unit in SERVICES if RAY in unit.read_text()]
 
 
 def unit_of(path: Path) -> dict[str, list[str]]:
@@ -123,11 +125,13 @@ def test_every_service_is_fenced_in(unit: Path) -> None:
         "PrivateTmp": "yes", "CapabilityBoundingSet": "",
     }.items():  # fmt: skip
         assert told[key] == [value], key
-    makes_pictures = "watch" in told["ExecStart"][0].split()
+    makes_pictures = "watch" in told["ExecStart"][0].split() or unit in ON_RAY
     assert told["PrivateDevices"] == ["no" if makes_pictures else "yes"]
 
 
-@pytest.mark.parametrize("unit", SERVICES, ids=lambda unit: unit.stem)
+@pytest.mark.parametrize(
+    "unit", [unit for unit in SERVICES if unit not in ON_RAY], ids=lambda unit: unit.stem
+)
 def test_every_service_runs_a_command_that_exists(unit: Path) -> None:
     [line] = unit_of(unit)["ExecStart"]
     words = line[line.index(PROGRAM) :].removeprefix(PROGRAM).split()
@@ -138,6 +142,20 @@ def test_every_service_runs_a_command_that_exists(unit: Path) -> None:
         cwd=HOUSE, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert [option for option in options if option not in done.stdout] == []
+
+
+def test_rays_services_use_options_that_exist_and_ask_for_the_token() -> None:
+    from click.testing import CliRunner
+    from ray.scripts.scripts import start
+
+    known = CliRunner().invoke(start, ["--help"]).output
+    assert len(ON_RAY) == 2
+    for unit in ON_RAY:
+        told = unit_of(unit)
+        options = [word for word in told["ExecStart"][0].split() if word.startswith("--")]
+        assert [option for option in options if option not in known] == []
+        assert {"RAY_AUTH_MODE=token", "RAY_USAGE_STATS_ENABLED=0"} <= set(told["Environment"])
+        assert told["Restart"] == ["always"], "a node that was cut off does not come back by itself"
 
 
 def test_every_timer_has_its_service() -> None:
@@ -154,7 +172,12 @@ def test_every_timer_has_its_service() -> None:
 def test_systemd_accepts_the_units_and_finds_them_closed(tmp_path: Path) -> None:
     for unit in UNITS:
         # verify wants the program and the folder to be there
-        text = unit.read_text().replace(PROGRAM, "/bin/true").replace("/srv/steady", "/srv")
+        text = (
+            unit.read_text()
+            .replace(PROGRAM, "/bin/true")
+            .replace(RAY, "/bin/true")
+            .replace("/srv/steady", "/srv")
+        )
         (tmp_path / unit.name).write_text(text)
     files = [str(tmp_path / unit.name) for unit in UNITS]
     done = subprocess.run(["systemd-analyze", "verify", *files], capture_output=True, text=True)

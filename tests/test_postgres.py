@@ -25,8 +25,9 @@ from torture import _free_port
 from watcher import live
 from watcher.store import JobStore
 
-pytestmark = pytest.mark.postgres
+pytestmark = [pytest.mark.postgres, pytest.mark.timeout(300)]
 
+START = 60  #: seconds until a process is up, on a machine that does other things as well
 HOUSE = Path(__file__).parent.parent
 
 
@@ -69,16 +70,16 @@ def both(machines: tuple[Root, Root], store: JobStore) -> tuple[Process, Process
     """A watcher that leads and a standby that is known to the doors."""
     one, two = machines
     first = one.watch()
-    until(lambda: leads(store, first), 30)
+    until(lambda: leads(store, first), START)
     second = two.watch(standby=True)
-    until(lambda: live.seen(store)["standbys"] == 1, 30)
+    until(lambda: live.seen(store)["standbys"] == 1, START)
     return first, second
 
 
 def in_the_middle(root: Root) -> None:
     """Two jobs, the first of them being made."""
     root.drop("two.yaml", "- prompt: a steps=2 sleep=1\n- prompt: b steps=2\n")
-    until(lambda: [e for e in _engine(root) if e["event"] == "start"], 30)
+    until(lambda: [e for e in _engine(root) if e["event"] == "start"], START)
 
 
 def _engine(root: Root) -> list[dict[str, Any]]:
@@ -92,7 +93,7 @@ def test_a_second_watcher_that_is_no_standby_says_who_has_the_record(
 ) -> None:
     one, two = machines
     first = one.watch()
-    until(lambda: leads(store, first), 30)
+    until(lambda: leads(store, first), START)
     assert two.watch().wait(30) == 4
     assert f"process {first.pid} on " in two.said.read_text()
 
@@ -175,7 +176,7 @@ def test_a_watcher_whose_session_was_lost_takes_its_lock_again(
     """A server that was started anew, say: nobody else took the place, so nothing happens."""
     one, two = machines
     first = one.watch()
-    until(lambda: leads(store, first), 30)
+    until(lambda: leads(store, first), START)
     mark = store.leader()["mark"]
     with behind(one.folder) as connection:
         connection.execute(
@@ -196,7 +197,7 @@ def test_doors_elsewhere_know_how_the_watcher_is(
     port = _free_port()
     two.spawn("-m", "api", "--root", str(two.folder), "--port", str(port))
     first = one.watch()
-    until(lambda: leads(store, first), 30)
+    until(lambda: leads(store, first), START)
 
     def health() -> dict[str, Any]:
         with contextlib.suppress(OSError):

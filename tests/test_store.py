@@ -8,6 +8,8 @@ import shutil
 import signal
 import sqlite3
 import subprocess
+import sys
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -1160,3 +1162,25 @@ def test_odd_paths(tmp_path: Path) -> None:
     put_batch(store)
     store.close()
     assert (folder / "steady.db").stat().st_size > 0
+
+
+def test_a_server_without_its_driver_is_a_sentence_and_files_never_ask_for_it() -> None:
+    code = """if True:
+        import sys
+        import api.app, watcher.service, watcher.cli
+        from watcher.errors import SteadyError
+        from watcher.store import JobStore
+        JobStore("sqlite:///" + sys.argv[1]).close()
+        assert "psycopg" not in sys.modules
+        sys.modules["psycopg"] = None
+        try:
+            JobStore("postgresql+psycopg://steady@nowhere/steady")
+        except SteadyError as error:
+            print(error.code, error)
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        said = subprocess.run(
+            [sys.executable, "-c", code, f"{folder}/steady.db"],
+            cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True,
+        ).stdout  # fmt: skip
+    assert said.startswith("extra_missing ") and "pip install 'steadydiffusion[postgres]'" in said

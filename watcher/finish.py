@@ -36,6 +36,7 @@ from watcher.trouble import Troubles
 logger = logging.getLogger("steady.finish")
 
 THREADS = 2
+MOST_THREADS = 16  #: of those that wait for the disk while many devices bring pictures
 MAX_GROUP = 100  #: pictures recorded in one transaction
 MAX_TABLE = 4 << 30  #: bytes of a table that is read once more
 _AGAIN_SECONDS = 5.0  #: after environment trouble
@@ -52,7 +53,8 @@ class _Published:
 
 
 class Finisher:
-    """Two threads that encode and publish pictures, one that records them, one that archives.
+    """Two threads (more when pictures queue) that encode and publish pictures, one that records
+    them, one that archives batches.
 
     Whatever was published while the last group was being recorded is recorded as one group, in
     one transaction: a lone picture never waits, and hundreds of devices do not queue for the disk.
@@ -94,9 +96,7 @@ class Finisher:
         self._leaving = threading.Event()  #: what cannot be recorded is left to the next start
         self._stopping = threading.Event()
         self._stuck: set[str] = set()  #: batches that met a fault of ours
-        self._threads = [
-            threading.Thread(target=self._finish_all, name=f"finish-{i}") for i in range(THREADS)
-        ]
+        self._threads = [self._thread(i) for i in range(THREADS)]
         self._published: queue.Queue[_Published | None] = queue.Queue()
         self._recorder = threading.Thread(target=self._record_all, name="record")
         self._announcer = threading.Thread(target=self._announce_all, name="announce")
@@ -134,10 +134,16 @@ class Finisher:
         return bool(self._stuck)
 
     def finish(self, job: Job, picture: ex.Picture) -> None:
-        """Take the pixels of ``job``; returns at once."""
+        """Take the pixels of ``job``; returns at once. One thread only, which also stops."""
         with self._lock:
             self._busy += 1
         self._work.put((job, picture))
+        if self._work.qsize() > 2 * len(self._threads) and len(self._threads) < MOST_THREADS:
+            self._threads.append(self._thread(len(self._threads)))
+            self._threads[-1].start()
+
+    def _thread(self, number: int) -> threading.Thread:
+        return threading.Thread(target=self._finish_all, name=f"finish-{number}")
 
     def announce(self) -> None:
         """Some batch may have ended: write result files soon."""

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from watcher.clock import now_us
 from watcher.errors import SteadyError
 
 
@@ -30,7 +29,7 @@ class Troubles:
         self,
         *,
         clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], int] = now_us,
+        now: Callable[[], int] = lambda: time.time_ns() // 1000,
     ) -> None:
         self._clock = clock
         self._now = now

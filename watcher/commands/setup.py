@@ -1,7 +1,4 @@
-"""init: a root to work in, with every setting written out in a commented config.yaml.
-
-A crash leaves what was made so far; the next call makes the rest.
-"""
+"""init: a root to work in, with every setting written out in a commented config.yaml."""
 
 import textwrap
 from pathlib import Path

@@ -1,7 +1,4 @@
-"""How long a step may take before it counts as stuck: told from the steps that were seen.
-
-Knows only numbers.
-"""
+"""How long a step may take before it counts as stuck: told from the steps that were seen."""
 
 import statistics
 from collections import OrderedDict, deque

@@ -1,7 +1,4 @@
-"""A slot across its workers: which one it has, and the jobs that were handed to it.
-
-Knows nothing of processes. Kept in memory: with the watcher goes what it knew.
-"""
+"""A slot across its workers: which one it has, and the jobs that were handed to it."""
 
 from collections import deque
 from dataclasses import dataclass, field

@@ -1,7 +1,4 @@
-"""The open record: its file, its health, its settings, its watcher. What all parts stand on.
-
-Knows no jobs.
-"""
+"""The open record: its file, its health, its settings, its watcher. What all parts stand on."""
 
 import json
 import uuid

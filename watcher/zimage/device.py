@@ -1,7 +1,4 @@
-"""The devices of this machine, as they are now.
-
-Looks only; knows nothing of models.
-"""
+"""The devices of this machine, as they are now."""
 
 import contextlib
 import importlib.metadata

@@ -1,7 +1,4 @@
-"""Encoded prompts: encoding is the largest part of a picture that a repeat need not pay again.
-
-Kept in memory, by bytes.
-"""
+"""Encoded prompts: encoding is the largest part of a picture that a repeat need not pay again."""
 
 import mmap
 from collections import OrderedDict
