@@ -14,7 +14,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test again slow postgres ray fuzz torture serve lint format bench wheel written screens starter starter-score clean
+.PHONY: help venv demo test again slow postgres ray fuzz fuzz-files torture serve lint format bench wheel written screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -82,6 +82,10 @@ ray: $(VENV)/.installed-test ## executor: ray on real clusters whose parts fail,
 
 fuzz: $(VENV)/.installed-test ## two thousand odd requests against the running API
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m slow tests/test_schemathesis.py
+
+fuzz-files: $(VENV)/.installed-test ## a minute of odd bytes at the reader of job files (fetches atheris)
+	$(PIP) install atheris
+	$(BIN)/python tests/fuzz/jobfile.py tests/fuzz/corpus -max_total_time=60 -max_len=4096
 
 torture: $(VENV)/.installed-test ## kill the service N times, then look for anything lost or doubled (N=1000)
 	$(BIN)/python tests/torture.py --kills $(N)
