@@ -23,9 +23,10 @@ from starlette.responses import Response
 
 from api.bodies import read
 from api.calls import Call, Calls, Snapshot
-from api.door import Door, now_us
+from api.door import Door
 from api.openai import bytes_of, fault, json_object, model_in_use
 from api.submit import Body
+from watcher.clock import now_us
 from watcher.errors import SteadyError
 from watcher.imagefile import NotAPicture, scan
 from watcher.jobs import MAX_STEPS, Job, JobState, Limits, forwards_of

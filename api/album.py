@@ -1,4 +1,7 @@
-"""What the page does with pictures it has: make them again, take several home at once."""
+"""What the page does with pictures it has: make them again, take several home at once.
+
+Drops job files and reads pictures; what is asked to be made again goes the way of any POST.
+"""
 
 import json
 import re
@@ -7,10 +10,10 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from api import models
-from api.batches import zipped
+from api.batches import archive
 from api.bodies import KEY, accepted
 from api.door import Door, is_uuid
 from api.errors import documented
@@ -47,14 +50,8 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
     ) -> Response:
         """Sent as it is read. Unknown ids and jobs without a picture are left out."""
         found = [door.store.job(one) for one in dict.fromkeys(id) if is_uuid(one)]
-        jobs = [j for j in found if j and j.state is JobState.COMPLETED and j.deleted_at is None]
-        if not jobs:
-            raise SteadyError("image_not_ready", "None of these has a picture.")
-        return StreamingResponse(
-            zipped(door, jobs[0], iter(jobs[1:]), lambda: bool(door.stopping)),
-            media_type="application/zip",
-            headers={"Content-Disposition": 'attachment; filename="pictures.zip"'},
-        )
+        jobs = (j for j in found if j and j.state is JobState.COMPLETED and j.deleted_at is None)
+        return archive(door, jobs, "pictures", "None of these has a picture.")
 
     @router.post(
         "/{job_id}/again",

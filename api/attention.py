@@ -2,6 +2,7 @@
 
 A person may dismiss what they have seen. That is kept in the record's settings as the rev
 of each job that was dismissed (or one for all), so a job that fails again is told again.
+Changes nothing else.
 """
 
 from dataclasses import dataclass

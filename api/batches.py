@@ -1,4 +1,7 @@
-"""``/batches``: what became of a file or a body, its pictures in one archive, its verbs."""
+"""``/batches``: what became of a file or a body, its pictures in one archive, its verbs.
+
+Each verb is one statement of the record, so a crash leaves it done or not done.
+"""
 
 import io
 import os
@@ -11,11 +14,12 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response, StreamingResponse
 
 from api import models
-from api.door import Door, now_us
+from api.door import Door
 from api.errors import documented
 from api.images import open_inside
 from api.paging import Limit, link_of
 from api.views import Views
+from watcher.clock import now_us
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState
 from watcher.outputs import Outputs
@@ -29,13 +33,21 @@ _EARLIEST = (1980, 1, 1, 0, 0, 0)  #: what a zip can say
 def routes(door: Door, views: Views) -> APIRouter:
     """Everything below ``/batches``."""
     router = APIRouter(prefix="/batches", tags=["batches"])
-    store = door.store
+    _looking(router, door, views)
+    _taking_home(router, door)
+    _steering(router, door, views)
+    return router
 
-    def find(ticket: str) -> Batch:
-        batch = store.batch(ticket)
-        if batch is None:
-            raise SteadyError("batch_not_found")
-        return batch
+
+def find(door: Door, ticket: str) -> Batch:
+    batch = door.store.batch(ticket)
+    if batch is None:
+        raise SteadyError("batch_not_found")
+    return batch
+
+
+def _looking(router: APIRouter, door: Door, views: Views) -> None:
+    """The list, and one of it."""
 
     @router.get(
         "",
@@ -53,7 +65,7 @@ def routes(door: Door, views: Views) -> APIRouter:
         limit: Limit = 50,
     ) -> Response:
         """Follow `next` (or the Link header) for older ones."""
-        rows = store.batches(before=cursor, limit=limit + 1)
+        rows = door.store.batches(before=cursor, limit=limit + 1)
         following = rows[limit - 1].ticket if len(rows) > limit else None
         body = {"batches": [views.batch(b) for b in rows[:limit]], "next": following}
         return JSONResponse(body, headers=link_of(request, following))
@@ -67,7 +79,11 @@ def routes(door: Door, views: Views) -> APIRouter:
     )
     def one_batch(ticket: str) -> Response:
         """Its jobs are in `/jobs?batch=`."""
-        return JSONResponse(views.batch(find(ticket)))
+        return JSONResponse(views.batch(find(door, ticket)))
+
+
+def _taking_home(router: APIRouter, door: Door) -> None:
+    """All pictures of one: as an archive, as a sheet."""
 
     @router.get(
         "/{ticket}/images.zip",
@@ -84,16 +100,8 @@ def routes(door: Door, views: Views) -> APIRouter:
     )
     def images_zip(ticket: str) -> Response:
         """Sent as it is read: memory stays small however many there are."""
-        batch = find(ticket)
-        pictures = _pictures(door, batch.ticket)
-        first = next(pictures, None)
-        if first is None:
-            raise SteadyError("image_not_ready", "No picture of this batch is ready.")
-        return StreamingResponse(
-            zipped(door, first, pictures, lambda: bool(door.stopping)),
-            media_type="application/zip",
-            headers={"Content-Disposition": f'attachment; filename="{batch.ticket}.zip"'},
-        )
+        batch = find(door, ticket).ticket
+        return archive(door, _pictures(door, batch), batch, "No picture of this batch is ready.")
 
     @router.get(
         "/{ticket}/sheet",
@@ -113,12 +121,17 @@ def routes(door: Door, views: Views) -> APIRouter:
         page: Annotated[int, Query(ge=1, le=100_000, description="64 pictures each")] = 1,
     ) -> Response:
         """In the batch's order; a job without a picture leaves a grey square."""
-        found = find(ticket).ticket
-        jobs = store.jobs_of(found, after_index=PICTURES * (page - 1) - 1, limit=PICTURES)
+        found = find(door, ticket).ticket
+        jobs = door.store.jobs_of(found, after_index=PICTURES * (page - 1) - 1, limit=PICTURES)
         if not jobs:
             raise SteadyError("image_not_ready", "The batch has no such page.")
         data = contact_sheet(Outputs(door.outputs), jobs)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
+
+
+def _steering(router: APIRouter, door: Door, views: Views) -> None:
+    """What can be done to one."""
+    store = door.store
 
     def verb(name: str, summary: str, do: Callable[[str], object]) -> None:
         @router.post(
@@ -129,8 +142,8 @@ def routes(door: Door, views: Views) -> APIRouter:
             responses=documented("batch_not_found"),
         )
         def act(ticket: str) -> Response:
-            do(find(ticket).ticket)
-            return JSONResponse(views.batch(find(ticket)))
+            do(find(door, ticket).ticket)
+            return JSONResponse(views.batch(find(door, ticket)))
 
     verb(
         "cancel",
@@ -150,10 +163,23 @@ def routes(door: Door, views: Views) -> APIRouter:
     def retry_failed(ticket: str) -> Response:
         """Each keeps its id, seed, name and place."""
         return JSONResponse(
-            {"ticket": ticket, "retried": store.retry_failed(find(ticket).ticket, now_us())}
+            {"ticket": ticket, "retried": store.retry_failed(find(door, ticket).ticket, now_us())}
         )
 
-    return router
+
+def archive(door: Door, jobs: Iterator[Job], name: str, none: str) -> Response:
+    """The pictures of ``jobs`` as ``<name>.zip``, sent as they are read.
+
+    Raises SteadyError image_not_ready, in the words ``none``, when there are no jobs.
+    """
+    first = next(jobs, None)
+    if first is None:
+        raise SteadyError("image_not_ready", none)
+    return StreamingResponse(
+        zipped(door, first, jobs, lambda: bool(door.stopping)),
+        media_type="application/zip",
+        headers={"Content-Disposition": f'attachment; filename="{name}.zip"'},
+    )
 
 
 def _pictures(door: Door, ticket: str) -> Iterator[Job]:

@@ -7,6 +7,7 @@ the key is the body's digest and a number, kept in the record as any key is, and
 of the service finds it too.
 
 Waiting is fed by the one poller of events.py: nothing here looks at a clock or sleeps.
+A crash ends the lines, not the jobs.
 """
 
 import asyncio
@@ -23,9 +24,10 @@ from dataclasses import dataclass
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 
-from api.door import Door, now_us
+from api.door import Door
 from api.events import Feed
 from api.submit import Body, Plan, Submissions, Submitted
+from watcher.clock import now_us
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import Batch, Job, JobState, ticket_of_key
 from watcher.log import say

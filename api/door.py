@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher import live, model
+from watcher.clock import now_us
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState, Limits
@@ -29,11 +30,6 @@ _FAR_SECONDS = 0.2  #: the same where the pulse lies on a server
 _PACE_SECONDS = 2.0
 _LIMITS_SECONDS = 1.0
 _POSITION_CAP = 10_000
-
-
-def now_us() -> int:
-    """Microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
 
 
 class Kept:

@@ -19,9 +19,10 @@ from starlette.responses import Response
 
 from api import metrics, models
 from api.bodies import read
-from api.door import Door, now_us
+from api.door import Door
 from api.errors import documented, problem
 from api.views import Views
+from watcher.clock import now_us
 from watcher.errors import ERRORS, Problem, SteadyError
 from watcher.recipe import model_name
 

@@ -2,6 +2,7 @@
 
 Names never become paths here: a path comes from the record, and every step of it is opened
 without following links, so nothing outside outputs/ can be served whatever lies inside.
+Changes nothing.
 """
 
 import contextlib

@@ -1,4 +1,8 @@
-"""``/jobs``: list, submit, look, reorder, cancel, retry, picture."""
+"""``/jobs``: list, submit, look, reorder, cancel, retry, picture.
+
+Each verb is one statement of the record, so a crash leaves it done or not done; how a body
+becomes jobs is told in submit.py.
+"""
 
 from typing import Annotated, Any, Literal
 
@@ -10,11 +14,12 @@ from starlette.responses import Response
 
 from api import images, models
 from api.bodies import KEY, accepted, media_type, read
-from api.door import Door, now_us
+from api.door import Door
 from api.errors import Refused, documented, entry_of
 from api.paging import Cursor, Limit, cursor_of, day, link_of, moment_of, plain, seq_of
 from api.submit import MEDIA_TYPES, Body, Plan, Submissions
 from api.views import Views
+from watcher.clock import now_us
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import Job, JobState, Priority
 from watcher.outputs import Outputs

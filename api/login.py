@@ -1,4 +1,7 @@
-"""How a browser shows the token once: it gets a cookie that scripts and other sites cannot use."""
+"""How a browser shows the token once: it gets a cookie that scripts and other sites cannot use.
+
+Keeps nothing: the cookie follows from the token.
+"""
 
 import urllib.parse
 

@@ -2,6 +2,7 @@
 
 Answers are built in views.py; these models describe them, and a test holds the two
 together. The fields of the five first routes are the seed's own.
+Nothing is computed here.
 """
 
 from typing import Any, Literal

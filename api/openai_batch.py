@@ -1,22 +1,18 @@
 """OpenAI's Batch API: upload a ``.jsonl``, let it run, fetch the output and error files.
 
 A batch is an ordinary batch of the queue; the same file dropped in the inbox makes the same
-jobs. Uploaded files and what a client said with a batch lie in ``.steady/openai/``; output
-and error files are written from the record whenever they are asked for, so they are never
+jobs. Uploaded files and what a client said with a batch are kept by uploads.py; output and error files are written from the record whenever they are asked for, so they are never
 out of date and take no room.
 """
 
-import contextlib
 import datetime
-import errno
 import functools
 import json
 import re
-import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
@@ -26,10 +22,12 @@ from starlette.responses import Response, StreamingResponse
 from api import dialects, links
 from api.bodies import KEY, media_type, read
 from api.calls import Attempt, Calls
-from api.door import Door, now_us
+from api.door import Door
 from api.openai import fault, json_object
 from api.submit import Body
-from watcher import jobfile, publish
+from api.uploads import Shelf
+from watcher import jobfile
+from watcher.clock import now_us
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState
 from watcher.store import JobFilter
@@ -46,72 +44,6 @@ _NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 After = Annotated[str | None, Query(max_length=100)]
-
-
-class Shelf:
-    """Uploaded files and batch notes, each a JSON note (and the file's bytes beside it)."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def keep(self, source: BinaryIO, filename: str) -> dict[str, Any]:
-        """Put an upload away. The note comes last: a crash leaves bytes nobody knows of."""
-        ident = f"file-{uuid.uuid4().hex}"
-        with self._disk():
-            path = self.path(ident)
-            with path.open("xb") as target:
-                shutil.copyfileobj(source, target, _CHUNK)
-                size = target.tell()
-                target.flush()
-                publish.sync_fd(target.fileno())
-            if not size:
-                path.unlink()
-                raise SteadyError("empty_file")
-            note = {
-                "id": ident,
-                "object": "file",
-                "bytes": size,
-                "created_at": now_us() // 1_000_000,
-                "filename": filename,
-                "purpose": "batch",
-                "status": "processed",
-            }
-            self.write(ident, note)
-        return note
-
-    def write(self, ident: str, note: Mapping[str, Any]) -> None:
-        with self._disk():
-            path = self._folder / f"{ident}.json"
-            data = json.dumps(note).encode()
-            publish.replace(path, data, temporary=path.with_suffix(f".{uuid.uuid4().hex}.tmp"))
-
-    def note(self, ident: str) -> dict[str, Any] | None:
-        try:
-            return dict(json.loads((self._folder / f"{ident}.json").read_bytes()))
-        except (FileNotFoundError, ValueError):
-            return None
-
-    def path(self, ident: str) -> Path:
-        return self._folder / f"{ident}.jsonl"
-
-    def notes(self, prefix: str) -> list[dict[str, Any]]:
-        """All notes whose id begins so, newest first."""
-        found = [self.note(path.stem) for path in self._folder.glob(f"{prefix}*.json")]
-        return sorted((n for n in found if n), key=lambda n: (-n["created_at"], n["id"]))
-
-    def drop(self, ident: str) -> None:
-        with self._disk():
-            for path in (self._folder / f"{ident}.json", self.path(ident)):
-                path.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _disk(self) -> Iterator[None]:
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            yield
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise SteadyError("disk_full" if full else "folder_gone") from None
 
 
 def routes(door: Door, calls: Calls, token: str | None) -> APIRouter:

@@ -25,11 +25,12 @@ from api import paint
 from api.album import again_of, curl_of, smaller_size, yaml_of
 from api.attention import Attention, attention, reason_of
 from api.charts import HOUR, hour_of, plots_of
-from api.door import Door, Kept, now_us
+from api.door import Door, Kept
 from api.health import unready, version
 from api.paging import cursor_of, moment_of, plain, seq_of
 from api.paint import Painter
 from api.views import Views
+from watcher.clock import now_us
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Job, JobState, Limits, forwards_of
 from watcher.recipe import model_name

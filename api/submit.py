@@ -17,9 +17,10 @@ import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from api.door import Door, now_us
+from api.door import Door
 from api.views import Views
 from watcher import inbox, jobfile
+from watcher.clock import now_us
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import Batch, JobState, Limits, job_id_of, ticket_of_key
 from watcher.log import say

@@ -2,6 +2,7 @@
 
 Also finds a job that is not recorded yet: between a POST and its reading by the watcher
 the batch row and the submitted file tell what will be recorded.
+Changes nothing.
 """
 
 import collections

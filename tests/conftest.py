@@ -42,6 +42,15 @@ def root(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
+def bench(root: Path) -> Iterator[Any]:
+    """The HTTP application on an empty root, and a watcher by hand (doors.py)."""
+    from doors import Bench
+
+    with Bench(root) as bench:
+        yield bench
+
+
+@pytest.fixture
 def make_root(tmp_path: Path) -> Iterator[Callable[..., Any]]:
     """Roots with the scripted engine; their processes end with the test."""
     from roots import Root

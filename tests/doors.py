@@ -190,7 +190,11 @@ class Running:
                 env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment,
             )
         self.url = f"http://127.0.0.1:{self.port}"
-        until(self._answers, 30, "the service answers")
+        try:
+            until(self._answers, 60, f"the service answers; {self.log}")
+        except BaseException:  # nobody else knows of the process
+            self.stop(signal.SIGKILL)
+            raise
 
     def _answers(self) -> bool:
         assert self.process.poll() is None, self.log.read_text()

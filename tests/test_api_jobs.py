@@ -6,7 +6,6 @@ import os
 import re
 import threading
 import zipfile
-from collections.abc import Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -23,12 +22,6 @@ from watcher.errors import SteadyError
 from watcher.jobs import ticket_of_key
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
-
-
-@pytest.fixture
-def bench(root: Path) -> Iterator[Bench]:
-    with Bench(root) as bench:
-        yield bench
 
 
 def submit(bench: Bench, data: str | bytes, media: str, **headers: str):

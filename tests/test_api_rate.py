@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 
 import psutil
 import pytest
@@ -64,12 +63,6 @@ class Server:
 
     def close(self) -> None:
         self._connection.close()
-
-
-@pytest.fixture
-def bench(root: Path) -> Iterator[Bench]:
-    with Bench(root) as bench:
-        yield bench
 
 
 @pytest.fixture

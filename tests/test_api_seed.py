@@ -2,8 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from conftest import until
@@ -20,12 +18,6 @@ SEED_BODY = {
     "num_inference_steps": 9,
 }
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
-
-
-@pytest.fixture
-def bench(root: Path) -> Iterator[Bench]:
-    with Bench(root) as bench:
-        yield bench
 
 
 def refused(answer, status: int, code: str) -> dict:

@@ -7,7 +7,7 @@ jobs.py       the nouns: JobRequest, Job, Batch, the states
 service.py    the story, told in intake/, dispatch.py and finish.py
 jobfile/      bytes of a job file -> JobRequests, or an error a person can act on
 inbox/        the folder as an interface: submit, wait, claim, archive, refuse, recover
-lock.py       one watcher a root; standby.py: waiting to be the one
+lock.py       one watcher a root; standby.py: waiting to be the one; layout.py: may it live here
 store/        the record: one method per transition
 outputs.py    the only writer of pictures; recipe.py: what is written inside them
 imagefile.py  the outside of a picture file: format, size, texts, without decoding it
@@ -18,7 +18,7 @@ publish.py    how a file appears: whole or not at all
 results.py    a finished batch's result files; resume.py: what of it is there already
 wildcards.py  word lists of the root; pace.py: every estimate of time
 sheet.py      many pictures in one; prune.py: what is old, tidied away
-live.py trouble.py window.py log.py     the pulse, what is wrong now, when bulk may run, the log
+live.py trouble.py window.py log.py     the pulse, what is wrong now, when bulk may run, the log; clock.py
 config.py errors.py                     every setting; everything that can go wrong
 cli.py commands/                        the command `steady`
 """

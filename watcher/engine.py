@@ -2,6 +2,8 @@
 
 ``config engine:`` names ``zimage`` (watcher/zimage/) or any ``package.module:Class`` that
 keeps this protocol. Imports no torch, so an engine of one's own needs none either.
+Knows no
+queue, no files and no names of pictures.
 """
 
 from collections.abc import Callable, Mapping

@@ -12,7 +12,7 @@ from typing import Any
 
 
 class ErrorClass(StrEnum):
-    """What the queue does about a failed job (design section 9)."""
+    """What the queue does about a job that failed so."""
 
     INVALID = "invalid"  #: the request is wrong; running it again changes nothing
     OUT_OF_MEMORY = "out_of_memory"  #: the device is too small, also after the engine's second way

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from watcher.clock import now_us
 from watcher.publish import replace
 
 #: A pulse older than this (seconds) means: no watcher.
@@ -36,7 +37,7 @@ def write(state: Path, pulse: dict[str, Any]) -> None:
     On a full disk it is written over the last one, whose room is still ours: who asks what is
     wrong must be told just then.
     """
-    pulse = pulse | {"updated_at": time.time_ns() // 1000}
+    pulse = pulse | {"updated_at": now_us()}
     text = json.dumps(pulse, separators=(",", ":"), default=str)
     path = state / "live.json"
     try:

@@ -3,6 +3,7 @@
 ``say(logger, "job.completed", job_id=…)`` is how the product logs: the event's name is
 stable and greppable, the facts are data. Control characters are escaped at the sink, so
 no file name or prompt can forge a line. Prompts belong at DEBUG only.
+Knows nothing of what it tells; a crash loses no line that was said.
 """
 
 import datetime

@@ -15,11 +15,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from watcher import live, model
+from watcher.clock import now_us
 from watcher.config import Config
 from watcher.dispatch import Dispatcher
 from watcher.errors import ErrorClass, SteadyError
@@ -29,6 +29,7 @@ from watcher.finish import Finisher
 from watcher.inbox import Inbox, ignore_lease_signal
 from watcher.intake import Intake, Reading
 from watcher.jobs import JobState
+from watcher.layout import check_layout
 from watcher.log import say
 from watcher.outputs import Outputs
 from watcher.standby import Turn
@@ -49,11 +50,6 @@ _CARE_SECONDS = 2.0  #: between looks at disk, folders and record
 #: so that the pulse tells of it.
 _BUSY_SECONDS = 1.0
 _OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
-
-
-def now_us() -> int:
-    """Microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
 
 
 def nothing(_step: str) -> None:
@@ -110,41 +106,6 @@ def _open_record(config: Config) -> JobStore:
             if error.code != "database_trouble" or time.monotonic() > deadline:
                 raise
             time.sleep(0.1)
-
-
-def check_layout(config: Config) -> None:
-    """Refuse a root in which the parts would eat each other. Raises SteadyError bad_config."""
-    inbox, outputs = config.inbox.resolve(), config.outputs.resolve()
-    if inbox == outputs or inbox in outputs.parents or outputs in inbox.parents:
-        raise SteadyError("bad_config", "`inbox` and `outputs` must not lie inside each other.")
-    for what, path in (("database", config.database_path), (".steady", config.state)):
-        kind = path and network_file_system(path)
-        if kind:
-            raise SteadyError(
-                "bad_config",
-                f"`{what}` lies on a network file system ({kind}), where locks cannot be trusted.",
-                remedy="Keep the root on a local disk; inbox and outputs may be elsewhere.",
-            )
-
-
-_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "glusterfs", "ceph", "afs"}
-
-
-def network_file_system(path: Path) -> str | None:
-    """The type of the network file system ``path`` lies on, or None (also where unknown)."""
-    try:
-        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    best, kind = "", None
-    target = str(path.absolute())
-    for line in mounts.splitlines():
-        left, _, right = line.partition(" - ")
-        point = left.split(" ")[4].replace("\\040", " ")
-        inside = target == point or target.startswith(point.rstrip("/") + "/")
-        if inside and len(point) >= len(best):
-            best, kind = point, right.split(" ")[0]
-    return kind if kind in _NETWORK else None
 
 
 class Service:

@@ -2,6 +2,7 @@
 
 Made from the thumbnails, a page at a time, so memory does not grow with the batch. Changes
 nothing in the outputs folder.
+Knows nothing of the record.
 """
 
 import io

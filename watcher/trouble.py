@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from watcher.clock import now_us
 from watcher.errors import SteadyError
 
 
@@ -29,7 +30,7 @@ class Troubles:
         self,
         *,
         clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], int] = lambda: time.time_ns() // 1000,
+        now: Callable[[], int] = now_us,
     ) -> None:
         self._clock = clock
         self._now = now

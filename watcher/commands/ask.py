@@ -6,12 +6,12 @@ how jobs are run.
 
 import contextlib
 import re
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from watcher.clock import now_us
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
@@ -153,7 +153,7 @@ def cancel(desk: Desk, jobs: Ids = None, batch: Whole = None) -> int:
         with desk.record() as store:
             ticket = ticket_of(store, batch)
             counts = store.progress(ticket)
-            store.cancel_batch(ticket, time.time_ns() // 1000)
+            store.cancel_batch(ticket, now_us())
         number = counts[JobState.QUEUED] + counts[JobState.GENERATING]
         desk.answer({"ticket": ticket, "cancelled": number}, f"{ticket} {number} cancelled")
         return 0 if not jobs else _each(desk, jobs, _cancel_one)
@@ -170,7 +170,7 @@ def retry(
     if batch is not None:
         with desk.record() as store:
             ticket = ticket_of(store, batch)
-            number = store.retry_failed(ticket, time.time_ns() // 1000)
+            number = store.retry_failed(ticket, now_us())
         desk.answer({"ticket": ticket, "retried": number}, f"{number} queued again")
         return 0
     if failed and jobs:
@@ -192,7 +192,7 @@ def pause(
         desk.answer({"ticket": ticket, "paused": True}, f"{ticket} waits until it is resumed")
         return
     with desk.record() as store:
-        store.put("paused", {"by": "person", "reason": reason, "since": time.time_ns() // 1000})
+        store.put("paused", {"by": "person", "reason": reason, "since": now_us()})
     desk.answer({"paused": True}, "Paused: the picture in hand is finished, no other begins.")
 
 
@@ -265,7 +265,7 @@ def _each(desk: Desk, ids: list[str], change: Any) -> int:
 
 
 def _cancel_one(desk: Desk, store: "JobStore", one: str) -> None:
-    now = time.time_ns() // 1000
+    now = now_us()
     try:
         job = store.cancel(find(store, one).id, now)
     except _NotRecorded:
@@ -281,7 +281,7 @@ def _cancel_one(desk: Desk, store: "JobStore", one: str) -> None:
 def _cancel_unread(desk: Desk, store: "JobStore", ticket: str) -> None:
     """Cancel what was submitted and not yet read: take its file back, or mark its batch."""
     if store.batch(ticket):
-        store.cancel_batch(ticket, time.time_ns() // 1000)
+        store.cancel_batch(ticket, now_us())
     else:
         file = _waiting_file(desk, ticket)
         if file is None:
@@ -301,7 +301,7 @@ def _waiting_file(desk: Desk, ticket: str) -> Path | None:
 
 
 def _retry_one(desk: Desk, store: "JobStore", one: str) -> None:
-    job = store.retry(find(store, one).id, time.time_ns() // 1000)
+    job = store.retry(find(store, one).id, now_us())
     desk.answer({"id": job.id, "state": str(job.state)}, f"{job.id} queued again")
 
 
@@ -316,7 +316,7 @@ def _retry_failed(desk: Desk) -> int:
             before = jobs[-1].seq
             for job in jobs:
                 with contextlib.suppress(SteadyError):  # somebody else was faster
-                    store.retry(job.id, time.time_ns() // 1000)
+                    store.retry(job.id, now_us())
                     number += 1
                     if desk.as_json:
                         desk.answer({"id": job.id, "state": "queued"}, "")

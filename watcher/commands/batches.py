@@ -1,10 +1,10 @@
 """export and prune: taking a batch along, and tidying old ones away.
 
 Both work on record and folders directly, with the service up or down.
+A crash of an export leaves a part of the copy, never less of what was copied.
 """
 
 import shutil
-import time
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from watcher.clock import now_us
 from watcher.commands.ask import ticket_of
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
@@ -127,7 +128,7 @@ def prune(
         raise SteadyError("bad_request", f"--older-than: {error}.") from None
     if not desk.has_record():
         return
-    before = time.time_ns() // 1000 - int(seconds * 1e6)
+    before = now_us() - int(seconds * 1e6)
     with desk.record() as store:
         pruner = Pruner(store, Outputs(desk.config.outputs), desk.config.inbox)
         gone = pruner.prune(before, images=images, dry_run=dry_run)

@@ -1,4 +1,7 @@
-"""init: a root to work in, with every setting written out in a commented config.yaml."""
+"""init: a root to work in, with every setting written out in a commented config.yaml.
+
+A crash leaves what was made so far; the next call makes the rest.
+"""
 
 import textwrap
 from pathlib import Path

@@ -3,6 +3,7 @@
 Used by one thread, which also must be the one that starts processes for good (the watcher's
 main thread: Linux ends a worker when the *thread* that started it ends). Nothing here waits
 for a worker: every wait has its place in ``events``. Only ``wake`` may be called from anywhere.
+Knows nothing of the record. When this process dies its workers see their socket close and end.
 """
 
 import contextlib
@@ -16,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from watcher.clock import now_us
 from watcher.errors import ERRORS, SteadyError
 from watcher.executor import (
     Died,
@@ -396,7 +398,7 @@ class LocalExecutor:
         if task is not seat.tasks[0]:
             raise BadFrame("a word about a job whose turn it is not")
         if kind == "started":
-            task.started, task.started_at, task.moved = now, time.time_ns() // 1000, now
+            task.started, task.started_at, task.moved = now, now_us(), now
             self._events.append(Started(seat.slot, task.job_id, task.attempt))
         elif kind == "step":
             done, total = int(message["done"]), int(message["total"])

@@ -1,4 +1,7 @@
-"""How long a step may take before it counts as stuck: told from the steps that were seen."""
+"""How long a step may take before it counts as stuck: told from the steps that were seen.
+
+Knows only numbers.
+"""
 
 import statistics
 from collections import OrderedDict, deque

@@ -1,4 +1,7 @@
-"""A slot across its workers: which one it has, and the jobs that were handed to it."""
+"""A slot across its workers: which one it has, and the jobs that were handed to it.
+
+Knows nothing of processes. Kept in memory: with the watcher goes what it knew.
+"""
 
 from collections import deque
 from dataclasses import dataclass, field

@@ -9,6 +9,7 @@ A job file is always in exactly one of these, and leaves ``inbox/`` before any r
 record exists. The folder is the truth: events only ring a bell (``bell``), readiness is
 judged by looking (``arrivals``), and nothing that matters is kept in memory. All moves stay
 inside ``inbox/``, which is therefore one file system. Knows nothing of what files mean.
+What a crash between two of its steps leaves is found by ``leftovers`` at the next start.
 """
 
 import contextlib

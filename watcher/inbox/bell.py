@@ -1,7 +1,7 @@
 """A bell that rings when something may have changed in a folder. Only importer of watchdog.
 
 Ringing says "look again" and nothing else: which file, what happened, whether anything
-was lost is never asked of an event (facts: under load the kernel drops them, and a watch
+was lost is never asked of an event (under load the kernel drops them, and a watch
 can go deaf while its threads live). So a deaf bell costs latency, never a file; whoever
 listens also looks every few seconds and calls ``alive`` and ``hears`` to have it mended.
 """

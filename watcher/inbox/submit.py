@@ -2,6 +2,7 @@
 
 What the API, ``steady submit`` and the page do to ask for a picture. It needs no watcher
 and no record: the file waits until somebody claims it.
+A crash leaves a draft in ``.tmp/``, which the watcher sweeps.
 """
 
 import contextlib

@@ -2,6 +2,7 @@
 
 A bfloat16 is the upper half of a float32, rounded to nearest, ties to even: exactly what
 torch makes of it at load time, so a converted model draws the same pictures.
+A crash leaves a part of the new file, which ``weights.convert`` throws away.
 """
 
 import json

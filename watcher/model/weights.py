@@ -1,7 +1,8 @@
 """Model files: listed, fetched, checked, converted; each only when a person asks.
 
 What is fetched from the hub goes into the hub's own cache, so that other tools share it.
-A ``manifest.json`` with check sums is left beside what we fetched or converted.
+A ``manifest.json`` with check sums is left beside what we fetched or converted. A crash in a
+download leaves its beginning, and the next one goes on there.
 """
 
 import contextlib
@@ -21,20 +22,19 @@ from typing import Any, Protocol
 from watcher import publish
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.model import (
+from watcher.model import Settings, profile_of
+from watcher.model.places import (
     CATALOGUE,
     MANIFEST,
     PROFILE,
     STARTER,
     ZIMAGE_TURBO,
-    Settings,
     folder_of,
     hub_cache,
     is_hub_name,
     manifest_of,
     missing_files,
     present,
-    profile_of,
     remedy_for,
     repository,
     revision_of,

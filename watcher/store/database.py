@@ -1,9 +1,9 @@
 """The connection to the record: short transactions, typed errors, no deadlocks.
 
 The only importer of ``dataset`` (and of SQLAlchemy below it). ``dataset`` connects, keeps
-the pool and runs ``with db:``; this class keeps it from its three traps (shared facts of
-the project: a pool that runs dry locks every thread, a write outside ``with db:`` is never
-committed, a failed commit keeps the connection). Knows tables only to create them.
+the pool and runs ``with db:``; this class keeps it from its three traps (a pool that runs dry
+locks every thread, a write outside ``with db:`` is never committed, a failed commit keeps the
+connection). Knows tables only to create them. A crash leaves whole transactions.
 """
 
 import contextlib

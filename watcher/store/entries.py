@@ -1,19 +1,14 @@
 """What a row of the record says: rows to nouns, nouns to columns. No SQL in here."""
 
 import json
-import time
 from typing import Any
 
+from watcher.clock import now_us as now_us
 from watcher.jobs import Batch, Job, JobRequest, JobState, Priority
 
 Row = dict[str, Any]
 
 _PRIORITIES = {priority.level: priority for priority in Priority}
-
-
-def now_us() -> int:
-    """The time as the record writes it: microseconds since 1970, UTC."""
-    return time.time_ns() // 1000
 
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))

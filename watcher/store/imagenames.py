@@ -1,6 +1,8 @@
 """Picture names: one belongs to one job, for ever.
 
 The table decides, and it is never pruned. Names are compared as disks that ignore case do.
+A name is taken in the
+transaction that records its job.
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 

@@ -1,4 +1,7 @@
-"""The open record: its file, its health, its settings, its watcher. What all parts stand on."""
+"""The open record: its file, its health, its settings, its watcher. What all parts stand on.
+
+Knows no jobs.
+"""
 
 import json
 import uuid

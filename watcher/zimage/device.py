@@ -1,4 +1,7 @@
-"""The devices of this machine, as they are now."""
+"""The devices of this machine, as they are now.
+
+Looks only; knows nothing of models.
+"""
 
 import contextlib
 import importlib.metadata

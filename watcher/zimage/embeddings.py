@@ -1,4 +1,7 @@
-"""Encoded prompts: encoding is the largest part of a picture that a repeat need not pay again."""
+"""Encoded prompts: encoding is the largest part of a picture that a repeat need not pay again.
+
+Kept in memory, by bytes.
+"""
 
 import mmap
 from collections import OrderedDict

@@ -9,7 +9,7 @@ from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look
 
 def layout(look: Look) -> Iterator[Finding]:
     """What a start refuses: folders inside each other, the record on a network disk."""
-    from watcher.service import check_layout
+    from watcher.layout import check_layout
 
     check_layout(look.config)
     yield Finding("layout", OK, "inbox, outputs and record are apart, the record on a local disk")

@@ -20,7 +20,7 @@ _BUILT = 1_767_225_600.0  #: 1 January 2026: no clock of a machine that runs thi
 _EXTRAS = {
     "ray": ("workers on other machines", "pip install 'steadydiffusion[ray]'"),
     "psycopg": ("the record on a server", "pip install 'steadydiffusion[postgres]'"),
-    "bitsandbytes": ("smaller weights", "pip install bitsandbytes"),
+    "bitsandbytes": ("smaller weights", "pip install 'steadydiffusion[quantize]'"),
 }
 
 

@@ -1,0 +1,195 @@
+"""The models we know by name, and where a model's files lie on this machine.
+
+Looks only: nothing is downloaded, written or loaded here, so a crash leaves nothing.
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from watcher.errors import SteadyError
+
+STARTER = "starter"
+ZIMAGE_TURBO = "Tongyi-MAI/Z-Image-Turbo"
+PROFILE = "profile.json"
+MANIFEST = "manifest.json"
+
+_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:@([\w./-]+))?")
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What one model allows, and takes when a request says nothing. Sides in pixels."""
+
+    name: str = ZIMAGE_TURBO
+    native_width: int = 1024
+    native_height: int = 1024
+    default_steps: int = 9
+    min_side: int = 16
+    max_side: int = 2048
+    max_pixels: int = 2048 * 2048
+    guidance: bool = False  #: does guidance_scale have an effect?
+    negative_prompt: bool = False  #: does negative_prompt?
+
+
+@dataclass(frozen=True)
+class Known:
+    """A model of the hub that we know: its profile, the one revision we use, its size."""
+
+    profile: Profile
+    revision: str
+    bytes: int  #: of the download
+
+
+#: The models we know by name. The revision is the weights' final state: every later commit
+#: of that repository touches its README and pictures alone.
+CATALOGUE: dict[str, Known] = {
+    ZIMAGE_TURBO: Known(
+        Profile(), revision="f332072aa78be7aecdf3ee76d5c247082da564a6", bytes=32_900_000_000
+    ),
+}
+
+
+def starter_folder() -> Path:
+    """The model we ship. Raises SteadyError ``model_missing`` in a broken installation."""
+    here = Path(__file__).resolve().parents[1]
+    for folder in (here / "starter_model", here.parent / "starter" / "model"):
+        if (folder / "model_index.json").is_file():
+            return folder
+    raise SteadyError(
+        "model_missing", "The starter model is not in this installation.", remedy="Install anew."
+    )
+
+
+def locate(model: str, root: Path | None = None) -> Path | None:
+    """The folder that holds the model's files, all of them, or None. Never downloads.
+
+    A relative folder is below ``root``.
+    """
+    folder = folder_of(model, root)
+    return folder if folder is not None and not missing_files(folder) else None
+
+
+def present(model: str, root: Path | None = None) -> Path:
+    """As :func:`locate`, but raises SteadyError ``model_missing`` that says what to do."""
+    folder = folder_of(model, root)
+    if folder is None:
+        raise SteadyError(
+            "model_missing", f"`{model}` is not on this machine.", remedy=remedy_for(model)
+        )
+    missing = missing_files(folder)
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise SteadyError(
+            "model_missing",
+            f"`{model}` is not complete: {missing[0]}{more} is missing.",
+            remedy=remedy_for(model),
+        )
+    return folder
+
+
+def revision_of(folder: Path) -> str | None:
+    """What names these very weights: a hub snapshot's commit, or the manifest's word."""
+    if re.fullmatch(r"[0-9a-f]{40}", folder.name):
+        return folder.name
+    revision = (manifest_of(folder) or {}).get("revision")
+    return revision if isinstance(revision, str) else None
+
+
+def missing_files(folder: Path) -> list[str]:
+    """The files a diffusers folder speaks of and does not hold. Reads small JSON alone."""
+    index = _json(folder / "model_index.json")
+    if index is None:
+        return ["model_index.json"]
+    missing = []
+    for part, what in index.items():
+        if not (isinstance(what, list) and len(what) == 2 and all(what)):
+            continue
+        weights = list((folder / part).glob("*.safetensors"))
+        shards = list((folder / part).glob("*.safetensors.index.json"))
+        for shard in shards:
+            names = (_json(shard) or {}).get("weight_map", {}).values()
+            missing += [
+                f"{part}/{n}" for n in sorted(set(names)) if not (folder / part / n).is_file()
+            ]
+        if not (folder / part).is_dir():
+            missing.append(f"{part}/")
+        elif (folder / part / "config.json").is_file() and not weights and not shards:
+            missing.append(f"{part}/*.safetensors")
+    return missing
+
+
+def remedy_for(model: str) -> str:
+    if is_hub_name(model):
+        known = CATALOGUE.get(split(model)[0])
+        size = f" ({known.bytes / 1e9:.0f} GB)" if known else ""
+        return f"Run `steady model pull`{size}."
+    return "Bring the folder back, or set `model` anew."
+
+
+def is_hub_name(model: str) -> bool:
+    """``owner/name`` or ``owner/name@revision``."""
+    return _HUB_NAME.fullmatch(model) is not None
+
+
+def split(model: str) -> tuple[str, str | None]:
+    """Hub name and revision; for a model we know the revision we pin."""
+    match = _HUB_NAME.fullmatch(model)
+    if not match:
+        return model, None
+    pinned = CATALOGUE[match[1]].revision if match[1] in CATALOGUE else None
+    return match[1], match[2] or pinned
+
+
+def folder_of(model: str, root: Path | None) -> Path | None:
+    """Where the model's files lie, complete or not; None when there is nothing."""
+    if model == STARTER:
+        return starter_folder()
+    folder = Path(root or ".", Path(model).expanduser())
+    if folder.is_dir():
+        return folder.resolve()
+    if not is_hub_name(model):
+        return None
+    name, revision = split(model)
+    home = repository(name)
+    if revision is None or not re.fullmatch(r"[0-9a-f]{40}", revision):
+        try:
+            revision = (home / "refs" / (revision or "main")).read_text(encoding="ascii").strip()
+        except (OSError, ValueError):
+            return None
+    snapshot = home / "snapshots" / revision
+    return snapshot if re.fullmatch(r"[\w-]+", revision) and snapshot.is_dir() else None
+
+
+def hub_cache() -> Path:
+    """Where the hub's own tools keep what they download: shared with them."""
+    for name, below in (("HF_HUB_CACHE", ""), ("HUGGINGFACE_HUB_CACHE", ""), ("HF_HOME", "hub")):
+        if os.environ.get(name):
+            return Path(os.environ[name]).expanduser() / below
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(caches).expanduser() / "huggingface" / "hub"
+
+
+def repository(name: str) -> Path:
+    return hub_cache() / ("models--" + name.replace("/", "--"))
+
+
+def manifest_of(folder: Path) -> dict[str, Any] | None:
+    manifest = _json(folder / MANIFEST)
+    files = (manifest or {}).get("files")
+    if not isinstance(files, dict) or not all(
+        isinstance(facts, dict) and isinstance(facts.get("bytes"), int) for facts in files.values()
+    ):
+        return None
+    return manifest
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return value if isinstance(value, dict) else None
