@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
     "ready": service.ready,
     "device": service.device,
     "ray": service.on_ray,
+    "pair": service.pair,
     "bare": service.bare,
     "latency": service.latency,
     "cancel": service.cancel,

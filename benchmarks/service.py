@@ -74,6 +74,34 @@ def on_ray(jobs: int = 30) -> list[Line]:
     ]  # fmt: skip
 
 
+def pair(jobs: int = 30) -> list[Line]:
+    """Two workers on one machine against one, with an engine that sleeps 8 x 100 ms."""
+    walls = []
+    for devices in (["cpu"], ["cpu", "cpu"]):
+        with a_root(devices=devices, default_width=512, default_height=512) as root:
+            warm(root)
+            wait(lambda root=root, devices=devices: _ready(root) == len(devices))
+            photos = [{"prompt": f"photo steps=8 sleep=0.1 n{i}"} for i in range(jobs)]
+            root.drop("night.json", json.dumps(photos))
+            wait(lambda root=root: root.states().count("completed") == jobs + 1)
+            record = sorted(root.jobs()[1:], key=lambda job: job["started_at"])
+        if [job["seq"] for job in record] != sorted(job["seq"] for job in record):
+            raise SystemExit("the jobs did not start in their order")
+        walls.append((max(j["completed_at"] for j in record) - record[0]["started_at"]) / 1e6)
+    one, two = walls
+    return [
+        Line(
+            f"time of two workers / of one, {jobs} jobs of 512²", two / one, "x", round(1 / 1.8, 3),
+            f"{two:.1f} against {one:.1f} s: {one / two:.2f} times as fast",
+        )
+    ]  # fmt: skip
+
+
+def _ready(root: Root) -> int:
+    """How many workers have loaded."""
+    return sum(slot["state"] == "ready" for slot in root.pulse().get("workers", ()))
+
+
 _BARE = """
 import sys, time, torch
 from diffusers import ZImagePipeline
