@@ -173,4 +173,4 @@ def test_the_page_on_cards_lists_every_check_that_needs_one() -> None:
 def test_the_page_on_cards_lists_every_option() -> None:
     page = (HOUSE / "docs" / "gpu.md").read_text()
     block = page.partition("engine_options:")[2].partition("\n\n")[0]
-    assert set(re.findall(r"^ {6}(\w+):", block, re.M)) == set(Options.__dataclass_fields__)
+    assert set(re.findall(r"^ {2}(\w+):", block, re.M)) == set(Options.__dataclass_fields__)

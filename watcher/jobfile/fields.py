@@ -163,7 +163,7 @@ class Checker:
         ):
             problems.append(
                 Problem(
-                    "bad_metadata",
+                    "wrong_type",
                     f"`metadata` {why}.",
                     key="metadata",
                     value=shown(metadata),
