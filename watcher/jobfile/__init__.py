@@ -13,6 +13,7 @@ same jobs.
 """
 
 import io
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -215,6 +216,10 @@ def _by_line(problems: Mapping[Problem, None]) -> list[Problem]:
 
 
 def _of_lines(data: bytes, suffix: str, planner: Planner, on_error: OnError | None) -> Parsed:
+    if data.count(b"\n") > MAX_ROWS:  # perhaps too many: said before any is judged
+        rows = Lines(io.BytesIO(data), suffix, planner).raw
+        if next(itertools.islice(rows, MAX_ROWS, None), None) is not None:
+            raise _too_many_rows()
     lines = Lines(io.BytesIO(data), suffix, planner)
     planned: list[Planned] = []
     refused: list[Row] = []
@@ -228,16 +233,18 @@ def _of_lines(data: bytes, suffix: str, planner: Planner, on_error: OnError | No
             if on_error == "reject" and len(problems) >= MAX_PROBLEMS:
                 break
         if len(planned) + len(refused) > MAX_ROWS:
-            message = f"The table has more than {MAX_ROWS} rows."
-            raise SteadyError(
-                "too_many_jobs", message, problems=[Problem("too_many_jobs", message)]
-            )
+            raise _too_many_rows()
     if problems and (on_error == "reject" or not planned):
         raise refusal(problems, "" if on_error == "reject" else "all_rows_refused")
     if not planned:
         raise SteadyError("empty_file", "The file holds no rows.")
     how = on_error or "skip"
     return Parsed(planned, None, False, how, refused, tuple(lines.warnings), len(planned) > 1)
+
+
+def _too_many_rows() -> SteadyError:
+    message = f"The table has more than {MAX_ROWS} rows."
+    return SteadyError("too_many_jobs", message, problems=[Problem("too_many_jobs", message)])
 
 
 def _name(parsed: Parsed, stem: str, priority: Priority | None) -> None:

@@ -141,7 +141,8 @@ class Columns:
 class Lines:
     """The iterator :func:`watcher.jobfile.read_lines` returns: Planned and refused Row.
 
-    ``warnings`` hold for the whole file. Raises SteadyError for what spoils the whole file.
+    ``warnings`` hold for the whole file; ``raw`` gives the rows as they stand, for whoever only
+    counts them. Raises SteadyError for what spoils the whole file.
     """
 
     def __init__(
@@ -164,7 +165,7 @@ class Lines:
         self._digits = digits
         self._priority = priority
         self._columns: Columns | None = None
-        self._rows, self._read = self._opened(stream, suffix)
+        self.raw, self._read = self._opened(stream, suffix)
         self._each = self._work()
 
     def _opened(
@@ -191,7 +192,7 @@ class Lines:
 
     def _work(self) -> "Iterator[Planned | Row]":
         most, planner, columns = self._planner.limits.max_lines, self._planner, self._columns
-        for rows, raw in enumerate(self._rows, 1):
+        for rows, raw in enumerate(self.raw, 1):
             if rows > most:
                 raise _too_many("rows", most)
             if raw.number < self._start:
