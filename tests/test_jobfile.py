@@ -21,7 +21,7 @@ from watcher.jobfile import (
     resolve,
     suffix_kind,
 )
-from watcher.jobs import MAX_SEED, JobRequest, Limits, Priority, derived_seed
+from watcher.jobs import MAX_PROMPT, MAX_SEED, JobRequest, Limits, Priority, derived_seed
 
 LIMITS = Limits()
 NOW = datetime(2026, 11, 22, 23, 30)
@@ -461,6 +461,7 @@ def test_a_matrix_makes_every_combination_in_order() -> None:
 def test_the_number_of_pictures_is_the_product(
     sizes: list[int], rows: int, jobs: int, count: int
 ) -> None:
+    limits = Limits(max_jobs_per_file=4**3 * 3**3)  # the most that these can make
     body = {
         "matrix": {f"m{n}": list(range(size)) for n, size in enumerate(sizes)},
         "zip": {"a": list(range(rows)), "b": list(range(rows))},
@@ -470,7 +471,7 @@ def test_the_number_of_pictures_is_the_product(
             for n in range(jobs)
         ],
     }
-    parsed = parse(json.dumps(body).encode(), ".json", LIMITS)
+    parsed = parse(json.dumps(body).encode(), ".json", limits)
     total = rows * jobs
     for size in sizes:
         total *= size
@@ -478,8 +479,8 @@ def test_the_number_of_pictures_is_the_product(
     assert len(set(prompts(parsed))) == total
     assert all(a == b for a, b in (p.split()[1] for p in prompts(parsed)))
     body["sample"] = 3
-    some = parse(json.dumps(body).encode(), ".json", LIMITS)
-    again = parse(json.dumps(body).encode(), ".json", LIMITS)
+    some = parse(json.dumps(body).encode(), ".json", limits)
+    again = parse(json.dumps(body).encode(), ".json", limits)
     assert prompts(some) == prompts(again)
     assert len(some.requests) == min(3, total) * count
     position = {prompt: n for n, prompt in enumerate(prompts(parsed))}
@@ -920,6 +921,12 @@ def test_large_inputs_take_less_than_a_second(name: str, suffix: str) -> None:
 )  # fmt: skip
 def test_large_tables_take_less_than_a_second(data: bytes, suffix: str) -> None:
     judge(data, suffix)
+
+
+def test_a_prompt_is_not_made_short_enough_by_its_blanks() -> None:
+    assert yaml("prompt: '" + "x" * 4 + "  '").requests[0].request.prompt == "xxxx"
+    with pytest.raises(SteadyError, match="at most"):
+        parse(json.dumps({"prompt": "x" + " " * MAX_PROMPT}).encode(), ".json", LIMITS)
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t"])

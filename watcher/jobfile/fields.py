@@ -24,6 +24,7 @@ from watcher.jobfile.hints import MAX_METADATA, MAX_METADATA_TEXT, MULTIPLE, adv
 from watcher.jobfile.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
 from watcher.jobfile.problems import at, refusal, shown, shown_key
 from watcher.jobs import (
+    MAX_PROMPT,
     MAX_SEED,
     JobRequest,
     Limits,
@@ -143,7 +144,8 @@ class Checker:
                     values[field] = "x"
                     continue
                 text = _ODD_BREAKS.sub("\n", text)
-            text = text.strip()
+            if len(text) <= MAX_PROMPT:  # blanks count as well, as every description of ours says
+                text = text.strip()
             if field in ("name", "folder"):
                 text = unicodedata.normalize("NFC", text)
             values[field] = text or None
