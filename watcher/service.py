@@ -69,8 +69,8 @@ def run(
     Call from the process's main thread. Returns the exit code: 0; 1 when one of its threads
     died of a fault of ours, so that whoever keeps it alive starts it anew; 4 when ``once``
     could not go on. ``standby``: while another watcher has the root or the record, wait for as
-    long as it takes (otherwise two seconds, then already_running). ``checkpoint`` is called with a name after every step of the protocol
-    (tests kill the process there). Raises SteadyError already_running, bad_config,
+    long as it takes (otherwise two seconds, then already_running). ``checkpoint`` is called with a
+    name after every step of the protocol (tests kill the process there). Raises SteadyError already_running, bad_config,
     database_damaged, database_trouble. When another file takes the record's place, the
     watcher begins anew on that one; when another watcher took its own, it waits anew.
     """
@@ -188,8 +188,8 @@ class Service:
     def run(self, *, once: bool) -> int | None:
         """Work until told to stop (or, with ``once``, until all is done).
 
-        None: begin anew, the record is another file or another watcher's. Whatever is raised, all threads and
-        workers have ended when this returns.
+        None: begin anew, the record is another file or another watcher's. Whatever is raised, all
+        threads and workers have ended when this returns.
         """
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
