@@ -1,5 +1,6 @@
 """The record: what each transition may do, what survives what, who goes first."""
 
+import contextlib
 import itertools
 import multiprocessing
 import os
@@ -367,6 +368,19 @@ def test_recording_again_gives_the_same_rows(store: JobStore) -> None:
     assert ids == [job_id_of(ticket, k) for k in range(3)]
     batch = store.batch(ticket)
     assert batch is not None and (batch.jobs, batch.recorded_at, batch.tries) == (3, 1, 0)
+
+
+def test_the_ids_of_a_batch_count_on_from_its_ticket() -> None:
+    for ticket in ("00000007-8b1c-4c1e-9c0e-0123456789ab", "ffffffff-8b1c-4c1e-9c0e-0123456789ab"):
+        ids = [job_id_of(ticket, k) for k in range(2_000)]
+        assert ids[0] == ticket and len(set(ids)) == 2_000
+        assert {uuid.UUID(id).version for id in ids[1:]} == {8}
+        start = int(ticket[:8], 16)
+        assert [int(id[:8], 16) for id in ids] == [(start + k) % 2**32 for k in range(2_000)]
+    others = job_id_of("00000006-8b1c-4c1e-9c0e-0123456789ab", 2)
+    assert others[:8] == "00000008" and others != job_id_of(
+        "00000007-8b1c-4c1e-9c0e-0123456789ab", 1
+    )
 
 
 def test_a_long_file_is_resumed_where_it_stood(opened: Opener) -> None:
@@ -745,6 +759,21 @@ def test_the_next_job_is_one_look_into_its_index(file: Path) -> None:
     connection.close()
     assert any("INDEX jobs_ready" in step for step in steps)
     assert not [step for step in steps if "TEMP B-TREE" in step or "SCAN jobs" in step]
+
+
+def test_a_paused_queue_is_not_walked_through_by_every_claim(file: Path) -> None:
+    store = sqlite(file)
+    store.put("paused", {"by": "person", "reason": "", "since": 0})
+    taken = []
+    for more in (20, 2_000):
+        put_batch(store, more, priority=Priority.BULK)
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            steps = itertools.count()
+            connection.set_progress_handler(lambda steps=steps: next(steps) < 0, 1)
+            assert not connection.execute(_CLAIM, {"now": 1, "worst": 2}).fetchall()
+            taken.append(next(steps))
+    store.close()
+    assert taken[0] == taken[1]
 
 
 # -- held back

@@ -166,25 +166,32 @@ def derived_seed(job_id: str) -> int:
 
 
 def job_id_of(ticket: str, index: int) -> str:
-    """The id of job ``index`` of a batch: the ticket itself, then uuid5(ticket, index).
+    """The id of job ``index`` of a batch: the ticket itself for the first.
 
     Ids derive from the ticket, which is in the claimed file's name, so a file that is read
     again after a crash becomes the very same jobs.
     """
-    return ticket if index == 0 else job_ids_of(ticket)(index)
+    return job_ids_of(ticket)(index)
 
 
 def job_ids_of(ticket: str) -> Callable[[int], str]:
-    """:func:`job_id_of` for those who want a million ids of one batch."""
+    """:func:`job_id_of` for those who want a million ids of one batch.
+
+    A UUID of version 8: its first 32 bits count on from the ticket's, the rest is a digest of
+    ticket and index. So a batch's ids lie side by side in the record's index: a long file grows it
+    at one place, and is recorded in half the time that ids all over it take.
+    """
     of_ticket = hashlib.sha1(uuid.UUID(ticket).bytes, usedforsecurity=False)
+    first = int(ticket[:8], 16)
 
     def id_of(index: int) -> str:
         if index == 0:
             return ticket
-        digest = of_ticket.copy()  # uuid.uuid5 by hand, for it takes five times as long
+        digest = of_ticket.copy()
         digest.update(b"%d" % index)
         x = digest.hexdigest()
-        return f"{x[:8]}-{x[8:12]}-5{x[13:16]}-{'89ab'[int(x[16], 16) & 3]}{x[17:20]}-{x[20:32]}"
+        count, variant = (first + index) & 0xFFFFFFFF, "89ab"[int(x[16], 16) & 3]
+        return f"{count:08x}-{x[8:12]}-8{x[13:16]}-{variant}{x[17:20]}-{x[20:32]}"
 
     return id_of
 

@@ -9,6 +9,7 @@ waits again in its old place.
 """
 
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -41,6 +42,7 @@ logger = logging.getLogger("steady.watcher")
 _T = TypeVar("_T")
 
 MAX_WATCHER_DEATHS = 10
+_GARBAGE_LOOK = 10_000  #: objects made and not freed between two looks for cycles
 STOP_SECONDS = 5.0  #: the running job's time to end after SIGTERM
 _PULSE_SECONDS = 0.1  #: at most ten pulses a second …
 _BEAT_SECONDS = 1.0  #: … and at least one
@@ -76,6 +78,9 @@ def run(
     """
     check_layout(config)
     config.state.mkdir(parents=True, exist_ok=True)
+    # What is loaded by now stays; looking at it again and again is an eighth of a long file's time.
+    gc.freeze()
+    gc.set_threshold(_GARBAGE_LOOK)
     turn = Turn(config, standby=standby)
     with turn.root() as ours:
         if not ours:

@@ -485,27 +485,27 @@ class Batches(Record):
             tell["fresh"] += 1
             tell[state.value] += 1
             rows.append(
-                {
-                    "id": id_,
-                    "ticket": ticket,
-                    "idx": index,
-                    "state": state.value,
-                    "rev": rev,
-                    "class": job.priority.level,
-                    "rank": rank,
-                    "held": None if cancelled else held,
-                    "not_before": job.not_before,
-                    "image_name": picture,
-                    "folder": folder,
-                    "path": f"{folder}/{picture}{job.suffix}",
-                    "prompt": job.prompt,
-                    "request": job.request,
-                    "created_at": now,
-                    "completed_at": now if cancelled else None,
-                    "warnings": to_json(job.warnings) if job.warnings else None,
-                }
+                (
+                    id_,
+                    ticket,
+                    index,
+                    state.value,
+                    rev,
+                    job.priority.level,
+                    rank,
+                    None if cancelled else held,
+                    job.not_before,
+                    picture,
+                    folder,
+                    f"{folder}/{picture}{job.suffix}",
+                    job.prompt,
+                    job.request,
+                    now,
+                    now if cancelled else None,
+                    to_json(job.warnings) if job.warnings else None,
+                )
             )
-        self._db.run_many(_INSERT_JOB, rows)
+        self._db.insert("jobs", _JOB_COLUMNS, rows)
         for state in (JobState.QUEUED, JobState.CANCELLED):
             self._db.run(
                 "UPDATE job_counts SET n = n + :n WHERE state = :s",
@@ -691,6 +691,7 @@ _TELL_BATCH = (
     " WHERE ticket = :ticket"
 )
 
+#: In the order in which :meth:`Batches._insert` says them.
 _JOB_COLUMNS = [
     "id",
     "ticket",
@@ -710,7 +711,3 @@ _JOB_COLUMNS = [
     "completed_at",
     "warnings",
 ]
-_INSERT_JOB = (
-    f"INSERT INTO jobs ({', '.join(_JOB_COLUMNS)})"
-    f" VALUES ({', '.join(':' + column for column in _JOB_COLUMNS)})"
-)

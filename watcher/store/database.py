@@ -7,6 +7,7 @@ connection). Knows tables only to create them. A crash leaves whole transactions
 """
 
 import contextlib
+import itertools
 import os
 import re
 import sqlite3
@@ -32,6 +33,17 @@ _SERVER_SECONDS = 0.2  #: between looks for changes on a server
 READERS = 8  #: connections for polls
 _OLDEST = (3, 35)  #: the first SQLite that knows RETURNING
 _CHECKED_AT_OPEN = 64 * 2**20  #: bytes of a file that is small enough to be checked at once
+
+
+#: Few sizes, for every statement stays prepared in every connection.
+_ROWS_AT_ONCE = (256, 16, 1)
+
+
+@lru_cache(maxsize=64)
+def _insertion(table: str, columns: tuple[str, ...], rows: int, mark: str) -> str:
+    row = f"({', '.join([mark] * len(columns))})"
+    head = f"INSERT INTO {table} ({', '.join(columns)}) VALUES"  # names of ours
+    return f"{head} {', '.join([row] * rows)}"
 
 
 @lru_cache(maxsize=512)
@@ -411,6 +423,20 @@ class Database:
             if self._server is not None:
                 sql = self._server.native(sql)
             self._db.executable.exec_driver_sql(sql, list(rows))
+
+    def insert(self, table: str, columns: Sequence[str], rows: Sequence[tuple[Any, ...]]) -> None:
+        """New rows of ``table``, each in the order of ``columns``.
+
+        Many rows in one statement take half the time of a statement each, and other threads of
+        this process run meanwhile.
+        """
+        done = 0
+        for size in _ROWS_AT_ONCE:
+            sql = _insertion(table, tuple(columns), size, self.dialect.mark)
+            while len(rows) - done >= size:
+                values = tuple(itertools.chain.from_iterable(rows[done : done + size]))
+                self._db.executable.exec_driver_sql(sql, values)
+                done += size
 
     def each(self, name: str) -> str:
         """SQL for the members of the JSON list of strings that is bound as ``name``."""

@@ -96,17 +96,11 @@ class ImageNames:
                 if (folders := taken.get(spelt[k]))
                 and (wishes[k].everywhere or places[k] in folders)
             ]
-        self._db.run_many(
-            "INSERT INTO image_names (folded, folder, family, n, job_id)"
-            " VALUES (:folded, :folder, :family, :n, :job_id)",
+        self._db.insert(
+            "image_names",
+            ("folded", "folder", "family", "n", "job_id"),
             [
-                {
-                    "folded": spelt[k],
-                    "folder": places[k],
-                    "family": families[k],
-                    "n": chosen[spelt[k], places[k]],
-                    "job_id": wish.job_id,
-                }
+                (spelt[k], places[k], families[k], chosen[spelt[k], places[k]], wish.job_id)
                 for k, wish in enumerate(wishes)
             ],
         )

@@ -22,6 +22,7 @@ class Dialect:
     real: str  #: 64 bits
     key: str  #: text compared byte by byte
     each: str  #: the members of the JSON list of strings bound as {0}, as a subselect
+    mark: str  #: stands for a value bound by its place
     begin: str  #: makes this transaction the only writing one until it ends
     hints: bool  #: knows INDEXED BY
     plain_table: str  #: ends a table that has no rowid
@@ -89,6 +90,7 @@ SQLITE = Dialect(
     real="REAL",
     key="TEXT",
     each="(SELECT value FROM json_each({0}))",
+    mark="?",
     begin="BEGIN IMMEDIATE",
     hints=True,
     plain_table="WITHOUT ROWID",
@@ -102,6 +104,7 @@ POSTGRES = Dialect(
     real="DOUBLE PRECISION",
     key='TEXT COLLATE "C"',
     each="(SELECT json_array_elements_text(CAST({0} AS json)))",
+    mark="%s",
     begin="SELECT 1 FROM (SELECT pg_advisory_xact_lock(1398031449, hashtext(current_schema())))"
     " AS only_writer",
     hints=False,
