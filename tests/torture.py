@@ -14,6 +14,7 @@ import http.client
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -155,7 +156,8 @@ class Client(threading.Thread):
         for job, prompt in self.promised.items():
             row = jobs.get(job)
             if row is None or (row["prompt"], row["state"]) != (prompt, "completed"):
-                found.append(f"promised {job} ({prompt}) is {dict(row) if row else 'gone'}")
+                batch = rows(self._root.folder, "SELECT * FROM batches WHERE ticket = ?", job)
+                found.append(f"promised {job} ({prompt}) is {row or f'gone, its batch {batch}'}")
         asked = [r["prompt"] for r in jobs.values() if r["prompt"].startswith("http")]
         doubled = [p for p, n in collections.Counter(asked).items() if n > 1]
         return found + [f"asked once and made twice: {p}" for p in doubled]
@@ -317,7 +319,13 @@ def _fresh_root() -> Iterator[Callable[[], Root]]:
 
 def _one(kills: int, seed: int) -> Tally:
     with _fresh_root() as make:
-        return storm(make(), kills=kills, seed=seed)
+        root = make()
+        tally = storm(root, kills=kills, seed=seed)
+        if tally.faults:
+            kept = shutil.copytree(root.folder, tempfile.mkdtemp(prefix="broken-"), symlinks=True,
+                                   dirs_exist_ok=True)  # fmt: skip
+            print(f"kept for a look: {kept}", file=sys.stderr, flush=True)
+        return tally
 
 
 def main() -> int:

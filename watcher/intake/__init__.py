@@ -5,6 +5,7 @@ every id derives from the ticket in the claimed file's name, so a crash anywhere
 file that the next start reads again into the very same jobs.
 
 reading.py    what a file says
+suspect.py    whom to blame when reading it ends the process
 recording.py  what becomes of it on record; keys, repeats, batches that go on
 groups.py     many small files at once
 tables.py     tables, in chunks
@@ -16,7 +17,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from watcher.inbox import Claim, Inbox
 from watcher.intake.groups import Groups, group_of
 from watcher.intake.reading import Reading
 from watcher.intake.recording import Recorder
+from watcher.intake.suspect import Suspect
 from watcher.intake.tables import Stopped, Tables
 from watcher.jobs import Batch, JobState
 from watcher.log import say
@@ -72,19 +74,22 @@ class Intake:
         self._announce = announce
         self._wake = wake
         self._stopping = threading.Event()
+        self._suspect = Suspect(state / "reading")
         self._recorder = Recorder(
-            inbox=inbox, store=store, reading=reading, now=now, checkpoint=checkpoint
-        )
+            inbox=inbox, store=store, reading=reading, suspect=self._suspect, now=now,
+            checkpoint=checkpoint,
+        )  # fmt: skip
         self._tables = Tables(
-            reading=reading, recorder=self._recorder, state=state, stopping=self._stopping,
-            checkpoint=checkpoint, wake=wake,
+            reading=reading, recorder=self._recorder, suspect=self._suspect, state=state,
+            stopping=self._stopping, checkpoint=checkpoint, wake=wake,
         )  # fmt: skip
         self._groups = Groups(
-            store=store, reading=reading, recorder=self._recorder, alone=self.take,
-            checkpoint=checkpoint, wake=wake,
+            store=store, reading=reading, recorder=self._recorder, suspect=self._suspect,
+            alone=self.take, checkpoint=checkpoint, wake=wake,
         )  # fmt: skip
         self._claims: collections.deque[Claim] = collections.deque()
-        self._spared: set[str] = set()  #: claims whose last reading was ended by their surroundings
+        #: Claims whose last reading was ended by their surroundings.
+        self._spared = set(self._suspect.innocent)
         self._swept = float("-inf")
         self._look_at = 0.0  #: when to look again although claims are waiting
         self._quiet = threading.Event()
@@ -129,6 +134,7 @@ class Intake:
             return False
         self._quiet.clear()
         group = group_of(self._claims)
+        self._spare(group)
         if len(group) > 1:
             self._groups.take(group, self._spared)
         else:
@@ -154,6 +160,14 @@ class Intake:
         now = time.monotonic()
         self._look_at = now + max(_LOOK_SECONDS, 5 * (now - begun))
 
+    def _spare(self, claims: Sequence[Claim]) -> None:
+        """Give those their try back that were begun and not to blame for the end of it."""
+        again = [claim for claim in claims if claim.ticket in self._spared]
+        if again:
+            self._store.spare([claim.ticket for claim in again])
+            self._spared.difference_update(claim.ticket for claim in again)
+            say(logger, "intake.again", files=len(again), name=again[0].name)
+
     def _sweep(self) -> None:
         """Drop reservations of an API that died before it could publish the file.
 
@@ -176,18 +190,15 @@ class Intake:
         taken again later, and the try does not count: a file is guilty when it takes the
         process along, not when the disk is full.
         """
-        if claim.ticket in self._spared:
-            self._store.spare(claim.ticket)
-            self._spared.discard(claim.ticket)
-            say(logger, "intake.again", name=claim.name)
         try:
-            self._take(claim)
+            with self._suspect.begun([claim.ticket]):
+                self._take(claim)
         except SteadyError:
             self._spared.add(claim.ticket)
             raise
         except Stopped:
             with contextlib.suppress(SteadyError):
-                self._store.spare(claim.ticket)
+                self._store.spare([claim.ticket])
         self._wake()
 
     def _take(self, claim: Claim) -> None:

@@ -4,8 +4,9 @@ A file alone costs two commits and their waits for the disk, which is nothing to
 one and an hour for a night of a hundred thousand. A group is what lies there already: nobody
 waits for it to fill.
 
-A crash in here leaves files with one try on record. The next start reads each of these alone,
-so the one that kills its reader goes on to its third try by itself and takes nobody along.
+A crash in here leaves files with one try on record. The next start gives it back to all but the
+one that was being read, and reads that one alone: so a file that kills its reader goes on to its
+third try by itself and takes nobody along.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from watcher.errors import ErrorClass, SteadyError
 from watcher.inbox import Claim
 from watcher.intake.reading import Reading
 from watcher.intake.recording import Recorder, recording
+from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch
 from watcher.log import say
 from watcher.store import JobStore, Recording
@@ -62,6 +64,7 @@ class Groups:
         store: JobStore,
         reading: Reading,
         recorder: Recorder,
+        suspect: Suspect,
         alone: Callable[[Claim], None],
         checkpoint: Callable[[str], None],
         wake: Callable[[], None],
@@ -69,6 +72,7 @@ class Groups:
         self._store = store
         self._reading = reading
         self._recorder = recorder
+        self._suspect = suspect
         self._alone = alone
         self._checkpoint = checkpoint
         self._wake = wake
@@ -79,6 +83,10 @@ class Groups:
         Raises SteadyError of class environment; the tickets of files whose try must then be
         taken back are added to ``spared``.
         """
+        with self._suspect.begun([claim.ticket for claim in claims]):
+            self._take(claims, spared)
+
+    def _take(self, claims: Sequence[Claim], spared: set[str]) -> None:
         begun = self._store.begin_readings(
             [
                 {"claim": c.ticket, "name": c.name, "suffix": c.suffix, "source": c.source}
@@ -116,7 +124,7 @@ class Groups:
                 record()  # those before it first: the order in which files came is kept
                 if made is None:
                     if batch:
-                        self._store.spare(claim.ticket)
+                        self._store.spare([claim.ticket])
                         open_.discard(claim.ticket)
                     self._alone(claim)
             record()
@@ -127,7 +135,8 @@ class Groups:
     def _made(self, claim: Claim, batch: Batch) -> Recording | None:
         """What a plain file becomes; None for one that is anything else: refused, keyed, resumed."""
         try:
-            parsed, digest = self._reading.whole(claim, batch)
+            with self._suspect.reading(claim.ticket):
+                parsed, digest = self._reading.whole(claim, batch)
         except SteadyError as error:
             if error.kind.klass is ErrorClass.ENVIRONMENT:
                 raise

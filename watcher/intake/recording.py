@@ -14,6 +14,7 @@ from watcher import jobfile
 from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox
 from watcher.intake.reading import Reading
+from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch, Job, Priority, job_ids_of, ticket_of_key
 from watcher.log import say
 from watcher.resume import Standing
@@ -31,12 +32,14 @@ class Recorder:
         inbox: Inbox,
         store: JobStore,
         reading: Reading,
+        suspect: Suspect,
         now: Callable[[], int],
         checkpoint: Callable[[str], None],
     ) -> None:
         self._inbox = inbox
         self._store = store
         self._reading = reading
+        self._suspect = suspect
         self._limits = reading.limits
         self._now = now
         self._checkpoint = checkpoint
@@ -49,7 +52,8 @@ class Recorder:
         Raises SteadyError: what is wrong with the file (nothing of it is on record then), or
         the environment's trouble.
         """
-        parsed, digest = self._reading.whole(claim, batch)
+        with self._suspect.reading(claim.ticket):
+            parsed, digest = self._reading.whole(claim, batch)
         self._checkpoint("parsed")
         resume = claim.resumes is not None or parsed.resume
         ticket = claim.resumes or (ticket_of_key(parsed.key) if parsed.key is not None else None)

@@ -22,6 +22,7 @@ from watcher.errors import Problem, SteadyError
 from watcher.inbox import Claim
 from watcher.intake.reading import Reading, stem_of
 from watcher.intake.recording import Recorder
+from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch, Priority
 from watcher.log import say
 from watcher.resume import Standing
@@ -104,6 +105,7 @@ class Tables:
         *,
         reading: Reading,
         recorder: Recorder,
+        suspect: Suspect,
         state: Path,
         stopping: threading.Event,
         checkpoint: Callable[[str], None],
@@ -111,6 +113,7 @@ class Tables:
     ) -> None:
         self._reading = reading
         self._recorder = recorder
+        self._suspect = suspect
         self._state = state
         self._stopping = stopping
         self._checkpoint = checkpoint
@@ -133,7 +136,8 @@ class Tables:
         if claim.resumes is not None and batch.jobs:
             standing = self._recorder.standing(batch)
         with contextlib.closing(Spool(self._state)) as spool:
-            self._judge(claim, batch, standing, spool)
+            with self._suspect.reading(claim.ticket):
+                self._judge(claim, batch, standing, spool)
             self._checkpoint("parsed")
             fresh = self._record(claim, batch, standing, spool, digest)
         if fresh is not None:

@@ -315,13 +315,13 @@ class Batches(Record):
             raise SteadyError("batch_not_found")
         return batch_of(row)
 
-    def spare(self, claim: str) -> None:
-        """Take back the try of a reading that ended without a verdict on the file."""
+    def spare(self, claims: Sequence[str]) -> None:
+        """Take back the try of readings that ended without a verdict on their file."""
         with self._db.write():
             self._db.run(
-                "UPDATE batches SET tries = tries - 1"
-                " WHERE claim = :claim AND recorded_at IS NULL AND tries > 0",
-                claim=claim,
+                f"UPDATE batches SET tries = tries - 1 WHERE claim IN {self._db.each('claims')}"
+                " AND recorded_at IS NULL AND tries > 0 RETURNING seq",
+                claims=to_json(claims),
             )
 
     def forget(self, claim: str) -> bool:
