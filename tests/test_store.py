@@ -40,7 +40,7 @@ from watcher.jobs import (
     job_id_of,
     ticket_of_key,
 )
-from watcher.store import _CLAIM, BULK_TURN, JobFilter, JobStore, NewJob
+from watcher.store import _CLAIM, BULK_TURN, Completion, JobFilter, JobStore, NewJob
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["dataset", "pydantic"])  # the slow half of starting a child
@@ -693,6 +693,45 @@ def test_bulk_never_starves(opened: Opener) -> None:
     order += drain(opened())
     assert [order.index(id) for id in bulk] == [BULK_TURN, 2 * BULK_TURN + 1, 3 * BULK_TURN + 2]
     assert [id for id in order if id in set(quick)] == quick
+
+
+def test_several_are_claimed_as_one_after_the_other_would_be(opened: Opener) -> None:
+    """Also where bulk has its turn within what is claimed at once."""
+
+    def order(most: int) -> list[str]:
+        store = opened()
+        bulk = put_batch(store, 3, priority=Priority.BULK)
+        put_batch(store, BULK_TURN + 5)
+        before = store.last_rev()
+        claimed: list[Job] = []
+        while jobs := store.claim_many(7, most):
+            assert len(jobs) <= most
+            assert [job.rev for job in jobs] == sorted(job.rev for job in jobs)
+            claimed += jobs
+        assert {(job.state, job.attempt, job.started_at) for job in claimed} == {
+            (JobState.GENERATING, 1, 7)
+        }
+        assert store.last_rev() == before + len(claimed)
+        for job in claimed:
+            store.complete(job.id, 1, sha256="0", bytes=1, facts={}, now=8)
+        return ["bulk" if job.id in bulk else str(job.index) for job in claimed]
+
+    one = order(1)
+    assert one.index("bulk") == BULK_TURN
+    assert order(7) == one
+    assert order(100) == one
+
+
+def test_pictures_recorded_together_are_each_fenced(store: JobStore) -> None:
+    ids = put_batch(store, 3)
+    for job in store.claim_many(1, 3):
+        assert job.attempt == 1
+    store.release(ids[1], 1, why="taken away", now=2)
+    asked = [Completion(id, 1, f"sha-{id}", 5, {"n": k}) for k, id in enumerate(ids)]
+    done = store.complete_many([*asked, asked[0]], now=3)
+    assert [job.id if job else None for job in done] == [ids[0], None, ids[2], None]
+    assert [get(store, id).sha256 for id in ids] == [f"sha-{ids[0]}", None, f"sha-{ids[2]}"]
+    assert store.counts()[JobState.COMPLETED] == 2
 
 
 def test_bulk_gets_no_turn_while_its_window_is_closed(store: JobStore) -> None:

@@ -1,0 +1,101 @@
+"""Pictures that arrive faster than the disk takes them."""
+
+import random
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import until
+from store_children import put_batch
+
+from watcher import executor as ex
+from watcher.finish import MOST_THREADS, THREADS, Finisher
+from watcher.inbox import Inbox
+from watcher.jobs import Job, JobState
+from watcher.outputs import Outputs
+from watcher.store import JobStore
+from watcher.trouble import Troubles
+
+JOBS = 100
+
+
+class Disk:
+    """A disk on which every picture waits until ``lets_go`` is set, having been written."""
+
+    def __init__(self) -> None:
+        self.lets_go = threading.Event()
+        self.waiting = 0
+        self._lock = threading.Lock()
+
+    def checkpoint(self, step: str) -> None:
+        if step == "tmp_written":
+            with self._lock:
+                self.waiting += 1
+            assert self.lets_go.wait(60)
+
+
+@pytest.fixture
+def disk() -> Disk:
+    return Disk()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    store = JobStore(f"sqlite:///{tmp_path / 'steady.db'}", synchronous="normal")
+    yield store
+    store.close()
+
+
+@pytest.fixture
+def finisher(tmp_path: Path, store: JobStore, disk: Disk) -> Iterator[Finisher]:
+    outputs = Outputs(tmp_path / "outputs", checkpoint=disk.checkpoint)
+    outputs.open()
+    inbox = Inbox(tmp_path / "inbox", settle=0.1, rescan=1.0)
+    inbox.open(first=True)
+    finisher = Finisher(
+        store=store,
+        outputs=outputs,
+        inbox=inbox,
+        troubles=Troubles(now=lambda: 1),
+        now=lambda: 1,
+        checkpoint=lambda step: None,
+        on_batch_done=[],
+        refused_rows=lambda batch: None,
+        plans=lambda batch: iter(()),
+        wake=lambda: None,
+    )
+    finisher.start()
+    yield finisher
+    disk.lets_go.set()
+    finisher.stop()
+    inbox.close()
+
+
+def picture(job: Job) -> ex.Picture:
+    rgb = random.Random(job.id).randbytes(64 * 64 * 3)
+    return ex.Picture(0, job.id, job.attempt, (64, 64), rgb, {}, {})
+
+
+def threads() -> int:
+    return sum(thread.name.startswith("finish-") for thread in threading.enumerate())
+
+
+def test_two_threads_save_pictures_and_more_where_a_queue_grows(
+    store: JobStore, finisher: Finisher, disk: Disk
+) -> None:
+    put_batch(store, JOBS)
+    jobs = store.claim_many(1, JOBS)
+    assert threads() == THREADS
+    for job in jobs[: 2 * THREADS]:
+        finisher.finish(job, picture(job))
+    until(lambda: disk.waiting == THREADS, 20, "both threads at work")
+    assert threads() == THREADS  # what two can hold back is no queue
+    for job in jobs[2 * THREADS :]:
+        finisher.finish(job, picture(job))
+    until(lambda: disk.waiting == MOST_THREADS, 20, "all threads at work")
+    assert threads() == MOST_THREADS
+    assert finisher.busy == JOBS
+    disk.lets_go.set()
+    until(lambda: finisher.busy == 0, 60, "all recorded")
+    assert store.counts()[JobState.COMPLETED] == JOBS
