@@ -112,6 +112,19 @@ def test_one_that_kills_its_reader_takes_no_neighbour_of_its_group_along(
     assert faults(root.folder, expected=4, log=root.log, kills=2) == []
 
 
+@pytest.mark.skipif(ON_RAY, reason="the reading of files knows nothing of Ray")
+def test_a_file_behind_another_is_not_to_blame_either(make_root: Callable[..., Root]) -> None:
+    """Every other start dies over the first of them, before it comes to the second."""
+    root = make_root()
+    root.drop("a.csv", "prompt\na steps=1\n")
+    root.drop("b.yaml", "prompt: b steps=1\n")
+    for nth in (2, 1) * 3:
+        killed = root.watch(point="tries_committed", nth=nth, once=True)
+        assert killed.wait(60) == -signal.SIGKILL
+    root.finish()
+    assert faults(root.folder, expected=2, log=root.log, kills=6) == []
+
+
 @pytest.mark.parametrize("point", PUBLISHED)
 def test_a_published_picture_is_never_rendered_again(
     make_root: Callable[..., Root], point: str

@@ -17,7 +17,7 @@ import dataclasses
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +134,7 @@ class Intake:
             return False
         self._quiet.clear()
         group = group_of(self._claims)
-        self._spare(group)
+        self._spare()
         if len(group) > 1:
             self._groups.take(group, self._spared)
         else:
@@ -160,13 +160,16 @@ class Intake:
         now = time.monotonic()
         self._look_at = now + max(_LOOK_SECONDS, 5 * (now - begun))
 
-    def _spare(self, claims: Sequence[Claim]) -> None:
-        """Give those their try back that were begun and not to blame for the end of it."""
-        again = [claim for claim in claims if claim.ticket in self._spared]
-        if again:
-            self._store.spare([claim.ticket for claim in again])
-            self._spared.difference_update(claim.ticket for claim in again)
-            say(logger, "intake.again", files=len(again), name=again[0].name)
+    def _spare(self) -> None:
+        """Give those their try back that were begun and not to blame for the end of it.
+
+        Before anything else is begun: the note of those goes then, and a kill would leave them
+        their try.
+        """
+        if self._spared:
+            self._store.spare(sorted(self._spared))
+            say(logger, "intake.again", files=len(self._spared))
+            self._spared.clear()
 
     def _sweep(self) -> None:
         """Drop reservations of an API that died before it could publish the file.

@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, Priority
-from watcher.store.batches import Batches, NewJob, Recording
+from watcher.store.batches import Batches
 from watcher.store.entries import batch_of, job_of, now_us, to_json
+from watcher.store.recording import NewJob, Recorded, Recording
 from watcher.store.views import READY, JobFilter, Views
 
 __all__ = ["Completion", "JobFilter", "JobStore", "NewJob", "Recording", "now_us"]
@@ -70,7 +71,7 @@ class Completion:
     facts: Mapping[str, Any]
 
 
-class JobStore(Batches, Views):
+class JobStore(Recorded, Batches, Views):
     """The record. Safe to share between threads; any number of processes may have it open.
 
     JobStore(url, *, synchronous="full", clock=now_us, checkpointer=True, busy_seconds=10.0):

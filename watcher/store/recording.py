@@ -1,0 +1,315 @@
+"""Recording: the jobs of a file, and how far it is read, in one transaction.
+
+Safe to repeat: a file that is read again after a crash gets the very same rows, for every id
+derives from its ticket. A crash leaves a whole chunk on record or nothing of it. Part of
+:class:`watcher.store.JobStore`.
+"""
+# ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+
+from watcher.errors import SteadyError
+from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, job_ids_of
+from watcher.store.entries import Row, batch_of, to_json
+from watcher.store.imagenames import Wish, default_name
+from watcher.store.record import Record
+
+#: What the request column leaves out: it has a column of its own or is the same for all.
+_OWN_COLUMN = {"prompt", "count", "priority", "not_before", "key"}
+
+
+class NewJob(NamedTuple):
+    """One job about to be recorded, in the words of its row.
+
+    ``request``: JSON of what the person asked, resolved (size, steps and seed set), without
+    what has a column of its own. ``name``: the picture's base name, None for ``ImgGen_HHMMSS``.
+    ``folder``: None for the day's. ``not_before`` in microseconds. ``id``: None for the one that
+    is derived from ticket and index.
+    """
+
+    prompt: str
+    request: str
+    suffix: str
+    name: str | None = None
+    folder: str | None = None
+    priority: Priority = Priority.NORMAL
+    not_before: int | None = None
+    warnings: tuple[str, ...] = ()
+    id: str | None = None
+
+    @classmethod
+    def of(
+        cls,
+        request: JobRequest,
+        *,
+        stem: str | None = None,
+        priority: Priority = Priority.NORMAL,
+        not_before: int | None = None,
+        warnings: tuple[str, ...] = (),
+        id: str | None = None,
+    ) -> "NewJob":
+        """``request`` is resolved; its own name wins over ``stem``."""
+        return cls(
+            prompt=request.prompt,
+            request=request.model_dump_json(exclude=_OWN_COLUMN, exclude_none=True),
+            suffix=SUFFIXES[request.format or "png"],
+            name=request.name or stem,
+            folder=request.folder,
+            priority=priority,
+            not_before=not_before,
+            warnings=warnings,
+            id=id,
+        )
+
+
+@dataclass(frozen=True)
+class Recording:
+    """Jobs of a batch, and how far its file is read.
+
+    ``next_line``: rows of the file dealt with so far. ``final``: that was all of it. ``digest``:
+    sha256 of the file, if known.
+    """
+
+    ticket: str
+    jobs: Sequence[NewJob]
+    first_index: int = 0
+    final: bool = True
+    next_line: int = 0
+    warnings: Sequence[str] = ()
+    refused_rows: int = 0
+    digest: str | None = None
+
+    def ids(self) -> list[str]:
+        """The jobs' ids, in order."""
+        id_of = job_ids_of(self.ticket)
+        return [job.id or id_of(index) for index, job in enumerate(self.jobs, self.first_index)]
+
+
+#: A job with its ticket, its place in the batch, and its id.
+_Fresh = tuple[str, int, str, NewJob]
+
+
+class Recorded(Record):
+    """Recording."""
+
+    def record(
+        self,
+        ticket: str,
+        jobs: Sequence[NewJob],
+        *,
+        first_index: int,
+        final: bool,
+        next_line: int = 0,
+        warnings: Sequence[str] = (),
+        refused_rows: int = 0,
+        digest: str | None = None,
+        now: int,
+        local: datetime,
+    ) -> list[str]:
+        """Put ``jobs`` on record in one transaction, and how far the file is read.
+
+        Returns the ids, in order. For the rest see :meth:`record_all`.
+        """
+        one = Recording(ticket, jobs, first_index, final, next_line, warnings, refused_rows, digest)
+        return self.record_all([one], now=now, local=local)[0]
+
+    def record_all(
+        self, recordings: Sequence[Recording], *, now: int, local: datetime
+    ) -> list[list[str]]:
+        """Put jobs of one batch or of many on record in one transaction: all or none.
+
+        Their names, folders and paths are fixed here and never change (but see
+        ``JobStore.rename``). Jobs that are recorded already are left alone. A file that comes
+        here has proved readable, so its tries count anew. ``local``: the local time without
+        zone, for default names and folders. Returns the ids, in order. A batch that was
+        cancelled meanwhile is recorded as cancelled, a paused one is held.
+        """
+        with self._db.write():
+            batches = {
+                row["ticket"]: row
+                for row in self._db.run(
+                    f"SELECT * FROM batches WHERE ticket IN {self._db.each('tickets')}",
+                    tickets=to_json([each.ticket for each in recordings]),
+                )
+            }
+            if len(batches) < len({each.ticket for each in recordings}):
+                raise SteadyError("batch_not_found")
+            ids = [each.ids() for each in recordings]
+            fresh = self._fresh(recordings, ids, batches)
+            told = {each.ticket: _told(each, batches[each.ticket], now) for each in recordings}
+            if fresh:
+                self._insert(fresh, batches, told, now=now, local=local)
+            self._db.run_many(_TELL_BATCH, list(told.values()))
+        return ids
+
+    def _fresh(
+        self,
+        recordings: Sequence[Recording],
+        ids: Sequence[Sequence[str]],
+        batches: Mapping[str, Row],
+    ) -> list[_Fresh]:
+        """The jobs that are not on record, each in its batch and place."""
+        asked = to_json([id_ for some in ids for id_ in some])
+        known = {
+            row["id"]
+            for row in self._db.run(
+                f"SELECT id FROM jobs WHERE id IN {self._db.each('ids')}", ids=asked
+            )
+        }
+        found: list[_Fresh] = []
+        for recording, some in zip(recordings, ids, strict=True):
+            fresh = []
+            for index, job in enumerate(recording.jobs):
+                if (id_ := some[index]) not in known:
+                    known.add(id_)  # a job named twice in one file is one job
+                    fresh.append((recording.ticket, recording.first_index + index, id_, job))
+            if fresh and batch_of(batches[recording.ticket]).jobs:
+                fresh = self._places(recording.ticket, fresh)
+            found += fresh
+        return found
+
+    def _places(self, ticket: str, fresh: list[_Fresh]) -> list[_Fresh]:
+        """Changed rows of a resumed batch come after its old ones: their places are taken."""
+        taken = {
+            row["idx"]
+            for row in self._db.run(
+                "SELECT idx FROM jobs WHERE ticket = :ticket AND idx BETWEEN :low AND :high",
+                ticket=ticket,
+                low=fresh[0][1],
+                high=fresh[-1][1],
+            )
+        }
+        if not taken:
+            return fresh
+        last = self._db.run("SELECT max(idx) AS n FROM jobs WHERE ticket = :t", t=ticket)[0]["n"]
+        end = max(last, fresh[-1][1])
+        placed = []
+        for _, index, id_, job in fresh:
+            if index in taken:
+                end += 1
+                index = end
+            placed.append((ticket, index, id_, job))
+        return placed
+
+    def _insert(
+        self,
+        fresh: Sequence[_Fresh],
+        batches: Mapping[str, Row],
+        told: Mapping[str, Row],
+        *,
+        now: int,
+        local: datetime,
+    ) -> None:
+        """The rows of the jobs; adds to ``told`` what their batches have to know of them."""
+        queue = self._db.run(
+            "UPDATE queue SET rev = rev + :count RETURNING rev, bulk_time", count=len(fresh)
+        )[0]
+        rev = queue["rev"] - len(fresh)
+        wishes, day = [], f"{local:%Y%m%d}"
+        for ticket, _, id_, job in fresh:
+            if not (id_ == ticket and batches[ticket]["image_name"]):
+                base = job.name or default_name(local)
+                wishes.append(Wish(id_, job.folder or day, base, everywhere=not job.name))
+        names = iter(zip(wishes, self._names.give(wishes), strict=True))
+        rows = []
+        for ticket, index, id_, job in fresh:
+            batch, tell = batches[ticket], told[ticket]
+            if id_ == ticket and batch["image_name"]:
+                folder, picture = batch["folder"], batch["image_name"]
+            else:
+                wish, picture = next(names)
+                folder = wish.folder
+            rev += 1
+            rank = float(rev)
+            if job.priority is Priority.BULK:
+                # Start-time fair queueing: each batch's jobs are one unit apart, and a batch
+                # starts at the point the class has reached, so batches take turns.
+                rank = tell["rank"] = max(queue["bulk_time"], tell["rank"]) + 1
+            later = job.not_before is not None and job.not_before > now
+            held = "paused" if batch["paused"] else "not_before" if later else None
+            cancelled = bool(batch["cancelled"])
+            state = JobState.CANCELLED if cancelled else JobState.QUEUED
+            tell["fresh"] += 1
+            tell[state.value] += 1
+            rows.append(
+                (
+                    id_,
+                    ticket,
+                    index,
+                    state.value,
+                    rev,
+                    job.priority.level,
+                    rank,
+                    None if cancelled else held,
+                    job.not_before,
+                    picture,
+                    folder,
+                    f"{folder}/{picture}{job.suffix}",
+                    job.prompt,
+                    job.request,
+                    now,
+                    now if cancelled else None,
+                    to_json(job.warnings) if job.warnings else None,
+                )
+            )
+        self._db.insert("jobs", _JOB_COLUMNS, rows)
+        for state in (JobState.QUEUED, JobState.CANCELLED):
+            self._db.run(
+                "UPDATE job_counts SET n = n + :n WHERE state = :s",
+                n=sum(tell[state.value] for tell in told.values()),
+                s=state.value,
+            )
+
+
+def _told(recording: Recording, batch: Row, now: int) -> Row:
+    """What a recording tells its batch, before its jobs are counted."""
+    noted = dict.fromkeys([*json.loads(batch["warnings"]), *recording.warnings])
+    return {
+        "ticket": recording.ticket,
+        "digest": recording.digest,
+        "line": recording.next_line,
+        "warnings": to_json(list(noted)),
+        "refused": recording.refused_rows,
+        "final": int(recording.final),
+        "now": now,
+        "rank": batch["last_rank"],
+        "fresh": 0,
+        JobState.QUEUED.value: 0,
+        JobState.CANCELLED.value: 0,
+    }
+
+
+_TELL_BATCH = (
+    "UPDATE batches SET next_line = CASE WHEN next_line < :line THEN :line ELSE next_line END,"
+    " warnings = :warnings, refused_rows = :refused, tries = 0,"
+    " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now) ELSE recorded_at END,"
+    " archived = CASE WHEN :fresh > 0 THEN 0 ELSE archived END,"
+    " digest = COALESCE(:digest, digest), last_rank = :rank,"
+    " n_queued = n_queued + :queued, n_cancelled = n_cancelled + :cancelled"
+    " WHERE ticket = :ticket"
+)
+
+#: In the order in which :meth:`Recorded._insert` says them.
+_JOB_COLUMNS = [
+    "id",
+    "ticket",
+    "idx",
+    "state",
+    "rev",
+    "class",
+    "rank",
+    "held",
+    "not_before",
+    "image_name",
+    "folder",
+    "path",
+    "prompt",
+    "request",
+    "created_at",
+    "completed_at",
+    "warnings",
+]
