@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query
+from pydantic import StringConstraints
 from starlette.responses import Response
 
 from api import models
@@ -24,6 +25,9 @@ from watcher.errors import Problem, SteadyError
 from watcher.jobs import JobRequest, JobState, Limits
 
 MOST = 200  #: pictures in one archive of chosen ones
+
+#: As many of these as MOST fit into an address; a server refuses one of more than 64 KiB unread.
+ID = Annotated[str, StringConstraints(pattern="^[0-9A-Fa-f-]{1,36}$")]
 
 _NUMBER = re.compile(r"_[0-9]{1,6}$")
 
@@ -46,7 +50,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         },
     )
     def images_zip(
-        id: Annotated[list[str], Query(min_length=1, max_length=MOST, description="ids of jobs")],
+        id: Annotated[list[ID], Query(min_length=1, max_length=MOST, description="ids of jobs")],
     ) -> Response:
         """Sent as it is read. Unknown ids and jobs without a picture are left out."""
         found = [door.store.job(one) for one in dict.fromkeys(id) if is_uuid(one)]
