@@ -85,7 +85,8 @@ fuzz: $(VENV)/.installed-test ## two thousand odd requests against the running A
 
 fuzz-files: $(VENV)/.installed-test ## a minute of odd bytes at the reader of job files (fetches atheris)
 	$(PIP) install atheris
-	$(BIN)/python tests/fuzz/jobfile.py tests/fuzz/corpus -max_total_time=60 -max_len=4096
+	mkdir -p .fuzz  # what it finds lies here; what is worth keeping is moved to the corpus by hand
+	$(BIN)/python tests/fuzz/jobfile.py .fuzz tests/fuzz/corpus -max_total_time=60 -max_len=4096
 
 torture: $(VENV)/.installed-test ## kill the service N times, then look for anything lost or doubled (N=1000)
 	$(BIN)/python tests/torture.py --kills $(N)

@@ -1,7 +1,7 @@
 """Fuzz target for everything that reads job files; no part of the test suite.
 
     pip install atheris
-    python tests/fuzz/jobfile.py tests/fuzz/corpus -max_total_time=600 -max_len=4096
+    python tests/fuzz/jobfile.py .fuzz tests/fuzz/corpus -max_total_time=600 -max_len=4096
 
 The first byte chooses the format. Any bytes must give planned jobs or a SteadyError that can
 be written as JSON, within a second; anything else is a finding.
