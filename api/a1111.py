@@ -2,8 +2,8 @@
 
 txt2img is an ordinary job in the queue whose caller stays on the line (see calls.py). What
 those clients always send (20 steps, CFG 7, 512x512, a sampler) was meant for other models: it
-is clamped and mapped, never refused, and ``info.warnings`` says how. What would change the
-picture in ways we have not (hires fix, scripts) is refused by name. Steps count forwards.
+is clamped and mapped, never refused, and ``info.warnings`` says how (txt2img.py). Steps count
+forwards.
 """
 
 import base64
@@ -11,9 +11,6 @@ import binascii
 import datetime
 import json
 import re
-import secrets
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -26,50 +23,17 @@ from api.calls import Call, Calls, Snapshot
 from api.door import Door
 from api.openai import bytes_of, fault, json_object, model_in_use
 from api.submit import Body
+from api.txt2img import SAMPLER, SCHEDULE, Asked, asked_of, check_model
 from watcher.clock import now_us
 from watcher.errors import SteadyError
 from watcher.imagefile import NotAPicture, scan
-from watcher.jobs import MAX_STEPS, Job, JobState, Limits, forwards_of
+from watcher.jobs import Job, JobState, forwards_of
 from watcher.recipe import parameters_text, request_of_parameters
 from watcher.store import JobStore
 
 NAME = "a1111"  #: the batch's name: tells in lists which door a job came in by
 MAX_PICTURE = 48 << 20  #: bytes of a png-info body
-SAMPLER = "Euler"
-SCHEDULE = "Simple"
-MAX_IMAGES = 100  #: batch_size x n_iter of one call
-_MULTIPLE = 16
-_MAX_GUIDANCE = 30.0
 _VERSION = "SteadyDiffusion"
-
-#: Fields that change the picture in ways we have not: refused when they are used.
-_REFUSED = ("enable_hr", "script_name", "alwayson_scripts", "init_images", "mask")
-#: Values of the other fields that ask for nothing; anything else is named in the warnings.
-_IDLE: dict[str, tuple[Any, ...]] = {
-    "restore_faces": (False,), "tiling": (False,), "styles": ([],), "subseed": (-1,),
-    "subseed_strength": (0, -1), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
-    "refiner_checkpoint": ("",), "refiner_switch_at": (0, 1), "s_min_uncond": (0,),
-    "s_churn": (0,), "s_tmax": (0,), "s_tmin": (0,), "s_noise": (1, 0), "eta": (1, 0),
-    "clip_skip": (1, 0), "firstphase_width": (0,), "firstphase_height": (0,), "comments": ({},),
-    "override_settings": ({},), "hr_prompt": ("",), "hr_negative_prompt": ("",),
-}  # fmt: skip
-#: Said without a word: no effect here or there, or only together with what is refused.
-_SILENT = frozenset(
-    {
-        "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards",
-        "save_images", "send_images", "denoising_strength", "hr_scale", "hr_upscaler",
-        "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
-        "hr_sampler_name", "hr_scheduler", "script_args", "force_task_id",
-        "disable_extra_networks", "infotext", *_REFUSED,
-    }
-)  # fmt: skip
-_READ = frozenset(
-    {
-        "prompt", "negative_prompt", "width", "height", "steps", "cfg_scale", "seed", "batch_size",
-        "n_iter", "sampler_name", "sampler_index", "scheduler",
-    }
-)  # fmt: skip
-_OURS = {"", "euler", "simple", "automatic", "euler simple"}
 
 #: What clients ask for at their start and we have none of.
 _EMPTY: dict[str, Any] = {
@@ -86,15 +50,6 @@ _EMPTY: dict[str, Any] = {
         }
     ],
 }  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Asked:
-    """A txt2img body, read: our fields, and what of it was changed or has no effect."""
-
-    fields: dict[str, Any]
-    warnings: tuple[str, ...]
-    send_images: bool
 
 
 def routes(door: Door, calls: Calls) -> APIRouter:
@@ -177,7 +132,7 @@ def _looking(router: APIRouter, door: Door, current: "Current") -> None:
     async def set_options(request: Request) -> Response:
         """Any options are taken and none changes anything; another model is refused."""
         raw = json_object(await read(request, "application/json"))
-        _check_model(raw, await run_in_threadpool(model_in_use, door))
+        check_model(raw, await run_in_threadpool(model_in_use, door))
         return JSONResponse(None)
 
     @router.get("/sd-models")
@@ -207,14 +162,6 @@ def _stopping(router: APIRouter, current: "Current") -> None:
     @router.post("/refresh-vae")
     def refresh_vae() -> Response:
         return JSONResponse(None)
-
-
-def _check_model(settings: Mapping[str, Any], model: str) -> None:
-    """SteadyError model_not_found when the settings name another model."""
-    named = settings.get("sd_model_checkpoint")
-    if named not in (None, "", model):
-        remedy = f"The model is chosen in config.yaml; `{model}` is in use."
-        raise SteadyError("model_not_found", remedy=remedy)
 
 
 # -- what runs
@@ -286,118 +233,6 @@ class Current:
                 batch = self._store.batch(ticket)
                 if batch is not None and batch.recorded_at is None:
                     self._store.cancel_batch(ticket, now_us())
-
-
-# -- what goes in
-
-
-def asked_of(raw: Mapping[str, Any], limits: Limits, model: str) -> Asked:
-    """A txt2img body as our fields. Raises SteadyError naming the field that cannot be used."""
-    for name in _REFUSED:
-        if raw.get(name):
-            raise fault("out_of_range", name, "is not supported: leave it out")
-    warnings: list[str] = []
-    fields: dict[str, Any] = {"prompt": _text(raw, "prompt") or ""}
-    negative = _text(raw, "negative_prompt")
-    if negative and negative.strip():
-        fields["negative_prompt"] = negative
-    _size(raw, limits, fields, warnings)
-    _steps(raw, limits, fields, warnings)
-    _guidance(raw, limits, fields, warnings)
-    count = (_whole(raw, "batch_size") or 1) * (_whole(raw, "n_iter") or 1)
-    if not 1 <= count <= MAX_IMAGES:
-        raise fault("out_of_range", "batch_size", f"times `n_iter` must be 1..{MAX_IMAGES}")
-    seed = _whole(raw, "seed")
-    # Chosen here, so that the pictures of one call have seeds that follow each other.
-    fields |= {"seed": secrets.randbelow(2**32) if seed in (None, -1) else seed, "count": count}
-    settings = raw.get("override_settings")
-    if isinstance(settings, Mapping):
-        _check_model(settings, model)
-        settings = {k: v for k, v in settings.items() if k != "sd_model_checkpoint"}
-        wanted = settings.pop("samples_format", None)
-        if wanted in ("png", "webp", "jpeg", "jpg"):
-            fields["format"] = "jpeg" if wanted == "jpg" else wanted
-    for name in ("sampler_name", "sampler_index", "scheduler"):
-        said = _text(raw, name) or ""
-        if said.lower() not in _OURS:
-            warnings.append(f"{name}: {SAMPLER} {SCHEDULE} is used instead of {said[:60]!r}.")
-    for name, value in ({**raw, "override_settings": settings or {}}).items():
-        usual = (None, *_IDLE.get(name, ()))
-        if name not in _READ and name not in _SILENT and value not in usual:
-            warnings.append(f"{str(name)[:60]} has no effect here.")
-    return Asked(fields, tuple(dict.fromkeys(warnings))[:30], raw.get("send_images") is not False)
-
-
-def _size(
-    raw: Mapping[str, Any], limits: Limits, fields: dict[str, Any], warnings: list[str]
-) -> None:
-    sides = {}
-    for name in ("width", "height"):
-        side = _whole(raw, name)
-        if side is None or side == 0:
-            side = getattr(limits, f"default_{name}")
-        low = -(-limits.min_side // _MULTIPLE) * _MULTIPLE
-        high = limits.max_side // _MULTIPLE * _MULTIPLE
-        near = (side + _MULTIPLE // 2) // _MULTIPLE * _MULTIPLE
-        sides[name] = min(max(near, low), high)
-        if sides[name] != side:
-            warnings.append(f"{name}: {sides[name]} is used instead of {side}.")
-    width, height = sides["width"], sides["height"]
-    if width * height > limits.max_pixels:
-        shrink = (limits.max_pixels / (width * height)) ** 0.5
-        width, height = (
-            max(_MULTIPLE, int(s * shrink) // _MULTIPLE * _MULTIPLE) for s in (width, height)
-        )
-        warnings.append(f"width and height: {width}x{height} is the most there is.")
-    fields |= {"width": width, "height": height}
-
-
-def _steps(
-    raw: Mapping[str, Any], limits: Limits, fields: dict[str, Any], warnings: list[str]
-) -> None:
-    """Forwards, as the web UI counts them. A distilled model gains nothing from more of them."""
-    asked = _whole(raw, "steps")
-    usual = forwards_of(limits.default_steps)
-    if asked is None or asked <= 0:
-        asked = usual
-    most = MAX_STEPS - 1 if limits.guidance else usual
-    steps = min(asked, most)
-    if steps != asked:
-        warnings.append(f"steps: {steps} are used instead of {asked}; more do not help this model.")
-    fields["num_inference_steps"] = steps + 1
-
-
-def _guidance(
-    raw: Mapping[str, Any], limits: Limits, fields: dict[str, Any], warnings: list[str]
-) -> None:
-    """CFG scale 1 is no guidance at all, our 0."""
-    scale = raw.get("cfg_scale")
-    if scale is None:
-        return
-    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < 1e6:
-        raise fault("wrong_type", "cfg_scale", "must be a number from 0 on")
-    if limits.guidance:
-        fields["guidance_scale"] = float(min(max(scale - 1.0, 0.0), _MAX_GUIDANCE))
-    elif scale > 1:
-        warnings.append(f"cfg_scale: 1 is used instead of {scale:g}; this model has no guidance.")
-
-
-def _whole(raw: Mapping[str, Any], name: str) -> int | None:
-    value = raw.get(name)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)  # JavaScript and pydantic make no difference either
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise fault("wrong_type", name, "must be a whole number")
-    return value
-
-
-def _text(raw: Mapping[str, Any], name: str) -> str | None:
-    value = raw.get(name)
-    if value is not None and not isinstance(value, str):
-        raise fault("wrong_type", name, "must be a text")
-    return value
 
 
 # -- what comes out

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-import time
 import tracemalloc
 from collections.abc import Iterator
 
@@ -368,11 +367,8 @@ def test_priority_is_the_callers_unless_the_row_says() -> None:
 def test_a_hundred_thousand_rows_pass_in_constant_memory() -> None:
     data = table(100_000)
     limits = Limits(max_lines=100_000)
-    begun = time.process_time()
     count = sum(isinstance(r, Planned) for r in read_lines(io.BytesIO(data), ".csv", limits))
-    seconds = time.process_time() - begun
     assert count == 100_000 - 100_000 // 7
-    assert 100_000 / seconds > 20_000
     lines = read_lines(io.BytesIO(table(4_000)), ".csv", limits)
     for _, _row in zip(range(1_000), lines, strict=False):
         pass

@@ -2,8 +2,8 @@
 
 One file holds one job (a mapping), many (a list, several YAML documents, lines of a table)
 or a batch with ``defaults``, ``matrix``, ``zip``, ``sample`` and ``jobs``. Whatever the form, each
-picture goes through the one validator of fields.py, so the same text as YAML, JSON, a CSV
-row or a JSONL line gives the same requests.
+picture goes through the one validator of fields.py (its words: wording.py), so the same text as
+YAML, JSON, a CSV row or a JSONL line gives the same requests.
 
 .yaml and .json are read whole by :func:`parse` (sheets.py over strictyaml.py and strictjson.py);
 .csv, .tsv and .jsonl can be streamed row by row by :func:`read_lines` (rows.py over tables.py).

@@ -9,10 +9,9 @@ Only line ends are made alike, outer blanks removed, and control characters refu
 Knows nothing of files, batches or lines.
 """
 
-import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from math import isfinite
 from typing import Any
@@ -20,31 +19,33 @@ from typing import Any
 from pydantic import ValidationError
 
 from watcher.errors import Problem, SteadyError
-from watcher.jobfile.hints import MAX_METADATA, MAX_METADATA_TEXT, MULTIPLE, advice_for, allowed_for
+from watcher.jobfile.cells import value_of_text
+from watcher.jobfile.hints import (
+    MAX_METADATA,
+    MAX_METADATA_TEXT,
+    MULTIPLE,
+    TEXT_FIELDS,
+    advice_for,
+    allowed_for,
+)
 from watcher.jobfile.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
 from watcher.jobfile.problems import at, refusal, shown, shown_key
+from watcher.jobfile.wording import control_character, translated
 from watcher.jobs import (
     MAX_PROMPT,
     MAX_SEED,
     JobRequest,
     Limits,
     derived_seed,
-    field_schemas,
-    text_fields,
 )
-
-#: Keys whose value is free text or read from text: an unquoted YAML value stays text.
-TEXT_FIELDS = text_fields() | {"size"}
 
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS
-_WHOLE = frozenset(name for name, said in field_schemas().items() if said["type"] == "integer")
 _MOST_UNKNOWN = 10  #: unknown keys named in one mapping
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _ODD_BREAKS = re.compile("\r\n?|[\x0b\x0c]")
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*", re.ASCII)
-_ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+?\d{1,3}", re.ASCII)
 
 
 def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
@@ -140,7 +141,7 @@ class Checker:
                 continue
             if not text.isprintable():
                 if found := _CONTROL.search(text):
-                    problems.append(_control(field, text, found.start()))
+                    problems.append(control_character(field, text, found.start()))
                     values[field] = "x"
                     continue
                 text = _ODD_BREAKS.sub("\n", text)
@@ -181,7 +182,7 @@ class Checker:
         except ValidationError as error:
             seen: dict[str | None, Problem] = {}
             for each in error.errors(include_url=False):
-                problem = self._translated(each)
+                problem = translated(each, self.limits)
                 seen.setdefault(problem.key, problem)
             return list(seen.values())
 
@@ -267,39 +268,6 @@ class Checker:
             remedy=f"Write e.g. `{key}: {better}`." if better and better != text else None,
         )
 
-    def _translated(self, error: Any) -> Problem:
-        """One pydantic error in our words. The value is kept apart from the message."""
-        field = str(error["loc"][0])
-        kind, given = error["type"], error.get("input")
-        allowed = allowed_for(field, self.limits)
-        if kind == "missing":
-            return Problem("missing_field", f"`{field}` is missing.", key=field, allowed=allowed)
-        code, remedy = "out_of_range", None
-        bounds = error.get("ctx", {})
-        if "ge" in bounds or "le" in bounds:
-            message = f"`{field}` must be " + _bound(bounds, "ge", "le") + "."
-            if field in ("width", "height"):
-                message = f"`{field}` must be {self.limits.min_side}..{self.limits.max_side}."
-            if field == "seed" and given == -1:
-                remedy = "Leave `seed` out for a new one each time."
-        elif "max_length" in bounds or "min_length" in bounds:
-            words = _bound(bounds, "min_length", "max_length")
-            message = f"`{field}` must have {words} characters."
-            if isinstance(given, str) and len(given) > 60:
-                return Problem(
-                    code, message, key=field, value=f"{len(given)} characters", allowed=allowed
-                )
-        elif kind == "literal_error":
-            message = f"`{field}` must be one of {allowed}."
-            remedy = _nearest_word(given, allowed)
-        else:
-            code, message, remedy = (
-                "wrong_type",
-                f"`{field}` must be {_KINDS.get(field, 'text')}.",
-                _mend(field, given),
-            )
-        return Problem(code, message, key=field, value=shown(given), allowed=allowed, remedy=remedy)
-
     def warnings(self, request: JobRequest) -> tuple[str, ...]:
         """Fields that are set and have no effect on the model in use."""
         if not request.guidance_scale and not request.negative_prompt:
@@ -310,45 +278,6 @@ class Checker:
         if request.negative_prompt and not self.limits.negative_prompt:
             found.append("`negative_prompt` has no effect on this model.")
         return tuple(found)
-
-
-_KINDS = {
-    **dict.fromkeys(_WHOLE, "a whole number"),
-    "guidance_scale": "a number",
-    "metadata": "a mapping of names to text, numbers, true/false or null",
-}
-
-
-def _bound(bounds: Mapping[str, Any], low: str, high: str) -> str:
-    return f"at least {bounds[low]}" if low in bounds else f"at most {bounds[high]}"
-
-
-def _nearest_word(given: Any, allowed: str) -> str | None:
-    if not isinstance(given, str):
-        return None
-    word = given[:40].lower().lstrip(".")
-    word = {"jpg": "jpeg", "low": "bulk", "high": "interactive"}.get(word, word)
-    near = difflib.get_close_matches(word, allowed.split(", "), n=1)
-    return f"Did you mean `{near[0]}`?" if near else None
-
-
-def _mend(field: str, given: Any) -> str | None:
-    """How a value of the wrong type usually came about, and what to do."""
-    if field in _WHOLE and isinstance(given, str):
-        if field == "seed" and given.lower() in ("random", "auto", "-1"):
-            return "Leave `seed` out for a new one each time."
-        if _ROUNDED.fullmatch(given):
-            return "A spreadsheet has rounded this number; format the column as text and write it anew."
-        return "Write the digits alone, without quotes, leading zeros or units."
-    if field in _WHOLE and isinstance(given, float):
-        return "Write it without a point or exponent."
-    if field in _WHOLE and isinstance(given, list):
-        return "Several seeds go into a file, as `seed: [1, 2]`, or under `matrix`."
-    if field in TEXT_FIELDS and isinstance(given, list | dict):
-        return "Put the text in quotes; `[` and `{` begin a list or mapping otherwise."
-    if field in TEXT_FIELDS and isinstance(given, bool | int | float):
-        return "Put it in quotes."
-    return None
 
 
 def _bad_metadata(metadata: Mapping[Any, Any]) -> str:
@@ -369,21 +298,6 @@ def _bad_metadata(metadata: Mapping[Any, Any]) -> str:
     return f"is longer than {MAX_METADATA_TEXT} characters" if length > MAX_METADATA_TEXT else ""
 
 
-def _control(field: str, text: str, position: int) -> Problem:
-    point = ord(text[position])
-    lone = 0xD800 <= point <= 0xDFFF
-    what = "half of a surrogate pair" if lone else "the control character"
-    misread = lone or 0x80 <= point <= 0x9F
-    return Problem(
-        "encoding" if lone else "wrong_type",
-        f"`{field}` holds {what} U+{point:04X} at character {position + 1}.",
-        key=field,
-        value=shown(text),
-        allowed="text without control characters",
-        remedy="Save the text as UTF-8." if misread else "Remove it.",
-    )
-
-
 # -- sizes, times
 
 
@@ -402,60 +316,6 @@ def moment_of(text: str) -> int | None:
         return int(moment.timestamp() * 1_000_000)
     except (ValueError, OverflowError, OSError):
         return None
-
-
-# -- doors
-
-
-def value_of_text(field: str, text: str) -> Any:
-    """What a table's cell or a command-line word means for ``field``: the type the field wants.
-
-    Empty is unset (None). What cannot be read stays text, for the validator to refuse.
-    """
-    return reader_of(field)(text)
-
-
-def reader_of(field: str) -> Callable[[str], Any]:
-    """:func:`value_of_text` for one field, for those who read a million of its cells."""
-    return _READERS.get(field, _text_of_cell)
-
-
-def _long_text(text: str) -> str | None:
-    return None if text.isspace() else text or None
-
-
-def _text_of_cell(text: str) -> str | None:
-    return text.strip() or None
-
-
-def _word(text: str) -> str | None:
-    return text.strip().lower() or None
-
-
-def _whole(text: str) -> int | str | None:
-    if text.isdecimal() and text.isascii() and len(text) < 40:
-        return int(text)
-    text = text.strip()
-    if re.fullmatch(r"[+-]?\d{1,30}(\.0{1,9})?", text, re.ASCII):  # spreadsheets write 768.0
-        return int(text.partition(".")[0])
-    return text or None
-
-
-def _number(text: str) -> float | str | None:
-    text = text.strip()
-    if re.fullmatch(r"[+-]?\d{1,9}([.,]\d{1,9})?", text, re.ASCII):
-        return float(text.replace(",", "."))
-    return text or None
-
-
-_READERS: dict[str, Callable[[str], Any]] = {
-    "prompt": _long_text,
-    "negative_prompt": _long_text,
-    **dict.fromkeys(_WHOLE, _whole),
-    "guidance_scale": _number,
-    "format": _word,
-    "priority": _word,
-}
 
 
 def request_of(raw: Any, limits: Limits, *, text: bool = False) -> JobRequest:

@@ -9,9 +9,13 @@ from functools import lru_cache
 from typing import Any
 
 from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
-from watcher.jobs import MAX_PROMPT, JobRequest, Limits, field_schemas
+from watcher.jobs import MAX_PROMPT, JobRequest, Limits, field_schemas, text_fields
 
 FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
+#: Keys whose value is free text or read from text: an unquoted YAML value stays text.
+TEXT_FIELDS = text_fields() | {"size"}
+#: Fields that hold a whole number.
+WHOLE = frozenset(name for name, said in field_schemas().items() if said["type"] == "integer")
 MULTIPLE = 16  #: pixels; what sides must be multiples of
 MAX_METADATA = 50  #: names
 MAX_METADATA_TEXT = 4000  #: characters of all names and values together

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from watcher.errors import Problem, SteadyError
 from watcher.jobfile import strictjson
 from watcher.jobfile.batchline import batch_line_fields, is_batch_line
-from watcher.jobfile.fields import reader_of
+from watcher.jobfile.cells import reader_of
 from watcher.jobfile.hints import FIELDS, meant_by, plain_key
 from watcher.jobfile.naming import slug
 from watcher.jobfile.planner import TEXTS, Planned, Planner, Template, template_of

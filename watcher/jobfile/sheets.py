@@ -23,8 +23,8 @@ from watcher.jobfile.expand import (
     size_of,
     values_of,
 )
-from watcher.jobfile.fields import TEXT_FIELDS, normalised, unknown_field
-from watcher.jobfile.hints import BATCH_KEYS, FIELDS
+from watcher.jobfile.fields import normalised, unknown_field
+from watcher.jobfile.hints import BATCH_KEYS, FIELDS, TEXT_FIELDS
 from watcher.jobfile.planner import (
     BUILT_IN,
     TEXTS,

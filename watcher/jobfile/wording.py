@@ -1,0 +1,105 @@
+"""What is wrong with a field's value, in words a person can act on.
+
+Says what the value must be, how one of that kind usually comes about, and the nearest right one.
+Finds nothing wrong itself: fields.py and pydantic do.
+"""
+
+import difflib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from watcher.errors import Problem
+from watcher.jobfile.hints import TEXT_FIELDS, WHOLE, allowed_for
+from watcher.jobfile.problems import shown
+from watcher.jobs import Limits
+
+_ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+?\d{1,3}", re.ASCII)
+
+_KINDS = {
+    **dict.fromkeys(WHOLE, "a whole number"),
+    "guidance_scale": "a number",
+    "metadata": "a mapping of names to text, numbers, true/false or null",
+}
+
+
+def translated(error: Any, limits: Limits) -> Problem:
+    """One pydantic error. The value is kept apart from the message."""
+    field = str(error["loc"][0])
+    kind, given = error["type"], error.get("input")
+    allowed = allowed_for(field, limits)
+    if kind == "missing":
+        return Problem("missing_field", f"`{field}` is missing.", key=field, allowed=allowed)
+    code, remedy = "out_of_range", None
+    bounds = error.get("ctx", {})
+    if "ge" in bounds or "le" in bounds:
+        message = f"`{field}` must be " + _bound(bounds, "ge", "le") + "."
+        if field in ("width", "height"):
+            message = f"`{field}` must be {limits.min_side}..{limits.max_side}."
+        if field == "seed" and given == -1:
+            remedy = "Leave `seed` out for a new one each time."
+    elif "max_length" in bounds or "min_length" in bounds:
+        words = _bound(bounds, "min_length", "max_length")
+        message = f"`{field}` must have {words} characters."
+        if isinstance(given, str) and len(given) > 60:
+            return Problem(
+                code, message, key=field, value=f"{len(given)} characters", allowed=allowed
+            )
+    elif kind == "literal_error":
+        message = f"`{field}` must be one of {allowed}."
+        remedy = _nearest_word(given, allowed)
+    else:
+        code, message, remedy = (
+            "wrong_type",
+            f"`{field}` must be {_KINDS.get(field, 'text')}.",
+            _mend(field, given),
+        )
+    return Problem(code, message, key=field, value=shown(given), allowed=allowed, remedy=remedy)
+
+
+def _bound(bounds: Mapping[str, Any], low: str, high: str) -> str:
+    return f"at least {bounds[low]}" if low in bounds else f"at most {bounds[high]}"
+
+
+def _nearest_word(given: Any, allowed: str) -> str | None:
+    if not isinstance(given, str):
+        return None
+    word = given[:40].lower().lstrip(".")
+    word = {"jpg": "jpeg", "low": "bulk", "high": "interactive"}.get(word, word)
+    near = difflib.get_close_matches(word, allowed.split(", "), n=1)
+    return f"Did you mean `{near[0]}`?" if near else None
+
+
+def _mend(field: str, given: Any) -> str | None:
+    """How a value of the wrong type usually came about, and what to do."""
+    if field in WHOLE and isinstance(given, str):
+        if field == "seed" and given.lower() in ("random", "auto", "-1"):
+            return "Leave `seed` out for a new one each time."
+        if _ROUNDED.fullmatch(given):
+            return "A spreadsheet has rounded this number; format the column as text and write it anew."
+        return "Write the digits alone, without quotes, leading zeros or units."
+    if field in WHOLE and isinstance(given, float):
+        return "Write it without a point or exponent."
+    if field in WHOLE and isinstance(given, list):
+        return "Several seeds go into a file, as `seed: [1, 2]`, or under `matrix`."
+    if field in TEXT_FIELDS and isinstance(given, list | dict):
+        return "Put the text in quotes; `[` and `{` begin a list or mapping otherwise."
+    if field in TEXT_FIELDS and isinstance(given, bool | int | float):
+        return "Put it in quotes."
+    return None
+
+
+def control_character(field: str, text: str, position: int) -> Problem:
+    """What stands in ``text`` at ``position`` and has no place there."""
+    point = ord(text[position])
+    lone = 0xD800 <= point <= 0xDFFF
+    what = "half of a surrogate pair" if lone else "the control character"
+    misread = lone or 0x80 <= point <= 0x9F
+    return Problem(
+        "encoding" if lone else "wrong_type",
+        f"`{field}` holds {what} U+{point:04X} at character {position + 1}.",
+        key=field,
+        value=shown(text),
+        allowed="text without control characters",
+        remedy="Save the text as UTF-8." if misread else "Remove it.",
+    )
