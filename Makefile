@@ -15,7 +15,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test again slow postgres alone ray ray-once fuzz fuzz-files torture serve lint format bench wheel written screens starter starter-score clean
+.PHONY: help venv demo test again slow postgres ray ray-once fuzz fuzz-files torture serve lint format bench wheel written screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,18 +71,16 @@ postgres: $(VENV)/.installed-test ## the record on a PostgreSQL server of its ow
 # A machine of its own: loopback alone, where every link to another machine is one of the test's.
 ALONE := $(if $(filter 0,$(shell id -u)),unshare --net,unshare --map-root-user --net) \
 	sh -c 'ip link set lo up && exec "$$@"' sh
-alone:
-	@$(ALONE) true || { \
-	  echo "Ray's tests need a network namespace (util-linux, iproute2): be root, or allow them to users"; \
-	  echo "(sysctl kernel.unprivileged_userns_clone=1)."; \
-	  exit 1; }
-
 ray: ray-once ## executor: ray on real clusters whose parts fail, on both records (25 minutes)
 	$(ALONE) $(BIN)/python -m pytest -m ray tests/test_ray.py
 	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python tests/postgres.py \
 	  $(BIN)/python -m pytest --timeout 300 tests/test_exactly_once.py
 
-ray-once: alone $(VENV)/.installed-test ## of these, exactly once on Ray with SQLite (6 minutes)
+ray-once: $(VENV)/.installed-test ## of these, exactly once on Ray with SQLite (6 minutes)
+	@$(ALONE) true || { \
+	  echo "Ray's tests need a network namespace (util-linux, iproute2): be root, or allow them to users"; \
+	  echo "(sysctl kernel.unprivileged_userns_clone=1)."; \
+	  exit 1; }
 	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python -m pytest --timeout 300 tests/test_exactly_once.py
 
 fuzz: $(VENV)/.installed-test ## some four thousand odd requests against the running API (SEED=1; random for others)
