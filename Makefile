@@ -84,7 +84,7 @@ ray-once: $(VENV)/.installed-test ## of these, exactly once on Ray with SQLite (
 	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python -m pytest --timeout 300 tests/test_exactly_once.py
 
 fuzz: $(VENV)/.installed-test ## some four thousand odd requests against the running API (SEED=1; random for others)
-	STEADY_MODEL=starter STEADY_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -m slow tests/test_schemathesis.py
+	STEADY_MODEL=starter FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -m slow tests/test_schemathesis.py
 
 fuzz-files: $(VENV)/.installed-test ## a minute of odd bytes at the reader of job files (fetches atheris)
 	$(PIP) install atheris

@@ -1,6 +1,7 @@
 """What every test may use: waiting for a condition, a root of one's own."""
 
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,10 @@ from typing import Any, TypeVar
 import pytest
 
 T = TypeVar("T")
+
+# A shell has what it starts with `&` ignore Ctrl-C, and so would every process of these tests.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # As the worker does: math threads that spin while they wait make everything ten times slower
 # on a busy machine. Must be set before torch is imported.

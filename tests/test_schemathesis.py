@@ -40,7 +40,7 @@ def alive(root: Path) -> Iterator[Bench]:
 @pytest.mark.timeout(900)
 def test_two_thousand_requests_find_nothing_the_description_does_not_say(alive: Bench):
     # The same requests every time, so that a change answers for itself; SEED=random finds more.
-    named = os.environ.get("STEADY_FUZZ_SEED", "1")
+    named = os.environ.get("FUZZ_SEED", "1")
     seed = [] if named == "random" else ["--seed", named]
     with running(alive.config.root, STEADY_MODEL="starter", STEADY_MIN_FREE_DISK="0") as service:
         done = subprocess.run(
