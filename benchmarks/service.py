@@ -8,7 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import Any
 
 import psutil
 
@@ -136,9 +136,7 @@ def bare(files: int = 50) -> list[Line]:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             env=root.environment() | {"OMP_WAIT_POLICY": "PASSIVE"},
         )  # fmt: skip
-        assert rival.stdin and rival.stdout
-        lines = rival.stdin, rival.stdout
-        theirs, theirs_cpu = _loop(*lines, half)
+        theirs, theirs_cpu = _loop(rival, half)
         watcher = psutil.Process(root.pulse()["pid"])
         before, dropped = _cpu_of(watcher), time.time()
         for i in range(2 * half):
@@ -149,10 +147,9 @@ def bare(files: int = 50) -> list[Line]:
         mine = root.jobs()[1:]
         ours = max(j["completed_at"] for j in mine) / 1e6 - dropped
         settling = min(j["started_at"] for j in mine) / 1e6 - dropped
-        wall, cpu = _loop(*lines, half)
+        wall, cpu = _loop(rival, half)
         theirs, theirs_cpu = theirs + wall, theirs_cpu + cpu
-        rival.stdin.close()
-        rival.wait()
+        rival.communicate()
     return [
         Line(
             f"service / bare diffusers loop, {2 * half} files at 256²", ours / theirs, "x", 1.10,
@@ -162,11 +159,12 @@ def bare(files: int = 50) -> list[Line]:
     ]  # fmt: skip
 
 
-def _loop(stdin: IO[str], stdout: IO[str], count: int) -> tuple[float, float]:
+def _loop(rival: "subprocess.Popen[str]", count: int) -> tuple[float, float]:
     """Seconds and CPU seconds of the loop for ``count`` pictures."""
-    stdin.write(f"{count}\n")
-    stdin.flush()
-    wall, cpu = map(float, stdout.readline().split())
+    assert rival.stdin and rival.stdout
+    rival.stdin.write(f"{count}\n")
+    rival.stdin.flush()
+    wall, cpu = map(float, rival.stdout.readline().split())
     return wall, cpu
 
 

@@ -337,7 +337,7 @@ def test_a_night_of_ten_thousand_survives_twenty_kills(make_root: Make) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_a_million_lines_are_recorded_in_300_megabytes(make_root: Make) -> None:
+def test_a_million_lines_in_a_minute_and_300_megabytes(make_root: Make) -> None:
     root = make_root(max_lines=1_000_000)
     with (root.folder / "draft").open("w") as file:
         file.write("prompt\n")
@@ -353,3 +353,4 @@ def test_a_million_lines_are_recorded_in_300_megabytes(make_root: Make) -> None:
     print(f"peak RSS {peak / 2**20:.0f} MB, recorded in {recorded['seconds']} s")
     assert count(root) == 1_000_000
     assert peak < 300 * 2**20
+    assert recorded["seconds"] <= 60
