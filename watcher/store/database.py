@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 import dataset
-from sqlalchemy import TextClause, text
+from sqlalchemy import TextClause, event, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from watcher.errors import SteadyError
@@ -116,7 +116,7 @@ class Database:
         if self._server is not None:
             pool |= {"pool_pre_ping": True, "connect_args": self._server.PATIENCE}
         else:
-            pool |= {"creator": lambda: self._connect(cache_mb=16), "pool_use_lifo": True}
+            pool |= {"creator": self._connect, "pool_use_lifo": True}
         with self._typed():
             self._db = dataset.Database(
                 self._url,
@@ -125,6 +125,8 @@ class Database:
                 sqlite_wal_mode=False,
                 engine_kwargs=pool,
             )
+        if self._server is None:
+            event.listen(self._db.engine, "checkin", _forget_pages)
         try:
             self._migrate()
         except BaseException:
@@ -136,7 +138,7 @@ class Database:
                 if identity := _identity_of(beside):
                     self._logs[beside] = identity
 
-    def _connect(self, *, cache_mb: int = 2, read_only: bool = False) -> sqlite3.Connection:
+    def _connect(self, *, read_only: bool = False) -> sqlite3.Connection:
         """A driver connection; never creates the file, so a deleted one is noticed."""
         connection = sqlite3.connect(
             f"file:{quote(str(self.path))}?mode=rw",
@@ -149,7 +151,7 @@ class Database:
             f"synchronous = {self._synchronous}",
             f"wal_autocheckpoint = {1000 if self._checkpointer else 0}",
             "journal_size_limit = 67108864",
-            f"cache_size = -{cache_mb * 1024}",
+            "cache_size = -2048",
             f"query_only = {int(read_only)}",
         ):
             connection.execute(f"PRAGMA {pragma}")
@@ -530,6 +532,12 @@ def _server() -> ModuleType:
             remedy="Run `pip install 'steadydiffusion[postgres]'`.",
         ) from None
     return server
+
+
+def _forget_pages(connection: sqlite3.Connection | None, _record: object) -> None:
+    """What a connection at rest remembers of the file is stale as soon as another one writes."""
+    if connection is not None:
+        connection.execute("PRAGMA shrink_memory")
 
 
 def _kind(error: sqlite3.Error) -> int:
