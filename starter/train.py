@@ -155,7 +155,7 @@ def stage_transformer(arguments: argparse.Namespace) -> None:
     """Train transformer and text encoder on the pictures."""
     _first_weights(arguments)
     # Trained weights forget what they know at the rate that suits new ones.
-    peak = arguments.peak or (1.5e-3 if arguments.fresh else 8e-4)
+    peak = arguments.peak or (1.5e-3 if arguments.fresh else 1e-3)
     _workers(arguments, RUNS / "start", RUNS / "base", arguments.minutes, ["--peak", str(peak)])
 
 
@@ -169,8 +169,8 @@ def stage_bake(arguments: argparse.Namespace) -> None:
         parts = RUNS / "start"
     elif not (parts / "tokenizer").exists():
         shutil.copytree(RUNS / "start" / "tokenizer", parts / "tokenizer")
-    extra = ["--guide", str(arguments.guide), "--peak", "5e-4"]
-    _workers(arguments, parts, RUNS / "bake", arguments.minutes / 8, extra)
+    extra = ["--guide", str(arguments.guide), "--peak", "4e-4", "--average", "0.99"]
+    _workers(arguments, parts, RUNS / "bake", arguments.minutes / 4, extra)
 
 
 def assemble(parts: Path, target: Path, native: int) -> None:
@@ -226,7 +226,7 @@ def main() -> None:
         "--workers", type=int, default=2, help="training processes of one thread each"
     )
     parser.add_argument("--peak", type=float, default=0.0, help="learning rate")
-    parser.add_argument("--guide", type=float, default=1.5, help="guidance the last stage bakes in")
+    parser.add_argument("--guide", type=float, default=2.0, help="guidance the last stage bakes in")
     parser.add_argument("--native", type=int, default=128, help="native side in pixels")
     parser.add_argument("--ship", action="store_true", help="replace the shipped folder at the end")
     arguments = parser.parse_args()
