@@ -344,7 +344,7 @@ def test_hostile_pictures_carry_nothing_and_cost_nothing(what: str) -> None:
     data = HOSTILE[what]
     begun = time.process_time()
     assert read_recipe(data) is None
-    assert time.process_time() - begun < 0.5
+    assert time.process_time() - begun < 2
     tracemalloc.start()
     read_recipe(data)
     peak = tracemalloc.get_traced_memory()[1]
