@@ -250,7 +250,7 @@ def test_a_watcher_without_a_pulse_fails(patient: Patient) -> None:
 
 
 def test_no_room_for_a_watch_fails_and_says_so(patient: Patient) -> None:
-    done = run(patient, wrapper=tuple(lowered("max_inotify_instances")))
+    done = run(patient, wrapper=lowered("max_inotify_instances"))
     assert failing(done) == {"inotify"} and done.returncode == 4
     [events] = [one for one in told(done) if one["check"] == "events"]
     assert events["level"] == "note" and "looks" not in events["message"]

@@ -1,5 +1,6 @@
 """The recipe inside a picture: ours and A1111's, written, read, taken out, and abused."""
 
+import gc
 import io
 import json
 import re
@@ -342,9 +343,12 @@ HOSTILE = {
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_pictures_carry_nothing_and_cost_nothing(what: str) -> None:
     data = HOSTILE[what]
+    gc.freeze()  # the collector's walk over what other tests left is not the picture's cost
     begun = time.process_time()
     assert read_recipe(data) is None
-    assert time.process_time() - begun < 2
+    spent = time.process_time() - begun
+    gc.unfreeze()
+    assert spent < 0.5
     tracemalloc.start()
     read_recipe(data)
     peak = tracemalloc.get_traced_memory()[1]

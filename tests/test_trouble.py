@@ -394,7 +394,7 @@ def test_without_events_files_are_taken_all_the_same(
     make_root: Callable[..., Root], limit: str
 ) -> None:
     root = make_root()
-    watcher = root.watch(wrapper=tuple(lowered(f"max_inotify_{limit}")))
+    watcher = root.watch(wrapper=lowered(f"max_inotify_{limit}"))
     until(lambda: f"max_user_{limit}" in root.inbox_words(), SHOWN, f"{root.pulse()}")
     root.drop("a.yaml", "prompt: first\n")
     root.wait_for("completed")
