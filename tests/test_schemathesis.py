@@ -51,7 +51,8 @@ def test_two_thousand_requests_find_nothing_the_description_does_not_say(alive: 
                 "--checks", "all",
                 # DELETE of a job cancels it; its row stays, and with it what became of it.
                 "--exclude-checks", "use_after_free",
-                "--max-examples", "100", "--workers", "2", "--no-color",
+                # One worker: two threads of it made their requests in an order of the moment.
+                "--max-examples", "100", "--workers", "1", "--no-color",
                 "--suppress-health-check", "all", *seed,
             ],
             capture_output=True,
@@ -61,7 +62,13 @@ def test_two_thousand_requests_find_nothing_the_description_does_not_say(alive: 
         )  # fmt: skip
         log = service.log.read_text()
     generated = re.search(r"(\d[\d,]*) generated", done.stdout)
-    assert done.returncode == 0, done.stdout[-20_000:] + done.stderr[-2_000:]
+    assert done.returncode == 0, _findings(done.stdout) + done.stderr[-2_000:]
     assert generated and int(generated[1].replace(",", "")) >= 2000, done.stdout[-2_000:]
     assert "Traceback" not in log
     assert not re.search(r'"status": 5', log)
+
+
+def _findings(report: str) -> str:
+    """The end of a report without its warnings, which are long and stand after what was found."""
+    found, _, rest = report.partition("= WARNINGS =")
+    return found[-20_000:] + "\n" + rest.partition("= SUMMARY =")[2]
