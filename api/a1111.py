@@ -180,6 +180,7 @@ class Current:
         return [batch.ticket for batch in found if batch is not None and batch.name == NAME]
 
     def progress(self) -> dict[str, Any]:
+        """What A1111's ``/sdapi/v1/progress`` says: of all that its clients asked for here, in 0..1 and seconds."""
         tickets = self._tickets()
         jobs = [job for ticket in tickets for job in self._store.jobs_of(ticket)]
         open_ = [job for job in jobs if not job.state.ended]

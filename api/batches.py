@@ -40,6 +40,7 @@ def routes(door: Door, views: Views) -> APIRouter:
 
 
 def find(door: Door, ticket: str) -> Batch:
+    """The batch of ``ticket``. Raises SteadyError batch_not_found."""
     batch = door.store.batch(ticket)
     if batch is None:
         raise SteadyError("batch_not_found")

@@ -42,6 +42,7 @@ async def read(request: Request, *types: str) -> bytes:
 
 
 def replay_headers(done: Submitted) -> dict[str, str]:
+    """Headers that tell a repeat of a key from the first time."""
     return {REPLAYED: "true"} if done.replayed else {}
 
 

@@ -77,6 +77,7 @@ class Call:
 
     @property
     def ticket(self) -> str:
+        """The batch the call became."""
         return self.submitted.batch.ticket
 
 

@@ -42,6 +42,7 @@ class Kept:
         self._until = 0.0
 
     def __call__(self) -> Any:
+        """The value, looked up anew when it is too old."""
         now = time.monotonic()
         if now >= self._until:
             self._value = self._look()
@@ -71,11 +72,13 @@ class Stopping:
         return self._flag.is_set()
 
     def set(self) -> None:
+        """Begin the end; every open stream wakes."""
         self._flag.set()
         if self._loop is not None and self._event is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._event.set)
 
     async def wait(self) -> None:
+        """Returns when the process is to end. RuntimeError before ``bind``."""
         if self._event is None:
             raise RuntimeError("bind() first")
         await self._event.wait()

@@ -80,6 +80,7 @@ def body_of(error: SteadyError) -> dict[str, Any]:
 
 
 def entry_of(fault: Problem) -> dict[str, Any]:
+    """One fault as an entry of ``errors``: where, what, what is allowed; never the value itself."""
     entry = fault.as_dict(value=False)
     entry["detail"] = entry.pop("message")
     entry.pop("file", None)

@@ -213,6 +213,7 @@ class Feed:
         }
 
     def change_of(self, job: Job) -> Change:
+        """How ``job`` stands now, as an event to send."""
         body = json.dumps(self._views.job(job, place=False), ensure_ascii=False)
         return Change(job.rev, job.id, job.state.ended, body)
 

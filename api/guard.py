@@ -128,6 +128,7 @@ class Rules:
 
     @classmethod
     def of(cls, config: Config, body_limits: Iterable[tuple[str, int]] = ()) -> "Rules":
+        """The rules of ``config``; ``body_limits``: paths that take more bytes than the usual."""
         hosts = {"localhost", "127.0.0.1", "[::1]", *(h.lower() for h in config.allowed_hosts)}
         origins = set()
         if config.public_url:
@@ -140,6 +141,7 @@ class Rules:
         return cls(frozenset(hosts), token_of(config), frozenset(origins), tuple(body_limits))
 
     def knows_host(self, header: str) -> bool:
+        """May a request name this ``Host``? Any other is a stranger's name for this machine."""
         match = _HOST.fullmatch(header)
         if not match:
             return False
@@ -150,6 +152,7 @@ class Rules:
         )
 
     def body_limit(self, path: str) -> int:
+        """Bytes a body of ``path`` may have."""
         return dict(self.body_limits).get(path, MAX_BODY)
 
 
@@ -175,6 +178,7 @@ class Guard:
         self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: answers what is against the rules, passes on the rest, logs both."""
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return

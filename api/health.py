@@ -30,6 +30,7 @@ _PROBE = "api_probe"  #: the settings key written to learn whether the record ca
 
 
 def version() -> str:
+    """The installed version; 0.0.0 in a tree that was never installed."""
     try:
         return metadata.version("steadydiffusion")
     except metadata.PackageNotFoundError:

@@ -172,6 +172,7 @@ def thumbnail(door: Door, job: Job, request: Request) -> Response:
 
 
 def thumbnail_path(job: Job) -> str:
+    """Where the thumbnail lies, below outputs/."""
     return f".thumbs/{job.id[:2]}/{job.id}.webp"
 
 
@@ -221,6 +222,7 @@ class Bytes(Response):
         self._end = end
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: the bytes, read piece by piece; a file that became shorter meanwhile ends the connection."""
         start = self._start
         try:
             await send(

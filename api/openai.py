@@ -121,6 +121,7 @@ class Streams:
         self._feed = feed
 
     async def events(self, call: Call, asked: Asked) -> AsyncIterator[bytes]:
+        """The stream of a call, to its last event; ends early when the service stops."""
         told: set[str] = set()
         partials: dict[str, int] = {}
         try:

@@ -210,6 +210,7 @@ class Results:
         return self.told(batch, self._shelf.note(_batch_id(ticket)) or {})
 
     def told(self, batch: Batch | None, note: Mapping[str, Any]) -> dict[str, Any]:
+        """OpenAI's Batch object from our batch (None: looked up) and what was noted at its making."""
         batch = batch or self.find(_ticket_of(note["id"]))
         counts = self._store.progress(batch.ticket)
         made = counts[JobState.COMPLETED]

@@ -20,6 +20,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Scope
+from typing_extensions import override
 
 from api import paint
 from api.album import again_of, curl_of, smaller_size, yaml_of
@@ -53,6 +54,7 @@ _FILES = ".yaml,.yml,.json,.jsonl,.csv,.tsv,.txt,.png,.webp,.jpg,.jpeg"
 class ForBrowsers(APIRoute):
     """A route that is only there for those who accept HTML."""
 
+    @override
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
         match, child = super().matches(scope)
         if match is not Match.NONE and not accepts_html(Headers(scope=scope)):
@@ -117,6 +119,7 @@ class Pages:
         }
 
     def show(self, template: str, status: int = 200, **values: Any) -> Response:
+        """A template, filled, as an answer."""
         return self._paint(template, status, **values)
 
     # -- what runs
@@ -376,6 +379,7 @@ class Running:
 
     @property
     def percent(self) -> int:
+        """0..99: it is 100 when the picture is there."""
         return min(99, round(100 * (self.step or 0) / self.steps))
 
 
@@ -404,6 +408,7 @@ class Chosen:
 
     @property
     def narrowed(self) -> bool:
+        """Is anything but the usual chosen?"""
         return bool(self.text or self.day or self.batch or self.state not in ("", "completed"))
 
     def address(self, cursor: str | None) -> str:

@@ -19,6 +19,7 @@ Cursor = Annotated[
 
 
 def day(what: str) -> Any:
+    """A query parameter that takes a day or a time."""
     return Query(
         max_length=40,
         description=f"{what}; a day or an ISO 8601 time, local unless it names a zone",

@@ -17,6 +17,7 @@ import markupsafe
 from starlette.responses import HTMLResponse, Response
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
+from typing_extensions import override
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -28,6 +29,7 @@ _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u206
 class Static(StaticFiles):
     """The page's own files: kept by the browser, asked about each time (304)."""
 
+    @override
     def file_response(
         self,
         full_path: str | os.PathLike[str],
@@ -120,6 +122,7 @@ def size(count: int | None) -> str:
 
 
 def number(value: int) -> str:
+    """``1,204``."""
     return f"{value:,}"
 
 

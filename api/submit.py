@@ -91,10 +91,12 @@ class Body:
 
     @property
     def table(self) -> bool:
+        """Is it read row by row?"""
         return self.suffix in jobfile.LINE_SUFFIXES
 
     @property
     def digest(self) -> str:
+        """sha256 of the bytes: the same key with another content is a conflict."""
         return hashlib.sha256(self.data).hexdigest()
 
 

@@ -52,18 +52,21 @@ class Shelf:
         return note
 
     def write(self, ident: str, note: Mapping[str, Any]) -> None:
+        """Put a note in the place of an older one, whole or not at all. SteadyError disk_full, folder_gone."""
         with self._disk():
             path = self._folder / f"{ident}.json"
             data = json.dumps(note).encode()
             publish.replace(path, data, temporary=path.with_suffix(f".{uuid.uuid4().hex}.tmp"))
 
     def note(self, ident: str) -> dict[str, Any] | None:
+        """The note of ``ident``; None when there is none or it cannot be read."""
         try:
             return dict(json.loads((self._folder / f"{ident}.json").read_bytes()))
         except (FileNotFoundError, ValueError):
             return None
 
     def path(self, ident: str) -> Path:
+        """Where the bytes of an upload lie."""
         return self._folder / f"{ident}.jsonl"
 
     def notes(self, prefix: str) -> list[dict[str, Any]]:
@@ -72,6 +75,7 @@ class Shelf:
         return sorted((n for n in found if n), key=lambda n: (-n["created_at"], n["id"]))
 
     def drop(self, ident: str) -> None:
+        """Forget both; the note first, so a crash leaves bytes nobody knows of."""
         with self._disk():
             for path in (self._folder / f"{ident}.json", self.path(ident)):
                 path.unlink(missing_ok=True)

@@ -62,6 +62,7 @@ def utc_time(us: int | None) -> str | None:
 
 
 def rounded(seconds: float | None) -> float | None:
+    """Seconds to a tenth: no guess is better."""
     return None if seconds is None else round(seconds, 1)
 
 

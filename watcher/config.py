@@ -19,6 +19,7 @@ from pydantic_settings import (
     PydanticBaseSettingsSource,
     SettingsConfigDict,
 )
+from typing_extensions import override
 
 from watcher.errors import SteadyError
 
@@ -181,6 +182,7 @@ class Config(BaseSettings):
         return bytes_of(value) if isinstance(value, str) else value
 
     @classmethod
+    @override
     def settings_customise_sources(
         cls,
         settings_cls: type[BaseSettings],
@@ -193,6 +195,7 @@ class Config(BaseSettings):
 
     @classmethod
     def keys(cls) -> list[str]:
+        """Every key that may stand in config.yaml."""
         return [name for name in cls.model_fields if name != "root"]
 
     @classmethod

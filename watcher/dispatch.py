@@ -47,6 +47,7 @@ class Running:
     cancelling: bool = False
 
     def as_dict(self) -> dict[str, Any]:
+        """An entry of ``running`` in live.json."""
         return {
             "job_id": self.job.id,
             "attempt": self.job.attempt,
@@ -97,6 +98,7 @@ class Dispatcher:
         return not self._running and not self._owed and self._finisher.idle
 
     def running(self) -> list[dict[str, Any]]:
+        """What every slot is at, for live.json."""
         return [r.as_dict() for r in self._running.values()]
 
     def turn(self, timeout: float = 0.025) -> None:

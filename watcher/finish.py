@@ -102,6 +102,7 @@ class Finisher:
         self._announcer = threading.Thread(target=self._announce_all, name="announce")
 
     def start(self) -> None:
+        """Begin; batches an earlier process left are announced first."""
         for thread in (*self._threads, self._recorder, self._announcer):
             thread.start()
         self.announce()
@@ -126,6 +127,7 @@ class Finisher:
 
     @property
     def idle(self) -> bool:
+        """Nothing is being finished, recorded or announced."""
         return self._busy == 0 and not self._bell.is_set() and not self._announcing
 
     @property

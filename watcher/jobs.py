@@ -35,6 +35,7 @@ class JobState(StrEnum):
 
     @property
     def ended(self) -> bool:
+        """It will never change by itself again."""
         return self in ENDED
 
 

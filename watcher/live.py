@@ -28,7 +28,9 @@ WATCHER, STANDBY = "watcher", "standby"
 class Pulses(Protocol):
     """Where pulses lie on a server (the record): by whom, seconds old, what."""
 
-    def pulses(self) -> Mapping[str, tuple[float, dict[str, Any]]]: ...
+    def pulses(self) -> Mapping[str, tuple[float, dict[str, Any]]]:
+        """Every pulse that was put there, also one long gone."""
+        ...
 
 
 def write(state: Path, pulse: dict[str, Any]) -> None:

@@ -12,6 +12,8 @@ import logging
 import sys
 from typing import Any
 
+from typing_extensions import override
+
 _PLAIN = {ord(c): f"\\x{ord(c):02x}" for c in map(chr, [*range(32), *range(127, 160)])}
 _PLAIN |= {
     c: f"\\u{c:04x}" for c in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029)
@@ -33,6 +35,7 @@ def say(logger: logging.Logger, event: str, level: int = logging.INFO, **facts: 
 class JsonLines(logging.Formatter):
     """One JSON object a line: ts (UTC), level, event, logger and the facts."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line: dict[str, Any] = {
@@ -50,6 +53,7 @@ class JsonLines(logging.Formatter):
 class Terminal(logging.Formatter):
     """``12:30:01 job.completed job_id=… ms=…``, with nothing that steers a terminal."""
 
+    @override
     def format(self, record: logging.LogRecord) -> str:
         moment = datetime.datetime.fromtimestamp(record.created).astimezone()
         facts = " ".join(f"{k}={v}" for k, v in getattr(record, "facts", {}).items())

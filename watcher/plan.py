@@ -40,6 +40,7 @@ class DeviceDescription:
 
     @property
     def kind(self) -> str:
+        """``cuda`` of ``cuda:1``."""
         return self.device.partition(":")[0]
 
 

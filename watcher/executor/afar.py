@@ -16,8 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from watcher.errors import SteadyError
-from watcher.executor import Died, Event, Picture, Ready, Slot, Started, Step, WorkerSpec
+from watcher.executor import Died, Event, Executor, Picture, Ready, Slot, Started, Step, WorkerSpec
 from watcher.executor.far import Report
 from watcher.executor.seat import Seat, Task
 from watcher.jobs import JobRequest, forwards_of
@@ -101,7 +103,7 @@ class _Place(Seat):
         return next((t for t in self.tasks if (t.job_id, t.attempt) == (job_id, attempt)), None)
 
 
-class FarExecutor:
+class FarExecutor(Executor):
     """Slots at the other end of ``line`` (see Executor for the promises).
 
     A slot exists from the first word about it on. Nothing is claimed for one before it has
@@ -122,9 +124,11 @@ class FarExecutor:
 
     # -- the protocol
 
+    @override
     def start(self) -> None:
         self._line.start(lambda slot, news: self._news.put((slot, news)))
 
+    @override
     def events(self, timeout: float) -> list[Event]:
         if self._line.joining:
             _keep_signals()
@@ -138,9 +142,11 @@ class FarExecutor:
         found, self._events = self._events, []
         return found
 
+    @override
     def wake(self) -> None:
         self._news.put(None)
 
+    @override
     def wants(self) -> list[Slot]:
         if self._stopping:
             return []
@@ -148,6 +154,7 @@ class FarExecutor:
         asking.sort(key=lambda place: (place.state == "unloaded", len(place.tasks)))
         return [place.slot for place in asking]
 
+    @override
     def send(self, slot: Slot, job_id: str, attempt: int, request: JobRequest) -> None:
         if slot not in self.wants():
             raise ValueError(f"slot {slot} takes no job now")
@@ -160,6 +167,7 @@ class FarExecutor:
         plain = request.model_dump(mode="json", exclude_none=True)
         self._order(place, "take", job_id, attempt, plain)
 
+    @override
     def cancel(self, job_id: str) -> None:
         for place in self._places:
             for task in place.tasks:
@@ -167,6 +175,7 @@ class FarExecutor:
                     task.cancelled = True
                     self._order(place, "cancel", job_id)
 
+    @override
     def stop(self, grace: float) -> list[tuple[str, int]]:
         if self._closed:
             return []
@@ -180,6 +189,7 @@ class FarExecutor:
         self._closed = True
         return [(t.job_id, t.attempt) for place in self._places for t in place.tasks]
 
+    @override
     def status(self) -> list[dict[str, Any]]:
         now = time.monotonic()
         return [place.told(now) for place in self._places]

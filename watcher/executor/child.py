@@ -78,6 +78,7 @@ class Child:
 
     @property
     def pid(self) -> int:
+        """Of the worker process, also when it is gone."""
         return self._process.pid
 
     @property
@@ -165,6 +166,7 @@ class Child:
         self.signal(signal.SIGKILL)
 
     def signal(self, number: int) -> None:
+        """Send a signal; what it was sent is no death of its own."""
         self._signalled.add(number)
         self._process.send_signal(number)  # polls first: never hits a stranger's pid
 

@@ -17,11 +17,14 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from typing_extensions import override
+
 from watcher.clock import now_us
 from watcher.errors import ERRORS, SteadyError
 from watcher.executor import (
     Died,
     Event,
+    Executor,
     Failed,
     Picture,
     Ready,
@@ -44,7 +47,7 @@ KILL_AFTER = 5.0
 SILENCE = 60.0
 
 
-class LocalExecutor:
+class LocalExecutor(Executor):
     """Worker processes on this machine (see Executor for the promises).
 
     Args:
@@ -100,11 +103,13 @@ class LocalExecutor:
 
     # -- the protocol
 
+    @override
     def start(self) -> None:
         for seat in self._seats:
             if seat.state == "off":
                 self._spawn(seat)
 
+    @override
     def events(self, timeout: float) -> list[Event]:
         if not self._closed:
             deadline = time.monotonic() + max(0.0, timeout)
@@ -116,10 +121,12 @@ class LocalExecutor:
         found, self._events = self._events, []
         return found
 
+    @override
     def wake(self) -> None:
         with contextlib.suppress(OSError):  # full: it rings already; closed: nobody waits
             self._ringer.send(b"!")
 
+    @override
     def wants(self) -> list[Slot]:
         if self._stopping:
             return []
@@ -135,6 +142,7 @@ class LocalExecutor:
                 asleep.append(seat.slot)
         return idle + nearly + asleep
 
+    @override
     def send(self, slot: Slot, job_id: str, attempt: int, request: JobRequest) -> None:
         if slot not in self.wants():
             raise ValueError(f"slot {slot} takes no job now")
@@ -148,12 +156,14 @@ class LocalExecutor:
         elif seat.child is not None:
             seat.child.post(message)
 
+    @override
     def cancel(self, job_id: str) -> None:
         for seat in self._seats:
             for task in list(seat.tasks):
                 if task.job_id == job_id and not task.cancelled:
                     self._cancel(seat, task)
 
+    @override
     def stop(self, grace: float) -> list[tuple[str, int]]:
         if self._closed:
             return []
@@ -180,6 +190,7 @@ class LocalExecutor:
         self._ringer.close()
         return unfinished
 
+    @override
     def status(self) -> list[dict[str, Any]]:
         now = time.monotonic()
         return [seat.status(now) for seat in self._seats]

@@ -25,6 +25,7 @@ class Patience:
         self._seen: OrderedDict[tuple[int, int], deque[float]] = OrderedDict()
 
     def add(self, size: tuple[int, int], seconds: float) -> None:
+        """Learn that one step of this size took ``seconds``."""
         self._seen.setdefault(size, deque(maxlen=32)).append(seconds)
         self._seen.move_to_end(size)
         if len(self._seen) > 256:

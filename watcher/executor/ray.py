@@ -26,10 +26,11 @@ from typing import Any
 
 import ray
 from ray.exceptions import ActorUnavailableError, RayError
+from typing_extensions import override
 
 from watcher.errors import SteadyError
 from watcher.executor import Slot, WorkerSpec
-from watcher.executor.afar import Lost, Met, Tell, Trouble
+from watcher.executor.afar import Line, Lost, Met, Tell, Trouble
 from watcher.executor.far import FarSlot, Report
 from watcher.executor.local import BACKOFF
 
@@ -46,7 +47,7 @@ class _Silent(Exception):
     """Nothing was heard of an actor for too long."""
 
 
-class RayLine:
+class RayLine(Line):
     """Actors of a Ray cluster (see Line for the promises).
 
     Args:
@@ -94,14 +95,17 @@ class RayLine:
 
     # -- for the main thread
 
+    @override
     def start(self, tell: Tell) -> None:
         self._tell = tell
         self.joining = True
         self._thread.start()
 
+    @override
     def order(self, slot: Slot, name: str, method: str, *arguments: Any) -> None:
         self._call(lambda: self._put(slot, name, (method, name, *arguments)))
 
+    @override
     def stop(self) -> None:
         self._leaving.set()
         if self._end is not None:

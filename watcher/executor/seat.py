@@ -30,9 +30,11 @@ class Task:
 
     @property
     def size(self) -> tuple[int, int]:
+        """Width and height in pixels."""
         return (self.request.width or 0, self.request.height or 0)
 
     def message(self) -> bytes:
+        """The order for the worker. ValueError when it is too large for a frame."""
         request = self.request.model_dump(mode="json", exclude_none=True)
         return line(
             {"type": "run", "job_id": self.job_id, "attempt": self.attempt, "request": request}

@@ -41,6 +41,7 @@ class Arrival:
 
     @property
     def size(self) -> int:
+        """Bytes at the last look."""
         return self.signature[1]
 
 

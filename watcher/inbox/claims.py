@@ -54,6 +54,7 @@ class Claim:
 
     @property
     def path(self) -> Path:
+        """Where it lies."""
         return self.folder / self.entry
 
     @property

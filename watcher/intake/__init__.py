@@ -96,10 +96,12 @@ class Intake:
         self._thread = threading.Thread(target=self._run, name="intake")
 
     def start(self) -> None:
+        """Begin, with the claims an earlier process left."""
         self._claims.extend(self._inbox.leftovers())
         self._thread.start()
 
     def stop(self) -> None:
+        """Return when the thread has ended: after the file in hand, or the chunk of a table."""
         self._stopping.set()
         self._inbox.ring()
         self._thread.join()

@@ -84,6 +84,7 @@ class Spool:
             yield Chunk(row, before, [NewJob._make(job) for job in jobs], again), not left
 
     def close(self) -> None:
+        """The file goes, and all that was judged."""
         self._file.close()
 
 

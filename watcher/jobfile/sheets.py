@@ -62,6 +62,7 @@ class Item:
 
     @classmethod
     def of(cls, raw: Any, path: Path) -> "Item":
+        """An item as it stands at ``path`` of the document."""
         template = template_of(raw)
         if isinstance(raw, str):
             return cls(path, raw, template, {})

@@ -68,6 +68,7 @@ class Number(float):
     source: str
 
     def __new__(cls, source: str) -> "Number":
+        """The number that ``source`` says. ValueError for anything else."""
         number = super().__new__(cls, source)
         number.source = source
         return number

@@ -123,6 +123,7 @@ def missing_files(folder: Path) -> list[str]:
 
 
 def remedy_for(model: str) -> str:
+    """What a person does when the model is not there."""
     if is_hub_name(model):
         known = CATALOGUE.get(split(model)[0])
         size = f" ({known.bytes / 1e9:.0f} GB)" if known else ""
@@ -174,10 +175,12 @@ def hub_cache() -> Path:
 
 
 def repository(name: str) -> Path:
+    """The folder of a hub model in the hub's own cache."""
     return hub_cache() / ("models--" + name.replace("/", "--"))
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
+    """What `steady model convert` noted of a folder's files; None when it noted nothing sound."""
     manifest = _json(folder / MANIFEST)
     files = (manifest or {}).get("files")
     if not isinstance(files, dict) or not all(

@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from typing_extensions import override
+
 from watcher import publish
 from watcher.config import Config
 from watcher.errors import SteadyError
@@ -76,9 +78,10 @@ class Hub(Protocol):
         ...
 
 
-class HuggingFace:
+class HuggingFace(Hub):
     """The Hugging Face hub, by its own client (which honours HF_ENDPOINT, HF_TOKEN, …)."""
 
+    @override
     def files(self, name: str, revision: str) -> tuple[str, list[HubFile]]:
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
@@ -92,6 +95,7 @@ class HuggingFace:
                 if isinstance(f, RepoFile)
             ]
 
+    @override
     def download(self, name: str, commit: str, patterns: Sequence[str]) -> Path:
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars

@@ -18,12 +18,14 @@ class Embeddings:
         self._entries: OrderedDict[str, torch.Tensor] = OrderedDict()
 
     def get(self, prompt: str) -> torch.Tensor | None:
+        """The remembered embedding of ``prompt``, which is now the last one used."""
         entry = self._entries.get(prompt)
         if entry is not None:
             self._entries.move_to_end(prompt)
         return entry
 
     def put(self, prompt: str, entry: torch.Tensor) -> None:
+        """Remember; the longest unused go until the limit in bytes holds again. Too large: not kept."""
         size = entry.numel() * entry.element_size()
         if size > self._limit:
             return
@@ -34,6 +36,7 @@ class Embeddings:
             self._held -= oldest.numel() * oldest.element_size()
 
     def clear(self) -> None:
+        """Forget all."""
         self._entries.clear()
         self._held = 0
 

@@ -13,6 +13,7 @@ _SUMMED_BYTES = 1_000_000_000  #: models up to here are read whole; larger ones 
 
 
 def interpreter(machine: Machine) -> Iterator[Finding]:
+    """Is this Python new enough?"""
     version = ".".join(str(number) for number in machine.python)
     words = f"{version} on {platform.system()}, {sys.prefix}"
     if machine.python < (3, 11):
@@ -44,6 +45,7 @@ def package() -> Iterator[Finding]:
 
 
 def torch(look: Look) -> Iterator[Finding]:
+    """Does torch load, and what was it built for?"""
     if look.devices is None:
         mend = "install it anew: pip install --force-reinstall -c constraints.txt torch"
         words = f"does not answer. {look.torch_trouble.message}"
@@ -54,6 +56,7 @@ def torch(look: Look) -> Iterator[Finding]:
 
 
 def device(look: Look) -> Iterator[Finding]:
+    """Is the device that config.yaml asks for there?"""
     if look.devices is None:
         return
     there = look.names
@@ -113,6 +116,7 @@ def _weight_bytes(folder: Path) -> int:
 
 
 def weights(look: Look) -> Iterator[Finding]:
+    """Are the model's files here and whole? Sums are only made of small models: 33 GB take minutes."""
     from watcher import model
     from watcher.model import weights
 

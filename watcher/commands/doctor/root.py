@@ -16,10 +16,12 @@ def layout(look: Look) -> Iterator[Finding]:
 
 
 def inbox(look: Look) -> Iterator[Finding]:
+    """Can job files be claimed?"""
     yield _writable("inbox", look.config.inbox)
 
 
 def outputs(look: Look) -> Iterator[Finding]:
+    """Can pictures be put away?"""
     yield _writable("outputs", look.config.outputs)
 
 
@@ -56,6 +58,7 @@ def disks(look: Look) -> Iterator[Finding]:
 
 
 def record(look: Look) -> Iterator[Finding]:
+    """Is the record whole? Reads all of it: seconds per GB."""
     from watcher.commands.show import counts_line
 
     if not look.desk.has_record():
@@ -70,6 +73,7 @@ def record(look: Look) -> Iterator[Finding]:
 
 
 def watcher(look: Look) -> Iterator[Finding]:
+    """Does a watcher run here, and does it live?"""
     from watcher import live, lock
 
     start = f"steady --root {look.desk.root} serve"

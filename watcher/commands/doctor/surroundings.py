@@ -25,6 +25,7 @@ _EXTRAS = {
 
 
 def inotify(look: Look) -> Iterator[Finding]:
+    """Are the system's limits high enough for the inbox to be watched?"""
     for limit, fewest in _FEWEST.items():
         # the system's limit, and that of this user's namespace
         for place in (f"fs/inotify/{limit}", f"user/{limit.replace('user', 'inotify')}"):
@@ -41,6 +42,7 @@ def inotify(look: Look) -> Iterator[Finding]:
 
 
 def disk(look: Look) -> Iterator[Finding]:
+    """For how many more pictures is there room?"""
     folder, floor = look.config.outputs, look.config.min_free_disk
     while not folder.is_dir():
         folder = folder.parent
@@ -68,6 +70,7 @@ def clock(look: Look) -> Iterator[Finding]:
 
 
 def port(look: Look) -> Iterator[Finding]:
+    """Is the HTTP port free, or ours already?"""
     port = look.config.port
     if port == 0:
         yield Finding("port", OK, "a free one is taken at each start")
@@ -94,6 +97,7 @@ def _is_ours(port: int) -> bool:
 
 
 def exposure(look: Look) -> Iterator[Finding]:
+    """Can strangers reach the service or read its token?"""
     config = look.config
     token = config.state / "token"
     if config.host not in ("127.0.0.1", "::1", "localhost") and not config.token:
