@@ -3,14 +3,13 @@
 The only importer of ``dataset`` (and of SQLAlchemy below it). ``dataset`` connects, keeps
 the pool and runs ``with db:``; this class keeps it from its three traps (a pool that runs dry
 locks every thread, a write outside ``with db:`` is never committed, a failed commit keeps the
-connection). Knows tables only to create them. A crash leaves whole transactions.
+connection). What only SQLite has is in ``file.py``, what only PostgreSQL has in ``server.py``.
+Knows tables only to create them. A crash leaves whole transactions.
 """
 
 import contextlib
 import itertools
-import os
 import re
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,7 +17,6 @@ from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from urllib.parse import quote
 
 import dataset
 from sqlalchemy import TextClause, event, text
@@ -27,13 +25,11 @@ from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from watcher.errors import SteadyError
 from watcher.store import schema
 from watcher.store.entries import Row
+from watcher.store.file import RecordFile, forget_pages
 
 POOL = 8  #: connections for transactions
 _SERVER_SECONDS = 0.2  #: between looks for changes on a server
 READERS = 8  #: connections for polls
-_OLDEST = (3, 35)  #: the first SQLite that knows RETURNING
-_CHECKED_AT_OPEN = 64 * 2**20  #: bytes of a file that is small enough to be checked at once
-
 
 #: Few sizes, for every statement stays prepared in every connection.
 _ROWS_AT_ONCE = (256, 16, 1)
@@ -77,17 +73,18 @@ class Database:
         busy_seconds: float = 10.0,
     ) -> None:
         self._url = url
-        self._synchronous = synchronous
-        self._checkpointer = checkpointer
         self._busy = busy_seconds
-        self.path = Path(url.removeprefix("sqlite:///")) if url.startswith("sqlite") else None
-        self.dialect = schema.SQLITE if self.path is not None else schema.POSTGRES
-        self._server = None if self.path is not None else _server()
+        self._how: dict[str, Any] = {
+            "synchronous": synchronous, "checkpointer": checkpointer, "busy_seconds": busy_seconds,
+        }  # fmt: skip
+        self._file: RecordFile | None = None
+        if url.startswith("sqlite"):
+            self._file = RecordFile(Path(url.removeprefix("sqlite:///")), **self._how)
+        self._server = None if self._file is not None else _server()
+        self.dialect = schema.SQLITE if self._file is not None else schema.POSTGRES
         #: What ``settings`` must say of the watcher, or nothing is written; see ``Record.lead``.
         self.mark: str | None = None
         self._lock = None if self._server is None else self._server.WatcherLock(url)
-        #: True when the last stop was no clean one and the file is too large to check at once.
-        self.unchecked = False
         # Never more threads inside dataset than its pool has connections: one more would wait
         # inside dataset's own lock, which the others need to give theirs back.
         self._slots = threading.BoundedSemaphore(POOL)
@@ -101,22 +98,13 @@ class Database:
     # -- opening and closing
 
     def _open(self) -> None:
-        self._identity: tuple[int, int] | None = None
-        self._logs: dict[Path, tuple[int, int]] = {}  #: SQLite's files beside it
-        if self.path is not None:
-            if sqlite3.sqlite_version_info < _OLDEST:
-                raise SteadyError(
-                    "database_trouble",
-                    f"SQLite {sqlite3.sqlite_version} is too old; 3.35 is the oldest that will do.",
-                    remedy="Use a Python that brings a newer SQLite.",
-                )
-            with self._typed():
-                self._prepare(self.path)
         pool: dict[str, Any] = {"pool_size": POOL, "max_overflow": 0}
-        if self._server is not None:
+        if self._file is not None:
+            with self._typed():
+                self._file.prepare()
+            pool |= {"creator": self._file.connect, "pool_use_lifo": True}
+        elif self._server is not None:
             pool |= {"pool_pre_ping": True, "connect_args": self._server.PATIENCE}
-        else:
-            pool |= {"creator": self._connect, "pool_use_lifo": True}
         with self._typed():
             self._db = dataset.Database(
                 self._url,
@@ -125,80 +113,21 @@ class Database:
                 sqlite_wal_mode=False,
                 engine_kwargs=pool,
             )
-        if self._server is None:
-            event.listen(self._db.engine, "checkin", _forget_pages)
+        if self._file is not None:
+            event.listen(self._db.engine, "checkin", forget_pages)
         try:
             self._migrate()
         except BaseException:
             self.close()
             raise
-        if self.path is not None:
-            for end in ("-wal", "-shm"):
-                beside = self.path.with_name(self.path.name + end)
-                if identity := _identity_of(beside):
-                    self._logs[beside] = identity
-
-    def _connect(self, *, read_only: bool = False) -> sqlite3.Connection:
-        """A driver connection; never creates the file, so a deleted one is noticed."""
-        connection = sqlite3.connect(
-            f"file:{quote(str(self.path))}?mode=rw",
-            uri=True,
-            timeout=self._busy,
-            isolation_level=None,
-            check_same_thread=False,
-        )
-        for pragma in (
-            f"synchronous = {self._synchronous}",
-            f"wal_autocheckpoint = {1000 if self._checkpointer else 0}",
-            "journal_size_limit = 67108864",
-            "cache_size = -2048",
-            f"query_only = {int(read_only)}",
-        ):
-            connection.execute(f"PRAGMA {pragma}")
-        return connection
+        if self._file is not None:
+            self._file.note_logs()
 
     def _open_reader(self) -> Any:
         """A driver connection for polls, which gives rows as dicts."""
-        if self._server is not None:
-            return self._server.connect(self._url)
-        connection = self._connect(read_only=True)
-        connection.row_factory = _as_dict
-        return connection
-
-    def _prepare(self, path: Path) -> None:
-        """Create the file, recognise a foreign or damaged one, switch to WAL."""
-        try:
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644))
-        except OSError as error:
-            raise SteadyError(
-                "database_trouble", f"The record {path.name} cannot be opened: {error.strerror}."
-            ) from None
-        log = path.with_name(path.name + "-wal")
-        unclean = log.exists() and log.stat().st_size > 0
-        with contextlib.closing(self._connect()) as connection:
-            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            owner = connection.execute("PRAGMA application_id").fetchone()[0]
-            if tables and owner != schema.APPLICATION_ID:
-                raise SteadyError(
-                    "database_damaged", f"{path.name} is a database of another program."
-                )
-            if unclean and self._checkpointer:
-                if path.stat().st_size <= _CHECKED_AT_OPEN:
-                    _quick_check(connection)
-                else:
-                    self.unchecked = True
-            # The switch does not wait for other processes by itself.
-            deadline = time.monotonic() + self._busy
-            while True:
-                try:
-                    connection.execute("PRAGMA journal_mode = WAL")
-                    break
-                except sqlite3.OperationalError as error:
-                    if _kind(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
-                        raise
-                    time.sleep(0.01)
-        stat = path.stat()
-        self._identity = (stat.st_dev, stat.st_ino)
+        if self._file is not None:
+            return self._file.reader()
+        return self._server.connect(self._url) if self._server is not None else None
 
     def _migrate(self) -> None:
         if self._version() == schema.VERSION:
@@ -214,7 +143,7 @@ class Database:
             for statements in schema.migrations(self.dialect)[version:]:
                 for statement in statements:
                     self.run(statement)
-            if self.path is not None:
+            if self._file is not None:
                 self.run(f"PRAGMA application_id = {schema.APPLICATION_ID}")
                 self.run(f"PRAGMA user_version = {schema.VERSION}")
             else:
@@ -226,7 +155,7 @@ class Database:
 
     def _version(self, *, inside: bool = False) -> int:
         with contextlib.nullcontext() if inside else self.read():
-            if self.path is not None:
+            if self._file is not None:
                 return int(self.run("PRAGMA user_version")[0]["user_version"])
             # Not to_regclass: what that once did not find it goes on not finding in a transaction.
             if not self.run(
@@ -241,7 +170,8 @@ class Database:
         """Give all connections back. Using the database afterwards is a mistake."""
         if self._lock is not None:
             self._lock.release()
-        self._drop_stale_log()
+        if self._file is not None:
+            self._file.drop_stale_log()
         self._readers.close()
         self._db.close()
 
@@ -256,17 +186,11 @@ class Database:
                 if not self._slots.acquire(timeout=self._busy * 2):
                     raise SteadyError("database_trouble", "All connections are in use.")
                 alone.callback(self._slots.release)
-            self._drop_stale_log()
-            fresh = Database(
-                self._url,
-                synchronous=self._synchronous,
-                checkpointer=self._checkpointer,
-                busy_seconds=self._busy,
-            )
+            if self._file is not None:
+                self._file.drop_stale_log()
+            fresh = Database(self._url, **self._how)
             self.close()
-            self._db, self._readers = fresh._db, fresh._readers
-            self._identity, self._logs = fresh._identity, fresh._logs
-            self.unchecked = fresh.unchecked
+            self._db, self._readers, self._file = fresh._db, fresh._readers, fresh._file
 
     def lead(self, mark: str) -> bool:
         """Be the one watcher of a record on a server, if nobody is; see ``Record.lead``."""
@@ -286,25 +210,15 @@ class Database:
         return True
 
     def check(self) -> None:
-        """Is the file still the one that was opened? SQLite itself would write on happily.
-        On a server: is this watcher still the one?
+        """Is the file still the one that was opened? On a server: is this watcher still the one?
 
         SteadyError ``database_trouble`` when the file was deleted or replaced, or the server does
         not answer; ``already_running`` when another watcher has taken over.
         """
-        if self.path is None:
+        if self._file is not None:
+            self._file.check()
+        else:
             self._check_lead()
-            return
-        try:
-            stat = self.path.stat()
-        except OSError:
-            raise SteadyError(
-                "database_trouble", f"The record {self.path.name} is not there any more."
-            ) from None
-        if (stat.st_dev, stat.st_ino) != self._identity:
-            raise SteadyError(
-                "database_trouble", f"The record {self.path.name} was replaced by another file."
-            )
 
     def _check_lead(self) -> None:
         if self.mark is None or self._lock is None or self._lock.held():
@@ -318,37 +232,20 @@ class Database:
                 "database_trouble", "The record's server still holds our lock for a lost session."
             )
 
-    def _drop_stale_log(self) -> None:
-        """Another file has our path: the log beside it is still that of ours.
-
-        SQLite would take it for the other file's own and mix the two. Our connections keep
-        theirs, which needs no name.
-        """
-        if self.path is None or self.other() is None:
-            return
-        for path, identity in self._logs.items():
-            if _identity_of(path) == identity:
-                with contextlib.suppress(FileNotFoundError):
-                    path.unlink()
-
     def other(self) -> object:
         """How the file looks that was put in the place of ours; None when there is none."""
-        if self.path is None:
-            return None
-        try:
-            stat = self.path.stat()
-        except OSError:
-            return None
-        if (stat.st_dev, stat.st_ino) == self._identity:
-            return None
-        return stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+        return self._file.other() if self._file is not None else None
 
     def verify(self) -> None:
         """Read the whole file and look for damage (seconds per GB); ``database_damaged``."""
-        if self.path is not None:
-            with self._typed(), contextlib.closing(self._connect(read_only=True)) as connection:
-                _quick_check(connection)
-        self.unchecked = False
+        if self._file is not None:
+            with self._typed():
+                self._file.verify()
+
+    @property
+    def unchecked(self) -> bool:
+        """The last stop was no clean one, and the file was too large to be checked at once."""
+        return self._file is not None and self._file.unchecked
 
     # -- transactions
 
@@ -356,8 +253,8 @@ class Database:
     def write(self) -> Iterator[None]:
         """A transaction that is the only writing one until it ends: committed, or nothing."""
         self._forbid_nesting()
-        if self._identity is not None:
-            self.check()  # what is written into a file that has no name any more is lost
+        if self._file is not None:
+            self._file.check()  # what is written into a file that has no name any more is lost
         # A writer of this process is alive and will be done; the longest (cancelling a batch of a
         # million) takes about a minute.
         if not self._writer.acquire(timeout=self._busy + 60):
@@ -457,7 +354,7 @@ class Database:
 
         A server is asked five times a second, however often this is called.
         """
-        if self.path is not None:
+        if self._file is not None:
             with self._typed():
                 return self._readers.data_version()
         asked, version = self._version_seen
@@ -474,51 +371,15 @@ class Database:
 
     @contextlib.contextmanager
     def _typed(self) -> Iterator[None]:
-        driver = sqlite3.Error if self._server is None else self._server.Error
+        driver: Any = self._file or self._server
         try:
             yield
-        except driver as error:
-            raise self._error(error) from error
+        except driver.Error as error:
+            raise driver.typed(error) from error
         except DBAPIError as error:
             if error.orig is None:
                 raise
-            raise self._error(error.orig) from error
-
-    def _error(self, error: BaseException) -> BaseException:
-        """The registered error of a driver's complaint; our own mistakes stay what they are."""
-        if self._server is not None:
-            typed: BaseException = self._server.typed(error)
-            return typed
-        if not isinstance(error, sqlite3.Error):
-            return error
-        kind = _kind(error)
-        if kind == sqlite3.SQLITE_FULL:
-            return SteadyError("disk_full", "The disk of the record is full.")
-        if kind == sqlite3.SQLITE_IOERR and self._no_space():
-            return SteadyError("disk_full", "The disk of the record is full.")
-        if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-            return SteadyError("database_damaged", f"The record is damaged: {error}.")
-        if kind in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return SteadyError("database_trouble", "Another program holds the record's lock.")
-        if kind in (
-            sqlite3.SQLITE_IOERR,
-            sqlite3.SQLITE_CANTOPEN,
-            sqlite3.SQLITE_READONLY,
-            sqlite3.SQLITE_PERM,
-            sqlite3.SQLITE_PROTOCOL,
-        ):
-            return SteadyError("database_trouble", f"The record cannot be used: {error}.")
-        return error
-
-    def _no_space(self) -> bool:
-        """Quotas and shared memory report a full disk as an I/O error."""
-        if self.path is None:
-            return False
-        try:
-            disk = os.statvfs(self.path.parent)
-        except OSError:
-            return False
-        return disk.f_bavail * disk.f_frsize < 2**20
+            raise driver.typed(error.orig) from error
 
 
 def _server() -> ModuleType:
@@ -532,31 +393,6 @@ def _server() -> ModuleType:
             remedy="Run `pip install 'steadydiffusion[postgres]'`.",
         ) from None
     return server
-
-
-def _forget_pages(connection: sqlite3.Connection | None, _record: object) -> None:
-    """What a connection at rest remembers of the file is stale as soon as another one writes."""
-    if connection is not None:
-        connection.execute("PRAGMA shrink_memory")
-
-
-def _kind(error: sqlite3.Error) -> int:
-    """SQLite's primary result code (0 for complaints of the Python module itself)."""
-    return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
-
-
-def _quick_check(connection: sqlite3.Connection) -> None:
-    answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if answer != "ok":
-        raise SteadyError("database_damaged", f"The record is damaged: {answer}.")
-
-
-def _identity_of(path: Path) -> tuple[int, int] | None:
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    return stat.st_dev, stat.st_ino
 
 
 class _Readers:
@@ -601,7 +437,3 @@ class _Readers:
         with contextlib.suppress(IndexError):
             while True:
                 self._idle.pop().close()
-
-
-def _as_dict(cursor: sqlite3.Cursor, row: tuple[Any, ...]) -> Row:
-    return {column[0]: value for column, value in zip(cursor.description, row, strict=True)}
