@@ -56,7 +56,7 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 
 # -- working on it -------------------------------------------------------------------------------
 test: $(VENV)/.installed-test ## all tests but the slow ones (real processes, the real pipeline)
-	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not gpu and not ray and not postgres"
+	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not ray and not postgres"
 
 again: $(VENV)/.installed-test ## only the tests that failed last, one at a time
 	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray and not postgres"
