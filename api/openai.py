@@ -121,7 +121,7 @@ class Streams:
         self._feed = feed
 
     async def events(self, call: Call, asked: Asked) -> AsyncIterator[bytes]:
-        """The stream of a call, to its last event; ends early when the service stops."""
+        """The stream of a call, to its last event; an error (also that the service stops) is one."""
         told: set[str] = set()
         partials: dict[str, int] = {}
         try:

@@ -180,7 +180,7 @@ def repository(name: str) -> Path:
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
-    """What `steady model convert` noted of a folder's files; None when it noted nothing sound."""
+    """What `steady model pull` or `convert` noted of a folder's files; None when it noted nothing sound."""
     manifest = _json(folder / MANIFEST)
     files = (manifest or {}).get("files")
     if not isinstance(files, dict) or not all(

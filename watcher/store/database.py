@@ -125,9 +125,8 @@ class Database:
 
     def _open_reader(self) -> Any:
         """A driver connection for polls, which gives rows as dicts."""
-        if self._file is not None:
-            return self._file.reader()
-        return self._server.connect(self._url) if self._server is not None else None
+        server: Any = self._server
+        return self._file.reader() if self._file is not None else server.connect(self._url)
 
     def _migrate(self) -> None:
         if self._version() == schema.VERSION:
