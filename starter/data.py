@@ -23,9 +23,9 @@ from starter import net, world
 #: Sizes of training pictures (width, height in pixels), and how many of each are wanted.
 SIZES: dict[tuple[int, int], int] = {
     (128, 128): 24 * 1024,
-    (192, 128): 2 * 1024,
-    (128, 192): 2 * 1024,
-    (256, 256): 1024,
+    (192, 128): 4 * 1024,
+    (128, 192): 4 * 1024,
+    (256, 256): 4 * 1024,
 }
 SHARD = 256  #: Pictures in one shard.
 

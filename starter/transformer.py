@@ -29,10 +29,10 @@ from starter.sprites import KINDS
 
 #: Share of training steps by size (width, height), and the batch of each.
 MIX: dict[tuple[int, int], tuple[float, int]] = {
-    (128, 128): (0.9, 24),
-    (192, 128): (0.04, 24),
-    (128, 192): (0.04, 24),
-    (256, 256): (0.02, 8),
+    (128, 128): (0.26, 24),
+    (192, 128): (0.2, 16),
+    (128, 192): (0.22, 16),
+    (256, 256): (0.32, 8),
 }
 DROP = 0.08  #: Share of captions left out, so that guidance can be used.
 LONG = 0.1  #: Share of 128x128 batches whose captions are drawn out with filler words to 64 tokens.
@@ -106,11 +106,8 @@ def share(scene: world.Scene) -> float:
 class Batches:
     """Draws training batches from the shards, with captions worded afresh."""
 
-    def __init__(self, folder: Path, tokenizer: Any, seed: int, baking: bool = False) -> None:
-        self.folder, self.tokenizer = folder, tokenizer
-        # Guidance is the same at every size: while baking, the cheapest to compile is enough.
-        self.mix = {s: m for s, m in MIX.items() if not baking or s == (128, 128)}
-        self.long = 0.0 if baking else LONG
+    def __init__(self, folder: Path, tokenizer: Any, seed: int, long: float = LONG) -> None:
+        self.folder, self.tokenizer, self.long = folder, tokenizer, long
         self.rng = Random(f"batches {seed} {time.time()}")
         self.shards: dict[tuple[int, int], dict[int, data.Shard]] = {}
         self.refresh()
@@ -131,11 +128,11 @@ class Batches:
 
     def draw(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """A batch: latents, kinds, colours, token numbers, lengths."""
-        sizes = [size for size in self.mix if self.shards.get(size)]
-        size = self.rng.choices(sizes, [self.mix[s][0] for s in sizes])[0]
+        sizes = [size for size in MIX if self.shards.get(size)]
+        size = self.rng.choices(sizes, [MIX[s][0] for s in sizes])[0]
         pool = list(self.shards[size].values())
         picks: list[tuple[data.Shard, int]] = []
-        while len(picks) < self.mix[size][1]:
+        while len(picks) < MIX[size][1]:
             shard, k = self.rng.choice(pool), self.rng.randrange(data.SHARD)
             if self.rng.random() < share(shard.scenes[k]):
                 picks.append((shard, k))
@@ -264,6 +261,7 @@ def train(
     peak: float,
     worker: int = 0,
     guide: float = 0.0,
+    teacher_parts: Path | None = None,
     average: float = 0.995,
 ) -> None:
     """Train until the time is used up; goes on from the last checkpoint in `run`.
@@ -275,7 +273,8 @@ def train(
         minutes: training time in all, over every resumption.
         peak: the learning rate.
         worker: 0 leads and saves the result; others only help.
-        guide: guidance to bake in from the frozen start; 0 trains on the pictures themselves.
+        guide: guidance to bake in from a frozen teacher; 0 trains on the pictures themselves.
+        teacher_parts: folder of the teacher; `parts` where none is named.
         average: decay of the running average of weights, by step.
     """
     from transformers import Qwen2Tokenizer
@@ -285,7 +284,8 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     tokenizer: Any = Qwen2Tokenizer.from_pretrained(parts / "tokenizer")
     networks = _load_networks(parts)
-    teacher = Teacher(_load_networks(parts), tokenizer, guide) if guide else None
+    frozen = _load_networks(teacher_parts or parts)
+    teacher = Teacher(frozen, tokenizer, guide) if guide else None
     optimizer = networks.optimizer()
     step, samples, spent = 0, 0, 0.0
     checkpoint = run / f"checkpoint{worker}.pt"
@@ -298,7 +298,7 @@ def train(
         step, samples, spent = state["step"], state["samples"], state["spent"]
     # Running averages live beside the weights and are what is saved in the end.
     shadow = state["shadow"] if state else [p.detach().clone() for p in networks.parameters()]
-    batches = Batches(shards, tokenizer, worker, baking=teacher is not None)
+    batches = Batches(shards, tokenizer, worker, long=0.0 if teacher else LONG)
     block, plain = net.FastBlocks(), net.FastBlocks(compiled=False)
     log = (run / f"log{worker}.tsv").open("a", buffering=1)
     seen: dict[str, float] = {}
@@ -385,6 +385,7 @@ if __name__ == "__main__":
     parser.add_argument("--peak", type=float, default=6e-4)
     parser.add_argument("--worker", type=int, default=0)
     parser.add_argument("--guide", type=float, default=0.0)
+    parser.add_argument("--teacher", type=Path)
     parser.add_argument("--average", type=float, default=0.995)
     a = parser.parse_args()
     train(
@@ -395,5 +396,6 @@ if __name__ == "__main__":
         peak=a.peak,
         worker=a.worker,
         guide=a.guide,
+        teacher_parts=a.teacher,
         average=a.average,
     )
