@@ -284,8 +284,7 @@ def train(
     run.mkdir(parents=True, exist_ok=True)
     tokenizer: Any = Qwen2Tokenizer.from_pretrained(parts / "tokenizer")
     networks = _load_networks(parts)
-    frozen = _load_networks(teacher_parts or parts)
-    teacher = Teacher(frozen, tokenizer, guide) if guide else None
+    teacher = Teacher(_load_networks(teacher_parts or parts), tokenizer, guide) if guide else None
     optimizer = networks.optimizer()
     step, samples, spent = 0, 0, 0.0
     checkpoint = run / f"checkpoint{worker}.pt"
