@@ -29,17 +29,17 @@ from starter.sprites import KINDS
 
 #: Share of training steps by size (width, height), and the batch of each.
 MIX: dict[tuple[int, int], tuple[float, int]] = {
-    (128, 128): (0.26, 24),
-    (192, 128): (0.2, 16),
-    (128, 192): (0.22, 16),
-    (256, 256): (0.32, 8),
+    (128, 128): (0.5, 24),
+    (192, 128): (0.14, 16),
+    (128, 192): (0.16, 16),
+    (256, 256): (0.2, 8),
 }
 DROP = 0.08  #: Share of captions left out, so that guidance can be used.
 LONG = 0.1  #: Share of 128x128 batches whose captions are drawn out with filler words to 64 tokens.
-OBJECTS = 3.0  #: How much more than the rest of a picture the patches near an object count.
+OBJECTS = 4.0  #: How much more than the rest of a picture the patches near an object count.
 AUXILIARY = 0.1  #: Weight of the heads' loss beside that of the pictures.
 #: Kinds that are drawn wrong longest; the others come less often.
-HARD = {"apple", "cactus", "cross", "cup", "house", "lighthouse", "palm", "robot", "star", "tree"}
+HARD = {"bird", "cactus", "cross", "cup", "flower", "palm", "rabbit", "robot", "star", "umbrella"}
 HEADS_ALONE = 60  #: Steps in which new heads learn without moving what they look at.
 GOSSIP_STEPS = 25  #: Steps between two looks at the other workers' weights.
 SAVE_SECONDS = 240.0  #: Time between two checkpoints.
@@ -99,8 +99,12 @@ class Networks(nn.Module):
 def share(scene: world.Scene) -> float:
     """How often a scene is trained on when it is drawn: what is harder to learn comes more often."""
     if not scene.things:
-        return 0.25
-    return 1.0 if any(thing.kind in HARD for thing in scene.things) else 0.6
+        return 0.2
+    hard = any(thing.kind in HARD for thing in scene.things)
+    if scene.land:
+        return 1.0 if hard else 0.8
+    several = len(scene.things) > 1 or scene.things[0].count > 1
+    return 0.25 + 0.25 * hard + 0.2 * several
 
 
 class Batches:
