@@ -43,10 +43,10 @@ ROWS = (
 )
 
 
-def held_out(number: int) -> list[tuple[world.Scene, str, int]]:
-    """The first held-out scenes with one caption each and the seed they came from."""
+def held_out(number: int, first: int = 0) -> list[tuple[world.Scene, str, int]]:
+    """Held-out scenes with one caption each and the seed they came from, `first` and on."""
     items = []
-    for seed in range(number):
+    for seed in range(first, first + number):
         rng = Random(f"score {seed}")
         scene = world.sample_scene(rng, held_out=True)
         items.append((scene, world.caption(scene, rng), seed))
@@ -280,7 +280,7 @@ def main(arguments: argparse.Namespace) -> None:
     if not judge.FILE.exists():
         judge.train()
     critic = judge.load()
-    items = held_out(arguments.count)
+    items = held_out(arguments.count, arguments.first)
     scenes = [scene for scene, _, _ in items]
     columns: dict[str, dict[str, list[bool]]] = {}
     true = [
@@ -322,6 +322,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", type=Path, default=HERE / "model")
     parser.add_argument("--count", type=int, default=260, help="held-out captions to render")
+    parser.add_argument("--first", type=int, default=0, help="seed of the first held-out caption")
     parser.add_argument("--width", type=int, default=0, help="pixels; the native size if left out")
     parser.add_argument("--height", type=int, default=0)
     parser.add_argument("--steps", type=int, default=0)

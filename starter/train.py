@@ -161,15 +161,16 @@ def stage_transformer(arguments: argparse.Namespace) -> None:
 
 def stage_bake(arguments: argparse.Namespace) -> None:
     """Make guidance part of the weights, from a frozen teacher."""
-    parts = RUNS / "base" / "ema"
+    parts, guide, peak = RUNS / "base" / "ema", arguments.guide, 4e-4
     if not parts.exists():
-        # Straight from the shipped weights: for a short session, in which the first stage would
-        # only take the guidance out that is in them.
+        # Straight from the shipped weights, from which the first stage would only take the
+        # guidance out. They are their own teacher, and what divides their answers with and
+        # without a caption is 1 + guide times as long: this share of it keeps what they have.
         _first_weights(arguments)
-        parts = RUNS / "start"
+        parts, guide, peak = RUNS / "start", guide / (1 + guide), 1e-3
     elif not (parts / "tokenizer").exists():
         shutil.copytree(RUNS / "start" / "tokenizer", parts / "tokenizer")
-    extra = ["--guide", str(arguments.guide), "--peak", "4e-4", "--average", "0.99"]
+    extra = ["--guide", str(guide), "--peak", str(peak), "--average", "0.99"]
     _workers(arguments, parts, RUNS / "bake", arguments.minutes / 4, extra)
 
 

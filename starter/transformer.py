@@ -29,12 +29,13 @@ from starter.sprites import KINDS
 
 #: Share of training steps by size (width, height), and the batch of each.
 MIX: dict[tuple[int, int], tuple[float, int]] = {
-    (128, 128): (0.5, 24),
-    (192, 128): (0.14, 16),
-    (128, 192): (0.16, 16),
-    (256, 256): (0.2, 8),
+    (128, 128): (0.22, 24),
+    (192, 128): (0.15, 20),
+    (128, 192): (0.2, 20),
+    (256, 256): (0.43, 10),
 }
 DROP = 0.08  #: Share of captions left out, so that guidance can be used.
+BRIEF = 0.2  #: Share of captions of objects that leave out a colour or a place.
 LONG = 0.1  #: Share of 128x128 batches whose captions are drawn out with filler words to 64 tokens.
 OBJECTS = 4.0  #: How much more than the rest of a picture the patches near an object count.
 AUXILIARY = 0.1  #: Weight of the heads' loss beside that of the pictures.
@@ -123,7 +124,7 @@ class Batches:
     def _caption(self, scene: world.Scene, long: bool) -> str:
         if self.rng.random() < DROP:
             return ""
-        text = world.caption(scene, self.rng)
+        text = world.caption(scene, self.rng, brief=self.rng.random() < BRIEF)
         if long:
             text += "".join(
                 f", {self.rng.choice(words.FILLERS)}" for _ in range(self.rng.randint(3, 8))
@@ -302,7 +303,7 @@ def train(
     # Running averages live beside the weights and are what is saved in the end.
     shadow = state["shadow"] if state else [p.detach().clone() for p in networks.parameters()]
     batches = Batches(shards, tokenizer, worker, long=0.0 if teacher else LONG)
-    block, plain = net.FastBlocks(), net.FastBlocks(compiled=False)
+    block = net.FastBlocks()
     log = (run / f"log{worker}.tsv").open("a", buffering=1)
     seen: dict[str, float] = {}
     last = saved = looked = time.monotonic()
@@ -341,7 +342,7 @@ def train(
             target = latents - noise
             if teacher is not None:
                 # Beside the pictures, not instead of them: baking goes on learning.
-                target = target + teacher.push(noisy, 1 - level, numbers, lengths, plain)
+                target = target + teacher.push(noisy, 1 - level, numbers, lengths, block)
             feats = words.features(networks.encoder, numbers, lengths)
             guess = net.forward_batch(
                 networks.transformer, noisy, 1 - level, feats, lengths, block, taps
@@ -351,8 +352,7 @@ def train(
             if step < HEADS_ALONE:
                 taps = {tap: tokens.detach() for tap, tokens in taps.items()}
             aux = networks.heads.loss(taps, kinds, colours)
-        # Baking is short and starts with new heads: they would only disturb what is there.
-        (flow if teacher is not None else flow + AUXILIARY * aux).backward()
+        (flow + AUXILIARY * aux).backward()
         nn.utils.clip_grad_norm_(networks.parameters(), 1.0)
         optimizer.step(rate_at(spent / (minutes * 60), step, peak, 20 if teacher else 60))
         step, samples = step + 1, samples + len(latents)

@@ -573,12 +573,13 @@ def _colour_word(colour: str, rng: Random) -> str:
     return colour
 
 
-def _phrase(thing: Thing, rng: Random, size: str = "") -> str:
+def _phrase(thing: Thing, rng: Random, size: str = "", *, coloured: bool = True) -> str:
     """A thing with its article or number: "two red cars"."""
     word = _name(thing.kind, rng)
-    colour = _colour_word(thing.colour, rng)
+    colour = _colour_word(thing.colour, rng) if coloured else ""
     if thing.count > 1:
-        return f"{('two', 'three')[thing.count - 2]} {colour} {_plural(word)}"
+        number = ("two", "three")[thing.count - 2]
+        return " ".join(part for part in (number, colour, _plural(word)) if part)
     if size:
         size = rng.choice(
             {"small": ("small", "tiny", "little"), "big": ("big", "large", "huge")}[size]
@@ -586,9 +587,17 @@ def _phrase(thing: Thing, rng: Random, size: str = "") -> str:
     return _article(" ".join(part for part in (size, colour, word) if part))
 
 
-def caption(scene: Scene, rng: Random) -> str:
-    """Word a scene in one of its many ways."""
-    body = _land_caption(scene, rng) if scene.land else _plain_caption(scene, rng)
+def caption(scene: Scene, rng: Random, *, brief: bool = False) -> str:
+    """Word a scene in one of its many ways.
+
+    A brief caption leaves out the objects' colour, or where they are, or both, as people do.
+    Numbers, sides and hours always stay: a caption without them means one thing, and day.
+    """
+    coloured = placed = True
+    if brief and scene.things:
+        coloured, placed = rng.choice(((False, True), (False, True), (True, False), (False, False)))
+    word = _land_caption if scene.land else _plain_caption
+    body = word(scene, rng, coloured=coloured, placed=placed)
     text = rng.choice(_PREFIXES) + body + rng.choice(_SUFFIXES)
     if rng.random() < 0.25:
         text = text[0].upper() + text[1:]
@@ -597,10 +606,10 @@ def caption(scene: Scene, rng: Random) -> str:
     return " ".join(text.split())
 
 
-def _plain_caption(scene: Scene, rng: Random) -> str:
+def _plain_caption(scene: Scene, rng: Random, *, coloured: bool, placed: bool) -> str:
     ground = _colour_word(scene.ground, rng)
     if len(scene.things) == 2:
-        first, second = (_phrase(thing, rng) for thing in scene.things)
+        first, second = (_phrase(thing, rng, coloured=coloured) for thing in scene.things)
         joint = {
             "left": ("to the left of", "left of", "on the left of"),
             "right": ("to the right of", "right of", "on the right of"),
@@ -610,7 +619,7 @@ def _plain_caption(scene: Scene, rng: Random) -> str:
         }[scene.relation]
         what = f"{first} {rng.choice(joint)} {second}"
     else:
-        what = _phrase(scene.things[0], rng, scene.size)
+        what = _phrase(scene.things[0], rng, scene.size, coloured=coloured)
     if scene.place:
         side = {
             "left": ("on the left", "on the left side", "at the left"),
@@ -619,12 +628,16 @@ def _plain_caption(scene: Scene, rng: Random) -> str:
             "bottom": ("at the bottom", "in the lower half"),
         }[scene.place]
         where = rng.choice(side)
+        if not placed:
+            return f"{what} {where}"
         options = (
             f"{what} {where} of a {ground} background",
             f"{what} {where}, {ground} background",
             f"{what} {where} on a {ground} background",
         )
         return rng.choice(options)
+    if not placed:
+        return what
     article = _article(ground)
     return rng.choice(
         (
@@ -638,7 +651,7 @@ def _plain_caption(scene: Scene, rng: Random) -> str:
     )
 
 
-def _land_caption(scene: Scene, rng: Random) -> str:
+def _land_caption(scene: Scene, rng: Random, *, coloured: bool, placed: bool) -> str:
     words = _SNOWY[scene.land] if scene.snowy else _LANDS[scene.land]
     land = rng.choice(words)
     if scene.blossom:
@@ -654,7 +667,10 @@ def _land_caption(scene: Scene, rng: Random) -> str:
     feature = rng.choice(_FEATURE_WORDS[scene.feature]) if scene.feature else ""
     if scene.things:
         thing = scene.things[0]
-        what = _phrase(thing, rng)
+        # Its size in a landscape is always the same; a word for it changes nothing.
+        brief = not (coloured and placed)
+        size = rng.choice(("", "", "small")) if brief else ""
+        what = _phrase(thing, rng, size, coloured=coloured)
         aloft = thing.kind in _SKY_KINDS or thing.kind in SHAPES
         if scene.place:
             what += rng.choice((f" on the {scene.place}", f" on the {scene.place} side"))
@@ -668,9 +684,10 @@ def _land_caption(scene: Scene, rng: Random) -> str:
             joint = rng.choice(("on", "in")) if scene.land == "snow" else rng.choice(("on", "at"))
         else:
             joint = rng.choice(("in", "in", "near"))
-        parts = [what, joint, land, time, feature]
+        where = f"{joint} {land}" if placed else ""
+        parts = [what, where, time, feature]
         if time and rng.random() < 0.15:
-            parts = [what, joint, land, feature, time]
+            parts = [what, where, feature, time]
         return " ".join(part for part in parts if part)
     bare = rng.random()
     if scene.time in ("sunset", "sunrise") and bare < 0.4:

@@ -45,6 +45,18 @@ def test_held_out_scenes_are_never_trained_on() -> None:
     assert not trained & held
 
 
+def test_a_brief_caption_names_the_colour_or_the_ground_but_never_both() -> None:
+    told = set()
+    for seed in range(300):
+        rng = Random(f"c{seed}")
+        scene = world.sample_scene(rng)
+        if scene.land or len(scene.things) > 1:
+            continue
+        words = world.caption(scene, rng, brief=True).lower().replace("grey", "gray")
+        told.add((scene.things[0].colour in words, scene.ground in words))
+    assert told == {(True, False), (False, True), (False, False)}
+
+
 def test_every_kind_can_be_drawn_in_every_colour() -> None:
     for kind in sprites.KINDS:
         for colour in sprites.COLOURS.values():
