@@ -29,10 +29,10 @@ from starter.sprites import KINDS
 
 #: Share of training steps by size (width, height), and the batch of each.
 MIX: dict[tuple[int, int], tuple[float, int]] = {
-    (128, 128): (0.22, 24),
-    (192, 128): (0.15, 20),
-    (128, 192): (0.2, 20),
-    (256, 256): (0.43, 10),
+    (128, 128): (0.18, 24),
+    (192, 128): (0.12, 20),
+    (128, 192): (0.18, 20),
+    (256, 256): (0.52, 10),
 }
 DROP = 0.08  #: Share of captions left out, so that guidance can be used.
 BRIEF = 0.2  #: Share of captions of objects that leave out a colour or a place.
@@ -40,7 +40,21 @@ LONG = 0.1  #: Share of 128x128 batches whose captions are drawn out with filler
 OBJECTS = 4.0  #: How much more than the rest of a picture the patches near an object count.
 AUXILIARY = 0.1  #: Weight of the heads' loss beside that of the pictures.
 #: Kinds that are drawn wrong longest; the others come less often.
-HARD = {"bird", "cactus", "cross", "cup", "flower", "palm", "rabbit", "robot", "star", "umbrella"}
+HARD = {
+    "balloon",
+    "bird",
+    "cactus",
+    "cross",
+    "cup",
+    "flower",
+    "house",
+    "lighthouse",
+    "palm",
+    "rabbit",
+    "robot",
+    "star",
+    "umbrella",
+}
 HEADS_ALONE = 60  #: Steps in which new heads learn without moving what they look at.
 GOSSIP_STEPS = 25  #: Steps between two looks at the other workers' weights.
 SAVE_SECONDS = 240.0  #: Time between two checkpoints.

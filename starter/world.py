@@ -435,6 +435,8 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "robot": ("robot",),
     "fish": ("fish",),
 }
+#: More words, for captions that name no colour: one more above would reword every other caption.
+_LOOSE_WORDS: dict[str, tuple[str, ...]] = {"boat": ("sailing boat",)}
 _PLURALS = {
     "fish": "fish",
     "cactus": "cactuses",
@@ -576,6 +578,8 @@ def _colour_word(colour: str, rng: Random) -> str:
 def _phrase(thing: Thing, rng: Random, size: str = "", *, coloured: bool = True) -> str:
     """A thing with its article or number: "two red cars"."""
     word = _name(thing.kind, rng)
+    if not coloured and thing.kind in _LOOSE_WORDS:
+        word = rng.choice((word, *_LOOSE_WORDS[thing.kind]))
     colour = _colour_word(thing.colour, rng) if coloured else ""
     if thing.count > 1:
         number = ("two", "three")[thing.count - 2]
