@@ -45,6 +45,20 @@ def test_held_out_scenes_are_never_trained_on() -> None:
     assert not trained & held
 
 
+def test_the_held_out_captions_are_those_the_card_shows() -> None:
+    shown = (ROOT / "starter" / "samples.txt").read_text().splitlines()
+    assert [words for _, words, _ in score.held_out(len(shown))] == shown
+
+
+def test_a_boat_without_a_colour_may_be_a_sailing_boat() -> None:
+    scene = world.Scene(land="sea", things=(world.Thing("boat", "red"),))
+    brief = {world.caption(scene, Random(f"d{seed}"), brief=True) for seed in range(100)}
+    whole = {world.caption(scene, Random(f"d{seed}")) for seed in range(100)}
+    assert any("sailing boat" in words for words in brief)
+    assert not any("red sailing boat" in words for words in brief)
+    assert not any("sailing boat" in words for words in whole)
+
+
 def test_a_brief_caption_names_the_colour_or_the_ground_but_never_both() -> None:
     told = set()
     for seed in range(300):
