@@ -435,7 +435,7 @@ _WORDS: dict[str, tuple[str, ...]] = {
     "robot": ("robot",),
     "fish": ("fish",),
 }
-#: More words, for captions that name no colour: one more above would reword every other caption.
+#: Words for things that captions without a colour have besides; added above, they would reword all.
 _LOOSE_WORDS: dict[str, tuple[str, ...]] = {"boat": ("sailing boat",)}
 _PLURALS = {
     "fish": "fish",
@@ -561,8 +561,9 @@ def _article(words: str) -> str:
     return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
 
 
-def _name(kind: str, rng: Random) -> str:
-    return rng.choice(_WORDS.get(kind, (kind,)))
+def _name(kind: str, rng: Random, *, loose: bool) -> str:
+    words = _WORDS.get(kind, (kind,))
+    return rng.choice((*words, *_LOOSE_WORDS.get(kind, ())) if loose else words)
 
 
 def _plural(word: str) -> str:
@@ -577,9 +578,7 @@ def _colour_word(colour: str, rng: Random) -> str:
 
 def _phrase(thing: Thing, rng: Random, size: str = "", *, coloured: bool = True) -> str:
     """A thing with its article or number: "two red cars"."""
-    word = _name(thing.kind, rng)
-    if not coloured and thing.kind in _LOOSE_WORDS:
-        word = rng.choice((word, *_LOOSE_WORDS[thing.kind]))
+    word = _name(thing.kind, rng, loose=not coloured)
     colour = _colour_word(thing.colour, rng) if coloured else ""
     if thing.count > 1:
         number = ("two", "three")[thing.count - 2]
