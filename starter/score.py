@@ -240,12 +240,15 @@ def variety(
 
 
 def contact_sheet(images: list[Picture], columns: int) -> Image.Image:
-    """Pictures of one size side by side."""
-    height, width = images[0].shape[:2]
-    rows = -(-len(images) // columns)
+    """Pictures of one size side by side, each shrunk to at most 128 pixels a side."""
+    cells = [Image.fromarray(image) for image in images]
+    for cell in cells:
+        cell.thumbnail((128, 128), Image.Resampling.LANCZOS)
+    width, height = cells[0].size
+    rows = -(-len(cells) // columns)
     sheet = Image.new("RGB", (columns * width, rows * height), "white")
-    for k, image in enumerate(images):
-        sheet.paste(Image.fromarray(image), (k % columns * width, k // columns * height))
+    for k, cell in enumerate(cells):
+        sheet.paste(cell, (k % columns * width, k // columns * height))
     return sheet
 
 
@@ -330,7 +333,7 @@ if __name__ == "__main__":
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--quick", action="store_true", help="the model's column only")
     parser.add_argument(
-        "--sheet", type=Path, help="save unselected pictures here, in caption order"
+        "--sheet", type=Path, help="save unselected pictures here, small, in caption order"
     )
     parser.add_argument("--sheet-count", type=int, default=96)
     parser.add_argument("--captions", type=Path, help="save the sheet's captions here")

@@ -228,7 +228,7 @@ def main() -> None:
     )
     parser.add_argument("--peak", type=float, default=0.0, help="learning rate")
     parser.add_argument("--guide", type=float, default=2.0, help="guidance the last stage bakes in")
-    parser.add_argument("--native", type=int, default=128, help="native side in pixels")
+    parser.add_argument("--native", type=int, default=256, help="native side in pixels")
     parser.add_argument("--ship", action="store_true", help="replace the shipped folder at the end")
     arguments = parser.parse_args()
     if unknown := set(arguments.stages) - set(STAGES):

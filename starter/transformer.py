@@ -29,10 +29,10 @@ from starter.sprites import KINDS
 
 #: Share of training steps by size (width, height), and the batch of each.
 MIX: dict[tuple[int, int], tuple[float, int]] = {
-    (128, 128): (0.18, 24),
-    (192, 128): (0.12, 20),
-    (128, 192): (0.18, 20),
-    (256, 256): (0.52, 10),
+    (128, 128): (0.14, 24),
+    (192, 128): (0.09, 20),
+    (128, 192): (0.13, 20),
+    (256, 256): (0.64, 10),
 }
 DROP = 0.08  #: Share of captions left out, so that guidance can be used.
 BRIEF = 0.2  #: Share of captions of objects that leave out a colour or a place.

@@ -93,7 +93,7 @@ def test_auto_goes_by_the_devices(
     choice = model.choose(config(root), Kept(), Probe(*devices))
     assert (choice.name, choice.device) == (name, device)
     assert choice.starter == (name == STARTER)
-    assert choice.profile["native_width"] == (128 if choice.starter else 1024)
+    assert choice.profile["native_width"] == (256 if choice.starter else 1024)
     assert device in choice.why or choice.starter
 
 
