@@ -29,11 +29,16 @@ from starter.sprites import KINDS
 
 #: Share of training steps by size (width, height), and the batch of each.
 MIX: dict[tuple[int, int], tuple[float, int]] = {
-    (128, 128): (0.14, 24),
-    (192, 128): (0.09, 20),
-    (128, 192): (0.13, 20),
-    (256, 256): (0.64, 10),
+    (128, 128): (0.07, 24),
+    (192, 128): (0.05, 20),
+    (128, 192): (0.08, 20),
+    (256, 256): (0.22, 10),
+    (64, 64): (0.11, 48),
+    (384, 256): (0.06, 7),
+    (256, 384): (0.06, 7),
+    (512, 512): (0.35, 3),
 }
+LARGE = 256 * 256  #: Pixels above which a picture is large: its layout is learned at half the size.
 DROP = 0.08  #: Share of captions left out, so that guidance can be used.
 BRIEF = 0.2  #: Share of captions of objects that leave out a colour or a place.
 LONG = 0.1  #: Share of 128x128 batches whose captions are drawn out with filler words to 64 tokens.
@@ -165,10 +170,15 @@ class Batches:
         return latents, kinds, colours, numbers, lengths
 
 
-def sigmas(number: int) -> Tensor:
-    """Noise levels [number] as the scheduler spreads them: uniform, shifted by 3."""
+def sigmas(number: int, pixels: int) -> Tensor:
+    """Noise levels [number] as the scheduler spreads them: uniform, shifted by 3.
+
+    The same noise hides less of a larger picture, whose layout is settled at higher levels: there
+    the shift grows with the side.
+    """
     uniform = (torch.arange(number) + torch.rand(number)) / number
-    return 3 * uniform / (1 + 2 * uniform)
+    shift = 3 * max(1.0, math.sqrt(pixels / LARGE))
+    return shift * uniform / (1 + (shift - 1) * uniform)
 
 
 def emphasis(kinds: Tensor) -> Tensor:
@@ -193,22 +203,51 @@ class Teacher:
         self.weight = weight
         networks.requires_grad_(False)
 
-    @torch.no_grad()
-    def push(
-        self, noisy: Tensor, times: Tensor, numbers: Tensor, lengths: Tensor, block: net.Block
-    ) -> Tensor:
-        """What guidance adds to a velocity, of the shape of `noisy`; both captions in one batch."""
+    def _answers(
+        self, noisy: Tensor, level: Tensor, numbers: Tensor, lengths: Tensor, block: net.Block
+    ) -> tuple[Tensor, Tensor]:
+        """The velocity with the captions, and what guidance adds to it; shapes of `noisy`."""
         batch, width = numbers.shape
         both = torch.cat([numbers, self.empty[0][:, :width].expand(batch, -1)])
         sizes = torch.cat([lengths, self.empty[1].expand(batch)])
         feats = words.features(self.encoder, both, sizes)
         guided = net.forward_batch(
-            self.transformer, noisy, times, feats[:batch], lengths, block
+            self.transformer, noisy, 1 - level, feats[:batch], lengths, block
         ).float()
         plain = net.forward_batch(
-            self.transformer, noisy, times, feats[batch:], sizes[batch:], block
+            self.transformer, noisy, 1 - level, feats[batch:], sizes[batch:], block
         ).float()
-        return self.weight * (guided - plain)
+        return guided, self.weight * (guided - plain)
+
+    @torch.no_grad()
+    def change(
+        self,
+        latents: Tensor,
+        noisy: Tensor,
+        level: Tensor,
+        numbers: Tensor,
+        lengths: Tensor,
+        block: net.Block,
+    ) -> Tensor:
+        """What to add to the true velocity, of the shape of `latents`.
+
+        Of a large picture, whose size it does not know, the teacher sees every other pixel's worth:
+        means of two by two, in which the noise is halved. While noise still hides the layout its
+        own picture, enlarged, takes the place of the coarse part of the true one: that is what it
+        draws at a size it knows, and it varies far less than true pictures do.
+        """
+        rows, columns = latents.shape[2:]
+        if rows * columns * 64 <= LARGE:
+            return self._answers(noisy, level, numbers, lengths, block)[1]
+        scale = 1 - level / 2
+        small = level / 2 / scale
+        wide, wide_scale, wide_small = (x[:, None, None, None] for x in (level, scale, small))
+        seen = F.avg_pool2d(noisy, 2) / wide_scale
+        guided, push = self._answers(seen, small, numbers, lengths, block)
+        own = (seen + wide_small * guided - F.avg_pool2d(latents, 2)) / wide.clamp(min=0.1)
+        hidden = ((wide - 0.7) / 0.15).clamp(0, 1)
+        coarse = hidden * own + (1 - hidden) * push / (2 * wide_scale)
+        return F.interpolate(coarse, scale_factor=2)
 
 
 def rate_at(progress: float, step: int, peak: float, warm_steps: int) -> float:
@@ -260,7 +299,7 @@ def save_parts(networks: Networks, folder: Path) -> None:
         half.save_pretrained(folder / name)
 
 
-def _load_networks(parts: Path) -> Networks:
+def load_networks(parts: Path) -> Networks:
     from diffusers import ZImageTransformer2DModel
     from transformers import Qwen3Model
 
@@ -302,8 +341,8 @@ def train(
     torch.manual_seed(1000 * worker + int(time.time()) % 1000)
     run.mkdir(parents=True, exist_ok=True)
     tokenizer: Any = Qwen2Tokenizer.from_pretrained(parts / "tokenizer")
-    networks = _load_networks(parts)
-    teacher = Teacher(_load_networks(teacher_parts or parts), tokenizer, guide) if guide else None
+    networks = load_networks(parts)
+    teacher = Teacher(load_networks(teacher_parts or parts), tokenizer, guide) if guide else None
     optimizer = networks.optimizer()
     step, samples, spent = 0, 0, 0.0
     checkpoint = run / f"checkpoint{worker}.pt"
@@ -348,7 +387,7 @@ def train(
     while spent < minutes * 60 and not stopping:
         latents, kinds, colours, numbers, lengths = batches.draw()
         noise = torch.randn_like(latents)
-        level = sigmas(len(latents))
+        level = sigmas(len(latents), 64 * latents.shape[2] * latents.shape[3])
         wide = level[:, None, None, None]
         noisy = (1 - wide) * latents + wide * noise
         taps = dict.fromkeys(networks.heads.taps, noisy)
@@ -356,7 +395,7 @@ def train(
             target = latents - noise
             if teacher is not None:
                 # Beside the pictures, not instead of them: baking goes on learning.
-                target = target + teacher.push(noisy, 1 - level, numbers, lengths, block)
+                target = target + teacher.change(latents, noisy, level, numbers, lengths, block)
             feats = words.features(networks.encoder, numbers, lengths)
             guess = net.forward_batch(
                 networks.transformer, noisy, 1 - level, feats, lengths, block, taps

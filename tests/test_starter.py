@@ -15,7 +15,9 @@ import pytest
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 
-from starter import judge, net, score, sprites, transformer, world  # noqa: E402
+from transformers import Qwen2Tokenizer  # noqa: E402
+
+from starter import judge, net, score, sprites, transformer, words, world  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 MODEL = ROOT / "starter" / "model"
@@ -128,6 +130,43 @@ def test_patches_near_an_object_weigh_more_and_the_whole_weighs_one() -> None:
     near, far = weight[0, 0, 4:10, 4:10], weight[0, 0, 12:, 12:]
     assert torch.allclose(near, far.mean() * transformer.OBJECTS)
     assert torch.allclose(weight[1], far.mean())
+
+
+def test_a_teacher_lays_out_what_is_large_at_half_the_size_and_leaves_the_rest_alone() -> None:
+    networks = transformer.load_networks(MODEL)
+    tokenizer = Qwen2Tokenizer.from_pretrained(MODEL / "tokenizer")
+    teacher = transformer.Teacher(networks, tokenizer, 0.0)
+    numbers, lengths = words.encode(tokenizer, ["a red heart on a white background"] * 2, 32)
+    block = net.FastBlocks(compiled=False)
+    torch.manual_seed(0)
+
+    def change(side: int, levels: tuple[float, float]) -> tuple[torch.Tensor, ...]:
+        latents, noise = torch.randn(2, 16, side, side), torch.randn(2, 16, side, side)
+        level = torch.tensor(levels)
+        wide = level[:, None, None, None]
+        noisy = (1 - wide) * latents + wide * noise
+        return latents, noisy, wide, teacher.change(latents, noisy, level, numbers, lengths, block)
+
+    *_, known = change(32, (0.95, 0.5))
+    assert not known.any(), "without guidance a size the teacher knows is left to the pictures"
+    latents, noisy, wide, added = change(48, (0.95, 0.5))
+    assert not added[1].any(), "where little noise is left as well"
+    coarse = torch.nn.functional.avg_pool2d(latents + wide * added, 2)[:1]
+    seen = torch.nn.functional.avg_pool2d(noisy, 2)[:1] / 0.525
+    small = torch.tensor([0.475 / 0.525])
+    features = words.features(networks.encoder, numbers[:1], lengths[:1])
+    answer = net.forward_batch(networks.transformer, seen, 1 - small, features, lengths[:1], block)
+    assert torch.allclose(coarse, seen + small * answer, atol=1e-4)
+    blocks = added[0].unfold(1, 2, 2).unfold(2, 2, 2).flatten(3)
+    assert (blocks == blocks[..., :1]).all(), "the detail stays that of the true picture"
+
+
+def test_noise_is_strong_more_often_in_large_pictures() -> None:
+    torch.manual_seed(0)
+    median = {side: transformer.sigmas(1001, side * side).median() for side in (64, 256, 512)}
+    assert median[64] == pytest.approx(0.75, abs=0.01)
+    assert median[256] == pytest.approx(0.75, abs=0.01)
+    assert median[512] == pytest.approx(6 / 7, abs=0.01)
 
 
 def test_a_deepened_transformer_computes_the_same() -> None:
