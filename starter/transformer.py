@@ -38,6 +38,7 @@ MIX: dict[tuple[int, int], tuple[float, int]] = {
     (256, 384): (0.06, 7),
     (512, 512): (0.35, 3),
 }
+LATENT_PIXELS = 8 * 8  #: Pixels of a picture under one of its latents.
 LARGE = 256 * 256  #: Pixels above which a picture is large: its layout is learned at half the size.
 DROP = 0.08  #: Share of captions left out, so that guidance can be used.
 BRIEF = 0.2  #: Share of captions of objects that leave out a colour or a place.
@@ -231,21 +232,22 @@ class Teacher:
     ) -> Tensor:
         """What to add to the true velocity, of the shape of `latents`.
 
-        Of a large picture, whose size it does not know, the teacher sees every other pixel's worth:
-        means of two by two, in which the noise is halved. While noise still hides the layout its
-        own picture, enlarged, takes the place of the coarse part of the true one: that is what it
-        draws at a size it knows, and it varies far less than true pictures do.
+        Of a large picture, whose size it does not know, the teacher sees means of two by two, in
+        which the noise is halved. While noise still hides the layout, its own picture, enlarged,
+        takes the place of the coarse part of the true one: that is what it draws at a size it
+        knows, and it varies far less than true pictures do.
         """
         rows, columns = latents.shape[2:]
-        if rows * columns * 64 <= LARGE:
+        if rows * columns * LATENT_PIXELS <= LARGE:
             return self._answers(noisy, level, numbers, lengths, block)[1]
         scale = 1 - level / 2
         small = level / 2 / scale
         wide, wide_scale, wide_small = (x[:, None, None, None] for x in (level, scale, small))
         seen = F.avg_pool2d(noisy, 2) / wide_scale
         guided, push = self._answers(seen, small, numbers, lengths, block)
-        own = (seen + wide_small * guided - F.avg_pool2d(latents, 2)) / wide.clamp(min=0.1)
         hidden = ((wide - 0.7) / 0.15).clamp(0, 1)
+        # Below 0.7 its own picture counts nothing; the clamp keeps that nothing from being 0 / 0.
+        own = (seen + wide_small * guided - F.avg_pool2d(latents, 2)) / wide.clamp(min=0.7)
         coarse = hidden * own + (1 - hidden) * push / (2 * wide_scale)
         return F.interpolate(coarse, scale_factor=2)
 
@@ -300,6 +302,7 @@ def save_parts(networks: Networks, folder: Path) -> None:
 
 
 def load_networks(parts: Path) -> Networks:
+    """Transformer and text encoder of a folder, in float32, with new heads."""
     from diffusers import ZImageTransformer2DModel
     from transformers import Qwen3Model
 
@@ -387,7 +390,7 @@ def train(
     while spent < minutes * 60 and not stopping:
         latents, kinds, colours, numbers, lengths = batches.draw()
         noise = torch.randn_like(latents)
-        level = sigmas(len(latents), 64 * latents.shape[2] * latents.shape[3])
+        level = sigmas(len(latents), latents[0, 0].numel() * LATENT_PIXELS)
         wide = level[:, None, None, None]
         noisy = (1 - wide) * latents + wide * noise
         taps = dict.fromkeys(networks.heads.taps, noisy)
