@@ -30,13 +30,15 @@ from starter.sprites import KINDS
 #: Share of training steps by size (width, height), and the batch of each.
 MIX: dict[tuple[int, int], tuple[float, int]] = {
     (128, 128): (0.07, 24),
-    (192, 128): (0.05, 20),
-    (128, 192): (0.08, 20),
-    (256, 256): (0.22, 10),
-    (64, 64): (0.11, 48),
-    (384, 256): (0.06, 7),
-    (256, 384): (0.06, 7),
-    (512, 512): (0.35, 3),
+    (192, 128): (0.04, 20),
+    (128, 192): (0.06, 20),
+    (256, 256): (0.18, 10),
+    (64, 64): (0.27, 112),
+    (384, 256): (0.03, 7),
+    (256, 384): (0.03, 7),
+    (512, 256): (0.04, 5),
+    (256, 512): (0.04, 5),
+    (512, 512): (0.24, 3),
 }
 LATENT_PIXELS = 8 * 8  #: Pixels of a picture under one of its latents.
 LARGE = 256 * 256  #: Pixels above which a picture is large: its layout is learned at half the size.
