@@ -38,20 +38,6 @@ def until(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> 
         time.sleep(0.01)
 
 
-def takes_less_than(seconds: float, run: Callable[[], object]) -> bool:
-    """Whether one of three runs needs less than `seconds` of this process's CPU time.
-
-    A core shared with other work counts up to three times what the code itself costs; input whose
-    cost explodes is over the limit each time.
-    """
-    for _ in range(3):
-        begun = time.process_time()
-        run()
-        if time.process_time() - begun < seconds:
-            return True
-    return False
-
-
 @pytest.fixture
 def root(tmp_path: Path) -> Path:
     """An empty root folder."""

@@ -2,9 +2,9 @@
 
 import subprocess
 import sys
+import time
 
 import pytest
-from conftest import takes_less_than
 
 from watcher.errors import SteadyError
 from watcher.jobfile.strictyaml import MAX_DEPTH, Number, read
@@ -151,21 +151,19 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_bombs_are_refused_or_read_within_a_second(name: str) -> None:
-    def run() -> None:
-        try:
-            read(BOMBS[name])
-        except SteadyError as error:
-            assert error.problems
-
-    assert takes_less_than(1, run)
+    begun = time.process_time()
+    try:
+        read(BOMBS[name])
+    except SteadyError as error:
+        assert error.problems
+    assert time.process_time() - begun < 1
 
 
 def test_a_megabyte_of_text_is_read_at_once() -> None:
-    def run() -> None:
-        assert value("prompt: |\n" + "  " + "x" * 1_000_000)
-        assert value("prompt: " + "x y " * 250_000)
-
-    assert takes_less_than(1, run)
+    begun = time.process_time()
+    assert value("prompt: |\n" + "  " + "x" * 1_000_000)
+    assert value("prompt: " + "x y " * 250_000)
+    assert time.process_time() - begun < 1
 
 
 def test_deep_brackets_do_not_kill_the_process() -> None:
