@@ -298,15 +298,7 @@ class Calls:
             with self._lock:
                 if self._waiting.get(ticket):
                     return
-            batch = self._store.batch(ticket)
-            if batch is None:
-                return
-            waiting = self._store.jobs_of(ticket, limit=1000)
-            if batch.recorded_at is None and batch.error is None:
-                self._store.cancel_batch(ticket, now_us())
-            for job in waiting:
-                if job.state is JobState.QUEUED:
-                    self._store.cancel(job.id, now_us())
+            self._store.withdraw(ticket, now_us())
             say(logger, "http.hung_up", ticket=ticket)
         except SteadyError as error:
             # Then the picture is made for nobody in particular: it is in the gallery.

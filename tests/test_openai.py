@@ -8,7 +8,8 @@ import json
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
@@ -20,8 +21,11 @@ from house_of_clients import House, house
 from PIL import Image
 
 from api.calls import Attempt, Call, Calls
+from api.door import Door
 from api.submit import Body, Submissions
 from api.views import Views
+from watcher.jobs import Batch, Job, JobState
+from watcher.store import JobStore, now_us
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +311,56 @@ def test_hanging_up_cancels_what_has_not_started(here: House):
     blocker.join()
     until(lambda: here.jobs("blocking fox")[0]["state"] == "completed", 30)
     assert here.made("waiting fox") == 0
+
+
+class Racing(JobStore):
+    """A record in which the watcher takes a job at the worst moment of somebody who gives up."""
+
+    looked: Callable[[str], object] = staticmethod(lambda at: None)
+
+    def jobs_of(self, *args: Any, **more: Any) -> list[Job]:
+        found = super().jobs_of(*args, **more)
+        self.looked("jobs_of")
+        return found
+
+    def batch(self, ticket: str) -> Batch | None:
+        found = super().batch(ticket)
+        self.looked("batch")
+        return found
+
+    def withdraw(self, ticket: str, now: int) -> None:
+        self.looked("withdraw")
+        super().withdraw(ticket, now)
+
+
+@pytest.mark.parametrize("moment", ["batch", "jobs_of", "withdraw"])
+@pytest.mark.parametrize("read", [True, False])
+def test_what_is_claimed_while_its_caller_hangs_up_goes_on(tmp_path: Path, read: bool, moment: str):
+    with Bench(tmp_path) as bench:
+        store = Racing(bench.config.database_url)
+        door = Door(bench.config, store)
+        feed: Any = None
+        calls = Calls(door, Submissions(door, Views(door)), feed)
+        call = calls.begin(Body(b'{"prompt": "a fox", "count": 2}', ".json", "openai"))
+        if read:
+            bench.watcher.take_in()
+
+        def claims(at: str) -> None:
+            if at in (moment, "withdraw"):
+                bench.watcher.take_in()
+                if not bench.store.generating():
+                    bench.store.claim(now_us())
+
+        async def gone() -> None:
+            calls.leave(call, hung_up=True)
+            await asyncio.get_running_loop().shutdown_default_executor()
+
+        store.looked = claims
+        asyncio.run(gone())
+        first, second = bench.store.jobs_of(call.ticket)
+        assert first.state is JobState.GENERATING and not first.cancel_requested
+        assert second.state is JobState.CANCELLED
+        store.close()
 
 
 def test_a_try_again_revives_what_hanging_up_cancelled(here: House):

@@ -263,7 +263,8 @@ def test_unknown_jobs_and_batches(store: JobStore) -> None:
     assert code(lambda: store.reorder(nobody)) == "job_not_found"
     for batch_call in (
         store.progress, store.cancel_batch, store.pause_batch, store.resume_batch,
-        store.retry_failed, lambda t: store.record(t, [], first_index=0, final=True, now=1, local=LOCAL),
+        store.retry_failed, lambda t: store.withdraw(t, 1),
+        lambda t: store.record(t, [], first_index=0, final=True, now=1, local=LOCAL),
     ):  # fmt: skip
         assert code(lambda call=batch_call: call(nobody)) == "batch_not_found"  # type: ignore[misc]
     assert not store.archived(nobody)

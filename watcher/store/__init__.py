@@ -298,6 +298,24 @@ class JobStore(Recorded, Batches, Views):
             )
             return batch_of(self._set_batch("cancelled = 1", ticket=ticket))
 
+    def withdraw(self, ticket: str, now: int) -> None:
+        """End what of a batch has not begun: waiting jobs, and those still to be read.
+
+        A job that is claimed in between runs on. SteadyError ``batch_not_found``.
+        """
+        with self._db.write():
+            self._move_many(
+                "state = 'cancelled', held = NULL, completed_at = :now",
+                "ticket = :ticket AND state = 'queued'",
+                ticket=ticket,
+                now=now,
+            )
+            self._set_batch(
+                "cancelled = CASE WHEN recorded_at IS NULL AND error IS NULL"
+                " THEN 1 ELSE cancelled END",
+                ticket=ticket,
+            )
+
     def pause_batch(self, ticket: str) -> Batch:
         """Its waiting jobs are held back, also those still to be read."""
         with self._db.write():
