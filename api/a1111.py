@@ -297,7 +297,7 @@ def info_of(jobs: list[Job], asked: Asked, warnings: list[str], model: str) -> d
 def _infotext(job: Job, model: str) -> str:
     recipe = {
         "request": job.request.model_dump(),
-        "forwards": forwards_of(job.request.num_inference_steps or 1),
+        "forwards": job.forwards,
         "seed": job.request.seed,
         "model": model,
     }

@@ -153,7 +153,7 @@ class Door:
 
     def left(self, job: Job, entry: Mapping[str, Any] | None) -> float | None:
         """Seconds until a generating job is done; None while nothing is known."""
-        return self.pace().left(size_of(job.request), entry, now_us())
+        return self.pace().left(size_of(job), entry, now_us())
 
     def queue_seconds(self, waiting: int) -> float | None:
         """Seconds until ``waiting`` further jobs are done; None while nothing is known."""

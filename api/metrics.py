@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from api.door import Door, Kept
 from watcher.errors import SteadyError
-from watcher.jobs import ENDED, JobState, forwards_of
+from watcher.jobs import ENDED, JobState
 from watcher.store import JobFilter
 
 _BOUNDS = (0.1, 0.5, 1, 2.5, 5, 10, 25, 60, 150, 600, 3600)  #: seconds
@@ -127,8 +127,8 @@ class Figures(Collector):
             family.add_metric([phase], statistics.median(values))
         yield family
         steps = [
-            (ended - started) / 1e6 / forwards_of(steps)
-            for _, _, steps, started, ended in self._door.store.durations()
+            (ended - started) / 1e6 / forwards
+            for _, _, forwards, started, ended in self._door.store.durations()
         ]
         if steps:
             middle = statistics.median(steps)

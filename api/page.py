@@ -33,7 +33,7 @@ from api.paint import Painter
 from api.views import Views
 from watcher.clock import now_us
 from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import ENDED, Batch, Job, JobState, Limits, forwards_of
+from watcher.jobs import ENDED, Batch, Job, JobState, Limits
 from watcher.recipe import model_name
 from watcher.store import JobFilter
 
@@ -133,7 +133,7 @@ class Pages:
         entry = self._door.running(job.id)
         if entry is not None and entry.get("attempt") != job.attempt:
             entry = None
-        steps = forwards_of(job.request.num_inference_steps or 1)
+        steps = job.forwards
         sibling = self._store.sibling(job)
         return Running(
             job=job,

@@ -143,6 +143,7 @@ class Views:
             path="",
             priority=Priority(request.priority or Priority.INTERACTIVE),
             created_at=batch.created_at,
+            forwards=forwards_of(request.num_inference_steps or 1),
             completed_at=batch.recorded_at if state in ENDED else None,
             error_code=error.get("code"),
             error_message=error.get("message"),
@@ -152,7 +153,7 @@ class Views:
 
     def _progress(self, job: Job) -> tuple[float, int | None, int]:
         """Fraction done, forwards done (None while unknown), forwards in all."""
-        steps = forwards_of(job.request.num_inference_steps or 1)
+        steps = job.forwards
         if job.state is JobState.COMPLETED:
             return 1.0, steps, steps
         if job.state is not JobState.GENERATING:

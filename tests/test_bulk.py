@@ -18,7 +18,6 @@ from history import faults, pictures, rows
 from PIL import Image
 from roots import Root
 
-from watcher.jobs import forwards_of
 from watcher.pace import Pace
 from watcher.wildcards import Wildcards
 
@@ -189,25 +188,25 @@ def test_a_person_goes_before_five_hundred_over_a_restart(make_root: Make) -> No
 # -- time
 
 
-def test_the_pace_is_learned_by_size_and_steps() -> None:
-    def made(side: int, steps: int, seconds: float, at: float) -> tuple[int, int, int, int, int]:
-        return side, side, steps, int(at * 1e6), int((at + seconds) * 1e6)
+def test_the_pace_is_learned_by_size_and_forwards() -> None:
+    def made(side: int, forwards: int, seconds: float, at: float) -> tuple[int, int, int, int, int]:
+        return side, side, forwards, int(at * 1e6), int((at + seconds) * 1e6)
 
-    pace = Pace([made(1024, 9, 8.0, 100 * i) for i in range(5)] + [made(512, 9, 90.0, 900)])
-    assert pace.seconds(1024, 1024, 9) == 8.0
-    assert Pace([made(1024, 9, 8.0, 0)]).seconds(1024, 1024, 5) == pytest.approx(4.0)
-    assert Pace([]).seconds(64, 64, 9) is None
+    pace = Pace([made(1024, 8, 8.0, 100 * i) for i in range(5)] + [made(512, 8, 90.0, 900)])
+    assert pace.seconds(1024, 1024, 8) == 8.0
+    assert Pace([made(1024, 8, 8.0, 0)]).seconds(1024, 1024, 4) == pytest.approx(4.0)
+    assert Pace([]).seconds(64, 64, 8) is None
     # handed out one forward early: the wait behind the one before is not its own time
-    early = [(1024, 1024, 9, int(i * 8e6 - 1e6), int((i + 1) * 8e6)) for i in range(1, 6)]
-    assert Pace(early).seconds(1024, 1024, 9) == pytest.approx(8.0, rel=0.05)
-    assert pace.queue([(1024, 1024, 9)] * 3, 30, hands=2) == pytest.approx(120.0)
+    early = [(1024, 1024, 8, int(i * 8e6 - 1e6), int((i + 1) * 8e6)) for i in range(1, 6)]
+    assert Pace(early).seconds(1024, 1024, 8) == pytest.approx(8.0, rel=0.05)
+    assert pace.queue([(1024, 1024, 8)] * 3, 30, hands=2) == pytest.approx(120.0)
 
 
 def test_after_five_pictures_the_time_left_is_within_a_fifth(make_root: Make) -> None:
     from doors import running
 
     root = make_root()
-    steps = forwards_of(9)
+    steps = 8
     lines = "".join(f"{i} steps={steps} sleep=0.05\n" for i in range(25))
     with running(root.folder) as api:
         root.drop("night.csv", "prompt\n" + lines)

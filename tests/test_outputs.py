@@ -44,7 +44,7 @@ def job_of(path: str = "20260101/ImgGen_120000.png", id: str = "", **fields: Any
     return Job(
         seq=1, id=id or str(uuid.uuid4()), ticket="t", index=0, state=JobState.GENERATING, rev=1,
         request=JobRequest(**values), image_name=Path(path).stem, folder=str(Path(path).parent),
-        path=path, priority=Priority.NORMAL, created_at=0, attempt=1,
+        path=path, priority=Priority.NORMAL, created_at=0, attempt=1, forwards=8,
     )  # fmt: skip
 
 

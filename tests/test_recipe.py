@@ -45,6 +45,7 @@ def job_of(**fields: Any) -> Job:
         seq=1, id=str(uuid.uuid4()), ticket="t", index=0, state=JobState.GENERATING, rev=1,
         request=request, image_name="ImgGen_120000", folder="20260101",
         path=f"20260101/ImgGen_120000{suffix}", priority=Priority.NORMAL, created_at=0, attempt=1,
+        forwards=max(1, (request.num_inference_steps or 1) - 1),
     )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ def job(index: int, prompt: str, state: str = "completed", seed: int | None = No
     return Job(
         seq=index, id=id_, ticket=TICKET, index=index, state=JobState(state), rev=index,
         request=request, image_name="", folder="", path="", priority=Priority.BULK, created_at=0,
+        forwards=8,
     )  # fmt: skip
 
 

@@ -5,6 +5,7 @@ import itertools
 import multiprocessing
 import os
 import random
+import re
 import shutil
 import signal
 import sqlite3
@@ -40,7 +41,7 @@ from watcher.jobs import (
     job_id_of,
     ticket_of_key,
 )
-from watcher.store import _CLAIM, BULK_TURN, Completion, JobFilter, JobStore, NewJob
+from watcher.store import _CLAIM, BULK_TURN, Completion, JobFilter, JobStore, NewJob, schema
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["dataset", "pydantic"])  # the slow half of starting a child
@@ -929,7 +930,7 @@ def test_durations_are_those_of_finished_pictures(store: JobStore) -> None:
     put_batch(store, 2)
     job = claim(store, now=100)
     store.complete(job.id, 1, sha256="0", bytes=1, facts={}, now=350)
-    assert store.durations() == [(64, 64, 2, 100, 350)]
+    assert store.durations() == [(64, 64, 1, 100, 350)]
 
 
 # -- other processes, threads, kills
@@ -1174,6 +1175,89 @@ def test_a_newer_or_foreign_database_is_refused(file: Path) -> None:
     before = other.read_bytes()
     assert code(lambda: sqlite(other)) == "database_damaged"
     assert other.read_bytes() == before
+
+
+#: A record as the first edition (18540e6) left it: one job of each kind, a table half read.
+OF_VERSION_1 = Path(__file__).with_name("record_of_version_1.sql")
+
+
+def put_version_1(url: str, file: Path) -> None:
+    """Lay the record of the first edition where the store will open its own."""
+    script = OF_VERSION_1.read_text("utf-8")
+    if url.startswith("sqlite"):
+        with contextlib.closing(sqlite3.connect(file)) as connection:
+            connection.executescript(script)
+        return
+    import psycopg
+
+    rows = re.findall(r'^INSERT INTO "(?!sqlite_)(?:.|\n)*?\);$', script, re.MULTILINE)
+    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
+        for statement in schema.migrations(schema.POSTGRES)[0]:
+            connection.execute(statement)
+        connection.execute("DELETE FROM queue; DELETE FROM job_counts")
+        for row in rows:
+            connection.execute(row)
+        connection.execute("INSERT INTO settings VALUES ('schema_version', '1')")
+        for table in ("jobs", "batches"):
+            connection.execute(
+                f"SELECT setval(pg_get_serial_sequence('{table}', 'seq'),"
+                f" (SELECT max(seq) FROM {table}))"
+            )
+
+
+def test_a_record_of_the_first_edition_opens_and_nothing_is_lost(
+    url: str, opened: Opener, file: Path
+) -> None:
+    put_version_1(url, file)
+    store = opened()
+    first, failed, running = store.jobs_of("1a000000-0000-4000-8000-000000000000")
+    assert (first.state, first.request.prompt, first.sha256) == (
+        JobState.COMPLETED, "a cat, it's red", "0" * 64,
+    )  # fmt: skip
+    assert first.request.metadata == {"sku": "A-1"}
+    assert [j.forwards for j in (first, failed, running)] == [8, 1, 3]  # computed on read
+    assert [(j.row, j.model, j.rating) for j in (first, failed, running)] == [(None, None, 0)] * 3
+    assert failed.error_code == "out_of_memory"
+    assert (running.state, running.request.prompt) == (JobState.GENERATING, "a fox 狐")
+    assert running.facts["attempts"][0]["why"] == "the service died"
+    assert store.get("paused") == {"why": "person"}
+    assert store.counts() == {
+        JobState.QUEUED: 3, JobState.GENERATING: 1, JobState.COMPLETED: 1,
+        JobState.FAILED: 1, JobState.CANCELLED: 0,
+    }  # fmt: skip
+    [half] = store.unrecorded_claims()
+    assert (half.name, half.next_line, half.jobs) == ("night.csv", 3, 3)
+    [refused] = store.refused()
+    assert refused.error == {"code": "bad_yaml", "message": "no"}
+    done = store.complete(running.id, running.attempt, sha256="1", bytes=1, facts={}, now=90)
+    assert done is not None and done.rev == 14
+    new = put_batch(store, 2, row=7)
+    assert {job.row for job in map(store.job, new) if job} == {7}
+    assert opened().counts() == store.counts()  # and again: it is migrated once
+
+
+def test_no_row_is_rewritten_when_an_older_record_opens() -> None:
+    """What each version adds to tables that have rows: a column without a test, in both databases."""
+    for dialect in (schema.SQLITE, schema.POSTGRES):
+        for statements in schema.migrations(dialect)[1:]:
+            there = re.compile(r"\b(jobs|batches|image_names)\b")
+            changed = [s for s in statements if there.search(s.partition("(")[0])]
+            assert changed and all(s.startswith("ALTER TABLE") for s in changed)
+            assert all(" ADD COLUMN " in s and "CHECK" not in s for s in changed)
+
+
+def test_a_released_version_of_the_tables_is_never_changed(file: Path) -> None:
+    """The first edition's record, as its own code made it, is what version 1 says today."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as old:
+        old.executescript(OF_VERSION_1.read_text("utf-8"))
+        said = old.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
+    with contextlib.closing(sqlite3.connect(":memory:")) as new:
+        for statement in schema.migrations(schema.SQLITE)[0]:
+            new.execute(statement)
+        assert (
+            new.execute("SELECT type, name, sql FROM sqlite_master ORDER BY name").fetchall()
+            == said
+        )
 
 
 def test_a_record_that_cannot_be_opened_is_trouble(file: Path) -> None:

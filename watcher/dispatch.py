@@ -20,7 +20,7 @@ from watcher import executor as ex
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.executor import Executor
 from watcher.finish import Finisher
-from watcher.jobs import Job, JobState, forwards_of
+from watcher.jobs import Job, JobState
 from watcher.log import say
 from watcher.store import JobStore
 from watcher.trouble import Troubles
@@ -161,8 +161,7 @@ class Dispatcher:
         jobs = self._store.claim_many(self._now(), len(slots), window_open=self.window_open())
         for slot, job in zip(slots, jobs, strict=False):
             self._checkpoint("dispatched")
-            steps = forwards_of(job.request.num_inference_steps or 1)
-            self._running[job.id] = Running(job, slot, steps)
+            self._running[job.id] = Running(job, slot, job.forwards)
             self._executor.send(slot, job.id, job.attempt, job.request)
             self.changed = True
             say(logger, "job.claimed", job_id=job.id, attempt=job.attempt, slot=slot)

@@ -223,6 +223,10 @@ class Job:
     path: str  #: below outputs/: <folder>/<image_name>.<suffix>
     priority: Priority
     created_at: int
+    forwards: int  #: transformer calls its picture takes
+    row: int | None = None  #: the row or item of its file, from 1; None for a job of before
+    model: str | None = None  #: by name; None for the root's
+    rating: int = 0  #: -1 rejected, 0 none, 1..5
     attempt: int = 0  #: claims so far; fences every later write
     deaths: int = 0  #: worker deaths between start and pixels
     watcher_deaths: int = 0

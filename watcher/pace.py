@@ -1,4 +1,4 @@
-"""How long pictures take, learned from those that were made, by size and steps.
+"""How long pictures take, learned from those that were made, by size and forwards.
 
 The one place for every estimate: of a picture, a batch, the queue; at every door. Pure.
 """
@@ -9,25 +9,25 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from watcher.jobs import JobRequest, forwards_of
+from watcher.jobs import Job
 
-#: (width, height, steps, started_at, completed_at), newest first; microseconds.
+#: (width, height, forwards, started_at, completed_at), newest first; microseconds.
 Duration = tuple[int, int, int, int, int]
-Size = tuple[int, int, int]  #: width, height, steps
+Size = tuple[int, int, int]  #: width, height, forwards
 #: (pixels, forwards): pictures of one cost.
 Cost = tuple[int, int]
 
 RECENT = 25  #: pictures of one cost that count; older ones may be of another machine's mood
 
 
-def size_of(request: JobRequest) -> Size:
-    """What a resolved request says of its cost."""
-    return request.width or 1, request.height or 1, request.num_inference_steps or 1
+def size_of(job: Job) -> Size:
+    """What a job says of its cost."""
+    return job.request.width or 1, job.request.height or 1, job.forwards
 
 
-def cost_of(width: int, height: int, steps: int) -> Cost:
+def cost_of(width: int, height: int, forwards: int) -> Cost:
     """What decides how long a picture takes."""
-    return width * height, forwards_of(steps)
+    return width * height, forwards
 
 
 class Pace:
@@ -50,9 +50,9 @@ class Pace:
         self._rate = statistics.median(rates) if rates else None
         self._mean = statistics.fmean(seconds) if seconds else None
 
-    def seconds(self, width: int, height: int, steps: int) -> float | None:
+    def seconds(self, width: int, height: int, forwards: int) -> float | None:
         """One such picture."""
-        return self.of(cost_of(width, height, steps))
+        return self.of(cost_of(width, height, forwards))
 
     def of(self, cost: Cost) -> float | None:
         """One picture of this cost."""
@@ -90,8 +90,8 @@ def _apart(durations: Sequence[Duration]) -> Iterator[tuple[Cost, float]]:
     A job is handed out while the one before it has a forward left, and waits for that.
     """
     ends = sorted(ended for *_, ended in durations)
-    for width, height, steps, started, ended in durations:
-        cost = cost_of(width, height, steps)
+    for width, height, forwards, started, ended in durations:
+        cost = cost_of(width, height, forwards)
         begun = started
         at = bisect.bisect_right(ends, started)
         if at < len(ends) and ends[at] < ended:

@@ -18,7 +18,7 @@ from importlib import metadata
 from typing import Any
 
 from watcher.imagefile import NotAPicture, Picture, scan, xmp_of
-from watcher.jobs import MAX_SEED, Job, JobRequest, forwards_of
+from watcher.jobs import MAX_SEED, Job, JobRequest
 
 #: Longest settings line of an A1111 text; its regex is quadratic, so longer ones are not read.
 _MAX_SETTINGS = 8000
@@ -53,7 +53,7 @@ def recipe_of(
         "image_name": job.image_name,
         "request": job.request.model_dump(mode="json"),
         "seed": job.request.seed,
-        "forwards": forwards_of(job.request.num_inference_steps or 1),
+        "forwards": job.forwards,
         "model": model_name(str(info.get("model") or "")) or None,
         "revision": _word(info.get("revision")),
         "versions": _versions() | _words(info.get("versions")),

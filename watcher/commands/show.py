@@ -7,7 +7,7 @@ from typing import Any
 
 from watcher.commands.desk import one_line
 from watcher.config import Config
-from watcher.jobs import Batch, Job, JobState, forwards_of
+from watcher.jobs import Batch, Job, JobState
 
 _WIDE = 500  #: characters of a line that goes into a pipe
 
@@ -85,7 +85,7 @@ def progress(job: Job, pulse: dict[str, Any]) -> dict[str, int] | None:
     for running in pulse.get("running", ()) if pulse.get("alive") else ():
         if running["job_id"] == job.id:
             return {"step": running["step"], "steps": running["steps"]}
-    return {"step": 0, "steps": forwards_of(job.request.num_inference_steps or 1)}
+    return {"step": 0, "steps": job.forwards}
 
 
 def where(job: Job, pulse: dict[str, Any]) -> str:

@@ -395,15 +395,17 @@ def _show(desk: Desk, sheets: Sequence[Sheet]) -> None:
             desk.talk(f"  … and {sheet.jobs - len(sheet.requests)} more")
         for warning in sheet.warnings:
             desk.talk(f"  note: {warning}")
-    forwards = sum(
-        forwards_of(r.num_inference_steps or 1) for sheet in sheets for r in sheet.requests
-    )
+    sizes = [
+        (r.width or 1, r.height or 1, forwards_of(r.num_inference_steps or 1))
+        for sheet in sheets
+        for r in sheet.requests
+    ]
+    forwards = sum(each for _, _, each in sizes)
     total = sum(sheet.jobs for sheet in sheets)
     seconds = None
     if desk.has_record():
-        from watcher.pace import Pace, size_of
+        from watcher.pace import Pace
 
-        sizes = [size_of(request) for sheet in sheets for request in sheet.requests]
         with desk.record() as store:
             seconds = Pace(store.durations()).queue(sizes, total)
     time = "" if seconds is None else f", about {in_time(seconds)}"

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from watcher.clock import now_us as now_us
-from watcher.jobs import Batch, Job, JobRequest, JobState, Priority
+from watcher.jobs import Batch, Job, JobRequest, JobState, Priority, forwards_of
 
 Row = dict[str, Any]
 
@@ -79,6 +79,10 @@ def job_of(row: Row) -> Job:
         sha256=row["sha256"],
         bytes=row["bytes"],
         deleted_at=row["deleted_at"],
+        row=row["row"],
+        model=row["model"],
+        forwards=row["forwards"] or forwards_of(request["num_inference_steps"]),
+        rating=row["rating"],
         warnings=tuple(json.loads(row["warnings"])) if row["warnings"] else (),
         facts=facts,
     )

@@ -13,7 +13,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from watcher.errors import SteadyError
-from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, job_ids_of
+from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, forwards_of, job_ids_of
 from watcher.store.entries import Row, batch_of, to_json
 from watcher.store.imagenames import Wish, default_name
 from watcher.store.record import Record
@@ -28,18 +28,20 @@ class NewJob(NamedTuple):
     ``request``: JSON of what the person asked, resolved (size, steps and seed set), without
     what has a column of its own. ``name``: the picture's base name, None for ``ImgGen_HHMMSS``.
     ``folder``: None for the day's. ``not_before`` in microseconds. ``id``: None for the one that
-    is derived from ticket and index.
+    is derived from ticket and index. ``row``: of the file, from 1, if it has any.
     """
 
     prompt: str
     request: str
     suffix: str
+    forwards: int
     name: str | None = None
     folder: str | None = None
     priority: Priority = Priority.NORMAL
     not_before: int | None = None
     warnings: tuple[str, ...] = ()
     id: str | None = None
+    row: int | None = None
 
     @classmethod
     def of(
@@ -51,18 +53,21 @@ class NewJob(NamedTuple):
         not_before: int | None = None,
         warnings: tuple[str, ...] = (),
         id: str | None = None,
+        row: int | None = None,
     ) -> "NewJob":
         """``request`` is resolved; its own name wins over ``stem``."""
         return cls(
             prompt=request.prompt,
             request=request.model_dump_json(exclude=_OWN_COLUMN, exclude_none=True),
             suffix=SUFFIXES[request.format or "png"],
+            forwards=forwards_of(request.num_inference_steps or 1),
             name=request.name or stem,
             folder=request.folder,
             priority=priority,
             not_before=not_before,
             warnings=warnings,
             id=id,
+            row=row,
         )
 
 
@@ -254,6 +259,8 @@ class Recorded(Record):
                     now,
                     now if cancelled else None,
                     to_json(job.warnings) if job.warnings else None,
+                    job.row,
+                    job.forwards,
                 )
             )
         self._db.insert("jobs", _JOB_COLUMNS, rows)
@@ -312,4 +319,6 @@ _JOB_COLUMNS = [
     "created_at",
     "completed_at",
     "warnings",
+    "row",
+    "forwards",
 ]

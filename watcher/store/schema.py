@@ -94,7 +94,7 @@ SQLITE = Dialect(
     begin="BEGIN IMMEDIATE",
     hints=True,
     plain_table="WITHOUT ROWID",
-    own=(_sqlite_triggers(),),
+    own=(_sqlite_triggers(), ()),
 )
 
 POSTGRES = Dialect(
@@ -109,7 +109,7 @@ POSTGRES = Dialect(
     " AS only_writer",
     hints=False,
     plain_table="",
-    own=((*_postgres_triggers(), _PULSES),),
+    own=((*_postgres_triggers(), _PULSES), ()),
 )
 
 _VERSION_1 = (
@@ -202,7 +202,48 @@ _VERSION_1 = (
     "CREATE INDEX image_names_family ON image_names (family, n) WHERE n > 1",
 )
 
-_TABLES = (_VERSION_1,)
+# Every column is added without touching a row, so a record of a million jobs opens as fast as a
+# small one. What is unknown of jobs recorded before is NULL: ``forwards`` is then computed on read.
+_VERSION_2 = (
+    "ALTER TABLE jobs ADD COLUMN row {integer}",
+    "ALTER TABLE jobs ADD COLUMN model {key}",
+    "ALTER TABLE jobs ADD COLUMN forwards {integer}",
+    "ALTER TABLE jobs ADD COLUMN rating {integer} NOT NULL DEFAULT 0",
+    "ALTER TABLE batches ADD COLUMN axes TEXT",
+    # Pictures that jobs start from, by their content. An input may go when no batch needs it.
+    """CREATE TABLE inputs (
+        sha256 {key} PRIMARY KEY,
+        bytes {integer} NOT NULL,
+        width {integer} NOT NULL,
+        height {integer} NOT NULL,
+        format TEXT NOT NULL,
+        created_at {integer} NOT NULL) {plain_table}""",
+    """CREATE TABLE batch_inputs (sha256 {key} NOT NULL, ticket {key} NOT NULL,
+        PRIMARY KEY (sha256, ticket)) {plain_table}""",
+    "CREATE INDEX batch_inputs_of ON batch_inputs (ticket)",
+    # What others are told: written in the transaction of what is told, delivered afterwards.
+    # ``next_at`` is when to try; ``body`` is made once, so every attempt says the same.
+    """CREATE TABLE deliveries (
+        seq {serial},
+        id {key} NOT NULL UNIQUE,
+        event TEXT NOT NULL,
+        ticket {key} NOT NULL,
+        job_id {key},
+        endpoint {key} NOT NULL,
+        state {key} NOT NULL DEFAULT 'pending' CHECK (state IN ('pending', 'delivered', 'dead')),
+        attempt {integer} NOT NULL DEFAULT 0,
+        next_at {integer} NOT NULL,
+        created_at {integer} NOT NULL,
+        delivered_at {integer},
+        last_status {integer},
+        last_error TEXT,
+        body TEXT)""",
+    "CREATE INDEX deliveries_due ON deliveries (next_at, seq) WHERE state = 'pending'",
+    "CREATE INDEX deliveries_queued ON deliveries (endpoint, seq) WHERE state = 'pending'",
+    "CREATE INDEX deliveries_of ON deliveries (ticket)",
+)
+
+_TABLES = (_VERSION_1, _VERSION_2)
 
 #: The version this code reads and writes.
 VERSION = len(_TABLES)

@@ -5,7 +5,6 @@ the record (but for :attr:`JobFilter.text`). Part of :class:`watcher.store.JobSt
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -267,13 +266,13 @@ class Views(Record):
         return int(self._db.poll("SELECT rev FROM queue")[0]["rev"])
 
     def durations(self, limit: int = 200) -> list[tuple[int, int, int, int, int]]:
-        """(width, height, steps, started_at, completed_at) of completed jobs, newest first."""
+        """(width, height, forwards, started_at, completed_at) of completed jobs, newest first."""
         jobs = self.jobs(JobFilter(state=JobState.COMPLETED), limit=limit)
         return [
             (
                 job.request.width or 0,
                 job.request.height or 0,
-                job.request.num_inference_steps or 0,
+                job.forwards,
                 job.started_at,
                 job.completed_at,
             )
@@ -282,15 +281,14 @@ class Views(Record):
         ]
 
     def waiting_sizes(self, limit: int = 1000) -> list[tuple[int, int, int]]:
-        """(width, height, steps) of queued jobs: the oldest and the newest, half of ``limit`` each."""
-        few = "SELECT seq, request FROM jobs WHERE state = 'queued' ORDER BY seq"
-        rows = {
-            row["seq"]: row["request"]
+        """(width, height, forwards) of queued jobs: half of ``limit`` the oldest, half the newest."""
+        few = "WHERE state = 'queued' ORDER BY seq"
+        jobs = {
+            job.seq: job
             for order in ("", " DESC")
-            for row in self._db.poll(f"{few}{order} LIMIT :limit", limit=limit // 2)
+            for job in self._jobs(f"{few}{order} LIMIT :limit", limit=limit // 2)
         }
-        requests = [json.loads(request) for request in rows.values()]
-        return [(r["width"], r["height"], r["num_inference_steps"]) for r in requests]
+        return [(j.request.width or 1, j.request.height or 1, j.forwards) for j in jobs.values()]
 
     def last_waiting(self, ticket: str) -> Job | None:
         """The batch's last job that waits its turn."""
