@@ -5,6 +5,7 @@ Knows nothing of the record.
 """
 
 import datetime
+import functools
 import hashlib
 import os
 import re
@@ -158,32 +159,39 @@ def digest_of(files: Iterable[Path]) -> str:
     return total.hexdigest()[:10]
 
 
+@functools.cache
+def _compiled() -> jinja2.Environment:
+    """Compile all templates at once: of one version, whatever comes."""
+    templates = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(HERE / "templates"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        auto_reload=False,
+    )
+    templates.filters |= {
+        "count": count,
+        "day": day_of,
+        "left": left,
+        "number": number,
+        "plain": plain,
+        "size": size,
+        "span": span,
+        "stamp": stamp,
+        "ticks": ticks,
+        "when": when,
+    }
+    templates.globals["files"] = digest_of(STATIC.glob("page.*"))
+    for name in templates.list_templates():
+        templates.get_template(name)
+    return templates
+
+
 class Painter:
-    """The templates, ready to be filled."""
+    """Fill the templates, compiled once in a process."""
 
     def __init__(self) -> None:
-        self._templates = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(HERE / "templates"),
-            autoescape=True,
-            trim_blocks=True,
-            lstrip_blocks=True,
-            auto_reload=False,
-        )
-        self._templates.filters |= {
-            "count": count,
-            "day": day_of,
-            "left": left,
-            "number": number,
-            "plain": plain,
-            "size": size,
-            "span": span,
-            "stamp": stamp,
-            "ticks": ticks,
-            "when": when,
-        }
-        self._templates.globals["files"] = digest_of(STATIC.glob("page.*"))
-        for name in self._templates.list_templates():
-            self._templates.get_template(name)  # all at once: of one version, whatever comes
+        self._templates = _compiled()
 
     def __call__(
         self, template: str, status: int = 200, headers: dict[str, str] | None = None, **values: Any

@@ -10,8 +10,6 @@ import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import until
+from forked import Forked
 from starlette.testclient import TestClient
 
 from api.app import create_app
@@ -172,23 +171,13 @@ class Running:
             self.port = probe.getsockname()[1]
         self.log = root / f"api-{self.port}.log"
         self.streams: list[Stream] = []  #: closed with the service
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-m",
-                    "api",
-                    "--root",
-                    str(root),
-                    "--port",
-                    str(self.port),
-                    *options,
-                ],
-                stderr=log,
-                stdout=subprocess.DEVNULL,
-                cwd=root,
-                env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment,
-            )
+        self.process = Forked(
+            ["-m", "api", "--root", str(root), "--port", str(self.port), *options],
+            cwd=root,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment,
+            stdout=Path(os.devnull),
+            stderr=self.log,
+        )
         self.url = f"http://127.0.0.1:{self.port}"
         try:
             until(self._answers, 60, f"the service answers; {self.log}")

@@ -12,6 +12,7 @@ from typing import Any
 
 import cluster
 from conftest import until
+from forked import Forked, run
 from history import no_record_yet, rows
 from postgres import fresh_record
 
@@ -20,6 +21,7 @@ from watcher import live
 #: Where the record of every root lies: on this server (`make postgres`), or in a file each.
 SERVER = os.environ.get("STEADY_DATABASE", "")
 TESTS = Path(__file__).parent
+Started = subprocess.Popen[bytes] | Forked
 SETTINGS = {
     "engine": "engines:Scripted",
     "model": "scripted",
@@ -43,7 +45,7 @@ class Root:
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "engine.log"
         self.said = folder / "watcher.log"
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[Started] = []
         self.extra: dict[str, str] = {}  #: environment of processes started from now on
         self._ends = contextlib.ExitStack()
         if SERVER and "database" not in settings:
@@ -70,8 +72,13 @@ class Root:
         draft.write_bytes(data)
         return draft.rename(self.inbox / name)
 
-    def spawn(self, *command: str, wrapper: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+    def spawn(self, *command: str, wrapper: Sequence[str] = ()) -> Started:
         """A process in this root's environment; what it says is added to watcher.log."""
+        if not wrapper and not ON_RAY and not self.extra.keys() & {"PYTHONPATH", "LD_PRELOAD"}:
+            self.processes.append(
+                Forked(command, cwd=self.folder, env=self.environment(), stderr=self.said)
+            )
+            return self.processes[-1]
         with self.said.open("ab") as said:
             process = subprocess.Popen(
                 [*wrapper, sys.executable, *command],
@@ -96,7 +103,7 @@ class Root:
         broken: bool = False,
         clock: Path | None = None,
         wrapper: Sequence[str] = (),
-    ) -> subprocess.Popen[bytes]:
+    ) -> Started:
         """A watcher, killed the ``nth`` time step ``point`` was done.
 
         ``broken``: the step raises instead. ``clock``: a file with the seconds by which the
@@ -118,6 +125,17 @@ class Root:
         """Let an undisturbed watcher do all that is left; fails when it cannot."""
         code = self.watch(once=True).wait(timeout)
         assert code == 0, self.said.read_text()[-3000:]
+
+    def steady(
+        self, *words: str, env: dict[str, str] | None = None, given: bytes = b""
+    ) -> "subprocess.CompletedProcess[str]":
+        """The command ``steady`` on this root, with ``given`` as its input."""
+        return run(
+            ["-m", "watcher.cli", "--root", str(self.folder), *words],
+            cwd=self.folder,
+            env=self.environment() if env is None else env,
+            given=given,
+        )
 
     def jobs(self) -> list[dict[str, Any]]:
         try:

@@ -5,7 +5,6 @@ import json
 import random
 import signal
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable
@@ -25,10 +24,7 @@ Make = Callable[..., Root]
 
 
 def steady(root: Root, *words: str, stdin: str = "") -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "watcher.cli", "--root", str(root.folder), *words]
-    return subprocess.run(
-        command, env=root.environment(), capture_output=True, text=True, timeout=60, input=stdin
-    )
+    return root.steady(*words, given=stdin.encode())
 
 
 def count(root: Root, where: str = "1 = 1") -> int:

@@ -33,18 +33,9 @@ pytestmark = pytest.mark.timeout(300)  # many processes each, on machines that m
 def steady(
     root: Root, *words: str, env: dict[str, str] | None = None, given: bytes = b""
 ) -> "subprocess.CompletedProcess[str]":
-    done = subprocess.run(
-        [*STEADY, "--root", str(root.folder), *words],
-        cwd=root.folder,
-        env=root.environment() if env is None else env,
-        input=given,
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    out, err = done.stdout.decode(), done.stderr.decode()
-    assert "Traceback" not in err, err
-    return subprocess.CompletedProcess(done.args, done.returncode, out, err)
+    done = root.steady(*words, env=env, given=given)
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
 
 
 def submit(root: Root, *words: str) -> str:

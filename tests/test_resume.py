@@ -2,8 +2,6 @@
 
 import json
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -88,13 +86,6 @@ def test_without_a_key_two_evenings_make_two_sets(make_root: Make) -> None:
         assert len(pictures(root.folder)) == 10 * evening
 
 
-def steady(root: Root, *words: str) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "watcher.cli", "--root", str(root.folder), *words]
-    return subprocess.run(
-        command, env=root.environment(), capture_output=True, text=True, timeout=60
-    )
-
-
 def test_a_table_goes_on_by_the_command_line(make_root: Make, tmp_path: Path) -> None:
     root = make_root()
     table = tmp_path / "night.csv"
@@ -103,19 +94,19 @@ def test_a_table_goes_on_by_the_command_line(make_root: Make, tmp_path: Path) ->
         table.write_text("prompt\n" + "".join(f"{p} steps=1\n" for p in prompts))
 
     rows(*(f"row {i}" for i in range(30)), "raise once")
-    assert steady(root, "submit", "--key", "n", "--resume", str(table)).returncode == 0
+    assert root.steady("submit", "--key", "n", "--resume", str(table)).returncode == 0
     root.finish()
     assert root.states().count("completed") == 30
     assert root.jobs()[4]["image_name"] == "night_0005"
-    assert steady(root, "submit", "--key", "n", "--resume", str(table)).returncode == 0
+    assert root.steady("submit", "--key", "n", "--resume", str(table)).returncode == 0
     root.finish()
     assert root.states() == ["completed"] * 31  # the failed one ran again
     rows("row new", *(f"row {i}" for i in range(30)), "raise once")
-    assert steady(root, "submit", "--key", "n", str(table)).returncode == 2  # another content
-    assert steady(root, "submit", "--key", "n", "--resume", str(table)).returncode == 0
+    assert root.steady("submit", "--key", "n", str(table)).returncode == 2  # another content
+    assert root.steady("submit", "--key", "n", "--resume", str(table)).returncode == 0
     root.finish()
     assert [j["prompt"] for j in root.jobs()][31:] == ["row new steps=1"]
-    assert steady(root, "submit", "--resume", str(table)).returncode == 2
+    assert root.steady("submit", "--resume", str(table)).returncode == 2
 
 
 def test_a_resume_survives_a_kill_at_every_step(make_root: Make) -> None:
