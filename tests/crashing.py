@@ -127,7 +127,9 @@ def main() -> int:
             once=given.once,
             standby=given.standby,
             checkpoint=checkpoint,
-            probe=(lambda: given.probe.split(",")) if given.probe else model.probe_devices,
+            probe=(lambda: model.Devices(given.probe.split(",")))
+            if given.probe
+            else model.probe_devices,
         )
     except SteadyError as error:
         print(error, file=sys.stderr)

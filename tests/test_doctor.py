@@ -31,6 +31,8 @@ GB = 10**9
 SEEN = {
     "torch": "2.9.0",
     "cuda": [],
+    "unusable": [],
+    "broken": False,
     "mps": False,
     "cpu": {"cores": 2, "total": 8 * GB, "free": GB},
 }

@@ -18,10 +18,12 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import until
+from scripted_torch import ScriptedTorch
 
 from watcher import model
 from watcher.config import Config
 from watcher.errors import SteadyError
+from watcher.executor.build import build
 from watcher.jobs import Limits
 from watcher.model import STARTER, ZIMAGE_TURBO, Choice, convert, weights
 from watcher.model.weights import HubFile
@@ -44,13 +46,13 @@ class Probe:
         self.devices: Sequence[str] = devices
         self.asked = 0
 
-    def __call__(self) -> Sequence[str]:
+    def __call__(self) -> model.Devices:
         self.asked += 1
-        return self.devices
+        return model.Devices(self.devices)
 
 
 class Broken(Probe):
-    def __call__(self) -> Sequence[str]:
+    def __call__(self) -> model.Devices:
         self.asked += 1
         raise SteadyError("worker_unavailable", "no answer")
 
@@ -211,7 +213,7 @@ def test_only_what_auto_chose_for_a_gpu_is_watched(root: Path, settings: dict[st
 
 
 def test_this_machines_devices_come_from_a_child() -> None:
-    devices = model.probe_devices()
+    devices = model.probe_devices().names
     assert devices[-1] == "cpu"
     assert all(kind.split(":")[0] in ("cuda", "mps", "cpu") for kind in devices)
     assert "torch" not in vars(model)
@@ -228,6 +230,103 @@ def test_a_child_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path:
         model.probe_devices()
     assert caught.value.code == "worker_unavailable"
     assert "no torch for you" in caught.value.message
+
+
+OLD_DRIVER = (
+    "CUDA initialization: The NVIDIA driver on your system is too old (found version 12040)."
+    " Please update your GPU driver. (Triggered internally at /pytorch/c10/cuda/CUDAFunctions.cpp:119.)"
+)
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ScriptedTorch:
+    """A machine whose torch is scripted; its driver is an ``nvidia-smi`` on the path."""
+    scripted = ScriptedTorch(tmp_path / "scripted")
+    smi = tmp_path / "scripted" / "nvidia-smi"
+    smi.touch(mode=0o755)
+    monkeypatch.setenv("PYTHONPATH", str(scripted.folder))
+    monkeypatch.setenv("PATH", f"{scripted.folder}:{os.environ['PATH']}")
+    return scripted
+
+
+def test_a_driver_too_old_is_waited_for_in_words_and_then_the_real_model_is_taken(
+    root: Path, machine: ScriptedTorch
+) -> None:
+    machine.shows(warning=OLD_DRIVER)
+    kept = Kept()
+    choice = model.choose(config(root), kept)
+    assert (choice.name, choice.waits) == (ZIMAGE_TURBO, True)
+    lost = model.check(choice)
+    assert lost is not None and lost.code == "device_lost"
+    assert "driver on your system is too old (found version 12040)" in lost.message
+    assert "Triggered" not in lost.message
+    assert "device: cpu" in lost.remedy
+    assert "model_auto" not in kept  # nothing is decided by a fault
+    build(config(root, devices=["auto"]), choice, model.probe_devices).stop(0)  # nor ends the start
+    machine.shows(("NVIDIA GeForce RTX 4090", 8, 9))
+    choice._next_look = 0.0
+    until(lambda: model.check(choice) is None, what="the card")
+    assert choice.checked
+    again = model.choose(config(root), kept)
+    assert (again.name, again.device, again.waits) == (ZIMAGE_TURBO, "cuda:0", False)
+    assert kept["model_auto"]["device"] == "cuda:0"
+
+
+def test_cards_without_code_in_this_torch_are_left_out_in_words(
+    root: Path, machine: ScriptedTorch
+) -> None:
+    machine.shows(("NVIDIA GeForce GTX 1080", 6, 1), ("NVIDIA GeForce RTX 5090", 12, 0))
+    found = model.probe_devices()
+    assert found.names == ["cuda:1", "cpu"]
+    assert "cuda:0 (NVIDIA GeForce GTX 1080, compute capability 6.1)" in found.unusable
+    assert "cu126" in found.unusable
+    assert model.choose(config(root), Kept()).device == "cuda:1"
+    machine.shows(("NVIDIA GeForce GTX 1080", 6, 1))
+    kept = Kept()
+    choice = model.choose(config(root), kept)
+    assert choice.starter and "GTX 1080" in choice.why
+    assert "model_auto" not in kept  # another torch will be another matter
+
+
+def test_code_runs_on_its_own_generation_and_what_can_be_translated_on_newer_ones(
+    machine: ScriptedTorch,
+) -> None:
+    works = {"7.0": False, "7.5": True, "8.7": True, "8.9": True, "9.0": True,
+             "10.3": True, "11.0": False, "12.1": True, "13.0": True}  # fmt: skip
+    machine.shows(*((name, *map(int, name.split("."))) for name in works))
+    usable = [f"cuda:{number}" for number, good in enumerate(works.values()) if good]
+    assert model.probe_devices().names == [*usable, "cpu"]
+
+
+def test_a_sick_card_costs_itself_alone(machine: ScriptedTorch) -> None:
+    machine.shows(("CUDA error: unknown error", None, None), ("NVIDIA L4", 8, 9))
+    found = model.probe_devices()
+    assert found.names == ["cuda:1", "cpu"]
+    assert found.unusable == "cuda:0: CUDA error: unknown error"
+    answer = model.describe_devices(memory=True)  # which needs a context, and is refused
+    assert answer["cuda"][0].get("free") is None
+    assert "cuda:1: CUDA error: all CUDA-capable devices are busy" in answer["unusable"][1]
+    machine.shows(("CUDA error: unknown error", None, None))
+    assert code_of(model.probe_devices) == "device_lost"
+
+
+@pytest.mark.parametrize(
+    ("built_for", "words"), [(None, "built without CUDA"), ("13.0", "shows no card")]
+)
+def test_no_gpu_is_not_a_decision_for_ever_where_a_driver_is(
+    root: Path, machine: ScriptedTorch, built_for: str | None, words: str
+) -> None:
+    machine.shows(built_for=built_for)
+    kept = Kept()
+    choice = model.choose(config(root), kept)
+    assert choice.starter and words in choice.why and "model_auto" not in kept
+
+
+def test_a_device_that_is_named_decides_only_while_it_is(root: Path) -> None:
+    kept = Kept()
+    assert model.choose(config(root, device="cpu"), kept, Broken()).starter
+    assert model.choose(config(root), kept, Probe("cuda:0", "cpu")).name == ZIMAGE_TURBO
+    assert model.choose(config(root, device="cpu"), kept, Broken()).starter
 
 
 # -- what it allows

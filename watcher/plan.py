@@ -37,6 +37,7 @@ class DeviceDescription:
     total: int | None = None
     free: int | None = None
     host_free: int | None = None  #: main memory that could be had
+    rocm: bool = False  #: an AMD card, whose capability means something else
 
     @property
     def kind(self) -> str:
@@ -218,5 +219,5 @@ def _attention(description: DeviceDescription, options: Options, dtype: str) -> 
         return ("native",)
     if options.attention != "auto":
         return (options.attention, "native")
-    hopper = description.kind == "cuda" and description.capability == (9, 0)
+    hopper = description.capability == (9, 0) and not description.rocm
     return ("_flash_3", "native") if hopper and dtype == "bfloat16" else ("native",)

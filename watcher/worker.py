@@ -7,7 +7,7 @@ have to say, so that a slow watcher never slows a step.
 
 Owns nothing on disk: it may be killed at any moment and loses at most the job in hand. It
 leaves by itself when its socket closes or its parent dies. ``--probe`` prints the devices of
-this machine as one line of JSON and exits.
+this machine as one line of JSON and exits (with ``--memory`` what is free on them, too).
 """
 
 import argparse
@@ -450,6 +450,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shelf", type=int, help="inherited file for pictures")
     parser.add_argument("--parent", type=int, help="process id this worker must not outlive")
     parser.add_argument("--probe", action="store_true", help="print the devices and exit")
+    parser.add_argument("--memory", action="store_true", help="with --probe: their free memory")
     options = parser.parse_args(arguments)
     if options.probe:
         answer = os.dup(1)
@@ -457,7 +458,7 @@ def main(arguments: list[str] | None = None) -> int:
         from watcher.zimage import probe  # torch: only where it is asked for
 
         with os.fdopen(answer, "w") as out:
-            print(json.dumps(probe()), file=out)
+            print(json.dumps(probe(memory=options.memory)), file=out)
         return 0
     if options.fd is None or options.shelf is None:
         parser.error("--fd and --shelf are required")

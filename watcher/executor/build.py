@@ -9,7 +9,7 @@ from watcher.errors import SteadyError
 from watcher.executor import Executor, WorkerSpec, rayenv
 from watcher.executor.afar import FarExecutor
 from watcher.executor.local import LocalExecutor
-from watcher.model import Choice, Probe
+from watcher.model import Choice, Devices, Probe
 
 
 def build(config: Config, choice: Choice, probe: Probe) -> Executor:
@@ -37,8 +37,10 @@ def build(config: Config, choice: Choice, probe: Probe) -> Executor:
     if config.executor == "ray":
         return _on_ray(config, spec, limits)
     devices = config.devices
-    if devices == ["auto"]:
-        devices = [found for found in probe() if found != "cpu"]
+    if devices == ["auto"] and not choice.waits:
+        devices = [found for found in probe().names if found != "cpu"]
+    elif devices == ["auto"]:
+        devices = []
     return LocalExecutor(spec, devices or [device], **limits)
 
 
@@ -46,7 +48,7 @@ def probe_of(config: Config, probe: Probe) -> Probe:
     """Who tells which devices there are: on Ray the slots' own, wherever they are."""
     if config.executor == "local":
         return probe
-    return lambda: ["cuda", "cpu"] if "GPU" in _need(config) else ["cpu"]
+    return lambda: Devices(["cuda", "cpu"] if "GPU" in _need(config) else ["cpu"])
 
 
 def _need(config: Config) -> Mapping[str, float]:

@@ -9,6 +9,7 @@ Knows nothing of jobs that wait, pictures or HTTP. The choice is one setting of 
 crash leaves it made or not yet made.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -47,6 +48,7 @@ __all__ = [
     "STARTER",
     "ZIMAGE_TURBO",
     "Choice",
+    "Devices",
     "Probe",
     "Profile",
     "check",
@@ -71,8 +73,18 @@ __all__ = [
 
 log = logging.getLogger(__name__)
 
-#: Answers with the devices of this machine, best first: ``["cuda:0", "cpu"]``.
-Probe = Callable[[], Sequence[str]]
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of this machine that can be used, best first: ``["cuda:0", "cpu"]``."""
+
+    names: Sequence[str]
+    unusable: str = ""  #: sentences about cards that are there and cannot be used
+
+
+#: Looks for devices. Raises SteadyError ``device_lost`` while a card is there and cannot be
+#: used for now, ``worker_unavailable`` when there is no answer.
+Probe = Callable[[], Devices]
 
 _PROBE_SECONDS = 180.0  #: importing torch from a cold, busy disk takes its time
 _LOOK_AGAIN_SECONDS = 30.0  #: between looks for a device that is gone
@@ -107,6 +119,11 @@ class Choice:
     _next_look: float = field(default=0.0, repr=False)
     _lost: SteadyError | None = field(default=None, repr=False)
 
+    @property
+    def waits(self) -> bool:
+        """Is its device there and cannot be used for now?"""
+        return self._lost is not None
+
 
 # -- which
 
@@ -116,27 +133,30 @@ def choose(config: Config, store: Settings, probe: Probe | None = None) -> Choic
 
     ``auto`` is resolved once per root, by ``probe``: a CUDA or MPS device means
     Z-Image-Turbo, else the starter model. That decision is kept under ``model_auto`` and
-    never changes by itself. The profile of whatever is in use goes to ``model``, where the
-    other processes read it.
+    never changes by itself (a device that is named decides for as long as it is); but "no GPU" is only kept where there is none, not where one is
+    there that cannot be used. Where that will pass (a driver too old, a card gone for a
+    moment) Z-Image-Turbo is taken and waits for its card, as :func:`check` says. The profile
+    of whatever is in use goes to ``model``, where the other processes read it.
 
     Raises SteadyError: ``worker_unavailable`` when the probe does not answer (nothing is
     decided then), ``model_damaged`` for an unusable profile.json. Missing weights are no
     error here: the engine says so, and the queue waits.
     """
     wanted = next(iter(config.devices), config.device)
-    watched = False
+    watched, lost = False, None
     if config.model != "auto":
         name, device, why = config.model, wanted, "the setting `model` names it"
     elif config.engine != "zimage":
         name, device, why = "auto", wanted, f"the engine `{config.engine}` has its own"
     else:
         kept = store.get("model_auto")
-        if not _usable(kept):
-            kept = _decide(wanted, probe or probe_devices)
-            store.put("model_auto", kept)
+        if wanted != "auto" or not _usable(kept):
+            kept, lasting, lost = _decide(wanted, probe or probe_devices)
+            if lasting and wanted == "auto":
+                store.put("model_auto", kept)
         name, why = kept["name"], kept["why"]
-        device = kept["device"] if wanted == "auto" else wanted
-        watched = wanted == "auto" and kept["device"] != "cpu"
+        device = kept["device"]
+        watched = wanted == "auto" and device != "cpu"
     choice = Choice(
         name=name,
         location=str(locate(name, config.root) or name),
@@ -145,7 +165,10 @@ def choose(config: Config, store: Settings, probe: Probe | None = None) -> Choic
         why=why,
         starter=name == STARTER,
         watched=watched,
+        _lost=lost,
     )
+    if lost is not None:
+        choice._next_look = time.monotonic() + choice.look_again
     told = choice.profile | {
         "name": choice.name,
         "device": device,
@@ -163,14 +186,30 @@ def _usable(kept: Any) -> bool:
     )
 
 
-def _decide(wanted: str, probe: Probe) -> dict[str, str]:
-    """Z-Image-Turbo where something can carry it, the starter model elsewhere."""
-    devices = [wanted] if wanted != "auto" else list(probe())
+def _decide(wanted: str, probe: Probe) -> tuple[dict[str, str], bool, SteadyError | None]:
+    """Z-Image-Turbo where something can carry it, the starter model elsewhere.
+
+    Also: is that to be kept, and what is wrong with the device now.
+    """
+    try:
+        found = Devices([wanted]) if wanted != "auto" else probe()
+    except SteadyError as error:
+        if error.code != "device_lost":
+            raise
+        why = "this machine has a GPU, which cannot be used now"
+        return {"name": ZIMAGE_TURBO, "device": "cuda", "why": why}, False, error
     for kind in ("cuda", "mps"):
-        found = next((device for device in devices if _kind(device) == kind), None)
-        if found:
-            return {"name": ZIMAGE_TURBO, "device": found, "why": f"this machine has {found}"}
-    return {"name": STARTER, "device": "cpu", "why": "this machine has no GPU"}
+        name = next((name for name in found.names if _kind(name) == kind), None)
+        if name:
+            return (
+                {"name": ZIMAGE_TURBO, "device": name, "why": f"this machine has {name}"},
+                True,
+                None,
+            )
+    why = "this machine has no GPU"
+    if found.unusable:
+        why += f" that can be used. {found.unusable}"
+    return {"name": STARTER, "device": "cpu", "why": why}, not found.unusable, None
 
 
 def _kind(device: str) -> str:
@@ -199,29 +238,42 @@ def check(choice: Choice, probe: Probe | None = None) -> SteadyError | None:
 
 def _look(choice: Choice, probe: Probe) -> None:
     try:
-        devices = list(probe())
+        names = probe().names
+        lost = None
+        if not any(_kind(name) == _kind(choice.device) for name in names):
+            words = f"`{choice.device}`, for which {choice.name} was chosen, is not there."
+            lost = SteadyError("device_lost", words)
     except SteadyError as error:
-        log.warning("devices not looked at: %s", error.message, extra={"action": "probe_failed"})
-        choice._next_look = time.monotonic() + choice.look_again
-        return
-    if any(_kind(device) == _kind(choice.device) for device in devices):
+        if error.code != "device_lost":
+            log.warning(
+                "devices not looked at: %s", error.message, extra={"action": "probe_failed"}
+            )
+            choice._next_look = time.monotonic() + choice.look_again
+            return
+        lost = error
+    if lost is None:
         choice.checked = choice.checked or choice._lost is not None
-        choice._lost = None
-        return
-    choice._lost = SteadyError(
-        "device_lost",
-        f"`{choice.device}`, for which {choice.name} was chosen, is not there.",
-    )
-    choice._next_look = time.monotonic() + choice.look_again
+    else:
+        choice._next_look = time.monotonic() + choice.look_again
+    choice._lost = lost
 
 
-def probe_devices(timeout: float = _PROBE_SECONDS) -> list[str]:
-    """The devices of this machine, best first, ``cpu`` last; errors as ``describe_devices``."""
-    return names_of(describe_devices(timeout))
+def probe_devices(timeout: float = _PROBE_SECONDS) -> Devices:
+    """The devices of this machine; errors as ``describe_devices``, and ``device_lost``."""
+    answer = describe_devices(timeout)
+    words = " ".join(answer["unusable"])
+    if answer["broken"]:
+        raise SteadyError(
+            "device_lost",
+            f"There is a graphics card, but it cannot be used: {words}",
+            remedy="Mend that (often: a newer driver); the queue goes on by itself. To go without"
+            " the card set `device: cpu`. `docs/gpu.md` says which driver is needed.",
+        )
+    return Devices(names_of(answer), words)
 
 
-def describe_devices(timeout: float = _PROBE_SECONDS) -> dict[str, Any]:
-    """What torch sees: its version, each device and its memory. Asks a child process.
+def describe_devices(timeout: float = _PROBE_SECONDS, *, memory: bool = False) -> dict[str, Any]:
+    """What torch sees: its version, each device, with ``memory`` what is free on it. Asks a child.
 
     Raises SteadyError ``worker_unavailable`` when the child fails or ``timeout`` (seconds)
     passes.
@@ -232,22 +284,32 @@ def describe_devices(timeout: float = _PROBE_SECONDS) -> dict[str, Any]:
     paths = [path for path in (os.environ.get("PYTHONPATH"), home) if path]
     command = [sys.executable, "-P", "-m", "watcher.worker", "--probe"]
     try:
-        child = subprocess.run(
-            command,
+        child = subprocess.Popen(
+            command + ["--memory"] * memory,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
-            timeout=timeout,
-            check=True,
         )
-        answer = json.loads(child.stdout.splitlines()[-1])
+        try:
+            out, words = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1)  # no longer: inside a driver that hangs it cannot even die
+            raise
+        finally:
+            for pipe in (child.stdout, child.stderr):
+                if pipe is not None:
+                    pipe.close()
+        if child.returncode:
+            said = words.decode("utf-8", "replace").strip().splitlines() or ["nothing"]
+            raise SteadyError(
+                "worker_unavailable", f"The look for devices failed; it said: {said[-1][:200]}."
+            )
+        answer = dict(json.loads(out.splitlines()[-1]))
         names_of(answer)
-        return dict(answer)
-    except subprocess.CalledProcessError as error:
-        said = error.stderr.decode("utf-8", "replace").strip().splitlines() or ["nothing"]
-        raise SteadyError(
-            "worker_unavailable", f"The look for devices failed; it said: {said[-1][:200]}."
-        ) from error
+        return answer
     except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError) as error:
         raise SteadyError(
             "worker_unavailable", "The look for devices did not come back with an answer."

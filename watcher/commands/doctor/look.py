@@ -31,7 +31,7 @@ class Finding:
 def _devices() -> dict[str, Any]:
     from watcher import model
 
-    return model.describe_devices()
+    return model.describe_devices(memory=True)
 
 
 @dataclass(frozen=True)

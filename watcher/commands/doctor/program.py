@@ -59,6 +59,8 @@ def device(look: Look) -> Iterator[Finding]:
     """Is the device that config.yaml asks for there?"""
     if look.devices is None:
         return
+    for words in look.devices["unusable"]:
+        yield Finding("device", NOTE, words, "see `docs/gpu.md`: drivers and cards")
     there = look.names
     config = look.config
     wanted = [w for w in config.devices or [config.device] if w != "auto"] or [look.device]
