@@ -178,15 +178,25 @@ def _reason(data: bytes) -> str | None:
 
 
 def pulse_troubles(pulse: dict[str, Any]) -> Iterator[SteadyError]:
-    """What the watcher's pulse says is wrong; its absence most of all."""
-    if not pulse["alive"]:
+    """What the watcher's pulse says is wrong, also where the queue goes on all the same."""
+    yield from _holding(pulse)
+    if pulse["alive"]:
+        for words in (pulse.get("inbox") or {}).get("problems", ()):
+            yield SteadyError("inbox_degraded", str(words))
+        yield from map(_as_error, pulse.get("warnings", ()))
+
+
+def _holding(pulse: dict[str, Any]) -> Iterator[SteadyError]:
+    """Why nothing is begun; the absence of the pulse most of all."""
+    if pulse["alive"]:
+        yield from map(_as_error, pulse.get("trouble", ()))
+    else:
         yield SteadyError("watcher_down")
-        return
-    for entry in pulse.get("trouble", ()):
-        code = entry.get("code") if entry.get("code") in ERRORS else "internal"
-        yield SteadyError(code, entry.get("message", ""), remedy=entry.get("remedy", ""))
-    for words in (pulse.get("inbox") or {}).get("problems", ()):
-        yield SteadyError("inbox_degraded", str(words))
+
+
+def _as_error(entry: dict[str, Any]) -> SteadyError:
+    code = entry["code"] if entry.get("code") in ERRORS else "internal"
+    return SteadyError(code, entry.get("message", ""), remedy=entry.get("remedy", ""))
 
 
 def unready(door: Door) -> Iterator[SteadyError]:
@@ -194,11 +204,8 @@ def unready(door: Door) -> Iterator[SteadyError]:
     if door.stopping:
         yield SteadyError("stopping")
     pulse = door.pulse()
-    seen = set()
-    for error in pulse_troubles(pulse):
-        if error.code != "inbox_degraded":
-            seen.add(error.code)
-            yield error
+    reasons = list(_holding(pulse))
+    yield from reasons
     if pulse["alive"] and not _has_hands(pulse):
         yield SteadyError("model_loading")
     try:
@@ -209,7 +216,7 @@ def unready(door: Door) -> Iterator[SteadyError]:
         return
     if paused and paused.get("by") == "failures":
         yield SteadyError("repeated_failures", paused.get("reason") or "")
-    yield from _disk(door, seen)
+    yield from _disk(door, {error.code for error in reasons})
 
 
 def _disk(door: Door, seen: set[str]) -> Iterator[SteadyError]:

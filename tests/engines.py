@@ -26,8 +26,9 @@ to the file named by option ``log`` or the environment's ENGINE_LOG: ``{"event",
 (monotonic ns), "prompt", "seed", "width", "height", …}``.
 
 Options (``engine_options``): ``log``; ``load_sleep`` seconds; ``load_fault``: missing, lost,
-damaged, oom, raise, exit, segv or hang; ``load_fault_while``: a path, the load fault comes
-only while it exists.
+damaged, oom, raise, exit, segv, hang or a code of ERRORS; ``load_fault_while``: a path, the load
+fault comes only while it exists; ``load_fault_on``: only on this device; ``load_faults``: a file
+with a load fault a line, each of which comes once.
 """
 
 import ctypes
@@ -53,7 +54,7 @@ from watcher.engine import (
     ModelMissing,
     OutOfMemory,
 )
-from watcher.errors import SteadyError
+from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import JobRequest, forwards_of
 
 FAULTS = (
@@ -111,10 +112,15 @@ class Scripted:
 
     def load(self) -> EngineInfo:
         time.sleep(float(self._options.get("load_sleep", 0)))
-        self._note("load")
+        self._note("load", device=self._settings.device)
         gate = self._options.get("load_fault_while")
-        if gate is None or Path(gate).exists():
+        place = self._options.get("load_fault_on", self._settings.device)
+        if (gate is None or Path(gate).exists()) and place == self._settings.device:
             self._load_fault(self._options.get("load_fault"))
+        if faults := self._options.get("load_faults"):
+            first, _, rest = Path(faults).read_text().partition("\n")
+            Path(faults).write_text(rest)
+            self._load_fault(first or None)
         return EngineInfo(
             model=self._settings.model,
             revision="scripted-1",
@@ -133,6 +139,8 @@ class Scripted:
             raise SteadyError("model_damaged", "The model is torn.")
         if fault == "oom":
             raise OutOfMemory("The model does not fit.")
+        if fault in ERRORS:
+            raise SteadyError(fault, f"It is {fault}.")
         if fault is not None:
             self._fault(fault, None)
 

@@ -89,6 +89,7 @@ class Dispatcher:
         self._version: int | None = None
         self._looked = 0.0
         self._streak: tuple[ErrorClass | None, int] = (None, 0)
+        self._ill: dict[ex.Slot, str] = {}  #: codes that were told, of slots that are not ready
         self.info: dict[str, Any] = {}
         self.changed = True  #: something live.json should tell
 
@@ -183,8 +184,7 @@ class Dispatcher:
         match event:
             case ex.Ready():
                 self.info = dict(event.info)
-                for code in ("model_missing", "model_damaged", "device_lost", "worker_unavailable"):
-                    self._troubles.clear(code)
+                self._ill.pop(event.slot, None)
                 say(logger, "worker.ready", slot=event.slot, **_brief(event.info))
             case ex.Died():
                 self._settle_death(event)
@@ -214,9 +214,11 @@ class Dispatcher:
                 del self._running[job.id]
 
     def _settle_death(self, event: ex.Died) -> None:
-        if event.environment is not None and self._troubles.report(event.environment):
-            say(logger, "worker.trouble", logging.ERROR, code=event.environment.code,
-                message=event.environment.message)  # fmt: skip
+        trouble = event.environment
+        if trouble is not None and self._ill.get(event.slot) != trouble.code:
+            self._ill[event.slot] = trouble.code
+            say(logger, "worker.trouble", logging.ERROR, slot=event.slot, code=trouble.code,
+                message=trouble.message)  # fmt: skip
         for job_id, attempt, started in event.lost:
             running = self._running.get(job_id)
             if running is None or running.job.attempt != attempt:
@@ -229,15 +231,11 @@ class Dispatcher:
             else:
                 self._release(job, f"the worker died: {event.how}", death=death)
             del self._running[job_id]
-        if event.environment is None and event.how != "idle":
+        if trouble is None and event.how != "idle":
             say(logger, "worker.died", logging.ERROR, slot=event.slot, how=event.how)
 
     def _fail(self, job: Job, code: str, message: str) -> None:
         kind = ERRORS.get(code, ERRORS["engine_failed"])
-        if kind.klass is ErrorClass.ENVIRONMENT:
-            self._troubles.report(SteadyError(code, message), seconds=5.0)
-            self._release(job, message or kind.what)
-            return
         if kind.klass is ErrorClass.TRANSIENT and job.attempt < MAX_TRANSIENT:
             self._release(job, message or kind.what)
             return

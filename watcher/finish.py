@@ -196,7 +196,7 @@ class Finisher:
         except SteadyError as error:
             if error.kind.klass is not ErrorClass.ENVIRONMENT:
                 raise
-            self._troubles.report(error, seconds=_AGAIN_SECONDS)
+            self._troubles.report("finish", error, seconds=_AGAIN_SECONDS)
             why = error.message
             self._insist(lambda: self._store.release(job.id, job.attempt, why=why, now=self._now()))
             say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
@@ -265,7 +265,7 @@ class Finisher:
             except SteadyError as error:
                 if not _environment(error) or self._leaving.is_set():
                     raise
-                self._troubles.report(error, seconds=_AGAIN_SECONDS)
+                self._troubles.report("record", error, seconds=_AGAIN_SECONDS)
                 self._leaving.wait(0.5)
 
     # -- batches
@@ -280,7 +280,7 @@ class Finisher:
             except SteadyError as error:
                 if error.kind.klass is not ErrorClass.ENVIRONMENT:
                     raise
-                self._troubles.report(error, seconds=_AGAIN_SECONDS)
+                self._troubles.report("archive", error, seconds=_AGAIN_SECONDS)
             finally:
                 self._announcing = False
             if rung:

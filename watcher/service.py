@@ -35,7 +35,7 @@ from watcher.log import say
 from watcher.outputs import Outputs
 from watcher.standby import Turn
 from watcher.store import JobStore
-from watcher.trouble import Troubles
+from watcher.trouble import Troubles, each_once
 from watcher.window import RunWindow
 
 logger = logging.getLogger("steady.watcher")
@@ -48,6 +48,7 @@ _PULSE_SECONDS = 0.1  #: at most ten pulses a second …
 _BEAT_SECONDS = 1.0  #: … and at least one
 _TELL_SECONDS = 0.5  #: between those that are also told to a record on a server
 _CARE_SECONDS = 2.0  #: between looks at disk, folders and record
+_VERIFY_SECONDS = 30.0  #: until a record that was found damaged is read once more
 #: The longest wait for another program's lock on the record: shorter than a pulse may be old,
 #: so that the pulse tells of it.
 _BUSY_SECONDS = 1.0
@@ -231,8 +232,8 @@ class Service:
         say(logger, "watcher.ready", inbox=str(self._config.inbox), model=self._choice.name,
             why=self._choice.why)  # fmt: skip
         while not self._stop.is_set():
-            self._guarded(self._turn)
-            if once and (ended := self._guarded(self._done)) is not None:
+            self._guarded("turn", self._turn)
+            if once and (ended := self._guarded("turn", self._done)) is not None:
                 return ended
             self._pulse()
         return 0
@@ -260,15 +261,15 @@ class Service:
             self._stop.set()
             self._executor.wake()
 
-    def _guarded(self, step: Callable[[], _T]) -> _T | None:
-        """``step``, waiting out what is wrong around the service."""
+    def _guarded(self, owner: str, step: Callable[[], _T]) -> _T | None:
+        """``step``, waiting out what is wrong around the service, as trouble of ``owner``."""
         try:
             return step()
         except SteadyError as error:
-            self._suffer(error)
+            self._suffer(owner, error)
         return None
 
-    def _suffer(self, error: SteadyError) -> None:
+    def _suffer(self, owner: str, error: SteadyError) -> None:
         """Put trouble around the service on the board until the look after next; raise others."""
         if error.kind.klass is not ErrorClass.ENVIRONMENT:
             raise error
@@ -277,7 +278,7 @@ class Service:
             self._anew = True
             self._stop.set()
             return
-        if self._troubles.report(error, seconds=_CARE_SECONDS * 2):
+        if self._troubles.report(owner, error, seconds=_CARE_SECONDS * 2):
             say(logger, "queue.waits", logging.ERROR, code=error.code, message=error.message)
 
     def _turn(self) -> None:
@@ -286,27 +287,35 @@ class Service:
         self._dispatcher.turn()
 
     def _verify(self) -> None:
-        """After an unclean stop a large record is read as a whole, while work goes on."""
+        """After an unclean stop a large record is read as a whole, while work goes on.
+
+        Until it was found whole: what kept us from reading it may end, and a person may mend it.
+        """
         begun = time.monotonic()
-        try:
-            self._store.verify()
-        except SteadyError as error:
-            self._troubles.report(error)
-            say(logger, "record.damaged", logging.ERROR, code=error.code, message=error.message)
-        else:
-            say(logger, "record.verified", seconds=round(time.monotonic() - begun, 1))
+        while not self._stop.is_set():
+            try:
+                self._store.verify()
+            except SteadyError as error:
+                if self._troubles.report("verify", error):
+                    say(logger, "record.damaged", logging.ERROR, code=error.code,
+                        message=error.message)  # fmt: skip
+                self._stop.wait(_VERIFY_SECONDS)
+            else:
+                self._troubles.clear("verify")
+                say(logger, "record.verified", seconds=round(time.monotonic() - begun, 1))
+                return
 
     def _done(self) -> int | None:
         """For ``once``: 0 when nothing is left, 4 when what is left cannot go on, else None."""
         if not self._begun:
-            return 4 if self._troubles else None
+            return 4 if self._trouble()[0] else None
         if not (self._intake.quiet and self._dispatcher.idle):
             return None
         open_now = self._dispatcher.window_open()
         waiting = self._store.counts()[JobState.QUEUED] - self._store.held(window_open=open_now)
         if waiting == 0 and not self._store.unarchived():
             return 0
-        stuck = self._store.get("paused") or self._troubles or self._finisher.stuck
+        stuck = self._store.get("paused") or self._trouble()[0] or self._finisher.stuck
         return 4 if stuck else None
 
     def _recover(self) -> None:
@@ -329,8 +338,9 @@ class Service:
     def _care(self) -> None:
         """Look at the things that may go and come back by themselves."""
         self._cared = time.monotonic()
-        for look in (self._look_at_record, self._look_at_outputs, self._look_at_device):
-            self._guarded(look)
+        self._guarded("record", self._look_at_record)
+        self._guarded("outputs", self._look_at_outputs)
+        self._look_at_device()
 
     def _look_at_record(self) -> None:
         try:
@@ -357,10 +367,31 @@ class Service:
             raise SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")
 
     def _look_at_device(self) -> None:
-        if lost := model.check(self._choice, self._probe):
-            self._troubles.report(lost)
-        elif self._choice.checked:
-            self._troubles.clear("device_lost")
+        lost = model.check(self._choice, self._probe)
+        if lost and not any(slot["info"] for slot in self._executor.status()):
+            self._troubles.report("device", lost)
+        else:  # there again; or a worker has loaded the model, which is the better witness
+            self._troubles.clear("device")
+
+    def _trouble(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+        """What holds the queue, and what keeps single slots from drawing.
+
+        A slot's trouble is the queue's only where every slot has one.
+        """
+        slots = self._executor.status()
+        ill = [slot for slot in slots if slot["trouble"]]
+        if len(ill) == len(slots):
+            return each_once([*self._troubles.current(), *(slot["trouble"] for slot in ill)]), []
+        warnings = [
+            slot["trouble"]
+            | {
+                "slot": slot["slot"],
+                "message": f"Worker {slot['slot']} ({slot['device']}) does not run, the others do: "
+                + slot["trouble"]["message"],
+            }
+            for slot in ill
+        ]
+        return self._troubles.current(), warnings
 
     def _pulse(self, state: str | None = None) -> None:
         now = time.monotonic()
@@ -371,6 +402,7 @@ class Service:
         self._dispatcher.changed = False
         with contextlib.suppress(SteadyError):  # said by whoever works with the record
             self._paused = bool(self._store.get("paused"))
+        trouble, warnings = self._trouble()
         pulse: dict[str, Any] = {
             "pid": os.getpid(),
             "started_at": self._started_at,
@@ -383,7 +415,8 @@ class Service:
             | self._dispatcher.info,
             "workers": self._executor.status(),
             "running": self._dispatcher.running(),
-            "trouble": self._troubles.current(),
+            "trouble": trouble,
+            "warnings": warnings,
             "inbox": self._inbox.health(),
         }
         try:
@@ -398,5 +431,5 @@ class Service:
     def _end(self) -> None:
         """The last words, when every thread and worker has ended."""
         self._pulse("stopped")
-        completed = self._guarded(lambda: self._store.counts()[JobState.COMPLETED])
+        completed = self._guarded("record", lambda: self._store.counts()[JobState.COMPLETED])
         say(logger, "watcher.stopped", completed=completed)

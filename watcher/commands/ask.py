@@ -121,12 +121,14 @@ def _service_status(desk: Desk) -> int:
             counts, paused = store.counts(), store.get("paused")
     state = str(pulse.get("state")) if pulse["alive"] else "stopped"
     troubles = pulse.get("trouble", []) if pulse["alive"] else []
+    warnings = pulse.get("warnings", []) if pulse["alive"] else []
     words = [f"watcher   {state}", f"jobs      {counts_line(counts)}"]
     if pulse["alive"]:
         words.append(f"model     {pulse.get('model', {}).get('name')}")
     if paused:
         words.append(f"paused    {paused.get('reason') or 'by hand'}; go on: steady resume")
     words += [f"trouble   {t['message']} {t['remedy']}" for t in troubles]
+    words += [f"warning   {t['message']} {t['remedy']}" for t in warnings]
     desk.answer(
         {
             "watcher": state,
@@ -134,6 +136,7 @@ def _service_status(desk: Desk) -> int:
             "model": pulse.get("model") if pulse["alive"] else None,
             "paused": paused,
             "trouble": troubles,
+            "warnings": warnings,
         },
         "\n".join(words),
     )

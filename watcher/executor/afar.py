@@ -47,13 +47,13 @@ class Lost:
 
 @dataclass(frozen=True)
 class Trouble:
-    """Nothing can run until a slot is ready."""
+    """No process can be had for this slot, or for any that has none (no slot named)."""
 
     error: SteadyError
 
 
 News = Met | Lost | Trouble | Report
-Tell = Callable[[Slot, News], None]  #: from any thread
+Tell = Callable[[Slot | None, News], None]  #: from any thread
 
 
 class Line(Protocol):
@@ -80,7 +80,6 @@ class _Place(Seat):
     report: Report | None = None
     heard: float = 0.0
     sent: int = 0  #: jobs given to this very process
-    ready: bool = False
 
     def wants(self) -> bool:
         """Not while a job is on its way: what was said before it arrived does not count."""
@@ -115,7 +114,7 @@ class FarExecutor(Executor):
         self._device = spec.device
         self._line = line
         self._places = [self._place(0)]  # one at least is wanted
-        self._news: queue.SimpleQueue[tuple[Slot, News] | None] = queue.SimpleQueue()
+        self._news: queue.SimpleQueue[tuple[Slot | None, News] | None] = queue.SimpleQueue()
         self._events: list[Event] = []
         self._changed = False
         self._stopping = False
@@ -213,22 +212,29 @@ class FarExecutor(Executor):
     def _place(self, slot: Slot) -> _Place:
         return _Place(slot, self._device, b"", state="waiting")
 
-    def _take_in(self, slot: Slot, news: News) -> None:
-        if isinstance(news, Trouble):
-            if not any(place.ready for place in self._places):
-                self._events.append(Died(slot, [], "has no machine", news.error, blame=False))
+    def _take_in(self, slot: Slot | None, news: News) -> None:
+        if slot is None:
+            for place in self._places:
+                if isinstance(news, Trouble) and place.met is None:
+                    self._suffer(place, news)
             return
         while len(self._places) <= slot:
             self._places.append(self._place(len(self._places)))
         place = self._places[slot]
         match news:
             case Met():
-                place.met, place.report, place.sent = news, None, 0
+                place.met, place.report, place.sent, place.trouble = news, None, 0, None
                 place.state, place.heard = "loading", time.monotonic()
             case Report():
                 self._heard(place, news)
             case Lost():
                 self._mourn(place, news)
+            case Trouble():
+                self._suffer(place, news)
+
+    def _suffer(self, place: _Place, news: Trouble) -> None:
+        place.suffer(news.error)
+        self._events.append(Died(place.slot, [], "has no machine", news.error, blame=False))
 
     def _heard(self, place: _Place, report: Report) -> None:
         place.report, place.heard = report, time.monotonic()
@@ -245,10 +251,8 @@ class FarExecutor(Executor):
         """``event`` with the slot's number here; None for one of a job the slot does not have."""
         slot = place.slot
         if isinstance(event, Ready):
-            place.ready = True
             return Ready(slot, event.info)
         if isinstance(event, Died):
-            place.ready = False
             self.counters["deaths"] += 1
             lost = [one for one in event.lost if place.task(one[0], one[1])]
             gone = {(job_id, attempt) for job_id, attempt, _ in lost}
@@ -278,7 +282,7 @@ class FarExecutor(Executor):
             (task.job_id, task.attempt, task.started is not None or (lost.died and not turn))
             for turn, task in enumerate(place.tasks)
         ]
-        met, place.met, place.report, place.ready = place.met, None, None, False
+        met, place.met, place.report = place.met, None, None
         place.state, place.last_death = "waiting", lost.how
         if self._stopping or met is None:
             return

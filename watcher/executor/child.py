@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from watcher.errors import ERRORS, SteadyError
+from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames
 
 _LAST_WORDS = 0.5  #: seconds from a closed socket to the end of the process behind it
@@ -209,7 +209,7 @@ class Child:
         if self.reason is not None:
             kind, text = self.reason
             if not self.ready or kind == "device_lost":
-                trouble = SteadyError(kind if kind in ERRORS else "engine_failed", text)
+                trouble = _trouble(kind if kind in ERRORS else "engine_failed", text)
                 how = text if self.ready else f"could not load the model ({text})"
                 return how, trouble, False
             return f"left on purpose after {text}", None, True
@@ -218,6 +218,16 @@ class Child:
             return how, SteadyError("worker_unavailable", words), False
         from_outside = code == -signal.SIGTERM and signal.SIGTERM not in self._signalled
         return how, None, not from_outside
+
+
+def _trouble(code: str, text: str) -> SteadyError:
+    """Why nothing loads; the remedies of codes that tell of one job would mislead here."""
+    remedy = "See the log for the cause; the service tries again by itself."
+    if code == "out_of_memory":
+        remedy = "Free memory of the device; the service tries again by itself."
+    elif ERRORS[code].klass is ErrorClass.ENVIRONMENT:
+        remedy = ""
+    return SteadyError(code, text, remedy=remedy)
 
 
 def _environment() -> dict[str, str]:

@@ -20,7 +20,7 @@ from typing import Any
 from typing_extensions import override
 
 from watcher.clock import now_us
-from watcher.errors import ERRORS, SteadyError
+from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.executor import (
     Died,
     Event,
@@ -344,6 +344,8 @@ class LocalExecutor(Executor):
         seat.tasks.clear()
         seat.state = "waiting"
         seat.last_death = how
+        if environment is not None:
+            seat.suffer(environment)
         seat.retry_at = time.monotonic() + self._backoff[min(seat.failures, len(self._backoff) - 1)]
         seat.failures += 1
         seat.restarts += 1
@@ -386,7 +388,7 @@ class LocalExecutor(Executor):
         child.ready = True
         self._changed = True
         now = time.monotonic()
-        seat.info, seat.idle_since = info, now
+        seat.info, seat.idle_since, seat.trouble = info, now, None
         self._events.append(Ready(seat.slot, info))
         if seat.state == "loading":
             seat.state = "ready"
@@ -434,7 +436,7 @@ class LocalExecutor(Executor):
         self._done(seat, task, "failed")
         if code == "cancelled" and task.overdue is not None:
             code, message = "timed_out", self._overdue_words()
-        if code not in ERRORS:
+        if code not in ERRORS or ERRORS[code].klass is ErrorClass.ENVIRONMENT:
             code, message = "engine_failed", f"{code[:60]}: {message}"
         self._fail(seat, task, code, message)
 

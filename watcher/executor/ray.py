@@ -131,7 +131,7 @@ class RayLine(Line):
                     asyncio.run(self._serve())
             except (RayError, OSError, RuntimeError, ValueError) as error:
                 words = f"Ray cannot be reached ({_short(error)})."
-                self._tell(0, Trouble(SteadyError("worker_unavailable", words)))
+                self._tell(None, Trouble(SteadyError("worker_unavailable", words)))
                 self._leaving.wait(self._backoff[min(failures, len(self._backoff) - 1)] or 1.0)
                 failures += 1
 
@@ -146,7 +146,7 @@ class RayLine(Line):
                 for slot in range(len(tended), max(1, self._slots or room)):
                     tended.append(asyncio.create_task(self._tend(slot)))
                 if not self._orders and time.monotonic() - begun > _PATIENCE:
-                    self._tell(0, Trouble(self._no_machine()))
+                    self._tell(None, Trouble(self._no_machine()))
                     begun = float("inf")
                 ended = asyncio.create_task(self._end.wait())
                 done, _ = await asyncio.wait(
@@ -212,7 +212,7 @@ class RayLine(Line):
                     actor = None
             finally:
                 self._orders.pop(slot, None)
-            failures = 0 if time.monotonic() - begun > 60 else failures + 1
+            failures = 1 if time.monotonic() - begun > 60 else failures + 1
             await asyncio.sleep(self._backoff[min(failures - 1, len(self._backoff) - 1)] or 0.2)
 
     async def _lose(self, slot: Slot, actor: Any, met: Met | None, error: RayError) -> None:
@@ -279,7 +279,7 @@ class RayLine(Line):
             orders.put_nowait(order)
 
 
-def _nobody(_slot: Slot, _news: object) -> None:
+def _nobody(_slot: Slot | None, _news: object) -> None:
     """Who is told before the start."""
 
 

@@ -7,6 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
+from watcher.clock import now_us
+from watcher.errors import SteadyError
 from watcher.executor import Slot
 from watcher.executor.child import Child
 from watcher.jobs import JobRequest
@@ -57,6 +59,14 @@ class Seat:
     retry_at: float = 0.0
     restarts: int = 0
     last_death: str | None = None
+    #: Why it cannot draw: what its last worker said or met before it was ready, and since when.
+    trouble: dict[str, Any] | None = None
+
+    def suffer(self, error: SteadyError) -> None:
+        """Have ``error`` as trouble until it is taken back (None), when the next worker is ready."""
+        same = self.trouble is not None and self.trouble["code"] == error.code
+        since = self.trouble["since"] if self.trouble and same else now_us()
+        self.trouble = error.as_dict() | {"since": since}
 
     def status(self, now: float) -> dict[str, Any]:
         """For live.json; ``now`` is monotonic."""
@@ -86,4 +96,5 @@ class Seat:
             "failures": self.failures,
             "retry_in": round(max(0.0, self.retry_at - now), 3) if state == "waiting" else None,
             "last_death": self.last_death,
+            "trouble": self.trouble,
         }

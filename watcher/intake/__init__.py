@@ -118,7 +118,7 @@ class Intake:
             except SteadyError as error:
                 if error.kind.klass is not ErrorClass.ENVIRONMENT:
                     raise
-                if self._troubles.report(error, seconds=_AGAIN_SECONDS * 2):
+                if self._troubles.report("intake", error, seconds=_AGAIN_SECONDS * 2):
                     say(logger, "intake.trouble", logging.ERROR, code=error.code,
                         message=error.message)  # fmt: skip
                 self._stopping.wait(_AGAIN_SECONDS)

@@ -89,6 +89,8 @@ def watcher(look: Look) -> Iterator[Finding]:
     yield Finding("watcher", OK, f"process {pid}, {pulse.get('state')}")
     for trouble in pulse.get("trouble", ()):
         yield Finding("watcher", FAIL, trouble["message"], trouble["remedy"])
+    for trouble in pulse.get("warnings", ()):
+        yield Finding("watcher", NOTE, trouble["message"], trouble["remedy"])
 
 
 def events(look: Look) -> Iterator[Finding]:
