@@ -17,7 +17,7 @@ import pytest
 from conftest import until
 from engines import expected, read_log
 
-from watcher.errors import SteadyError
+from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.executor import (
     Died,
     Event,
@@ -534,6 +534,25 @@ def test_failed_load_says_why_and_heals(
     bench.wait(Died, count=2)
     assert bench.executor.wants() == []
     gate.unlink()
+    bench.run("a", "a")
+
+
+def test_trouble_of_a_slot_ends_when_its_worker_is_ready_whatever_it_was(
+    start: Start, tmp_path: Path
+) -> None:
+    codes = [code for code, kind in ERRORS.items() if kind.klass is not ErrorClass.INVALID]
+    faults = tmp_path / "faults"
+    faults.write_text("\n".join([*codes, "oom", "raise", "exit"]))
+    bench = start(options={"load_faults": str(faults)}, backoff=(0.0,))
+    told = []
+    while not bench.all(Ready):
+        count = len(bench.all(Died))
+        bench.until(lambda n=count: len(bench.all(Died)) > n or bench.all(Ready))
+        if trouble := bench.executor.status()[0]["trouble"]:
+            told.append(trouble["code"])
+            assert trouble["message"] and trouble["remedy"] and trouble["since"]
+    assert told == [*codes, "out_of_memory", "engine_failed", "worker_unavailable"]
+    assert bench.executor.status()[0]["trouble"] is None
     bench.run("a", "a")
 
 
