@@ -3,7 +3,10 @@
 Each verb is one statement of the record, so a crash leaves it done or not done.
 """
 
+import contextlib
+import functools
 import io
+import itertools
 import os
 import zipfile
 from collections.abc import Callable, Iterator
@@ -16,18 +19,17 @@ from starlette.responses import Response, StreamingResponse
 from api import models
 from api.door import Door
 from api.errors import documented
-from api.images import open_inside
+from api.images import disposition, open_inside
 from api.paging import Limit, link_of
 from api.views import Views
 from watcher.clock import now_us
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState
 from watcher.outputs import Outputs
+from watcher.results import result_table, zip_entry
 from watcher.sheet import PICTURES, contact_sheet
 
 _CHUNK = 256 * 1024
-_PAGE = 500
-_EARLIEST = (1980, 1, 1, 0, 0, 0)  #: what a zip can say
 
 
 def routes(door: Door, views: Views) -> APIRouter:
@@ -100,9 +102,13 @@ def _taking_home(router: APIRouter, door: Door) -> None:
         },
     )
     def images_zip(ticket: str) -> Response:
-        """Sent as it is read: memory stays small however many there are."""
-        batch = find(door, ticket).ticket
-        return archive(door, _pictures(door, batch), batch, "No picture of this batch is ready.")
+        """Sent as it is read, with the result table last: memory stays small however many there are."""
+        batch = find(door, ticket)
+        stem = os.path.splitext(batch.name)[0]
+        name = ticket if stem == f"api-{ticket}" else stem
+        table = (f"{name}.result.csv", result_table(door.store, door.inbox, batch))
+        none = "No picture of this batch is ready."
+        return archive(door, _pictures(door, ticket), name, none, table)
 
     @router.get(
         "/{ticket}/sheet",
@@ -168,8 +174,14 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
         )
 
 
-def archive(door: Door, jobs: Iterator[Job], name: str, none: str) -> Response:
-    """The pictures of ``jobs`` as ``<name>.zip``, sent as they are read.
+def archive(
+    door: Door,
+    jobs: Iterator[Job],
+    name: str,
+    none: str,
+    table: tuple[str, Iterator[bytes]] | None = None,
+) -> Response:
+    """The pictures of ``jobs`` as ``<name>.zip``, then ``table`` (name, pieces), as they are read.
 
     Raises SteadyError image_not_ready, in the words ``none``, when there are no jobs.
     """
@@ -177,20 +189,17 @@ def archive(door: Door, jobs: Iterator[Job], name: str, none: str) -> Response:
     if first is None:
         raise SteadyError("image_not_ready", none)
     return StreamingResponse(
-        zipped(door, first, jobs, lambda: bool(door.stopping)),
+        zipped(door, itertools.chain([first], jobs), lambda: bool(door.stopping), table),
         media_type="application/zip",
-        headers={"Content-Disposition": f'attachment; filename="{name}.zip"'},
+        headers={"Content-Disposition": disposition("attachment", f"{name}.zip")},
     )
 
 
 def _pictures(door: Door, ticket: str) -> Iterator[Job]:
-    """The batch's jobs that have a picture, in order, a page at a time."""
-    after = -1
-    while page := door.store.jobs_of(ticket, after_index=after, limit=_PAGE):
-        for job in page:
-            if job.state is JobState.COMPLETED and job.deleted_at is None:
-                yield job
-        after = page[-1].index
+    """The batch's jobs that have a picture, in order."""
+    for job in door.store.jobs_in_order(ticket):
+        if job.state is JobState.COMPLETED and job.deleted_at is None:
+            yield job
 
 
 class _Outbox(io.RawIOBase):
@@ -213,22 +222,40 @@ class _Outbox(io.RawIOBase):
 
 
 def zipped(
-    door: Door, first: Job, others: Iterator[Job], stop: Callable[[], bool]
+    door: Door,
+    jobs: Iterator[Job],
+    stop: Callable[[], bool],
+    table: tuple[str, Iterator[bytes]] | None = None,
 ) -> Iterator[bytes]:
-    """The pictures of these jobs as a zip, a piece at a time; ends early when ``stop`` says so."""
+    """The pictures of these jobs and ``table`` as a zip, a piece at a time.
+
+    Each entry has the time its picture was made. Ends early when ``stop`` says so.
+    """
     outbox = _Outbox()
     with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for job in (job for group in ([first], others) for job in group):
-            try:
-                fd = open_inside(door.outputs, job.path)
-            except SteadyError:
-                continue  # taken away by hand since: the others are still worth having
-            with os.fdopen(fd, "rb") as file:
-                entry = zipfile.ZipInfo(job.path, _EARLIEST)
-                with archive.open(entry, "w", force_zip64=True) as target:
-                    while chunk := file.read(_CHUNK):
-                        if stop():
-                            return
-                        target.write(chunk)
-                        yield outbox.take()
+        for entry, pieces in itertools.chain(_entries(door, jobs), _whole(table)):
+            with archive.open(entry, "w", force_zip64=True) as target:
+                for piece in pieces:
+                    if stop():
+                        return
+                    target.write(piece)
+                    yield outbox.take()
     yield outbox.take()
+
+
+_Entry = tuple[zipfile.ZipInfo, Iterator[bytes]]
+
+
+def _entries(door: Door, jobs: Iterator[Job]) -> Iterator[_Entry]:
+    for job in jobs:
+        # taken away by hand since: the others are still worth having
+        with contextlib.suppress(SteadyError):
+            fd = open_inside(door.outputs, job.path)
+            with os.fdopen(fd, "rb") as file:
+                pieces = iter(functools.partial(file.read, _CHUNK), b"")
+                yield zip_entry(job.path, job.completed_at or job.created_at), pieces
+
+
+def _whole(table: tuple[str, Iterator[bytes]] | None) -> Iterator[_Entry]:
+    if table is not None:
+        yield zip_entry(table[0], now_us()), table[1]

@@ -145,7 +145,7 @@ def bare(door: Door, job: Job, *, download: bool = False) -> Response:
         media_type=TYPES.get(job.request.format or "", "image/png"),
         headers={
             "Cache-Control": "private, no-cache",
-            "Content-Disposition": _disposition(
+            "Content-Disposition": disposition(
                 "attachment" if download else "inline", job.path.rpartition("/")[2]
             ),
         },
@@ -190,7 +190,7 @@ def _file(
     headers = {
         "ETag": etag,
         "Cache-Control": "private, max-age=31536000, immutable" if fixed else "private, no-cache",
-        "Content-Disposition": _disposition(kind, filename),
+        "Content-Disposition": disposition(kind, filename),
         "Accept-Ranges": "bytes",
     }
     with contextlib.ExitStack() as stack:
@@ -270,7 +270,8 @@ def _range(header: str, size: int) -> tuple[int, int]:
     return start, end
 
 
-def _disposition(kind: str, filename: str) -> str:
+def disposition(kind: str, filename: str) -> str:
+    """A Content-Disposition: ``kind`` is inline or attachment, ``filename`` any text."""
     plain = filename.encode("ascii", "ignore").decode()
     if plain == filename:
         return f'{kind}; filename="{filename}"'

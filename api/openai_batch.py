@@ -274,17 +274,11 @@ class Results:
         def url_of(job: Job) -> str:
             return links.url_of(job, base, self._token)
 
-        jobs = ((None, job) for job in self._jobs(ticket))
+        jobs = self._store.jobs_by_row(ticket)
         lines = jobfile.result_lines(jobs, url_of, good=kind == "output")
         if kind == "error" and batch.refused_rows:
             return _chain(lines, self._refused(batch))
         return lines
-
-    def _jobs(self, ticket: str) -> Iterator[Job]:
-        after = -1
-        while page := self._store.jobs_of(ticket, after_index=after, limit=_PAGE):
-            yield from page
-            after = page[-1].index
 
     def _refused(self, batch: Batch) -> Iterator[bytes]:
         """Lines of the upload that could not be used, read from it once more."""

@@ -69,6 +69,7 @@ class Watcher:
                 warnings=plan.warnings,
                 priority=Priority(plan.request.priority or Priority.INTERACTIVE),
                 not_before=plan.not_before,
+                row=plan.row,
             )
             for index, plan in enumerate(planned)
         ]
@@ -78,10 +79,10 @@ class Watcher:
 
     def drop(self, text: str, ticket: str, name: str = "dropped.yaml") -> list[str]:
         """A file a person dropped, recorded."""
-        self.store.begin_reading(ticket, name=name, suffix=".yaml", source="file")
-        stem = Path(name).stem
+        stem, suffix = Path(name).stem, Path(name).suffix
+        self.store.begin_reading(ticket, name=name, suffix=suffix, source="file")
         return self.record(
-            ticket, jobfile.parse(text.encode(), ".yaml", self.limits, stem=stem).requests
+            ticket, jobfile.parse(text.encode(), suffix, self.limits, stem=stem).requests
         )
 
     def claim(self) -> Job:

@@ -546,9 +546,43 @@ def test_a_batch_from_begin_to_end(bench: Bench):
     assert packed.headers["content-type"] == "application/zip"
     with zipfile.ZipFile(io.BytesIO(packed.content)) as archive:
         assert archive.testzip() is None
-        assert {archive.read(n) for n in archive.namelist()} == {PICTURE, PICTURE + b"2"}
+        *pictures, table = archive.namelist()
+        assert {archive.read(n) for n in pictures} == {PICTURE, PICTURE + b"2"}
+        assert table.endswith(".result.csv")
+        lines = archive.read(table).decode("utf-8-sig").splitlines()
+        assert [line.split(",")[1] for line in lines[1:]].count("completed") == 2
+        made = datetime(*archive.getinfo(pictures[0]).date_time)
+        assert abs(made - datetime.now()) < timedelta(hours=1)
         assert all(not n.startswith(("/", ".")) for n in archive.namelist())
     assert bench.client.post(f"{address}/cancel").json()["progress"]["cancelled"] == 0
+
+
+def test_the_archive_of_a_table_holds_the_table_with_its_own_columns(bench: Bench):
+    ticket = ticket_of_key("nights")
+    text = "customer,prompt,sku\nAnn,a cat,=1\nBob,a dog,0042\n"
+    bench.watcher.drop(text, ticket, name="Nächte.csv")
+    claimed = bench.config.inbox / ".claimed"
+    day = bench.config.inbox / "done" / "20260101"
+    claimed.mkdir()
+    day.mkdir(parents=True)
+    lies = [claimed / f"{ticket}~Nächte.csv", day / f"Nächte~{ticket[:8]}.csv"]
+    bench.watcher.finish()
+    for place in lies:  # in work, then put away
+        place.write_text(text)
+        answer = bench.client.get(f"/batches/{ticket}/images.zip")
+        assert answer.headers["content-disposition"].endswith("N%C3%A4chte.zip")
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            table = archive.read("Nächte.result.csv").decode("utf-8-sig").splitlines()
+        assert table[0] == "row,state,picture,seed,error,id,customer,prompt,sku"
+        assert table[1].startswith("1,completed,") and table[1].endswith(",Ann,a cat,'=1")
+        assert table[2].startswith("2,queued,,") and table[2].endswith(",Bob,a dog,0042")
+        place.unlink()
+    with zipfile.ZipFile(
+        io.BytesIO(bench.client.get(f"/batches/{ticket}/images.zip").content)
+    ) as archive:  # the file is gone: what the jobs themselves have
+        table = archive.read("Nächte.result.csv").decode("utf-8-sig").splitlines()
+    assert table[0] == "row,state,picture,seed,error,id,label,prompt,customer,sku"
+    assert table[1].endswith(",,a cat,Ann,'=1")
 
 
 def test_an_unread_batch_can_be_cancelled(bench: Bench):

@@ -50,13 +50,61 @@ def test_the_results_come_back_as_a_table_with_rows_and_labels(make_root: Make) 
     [path] = (root.inbox / "done").rglob("night~*.csv.result.csv")
     table = list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
     assert [r["row"] for r in table] == ["1", "2", "4", "5", "6", "7"]
-    assert [r["label"] for r in table][:5] == ["A-1", "A-2", "A-4", "A-5", "A-6"]
+    assert [r["id"] for r in table][:5] == ["A-1", "A-2", "A-4", "A-5", "A-6"]
+    assert list(table[0]) == [
+        "row", "state", "picture", "seed", "error", "result_id", "id", "prompt", "width",
+    ]  # fmt: skip
     assert table[4]["state"] == "failed" and table[4]["error"].startswith("engine_failed")
     assert table[4]["picture"] == "" and table[0]["seed"].isdigit()
     assert (root.folder / "outputs" / table[0]["picture"]).is_file()
-    assert table[5]["label"] == "'=1+1" and table[5]["prompt"].startswith("'=")
+    assert table[5]["id"] == "'=1+1" and table[5]["prompt"].startswith("'=")
     back = next((root.inbox / "done").rglob("*.refused.csv")).read_text(encoding="utf-8-sig")
     assert back.startswith("id,prompt,width,error") and "A-3,bad,65" in back
+
+
+def results(root: Root, table: str) -> list[dict[str, str]]:
+    [path] = (root.inbox / "done").rglob(table)
+    return list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))
+
+
+def test_rows_of_a_table_are_told_apart_whatever_they_share(make_root: Make) -> None:
+    """A repeated key, a refused row, an own column of any name: each line is its own row's."""
+    root = make_root()
+    lines = [
+        "customer,prompt,key,sku,Größe,state",
+        "Ann,a cat steps=1,k1,-5,M,new",
+        "Bob,a cat steps=1,k1,=A1,L,new",
+        "Cid,a cat steps=1,k3,+4.5,S",
+        "Dan,a cat raise,k4,@x,XL,old",
+        ",,,,,",
+        "Eve,a cat steps=1,k5,0042,XS,old",
+    ]
+    root.drop("orders.csv", "\n".join(lines) + "\n")
+    root.finish()
+    table = results(root, "orders~*.csv.result.csv")
+    assert list(table[0])[-6:] == ["customer", "prompt", "key", "sku", "Größe", "state"]
+    assert [(r["row"], r["customer"], r["sku"]) for r in table] == [
+        ("1", "Ann", "-5"), ("3", "Cid", "+4.5"), ("4", "Dan", "'@x"), ("6", "Eve", "0042"),
+    ]  # fmt: skip
+    assert [r["result_state"] for r in table] == ["completed", "completed", "failed", "completed"]
+    assert [r["state"] for r in table] == ["new", "", "old", "old"]
+
+
+def test_rows_are_the_new_file_s_after_it_went_on(make_root: Make) -> None:
+    """Sorted otherwise, with rows put in and one taken out: no row is guessed."""
+    root = make_root()
+    submit = ("submit", "--key", "orders")
+    table = root.folder / "orders.csv"
+    table.write_text("customer,prompt\n" + "".join(f"C{n},p{n} steps=1\n" for n in range(1, 6)))
+    assert steady(root, *submit, str(table)).returncode == 0
+    root.finish()
+    order = [5, 9, 3, 1, 4]
+    table.write_text("customer,prompt\n\n" + "".join(f"C{n},p{n} steps=1\n" for n in order))
+    assert steady(root, *submit, "--resume", str(table)).returncode == 0
+    root.finish()
+    said = rows(root.folder, "SELECT prompt, row FROM jobs")
+    wanted = {f"p{n} steps=1": row for row, n in enumerate(order, 2)} | {"p2 steps=1": None}
+    assert {each["prompt"]: each["row"] for each in said} == wanted
 
 
 def test_a_hundred_thousand_refused_rows_never_lie_in_memory() -> None:

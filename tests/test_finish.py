@@ -62,7 +62,6 @@ def finisher(tmp_path: Path, store: JobStore, disk: Disk) -> Iterator[Finisher]:
         checkpoint=lambda step: None,
         on_batch_done=[],
         refused_rows=lambda batch: None,
-        plans=lambda batch: iter(()),
         wake=lambda: None,
     )
     finisher.start()

@@ -3,6 +3,7 @@
 import json
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from conftest import until
@@ -34,6 +35,16 @@ def test_each_job_on_record_stands_for_one_row() -> None:
     assert third.new and third.again is None
     assert standing.judge(JobRequest(prompt="b", seed=8)).new
     assert standing.next_index == 3
+
+
+def test_a_job_that_is_there_stands_for_its_row_in_the_new_file() -> None:
+    there = [replace(job(n, "same"), row=n + 1) for n in range(3)]
+    standing = Standing(TICKET, [*there, replace(job(3, "other", "failed"), row=4)])
+    verdicts = [standing.judge(JobRequest(prompt="same"), row) for row in (1, 5)]
+    assert verdicts == [Verdict(), Verdict(moved=1)]
+    again = standing.judge(JobRequest(prompt="other"), 6)
+    assert (again.again, again.moved) == (job(3, "other").id, 3)
+    assert list(standing.gone()) == [2]
 
 
 def test_what_failed_runs_again_and_reading_twice_gives_the_same_ids() -> None:

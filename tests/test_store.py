@@ -41,7 +41,16 @@ from watcher.jobs import (
     job_id_of,
     ticket_of_key,
 )
-from watcher.store import _CLAIM, BULK_TURN, Completion, JobFilter, JobStore, NewJob, schema
+from watcher.store import (
+    _CLAIM,
+    BULK_TURN,
+    Completion,
+    JobFilter,
+    JobStore,
+    NewJob,
+    Recording,
+    schema,
+)
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["dataset", "pydantic"])  # the slow half of starting a child
@@ -1234,6 +1243,19 @@ def test_a_record_of_the_first_edition_opens_and_nothing_is_lost(
     new = put_batch(store, 2, row=7)
     assert {job.row for job in map(store.job, new) if job} == {7}
     assert opened().counts() == store.counts()  # and again: it is migrated once
+
+
+def test_jobs_come_in_the_order_of_their_rows(store: JobStore) -> None:
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
+    jobs = [job._replace(row=row) for job, row in zip(new_jobs(5), (1, 4, 4, 5, 9), strict=True)]
+    ids = store.record(ticket, jobs, first_index=0, final=True, now=1, local=LOCAL)
+    assert [job.id for job in store.jobs_by_row(ticket)] == ids
+    moved = Recording(ticket, (), rows=[(0, 6), (1, None), (4, 2)])
+    store.record_all([moved], now=2, local=LOCAL)
+    order = [(job.row, job.index) for job in store.jobs_by_row(ticket)]
+    assert order == [(2, 4), (4, 2), (5, 3), (6, 0), (None, 1)]
+    assert [job.index for job in store.jobs_in_order(ticket)] == [0, 1, 2, 3, 4]
 
 
 def test_no_row_is_rewritten_when_an_older_record_opens() -> None:

@@ -24,12 +24,17 @@ from PIL import Image
 from watcher import executor as ex
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.inbox import Inbox
-from watcher.jobfile import LINE_SUFFIXES, Planned, has_batch_lines, result_lines
+from watcher.jobfile import (
+    LINE_SUFFIXES,
+    MAX_TABLE,
+    has_batch_lines,
+    result_lines,
+)
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import say
 from watcher.outputs import NameTaken, Outputs, Saved
 from watcher.recipe import recipe_of
-from watcher.results import day_of, result_csv, result_json
+from watcher.results import day_of, result_json, result_table
 from watcher.store import Completion, JobStore
 from watcher.trouble import Troubles
 
@@ -38,7 +43,6 @@ logger = logging.getLogger("steady.finish")
 THREADS = 2
 MOST_THREADS = 16  #: of those that wait for the disk while many devices bring pictures
 MAX_GROUP = 100  #: pictures recorded in one transaction
-MAX_TABLE = 4 << 30  #: bytes of a table that is read once more
 _AGAIN_SECONDS = 5.0  #: after environment trouble
 _HOOK_SECONDS = 60.0  #: time limit of on_batch_done
 
@@ -73,13 +77,11 @@ class Finisher:
         checkpoint: Callable[[str], None],
         on_batch_done: list[str],
         refused_rows: Callable[[Batch], Iterable[bytes] | None],
-        plans: Callable[[Batch], Iterator[Planned]],
         wake: Callable[[], None],
         address: str = "",
     ) -> None:
         self._store = store
         self._refused_rows = refused_rows
-        self._plans = plans
         self._address = address  #: where the door serves pictures
         self._outputs = outputs
         self._inbox = inbox
@@ -313,9 +315,13 @@ class Finisher:
                 batch.suffix,
                 day=day_of(batch.created_at),
                 result=result_json(
-                    batch, self._store.progress(batch.ticket), self._jobs(batch.ticket)
+                    batch,
+                    self._store.progress(batch.ticket),
+                    self._store.jobs_in_order(batch.ticket),
                 ),
-                table=result_csv(self._table(batch)) if batch.suffix in LINE_SUFFIXES else None,
+                table=result_table(self._store, self._inbox.folder, batch)
+                if batch.suffix in LINE_SUFFIXES
+                else None,
                 refused=rows,
                 further=self._openai_files(batch),
             )
@@ -327,12 +333,6 @@ class Finisher:
         say(logger, "batch.done", ticket=batch.ticket, name=batch.name)
         if self._hook:
             self._run_hook(batch)
-
-    def _jobs(self, ticket: str) -> Iterator[Job]:
-        after = -1
-        while page := self._store.jobs_of(ticket, after_index=after):
-            yield from page
-            after = page[-1].index
 
     def _openai_files(self, batch: Batch) -> Iterator[tuple[str, Iterable[bytes]]]:
         """What OpenAI gives back for a batch file of its form, as files beside ours."""
@@ -349,15 +349,7 @@ class Finisher:
             return f"{self._address}/jobs/{job.id}/image"
 
         for end, good in ((".output.jsonl", True), (".errors.jsonl", False)):
-            yield end, result_lines(self._table(batch), url_of, good=good)
-
-    def _table(self, batch: Batch) -> Iterator[tuple[int | None, Job]]:
-        """Each job with the row of the file it was made from, as far as that can be told."""
-        plans = self._plans(batch)
-        for job in self._jobs(batch.ticket):
-            plan = next(plans, None)
-            same = plan is not None and plan.request.prompt == job.request.prompt
-            yield plan.row if plan and same else None, job
+            yield end, result_lines(self._store.jobs_by_row(batch.ticket), url_of, good=good)
 
     def _run_hook(self, batch: Batch) -> None:
         counts = self._store.progress(batch.ticket)

@@ -1,20 +1,34 @@
 """What a finished batch says of itself: ``.result.json`` for programs, ``.result.csv`` for people.
 
-Both are made piece by piece, so a million jobs never lie in memory at once. Pure: where the
-jobs come from and where the pieces go is others' business.
+Both are made piece by piece, so a million jobs never lie in memory at once. Only reads; where the
+pieces go is others' business.
 """
 
+import contextlib
 import csv
 import datetime
 import io
+import itertools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+import re
+import time
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from watcher.inbox import file_of, open_claim
+from watcher.jobfile import MAX_TABLE, TABLE_SUFFIXES, written
 from watcher.jobs import Batch, Job, JobState
+from watcher.store import JobStore
 
-COLUMNS = ("row", "label", "state", "picture", "seed", "error", "prompt", "id")
+#: What a result table says of each job, before the columns of its input.
+COLUMNS = ("row", "state", "picture", "seed", "error", "id")
+_LOOKED_AT = 1000  #: jobs whose metadata names the columns where the input has none
+_EARLIEST = (1980, 1, 1, 0, 0, 0)  #: what a zip can say
 _PIECE = 1 << 16  #: characters
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")  #: a cell that begins so is computed
+_NUMBER = re.compile(r"[+-]\d+([.,]\d+)?", re.ASCII)
 
 
 def result_json(
@@ -38,10 +52,11 @@ def result_json(
 
 
 def result_of(job: Job) -> dict[str, Any]:
-    """A job's entry in a result file: id, place, state, picture, seed, label, error."""
+    """A job's entry in a result file: id, place, row, state, picture, seed, label, error."""
     entry: dict[str, Any] = {
         "id": job.id,
         "index": job.index,
+        "row": job.row,
         "state": job.state.value,
         "picture": job.path if job.state is JobState.COMPLETED else None,
         "seed": job.request.seed,
@@ -57,30 +72,81 @@ def result_of(job: Job) -> dict[str, Any]:
     return entry
 
 
-def result_csv(jobs: Iterable[tuple[int | None, Job]]) -> Iterator[bytes]:
-    """The same as a table, one line a job: the row of the file it came from (if known), and it.
+def result_table(store: JobStore, inbox: Path, batch: Batch) -> Iterator[bytes]:
+    """:func:`result_csv` of ``batch`` as it is now, with the columns of its file.
 
-    UTF-8 with a byte order mark, as spreadsheets want it. A cell that a spreadsheet would take
-    for a formula begins with an apostrophe.
+    Wherever that lies: in work or in ``done/``. Raises SteadyError when it is there and cannot be
+    read.
+    """
+    jobs, claim = store.jobs_by_row(batch.ticket), None
+    if batch.suffix in TABLE_SUFFIXES:
+        with contextlib.suppress(OSError):
+            claim = file_of(inbox, batch.claim or batch.ticket, batch.name, batch.suffix)
+    if claim is None:
+        yield from result_csv(jobs)
+        return
+    with open_claim(claim, MAX_TABLE) as stream:
+        yield from result_csv(jobs, *written(stream, batch.suffix))
+
+
+def zip_entry(name: str, moment: int) -> zipfile.ZipInfo:
+    """An entry of that time (microseconds UTC). A zip has local time, from 1980 on."""
+    return zipfile.ZipInfo(name, max(time.localtime(moment / 1e6)[:6], _EARLIEST))
+
+
+def result_csv(
+    jobs: Iterable[Job],
+    columns: Sequence[str] | None = None,
+    rows: Iterable[tuple[int, Sequence[str]]] = (),
+) -> Iterator[bytes]:
+    """The same as a table, one line a job: what became of it, then every column of its input.
+
+    ``jobs`` and ``rows`` (number and cells of each row of the input) come in the order of the rows.
+    A column of ours whose name the input has as well is called ``result_<name>``. A job whose row
+    is not known gives what it has under the columns' names; without ``columns`` they are label,
+    prompt and the names of the metadata. UTF-8 with a byte order mark, as
+    spreadsheets want it. A cell that a spreadsheet would take for a formula begins with an
+    apostrophe.
     """
     out = io.StringIO("\ufeff")
     out.seek(0, io.SEEK_END)
     writer = csv.writer(out, lineterminator="\r\n")
-    writer.writerow(COLUMNS)
-    for row, job in jobs:
+    if columns is None:
+        first = list(itertools.islice(jobs := iter(jobs), _LOOKED_AT))
+        jobs = itertools.chain(first, jobs)
+        names = (name for job in first for name in job.request.metadata or ())
+        columns = list(dict.fromkeys(["label", "prompt", *names]))
+    taken = {name.strip().lower() for name in columns}
+    ours = [f"result_{name}" if name in taken else name for name in COLUMNS]
+    writer.writerow([*ours, *map(_cell, columns)])
+    at, row_by_row = 0, iter(rows)
+    cells: Sequence[str] = ()
+    for job in jobs:
+        while job.row is not None and at < job.row:
+            at, cells = next(row_by_row, (job.row, ()))
+        own = cells if cells and at == job.row else _said(job, columns)
         error = f"{job.error_code}: {job.error_message}" if job.error_code else ""
         picture = job.path if job.state is JobState.COMPLETED else ""
-        asked = job.request
-        cells = [asked.label or "", job.state.value, picture, asked.seed, error, asked.prompt]
-        writer.writerow([row or "", *map(_cell, cells), job.id])
+        told = [job.row or "", job.state.value, picture, job.request.seed, error, job.id]
+        empty = [""] * (len(columns) - len(own))
+        writer.writerow(map(_cell, [*told, *own[: len(columns)], *empty]))
         if out.tell() > _PIECE:
             yield _taken(out)
     yield _taken(out)
 
 
+def _said(job: Job, columns: Iterable[str]) -> list[Any]:
+    """What the job itself has under each column's name: a member of its metadata, or a field."""
+    fields = job.request.model_dump()
+    own = fields["metadata"] or {}
+    return [own.get(name, fields.get(name.strip().lower())) for name in columns]
+
+
 def _cell(value: Any) -> Any:
-    """Text that is data stays data in a spreadsheet."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+    """Text that is data stays data in a spreadsheet; a number is one, whatever its sign."""
+    if not isinstance(value, str) or value[:1] not in _FORMULA or _NUMBER.fullmatch(value):
+        return value
+    return f"'{value}"
 
 
 def _taken(out: io.StringIO) -> bytes:

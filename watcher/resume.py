@@ -9,8 +9,9 @@ import collections
 import hashlib
 import json
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from watcher.jobs import Job, JobRequest, JobState, derived_seed
 
@@ -22,46 +23,59 @@ _ASIDE = {"seed", "count", "priority", "not_before", "key"}
 class Verdict:
     """``again``: the id of a job that ended without a picture; ``new``: an id for a new job.
 
-    Both None: the job stands as it is.
+    Both None: the job stands as it is. ``moved``: the place of a job that is there and came from
+    another row of the earlier file.
     """
 
     again: str | None = None
     new: str | None = None
+    moved: int | None = None
+
+
+class _There(NamedTuple):
+    """A job on record."""
+
+    place: int
+    row: int | None
+    id: str | None  #: of one that ended without a picture
 
 
 class Standing:
     """The jobs of the batch ``ticket``, to be matched with the rows of its new file, each once.
 
-    Some 150 bytes a job. Reading a file again after a crash gives the same verdicts: jobs that
+    Some 300 bytes a job. Reading a file again after a crash gives the same verdicts: jobs that
     were added meanwhile are on record and match.
     """
 
     def __init__(self, ticket: str, jobs: Iterable[Job]) -> None:
         self._ticket = uuid.UUID(ticket)
-        self._there: dict[bytes, int] = {}
-        self._ended: dict[bytes, list[str]] = {}
+        self._there: dict[bytes, list[_There]] = {}
         self._asked: collections.Counter[bytes] = collections.Counter()
         self.next_index = 0  #: the first free place of the batch
         for job in jobs:
             self.next_index = max(self.next_index, job.index + 1)
             derived = job.request.seed == derived_seed(job.id)
             mark = _mark(job.request, None if derived else job.request.seed)
-            if job.state in (JobState.FAILED, JobState.CANCELLED):
-                self._ended.setdefault(mark, []).append(job.id)
-            else:
-                self._there[mark] = self._there.get(mark, 0) + 1
+            ended = job.state in (JobState.FAILED, JobState.CANCELLED)
+            there = _There(job.index, job.row, job.id if ended else None)
+            self._there.setdefault(mark, []).append(there)
+        for some in self._there.values():  # those that stand as they are go first
+            some.sort(key=lambda each: (each.id is not None, each.place), reverse=True)
 
-    def judge(self, request: JobRequest) -> Verdict:
+    def judge(self, request: JobRequest, row: int | None = None) -> Verdict:
         """What to do for one row; ``request`` is filled in but for its seed."""
         mark = _mark(request, request.seed)
         turn = self._asked[mark]
         self._asked[mark] += 1
-        if self._there.get(mark):
-            self._there[mark] -= 1
-            return Verdict()
-        if ended := self._ended.get(mark):
-            return Verdict(again=ended.pop(0))
+        if some := self._there.get(mark):
+            there = some.pop()
+            return Verdict(again=there.id, moved=there.place if there.row != row else None)
         return Verdict(new=str(uuid.uuid5(self._ticket, f"{mark.hex()}/{turn}")))
+
+    def gone(self) -> Iterator[int]:
+        """The places of those that no row of the new file asks for any more."""
+        for some in self._there.values():
+            yield from (each.place for each in some if each.row is not None)
 
 
 def _mark(request: JobRequest, seed: int | None) -> bytes:

@@ -160,7 +160,6 @@ class Service:
             checkpoint=checkpoint,
             on_batch_done=config.on_batch_done,
             refused_rows=reading.refused_rows,
-            plans=reading.plans,
             wake=self._executor.wake,
             address=config.public_url or f"http://{config.host}:{config.port}",
         )

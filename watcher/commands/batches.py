@@ -6,7 +6,6 @@ A crash of an export leaves a part of the copy, never less of what was copied.
 
 import shutil
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,13 +15,11 @@ from watcher.clock import now_us
 from watcher.commands.ask import ticket_of
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
-from watcher.jobs import Batch, Job, JobState
+from watcher.jobs import Batch, JobState
 
 if TYPE_CHECKING:
     from watcher.outputs import Outputs
     from watcher.store import JobStore
-
-_EARLIEST = (1980, 1, 1, 0, 0, 0)  #: what a zip can say
 
 
 def register(app: typer.Typer) -> None:
@@ -55,25 +52,26 @@ def export(
             raise SteadyError("batch_not_found")
         outputs = Outputs(desk.config.outputs)
         try:
-            number = _write(store, outputs, found, target, page)
+            number = _write(store, outputs, desk.config.inbox, found, target, page)
         except OSError as error:
             message = f"{target} cannot be written: {error.strerror}."
             raise SteadyError("bad_request", message) from None
     desk.answer({"ticket": found.ticket, "target": str(target), "jobs": number}, f"{target}")
 
 
-def _write(store: "JobStore", outputs: "Outputs", batch: Batch, target: Path, page: int) -> int:
-    from watcher.results import result_csv, result_json
+def _write(
+    store: "JobStore", outputs: "Outputs", inbox: Path, batch: Batch, target: Path, page: int
+) -> int:
+    from watcher.results import result_json, result_table, zip_entry
     from watcher.sheet import PICTURES, contact_sheet
 
     kind = target.suffix.lower()
     if kind in (".csv", ".json"):
         counts = store.progress(batch.ticket)
-        jobs = _jobs(store, batch.ticket)
         parts = (
-            result_json(batch, counts, jobs)
+            result_json(batch, counts, store.jobs_in_order(batch.ticket))
             if kind == ".json"
-            else result_csv((None, job) for job in jobs)
+            else result_table(store, inbox, batch)
         )
         with target.open("xb") as file:
             file.writelines(parts)
@@ -85,30 +83,26 @@ def _write(store: "JobStore", outputs: "Outputs", batch: Batch, target: Path, pa
         target.write_bytes(contact_sheet(outputs, jobs_))
         return len(jobs_)
     pictures = [
-        (job.path, outputs.path(job))
-        for job in _jobs(store, batch.ticket)
+        (job, outputs.path(job))
+        for job in store.jobs_in_order(batch.ticket)
         if job.state is JobState.COMPLETED and job.deleted_at is None
     ]
-    there = [(name, path) for name, path in pictures if path.is_file()]
+    there = [(job, path) for job, path in pictures if path.is_file()]
     if kind == ".zip":
         with zipfile.ZipFile(target, "x", zipfile.ZIP_STORED) as archive:
-            for name, path in there:
-                entry = zipfile.ZipInfo(name, _EARLIEST)
+            for job, path in there:
+                entry = zip_entry(job.path, job.completed_at or job.created_at)
                 with path.open("rb") as source, archive.open(entry, "w") as copy:
                     shutil.copyfileobj(source, copy)
+            table = zip_entry(f"{batch.name}.result.csv", now_us())
+            with archive.open(table, "w") as copy:
+                copy.writelines(result_table(store, inbox, batch))
         return len(there)
-    for name, path in there:
-        copied = target / name
+    for job, path in there:
+        copied = target / job.path
         copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copied)
     return len(there)
-
-
-def _jobs(store: "JobStore", ticket: str) -> Iterator[Job]:
-    after = -1
-    while page := store.jobs_of(ticket, after_index=after):
-        yield from page
-        after = page[-1].index
 
 
 def prune(

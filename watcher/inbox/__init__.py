@@ -41,7 +41,7 @@ from watcher.inbox.claims import (
 )
 from watcher.inbox.home import CLAIMED, Home
 from watcher.inbox.lease import Writer, ignore_lease_signal, writer_of
-from watcher.inbox.shelves import Shelves, done_files, drop_done
+from watcher.inbox.shelves import Shelves, done_files, drop_done, file_of
 from watcher.inbox.submit import submit
 from watcher.lock import RootLock, held, holder
 from watcher.log import say
@@ -54,9 +54,11 @@ __all__ = [
     "deaf",
     "done_files",
     "drop_done",
+    "file_of",
     "held",
     "holder",
     "ignore_lease_signal",
+    "open_claim",
     "submit",
 ]
 
@@ -99,7 +101,7 @@ class Inbox:
         empty_grace: float = 30.0,
         room: int = 20_000,
     ) -> None:
-        self._folder = folder
+        self.folder = folder
         self._rescan = rescan
         self._checkpoint = checkpoint
         self._home = Home(folder)
@@ -184,7 +186,7 @@ class Inbox:
             problems.append("The watch of the inbox ended; it is begun anew.")
         if time.monotonic() - self._bell.overflowed_at < 2 * self._rescan:
             problems.append("So many changes at once that events were lost; all files are seen.")
-        if gone is None and _read_only(self._folder):
+        if gone is None and _read_only(self.folder):
             problems.append("The inbox is on a read-only disk; nothing can be taken from it.")
         if gone is None and not self._arrivals.leases:
             problems.append(
@@ -259,7 +261,7 @@ class Inbox:
     def _prove(self) -> None:
         """Make a change ourselves: does the bell ring, and are leases known here?"""
         self._doubted_at = time.monotonic()
-        canary = self._folder / _CANARY
+        canary = self.folder / _CANARY
         with contextlib.suppress(OSError):  # read-only or full: said when it matters
             self._bell.hears(lambda: canary.write_bytes(b""))
             self._arrivals.leases = writer_of(canary) is Writer.NONE
@@ -323,8 +325,8 @@ class Inbox:
     def _sync_claims(self) -> None:
         """Both folders, before any row: else a power cut could put a file back that ran."""
         with disk("The inbox cannot be written"):
-            publish.sync_folder(self._folder / CLAIMED)
-            publish.sync_folder(self._folder)
+            publish.sync_folder(self.folder / CLAIMED)
+            publish.sync_folder(self.folder)
 
     def _claim(self, arrival: Arrival) -> Claim | None:
         """Rename it into ``.claimed``; None when it has to wait or went away."""
@@ -338,7 +340,7 @@ class Inbox:
             self._waiting += 1
             return None  # a repeat: judged when the first has ended
         entry = entry_of(arrival.ticket or str(uuid.uuid4()), arrival.name)
-        source, target = self._folder / arrival.name, self._folder / CLAIMED / entry
+        source, target = self.folder / arrival.name, self.folder / CLAIMED / entry
         try:
             os.rename(source, target)
         except FileNotFoundError:
@@ -364,7 +366,7 @@ class Inbox:
         While the inbox is gone they are owed: the first ``scan`` after it is back gives them.
         """
         found: list[tuple[int, Claim]] = []
-        folder = self._folder / CLAIMED
+        folder = self.folder / CLAIMED
         self._owing = True
         try:
             self._home.guard()
@@ -384,19 +386,11 @@ class Inbox:
         """The claim with this ticket, while its file lies in ``.claimed``; with the name it was
         archived under also when it lies in ``done/``.
         """
-        folder = self._folder / CLAIMED
         try:
             self._home.guard()
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith(f"{ticket}~"):
-                        return claim_of(folder, entry.name, os.lstat(entry).st_size)
-            kept = self._shelves.kept(ticket, name, suffix) if name else None
+            return file_of(self.folder, ticket, name, suffix)
         except (OSError, SteadyError):
             return None
-        if kept is None:
-            return None
-        return Claim(ticket, name, suffix, "file", 0, kept.parent, kept.name)
 
     def holds(self, ticket: str, suffix: str) -> bool:
         """Is the file of our own making with this ticket here, waiting or in work?
@@ -404,7 +398,7 @@ class Inbox:
         Raises SteadyError folder_gone when nobody can say.
         """
         self._home.guard()
-        waiting = self._folder / f"api-{ticket}{suffix}"
+        waiting = self.folder / f"api-{ticket}{suffix}"
         here = os.path.lexists(waiting) or self._shelves.in_work(ticket) is not None
         self._home.guard()
         return here

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher import publish
-from watcher.inbox.claims import JOB_SUFFIXES, Claim, cut, own_ticket
+from watcher.inbox.claims import JOB_SUFFIXES, Claim, claim_of, cut, own_ticket
 from watcher.inbox.home import CLAIMED, DONE, REFUSED, TMP, real_folder
 
 _OURS = "watcher-"  #: begins the names of our own temporary files
@@ -124,13 +124,6 @@ class Shelves:
                 return path
         return None
 
-    def kept(self, claim_ticket: str, name: str, suffix: str) -> Path | None:
-        """Where the file lies in ``done/``, if it does."""
-        file = _stem_in_done(claim_ticket, name) + suffix
-        with os.scandir(self._done) as days:
-            paths = [Path(day.path, file) for day in days]
-        return next((path for path in paths if os.path.lexists(path)), None)
-
     def _find(self, ticket: str, name: str) -> Path | None:
         """Where the claimed file lies, or None when it was moved before."""
         path = self._claimed / f"{ticket}~{name}"
@@ -209,6 +202,25 @@ def done_files(inbox: Path) -> Iterator[Path]:
     for path in sorted((inbox / DONE).glob("[0-9]*/*~*")):
         if path.parent.is_dir() and not path.parent.is_symlink():
             yield path
+
+
+def file_of(inbox: Path, ticket: str, name: str = "", suffix: str = "") -> Claim | None:
+    """The claimed file with this ticket, in work or, with its name, in ``done/``; None without one.
+
+    Raises OSError.
+    """
+    folder = inbox / CLAIMED
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(f"{ticket}~"):
+                return claim_of(folder, entry.name, os.lstat(entry).st_size)
+    if not name:
+        return None
+    file = _stem_in_done(ticket, name) + suffix
+    with os.scandir(inbox / DONE) as days:
+        paths = [Path(day.path, file) for day in days]
+    kept = next((path for path in paths if os.path.lexists(path)), None)
+    return None if kept is None else Claim(ticket, name, suffix, "file", 0, kept.parent, kept.name)
 
 
 def drop_done(inbox: Path, claim_ticket: str, name: str) -> int:

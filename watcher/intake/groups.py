@@ -143,5 +143,4 @@ class Groups:
             return None
         if parsed.key is not None or parsed.resume or claim.resumes is not None:
             return None
-        jobs, _ = self._recorder.jobs(batch, parsed.requests)
-        return recording(batch, parsed, digest, jobs)
+        return recording(batch, parsed, digest, self._recorder.jobs(batch, parsed.requests))

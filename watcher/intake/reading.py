@@ -21,7 +21,6 @@ from watcher.recipe import again, read_recipe
 from watcher.wildcards import Wildcards
 
 MAX_PICTURE = 64 << 20  #: bytes of a picture that is dropped to be made again
-MAX_TABLE = 4 << 30  #: bytes of a .csv or .jsonl
 
 
 class Reading:
@@ -52,7 +51,7 @@ class Reading:
 
     def open(self, claim: Claim) -> BinaryIO:
         """The bytes of a table; the caller closes."""
-        return self._inbox.open_stream(claim, MAX_TABLE)
+        return self._inbox.open_stream(claim, jobfile.MAX_TABLE)
 
     def lines(self, stream: BinaryIO, claim: Claim, batch: Batch) -> jobfile.Lines:
         """The rows of a table, one at a time."""
@@ -84,16 +83,6 @@ class Reading:
                         yield each
         else:
             yield from self.whole(claim, batch)[0].refused
-
-    def plans(self, batch: Batch) -> Iterator[jobfile.Planned]:
-        """What the rows of a table asked for, read from its file once more, wherever it lies."""
-        claim = self._inbox.find(batch.claim or batch.ticket, batch.name, batch.suffix)
-        if claim is None:
-            return
-        with self.open(claim) as stream:
-            for each in self.lines(stream, claim, batch):
-                if isinstance(each, jobfile.Planned):
-                    yield each
 
 
 def stem_of(claim: Claim, batch: Batch) -> str:

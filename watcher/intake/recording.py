@@ -7,20 +7,35 @@ crash finds its jobs there already.
 import datetime
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from watcher import jobfile
 from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox
 from watcher.intake.reading import Reading
 from watcher.intake.suspect import Suspect
-from watcher.jobs import Batch, Job, Priority, job_ids_of, ticket_of_key
+from watcher.jobs import Batch, Priority, job_ids_of, ticket_of_key
 from watcher.log import say
 from watcher.resume import Standing
 from watcher.store import JobStore, NewJob, Recording
 
 logger = logging.getLogger("steady.intake")
+
+#: The place of a job on record, and the row of the new file it stands for now.
+Row = tuple[int, int | None]
+
+
+class Made(NamedTuple):
+    """What a file becomes on record.
+
+    ``new``: jobs to record. ``again``: ids of jobs on record that are to run again. ``rows``:
+    those on record whose row is another one now.
+    """
+
+    new: list[NewJob]
+    again: list[str]
+    rows: list[Row]
 
 
 class Recorder:
@@ -65,13 +80,15 @@ class Recorder:
                 parsed, _ = self._reading.whole(claim, kept)
             batch = kept
         standing = self.standing(batch) if resume and batch.jobs else None
-        new, again = self.jobs(batch, parsed.requests, standing=standing)
-        self.again(batch, again)
+        made = self.jobs(batch, parsed.requests, standing=standing)
+        self.again(batch, made.again)
+        if standing is not None:
+            made.rows.extend((index, None) for index in standing.gone())
         first = standing.next_index if standing else 0
-        self.record([recording(batch, parsed, digest, new, first_index=first)])
+        self.record([recording(batch, parsed, digest, made, first_index=first)])
         self._checkpoint("recorded")
-        say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=len(new),
-            again=len(again) or None)  # fmt: skip
+        say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=len(made.new),
+            again=len(made.again) or None)  # fmt: skip
 
     def record(self, recordings: Sequence[Recording]) -> None:
         """All of them in one transaction, or none."""
@@ -84,19 +101,20 @@ class Recorder:
         *,
         first: int = 0,
         standing: Standing | None = None,
-    ) -> tuple[list[NewJob], list[str]]:
-        """The jobs to record, and the ids of those on record that are to run again.
-
-        ``first``: the number, from 0, of the first of ``planned`` in the file.
-        """
-        jobs, again = [], []
+    ) -> Made:
+        """What becomes of ``planned``; ``first``: the number, from 0, of its first in the file."""
+        jobs: list[NewJob] = []
+        again: list[str] = []
+        rows: list[Row] = []
         several = len(planned) > 1 or first > 0
         ids = job_ids_of(batch.ticket)
         for index, plan in enumerate(planned, first):
             own = plan.request.key if several else None
             job_id = ticket_of_key(own) if own else ids(index)
             if standing is not None:
-                verdict = standing.judge(plan.request)
+                verdict = standing.judge(plan.request, plan.row)
+                if verdict.moved is not None:
+                    rows.append((verdict.moved, plan.row))
                 if verdict.again:
                     again.append(verdict.again)
                 if verdict.new is None:
@@ -110,9 +128,10 @@ class Recorder:
                     priority=_priority(batch, plan),
                     not_before=plan.not_before,
                     id=job_id,
+                    row=plan.row,
                 )
             )
-        return jobs, again
+        return Made(jobs, again, rows)
 
     # -- keys and batches that go on
 
@@ -157,14 +176,7 @@ class Recorder:
 
     def standing(self, batch: Batch) -> Standing:
         """What of the batch is on record."""
-
-        def jobs() -> Iterator[Job]:
-            after = -1
-            while page := self._store.jobs_of(batch.ticket, after_index=after):
-                yield from page
-                after = page[-1].index
-
-        return Standing(batch.ticket, jobs())
+        return Standing(batch.ticket, self._store.jobs_in_order(batch.ticket))
 
     def again(self, batch: Batch, ids: Sequence[str]) -> None:
         """Let jobs that ended without a picture run once more."""
@@ -177,14 +189,14 @@ def recording(
     batch: Batch,
     parsed: jobfile.Parsed,
     digest: str,
-    jobs: Sequence[NewJob],
+    made: Made,
     *,
     first_index: int = 0,
 ) -> Recording:
     """All of a whole file, as the record is told it."""
     return Recording(
-        batch.ticket, jobs, first_index=first_index, final=True, warnings=parsed.warnings,
-        refused_rows=len(parsed.refused), digest=digest,
+        batch.ticket, made.new, first_index=first_index, final=True, warnings=parsed.warnings,
+        refused_rows=len(parsed.refused), digest=digest, rows=made.rows,
     )  # fmt: skip
 
 

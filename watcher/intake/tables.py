@@ -21,7 +21,7 @@ from watcher import jobfile
 from watcher.errors import Problem, SteadyError
 from watcher.inbox import Claim
 from watcher.intake.reading import Reading, stem_of
-from watcher.intake.recording import Recorder
+from watcher.intake.recording import Made, Recorder
 from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch, Priority
 from watcher.log import say
@@ -44,14 +44,12 @@ class Stopped(Exception):
 class Chunk:
     """What is recorded in one transaction.
 
-    ``row``: the last of the file's rows it comes from. ``before``: pictures of the rows before
-    it. ``again``: ids of jobs on record that are to run once more.
+    ``row``: the last of the file's rows it comes from. ``before``: pictures of the rows before it.
     """
 
     row: int
     before: int
-    jobs: Sequence[NewJob]
-    again: Sequence[str]
+    made: Made
 
 
 class Spool:
@@ -66,22 +64,22 @@ class Spool:
 
     def put(self, chunk: Chunk) -> None:
         """Raises SteadyError disk_full or folder_gone."""
-        jobs = [tuple(job) for job in chunk.jobs]
+        jobs = [tuple(job) for job in chunk.made.new]
         with _disk():
-            pickle.dump((chunk.row, chunk.before, jobs, chunk.again), self._file, protocol=5)
+            pickle.dump((chunk.row, chunk.before, jobs, *chunk.made[1:]), self._file, protocol=5)
         self._chunks += 1
 
     def __iter__(self) -> Iterator[tuple[Chunk, bool]]:
         """Each chunk, and whether it is the last; an empty one when all are on record."""
         if not self._chunks:
-            yield Chunk(0, self.pictures, (), ()), True
+            yield Chunk(0, self.pictures, Made([], [], [])), True
             return
         with _disk():
             self._file.seek(0)
         for left in reversed(range(self._chunks)):
             with _disk():
-                row, before, jobs, again = pickle.load(self._file)  # noqa: S301  # ours alone
-            yield Chunk(row, before, [NewJob._make(job) for job in jobs], again), not left
+                row, before, jobs, again, rows = pickle.load(self._file)  # noqa: S301  # ours alone
+            yield Chunk(row, before, Made([*map(NewJob._make, jobs)], again, rows)), not left
 
     def close(self) -> None:
         """The file goes, and all that was judged."""
@@ -158,8 +156,8 @@ class Tables:
                 if plan.request.priority is None:
                     plan.priority = usual
             before = seen - len(chunk)
-            new, again = self._recorder.jobs(batch, chunk, first=before, standing=standing)
-            spool.put(Chunk(chunk[-1].row or 0, before, new, again))
+            made = self._recorder.jobs(batch, chunk, first=before, standing=standing)
+            spool.put(Chunk(chunk[-1].row or 0, before, made))
             chunk.clear()
             if self._stopping.is_set():
                 raise Stopped
@@ -197,18 +195,20 @@ class Tables:
         fresh = 0
         name_of = jobfile.numbered(stem_of(claim, batch), spool.pictures)
         for chunk, last in spool:
-            self._recorder.again(batch, chunk.again)
+            self._recorder.again(batch, chunk.made.again)
+            if last and standing is not None:
+                chunk.made.rows.extend((index, None) for index in standing.gone())
             first = chunk.before if standing is None else standing.next_index + fresh
             jobs = [
                 job if job.name else job._replace(name=name_of(number))
-                for number, job in enumerate(chunk.jobs, first + 1)
+                for number, job in enumerate(chunk.made.new, first + 1)
             ]
             self._recorder.record(
                 [
                     Recording(
                         batch.ticket, jobs, first_index=first, final=last, next_line=chunk.row,
                         warnings=spool.warnings if last else (), refused_rows=spool.refused,
-                        digest=digest,
+                        digest=digest, rows=chunk.made.rows,
                     )
                 ]
             )  # fmt: skip

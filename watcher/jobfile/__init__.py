@@ -43,7 +43,7 @@ from watcher.jobfile.problems import MAX_PROBLEMS, refusal
 from watcher.jobfile.rows import Lines
 from watcher.jobfile.sheets import OnError
 from watcher.jobfile.strictjson import read as read_json
-from watcher.jobfile.tables import Row, cells_of, decoded, dump_refused, refused_csv
+from watcher.jobfile.tables import Row, cells_of, decoded, dump_refused, refused_csv, written
 from watcher.jobs import JobRequest, Limits, Priority
 from watcher.recipe import again
 
@@ -53,8 +53,10 @@ __all__ = [
     "LINE_SUFFIXES",
     "MAX_BYTES",
     "MAX_PROBLEMS",
+    "MAX_TABLE",
     "PICTURE_SUFFIXES",
     "SUFFIXES",
+    "TABLE_SUFFIXES",
     "TREE_SUFFIXES",
     "USAGE",
     "Lines",
@@ -79,9 +81,11 @@ __all__ = [
     "resolve",
     "result_lines",
     "suffix_kind",
+    "written",
 ]
 
 TREE_SUFFIXES = frozenset({".yaml", ".yml", ".json"})
+TABLE_SUFFIXES = frozenset({".csv", ".tsv"})  #: with named columns
 LINE_SUFFIXES = frozenset({".jsonl", ".csv", ".tsv"})
 PICTURE_SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg"})
 SUFFIXES = TREE_SUFFIXES | LINE_SUFFIXES | PICTURE_SUFFIXES
@@ -95,6 +99,7 @@ _MEANT = frozenset(
 )  # fmt: skip
 
 MAX_BYTES = 1 << 20  #: of a .yaml or .json
+MAX_TABLE = 4 << 30  #: of a table
 MAX_ROWS = 20_000  #: of a table read whole; longer ones are streamed
 FEW_JOBS = 20  #: files up to this many pictures wait as ``normal``, larger ones as ``bulk``
 

@@ -157,21 +157,20 @@ def look_of(job: Job) -> dict[str, Any]:
 
 
 def result_lines(
-    jobs: Iterable[tuple[int | None, Job]], url_of: Callable[[Job], str], *, good: bool
+    jobs: Iterable[Job], url_of: Callable[[Job], str], *, good: bool
 ) -> Iterator[bytes]:
     """The lines of a batch's output file (``good``) or of its error file.
 
-    ``jobs`` come with the row of the input each was made from; where that is not known,
-    jobs of one line are those that share its custom_id. Jobs of one line (``n``) stand in one
-    line again. A line of which some pictures failed counts as good and has the others.
+    ``jobs`` come in the order of their rows; where these are not known, jobs of one line are those
+    that share its custom_id. Jobs of one line (``n``) stand in one line again. A line of which
+    some pictures failed counts as good and has the others.
     """
 
-    def line_of(entry: tuple[int | None, Job]) -> tuple[int | None, str]:
-        row, job = entry
-        return row, (job.request.label or job.id) if row is None else ""
+    def line_of(job: Job) -> tuple[int | None, str]:
+        return job.row, (job.request.label or job.id) if job.row is None else ""
 
     for _, group in itertools.groupby(jobs, key=line_of):
-        some = [job for _, job in group]
+        some = list(group)
         made = [job for job in some if job.state is JobState.COMPLETED]
         if bool(made) is not good or not all(job.state.ended for job in some):
             continue

@@ -189,6 +189,12 @@ class Table:
             line = self._lines.number + 1
 
 
+def written(stream: BinaryIO, suffix: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The columns of a .csv or .tsv, and each row's number with its cells, as they stand there."""
+    table = Table(stream, suffix)
+    return table.header, ((row.number, row.cells) for row in table.rows())
+
+
 _UNCLOSED = "a quote is opened and never closed."
 _CLOSE = 'Close the quote; inside a quoted cell write "" for one ".'
 

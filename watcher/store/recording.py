@@ -76,7 +76,8 @@ class Recording:
     """Jobs of a batch, and how far its file is read.
 
     ``next_line``: rows of the file dealt with so far. ``final``: that was all of it. ``digest``:
-    sha256 of the file, if known.
+    sha256 of the file, if known. ``rows``: places of the batch whose jobs are on record already,
+    with the row of its new file each of them stands for (None for no row).
     """
 
     ticket: str
@@ -87,6 +88,7 @@ class Recording:
     warnings: Sequence[str] = ()
     refused_rows: int = 0
     digest: str | None = None
+    rows: Sequence[tuple[int, int | None]] = ()
 
     def ids(self) -> list[str]:
         """The jobs' ids, in order."""
@@ -149,6 +151,14 @@ class Recorded(Record):
             if fresh:
                 self._insert(fresh, batches, told, now=now, local=local)
             self._db.run_many(_TELL_BATCH, list(told.values()))
+            self._db.run_many(
+                "UPDATE jobs SET row = :row WHERE ticket = :ticket AND idx = :idx",
+                [
+                    {"ticket": each.ticket, "idx": index, "row": row}
+                    for each in recordings
+                    for index, row in each.rows
+                ],
+            )
         return ids
 
     def _fresh(

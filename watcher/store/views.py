@@ -5,8 +5,10 @@ the record (but for :attr:`JobFilter.text`). Part of :class:`watcher.store.JobSt
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
+import itertools
 import re
-from collections.abc import Sequence
+from array import array
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +20,10 @@ from watcher.store.record import Record
 #: The ready jobs, as their own index has them. Without the hint SQLite prefers the index of the
 #: lists and sorts the whole backlog for each claim: a second at a million rows.
 READY = "INDEXED BY jobs_ready WHERE state = 'queued' AND held IS NULL"
+
+_PAGE = 1000  #: jobs read at once
+_LAST = 2**31 - 1  #: in place of a row that is not known
+_IDX = 2**32 - 1  #: the half of a packed (row, idx) that is the idx
 
 
 @dataclass(frozen=True)
@@ -139,7 +145,7 @@ class Views(Record):
         condition = f"WHERE {' AND '.join(where)}" if where else ""
         return self._jobs(f"{condition} ORDER BY {order} LIMIT :limit", **values)
 
-    def jobs_of(self, ticket: str, after_index: int = -1, limit: int = 1000) -> list[Job]:
+    def jobs_of(self, ticket: str, after_index: int = -1, limit: int = _PAGE) -> list[Job]:
         """The batch's jobs in its own order, a page at a time."""
         return self._jobs(
             "INDEXED BY jobs_by_place WHERE ticket = :ticket AND idx > :after"
@@ -148,6 +154,39 @@ class Views(Record):
             after=after_index,
             limit=limit,
         )
+
+    def jobs_in_order(self, ticket: str) -> Iterator[Job]:
+        """All of them, a page in memory at a time."""
+        after = -1
+        while page := self.jobs_of(ticket, after_index=after):
+            yield from page
+            after = page[-1].index
+
+    def jobs_by_row(self, ticket: str) -> Iterator[Job]:
+        """All of them in the order of the rows they come from; those of no known row go last.
+
+        That is their order in the batch as well, but for a batch whose file came again with its
+        rows in another order. Eight bytes a job in memory (some 50 in that case).
+        """
+        places = array("q")
+        after = -1
+        while page := self._db.poll(
+            "SELECT row, idx FROM jobs INDEXED BY jobs_by_place WHERE ticket = :ticket"
+            " AND idx > :after ORDER BY idx LIMIT 10000",
+            ticket=ticket,
+            after=after,
+        ):
+            places.extend((row["row"] or _LAST) << 32 | row["idx"] for row in page)
+            after = page[-1]["idx"]
+        if all(place < later for place, later in itertools.pairwise(places)):
+            yield from self.jobs_in_order(ticket)
+            return
+        ordered = [place & _IDX for place in sorted(places)]
+        for start in range(0, len(ordered), _PAGE):
+            wanted = ordered[start : start + _PAGE]
+            some = f"INDEXED BY jobs_by_place WHERE ticket = :ticket AND idx IN ({', '.join(map(str, wanted))})"
+            found = {job.index: job for job in self._jobs(some, ticket=ticket)}
+            yield from (found[index] for index in wanted if index in found)
 
     def prefix(self, id_prefix: str, limit: int = 2) -> list[Job]:
         """Jobs whose id begins so; two are enough to see that it is not unique."""
