@@ -22,7 +22,6 @@ from api.bodies import read
 from api.calls import Call, Calls, Snapshot
 from api.door import Door
 from api.openai import bytes_of, fault, json_object, model_in_use
-from api.submit import Body
 from api.txt2img import SAMPLER, SCHEDULE, Asked, asked_of, check_model
 from watcher.clock import now_us
 from watcher.errors import SteadyError
@@ -30,6 +29,7 @@ from watcher.imagefile import NotAPicture, scan
 from watcher.jobs import Job, JobState, forwards_of
 from watcher.recipe import parameters_text, request_of_parameters
 from watcher.store import JobStore
+from watcher.submission import Body
 
 NAME = "a1111"  #: the batch's name: tells in lists which door a job came in by
 MAX_PICTURE = 48 << 20  #: bytes of a png-info body
@@ -241,7 +241,7 @@ class Current:
 
 def _warnings(asked: Asked, call: Call, over: Snapshot) -> list[str]:
     plan = call.submitted.plan
-    found = [*asked.warnings, *(plan.said() if plan else ())]
+    found = [*asked.warnings, *(plan.warnings if plan else ())]
     found += [w for job in over.jobs for w in job.warnings]
     ended = sum(job.state is JobState.COMPLETED for job in over.jobs)
     if ended < len(over.jobs) or not over.jobs:

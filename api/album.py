@@ -18,11 +18,12 @@ from api.batches import archive
 from api.bodies import KEY, accepted
 from api.door import Door, is_uuid
 from api.errors import documented
-from api.submit import Body, Submissions
+from api.submit import Submissions
 from api.views import Views
 from watcher import recipe
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import JobRequest, JobState, Limits
+from watcher.submission import Body
 
 MOST = 200  #: pictures in one archive of chosen ones
 

@@ -7,8 +7,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api.errors import entry_of
-from api.submit import MAX_KEY, Submitted
+from api.submit import MAX_KEY, MEDIA_TYPES, Submitted
+from watcher import jobfile
 from watcher.errors import SteadyError
+from watcher.submission import Body
+from watcher.suffixes import FORMS, remedy_for, suffix_of
 
 KEY = Annotated[
     str | None,
@@ -37,7 +40,34 @@ async def read(request: Request, *types: str) -> bytes:
     """
     given = media_type(request)
     if given not in types and not (given.endswith("+json") and "application/json" in types):
-        raise SteadyError("bad_content_type")
+        raise SteadyError("bad_content_type", remedy=f"Send {' or '.join(types)}.")
+    return await unpacked(request)
+
+
+async def read_file(request: Request, filename: str) -> Body:
+    """The body as a job file. ``filename``'s suffix decides how it is read, then its type.
+
+    Text that begins as JSON is JSON: that is how ``fetch`` sends it when no type is said.
+    Raises SteadyError bad_content_type for anything else.
+    """
+    given = media_type(request)
+    suffix = ".json" if given.endswith("+json") else MEDIA_TYPES.get(given, "")
+    named = suffix_of(filename) in FORMS and not given.startswith("multipart/")
+    if not named and not suffix:
+        known = f"Send {', '.join(MEDIA_TYPES)}; or name the file, as in ?filename=jobs.csv."
+        raise SteadyError("bad_content_type", remedy=remedy_for(filename) if filename else known)
+    data = await unpacked(request)
+    if suffix == ".txt" and jobfile.begins_as_json(data[:200].decode("utf-8-sig", "replace")):
+        suffix = ".json"
+    return Body.of(data, filename, suffix)
+
+
+async def unpacked(request: Request) -> bytes:
+    """The bytes of the body. Raises SteadyError bad_content_type for a packed one."""
+    packed = request.headers.get("content-encoding", "identity").strip().lower()
+    if packed not in ("", "identity"):
+        words = f"The body is packed ({packed[:20]})."
+        raise SteadyError("bad_content_type", words, remedy="Send it as it is, not packed.")
     return await request.body()
 
 
@@ -57,7 +87,7 @@ def accepted(done: Submitted) -> Response:
         "job_id": batch.ticket if one else None,
         "image_name": batch.image_name if one else None,
         "location": location,
-        "warnings": plan.said() if plan else list(batch.warnings),
+        "warnings": list(plan.warnings if plan else batch.warnings),
         "refused": [entry_of(p) for p in plan.refused] if plan else [],
     }
     return JSONResponse(answer, 202, replay_headers(done) | {"Location": location})

@@ -26,12 +26,13 @@ from starlette.requests import Request
 
 from api.door import Door
 from api.events import Feed
-from api.submit import Body, Plan, Submissions, Submitted
+from api.submit import Submissions, Submitted
 from watcher.clock import now_us
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import Batch, Job, JobState, ticket_of_key
 from watcher.log import say
 from watcher.store import JobStore
+from watcher.submission import Body, Plan
 
 logger = logging.getLogger("steady.api")
 

@@ -13,17 +13,18 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from api import images, models
-from api.bodies import KEY, accepted, media_type, read
+from api.bodies import KEY, accepted, read, read_file
 from api.door import Door
 from api.errors import Refused, documented, entry_of
 from api.paging import Cursor, Limit, cursor_of, day, link_of, moment_of, plain, seq_of
-from api.submit import MEDIA_TYPES, Body, Plan, Submissions
+from api.submit import Submissions
 from api.views import Views
 from watcher.clock import now_us
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import Job, JobState, Priority
 from watcher.outputs import Outputs
 from watcher.store import JobFilter
+from watcher.submission import Body, Plan
 
 _BODY = {
     "requestBody": {
@@ -133,7 +134,8 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             str,
             Query(
                 max_length=200,
-                description="the file's name: names the batch and the pictures of a list",
+                description="the file's name: its suffix says how it is read, before the type does; "
+                "it names the batch and the pictures of a list",
                 examples=["cats.yaml"],
             ),
         ] = "",
@@ -146,16 +148,10 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         """The body is a job file: JSON, YAML, lines of JSON, a table, or plain text with one
         prompt a line. It is taken whole or, but for rows of a table, not at all. A picture
         (PNG, WebP, JPEG) that carries its recipe is made again."""
-        data = await read(request, *MEDIA_TYPES)
-        suffix = MEDIA_TYPES.get(media_type(request), ".json")
-        return await run_in_threadpool(
-            _submit, data, suffix, filename, idempotency_key, dry_run, resume
-        )
+        body = await read_file(request, filename)
+        return await run_in_threadpool(_submit, body, idempotency_key, dry_run, resume)
 
-    def _submit(
-        data: bytes, suffix: str, filename: str, key: str | None, dry_run: bool, resume: bool
-    ) -> Response:
-        body = Body.of(data, suffix, filename)
+    def _submit(body: Body, key: str | None, dry_run: bool, resume: bool) -> Response:
         if dry_run:
             return JSONResponse(_dry(submissions.plan(body, keyed=key is not None), views))
         done = submissions.submit(body, key, resume=resume)
@@ -346,6 +342,6 @@ def _dry(plan: Plan, views: Views) -> dict[str, Any]:
     return {
         "count": plan.count,
         "jobs": jobs,
-        "warnings": plan.said(),
+        "warnings": list(plan.warnings),
         "refused": [entry_of(p) for p in plan.refused],
     }

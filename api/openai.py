@@ -28,11 +28,11 @@ from api.bodies import KEY, read
 from api.calls import Attempt, Call, Calls, Snapshot
 from api.door import Door
 from api.events import Feed
-from api.submit import Body
 from watcher import jobfile
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import MAX_STEPS, Job, JobState
 from watcher.recipe import model_name
+from watcher.submission import Body
 
 NAME = "openai"  #: the batch's name: tells in lists which door a job came in by
 MAX_N = 10  #: as there
@@ -300,7 +300,7 @@ def in_their_words(error: SteadyError, raw: Mapping[str, Any]) -> SteadyError:
 
 def _planned(call: Call) -> list[str]:
     plan = call.submitted.plan
-    return plan.said() if plan else []
+    return list(plan.warnings) if plan else []
 
 
 def bytes_of(door: Door, job: Job) -> bytes:

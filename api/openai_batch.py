@@ -24,13 +24,13 @@ from api.bodies import KEY, media_type, read
 from api.calls import Attempt, Calls
 from api.door import Door
 from api.openai import fault, json_object
-from api.submit import Body
 from api.uploads import Shelf
 from watcher import jobfile
 from watcher.clock import now_us
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState
 from watcher.store import JobFilter
+from watcher.submission import Body
 
 MAX_FILE = 200 << 20  #: bytes of an upload, as there
 ROOM = MAX_FILE + (1 << 20)  #: … with what multipart puts around it

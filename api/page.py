@@ -36,6 +36,7 @@ from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Job, JobState, Limits
 from watcher.recipe import model_name
 from watcher.store import JobFilter
+from watcher.suffixes import FORMS
 
 _NEXT = 5  #: waiting jobs shown on the first page
 _QUEUE = 60  #: … and on the queue's own
@@ -47,8 +48,6 @@ _FAILED = 40  #: failed jobs of a batch that are told
 _HOURS = 24
 _HOURS_SECONDS = 30.0  #: for which the figures of the last hours are kept
 _TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
-
-_FILES = ".yaml,.yml,.json,.jsonl,.csv,.tsv,.txt,.png,.webp,.jpg,.jpeg"
 
 
 class ForBrowsers(APIRoute):
@@ -102,7 +101,7 @@ class Pages:
             "pulse": pulse,
             "model": self._model(pulse),
             "version": self._version,
-            "accepted": _FILES,
+            "accepted": ",".join(FORMS),
             "running": running,
         }
 

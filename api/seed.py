@@ -14,10 +14,11 @@ from api import images, models
 from api.bodies import KEY, json_body, read, replay_headers
 from api.door import Door
 from api.errors import documented
-from api.submit import Body, Plan, Submissions
+from api.submit import Submissions
 from api.views import Views
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import JobState
+from watcher.submission import Body, Plan
 
 EXAMPLE = {
     "prompt": "a beautiful sunset over mountains",

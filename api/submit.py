@@ -6,34 +6,27 @@ same request may be sent again and finishes what was begun.
 """
 
 import datetime
-import hashlib
-import io
-import itertools
-import json
 import logging
 import math
-import re
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from api.door import Door
 from api.views import Views
-from watcher import inbox, jobfile
+from watcher import jobfile
 from watcher.clock import now_us
 from watcher.errors import Problem, SteadyError
-from watcher.jobs import Batch, JobState, Limits, job_id_of, ticket_of_key
+from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
 from watcher.log import say
-from watcher.recipe import again, read_recipe
-from watcher.wildcards import Wildcards
+from watcher.submission import Body, Plan, Reader
 
 logger = logging.getLogger("steady.api")
 
-SMALL_BODY = 1 << 20  #: bytes of everything but tables
-TABLE_BODY = 32 << 20  #: bytes of .csv, .tsv and .jsonl
+SMALL_BODY = 1 << 20  #: bytes; of longer tables only the head is read before the answer
+TABLE_BODY = 32 << 20  #: bytes of a table or picture
 MAX_KEY = 200
-_SHOWN = 100  #: planned jobs, refused rows and warnings kept for the answer
-_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
+_HEAD = 100  #: rows
 
 #: media type -> how the watcher reads such a body
 MEDIA_TYPES = {
@@ -53,70 +46,6 @@ MEDIA_TYPES = {
     "image/webp": ".webp",
     "image/jpeg": ".jpg",
 }
-
-
-@dataclass(frozen=True)
-class Body:
-    """What a person sent, as a job file: its bytes and the suffix that says how to read them."""
-
-    data: bytes
-    suffix: str
-    name: str
-
-    @classmethod
-    def of(cls, data: bytes, suffix: str, filename: str) -> "Body":
-        """What was sent, as a job file. Raises SteadyError encoding, empty_file, no_recipe.
-
-        ``text/plain`` (".txt") becomes a .jsonl, since the inbox takes no .txt; of a picture
-        only the request inside is taken.
-        """
-        filename = _NOT_IN_NAMES.sub("", filename)
-        stem = filename.rpartition(".")[0] or filename
-        if suffix in jobfile.PICTURE_SUFFIXES:
-            fields = again(read_recipe(data) or {})
-            if not fields:
-                raise SteadyError("no_recipe")
-            return cls(json.dumps(fields, ensure_ascii=False).encode(), ".json", stem or "picture")
-        if suffix != ".txt":
-            return cls(data, suffix, stem or "prompts")
-        try:
-            text = data.decode("utf-8-sig")
-        except UnicodeDecodeError:
-            raise SteadyError("encoding", "The body is not UTF-8 text.") from None
-        prompts = [line.strip() for line in text.splitlines() if line.strip()]
-        if not prompts:
-            raise SteadyError("empty_file", "The body is empty.")
-        lines = "".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts)
-        return cls(lines.encode(), ".jsonl", stem or "prompts")
-
-    @property
-    def table(self) -> bool:
-        """Is it read row by row?"""
-        return self.suffix in jobfile.LINE_SUFFIXES
-
-    @property
-    def digest(self) -> str:
-        """sha256 of the bytes: the same key with another content is a conflict."""
-        return hashlib.sha256(self.data).hexdigest()
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a body would become. ``count`` None: a long table, which the watcher counts."""
-
-    requests: Sequence[jobfile.Planned]
-    count: int | None
-    key: str | None
-    warnings: tuple[str, ...]
-    refused: tuple[Problem, ...]
-    resume: bool = False
-
-    def said(self) -> list[str]:
-        """The batch's warnings and, each once, those of its jobs; a hundred at most."""
-        found = list(self.warnings)
-        for planned in self.requests:
-            found += [w for w in planned.warnings if w not in found]
-        return found[:_SHOWN]
 
 
 @dataclass(frozen=True)
@@ -145,42 +74,13 @@ class Submissions:
         self._views = views
 
     def plan(self, body: Body, *, keyed: bool = False) -> Plan:
-        """Read ``body`` with the watcher's own reader. Raises SteadyError, nothing is queued.
+        """Read ``body`` as the watcher will. Raises SteadyError, nothing is queued.
 
-        ``keyed``: a key came with the request.
+        ``keyed``: a key came with the request. Of a long table only the head is looked at.
         """
-        limits = self._door.limits()
-        if len(body.data) > SMALL_BODY:
-            if not body.table:
-                raise SteadyError("too_large")
-            return self._glance(body, limits)
-        parsed = jobfile.parse(body.data, body.suffix, limits, stem=body.name,
-                               keyed=keyed, wildcards=Wildcards(self._door.config.root))  # fmt: skip
-        if not parsed.requests:
-            raise SteadyError("bad_shape")
-        if parsed.key is not None and not parsed.key.strip():
-            fault = Problem("out_of_range", "`key` is empty.", key="key", pointer="/key")
-            raise SteadyError("out_of_range", problems=[fault])
-        refused = [p for row in parsed.refused for p in row.problems]
-        return Plan(
-            requests=parsed.requests,
-            count=len(parsed.requests),
-            key=parsed.key,
-            warnings=tuple(parsed.warnings),
-            refused=tuple(refused[:_SHOWN]),
-            resume=parsed.resume,
-        )
-
-    def _glance(self, body: Body, limits: Limits) -> Plan:
-        """The head of a long table, enough to refuse what is no table at all."""
-        lines = jobfile.read_lines(io.BytesIO(body.data), body.suffix, limits, stem=body.name,
-                                   wildcards=Wildcards(self._door.config.root))  # fmt: skip
-        head = list(itertools.islice(lines, _SHOWN))
-        planned = [row for row in head if isinstance(row, jobfile.Planned)]
-        refused = [p for row in head if isinstance(row, jobfile.Row) for p in row.problems]
-        if not planned:
-            raise SteadyError("all_rows_refused", problems=refused[:_SHOWN])
-        return Plan(planned, None, None, tuple(lines.warnings), tuple(refused[:_SHOWN]))
+        reader = Reader(self._door.limits(), self._door.config.root, keyed)
+        long = body.table and len(body.data) > SMALL_BODY
+        return reader.plan(body, head=_HEAD if long else None)
 
     def submit(
         self,
@@ -279,9 +179,8 @@ class Submissions:
 
     def _publish(self, body: Body, batch: Batch, *, resumes: bool = False) -> None:
         if resumes:  # a file of its own, which the watcher reads into the batch there is
-            inbox.submit(self._door.inbox, body.data, body.suffix, str(uuid.uuid4()),
-                         resumes=batch.ticket, name=f"{body.name}{body.suffix}")  # fmt: skip
+            name = f"{body.name}{body.suffix}"
+            body.publish(self._door.inbox, str(uuid.uuid4()), resumes=batch.ticket, name=name)
             return
         # Written into the bare mount point of an absent disk, it would never be found again.
-        known = bool(self._store.get("inbox_ours"))
-        inbox.submit(self._door.inbox, body.data, body.suffix, batch.ticket, known=known)
+        body.publish(self._door.inbox, batch.ticket, known=bool(self._store.get("inbox_ours")))

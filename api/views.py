@@ -118,7 +118,7 @@ class Views:
             with contextlib.suppress(OSError, SteadyError):
                 fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
                 with os.fdopen(fd, "rb") as file:
-                    data = file.read(1 << 20)
+                    data = file.read(jobfile.most_bytes(batch.suffix))
                 parsed = jobfile.parse(data, batch.suffix, self._door.limits())
                 return parsed.requests[0].request
         return None

@@ -276,10 +276,13 @@ TAKEN = [
 ]  # fmt: skip
 LEFT = [
     b".hidden.yaml", b".yaml", b"a.yaml~", b"#a.yaml#", b"a.yaml.part", b"a.yaml.crdownload",
-    b"a.yaml.filepart", b"a.yaml.tmp", b"a.yaml.swp", b"yaml", b"README", b"4913", b"sedAbC123",
-    b"~", b"#", b"a.py", b".gitkeep", b"a.yaml.bak",
+    b"a.yaml.filepart", b"a.yaml.tmp", b"a.yaml.swp", b"4913", b"sedAbC123",
+    b"~", b"#", b".gitkeep", b"a.yaml.bak",
 ]  # fmt: skip
-NOTICED = [b"list.txt", b"jobs.xlsx", b"job.yaml.txt", b"prompt.MD"]
+NOTICED = [
+    b"jobs.xlsx", b"prompt.MD", b"a.py", b"yaml", b"README", b"x.yamll", b"x.ymal", b"x.json5",
+    b"x.zip",
+]  # fmt: skip
 
 
 def test_every_name(root: Path) -> None:
@@ -338,7 +341,7 @@ def test_display_is_one_harmless_line() -> None:
 
 def test_many_notices_stay_short(inbox: Inbox, folder: Path) -> None:
     for number in range(50):
-        (folder / f"{number}.txt").touch()
+        (folder / f"{number}.md").touch()
     inbox.scan()
     notices = inbox.health()["notices"]
     assert len(notices) == 21
@@ -431,7 +434,9 @@ def test_a_folder_is_left_alone_and_said(inbox: Inbox, folder: Path) -> None:
     (folder / "x.yaml").mkdir()
     (folder / "x.yaml" / "inner.yaml").write_text("prompt: a fox")
     nothing_for(inbox, SETTLE * 3)
-    assert inbox.health()["notices"] == ["x.yaml is a folder; folders are not read."]
+    assert inbox.health()["notices"] == [
+        "x.yaml is a folder; folders are not read. Move its files into the inbox itself."
+    ]
 
 
 def test_our_own_folders_must_be_real(root: Path) -> None:
@@ -836,7 +841,7 @@ def test_what_health_says_is_logged_once(
     inbox: Inbox, folder: Path, root: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="steady.inbox")
-    (folder / "list.txt").touch()
+    (folder / "list.yamll").touch()
     folder_back = root / "away"
     for _ in range(3):
         inbox.scan()
@@ -849,7 +854,7 @@ def test_what_health_says_is_logged_once(
     ours = [r for r in caplog.records if r.name == "steady.inbox"]
     said = [(r.message, r.facts["message"]) for r in ours]  # type: ignore[attr-defined]
     assert said == [
-        ("inbox.notice", "list.txt is no job file."),
+        ("inbox.notice", "list.yamll is no job file. Is .yaml meant? Rename it."),
         ("inbox.notice", "The inbox is not there (No such file or directory)."),
         ("inbox.over", "The inbox is not there (No such file or directory)."),
     ]

@@ -12,10 +12,11 @@ import pytest
 from conftest import until
 from roots import Root
 
-from watcher.jobfile import SUFFIXES, parse
+from watcher.jobfile import parse
 from watcher.jobfile.hints import BATCH_KEYS, FIELDS, allowed_for
 from watcher.jobs import Limits
 from watcher.results import COLUMNS
+from watcher.suffixes import JOB_SUFFIXES
 
 HOUSE = Path(__file__).parent.parent
 DOC = (HOUSE / "docs" / "job-files.md").read_text(encoding="utf-8")
@@ -47,7 +48,7 @@ def test_the_defaults_told_are_those_of_the_code() -> None:
 
 def test_every_key_of_a_batch_and_every_suffix_is_told() -> None:
     assert set(rows_of("A batch")) == set(BATCH_KEYS)
-    assert set(re.findall(r"`(\.\w+)`", DOC.partition("The suffix decides")[0])) == SUFFIXES
+    assert set(re.findall(r"`(\.\w+)`", DOC.partition("The suffix decides")[0])) == JOB_SUFFIXES
     assert ", ".join(COLUMNS) in DOC
 
 
@@ -60,7 +61,7 @@ def test_all_examples_run(make_root: Callable[..., Root]) -> None:
     root = make_root()
     expected = 0
     for path in sorted((HOUSE / "examples").iterdir()):
-        if path.suffix in SUFFIXES:
+        if path.suffix in JOB_SUFFIXES:
             expected += len(parse(path.read_bytes(), path.suffix, Limits()).requests)
             root.drop(path.name, path.read_bytes())
     root.finish(90)

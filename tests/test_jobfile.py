@@ -15,11 +15,9 @@ from watcher.jobfile import (
     MAX_BYTES,
     Parsed,
     dump_refused,
-    of_recipe,
     parse,
     request_of,
     resolve,
-    suffix_kind,
 )
 from watcher.jobs import MAX_PROMPT, MAX_SEED, JobRequest, Limits, Priority, derived_seed
 
@@ -401,7 +399,6 @@ def test_files_of_many_are_named_and_wait_by_their_number() -> None:
     )
     assert [p.priority for p in more.requests][-2:] == [Priority.BULK, Priority.NORMAL]
     assert [p.stem for p in more.requests][-2:] == [None, "n"]
-    assert yaml("- a\n- b", priority=Priority.INTERACTIVE).requests[0].priority == "interactive"
 
 
 def test_count_makes_consecutive_seeds() -> None:
@@ -792,33 +789,6 @@ def test_odd_bodies_are_refused_and_can_be_told(raw: Any) -> None:
     assert caught.value.problems
     json.dumps(caught.value.as_dict()).encode()
     str(caught.value).encode()
-
-
-def test_a_recipe_makes_its_picture_again() -> None:
-    recipe = {"request": {"prompt": "x", "seed": 5, "width": 512, "name": "n"}, "seed": 5}
-    (planned,) = of_recipe(recipe, LIMITS).requests
-    assert (planned.request.prompt, planned.request.seed, planned.stem) == ("x", 5, None)
-    for nothing in (None, {}, {"job_id": "1"}):
-        with pytest.raises(SteadyError) as caught:
-            of_recipe(nothing, LIMITS)
-        assert caught.value.code == "no_recipe"
-
-
-# -- suffixes
-
-
-@pytest.mark.parametrize(
-    ("name", "kind"),
-    [
-        ("a.yaml", "job"), ("A.YML", "job"), ("a.json", "job"), ("a.JSONL", "job"), ("a.csv", "job"),
-        ("a.tsv", "job"), ("a.png", "job"), ("a.JPG", "job"), ("a.jpeg", "job"), ("a.webp", "job"),
-        ("a.txt", "notice"), ("a.xlsx", "notice"), ("job.yaml.txt", "notice"), ("a.docx", "notice"),
-        (".a.yaml", "ignore"), ("a.yaml~", "ignore"), ("#a.yaml#", "ignore"), ("a.yaml.part", "ignore"),
-        ("a.tmp", "ignore"), ("yaml", "ignore"), ("a.yaml.swp", "ignore"), ("", "ignore"), ("a.", "ignore"),
-    ],
-)  # fmt: skip
-def test_the_suffix_decides(name: str, kind: str) -> None:
-    assert suffix_kind(name) == kind
 
 
 # -- anything at all

@@ -22,10 +22,11 @@ from PIL import Image
 
 from api.calls import Attempt, Call, Calls
 from api.door import Door
-from api.submit import Body, Submissions
+from api.submit import Submissions
 from api.views import Views
 from watcher.jobs import Batch, Job, JobState
 from watcher.store import JobStore, now_us
+from watcher.submission import Body
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,10 @@ imagefile.py  the outside of a picture file: format, size, texts, without decodi
 executor/     who runs engines; worker.py: the child process that owns the device; wire.py
 engine.py     what an engine is; zimage/: Z-Image on diffusers; plan.py: what fits the device
 model/        which model, what it allows, and getting it onto this machine
+suffixes.py   which files people may drop, and what is said about others
 publish.py    how a file appears: whole or not at all
 results.py    a finished batch's result files; resume.py: what of it is there already
+submission.py  bytes and a name -> read, and put into the inbox: for every way in
 wildcards.py  word lists of the root; pace.py: every estimate of time
 sheet.py      many pictures in one; prune.py: what is old, tidied away
 live.py trouble.py window.py log.py     the pulse, what is wrong now, when bulk may run, the log; clock.py

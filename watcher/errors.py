@@ -67,11 +67,11 @@ ERRORS: dict[str, ErrorKind] = {
     "not_a_regular_file": ErrorKind(422, 2, "This is not a regular file.", "Copy the file itself into the inbox; links, pipes and folders are not followed."),
     "unreadable": ErrorKind(422, 2, "The service may not read this file.", "Give the service's user or group read permission (chmod g+r) and drop it again."),
     "crashed_service": ErrorKind(422, 2, "Reading this file stopped the service twice, so it was set aside unread.", "Look at the file; move it back to the inbox to try again."),
-    "unsupported_suffix": ErrorKind(422, 2, "Files of this kind are not read.", "Use .yaml, .yml, .json, .jsonl, .csv or .tsv."),
+    "unsupported_suffix": ErrorKind(422, 2, "Files of this kind are not read.", "Use .yaml, .json, .jsonl, .csv, .tsv or .txt."),
     "key_conflict": ErrorKind(422, 2, "The same key was used before with other content.", "Use a new key, or send the same content."),
     # -- asking
     "bad_request": ErrorKind(400, 2, "The request cannot be read.", "Send a well-formed request."),
-    "bad_content_type": ErrorKind(415, 2, "The body's type is not known.", "Send application/json, application/yaml or text/plain."),
+    "bad_content_type": ErrorKind(415, 2, "The body's type is not known.", "Send a type that is listed, or name the file."),
     "job_not_found": ErrorKind(404, 3, "There is no job with this id.", "Check the id, or look it up in the list of jobs."),
     "batch_not_found": ErrorKind(404, 3, "There is no batch with this ticket.", "Check the ticket."),
     "image_not_found": ErrorKind(404, 3, "There is no picture with this name.", "Check the name, or look it up in the list of jobs."),

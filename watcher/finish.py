@@ -24,18 +24,14 @@ from PIL import Image
 from watcher import executor as ex
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.inbox import Inbox
-from watcher.jobfile import (
-    LINE_SUFFIXES,
-    MAX_TABLE,
-    has_batch_lines,
-    result_lines,
-)
+from watcher.jobfile import MAX_TABLE, has_batch_lines, result_lines
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import say
 from watcher.outputs import NameTaken, Outputs, Saved
 from watcher.recipe import recipe_of
 from watcher.results import day_of, result_json, result_table
 from watcher.store import Completion, JobStore
+from watcher.suffixes import FORMS, LINE_SUFFIXES
 from watcher.trouble import Troubles
 
 logger = logging.getLogger("steady.finish")
@@ -336,7 +332,7 @@ class Finisher:
 
     def _openai_files(self, batch: Batch) -> Iterator[tuple[str, Iterable[bytes]]]:
         """What OpenAI gives back for a batch file of its form, as files beside ours."""
-        if batch.suffix != ".jsonl":
+        if FORMS.get(batch.suffix) != ".jsonl":
             return
         claim = self._inbox.find(batch.claim or batch.ticket, batch.name, batch.suffix)
         if claim is None:

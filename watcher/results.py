@@ -10,7 +10,6 @@ import datetime
 import io
 import itertools
 import json
-import re
 import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -18,17 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from watcher.inbox import file_of, open_claim
-from watcher.jobfile import MAX_TABLE, TABLE_SUFFIXES, written
+from watcher.jobfile import MAX_TABLE, guarded, written
 from watcher.jobs import Batch, Job, JobState
 from watcher.store import JobStore
+from watcher.suffixes import FORMS
 
 #: What a result table says of each job, before the columns of its input.
 COLUMNS = ("row", "state", "picture", "seed", "error", "id")
 _LOOKED_AT = 1000  #: jobs whose metadata names the columns where the input has none
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  #: what a zip can say
 _PIECE = 1 << 16  #: characters
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")  #: a cell that begins so is computed
-_NUMBER = re.compile(r"[+-]\d+([.,]\d+)?", re.ASCII)
 
 
 def result_json(
@@ -79,7 +77,7 @@ def result_table(store: JobStore, inbox: Path, batch: Batch) -> Iterator[bytes]:
     read.
     """
     jobs, claim = store.jobs_by_row(batch.ticket), None
-    if batch.suffix in TABLE_SUFFIXES:
+    if FORMS.get(batch.suffix) in (".csv", ".tsv"):
         with contextlib.suppress(OSError):
             claim = file_of(inbox, batch.claim or batch.ticket, batch.name, batch.suffix)
     if claim is None:
@@ -118,7 +116,7 @@ def result_csv(
         columns = list(dict.fromkeys(["label", "prompt", *names]))
     taken = {name.strip().lower() for name in columns}
     ours = [f"result_{name}" if name in taken else name for name in COLUMNS]
-    writer.writerow([*ours, *map(_cell, columns)])
+    writer.writerow([*ours, *map(guarded, columns)])
     at, row_by_row = 0, iter(rows)
     cells: Sequence[str] = ()
     for job in jobs:
@@ -129,7 +127,7 @@ def result_csv(
         picture = job.path if job.state is JobState.COMPLETED else ""
         told = [job.row or "", job.state.value, picture, job.request.seed, error, job.id]
         empty = [""] * (len(columns) - len(own))
-        writer.writerow(map(_cell, [*told, *own[: len(columns)], *empty]))
+        writer.writerow(map(guarded, [*told, *own[: len(columns)], *empty]))
         if out.tell() > _PIECE:
             yield _taken(out)
     yield _taken(out)
@@ -140,13 +138,6 @@ def _said(job: Job, columns: Iterable[str]) -> list[Any]:
     fields = job.request.model_dump()
     own = fields["metadata"] or {}
     return [own.get(name, fields.get(name.strip().lower())) for name in columns]
-
-
-def _cell(value: Any) -> Any:
-    """Text that is data stays data in a spreadsheet; a number is one, whatever its sign."""
-    if not isinstance(value, str) or value[:1] not in _FORMULA or _NUMBER.fullmatch(value):
-        return value
-    return f"'{value}"
 
 
 def _taken(out: io.StringIO) -> bytes:

@@ -216,32 +216,27 @@ form?.prompt.addEventListener("keydown", (e) => {
 
 // -- files: shown before they are queued
 
-const TYPES = {
-  yaml: "application/yaml", yml: "application/yaml", json: JSON_TYPE, jsonl: "application/jsonl",
-  csv: "text/csv", tsv: "text/tab-separated-values", txt: "text/plain",
-  png: "image/png", webp: "image/webp", jpg: "image/jpeg", jpeg: "image/jpeg",
-};
+const ANY_TYPE = "application/octet-stream"; // the name says what it is
 let ready = [];
 
-async function preview(files) {
+async function preview(files, folders = []) {
   const shown = $("#preview-files"), go = $("#preview-go");
   ready = [];
   shown.replaceChildren();
   for (const file of files.slice(0, 50)) {
-    const type = TYPES[file.name.split(".").pop().toLowerCase()];
     const part = shown.appendChild(make("section"));
     part.append(make("h3", file.name));
-    if (!type) {
-      part.append(make("p", "Files of this kind are not read. Use .yaml, .json, .jsonl or .csv.", "wrong"));
+    if (folders.includes(file.name)) {
+      part.append(make("p", "This is a folder; folders are not read. Drop its files.", "wrong"));
       continue;
     }
     const query = `filename=${encodeURIComponent(file.name)}`;
     try {
-      const plan = await ask(`POST /jobs?dry_run=true&${query}`, file, type);
-      ready.push({ file, type, query, count: plan.count });
+      const plan = await ask(`POST /jobs?dry_run=true&${query}`, file, ANY_TYPE);
+      ready.push({ file, query, count: plan.count });
       planned(part, plan);
     } catch (error) {
-      await wrong(part, error, type.startsWith("image") ? null : file);
+      await wrong(part, error, file.type.startsWith("image") ? null : file);
     }
   }
   const all = ready.reduce((sum, { count }) => (count === null ? NaN : sum + count), 0);
@@ -280,8 +275,8 @@ async function queue() {
   let sum = 0, last;
   $("#preview").close();
   try {
-    for (const { file, type, query, count } of ready) {
-      last = await ask(`POST /jobs?${query}`, file, type);
+    for (const { file, query, count } of ready) {
+      last = await ask(`POST /jobs?${query}`, file, ANY_TYPE);
       sum += last.jobs ?? count ?? NaN;
     }
     toast(sum ? `Queued ${count(sum, "picture")}.` : "Queued.", { link: ready.length === 1 && last.location });
@@ -307,7 +302,8 @@ document.ondrop = (e) => {
   if (!carries(e)) return;
   e.preventDefault();
   document.body.classList.remove("over");
-  preview([...e.dataTransfer.files]);
+  const entries = [...e.dataTransfer.items].map((item) => item.webkitGetAsEntry?.());
+  preview([...e.dataTransfer.files], entries.filter((e) => e?.isDirectory).map((e) => e.name));
 };
 document.onpaste = (e) => {
   const files = [...e.clipboardData.files], text = e.clipboardData.getData("text/plain").trim();

@@ -129,6 +129,8 @@ def _service_status(desk: Desk) -> int:
         words.append(f"paused    {paused.get('reason') or 'by hand'}; go on: steady resume")
     words += [f"trouble   {t['message']} {t['remedy']}" for t in troubles]
     words += [f"warning   {t['message']} {t['remedy']}" for t in warnings]
+    notices = pulse.get("inbox", {}).get("notices", []) if pulse["alive"] else []
+    words += [f"inbox     {notice}" for notice in notices]
     desk.answer(
         {
             "watcher": state,
@@ -137,6 +139,7 @@ def _service_status(desk: Desk) -> int:
             "paused": paused,
             "trouble": troubles,
             "warnings": warnings,
+            "notices": notices,
         },
         "\n".join(words),
     )

@@ -7,8 +7,6 @@ temporary file, which the watcher sweeps.
 
 import contextlib
 import glob
-import hashlib
-import io
 import json
 import sys
 import uuid
@@ -23,14 +21,13 @@ from watcher.commands.desk import Desk, command, in_time, one_line
 from watcher.commands.fields import pairs, with_fields
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import JobRequest, Limits, forwards_of, job_id_of, ticket_of_key
-from watcher.wildcards import Wildcards
+from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
-    from watcher.jobfile import Lines, Parsed
+    from watcher.submission import Body, Plan, Reader
 
 _SHOWN_IDS = 1000
 _FILLED = ("prompt", "count")  #: fields a request has also when nothing says them
-_LINES = ".txt"  #: one prompt a line; only here, the inbox leaves such files alone
 
 
 def register(app: typer.Typer) -> None:
@@ -42,14 +39,26 @@ def register(app: typer.Typer) -> None:
 class Sheet:
     """One file to be: what will lie in the inbox, and what it makes."""
 
-    data: bytes
-    suffix: str
+    body: "Body"
     name: str | None  #: the person's file, None for a prompt on the command line
-    requests: Sequence[JobRequest]  #: at most the first thousand
-    jobs: int
-    key: str | None = None
-    warnings: tuple[str, ...] = ()
-    resume: bool = False  #: it says so itself
+    plan: "Plan"
+
+    @property
+    def jobs(self) -> int:
+        """How many pictures it makes."""
+        return self.plan.count or 0
+
+    @property
+    def requests(self) -> list[JobRequest]:
+        """What they are to show; at most of the first thousand."""
+        return [planned.request for planned in self.plan.requests[:_SHOWN_IDS]]
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be told before it is queued."""
+        refused = self.plan.refused_rows
+        words = f"{refused} rows cannot be used; they come back in a .refused.csv"
+        return [*self.plan.warnings, *([words] if refused else [])]
 
 
 @with_fields
@@ -88,20 +97,21 @@ def submit(
     """Put a prompt or job files into the queue; works with the service down."""
     from watcher.commands.waiting import deadline_of
     from watcher.commands.waiting import wait as until_done
+    from watcher.submission import Reader
 
     deadline = deadline_of(timeout)
     limits, known = _from_record(desk)
     given = _set(set_ or [], limits) | ({} if size is None else {"size": size}) | fields
-    reader = Reader(limits, Wildcards(desk.root), keyed=key is not None)
+    reader = Reader(limits, desk.root, keyed=key is not None)
     sheets = list(_sheets(what, given, key, kind, reader))
     if dry_run:
         _show(desk, sheets)
         return 0
-    if resume and not all(key or sheet.key for sheet in sheets):
+    if resume and not all(key or sheet.plan.key for sheet in sheets):
         raise SteadyError("bad_request", "--resume wants the --key of the batch to go on with.")
     since = _last_rev(desk) if wait else 0
     tickets = [
-        _send(desk, sheet, ticket, known=known, resume=resume or sheet.resume)
+        _send(desk, sheet, ticket, known=known, resume=resume or sheet.plan.resume)
         for sheet, ticket in _with_tickets(sheets, key)
     ]
     if wait:
@@ -128,9 +138,10 @@ def _sheets(
         yield _of_prompt(what[0], given, key, reader)
         return
     for path in paths:
-        data, suffix = _read(path, kind)
+        data = _read(path)
+        suffix = "." + kind.lower().lstrip(".") if str(path) == "-" else ""
         with _named(str(path)):
-            yield _of_file(data, suffix, path, given, reader)
+            yield _of_file(data, path, suffix, given, reader)
 
 
 def _files(word: str) -> list[Path]:
@@ -149,9 +160,7 @@ def _files(word: str) -> list[Path]:
             raise SteadyError(
                 "not_a_regular_file", f"{word} is a folder.", remedy="Name its files."
             )
-    from watcher import jobfile
-
-    looks = Path(word).suffix.lower() in {*jobfile.SUFFIXES, _LINES} and "\n" not in word
+    looks = suffix_of(word) in JOB_SUFFIXES and "\n" not in word
     found = sorted(glob.glob(word)) if looks and glob.has_magic(word) else []
     if looks and not found and " " not in word:
         raise SteadyError(
@@ -160,37 +169,12 @@ def _files(word: str) -> list[Path]:
     return [Path(name) for name in found]
 
 
-def _read(path: Path, kind: str) -> tuple[bytes, str]:
-    """Content and suffix of a file or of standard input."""
+def _read(path: Path) -> bytes:
+    """Content of a file or of standard input."""
     try:
-        if str(path) == "-":
-            return sys.stdin.buffer.read(), "." + kind.lower().lstrip(".")
-        return path.read_bytes(), path.suffix.lower()
+        return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise SteadyError("unreadable", f"{path} cannot be read: {error.strerror}.") from None
-
-
-@dataclass(frozen=True)
-class Reader:
-    """The watcher's own reader, for this root. ``keyed``: a key comes from the command line."""
-
-    limits: Limits
-    wildcards: Wildcards
-    keyed: bool
-
-    def whole(self, data: bytes, suffix: str, stem: str = "") -> "Parsed":
-        """A .yaml or .json."""
-        from watcher import jobfile
-
-        return jobfile.parse(
-            data, suffix, self.limits, stem=stem, wildcards=self.wildcards, keyed=self.keyed
-        )
-
-    def lines(self, data: bytes, suffix: str) -> "Lines":
-        """A table, row by row."""
-        from watcher import jobfile
-
-        return jobfile.read_lines(io.BytesIO(data), suffix, self.limits, wildcards=self.wildcards)
 
 
 def _set(words: list[str], limits: Limits) -> dict[str, Any]:
@@ -205,96 +189,23 @@ def _set(words: list[str], limits: Limits) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name in said or name not in _FILLED}
 
 
-def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: Reader) -> Sheet:
-    body = {"prompt": prompt} | given | ({"key": key} if key else {})
-    data = json.dumps(body, ensure_ascii=False).encode("utf-8", "surrogateescape")
-    return _of_parsed(data, ".json", None, reader.whole(data, ".json"))
+def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: "Reader") -> Sheet:
+    from watcher.submission import Body
+
+    fields = {"prompt": prompt} | given | ({"key": key} if key else {})
+    data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    body = Body(data, ".json", "")
+    return Sheet(body, None, reader.plan(body))
 
 
-def _of_file(data: bytes, suffix: str, path: Path, given: dict[str, Any], reader: Reader) -> Sheet:
-    from watcher import jobfile
+def _of_file(
+    data: bytes, path: Path, suffix: str, given: dict[str, Any], reader: "Reader"
+) -> Sheet:
+    from watcher.submission import Body
 
-    if suffix in jobfile.LINE_SUFFIXES or suffix == _LINES:
-        return _of_lines(data, suffix, path, given, reader)
-    if suffix in jobfile.PICTURE_SUFFIXES:
-        from watcher.recipe import read_recipe
-
-        parsed = jobfile.of_recipe(read_recipe(data), reader.limits)
-        sheet = _of_parsed(data, suffix, path.name, parsed)
-    elif suffix in jobfile.SUFFIXES:
-        if len(data) > jobfile.MAX_BYTES:
-            raise SteadyError("too_large", f"{path.name} has more than {jobfile.MAX_BYTES} bytes.")
-        sheet = _of_parsed(data, suffix, path.name, reader.whole(data, suffix, path.stem))
-    else:
-        raise SteadyError("unsupported_suffix", f"{path.name}: files of this kind are not read.")
-    return _changed(sheet, given, reader) if given else sheet
-
-
-def _of_parsed(data: bytes, suffix: str, name: str | None, parsed: "Parsed") -> Sheet:
-    requests = [plan.request for plan in parsed.requests]
-    warnings = dict.fromkeys([*parsed.warnings, *(w for p in parsed.requests for w in p.warnings)])
-    return Sheet(
-        data, suffix, name, requests, len(requests), parsed.key, tuple(warnings), parsed.resume
-    )
-
-
-def _of_lines(data: bytes, suffix: str, path: Path, given: dict[str, Any], reader: Reader) -> Sheet:
-    """A table, row by row. Rows that cannot be used are for the watcher to give back."""
-    from watcher import jobfile
-
-    anew = bool(given) or suffix == _LINES  # the inbox leaves plain text alone
-    rows = reader.lines(data, suffix)
-    requests: list[JobRequest] = []
-    lines: list[bytes] = []
-    number = refused = 0
-    problems: list[Problem] = []
-    for row in rows:
-        if isinstance(row, jobfile.Row):
-            refused += 1
-            problems += row.problems[: jobfile.MAX_PROBLEMS - len(problems)]
-            continue
-        number += 1
-        if number <= _SHOWN_IDS:
-            requests.append(row.request)
-        if anew:
-            body = {"prompt": row.request.prompt} if suffix == _LINES else _said(row.request)
-            lines.append(json.dumps(_over(body, given), ensure_ascii=False).encode() + b"\n")
-    if not number:
-        raise SteadyError("all_rows_refused" if refused else "empty_file", problems=problems)
-    if given and (refused or suffix != ".jsonl" or lines):
-        if refused:
-            message = f"{refused} rows cannot be used."
-            raise SteadyError("all_rows_refused", message, problems=problems)
-        return _of_lines(b"".join(lines), ".jsonl", path.with_suffix(".jsonl"), {}, reader)
-    warnings = [*rows.warnings]
-    if refused:
-        warnings.append(f"{refused} rows cannot be used; they come back in a .refused.csv")
-    if anew:
-        data, suffix = b"".join(lines), ".jsonl"
-    return Sheet(data, suffix, path.name, requests, number, None, tuple(warnings))
-
-
-def _said(request: JobRequest) -> dict[str, Any]:
-    return request.model_dump(exclude_none=True, exclude={"count"})
-
-
-def _over(body: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """The command line's fields put over those of a job."""
-    if "size" in given:
-        body.pop("width", None), body.pop("height", None)
-    return body | given
-
-
-def _changed(sheet: Sheet, given: dict[str, Any], reader: Reader) -> Sheet:
-    """The jobs of a file with the command line's fields put over them, as a file of our own."""
-    bodies = [_over(_said(request), given) for request in sheet.requests]
-    content: Any = bodies[0] if len(bodies) == 1 else bodies
-    data = json.dumps(content, ensure_ascii=False).encode()
-    changed = _of_parsed(data, ".json", sheet.name, reader.whole(data, ".json"))
-    return Sheet(
-        changed.data, ".json", sheet.name, changed.requests, changed.jobs, sheet.key,
-        sheet.warnings, sheet.resume,
-    )  # fmt: skip
+    body = Body.of(data, path.name, suffix)
+    body, plan = reader.changed(body, given) if given else (body, reader.plan(body))
+    return Sheet(body, path.name, plan)
 
 
 @contextlib.contextmanager
@@ -325,23 +236,21 @@ def _with_tickets(sheets: Sequence[Sheet], key: str | None) -> list[tuple[Sheet,
         base = uuid.UUID(ticket_of_key(key))
         return [(sheet, str(uuid.uuid5(base, sheet.name or ""))) for sheet in sheets]
     return [
-        (sheet, ticket_of_key(own) if (own := key or sheet.key) else str(uuid.uuid4()))
+        (sheet, ticket_of_key(own) if (own := key or sheet.plan.key) else str(uuid.uuid4()))
         for sheet in sheets
     ]
 
 
 def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool, resume: bool = False) -> str:
-    from watcher.inbox.submit import submit as put
-
     name = sheet.name if sheet.name and sheet.name != "-" else ""
-    keyed = sheet.key is not None or uuid.UUID(ticket).version == 5
+    keyed = sheet.plan.key is not None or uuid.UUID(ticket).version == 5
     resume = resume and keyed
     repeat = keyed and not resume and _is_repeat(desk, sheet, ticket)
     if resume:  # a file of its own, which the watcher reads into the batch there is
-        put(desk.config.inbox, sheet.data, sheet.suffix, str(uuid.uuid4()), known=known,
-            resumes=ticket, name=name)  # fmt: skip
+        new = str(uuid.uuid4())
+        sheet.body.publish(desk.config.inbox, new, name=name, known=known, resumes=ticket)
     elif not repeat:
-        put(desk.config.inbox, sheet.data, sheet.suffix, ticket, known=known, name=name)
+        sheet.body.publish(desk.config.inbox, ticket, name=name, known=known)
     ids = [job_id_of(ticket, index) for index in range(min(sheet.jobs, _SHOWN_IDS))]
     answer: dict[str, Any] = {"ticket": ticket, "jobs": sheet.jobs, "job_ids": ids}
     words = f"{ticket}  {_pictures(sheet.jobs)}"
@@ -352,7 +261,7 @@ def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool, resume: bool = 
         answer["duplicate"] = True
         words += "  (was submitted before; nothing new)"
     if sheet.warnings:
-        answer["warnings"] = list(sheet.warnings)
+        answer["warnings"] = sheet.warnings
     desk.answer(answer, words)
     for warning in sheet.warnings:
         desk.talk(f"  note: {warning}")
@@ -363,7 +272,7 @@ def _is_repeat(desk: Desk, sheet: Sheet, ticket: str) -> bool:
     """Was this key used before? Raises SteadyError ``key_conflict`` when for something else."""
     with contextlib.suppress(OSError):
         for waiting in desk.config.inbox.glob(f"api-{ticket}*"):
-            if waiting.read_bytes() != sheet.data:
+            if waiting.read_bytes() != sheet.body.data:
                 raise SteadyError("key_conflict")
             return True
     if not desk.has_record():
@@ -372,7 +281,7 @@ def _is_repeat(desk: Desk, sheet: Sheet, ticket: str) -> bool:
         known = store.batch(ticket)
     if known is None:
         return False
-    if known.digest not in (None, hashlib.sha256(sheet.data).hexdigest()):
+    if known.digest not in (None, sheet.body.digest):
         raise SteadyError("key_conflict")
     return True
 

@@ -29,7 +29,6 @@ from watcher.errors import SteadyError
 from watcher.inbox.arrivals import Arrival, Arrivals
 from watcher.inbox.bell import Bell, deaf
 from watcher.inbox.claims import (
-    JOB_SUFFIXES,
     Claim,
     claim_of,
     disk,
@@ -47,7 +46,6 @@ from watcher.lock import RootLock, held, holder
 from watcher.log import say
 
 __all__ = [
-    "JOB_SUFFIXES",
     "Claim",
     "Inbox",
     "RootLock",

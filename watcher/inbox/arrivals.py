@@ -9,18 +9,17 @@ for writing. Looks only: it moves, opens for reading and changes nothing.
 import os
 import stat
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from watcher.inbox.claims import JOB_SUFFIXES, Signature, display, own_ticket, signature_of
+from watcher.inbox.claims import Signature, display, own_ticket, signature_of
+from watcher.inbox.home import DONE, REFUSED
 from watcher.inbox.lease import Writer, writer_of
-
-#: Names people plainly meant as jobs although they are none: said, never touched.
-NOTICED = frozenset(
-    {".txt", ".text", ".rtf", ".md", ".doc", ".docx", ".xls", ".xlsx", ".ods", ".toml", ".zip"}
-)
+from watcher.suffixes import JOB_SUFFIXES, passing, remedy_for, suffix_of
 
 _MOST_NOTICES = 20
+_FOLDER = "is a folder; folders are not read. Move its files into the inbox itself."
 _FIRST_RETRY, _LAST_RETRY = 5.0, 60.0  #: seconds between tries at a file that cannot be moved
 
 
@@ -103,16 +102,14 @@ class Arrivals:
         with os.scandir(self._folder) as entries:
             for entry in entries:
                 name = entry.name
-                suffix = _suffix(name)
-                if suffix not in JOB_SUFFIXES:
-                    if suffix in NOTICED and not _ignored(name):
-                        extra += self._notice(glance, name, "is no job file")
-                    continue
-                if _ignored(name):
+                if passing(name) or name in (DONE, REFUSED):
                     continue
                 try:
                     if entry.is_dir(follow_symlinks=False):
-                        extra += self._notice(glance, name, "is a folder; folders are not read")
+                        extra += self._notice(glance, name, _FOLDER)
+                        continue
+                    if suffix_of(name) not in JOB_SUFFIXES:
+                        extra += self._notice(glance, name, "is no job file.", remedy_for)
                         continue
                     arrival = self._known.get(name)
                     if arrival is None:
@@ -136,10 +133,12 @@ class Arrivals:
         glance.ready.sort(key=lambda a: (a.signature[3], a.name))
         return glance
 
-    def _notice(self, glance: Glance, name: str, what: str) -> int:
+    def _notice(
+        self, glance: Glance, name: str, what: str, remedy: Callable[[str], str] = lambda _: ""
+    ) -> int:
         if len(glance.notices) >= _MOST_NOTICES:
             return 1
-        glance.notices.append(f"{display(name)} {what}.")
+        glance.notices.append(f"{display(name)} {what} {remedy(name)}".rstrip())
         return 0
 
     def _update(self, arrival: Arrival | None, entry: "os.DirEntry[str]", now: float) -> Arrival:
@@ -219,12 +218,3 @@ class Arrivals:
         arrival.delay = min(max(arrival.delay * 2, _FIRST_RETRY), _LAST_RETRY)
         arrival.retry_at = time.monotonic() + arrival.delay
         arrival.why = why
-
-
-def _suffix(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _ignored(name: str) -> bool:
-    """Editors' and copiers' own files; these never raise a word."""
-    return name.startswith(".") or name.endswith("~") or (name[0] == name[-1] == "#")

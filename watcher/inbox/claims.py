@@ -21,11 +21,7 @@ from typing import BinaryIO
 from watcher.errors import SteadyError
 from watcher.inbox.lease import Writer, writer_of
 from watcher.log import harmless
-
-#: What is taken, in any case; everything else is left alone.
-JOB_SUFFIXES = frozenset(
-    {".yaml", ".yml", ".json", ".jsonl", ".csv", ".tsv", ".png", ".webp", ".jpg", ".jpeg"}
-)
+from watcher.suffixes import JOB_SUFFIXES
 
 NAME_BYTES = 180  #: of a person's file name that are kept
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"

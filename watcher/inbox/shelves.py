@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from watcher import publish
-from watcher.inbox.claims import JOB_SUFFIXES, Claim, claim_of, cut, own_ticket
+from watcher.inbox.claims import Claim, claim_of, cut, own_ticket
 from watcher.inbox.home import CLAIMED, DONE, REFUSED, TMP, real_folder
+from watcher.suffixes import JOB_SUFFIXES
 
 _OURS = "watcher-"  #: begins the names of our own temporary files
 _STALE_SECONDS = 3600.0  #: age of a submitter's temporary file that nobody publishes any more

@@ -21,7 +21,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from watcher import jobfile
 from watcher.errors import ErrorClass, SteadyError
 from watcher.inbox import Claim, Inbox
 from watcher.intake.groups import Groups, group_of
@@ -32,6 +31,7 @@ from watcher.intake.tables import Stopped, Tables
 from watcher.jobs import Batch, JobState
 from watcher.log import say
 from watcher.store import JobStore
+from watcher.suffixes import LINE_SUFFIXES
 from watcher.trouble import Troubles
 
 __all__ = ["Intake", "Reading"]
@@ -215,9 +215,7 @@ class Intake:
             self._set_aside(claim, batch, dict(batch.error))
         elif batch.recorded_at is not None:
             self._already(claim, batch)
-        elif batch.tries > (
-            MAX_TRIES_TABLE if claim.suffix in jobfile.LINE_SUFFIXES else MAX_TRIES
-        ):
+        elif batch.tries > (MAX_TRIES_TABLE if claim.suffix in LINE_SUFFIXES else MAX_TRIES):
             self._refuse(claim, batch, SteadyError("crashed_service"))
         else:
             try:
@@ -236,7 +234,7 @@ class Intake:
             self._announce()
 
     def _read(self, claim: Claim, batch: Batch) -> None:
-        if claim.suffix in jobfile.LINE_SUFFIXES:
+        if claim.suffix in LINE_SUFFIXES:
             self._tables.record(claim, batch)
         else:
             self._recorder.whole(claim, batch)

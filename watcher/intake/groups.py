@@ -14,7 +14,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from watcher import jobfile
 from watcher.errors import ErrorClass, SteadyError
 from watcher.inbox import Claim
 from watcher.intake.reading import Reading
@@ -23,6 +22,7 @@ from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch
 from watcher.log import say
 from watcher.store import JobStore, Recording
+from watcher.suffixes import TREE_SUFFIXES
 
 logger = logging.getLogger("steady.intake")
 
@@ -48,7 +48,7 @@ def group_of(claims: Iterable[Claim]) -> list[Claim]:
 
 
 def _small(claim: Claim) -> bool:
-    return claim.size <= SMALL and claim.suffix in jobfile.TREE_SUFFIXES
+    return claim.size <= SMALL and claim.suffix in TREE_SUFFIXES
 
 
 class Groups:

@@ -7,20 +7,16 @@ Knows nothing of the record.
 
 import datetime
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from watcher import jobfile
-from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox
 from watcher.jobs import Batch, Limits
-from watcher.recipe import again, read_recipe
+from watcher.suffixes import LINE_SUFFIXES
 from watcher.wildcards import Wildcards
-
-MAX_PICTURE = 64 << 20  #: bytes of a picture that is dropped to be made again
 
 
 class Reading:
@@ -36,18 +32,13 @@ class Reading:
 
         Raises SteadyError: what is wrong with the file, or the environment's trouble.
         """
-        picture = claim.suffix in jobfile.PICTURE_SUFFIXES
-        data = self._inbox.read(claim, MAX_PICTURE if picture else jobfile.MAX_BYTES)
-        suffix = claim.suffix
-        digest = hashlib.sha256(data).hexdigest()
-        if picture:
-            data, suffix = _job_of_picture(data), ".json"
+        data = self._inbox.read(claim, jobfile.most_bytes(claim.suffix))
         parsed = jobfile.parse(
-            data, suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
+            data, claim.suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
             salt=batch.ticket, wildcards=Wildcards(self._root),
             keyed=claim.resumes is not None or batch.key is not None,
         )  # fmt: skip
-        return parsed, digest
+        return parsed, hashlib.sha256(data).hexdigest()
 
     def open(self, claim: Claim) -> BinaryIO:
         """The bytes of a table; the caller closes."""
@@ -76,7 +67,7 @@ class Reading:
         return None if claim is None else jobfile.refused_csv(lambda: self._bad(claim, batch))
 
     def _bad(self, claim: Claim, batch: Batch) -> Iterator[jobfile.Row]:
-        if claim.suffix in jobfile.LINE_SUFFIXES:
+        if claim.suffix in LINE_SUFFIXES:
             with self.open(claim) as stream:
                 for each in self.lines(stream, claim, batch):
                     if isinstance(each, jobfile.Row):
@@ -94,11 +85,3 @@ def stem_of(claim: Claim, batch: Batch) -> str:
 def _local(batch: Batch) -> datetime.datetime:
     """When the batch came, so that ``{date}`` does not change when its file is read again."""
     return datetime.datetime.fromtimestamp(batch.created_at / 1e6).astimezone()
-
-
-def _job_of_picture(data: bytes) -> bytes:
-    """The job file that makes a dropped picture again."""
-    recipe = read_recipe(data)
-    if recipe is None or "request" not in recipe:
-        raise SteadyError("no_recipe")
-    return json.dumps(again(recipe)).encode()

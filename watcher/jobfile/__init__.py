@@ -1,12 +1,13 @@
-"""Bytes of a job file -> planned jobs, or an error a person can act on. Pure, no I/O.
+"""Bytes and suffix of a job file -> planned jobs, or an error a person can act on. Pure, no I/O.
 
 One file holds one job (a mapping), many (a list, several YAML documents, lines of a table)
 or a batch with ``defaults``, ``matrix``, ``zip``, ``sample`` and ``jobs``. Whatever the form, each
 picture goes through the one validator of fields.py (its words: wording.py), so the same text as
 YAML, JSON, a CSV row or a JSONL line gives the same requests.
 
-.yaml and .json are read whole by :func:`parse` (sheets.py over strictyaml.py and strictjson.py);
-.csv, .tsv and .jsonl can be streamed row by row by :func:`read_lines` (rows.py over tables.py).
+:func:`parse` reads all that may be dropped (watcher/suffixes.py), whole: .yaml and .json by
+sheets.py over strictyaml.py and strictjson.py, tables and lists by rows.py over tables.py, pictures
+by their recipe. :func:`read_lines` reads tables and lists row by row.
 planner.py and expand.py make the pictures of one template. Nothing is remembered between
 calls and nothing depends on the clock but ``{date}``, so reading again after a crash gives the
 same jobs.
@@ -18,8 +19,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from pathlib import PurePath
-from typing import Any, BinaryIO, Literal
+from typing import BinaryIO
 
 from watcher.errors import Problem, SteadyError
 from watcher.jobfile import sheets
@@ -39,39 +39,47 @@ from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.fields import request_of, resolve
 from watcher.jobfile.naming import numbered
 from watcher.jobfile.planner import Planned, Planner
-from watcher.jobfile.problems import MAX_PROBLEMS, refusal
+from watcher.jobfile.problems import MAX_PROBLEMS, refusal, shown_key
 from watcher.jobfile.rows import Lines
 from watcher.jobfile.sheets import OnError
 from watcher.jobfile.strictjson import read as read_json
-from watcher.jobfile.tables import Row, cells_of, decoded, dump_refused, refused_csv, written
+from watcher.jobfile.tables import (
+    Row,
+    begins_as_json,
+    cells_of,
+    decoded,
+    dump_refused,
+    guarded,
+    refused_csv,
+    written,
+)
 from watcher.jobs import JobRequest, Limits, Priority
-from watcher.recipe import again
+from watcher.recipe import again, read_recipe
+from watcher.suffixes import FORMS
 
 __all__ = [
     "BATCH_URL",
     "FEW_JOBS",
-    "LINE_SUFFIXES",
-    "MAX_BYTES",
     "MAX_PROBLEMS",
     "MAX_TABLE",
-    "PICTURE_SUFFIXES",
-    "SUFFIXES",
-    "TABLE_SUFFIXES",
-    "TREE_SUFFIXES",
     "USAGE",
     "Lines",
     "Parsed",
     "Planned",
     "Row",
     "batch_line_fields",
+    "begins_as_json",
     "body_fields",
     "dump_refused",
+    "guarded",
     "has_batch_lines",
     "images_body",
     "is_batch_line",
     "look_of",
+    "most_bytes",
+    "name_all",
+    "no_rows",
     "numbered",
-    "of_recipe",
     "parse",
     "read_json",
     "read_lines",
@@ -80,38 +88,14 @@ __all__ = [
     "request_of",
     "resolve",
     "result_lines",
-    "suffix_kind",
     "written",
 ]
 
-TREE_SUFFIXES = frozenset({".yaml", ".yml", ".json"})
-TABLE_SUFFIXES = frozenset({".csv", ".tsv"})  #: with named columns
-LINE_SUFFIXES = frozenset({".jsonl", ".csv", ".tsv"})
-PICTURE_SUFFIXES = frozenset({".png", ".webp", ".jpg", ".jpeg"})
-SUFFIXES = TREE_SUFFIXES | LINE_SUFFIXES | PICTURE_SUFFIXES
-#: What people drop when they mean a job file.
-_MEANT = frozenset(
-    {
-        ".txt", ".text", ".xlsx", ".xls", ".ods", ".numbers", ".docx", ".doc", ".odt", ".rtf", ".md",
-        ".ndjson", ".jsonlines", ".json5", ".toml", ".yamll", ".ymal", ".yam", ".jsn", ".tab",
-        ".zip", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".avif",
-    }
-)  # fmt: skip
-
 MAX_BYTES = 1 << 20  #: of a .yaml or .json
 MAX_TABLE = 4 << 30  #: of a table
+MAX_PICTURE = 64 << 20  #: of a picture that is to be made again
 MAX_ROWS = 20_000  #: of a table read whole; longer ones are streamed
 FEW_JOBS = 20  #: files up to this many pictures wait as ``normal``, larger ones as ``bulk``
-
-
-def suffix_kind(name: str) -> Literal["job", "notice", "ignore"]:
-    """What to do with a file of this name: read it, tell about it (plainly meant), or leave it."""
-    if name.startswith((".", "#")) or name.endswith(("~", "#")):
-        return "ignore"
-    suffix = PurePath(name).suffix.lower()
-    if suffix in SUFFIXES:
-        return "job"
-    return "notice" if suffix in _MEANT else "ignore"
 
 
 @dataclass(frozen=True)
@@ -140,34 +124,55 @@ def parse(
     now: datetime | None = None,
     salt: str = "",
     wildcards: Wildcards | None = None,
-    priority: Priority | None = None,
     on_error: OnError | None = None,
     keyed: bool = False,
 ) -> Parsed:
     """The whole of a job file.
 
-    ``suffix`` decides the format: one of TREE_SUFFIXES, LINE_SUFFIXES or ``.txt`` (one prompt a
-    line). ``stem`` names the pictures of a file of many; empty leaves them unnamed. ``now`` (local
+    ``suffix``, one of suffixes.FORMS, decides how it is read. ``stem`` names the pictures of a file of many; empty leaves them unnamed. ``now`` (local
     time) gives ``{date}``. ``salt`` (the ticket) varies what is drawn: ``sample``, wildcards,
-    ``{seed}``. ``wildcards`` looks up a list by name. ``priority`` and ``on_error`` replace the
-    defaults, not what the file says. ``keyed``: a key comes from outside, so ``resume`` needs none.
+    ``{seed}``. ``wildcards`` looks up a list by name. ``on_error`` replaces the default, not what
+    the file says. ``keyed``: a key comes from outside, so ``resume`` needs none.
 
     Raises SteadyError; under ``reject`` with every problem of the file, up to 50.
     """
-    suffix = suffix.lower()
+    form = form_of(suffix)
     if not data.strip():
         raise SteadyError("empty_file")
     planner = Planner(limits, now=now, salt=salt, wildcards=wildcards)
-    if suffix in TREE_SUFFIXES:
-        parsed = _of_sheets(data, suffix, planner, on_error, keyed)
+    if form == "picture":
+        parsed = _of_picture(data, planner)
+    elif form in (".yaml", ".json"):
+        parsed = _of_sheets(data, form, planner, on_error, keyed)
     else:
-        parsed = _of_lines(data, suffix, planner, on_error)
-    _name(parsed, stem, priority)
+        parsed = _of_lines(data, form, planner, on_error)
+    name_all(parsed.requests, stem, len(parsed.requests))
     return parsed
 
 
+def form_of(suffix: str) -> str:
+    """How a file of this suffix is read. Raises SteadyError unsupported_suffix."""
+    if (form := FORMS.get(suffix.lower())) is None:
+        message = f"{shown_key(suffix) or 'Such'} files are not read."
+        raise SteadyError("unsupported_suffix", message)
+    return form
+
+
+def most_bytes(suffix: str) -> int:
+    """The most bytes of a file that is read whole."""
+    return MAX_PICTURE if FORMS.get(suffix) == "picture" else MAX_BYTES
+
+
+def _of_picture(data: bytes, planner: Planner) -> Parsed:
+    """The job that makes a picture again. Raises SteadyError no_recipe without one."""
+    recipe = read_recipe(data)
+    if recipe is None or "request" not in recipe:
+        raise SteadyError("no_recipe")
+    return _of_sheets(json.dumps(again(recipe)).encode(), ".json", planner, None, False)
+
+
 def _of_sheets(
-    data: bytes, suffix: str, planner: Planner, on_error: OnError | None, keyed: bool
+    data: bytes, form: str, planner: Planner, on_error: OnError | None, keyed: bool
 ) -> Parsed:
     if len(data) > MAX_BYTES:
         message = f"The file is larger than {MAX_BYTES // 1024} KiB."
@@ -175,7 +180,7 @@ def _of_sheets(
     text = decoded(data)
     if not text.strip():
         raise SteadyError("empty_file")
-    read = sheets.read(text, suffix)
+    read = sheets.read(text, form)
     first = read[0]
     for sheet in read if len(read) > 1 else ():
         if sheet.resume or sheet.on_error or (sheet.key and len(sheet.items) != 1):
@@ -220,12 +225,12 @@ def _by_line(problems: Mapping[Problem, None]) -> list[Problem]:
     return sorted(problems, key=lambda p: (p.document or 0, p.line or 0))
 
 
-def _of_lines(data: bytes, suffix: str, planner: Planner, on_error: OnError | None) -> Parsed:
+def _of_lines(data: bytes, form: str, planner: Planner, on_error: OnError | None) -> Parsed:
     if data.count(b"\n") > MAX_ROWS:  # perhaps too many: said before any is judged
-        rows = Lines(io.BytesIO(data), suffix, planner).raw
+        rows = Lines(io.BytesIO(data), form, planner).raw
         if next(itertools.islice(rows, MAX_ROWS, None), None) is not None:
             raise _too_many_rows()
-    lines = Lines(io.BytesIO(data), suffix, planner)
+    lines = Lines(io.BytesIO(data), form, planner)
     planned: list[Planned] = []
     refused: list[Row] = []
     problems: list[Problem] = []
@@ -239,10 +244,10 @@ def _of_lines(data: bytes, suffix: str, planner: Planner, on_error: OnError | No
                 break
         if len(planned) + len(refused) > MAX_ROWS:
             raise _too_many_rows()
-    if problems and (on_error == "reject" or not planned):
-        raise refusal(problems, "" if on_error == "reject" else "all_rows_refused")
+    if problems and on_error == "reject":
+        raise refusal(problems)
     if not planned:
-        raise SteadyError("empty_file", "The file holds no rows.")
+        raise no_rows(problems)
     how = on_error or "skip"
     return Parsed(planned, None, False, how, refused, tuple(lines.warnings), len(planned) > 1)
 
@@ -252,12 +257,18 @@ def _too_many_rows() -> SteadyError:
     return SteadyError("too_many_jobs", message, problems=[Problem("too_many_jobs", message)])
 
 
-def _name(parsed: Parsed, stem: str, priority: Priority | None) -> None:
-    """Names and priorities, which need the number of pictures."""
-    count = len(parsed.requests)
-    usual = priority or (Priority.NORMAL if count <= FEW_JOBS else Priority.BULK)
+def no_rows(problems: Sequence[Problem]) -> SteadyError:
+    """The error of a table of which no row can be used."""
+    if problems:
+        return refusal(problems, "all_rows_refused")
+    return SteadyError("empty_file", "The file holds no rows.")
+
+
+def name_all(planned: Sequence[Planned], stem: str, count: int) -> None:
+    """Gives the first pictures of a file of ``count`` the names and priorities they lack."""
+    usual = Priority.NORMAL if count <= FEW_JOBS else Priority.BULK
     name_of = numbered(stem, count)
-    for number, each in enumerate(parsed.requests, 1):
+    for number, each in enumerate(planned, 1):
         if each.request.priority is None:
             each.priority = usual
         if each.stem is None:
@@ -269,33 +280,16 @@ def read_lines(
     suffix: str,
     limits: Limits,
     *,
-    start: int = 1,
-    first_index: int = 0,
-    stem: str = "",
-    digits: int = 4,
-    priority: Priority = Priority.NORMAL,
     now: datetime | None = None,
     salt: str = "",
     wildcards: Wildcards | None = None,
 ) -> Lines:
-    """The rows of a line format, one at a time: an iterator of Planned and refused Row.
+    """The rows of a table or list, one at a time: an iterator of Planned and refused Row.
 
-    ``stream`` must be seekable, stand at its beginning, and is left open. To go on after a
-    crash, give the first ``start`` row wanted and the number of pictures made by the rows before
-    (``first_index``). ``stem`` and ``digits`` name the pictures (empty: unnamed); the other options
-    are those of :func:`parse`.
+    ``stream`` must be seekable, stand at its beginning, and is left open. The pictures have no
+    names yet, and priority normal; the options are those of :func:`parse`.
     Raises SteadyError, at once or while iterating, for what spoils the whole file: no header,
     not text, too many rows.
     """
     planner = Planner(limits, now=now, salt=salt, wildcards=wildcards)
-    return Lines(
-        stream, suffix.lower(), planner,
-        start=start, first_index=first_index, stem=stem, digits=digits, priority=priority,
-    )  # fmt: skip
-
-
-def of_recipe(recipe: Mapping[str, Any] | None, limits: Limits) -> Parsed:
-    """The job that makes a dropped picture again. Raises SteadyError no_recipe without one."""
-    if recipe is None or "request" not in recipe:
-        raise SteadyError("no_recipe")
-    return parse(json.dumps(again(recipe)).encode(), ".json", limits)
+    return Lines(stream, form_of(suffix), planner)

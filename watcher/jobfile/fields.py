@@ -44,7 +44,8 @@ _TIDIED = _FIELDS & TEXT_FIELDS
 _MOST_UNKNOWN = 10  #: unknown keys named in one mapping
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
-_ODD_BREAKS = re.compile("\r\n?|[\x0b\x0c]")
+_ODD_BREAKS = re.compile("\r\n?")
+_OUTER = " \t\n"  #: what is taken off the ends of a text; all other blanks are the person's
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*", re.ASCII)
 
 
@@ -146,7 +147,7 @@ class Checker:
                     continue
                 text = _ODD_BREAKS.sub("\n", text)
             if len(text) <= MAX_PROMPT:  # blanks count as well, as every description of ours says
-                text = text.strip()
+                text = text.strip(_OUTER) if not text.isspace() else ""
             if field in ("name", "folder"):
                 text = unicodedata.normalize("NFC", text)
             values[field] = text or None

@@ -1,9 +1,9 @@
 """Rows of a table or a list of lines -> pictures and refused rows, one at a time.
 
-Reads .csv, .tsv, .jsonl (also OpenAI batch lines) and .txt in constant memory, from any row
-on. Knows nothing of names, batches or the record.
+Reads .csv, .tsv, .jsonl (also OpenAI batch lines) and .txt in constant memory. Knows nothing of names, batches or the record.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -12,7 +12,6 @@ from watcher.jobfile import strictjson
 from watcher.jobfile.batchline import batch_line_fields, is_batch_line
 from watcher.jobfile.cells import reader_of
 from watcher.jobfile.hints import FIELDS, meant_by, plain_key
-from watcher.jobfile.naming import slug
 from watcher.jobfile.planner import TEXTS, Planned, Planner, Template, template_of
 from watcher.jobfile.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
 from watcher.jobfile.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
@@ -34,7 +33,7 @@ class Columns:
         self.warnings: list[str] = []
         self._fields: list[tuple[int, str, Callable[[str], Any]]] = []  # cell, field, its reader
         self._extra: list[tuple[int, str]] = []  # cell, header: goes to metadata
-        self._nameless = [cell for cell, name in enumerate(header) if not name]
+        self._nameless = {cell for cell, name in enumerate(header) if not name}
         self._shown: dict[str, str] = {}  # field -> header
         for cell, name in enumerate(header):
             self._assign(cell, name)
@@ -66,6 +65,8 @@ class Columns:
         near = next((n for n in self.header if n and meant_by(n) == "prompt"), None)
         message = "The first row must name the columns, one of them `prompt`."
         remedy = f"Call the column `{shown_key(near)}` `prompt`." if near else ""
+        if len(self.header) == 1:
+            remedy = "Columns are separated by `,`, `;`, a tab or `|`."
         problem = Problem(
             "bad_csv",
             message,
@@ -95,8 +96,8 @@ class Columns:
         for cell, field, read in self._fields:
             if cell < have and (text := cells[cell]) and (value := read(text)) is not None:
                 given[field] = value
-        if self._nameless and any(c < have and cells[c].strip() for c in self._nameless):
-            problems.append(Problem("bad_csv", "A cell stands in a column without a name."))
+        if self._nameless:
+            self._leave_out(cells)
         if self._extra or "metadata" in given:
             self._add_metadata(cells, given, problems)
         if "size" in given or "expand" in given or len(given.get("prompt", "")) > 4000:
@@ -104,6 +105,12 @@ class Columns:
             template.problems = problems + template.problems
             return template
         return Template(given, problems=problems)
+
+    def _leave_out(self, cells: list[str]) -> None:
+        """Says, once for a column, that what stands in it without a name is not read."""
+        for cell in [c for c in self._nameless if c < len(cells) and cells[c].strip()]:
+            self._nameless.remove(cell)
+            self.warnings.append(f"Column {cell + 1} has no name and was left out.")
 
     def _add_metadata(
         self, cells: list[str], given: dict[str, Any], problems: list[Problem]
@@ -125,6 +132,15 @@ class Columns:
                 metadata.setdefault(name, cells[cell])
         if metadata:
             given["metadata"] = metadata
+
+    def given_back(self, cells: list[str]) -> dict[str, str]:
+        """All cells of a row by column, also those that stand in none."""
+        names = itertools.chain(self.header, itertools.repeat(""))
+        return {
+            name or f"column {number}": cell
+            for number, (name, cell) in enumerate(zip(names, cells, strict=False), 1)
+            if name or cell
+        }
 
     def names(self, cells: list[str]) -> dict[str, str]:
         """Placeholders of a row: every column but the prompt's, as written and in lower case."""
@@ -148,41 +164,28 @@ class Lines:
     def __init__(
         self,
         stream: BinaryIO,
-        suffix: str,
+        form: str,
         planner: Planner,
-        *,
-        start: int = 1,
-        first_index: int = 0,
-        stem: str = "",
-        digits: int = 4,
-        priority: Priority = Priority.NORMAL,
     ) -> None:
         self.warnings: list[str] = []
         self._planner = planner
-        self._start = start
-        self._index = first_index
-        self._base = slug(stem)[:60]
-        self._digits = digits
-        self._priority = priority
+        self._index = 0
         self._columns: Columns | None = None
-        self.raw, self._read = self._opened(stream, suffix)
+        self.raw, self._read = self._opened(stream, form)
         self._each = self._work()
 
     def _opened(
-        self, stream: BinaryIO, suffix: str
+        self, stream: BinaryIO, form: str
     ) -> tuple[Iterator[RawRow], Callable[[RawRow], Template]]:
-        if suffix in (".csv", ".tsv"):
-            table = Table(stream, suffix)
+        if form in (".csv", ".tsv"):
+            table = Table(stream, form)
             self._columns = columns = Columns(table.header)
-            self.warnings += columns.warnings
+            self.warnings = columns.warnings
+            self.warnings += table.warnings
             return table.rows(), lambda raw: columns.template(raw.cells)
-        if suffix == ".jsonl":
+        if form == ".jsonl":
             return json_rows(stream), _template_of_line
-        if suffix == ".txt":
-            return text_rows(stream), lambda raw: Template({"prompt": raw.value})
-        raise SteadyError(
-            "unsupported_suffix", f"{shown_key(suffix) or 'Such'} files are not read."
-        )
+        return text_rows(stream), lambda raw: Template({"prompt": raw.value})
 
     def __iter__(self) -> "Iterator[Planned | Row]":
         return self._each
@@ -195,8 +198,6 @@ class Lines:
         for rows, raw in enumerate(self.raw, 1):
             if rows > most:
                 raise _too_many("rows", most)
-            if raw.number < self._start:
-                continue
             if raw.problem is not None:
                 yield self._refused(raw, [raw.problem], {})
                 continue
@@ -214,10 +215,7 @@ class Lines:
                 self._index += 1
                 if self._index > most:
                     raise _too_many("jobs", most)
-                planned = planner.planned(each, raw.number, self._priority, template.warnings)
-                if planned.stem is None and self._base:
-                    planned.stem = f"{self._base}_{self._index:0{self._digits}d}"
-                yield planned
+                yield planner.planned(each, raw.number, Priority.NORMAL, template.warnings)
 
     def _refused(self, raw: RawRow, problems: list[Problem], came_from: Mapping[str, str]) -> Row:
         """The row as it goes back to the person, each problem by the name they used."""
@@ -231,7 +229,7 @@ class Lines:
         if columns is None:
             cells = cells_of(raw.value)
         else:
-            cells = dict(zip(columns.header, raw.cells, strict=False))
+            cells = columns.given_back(raw.cells)
         return Row(raw.number, raw.line, cells, tuple(located))
 
 

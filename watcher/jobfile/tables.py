@@ -1,22 +1,25 @@
 """Rows of .csv, .tsv, .jsonl and .txt, one at a time and in constant memory.
 
-A table is read as spreadsheets write it: ``,`` ``;`` or tab, a byte order mark, quoted
+A table is read as spreadsheets write it: ``,`` ``;`` tab or ``|``, a byte order mark, quoted
 line breaks, ``sep=;`` on top, column names in any case. Rows are numbered from 1 after the
-header (a spreadsheet's row n+1), blank rows counted, and reading may begin at any row.
+header (a spreadsheet's row n+1), blank rows counted.
 Knows the names of the fields a column may fill, nothing else of jobs.
 """
 
 import codecs
+import collections
+import contextlib
 import csv
 import io
-import itertools
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
 from watcher.errors import Problem, SteadyError
 from watcher.jobfile import strictjson
+from watcher.suffixes import FORMS
 
 MAX_LINE = 1 << 20  #: characters of one physical line
 
@@ -123,12 +126,14 @@ class Lines:
             raise SteadyError("encoding", message, problems=[problem], remedy=remedy) from None
 
 
-def delimiter_of(line: str, suffix: str) -> str:
+def delimiter_of(line: str, form: str) -> str:
     """The separator of a header line; a character nobody types when there is one column."""
     counts = {mark: _outside_quotes(line, mark) for mark in ("\t", ";", ",")}
     best = max(counts, key=lambda mark: counts[mark])
-    if suffix == ".tsv" and counts["\t"]:
+    if form == ".tsv" and counts["\t"]:
         best = "\t"
+    if not counts[best] and _outside_quotes(line, "|"):
+        return "|"
     return best if counts[best] else "\x1f"
 
 
@@ -139,68 +144,113 @@ def _outside_quotes(line: str, mark: str) -> int:
 class Table:
     """A .csv or .tsv: ``header`` as written and, from :meth:`rows`, what stands below it.
 
-    Raises SteadyError empty_file, encoding, too_large, or bad_csv for a quote that never ends.
+    A cell in quotes is read as spreadsheets write it; a quote that does not fit that ends no
+    cell and joins no lines. Between tabs it is text, since that is how cells are copied there;
+    elsewhere the row is refused. A table with an ``error`` column is one of ours that comes back:
+    the apostrophes we put before formulas are taken off.
+
+    ``warnings``: what was left out. Raises SteadyError empty_file, encoding, too_large.
     """
 
-    def __init__(self, stream: BinaryIO, suffix: str) -> None:
+    def __init__(self, stream: BinaryIO, form: str) -> None:
         self._lines = Lines(stream)
-        self._quotes = 0  # in the physical lines since the last row
-        source = iter(self._lines)
-        first = next((line for line in source if line.strip("\r\n\t ,;")), None)
-        separator = None
-        if (
-            first is not None
-            and first.lower().startswith("sep=")
-            and len(first.rstrip("\r\n")) == 5
-        ):
-            separator = first[4]
-            first = next((line for line in source if line.strip("\r\n\t ,;")), None)
-        if first is None:
-            raise SteadyError("empty_file", "The table is empty.")
-        delimiter = separator or delimiter_of(first, suffix)
-        self._reader = csv.reader(self._counted(first, source), delimiter=delimiter)
-        self.header = [name.strip() for name in self._next(1) or []]
+        self._source = iter(self._lines)
+        self._ahead: collections.deque[tuple[int, str]] = collections.deque()
+        self.warnings: list[str] = []
+        number, first = self._top()
+        if first.startswith("#TYPE "):
+            self.warnings.append("The first line, `#TYPE …`, was left out.")
+            number, first = self._top()
+        separator = first[4:5] if re.fullmatch("(?i:sep=.)", first.rstrip("\r\n")) else ""
+        if separator:
+            number, first = self._top()
+        self._mark = separator or delimiter_of(first, form)
+        self._guarded = False
+        header, problem = self._cells(number, first)
+        if problem is not None:
+            raise SteadyError("bad_csv", problems=[problem], remedy=problem.remedy or "")
+        self.header = [name.strip() for name in header]
+        self._guarded = "error" in map(str.lower, self.header)
 
-    def _counted(self, first: str, source: Iterator[str]) -> Iterator[str]:
-        for line in itertools.chain([first], source):
-            self._quotes += line.count('"')
-            yield line
+    def _top(self) -> tuple[int, str]:
+        """The next line that says something."""
+        while (numbered := self._next()) is not None:
+            if numbered[1].strip("\r\n\t ,;"):
+                return numbered
+        raise SteadyError("empty_file", "The table is empty.")
 
-    def _next(self, line: int) -> list[str] | None:
-        self._quotes = 0
-        try:
-            return next(self._reader, None)
-        except csv.Error:  # a cell of more than 128 KiB
-            raise SteadyError(
-                "bad_csv", f"Line {line}: {_UNCLOSED}", problems=[_unclosed(line)], remedy=_CLOSE
-            ) from None
+    def _next(self) -> tuple[int, str] | None:
+        if self._ahead:
+            return self._ahead.popleft()
+        line = next(self._source, None)
+        return None if line is None else (self._lines.number, line)
 
     def rows(self) -> Iterator[RawRow]:
-        """All rows that are not blank, with a problem where a quote swallowed further lines."""
+        """All rows that are not blank, with a problem where the quotes of one do not fit."""
         number = 0
-        line = self._lines.number + 1
-        while (cells := self._next(line)) is not None:
+        while (numbered := self._next()) is not None:
+            line, text = numbered
             number += 1
+            cells, problem = self._cells(line, text)
             if any(cells) and not all(not c or c.isspace() for c in cells):
-                row = RawRow(number, line, cells)
-                if self._quotes % 2 and self._lines.number > line:
-                    row.problem = _unclosed(line)
-                yield row
-            line = self._lines.number + 1
+                yield RawRow(number, line, cells, problem=problem)
+
+    def _cells(self, number: int, line: str) -> tuple[list[str], Problem | None]:
+        """The cells of the row that begins with ``line``, which is number ``number``."""
+        problem = None
+        cells = line.rstrip("\r\n").split(self._mark)
+        if '"' in line:
+            quoted = self._quoted(number, line)
+            if quoted is not None:
+                cells = quoted
+            elif self._mark == "\t":
+                cells = [_unquoted(cell) for cell in cells]
+            else:
+                message = "A quote stands where none can, or is never closed."
+                problem = Problem("bad_csv", message, line=number, remedy=_CLOSE)
+        if self._guarded:
+            cells = [unguarded(cell) for cell in cells]
+        return cells, problem
+
+    def _quoted(self, number: int, line: str) -> list[str] | None:
+        """The cells where all quotes fit; None, and no further line taken, where they do not."""
+        taken: list[tuple[int, str]] = []
+
+        def lines() -> Iterator[str]:
+            yield line
+            room = MAX_CELL
+            while room > 0 and (numbered := self._next()) is not None:
+                taken.append(numbered)
+                room -= len(numbered[1])
+                yield numbered[1]
+
+        with contextlib.suppress(csv.Error, StopIteration):
+            cells = next(csv.reader(lines(), delimiter=self._mark, strict=True))
+            if not (taken and self._mark == "\t" and any(_torn(cell) for cell in cells)):
+                return cells
+        self._ahead.extendleft(reversed(taken))
+        return None
 
 
 def written(stream: BinaryIO, suffix: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """The columns of a .csv or .tsv, and each row's number with its cells, as they stand there."""
-    table = Table(stream, suffix)
+    table = Table(stream, FORMS[suffix])
     return table.header, ((row.number, row.cells) for row in table.rows())
 
 
-_UNCLOSED = "a quote is opened and never closed."
-_CLOSE = 'Close the quote; inside a quoted cell write "" for one ".'
+MAX_CELL = 1 << 16  #: characters of the further lines of a row
+_CLOSE = 'Inside a quoted cell write "" for one ", and close the quote.'
+_WHOLE_CELL = re.compile(r'"((?:[^"]|"")*)"')
 
 
-def _unclosed(line: int) -> Problem:
-    return Problem("bad_csv", _UNCLOSED.capitalize(), line=line, remedy=_CLOSE)
+def _unquoted(cell: str) -> str:
+    whole = _WHOLE_CELL.fullmatch(cell)
+    return whole[1].replace('""', '"') if whole else cell
+
+
+def _torn(cell: str) -> bool:
+    """Are these rather several rows, joined by a quote somebody forgot?"""
+    return "\t" in cell and "\n" in cell
 
 
 def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
@@ -221,6 +271,14 @@ def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
         yield row
 
 
+_JSON = re.compile(r'\s*(\{\s*("|\}|$)|\[\s*(["{\[\]]|$))')
+
+
+def begins_as_json(text: str) -> bool:
+    """Does a text begin with a mapping or list of JSON? No prompt does."""
+    return _JSON.match(text) is not None
+
+
 def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
     """The prompts of a plain list: one a line; blank lines and comments (``# ...``) are skipped.
 
@@ -228,7 +286,7 @@ def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
     """
     lines = Lines(stream)
     for text in lines:
-        text = text.strip()
+        text = text.strip(" \t\r\n")
         if text and text != "#" and not text.startswith("# "):
             yield RawRow(lines.number, lines.number, value=text)
 
@@ -242,17 +300,17 @@ def refused_csv(rows: Callable[[], Iterable[Row]]) -> Iterator[bytes]:
     """The refused rows as a table with an ``error`` column, ready to mend and drop again.
 
     ``rows`` is asked twice (for the columns, then for the cells), so that a million of them
-    never lie in memory. UTF-8 with a byte order mark, as spreadsheets want it; the ``error``
-    column is ignored when the file is read.
+    never lie in memory. UTF-8 with a byte order mark, as spreadsheets want it. A text that one
+    would take for a formula is guarded; reading a table with an ``error`` column undoes it.
     """
     columns = dict.fromkeys(name for row in rows() for name in row.cells if name != "error")
     out = io.StringIO()
-    writer = csv.DictWriter(out, [*columns, "error"], extrasaction="ignore", lineterminator="\r\n")
+    writer = csv.writer(out, lineterminator="\r\n")
     out.write("\ufeff")
-    writer.writeheader()
+    writer.writerow([*columns, "error"])
     for row in rows():
         error = " ".join(f"{p.message} {p.remedy or ''}".strip() for p in row.problems)
-        writer.writerow({**row.cells, "error": error})
+        writer.writerow(guarded(text) for text in [*map(row.cells.get, columns), error])
         if out.tell() > 1 << 16:
             yield _taken(out)
     yield _taken(out)
@@ -264,6 +322,20 @@ def _taken(out: io.StringIO) -> bytes:
     out.seek(0)
     out.truncate()
     return text.encode("utf-8", "replace")
+
+
+#: A number with a sign is no formula: spreadsheets leave it as it is.
+_FORMULA = re.compile(r"'*([=@\t\r]|[+-](?!\d+([.,]\d+)?$))", re.ASCII)
+
+
+def guarded(value: Any) -> Any:
+    """``value`` with an apostrophe before it where a spreadsheet would take it for a formula."""
+    return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
+
+
+def unguarded(text: str) -> str:
+    """``text`` without the apostrophe that :func:`guarded` puts before it."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def cells_of(value: Any) -> dict[str, str]:

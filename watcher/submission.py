@@ -1,0 +1,183 @@
+"""What somebody hands in: read with the watcher's own reader, then put into the inbox.
+
+The one place for this: the command, HTTP and the page give bytes and a name, and get what the
+watcher will make of them, so a file means the same wherever it comes from. Nothing is written
+before it is checked. A crash in here leaves at most a temporary file, which the watcher sweeps.
+"""
+
+import dataclasses
+import hashlib
+import io
+import itertools
+import json
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from watcher import inbox, jobfile
+from watcher.errors import Problem, SteadyError
+from watcher.jobs import JobRequest, Limits
+from watcher.suffixes import FORMS, LINE_SUFFIXES, remedy_for, suffix_of
+from watcher.wildcards import Wildcards
+
+SHOWN = 1000  #: jobs of a plan that are kept
+_TOLD = 100  #: problems of refused rows and warnings that are
+_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a body would become. ``count`` None: a long table, of which only the head was read.
+
+    ``requests``: the first thousand jobs. ``refused_rows``: rows that cannot be used; what is
+    wrong with the first of them stands in ``refused``. ``warnings``: of the file and its jobs.
+    """
+
+    requests: Sequence[jobfile.Planned]
+    count: int | None
+    key: str | None
+    warnings: tuple[str, ...]
+    refused: tuple[Problem, ...]
+    refused_rows: int = 0
+    resume: bool = False
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a person hands in: the bytes of a job file, how they are read, and what it is called.
+
+    ``name`` (without suffix) names the batch and the pictures of a file of many.
+    """
+
+    data: bytes
+    suffix: str
+    name: str
+
+    @classmethod
+    def of(cls, data: bytes, filename: str, suffix: str = "") -> "Body":
+        """``filename``'s own suffix decides, if it is one that is read; else ``suffix``.
+
+        Raises SteadyError unsupported_suffix when neither is.
+        """
+        filename = _NOT_IN_NAMES.sub("", filename)
+        own = suffix_of(filename)
+        if own not in FORMS and suffix not in FORMS:
+            words = f"{filename or 'The file'}: files of this kind are not read."
+            raise SteadyError("unsupported_suffix", words, remedy=remedy_for(filename))
+        stem = os.path.splitext(filename)[0] or filename
+        return cls(data, own if own in FORMS else suffix, stem or "prompts")
+
+    @property
+    def table(self) -> bool:
+        """Is it read row by row?"""
+        return self.suffix in LINE_SUFFIXES
+
+    @property
+    def digest(self) -> str:
+        """sha256 of the bytes: the same key with another content is a conflict."""
+        return hashlib.sha256(self.data).hexdigest()
+
+    def publish(
+        self, folder: Path, ticket: str, *, name: str = "", known: bool = False, resumes: str = ""
+    ) -> None:
+        """Put it into the inbox ``folder``; the arguments are those of :func:`inbox.submit`."""
+        inbox.submit(folder, self.data, self.suffix, ticket, known=known,
+                     resumes=resumes or None, name=name)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads bodies as the watcher of ``root`` will. ``keyed``: a key comes from outside."""
+
+    limits: Limits
+    root: Path
+    keyed: bool = False
+
+    def plan(self, body: Body, *, head: int | None = None) -> Plan:
+        """What ``body`` would become.
+
+        ``head``: so many rows of a table are looked at, and not counted. Raises SteadyError: what
+        the watcher would refuse it for.
+        """
+        return self._of_rows(body, head) if body.table else self._of_whole(body)
+
+    def changed(self, body: Body, given: dict[str, Any]) -> tuple[Body, Plan]:
+        """``body`` with the fields ``given`` put over those of every job, as a file of our own."""
+        before = self.plan(body)
+        if before.refused_rows:
+            words = f"{before.refused_rows} rows cannot be used."
+            raise SteadyError("all_rows_refused", words, problems=before.refused)
+        every: Iterator[Any] | Sequence[Any] = before.requests
+        if body.table:
+            every = self._rows(body)
+        bodies = [_over(each.request, given) for each in every]
+        if body.table:
+            lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in bodies]
+            new = Body("".join(lines).encode(), ".jsonl", body.name)
+        else:
+            content: Any = bodies[0] if len(bodies) == 1 else bodies
+            new = Body(json.dumps(content, ensure_ascii=False).encode(), ".json", body.name)
+        plan = self.plan(new)
+        return new, dataclasses.replace(
+            plan, key=before.key, warnings=before.warnings, resume=before.resume
+        )
+
+    def _of_whole(self, body: Body) -> Plan:
+        most = jobfile.most_bytes(body.suffix)
+        if len(body.data) > most:
+            raise SteadyError("too_large", f"{body.name} has more than {most:,} bytes.")
+        parsed = jobfile.parse(
+            body.data, body.suffix, self.limits, stem=body.name, keyed=self.keyed,
+            wildcards=Wildcards(self.root),
+        )  # fmt: skip
+        if parsed.key is not None and not parsed.key.strip():
+            fault = Problem("out_of_range", "`key` is empty.", key="key", pointer="/key")
+            raise SteadyError("out_of_range", problems=[fault])
+        warnings = dict.fromkeys(parsed.warnings)
+        for each in parsed.requests:
+            warnings |= dict.fromkeys(each.warnings)
+        refused = [problem for row in parsed.refused for problem in row.problems]
+        return Plan(
+            parsed.requests, len(parsed.requests), parsed.key, tuple(warnings)[:_TOLD],
+            tuple(refused[:_TOLD]), len(parsed.refused), parsed.resume,
+        )  # fmt: skip
+
+    def _of_rows(self, body: Body, head: int | None) -> Plan:
+        rows = self._rows(body)
+        planned: list[jobfile.Planned] = []
+        refused: list[Problem] = []
+        said: dict[str, None] = {}
+        count = bad = 0
+        for row in itertools.islice(rows, head):
+            if isinstance(row, jobfile.Row):
+                bad += 1
+                refused += row.problems[: _TOLD - len(refused)]
+                continue
+            count += 1
+            if count <= SHOWN:
+                planned.append(row)
+            if row.warnings and len(said) < _TOLD:
+                said |= dict.fromkeys(row.warnings)
+        if not count:
+            raise jobfile.no_rows(refused)
+        jobfile.name_all(planned, body.name, count if head is None else max(count, 2))
+        warnings = tuple(dict.fromkeys([*rows.warnings, *said]))[:_TOLD]
+        return Plan(
+            planned, None if head is not None else count, None, warnings, tuple(refused), bad
+        )
+
+    def _rows(self, body: Body) -> jobfile.Lines:
+        return jobfile.read_lines(
+            io.BytesIO(body.data), body.suffix, self.limits, wildcards=Wildcards(self.root)
+        )
+
+
+def _over(request: JobRequest, given: dict[str, Any]) -> dict[str, Any]:
+    """What a job says, with the fields ``given`` put over it."""
+    said = request.model_dump(exclude_none=True, exclude={"count"})
+    if "size" in given:
+        said.pop("width", None), said.pop("height", None)
+    return {**said, **given}
