@@ -13,7 +13,8 @@ they stand in the prompt; all other words are just prompt.
 
 Faults: ``segv``, ``exit`` (or exit=3), ``kill``, ``orphan`` (kills its
 parent), ``term``, ``hang`` (holds no lock), ``seize`` (holds the interpreter lock: no thread of the worker can run), ``oom``, ``nan``, ``blank``,
-``raise``, ``lost``, ``poison`` (a CUDA error), ``garbage`` (nonsense on the socket),
+``raise``, ``mojibake`` (an error whose words are no text), ``chatter`` (prints 20 MB and goes on),
+``lost``, ``poison`` (a CUDA error), ``garbage`` (nonsense on the socket),
 ``flood`` (a line without end), ``liar`` (a word about another job), ``empty`` and ``nowhere`` (says it made a picture and
 did not), ``wrongsize``, ``fork``
 (leaves a child behind that keeps every descriptor, then exits), ``stubborn`` (hangs and does
@@ -72,7 +73,19 @@ FAULTS = (
         "raise",
         "lost",
     ),
-    *("poison", "garbage", "flood", "liar", "empty", "nowhere", "wrongsize", "fork", "stubborn"),
+    *(
+        "mojibake",
+        "chatter",
+        "poison",
+        "garbage",
+        "flood",
+        "liar",
+        "empty",
+        "nowhere",
+        "wrongsize",
+        "fork",
+        "stubborn",
+    ),
 )
 
 
@@ -213,6 +226,11 @@ class Scripted:
             raise BadPicture("blank_picture", "Every pixel is the same.")
         elif name == "raise":
             raise RuntimeError("the engine\nfailed on purpose")
+        elif name == "mojibake":
+            raise RuntimeError("cannot open /models/\udcff\udcfe.bin\x00\x1b[31m")
+        elif name == "chatter":
+            for _ in range(20_000):
+                os.write(2, b"x" * 999 + b"\n")
         elif name == "lost":
             raise DeviceLost("The device fell off the bus.")
         elif name == "poison":

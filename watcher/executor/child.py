@@ -14,10 +14,10 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from watcher.errors import ERRORS, ErrorClass, SteadyError
-from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames
+from watcher.executor.printed import Printed
+from watcher.wire import MAX_SAID, PLACE_SIZE, PLACES, BadFrame, Frames, Said, heard
 
 _LAST_WORDS = 0.5  #: seconds from a closed socket to the end of the process behind it
 _SHOW = 0.2  #: seconds a hanging worker has to show where it hangs
@@ -29,8 +29,8 @@ class Child:
     Args:
         slot: kept for whoever asks; says nothing here.
         python: the interpreter that runs it.
-        selector: told what to wait for: the socket and, where the system has such, the
-            process's end. ``data`` of each key is this object.
+        selector: told what to wait for: the socket, what the process prints and, where the
+            system has such, its end. ``data`` of each key is this object.
 
     Raises OSError when no process can be started.
     """
@@ -45,12 +45,14 @@ class Child:
         self.reason: tuple[str, str] | None = None  #: code and words it left with
         self._selector = selector
         self._open = True  #: the socket is; the process may live on for a moment without
-        self._frames = Frames()
+        self._frames = Frames(MAX_SAID)
         self._unsent = bytearray()
         self._plan: list[tuple[float, int]] = []  #: signals to come
         self._signalled: set[int] = set()
         self._channel, theirs = socket.socketpair()
         self._shelf = _shelf()
+        self._prints, printed = os.pipe()
+        os.set_blocking(self._prints, False)
         try:
             self._process = subprocess.Popen(
                 [
@@ -59,7 +61,8 @@ class Child:
                     *("--parent", str(os.getpid())),
                 ],
                 stdin=subprocess.DEVNULL,
-                stdout=2,
+                stdout=printed,
+                stderr=printed,
                 pass_fds=[theirs.fileno(), self._shelf],
                 start_new_session=True,  # Ctrl-C on the terminal is for the watcher alone
                 env=_environment(),
@@ -67,12 +70,17 @@ class Child:
         except OSError:
             self._channel.close()
             os.close(self._shelf)
+            os.close(self._prints)
             raise
         finally:
             theirs.close()
+            os.close(printed)
         self._channel.setblocking(False)
         self._pidfd = _pidfd(self._process.pid)
+        self._printed = Printed(f"worker {self._process.pid}")
+        self._printing = True  #: the other end of the pipe is open, as far as we know
         selector.register(self._channel, selectors.EVENT_READ, self)
+        selector.register(self._prints, selectors.EVENT_READ, self)
         if self._pidfd is not None:
             selector.register(self._pidfd, selectors.EVENT_READ, self)
 
@@ -108,7 +116,7 @@ class Child:
         if self._selector.get_key(self._channel).events != mask:
             self._selector.modify(self._channel, mask, self)
 
-    def messages(self) -> Iterator[dict[str, Any]]:
+    def messages(self) -> Iterator[Said]:
         """What it has said since. Raises BadFrame after the good ones, for what is none.
 
         At most 16 MB a call: other workers wait too.
@@ -126,9 +134,23 @@ class Child:
                 self._hung_up()
                 return
             self.heard = time.monotonic()
-            yield from self._frames.feed(data)
+            yield from map(heard, self._frames.feed(data))
 
-    def picture(self, place: Any, size: tuple[int, int]) -> bytes:
+    def overhear(self) -> None:
+        """Take what it has printed since; at most 1 MB a call."""
+        for _ in range(16):
+            if not self._printing:
+                return
+            try:
+                data = os.read(self._prints, 1 << 16)
+            except BlockingIOError:
+                return
+            if not data:
+                self._printing = False
+                self._selector.unregister(self._prints)
+            self._printed.take(data)
+
+    def picture(self, place: int, size: tuple[int, int]) -> bytes:
         """The pixels at ``place`` of the shelf. BadFrame when there are none."""
         wanted = size[0] * size[1] * 3
         if place not in range(PLACES) or wanted > PLACE_SIZE:
@@ -182,6 +204,10 @@ class Child:
         while self._plan and now >= self._plan[0][0]:
             self.signal(self._plan.pop(0)[1])
 
+    def is_print(self, fileobj: object) -> bool:
+        """Does this key of the selector say that the process has printed something?"""
+        return fileobj == self._prints
+
     def is_end(self, fileobj: object) -> bool:
         """Does this key of the selector say that the process has ended?"""
         return fileobj == self._pidfd
@@ -197,6 +223,11 @@ class Child:
     def forget(self) -> None:
         """Close everything of ours that belonged to it."""
         self.hang_up()
+        self.overhear()
+        self._printed.end()
+        if self._printing:  # by a child of its own
+            self._selector.unregister(self._prints)
+        os.close(self._prints)
         if self._pidfd is not None:
             self._selector.unregister(self._pidfd)
             os.close(self._pidfd)

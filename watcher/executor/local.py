@@ -19,6 +19,7 @@ from typing import Any
 
 from typing_extensions import override
 
+from watcher import wire
 from watcher.clock import now_us
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.executor import (
@@ -37,7 +38,7 @@ from watcher.executor.child import Child
 from watcher.executor.patience import STEP_FLOOR, Patience
 from watcher.executor.seat import Seat, Task
 from watcher.jobs import JobRequest, forwards_of
-from watcher.wire import BadFrame, line
+from watcher.wire import BadFrame, Said, line
 
 log = logging.getLogger("watcher.executor")
 
@@ -211,6 +212,9 @@ class LocalExecutor(Executor):
             if child.is_end(key.fileobj):
                 self._bury(seat, child)
                 continue
+            if child.is_print(key.fileobj):
+                child.overhear()
+                continue
             if mask & selectors.EVENT_WRITE:
                 child.flush()
             if mask & selectors.EVENT_READ:
@@ -357,30 +361,31 @@ class LocalExecutor(Executor):
 
     def _read(self, seat: Seat, child: Child) -> None:
         try:
-            for message in child.messages():
-                self._heard(seat, child, message)
-        except (BadFrame, KeyError, TypeError, ValueError) as error:
-            words = str(error) if isinstance(error, BadFrame) else f"a message without {error}"
+            for said in child.messages():
+                self._heard(seat, child, said)
+        except Exception as error:  # whatever a worker says costs that worker, never the watcher
+            words = str(error)
+            if not isinstance(error, BadFrame):
+                words = f"{type(error).__name__} while reading it"
+                log.exception("slot %d: worker %d", seat.slot, child.pid)
             self.counters["nonsense"] += 1
             child.hang_up()
             child.kill(f"sent nonsense ({words})")
             self._dying(seat, child)
 
-    def _heard(self, seat: Seat, child: Child, message: dict[str, Any]) -> None:
-        """One message. Raises BadFrame, KeyError or TypeError when it is none of ours."""
-        kind = message["type"]
-        if kind == "beat":
-            child.rss = message["rss"]
-        elif kind == "hello":
-            pass
-        elif kind == "ready":
-            self._loaded(seat, child, dict(message["info"]))
-        elif kind in ("load_failed", "leaving"):
-            child.reason = (str(message["code"]), str(message["message"])[:2000])
-        elif kind in ("started", "step", "picture", "failed"):
-            self._progress(seat, child, kind, message)
-        else:
-            raise BadFrame(f"a message of kind {kind[:40]!r}")
+    def _heard(self, seat: Seat, child: Child, said: Said) -> None:
+        """One message. Raises BadFrame when it does not fit what was heard before."""
+        match said:
+            case wire.SaidHello():
+                pass
+            case wire.SaidBeat():
+                child.rss = said.rss
+            case wire.SaidReady():
+                self._loaded(seat, child, dict(said.info))
+            case wire.SaidLeaving():
+                child.reason = (said.code, said.message)
+            case _:
+                self._progress(seat, child, said)
 
     def _loaded(self, seat: Seat, child: Child, info: dict[str, Any]) -> None:
         if child.ready:
@@ -396,41 +401,40 @@ class LocalExecutor(Executor):
                 task.moved = now
                 child.post(task.message())
 
-    def _progress(self, seat: Seat, child: Child, kind: str, message: dict[str, Any]) -> None:
-        who = (message["job_id"], message["attempt"])
+    def _progress(self, seat: Seat, child: Child, said: wire.SaidOfJob) -> None:
+        who = (said.job_id, said.attempt)
         task = next((t for t in seat.tasks if (t.job_id, t.attempt) == who), None)
         if task is None and child.ended is not None:
             return  # it was given up together with its worker
         if task is None:
-            raise BadFrame(f"a word about a job it was not given ({str(who[0])[:60]})")
+            raise BadFrame(f"a word about a job it was not given ({said.job_id[:60]})")
         now = time.monotonic()
         self._changed = True
-        if kind == "failed":
-            self._failed(seat, task, str(message["code"]), str(message["message"])[:2000])
+        if isinstance(said, wire.SaidFailed):
+            self._failed(seat, task, said.code, said.message)
             return
         if task is not seat.tasks[0]:
             raise BadFrame("a word about a job whose turn it is not")
-        if kind == "started":
-            task.started, task.started_at, task.moved = now, now_us(), now
-            self._events.append(Started(seat.slot, task.job_id, task.attempt))
-        elif kind == "step":
-            done, total = int(message["done"]), int(message["total"])
-            if task.done or total == 1:  # the first one contains the prompt's encoding
-                self._patience.add(task.size, now - task.moved)
-            task.done, task.total, task.moved = done, total, now
-            self._events.append(Step(seat.slot, task.job_id, task.attempt, done, total))
-        else:
-            size = (int(message["width"]), int(message["height"]))
-            if size != task.size:
-                raise BadFrame(f"a picture of the wrong size ({size[0]}x{size[1]})")
-            rgb = child.picture(message["place"], size)
-            child.post(line({"type": "taken"}))
-            info = {**seat.info, **dict(message["info"])}
-            timings = dict(message["timings"])
-            self._done(seat, task, "pictures")
-            self._events.append(
-                Picture(seat.slot, task.job_id, task.attempt, size, rgb, timings, info)
-            )
+        match said:
+            case wire.SaidStarted():
+                if task.started is not None:
+                    raise BadFrame("a job that it began before")
+                task.started, task.started_at, task.moved = now, now_us(), now
+                self._events.append(Started(seat.slot, *who))
+            case wire.SaidStep():
+                if task.done or said.total == 1:  # the first one contains the prompt's encoding
+                    self._patience.add(task.size, now - task.moved)
+                task.done, task.total, task.moved = said.done, said.total, now
+                self._events.append(Step(seat.slot, *who, said.done, said.total))
+            case wire.SaidPicture():
+                size = (said.width, said.height)
+                if size != task.size:
+                    raise BadFrame(f"a picture of the wrong size ({size[0]}x{size[1]})")
+                rgb = child.picture(said.place, size)
+                child.post(line({"type": "taken"}))
+                self._done(seat, task, "pictures")
+                info = {**seat.info, **said.info}
+                self._events.append(Picture(seat.slot, *who, size, rgb, said.timings, info))
 
     def _failed(self, seat: Seat, task: Task, code: str, message: str) -> None:
         self._done(seat, task, "failed")

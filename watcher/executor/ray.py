@@ -33,6 +33,7 @@ from watcher.executor import Slot, WorkerSpec
 from watcher.executor.afar import Line, Lost, Met, Tell, Trouble
 from watcher.executor.far import FarSlot, Report
 from watcher.executor.local import BACKOFF
+from watcher.wire import printable
 
 SILENCE = 30.0  #: an actor says something every second; Ray notices a cut link after 65
 _LOOK = 5.0  #: seconds between looks at how many slots the cluster has room for
@@ -318,7 +319,7 @@ def _dismiss(actor: Any) -> None:
 def _short(error: BaseException) -> str:
     """The first line of what Ray says, which may be a page."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return printable(lines[0] if lines else type(error).__name__)[:300]
 
 
 # -- the cluster
