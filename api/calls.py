@@ -25,7 +25,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 
 from api.door import Door
-from api.events import Feed
+from api.events import PING_SECONDS, Feed
 from api.submit import Submissions, Submitted
 from watcher.clock import now_us
 from watcher.errors import ERRORS, SteadyError
@@ -89,6 +89,11 @@ class Snapshot:
     batch: Batch
     jobs: list[Job]
     over: bool
+
+    @property
+    def running(self) -> bool:
+        """Is one of its pictures being made?"""
+        return any(job.state is JobState.GENERATING for job in self.jobs)
 
     def pictures(self) -> list[Job]:
         """The jobs whose picture is there. Raises SteadyError, with the reason, when none is."""
@@ -203,12 +208,15 @@ class Calls:
         """How the batch stands, now and after every change or step, until it is over.
 
         Close it (``aclosing``): closed before the end means that the caller has hung up.
-        Raises SteadyError stopping.
+        Raises SteadyError stopping, and queue_paused when that lasts: what waits is withdrawn.
         """
         seen, looked, over = -1, 0.0, False
+        patience = self._door.config.call_patience
+        moved = time.monotonic()  #: when the queue was last seen to go on
         snapshot: Snapshot | None = None
         try:
-            async with aclosing(self._feed.turns()) as turns:
+            turns = self._feed.turns(min(PING_SECONDS, max(patience, 1.0)))
+            async with aclosing(turns):
                 async for _ in turns:
                     now = time.monotonic()
                     if snapshot is None or seen != self._feed.version or now > looked + _UNASKED:
@@ -223,6 +231,10 @@ class Calls:
                     yield snapshot
                     if over:
                         return
+                    if not self._feed.paused or snapshot.running:
+                        moved = now
+                    elif now - moved >= patience:
+                        raise SteadyError("queue_paused")
             raise SteadyError("stopping")
         finally:
             self.leave(call, hung_up=not over)

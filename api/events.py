@@ -94,6 +94,7 @@ class Feed:
         self.version = 0  #: grows whenever the record changed
         self.steps: dict[str, str] = {}
         self.queue = ""
+        self.paused = False
         self._queue_due = 0.0
         self._sick = False
 
@@ -183,7 +184,9 @@ class Feed:
         if now >= self._queue_due:
             self._queue_due = now + _QUEUE_SECONDS
             with contextlib.suppress(SteadyError):
-                queue = json.dumps(self._summary(), ensure_ascii=False)
+                summary = self._summary()
+                self.paused = summary["paused"] is not None
+                queue = json.dumps(summary, ensure_ascii=False)
                 told = told or queue != self.queue
                 self.queue = queue
         return told
@@ -258,10 +261,10 @@ class Feed:
         finally:
             self._listeners -= 1
 
-    async def turns(self) -> AsyncGenerator[None]:
-        """Now, and again whenever something may have changed (``version``, ``steps``).
+    async def turns(self, most: float = PING_SECONDS) -> AsyncGenerator[None]:
+        """Now, and again whenever something may have changed (``version``, ``steps``, ``paused``).
 
-        At least every PING_SECONDS. For calls that wait for jobs; ends when the service stops.
+        At least every ``most`` seconds. For calls that wait for jobs; ends when the service stops.
         Close it (``aclosing``): the poller rests while nobody listens.
         """
         self._listeners += 1
@@ -271,7 +274,7 @@ class Feed:
                 news = self._news
                 yield
                 with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(news.wait(), PING_SECONDS)
+                    await asyncio.wait_for(news.wait(), most)
         finally:
             self._listeners -= 1
 

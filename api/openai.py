@@ -11,6 +11,7 @@ import functools
 import io
 import json
 import os
+import re
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing
@@ -48,7 +49,7 @@ class Asked:
 
     body: Body
     key: str | None
-    url: bool
+    forms: tuple[str, ...]  #: of each picture in the answer: url, b64_json
     stream: bool
     partial: int
     warnings: tuple[str, ...]
@@ -88,18 +89,18 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
 
     def _answer(over: Snapshot, asked: Asked, call: Call, base: str) -> Response:
         made = over.pictures()
-        entries = [
-            {"url": links.url_of(job, base, token)}
-            if asked.url
-            else {"b64_json": base64.b64encode(bytes_of(door, job)).decode()}
-            for job in made
-        ]
+        entries = [{form: _form(form, job, base) for form in asked.forms} for job in made]
         lost = len(over.jobs) - len(made)
         warnings = (*asked.warnings, *_planned(call))
         if lost:
             warnings += (f"{lost} of {len(over.jobs)} pictures could not be made.",)
         body = jobfile.images_body(made, entries, warnings)
         return JSONResponse(body, headers={dialects.REQUEST_ID: call.ticket})
+
+    def _form(form: str, job: Job, base: str) -> str:
+        if form == "url":
+            return links.url_of(job, base, token)
+        return base64.b64encode(bytes_of(door, job)).decode()
 
     @router.get("/images/pictures/{file}")
     def picture(file: str, request: Request) -> Response:
@@ -241,11 +242,24 @@ def asked_of(raw: Mapping[str, Any], model: str) -> Asked:
     return Asked(
         body=Body(data, ".json", NAME),
         key=key,
-        url=raw.get("response_format") == "url" and not stream,
+        forms=_forms(raw.get("response_format"), named),
         stream=bool(stream),
         partial=partial,
         warnings=warnings,
     )
+
+
+def _forms(wanted: Any, model: Any) -> tuple[str, ...]:
+    """What each picture of an answer is told as: what was asked for, or that model's usual form.
+
+    dall-e answers with addresses and gpt-image with bytes; callers of any other may read either.
+    """
+    name = model if isinstance(model, str) else ""
+    if wanted is not None:
+        return (wanted,)
+    if name.startswith("dall-e"):
+        return ("url",)
+    return ("b64_json",) if "gpt-image" in name else ("url", "b64_json")
 
 
 def whole(raw: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
@@ -284,15 +298,24 @@ def in_their_words(error: SteadyError, raw: Mapping[str, Any]) -> SteadyError:
             problem,
             key=theirs.get(problem.key or "", problem.key),
             pointer=None,
-            message=problem.message.replace(f"`{problem.key}`", f"`{theirs[problem.key]}`")
-            if problem.key in ("count", "format", "num_inference_steps") and problem.key in theirs
-            else problem.message,
+            message=_renamed(problem.message, theirs),
         )
         for problem in error.problems
     ]
     if not problems:
         return error
     return SteadyError(error.code, problems=problems)
+
+
+def _renamed(message: str, theirs: Mapping[str, str]) -> str:
+    if "width" in theirs and "`size`" not in message:
+        for side in ("width", "height"):
+            message = message.replace(f"`{side}`", f"the {side}")
+        if re.search("(?i)width|the height", message):
+            return f"`size`: {message[:1].lower()}{message[1:]}"
+    for ours, name in theirs.items():
+        message = message.replace(f"`{ours}`", f"`{name}`")
+    return message
 
 
 # -- what comes out

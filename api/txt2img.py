@@ -4,6 +4,7 @@ What those clients always send was meant for other models: it is clamped and map
 warnings say how; what would change the picture in ways we have not is refused by name.
 """
 
+import re
 import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,6 +50,16 @@ _READ = frozenset(
 _OURS = {"", "euler", "simple", "automatic", "euler simple"}
 
 
+_TEXTS = frozenset(
+    {
+        "prompt", "negative_prompt", "sampler_name", "sampler_index", "scheduler", "script_name",
+        "refiner_checkpoint", "hr_prompt", "hr_negative_prompt", "infotext", "force_task_id",
+    }
+)  # fmt: skip
+#: LoRAs and their kin, which are asked for inside a prompt there and are no part of its text.
+_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>\n]{1,200}>")
+
+
 @dataclass(frozen=True)
 class Asked:
     """A txt2img body, read: our fields, and what of it was changed or has no effect."""
@@ -60,11 +71,12 @@ class Asked:
 
 def asked_of(raw: Mapping[str, Any], limits: Limits, model: str) -> Asked:
     """A txt2img body as our fields. Raises SteadyError naming the field that cannot be used."""
+    raw = {name: value if name in _TEXTS else _plain(value) for name, value in raw.items()}
     for name in _REFUSED:
         if raw.get(name):
             raise fault("out_of_range", name, "is not supported: leave it out")
     warnings: list[str] = []
-    fields: dict[str, Any] = {"prompt": _text(raw, "prompt") or ""}
+    fields: dict[str, Any] = {"prompt": _without_networks(_text(raw, "prompt") or "", warnings)}
     negative = _text(raw, "negative_prompt")
     if negative and negative.strip():
         fields["negative_prompt"] = negative
@@ -147,6 +159,25 @@ def _guidance(
         fields["guidance_scale"] = float(min(max(scale - 1.0, 0.0), _MAX_GUIDANCE))
     elif scale > 1:
         warnings.append(f"cfg_scale: 1 is used instead of {scale:g}; this model has no guidance.")
+
+
+def _plain(value: Any) -> Any:
+    """A number or a truth value that came as text, as the web UI takes them."""
+    if not isinstance(value, str) or len(value) > 40:
+        return value
+    text = value.strip().lower()
+    if text in ("true", "false"):
+        return text == "true"
+    if re.fullmatch(r"[+-]?\d+", text, re.ASCII):
+        return int(text)
+    return float(text) if re.fullmatch(r"[+-]?\d*\.?\d+", text, re.ASCII) else value
+
+
+def _without_networks(prompt: str, warnings: list[str]) -> str:
+    """The prompt as the web UI gives it to a model."""
+    for tag in dict.fromkeys(_NETWORK.findall(prompt)):
+        warnings.append(f"{tag[:80]} was left out of the prompt: there are no LoRAs here.")
+    return _NETWORK.sub("", prompt)
 
 
 def _whole(raw: Mapping[str, Any], name: str) -> int | None:

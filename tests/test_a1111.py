@@ -22,6 +22,9 @@ from house_of_clients import House, house
 from PIL import Image
 
 from api import a1111, openai, openai_batch
+from api.txt2img import asked_of
+from watcher.errors import SteadyError
+from watcher.jobs import Limits
 
 
 @pytest.fixture(scope="module")
@@ -365,3 +368,26 @@ def test_no_body_is_a_fault_of_ours(here: House, path: str, body: bytes):
         assert 400 <= status < 500, said
         assert set(said) == {"error", "detail", "body", "errors"}
     assert ask(here, "GET", "/nothing")[1]["error"] == "not_found"
+
+
+def test_numbers_and_truth_values_may_come_as_text():
+    said = {
+        "prompt": "12", "width": "512", "height": "256.0", "steps": "4", "cfg_scale": "1.0",
+        "seed": "-1", "batch_size": "2", "enable_hr": "false", "send_images": "False",
+        "restore_faces": "false", "subseed": "-1",
+    }  # fmt: skip
+    asked = asked_of(said, Limits(), "starter")
+    assert asked.fields["prompt"] == "12" and asked.fields["count"] == 2
+    assert (asked.fields["width"], asked.fields["height"]) == (512, 256)
+    assert asked.fields["num_inference_steps"] == 5
+    assert not asked.send_images and not asked.warnings
+    for name, text in {"enable_hr": "True", "steps": "many"}.items():
+        with pytest.raises(SteadyError) as caught:
+            asked_of({"prompt": "x", name: text}, Limits(), "starter")
+        assert caught.value.problems[0].key == name
+
+
+def test_networks_inside_a_prompt_are_named_and_not_drawn():
+    asked = asked_of({"prompt": "a fox <lora:ink:0.8>, 3 < 4 > 2"}, Limits(), "starter")
+    assert asked.fields["prompt"] == "a fox , 3 < 4 > 2"
+    assert any("<lora:ink:0.8>" in warning for warning in asked.warnings)

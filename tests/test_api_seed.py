@@ -105,6 +105,14 @@ def test_a_cancelled_job_is_failed_with_the_word_cancelled(bench: Bench, recorde
     assert bench.client.get(f"/status/{posted['job_id']}").json()["state"] == "cancelled"
 
 
+def test_the_image_by_its_files_name(bench: Bench):
+    bench.done(name="n3")
+    for name in ("n3", "n3.png", "N3.PNG"):
+        assert bench.client.get(f"/image/by-name/{name}").status_code == 200
+    for name in ("n3.webp", "n3.", ".png", "n3.png.png"):
+        refused(bench.client.get(f"/image/by-name/{name}"), 404, "image_not_found")
+
+
 def test_the_image_by_job_and_by_name(bench: Bench):
     job = bench.done()
     for address in (

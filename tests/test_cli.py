@@ -1,6 +1,7 @@
 """The command `steady`, as a person or a cron job runs it: real processes, real files."""
 
 import contextlib
+import itertools
 import json
 import os
 import pty
@@ -345,6 +346,41 @@ def test_cancel_and_retry(make_root: Make) -> None:
     assert steady(root, "retry", failed["id"]).returncode == 0
     root.finish()
     assert sorted(root.states()) == ["completed", "completed"]
+
+
+def test_a_mistake_is_answered_with_what_to_do_instead(make_root: Make, tmp_path: Path) -> None:
+    root = make_root()
+    for words, said in {
+        (
+            "submit",
+            "x",
+            "--priority",
+            "urgent",
+        ): "one of interactive, normal, bulk. Given: 'urgent'.",
+        ("submit", ""): "`prompt` is empty.",
+        ("list", "--state", "done"): "completed (the picture is there)",
+    }.items():
+        done = steady(root, *words)
+        assert done.returncode == 2 and said in done.stderr, done.stderr
+        assert done.stderr.count("one of interactive") < 2, "said once"
+    submit(root, "fox", "--count", "2")
+    root.finish()
+    first, second = root.jobs()
+    for job, verb in itertools.product((first, second), ("cancel", "retry")):
+        done = steady(root, verb, job["id"])
+        assert done.returncode == 1 and "steady submit PICTURE" in done.stderr
+    done = steady(root, "cancel", "--batch", first["ticket"])
+    assert done.returncode == 1 and "2 completed" in done.stderr
+    shown = steady(root, "status", first["ticket"]).stdout
+    assert "jobs      2: 2 completed" in shown and "prompt " not in shown
+    named = steady(root, "status", first["image_name"]).stdout
+    assert "prompt    fox" in named
+    assert steady(root, "status", first["image_name"] + ".png").stdout == named
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for words in (("list",), ("status",), ("cancel", "abcd1234"), ("submit", "x")):
+        done = steady(root, *words, "--root", str(empty))
+        assert done.returncode == 4 and "init" in done.stderr and not list(empty.iterdir())
 
 
 def test_pause_holds_over_a_restart_until_resume(make_root: Make) -> None:

@@ -2,6 +2,9 @@
 
 import itertools
 import json
+import os
+import subprocess
+import sys
 import time
 from datetime import datetime
 from typing import Any
@@ -911,3 +914,26 @@ def test_an_empty_list_is_no_job_file() -> None:
     with pytest.raises(SteadyError) as refused:
         parse(b"[]", ".json", Limits())
     assert refused.value.code == "bad_shape"
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("2027-03-28T02:30", "2027-03-28T03:30+02:00"),  # the clock leaps from 2 to 3
+        ("2027-03-28T01:59", "2027-03-28T01:59+01:00"),
+        ("2027-03-28T03:30", "2027-03-28T03:30+02:00"),
+        ("2027-10-31T02:30", "2027-10-31T02:30+02:00"),  # twice that night: the first
+        ("2027-10-31T03:30", "2027-10-31T03:30+01:00"),
+        ("2027-03-28T02:30Z", "2027-03-28T02:30+00:00"),
+        ("2027-07-01", "2027-07-01T00:00+02:00"),
+    ],
+)
+def test_a_local_time_is_never_early(said: str, meant: str) -> None:
+    code = "import sys; from watcher.jobfile.fields import moment_of; print(moment_of(sys.argv[1]))"
+    done = subprocess.run(
+        [sys.executable, "-c", code, said],
+        env=os.environ | {"TZ": "Europe/Berlin"},
+        capture_output=True,
+        check=True,
+    )
+    assert int(done.stdout) == datetime.fromisoformat(meant).timestamp() * 1_000_000

@@ -196,6 +196,53 @@ def test_a_cancelled_job_is_a_conflict(here: House, client: openai.OpenAI):
     assert caught.value.code == "cancelled" and len(here.jobs("doomed fox")) == 1
 
 
+@pytest.mark.parametrize(
+    ("model", "forms"),
+    [("dall-e-3", {"url"}), ("gpt-image-1", {"b64_json"}), (None, {"url", "b64_json"})],
+)
+def test_pictures_come_as_the_model_asked_for_gives_them(here: House, model, forms):
+    body = json.dumps(
+        {"prompt": "a told fox", "size": "64x64"} | ({"model": model} if model else {})
+    )
+    request = urllib.request.Request(
+        f"{here.url}/v1/images/generations", body.encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        [entry] = json.load(answer)["data"]
+    assert {"url", "b64_json"} & entry.keys() == forms
+    if "url" in entry:
+        with urllib.request.urlopen(entry["url"]) as answer:
+            assert picture(answer.read()).size == (64, 64)
+
+
+@pytest.mark.parametrize("size", ["500x64", "64x500", "4096x64", "2048x2048"])
+def test_a_size_that_cannot_be_made_is_called_size(tmp_path: Path, size: str):
+    with Bench(tmp_path, max_pixels=1 << 20) as bench:
+        answer = bench.client.post("/v1/images/generations", json={"prompt": "x", "size": size})
+        error = answer.json()["error"]
+        assert answer.status_code == 400 and error["param"] == "size"
+        assert "`size`" in error["message"] and "`width`" not in error["message"]
+        assert "`height`" not in error["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/images/generations", "/sdapi/v1/txt2img"])
+@pytest.mark.parametrize("read", [True, False])
+def test_a_paused_queue_says_so_and_keeps_nothing(tmp_path: Path, path: str, read: bool):
+    with Bench(tmp_path, call_patience=0.2) as bench:
+        bench.store.put("paused", {"by": "person", "reason": None, "since": 1})
+        if read:
+            hand = threading.Thread(target=lambda: until(bench.watcher.take_in))
+            hand.start()
+        answer = bench.client.post(path, json={"prompt": "a fox", "width": 64, "height": 64})
+        assert answer.status_code == 503 and int(answer.headers["retry-after"]) > 0
+        assert "paused" in answer.text and "steady resume" in answer.text
+        if read:
+            hand.join()
+            until(lambda: [j.state for j in bench.store.jobs()] == [JobState.CANCELLED])
+        else:
+            until(lambda: bench.store.batches()[0].cancelled)
+
+
 # -- trying again
 
 

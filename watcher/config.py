@@ -72,6 +72,9 @@ class Config(BaseSettings):
         default_factory=list, description="further names by which the service may be called"
     )
     public_url: str | None = Field(None, description="address in links, behind a proxy")
+    call_patience: float = Field(
+        30, ge=0, description="seconds a call of /v1 or /sdapi waits while the queue is paused"
+    )
 
     # -- the inbox
     settle_seconds: float = Field(1.0, ge=0, description="quiet time before a file is taken")

@@ -9,6 +9,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -159,6 +160,8 @@ class Limits:
     guidance: bool = False  #: does guidance_scale have an effect on this model?
     negative_prompt: bool = False  #: does negative_prompt?
     default_format: str = "png"
+    #: where the model lies, if it is here: tells which prompts are longer than it reads
+    folder: Path | None = field(default=None, compare=False)
 
 
 def derived_seed(job_id: str) -> int:

@@ -139,7 +139,7 @@ class Service:
         self._begun = False  #: outputs are open and the last run's jobs are settled
         self._troubles = Troubles(now=now_us)
         self._choice = model.choose(config, store, probe)
-        self._limits = model.limits_of(self._choice.profile, config)
+        self._limits = model.limits_of(self._choice.profile, config, self._choice.name)
         self._outputs = Outputs(
             config.outputs, embed_metadata=config.embed_metadata, checkpoint=checkpoint
         )

@@ -37,7 +37,10 @@ def register(app: typer.Typer) -> None:
 def list_jobs(
     desk: Desk,
     state: Annotated[
-        JobState | None, typer.Option("--state", "--status", help="Only jobs in this state.")
+        str | None,
+        typer.Option(
+            "--state", "--status", help=f"Only jobs in this state: {', '.join(JobState)}."
+        ),
     ] = None,
     text: Annotated[str | None, typer.Option(help="Only prompts with this text.")] = None,
     batch: Annotated[str | None, typer.Option(help="Only jobs of this batch (ticket).")] = None,
@@ -49,11 +52,12 @@ def list_jobs(
     from watcher.commands.show import job_json, job_row
     from watcher.store import JobFilter
 
+    only = _state_of(state) if state else None
     if not desk.has_record():
         desk.talk("No jobs yet.")
         return
     pulse = desk.pulse()
-    wanted = JobFilter(state=state, text=text, ticket=batch)
+    wanted = JobFilter(state=only, text=text, ticket=batch)
     left, before, seen = limit, None, False
     with desk.record() as store:
         while left > 0 and (jobs := store.jobs(wanted, before_seq=before, limit=min(left, 500))):
@@ -62,6 +66,17 @@ def list_jobs(
             left, before, seen = left - len(jobs), jobs[-1].seq, True
     if not seen:
         desk.talk("No such jobs." if state or text or batch else "No jobs yet.")
+
+
+def _state_of(word: str) -> JobState:
+    if word in list(JobState):
+        return JobState(word)
+    raise SteadyError(
+        "bad_request",
+        f"No job is ever `{word}`.",
+        remedy="Ask for queued (waiting), generating (being made), completed (the picture is"
+        " there), failed (there is none) or cancelled.",
+    )
 
 
 def status(
@@ -73,7 +88,7 @@ def status(
     """Say how a job or a batch stands; without an id, how the service does."""
     if job is None:
         return _service_status(desk)
-    from watcher.commands.show import batch_json, counts_line, job_json, job_lines
+    from watcher.commands.show import batch_json, batch_lines, job_json, job_lines
 
     pulse = desk.pulse()
     if desk.has_record():
@@ -88,7 +103,8 @@ def status(
                 if batch and batch.jobs > 1:
                     counts = store.progress(batch.ticket)
                     seen["batch"] = batch_json(batch, counts)
-                    words += f"\nbatch     {batch.jobs} jobs: {counts_line(counts)}"
+                    if found.id.startswith(job.lower()):  # not asked for by its picture's name
+                        words = batch_lines(batch, counts)
                 desk.answer(seen, words)
                 return 0
             if batch := store.batch(job):
@@ -156,11 +172,19 @@ Whole = Annotated[
 def cancel(desk: Desk, jobs: Ids = None, batch: Whole = None) -> int:
     """Cancel jobs: a waiting one at once, a running one after its current step."""
     if batch is not None:
+        from watcher.commands.show import counts_line
+
         with desk.record() as store:
             ticket = ticket_of(store, batch)
             counts = store.progress(ticket)
-            store.cancel_batch(ticket, now_us())
+            found = store.cancel_batch(ticket, now_us())
         number = counts[JobState.QUEUED] + counts[JobState.GENERATING]
+        if not number and found.recorded_at:
+            raise SteadyError(
+                "wrong_state",
+                f"Nothing of this batch is left to cancel: {counts_line(counts)}.",
+                remedy=f"What failed can be run again: steady retry --batch {ticket}",
+            )
         desk.answer({"ticket": ticket, "cancelled": number}, f"{ticket} {number} cancelled")
         return 0 if not jobs else _each(desk, jobs, _cancel_one)
     return _each(desk, jobs or [], _cancel_one)

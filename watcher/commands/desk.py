@@ -59,15 +59,31 @@ class Desk:
         return Config.load(self.root, **self.overrides)
 
     def has_record(self) -> bool:
-        """Has a watcher ever run here? Asking must not create a record."""
-        path = self.config.database_path
-        return path is None or path.exists()
+        """Has a watcher ever run here? Asking must not create a record.
+
+        Raises SteadyError ``folder_gone`` for a folder that is not the service's at all.
+        """
+        config, path = self.config, self.config.database_path
+        if path is None or path.exists():
+            return True
+        if not any(p.exists() for p in (self.root / "config.yaml", config.inbox, config.state)):
+            raise SteadyError(
+                "folder_gone",
+                f"{self.root} is no folder of the service: it has no config.yaml and no inbox.",
+                remedy="Name the service's folder with --root, or make this one:"
+                f" steady --root {self.root} init",
+            )
+        return False
 
     @contextlib.contextmanager
     def record(self) -> Iterator["JobStore"]:
-        """The record, opened for this command. Raises SteadyError ``database_trouble``."""
+        """The record, opened for this command.
+
+        Raises SteadyError ``database_trouble``, and as :meth:`has_record` does.
+        """
         from watcher.store import JobStore
 
+        self.has_record()
         config = self.config
         store = JobStore(config.database_url, synchronous=config.synchronous, checkpointer=False)
         try:
@@ -132,12 +148,16 @@ def in_time(seconds: float) -> str:
 
 
 def in_words(error: SteadyError) -> str:
-    """An error for people: what happened, each single fault with its place, what to do."""
-    lines = [f"steady: {one_line(error.message, 500)}"]
-    lines += ["  " + one_line(_fault(problem), 1000) for problem in error.problems[:_MOST_FAULTS]]
+    """An error for people: what happened, each single fault with its place, what to do; once."""
+    faults = [one_line(_fault(problem), 1000) for problem in error.problems[:_MOST_FAULTS]]
+    if len(error.problems) == 1 and error.message.endswith(error.problems[0].message):
+        lines = [f"steady: {faults[0]}"]
+    else:
+        lines = [f"steady: {one_line(error.message, 500)}", *(f"  {fault}" for fault in faults)]
     if len(error.problems) > _MOST_FAULTS:
         lines.append(f"  and {len(error.problems) - _MOST_FAULTS} more")
-    if error.remedy not in [problem.remedy for problem in error.problems]:
+    told = [p.remedy or (error.kind.do if p.allowed else None) for p in error.problems]
+    if error.remedy not in told:
         lines.append("  " + one_line(error.remedy, 500))
     return "\n".join(lines)
 
@@ -148,13 +168,13 @@ def _fault(problem: Problem) -> str:
         f"row {problem.row}" if problem.row else None,
         f"document {problem.document}" if problem.document else None,
         f"line {problem.line}" if problem.line and problem.file else None,
-        f"`{problem.key}`" if problem.key else None,
+        f"`{problem.key}`" if problem.key and f"`{problem.key}`" not in problem.message else None,
     ]
     where = ", ".join(place for place in places if place)
     words = [f"{where}: {problem.message}" if where else problem.message]
     if problem.value is not None:
         words.append(f"Given: {problem.value}.")
-    if problem.allowed:
+    if problem.allowed and problem.allowed not in problem.message:
         words.append(f"Allowed: {problem.allowed}.")
     return " ".join([*words, problem.remedy or ""])
 

@@ -129,6 +129,26 @@ def job_lines(job: Job, config: Config, pulse: dict[str, Any]) -> str:
         ("picture", _picture(job, config)),
         *(("warning", one_line(warning, 300)) for warning in job.warnings),
     ]
+    return _columns(facts)
+
+
+def batch_lines(batch: Batch, counts: dict[JobState, int]) -> str:
+    """Everything a person wants to know about a batch of several jobs."""
+    stands = "cancelled" if batch.cancelled else "paused" if batch.paused else None
+    facts: list[tuple[str, Any]] = [
+        ("batch", batch.ticket),
+        ("file", one_line(batch.name, 200)),
+        ("state", stands),
+        ("jobs", f"{batch.jobs}: {counts_line(counts)}"),
+        ("refused", f"{batch.refused_rows} rows" if batch.refused_rows else None),
+        ("created", clock(batch.created_at)),
+        *(("warning", one_line(warning, 300)) for warning in batch.warnings),
+        ("each", f"steady list --batch {batch.ticket}"),
+    ]
+    return _columns(facts)
+
+
+def _columns(facts: list[tuple[str, Any]]) -> str:
     return "\n".join(f"{name:<9} {value}" for name, value in facts if value is not None)
 
 

@@ -156,7 +156,7 @@ def _files(word: str) -> list[Path]:
     with contextlib.suppress(OSError, ValueError):  # a prompt may be too long for a file name
         if path.is_file():
             return [path]
-        if path.is_dir():
+        if word.strip() and path.is_dir():
             raise SteadyError(
                 "not_a_regular_file", f"{word} is a folder.", remedy="Name its files."
             )

@@ -38,6 +38,7 @@ from watcher.jobs import (
     Limits,
     derived_seed,
 )
+from watcher.model.tokens import cut_of
 
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS
@@ -270,10 +271,8 @@ class Checker:
         )
 
     def warnings(self, request: JobRequest) -> tuple[str, ...]:
-        """Fields that are set and have no effect on the model in use."""
-        if not request.guidance_scale and not request.negative_prompt:
-            return ()
-        found = []
+        """What is asked for and has no effect on the model in use, or is not read by it."""
+        found = [cut] if (cut := cut_of(self.limits.folder, request.prompt)) else []
         if request.guidance_scale and not self.limits.guidance:
             found.append("`guidance_scale` has no effect on this model.")
         if request.negative_prompt and not self.limits.negative_prompt:
@@ -309,12 +308,12 @@ def nearest_sides(side: int, limits: Limits) -> list[int]:
 
 
 def moment_of(text: str) -> int | None:
-    """An ISO 8601 date and time as microseconds since 1970 UTC; local when it names no zone."""
+    """An ISO 8601 date and time as microseconds since 1970 UTC; local when it names no zone.
+
+    A local time that the clock leaps over in spring is the one as long after the leap.
+    """
     try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            moment = moment.astimezone()
-        return int(moment.timestamp() * 1_000_000)
+        return int(datetime.fromisoformat(text).timestamp() * 1_000_000)
     except (ValueError, OverflowError, OSError):
         return None
 

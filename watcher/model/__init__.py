@@ -360,20 +360,26 @@ def stored_profile(config: Config, store: Settings) -> dict[str, Any]:
 
 def limits_known(told: Any, config: Config) -> Limits:
     """The limits by what the setting ``model`` holds; ``None`` before the first start."""
-    return limits_of(_told_profile(told, config), config)
+    name = told.get("name") if isinstance(told, dict) else _unchosen(config)
+    return limits_of(_told_profile(told, config), config, name)
 
 
 def _told_profile(told: Any, config: Config) -> dict[str, Any]:
     names = {f.name for f in dataclasses.fields(Profile)}
     if isinstance(told, dict) and names <= told.keys():
         return {name: told[name] for name in names}
-    return profile_of(ZIMAGE_TURBO if config.model == "auto" else config.model, config.root)
+    return profile_of(_unchosen(config), config.root)
 
 
-def limits_of(profile: Mapping[str, Any], config: Config) -> Limits:
+def _unchosen(config: Config) -> str:
+    """The model before the watcher's first start."""
+    return ZIMAGE_TURBO if config.model == "auto" else config.model
+
+
+def limits_of(profile: Mapping[str, Any], config: Config, name: str | None = None) -> Limits:
     """What a request may ask and gets, for this model under this configuration.
 
-    The configuration wins over the profile. Defaults that nobody set are made to fit the
+    ``name``: the model's, to find its tokenizer. The configuration wins over the profile. Defaults that nobody set are made to fit the
     largest side and area. Raises SteadyError ``bad_config`` for a default outside the
     limits or a side that is no multiple of 16.
     """
@@ -409,4 +415,5 @@ def limits_of(profile: Mapping[str, Any], config: Config) -> Limits:
         guidance=bool(profile["guidance"]),
         negative_prompt=bool(profile["negative_prompt"]),
         default_format=config.image_format,
+        folder=folder_of(name, config.root) if name and config.engine == "zimage" else None,
     )

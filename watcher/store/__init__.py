@@ -60,6 +60,17 @@ _RETRY = f"""state = 'queued', held = {_HELD}, deaths = 0, watcher_deaths = 0,
     error_message = NULL, facts = NULL"""
 
 
+#: What can be done with a job in this state, where something else was asked for.
+_INSTEAD = {
+    "queued": "It waits for its turn; it can be cancelled, or moved to the front.",
+    "generating": "Its picture is being made; it can be cancelled.",
+    "completed": "Its picture is made. For another like it: `steady submit PICTURE`, or with a"
+    " `--seed` of your own.",
+    "failed": "It is over; it can be run again: `steady retry`.",
+    "cancelled": "It is over; it can be run again: `steady retry`.",
+}
+
+
 @dataclass(frozen=True)
 class Completion:
     """What is recorded of a published picture, and which attempt made it."""
@@ -399,7 +410,8 @@ class JobStore(Recorded, Batches, Views):
         rows = self._db.run("SELECT state FROM jobs WHERE id = :id", id=id)
         if not rows:
             raise SteadyError("job_not_found")
-        raise SteadyError("wrong_state", f"The job is {rows[0]['state']}.")
+        state = rows[0]["state"]
+        raise SteadyError("wrong_state", f"The job is {state}.", remedy=_INSTEAD[state])
 
     def _moved(self, assignment: str, guard: str, **values: Any) -> Job:
         """``_move`` of a job this transaction has looked at already."""

@@ -83,6 +83,14 @@ def job_of(row: Row) -> Job:
         model=row["model"],
         forwards=row["forwards"] or forwards_of(request["num_inference_steps"]),
         rating=row["rating"],
-        warnings=tuple(json.loads(row["warnings"])) if row["warnings"] else (),
+        warnings=_warnings(row["warnings"], facts.get("warnings")),
         facts=facts,
     )
+
+
+def _warnings(planned: str | None, found: Any) -> tuple[str, ...]:
+    """What was said before the queue, and what the worker found out."""
+    if not planned and not found:
+        return ()
+    said = json.loads(planned) if planned else []
+    return tuple(dict.fromkeys([*said, *map(str, found if isinstance(found, list) else ())]))

@@ -81,7 +81,17 @@ class Views(Record):
         return job_of(rows[0]) if rows else None
 
     def job_by_image(self, name: str, folder: str | None = None) -> Job | None:
-        """Whose picture has this name, in any case; of several folders the newest job's."""
+        """Whose picture has this name, in any case; of several folders the newest job's.
+
+        The file's suffix may stand behind the name.
+        """
+        stem, dot, suffix = name.rpartition(".")
+        found = self._named(name, folder)
+        if found is None and dot and (found := self._named(stem, folder)):
+            found = found if found.path.endswith("." + suffix.lower()) else None
+        return found
+
+    def _named(self, name: str, folder: str | None) -> Job | None:
         where = "n.folded = :name" + (" AND n.folder = :folder" if folder is not None else "")
         values = {"name": folded(name)} | ({"folder": folded(folder)} if folder is not None else {})
         rows = self._db.poll(

@@ -27,6 +27,7 @@ from PIL import Image
 from watcher.engine import BadPicture, EngineInfo, EngineSettings, OutOfMemory
 from watcher.errors import SteadyError
 from watcher.jobs import JobRequest, forwards_of
+from watcher.model.tokens import MAX_TOKENS
 from watcher.plan import Options, Plan, plan
 from watcher.zimage.device import describe, probe
 from watcher.zimage.embeddings import Embeddings
@@ -39,8 +40,6 @@ from watcher.zimage.trials import choose_attention, compile_if_faster
 __all__ = ["ZImage", "probe", "sigmas_of"]
 
 log = logging.getLogger("watcher.zimage")
-
-MAX_TOKENS = 512  #: of a prompt with its template; the tokenizer cuts what is longer
 
 
 class ZImage:

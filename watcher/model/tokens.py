@@ -1,0 +1,80 @@
+"""How much of a prompt the text encoder reads: counted with the model's tokenizer, without torch.
+
+The tokenizer is read once in a process, and only when a prompt comes that is long enough to
+matter. Where it cannot be read nothing is said: the worker counts again. Keeps nothing on disk.
+"""
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+MAX_TOKENS = 512  #: of a prompt with what its template puts around it; the rest is cut off
+#: No prompt of so few bytes is cut: a token is at least one, and a template is short.
+_SURE = 400
+_SHOWN = 60  #: characters of what is not read
+_HERE = "\ue000"  #: stands for the prompt: no letter, so a template leaves it as it is
+
+
+def cut_of(folder: Path | None, prompt: str) -> str | None:
+    """A warning that tells from which words on ``prompt`` is not read; None when all of it is.
+
+    ``folder``: where the model lies, if it is here.
+    """
+    if folder is None or len(prompt) < _SURE // 4 or len(prompt.encode()) < _SURE:
+        return None
+    try:
+        tokenizer, template = _tokenizer(folder)
+    except Exception:  # a template or a tokenizer may fail in any way, and then nothing is known
+        return None
+    before, _, after = template(_HERE).partition(_HERE)
+    whole = template(prompt)
+    encoding = tokenizer.encode(whole, add_special_tokens=True)
+    if len(encoding.ids) <= MAX_TOKENS:
+        return None
+    read = whole[len(before) : len(whole) - len(after)]
+    shown = prompt if len(prompt) == len(read) else read
+    place = _word_at(shown, encoding.offsets[MAX_TOKENS][0] - len(before))
+    rest = shown[place:].lstrip()
+    if not rest:  # of what the template adds, but nothing a person wrote
+        return None
+    place = len(shown) - len(rest)
+    words = rest if len(rest) <= _SHOWN else rest[:_SHOWN].rsplit(None, 1)[0] + " …"
+    return (
+        f"The prompt is longer than this model reads: {MAX_TOKENS} tokens of {len(encoding.ids)}."
+        f' Not read, from character {place + 1} on: "{" ".join(words.split())}"'
+    )
+
+
+def _word_at(text: str, place: int) -> int:
+    """Where the word begins that ``place`` is in; a word read in part counts as not read."""
+    place = max(0, place)
+    while 0 < place < len(text) and not text[place].isspace() and not text[place - 1].isspace():
+        place -= 1
+    return place
+
+
+@functools.lru_cache(maxsize=1)
+def _tokenizer(folder: Path) -> tuple[Any, Any]:
+    """The tokenizer, and what makes a prompt the text it reads, as the pipeline does it."""
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+    from tokenizers import Tokenizer
+
+    home = folder / "tokenizer"
+    own = home / "chat_template.jinja"
+    if own.is_file():
+        source = own.read_text(encoding="utf-8")
+    else:
+        settings = json.loads((home / "tokenizer_config.json").read_text(encoding="utf-8"))
+        source = settings["chat_template"]
+    made = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True).from_string(source)
+
+    def template(prompt: str) -> str:
+        return made.render(
+            messages=[{"role": "user", "content": prompt}],
+            add_generation_prompt=True,
+            enable_thinking=True,
+        )
+
+    template(_HERE)
+    return Tokenizer.from_file(str(home / "tokenizer.json")), template
