@@ -5,9 +5,11 @@ together. The fields of the five first routes are the seed's own.
 Nothing is computed here.
 """
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, create_model
+
+from watcher.jobs import JobRequest
 
 State = Literal["queued", "generating", "completed", "failed", "cancelled"]
 Word = Literal["generating", "completed", "failed"]
@@ -121,34 +123,36 @@ class Status(Answer):
     warnings: list[str]
 
 
+def _asked() -> dict[str, Any]:
+    """The fields of JobRequest that stay with a job, as answers show them."""
+    shown: dict[str, Any] = {}
+    for name, field in JobRequest.model_fields.items():
+        if name in _TOLD_APART:
+            continue
+        kind: Any = field.annotation
+        if name in ("height", "width", "num_inference_steps", "format"):  # a job has them all
+            kind = get_args(kind)[0]
+        shown[name] = (kind, Field(description=_UNLIKE.get(name)))
+    return shown
+
+
+#: Fields that answers tell by other names or not at all.
+_TOLD_APART = frozenset({"count", "name", "folder", "priority", "not_before", "key"})
+_UNLIKE = {"seed": "null: chosen when the job is recorded"}
+
+#: What a person asked for that stays with the job: fields of JobRequest, by its names.
+Asked: Any = create_model("Asked", __base__=Answer, **_asked())
+
+
 #: The request of every example.
-_ASKED: dict[str, Any] = {
+_ASKED: dict[str, Any] = dict.fromkeys(Asked.model_fields) | {
     "prompt": "a beautiful sunset over mountains",
-    "negative_prompt": None,
     "height": 1024,
     "width": 1024,
     "num_inference_steps": 9,
-    "guidance_scale": None,
     "seed": 1234,
     "format": "png",
-    "label": None,
-    "metadata": None,
 }
-
-
-class Asked(Answer):
-    """What a person asked for that stays with the job: fields of JobRequest, by its names."""
-
-    prompt: str
-    negative_prompt: str | None
-    height: int
-    width: int
-    num_inference_steps: int
-    guidance_scale: float | None
-    seed: int | None = Field(description="null: chosen when the job is recorded")
-    format: str
-    label: str | None
-    metadata: dict[str, Any] | None
 
 
 class Links(Answer):
@@ -161,7 +165,7 @@ class Links(Answer):
     batch: str
 
 
-class JobView(Asked):
+class JobView(Asked):  # type: ignore[misc]
     """One job, whole. Times are UTC."""
 
     model_config = ConfigDict(

@@ -13,7 +13,14 @@ import typer
 from watcher.errors import SteadyError
 from watcher.jobs import field_schemas
 
-_TYPES: dict[str, Any] = {"integer": int, "number": float, "string": str, "object": list[str]}
+_TYPES: dict[str, Any] = {
+    "integer": int,
+    "number": float,
+    "string": str,
+    "boolean": bool,
+    "array": list[str],
+    "object": list[str],
+}
 _ALSO = {"num_inference_steps": ("--num-inference-steps", "--steps")}
 
 
@@ -29,9 +36,8 @@ def with_fields(function: Callable[..., int]) -> Callable[..., int]:
     def run(*given: Any, **named: Any) -> int:
         fields = {name: value for name in asked if (value := named.pop(name)) is not None}
         for name in fields:
-            if asked[name]["type"] == "object":
-                option = f"--{name.replace('_', '-')}"
-                fields[name] = pairs(fields[name], f"{option} wants NAME=VALUE")
+            if asked[name]["type"] in ("array", "object"):
+                fields[name] = _several(name, fields[name])
         return function(*given, **named, fields=fields)
 
     run.__signature__ = own.replace(  # type: ignore[attr-defined]
@@ -45,8 +51,9 @@ def with_fields(function: Callable[..., int]) -> Callable[..., int]:
 
 def _option(name: str, said: dict[str, Any]) -> inspect.Parameter:
     words = said["description"]
-    if said["type"] == "object":
-        words = f"NAME=VALUE, {words}; may be repeated"
+    if said["type"] in ("array", "object"):
+        first = "NAME=VALUE, " if said["type"] == "object" else ""
+        words = f"{first}{words}; may be repeated"
     option = typer.Option(*_ALSO.get(name, ()), help=f"{words[:1].upper()}{words[1:]}.")
     return inspect.Parameter(
         name,
@@ -54,6 +61,16 @@ def _option(name: str, said: dict[str, Any]) -> inspect.Parameter:
         default=None,
         annotation=Annotated[_TYPES[said["type"]] | None, option],
     )
+
+
+def _several(name: str, words: list[str]) -> Any:
+    from watcher.jobfile import value_of_words
+
+    try:
+        return value_of_words(name, words)
+    except ValueError:
+        option = f"--{name.replace('_', '-')}"
+        raise SteadyError("bad_request", f"{option} wants NAME=VALUE, each name once.") from None
 
 
 def pairs(words: list[str], wanted: str) -> dict[str, str]:

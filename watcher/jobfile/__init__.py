@@ -35,6 +35,7 @@ from watcher.jobfile.batchline import (
     refused_lines,
     result_lines,
 )
+from watcher.jobfile.cells import value_of_words
 from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.fields import request_of, resolve
 from watcher.jobfile.naming import numbered
@@ -88,6 +89,7 @@ __all__ = [
     "request_of",
     "resolve",
     "result_lines",
+    "value_of_words",
     "written",
 ]
 

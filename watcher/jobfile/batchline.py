@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from watcher.errors import ERRORS, Problem, SteadyError
 from watcher.jobfile import strictjson
 from watcher.jobfile.tables import Row
-from watcher.jobs import Job, JobState
+from watcher.jobs import Job, JobRequest, JobState
 
 BATCH_URL = "/v1/images/generations"
 _BLANK_LINES = 100  #: before the first line that says something
@@ -31,12 +31,8 @@ _SILENT = frozenset(
 )  # fmt: skip
 #: Values that ask for nothing special.
 _USUAL = frozenset({None, "auto", "standard", "opaque", "medium", "vivid", "natural", ""})
-_OURS = frozenset(
-    {
-        "prompt", "seed", "num_inference_steps", "guidance_scale", "negative_prompt", "name",
-        "folder", "priority", "not_before", "label", "metadata", "key", "width", "height",
-    }
-)  # fmt: skip
+#: ``n`` and ``output_format`` say the other two.
+_OURS = frozenset(JobRequest.model_fields) - {"count", "format"}
 
 
 def is_batch_line(value: Any) -> bool:

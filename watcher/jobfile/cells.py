@@ -4,11 +4,14 @@ A table knows no types: ``768.0`` is how a spreadsheet writes a whole number. Wh
 stays text, for the validator to refuse with the text as it was written. Knows nothing of rows.
 """
 
+import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from watcher.jobfile.hints import WHOLE
+from watcher.errors import SteadyError
+from watcher.jobfile import strictjson
+from watcher.jobs import field_schemas
 
 
 def value_of_text(field: str, text: str) -> Any:
@@ -21,7 +24,42 @@ def value_of_text(field: str, text: str) -> Any:
 
 def reader_of(field: str) -> Callable[[str], Any]:
     """:func:`value_of_text` for one field, for those who read a million of its cells."""
-    return _READERS.get(field, _text_of_cell)
+    return _reader(field, field_schemas().get(field, {}))
+
+
+def value_of_words(field: str, words: Sequence[str]) -> Any:
+    """What an option of ``field`` means that was given once or several times.
+
+    A list has an entry for each word, a mapping is said as ``NAME=VALUE``. Raises ValueError for a
+    word without ``=``, or a name said twice.
+    """
+    said = field_schemas()[field]
+    if said["type"] == "array":
+        item = _reader("", said["items"])
+        return [item(word) for word in words]
+    item = _reader("", said["additionalProperties"])
+    found = {name: item(value) for name, _, value in (word.partition("=") for word in words)}
+    if len(found) < len(words) or not all("=" in word for word in words):
+        raise ValueError(field)
+    return found
+
+
+def _reader(field: str, said: Mapping[str, Any]) -> Callable[[str], Any]:
+    """The reader of what a schema says; text for a choice of several types."""
+    if "enum" in said:
+        return _word
+    match said.get("type"):
+        case "integer":
+            return _whole
+        case "number":
+            return _number
+        case "boolean":
+            return _flag
+        case "object":
+            return _json
+        case "array":
+            return functools.partial(_list, _reader("", said["items"]))
+    return _long_text if field in _LONG else _text_of_cell
 
 
 def _long_text(text: str) -> str | None:
@@ -52,11 +90,24 @@ def _number(text: str) -> float | str | None:
     return text or None
 
 
-_READERS: dict[str, Callable[[str], Any]] = {
-    "prompt": _long_text,
-    "negative_prompt": _long_text,
-    **dict.fromkeys(WHOLE, _whole),
-    "guidance_scale": _number,
-    "format": _word,
-    "priority": _word,
-}
+def _flag(text: str) -> bool | str | None:
+    text = text.strip()
+    return _FLAGS.get(text.lower(), text) if text else None
+
+
+def _json(text: str) -> Any:
+    try:
+        return strictjson.read(text) if text.strip() else None
+    except SteadyError:
+        return text.strip()
+
+
+def _list(item: Callable[[str], Any], text: str) -> Any:
+    """A JSON list, or entries with commas between them."""
+    if text.lstrip().startswith("["):
+        return _json(text)
+    return [item(part) for part in text.split(",")] if text.strip() else None
+
+
+_LONG = ("prompt", "negative_prompt")
+_FLAGS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}

@@ -114,6 +114,16 @@ def advice_for(key: str) -> str:
     return f"Did you mean `{ours}`?"
 
 
+_KINDS = {
+    "string": "text",
+    "integer": "whole number",
+    "number": "number",
+    "boolean": "true or false",
+    "array": "list",
+    "object": "mapping",
+}
+
+
 def allowed_for(field: str, limits: Limits) -> str:
     """The allowed range of ``field`` in words."""
     sides = f"{limits.min_side}..{limits.max_side} in steps of {MULTIPLE}"
@@ -128,13 +138,14 @@ def allowed_for(field: str, limits: Limits) -> str:
         "metadata": f"mapping of at most {MAX_METADATA} names to text, numbers, true/false or null, "
         f"{MAX_METADATA_TEXT} characters in all",
     }
-    return special.get(field) or _in_words(field_schemas()[field])
+    return special.get(field) or in_words(field_schemas()[field])
 
 
-def _in_words(said: dict[str, Any]) -> str:
+def in_words(said: dict[str, Any]) -> str:
+    """What a schema allows."""
     if "enum" in said:
         return ", ".join(said["enum"])
-    if said["type"] == "string":
+    if said.get("type") == "string":
         least, most = said.get("minLength"), said.get("maxLength")
         if most is None:
             return "text"
@@ -143,5 +154,17 @@ def _in_words(said: dict[str, Any]) -> str:
             if least
             else f"text of at most {most} characters"
         )
-    kind = "whole number" if said["type"] == "integer" else said["type"]
-    return f"{kind}, {said['minimum']:g}..{said['maximum']}" if "maximum" in said else kind
+    if said.get("type") == "array":
+        most = f" of at most {said['maxItems']}" if "maxItems" in said else ""
+        return f"list{most}, each {in_words(said['items'])}"
+    if said.get("type") == "object":
+        return f"mapping of names to {in_words(said['additionalProperties'])}"
+    kind = kind_of(said)
+    if "maximum" in said and "minimum" in said:
+        return f"{kind}, {said['minimum']:g}..{said['maximum']}"
+    return kind
+
+
+def kind_of(said: dict[str, Any]) -> str:
+    """The type of what a schema says, in words."""
+    return _KINDS.get(said.get("type", ""), "text, number, true/false or null")

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
 from watcher.errors import Problem, SteadyError
-from watcher.jobfile import strictjson
 from watcher.jobfile.batchline import batch_line_fields, is_batch_line
 from watcher.jobfile.cells import reader_of
 from watcher.jobfile.hints import FIELDS, meant_by, plain_key
@@ -118,9 +117,8 @@ class Columns:
         metadata: dict[str, Any] = {}
         written = given.pop("metadata", None)
         if written is not None:
-            read = _json_or_none(written)
-            if isinstance(read, dict):
-                metadata = read
+            if isinstance(written, dict):
+                metadata = written
             else:
                 message = "`metadata` must be a JSON mapping."
                 problems.append(
@@ -231,13 +229,6 @@ class Lines:
         else:
             cells = columns.given_back(raw.cells)
         return Row(raw.number, raw.line, cells, tuple(located))
-
-
-def _json_or_none(text: str) -> Any:
-    try:
-        return strictjson.read(text)
-    except SteadyError:
-        return None
 
 
 def _has_braces(values: Mapping[str, Any]) -> bool:

@@ -10,17 +10,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from watcher.errors import Problem
-from watcher.jobfile.hints import TEXT_FIELDS, WHOLE, allowed_for
+from watcher.jobfile.hints import TEXT_FIELDS, WHOLE, allowed_for, in_words, kind_of
 from watcher.jobfile.problems import shown
-from watcher.jobs import Limits
+from watcher.jobs import Limits, field_schemas
 
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+?\d{1,3}", re.ASCII)
-
-_KINDS = {
-    **dict.fromkeys(WHOLE, "a whole number"),
-    "guidance_scale": "a number",
-    "metadata": "a mapping of names to text, numbers, true/false or null",
-}
 
 
 def translated(error: Any, limits: Limits) -> Problem:
@@ -40,7 +34,8 @@ def translated(error: Any, limits: Limits) -> Problem:
             remedy = "Leave `seed` out for a new one each time."
     elif "max_length" in bounds or "min_length" in bounds:
         words = _bound(bounds, "min_length", "max_length")
-        message = f"`{field}` must have {words} characters."
+        of = "characters" if field in TEXT_FIELDS else "entries"
+        message = f"`{field}` must have {words} {of}."
         if isinstance(given, str) and len(given) > 60:
             return Problem(
                 code, message, key=field, value=f"{len(given)} characters", allowed=allowed
@@ -51,14 +46,23 @@ def translated(error: Any, limits: Limits) -> Problem:
     else:
         code, message, remedy = (
             "wrong_type",
-            f"`{field}` must be {_KINDS.get(field, 'text')}.",
+            f"`{field}` must be {_kind(field)}.",
             _mend(field, given),
         )
     return Problem(code, message, key=field, value=shown(given), allowed=allowed, remedy=remedy)
 
 
+def _kind(field: str) -> str:
+    said = field_schemas()[field]
+    if said["type"] == "object":
+        return f"a {in_words(said)}"
+    kind = kind_of(said)
+    return kind if said["type"] in ("string", "boolean") else f"a {kind}"
+
+
 def _bound(bounds: Mapping[str, Any], low: str, high: str) -> str:
-    return f"at least {bounds[low]}" if low in bounds else f"at most {bounds[high]}"
+    words, bound = ("at least", bounds[low]) if low in bounds else ("at most", bounds[high])
+    return f"{words} {bound:g}" if isinstance(bound, float) else f"{words} {bound}"
 
 
 def _nearest_word(given: Any, allowed: str) -> str | None:
