@@ -165,7 +165,7 @@ class Links(Answer):
     batch: str
 
 
-class JobView(Asked):  # type: ignore[misc]
+class JobView(Asked):
     """One job, whole. Times are UTC."""
 
     model_config = ConfigDict(

@@ -23,6 +23,6 @@ def test_a_line_in_jobs_is_all_that_a_field_of_any_type_needs(tmp_path: Path) ->
         "`mood` must be text. [text of at most 100 characters]",
         "`warmth` must be at most 1. [number, 0..1]",
         "`grain` must be true or false. [true or false]",
-        "`inks` must be a list. [list of at most 3, each text]",
+        "`inks` must be a list of at most 3, each text. [list of at most 3, each text]",
         "`knobs` must be a mapping of names to number. [mapping of names to number]",
     ]

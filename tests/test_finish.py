@@ -60,7 +60,6 @@ def finisher(tmp_path: Path, store: JobStore, disk: Disk) -> Iterator[Finisher]:
         troubles=Troubles(now=lambda: 1),
         now=lambda: 1,
         checkpoint=lambda step: None,
-        on_batch_done=[],
         refused_rows=lambda batch: None,
         wake=lambda: None,
     )

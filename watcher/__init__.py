@@ -20,6 +20,7 @@ results.py    a finished batch's result files; resume.py: what of it is there al
 submission.py  bytes and a name -> read, and put into the inbox: for every way in
 wildcards.py  word lists of the root; pace.py: every estimate of time
 sheet.py      many pictures in one; prune.py: what is old, tidied away
+notify.py     telling others that a batch is done, from the record's outbox
 live.py trouble.py window.py log.py     the pulse, what is wrong now, when bulk may run, the log; clock.py
 config.py errors.py                     every setting; everything that can go wrong
 cli.py commands/                        the command `steady`

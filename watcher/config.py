@@ -212,7 +212,8 @@ class Config(BaseSettings):
         values = _read(root / "config.yaml")
         _refuse_unknown(values, "config.yaml")
         environment = {name for name in os.environ if name.startswith("STEADY_")} - _NOT_KEYS
-        _refuse_unknown({n.removeprefix("STEADY_").lower() for n in environment}, "environment")
+        if "STEADY_DELIVERY" not in environment:  # what on_batch_done is told is no setting
+            _refuse_unknown({n.removeprefix("STEADY_").lower() for n in environment}, "environment")
         try:
             config = cls(**values)
             given = {name: value for name, value in overrides.items() if value is not None}

@@ -10,12 +10,10 @@ adopts it. A crash in the middle of archiving is finished by the next ``announce
 import contextlib
 import functools
 import logging
-import os
 import queue
-import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +23,7 @@ from watcher import executor as ex
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.inbox import Inbox
 from watcher.jobfile import MAX_TABLE, has_batch_lines, result_lines
-from watcher.jobs import Batch, Job, JobState
+from watcher.jobs import Batch, Job
 from watcher.log import say
 from watcher.outputs import NameTaken, Outputs, Saved
 from watcher.recipe import recipe_of
@@ -40,7 +38,6 @@ THREADS = 2
 MOST_THREADS = 16  #: of those that wait for the disk while many devices bring pictures
 MAX_GROUP = 100  #: pictures recorded in one transaction
 _AGAIN_SECONDS = 5.0  #: after environment trouble
-_HOOK_SECONDS = 60.0  #: time limit of on_batch_done
 
 
 @dataclass(frozen=True)
@@ -59,7 +56,8 @@ class Finisher:
     Whatever was published while the last group was being recorded is recorded as one group, in
     one transaction: a lone picture never waits, and hundreds of devices do not queue for the disk.
 
-    ``wake`` is called whenever something ended, so that the dispatcher looks again.
+    ``wake`` is called whenever something ended, so that the dispatcher looks again. ``tell``: the
+    endpoints that hear of a batch that was put away; ``told`` is called when one of them may.
     """
 
     def __init__(
@@ -71,7 +69,8 @@ class Finisher:
         troubles: Troubles,
         now: Callable[[], int],
         checkpoint: Callable[[str], None],
-        on_batch_done: list[str],
+        tell: Sequence[str] = (),
+        told: Callable[[], None] = lambda: None,
         refused_rows: Callable[[Batch], Iterable[bytes] | None],
         wake: Callable[[], None],
         address: str = "",
@@ -84,7 +83,8 @@ class Finisher:
         self._troubles = troubles
         self._now = now
         self._checkpoint = checkpoint
-        self._hook = on_batch_done
+        self._tell = tell
+        self._told = told
         self._wake = wake
         self._work: queue.Queue[tuple[Job, ex.Picture] | None] = queue.Queue()
         self._busy = 0
@@ -324,11 +324,10 @@ class Finisher:
         elif batch.error is None:
             self._inbox.discard(batch.claim or batch.ticket)
         self._checkpoint("archived_files")
-        self._store.archived(batch.ticket)
+        self._store.archived(batch.ticket, tell=self._tell)
         self._checkpoint("archived")
         say(logger, "batch.done", ticket=batch.ticket, name=batch.name)
-        if self._hook:
-            self._run_hook(batch)
+        self._told()
 
     def _openai_files(self, batch: Batch) -> Iterator[tuple[str, Iterable[bytes]]]:
         """What OpenAI gives back for a batch file of its form, as files beside ours."""
@@ -346,21 +345,6 @@ class Finisher:
 
         for end, good in ((".output.jsonl", True), (".errors.jsonl", False)):
             yield end, result_lines(self._store.jobs_by_row(batch.ticket), url_of, good=good)
-
-    def _run_hook(self, batch: Batch) -> None:
-        counts = self._store.progress(batch.ticket)
-        facts = {
-            "STEADY_TICKET": batch.ticket,
-            "STEADY_FILE": batch.name,
-            **{f"STEADY_{s.name}": str(counts.get(s, 0)) for s in JobState if s.ended},
-        }
-        try:
-            subprocess.run(
-                self._hook, env=os.environ | facts, timeout=_HOOK_SECONDS, check=True,
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            )  # fmt: skip
-        except (OSError, subprocess.SubprocessError) as error:
-            say(logger, "hook.failed", logging.WARNING, ticket=batch.ticket, error=str(error))
 
 
 def _environment(error: Exception) -> bool:

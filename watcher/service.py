@@ -32,6 +32,7 @@ from watcher.intake import Intake, Reading
 from watcher.jobs import JobState
 from watcher.layout import check_layout
 from watcher.log import say
+from watcher.notify import Notifier
 from watcher.outputs import Outputs
 from watcher.standby import Turn
 from watcher.store import JobStore
@@ -151,6 +152,16 @@ class Service:
         )
         self._executor = executor or build(config, self._choice, self._probe)
         reading = Reading(inbox=self._inbox, limits=self._limits, root=config.root)
+        address = config.public_url or f"http://{config.host}:{config.port}"
+        self._notifier = Notifier(
+            store=store,
+            command=config.on_batch_done,
+            root=config.root,
+            inbox=config.inbox,
+            outputs=config.outputs,
+            address=address,
+            now=now_us,
+        )
         self._finisher = Finisher(
             store=store,
             outputs=self._outputs,
@@ -158,10 +169,11 @@ class Service:
             troubles=self._troubles,
             now=now_us,
             checkpoint=checkpoint,
-            on_batch_done=config.on_batch_done,
+            tell=self._notifier.endpoints,
+            told=self._notifier.ring,
             refused_rows=reading.refused_rows,
             wake=self._executor.wake,
-            address=config.public_url or f"http://{config.host}:{config.port}",
+            address=address,
         )
         self._intake = Intake(
             inbox=self._inbox,
@@ -220,6 +232,8 @@ class Service:
         if not known:
             self._store.put("inbox_ours", True)
         self._care()
+        ends.callback(self._notifier.stop)
+        self._notifier.start()
         ends.callback(self._finisher.stop)
         self._finisher.start()
         ends.callback(self._dispatcher.stop, STOP_SECONDS)
@@ -249,7 +263,9 @@ class Service:
         Threads that are not ours (the watch of the inbox) are mended by those who use them.
         """
         name = death.thread.name if death.thread else "?"
-        ours = name in ("intake", "announce", "record", "ray") or name.startswith("finish-")
+        ours = name in ("intake", "announce", "record", "notify", "ray") or name.startswith(
+            "finish-"
+        )
         logger.error(
             "thread.died",
             exc_info=(death.exc_type, death.exc_value or death.exc_type(), death.exc_traceback),
@@ -313,7 +329,7 @@ class Service:
         open_now = self._dispatcher.window_open()
         waiting = self._store.counts()[JobState.QUEUED] - self._store.held(window_open=open_now)
         if waiting == 0 and not self._store.unarchived():
-            return 0
+            return None if self._store.undelivered() else 0
         stuck = self._store.get("paused") or self._trouble()[0] or self._finisher.stuck
         return 4 if stuck else None
 

@@ -54,7 +54,7 @@ def translated(error: Any, limits: Limits) -> Problem:
 
 def _kind(field: str) -> str:
     said = field_schemas()[field]
-    if said["type"] == "object":
+    if said["type"] in ("object", "array"):
         return f"a {in_words(said)}"
     kind = kind_of(said)
     return kind if said["type"] in ("string", "boolean") else f"a {kind}"

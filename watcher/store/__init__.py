@@ -17,11 +17,12 @@ from typing import Any, Literal
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, Priority
 from watcher.store.batches import Batches
+from watcher.store.deliveries import Delivery
 from watcher.store.entries import batch_of, job_of, now_us, to_json
 from watcher.store.recording import NewJob, Recorded, Recording
 from watcher.store.views import READY, JobFilter, Views
 
-__all__ = ["Completion", "JobFilter", "JobStore", "NewJob", "Recording", "now_us"]
+__all__ = ["Completion", "Delivery", "JobFilter", "JobStore", "NewJob", "Recording", "now_us"]
 
 #: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
 BULK_TURN = 20

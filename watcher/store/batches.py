@@ -11,12 +11,12 @@ from typing import Any
 
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, JobState, ticket_of_key
+from watcher.store.deliveries import Deliveries
 from watcher.store.entries import Row, batch_of, to_json
 from watcher.store.imagenames import Wish, default_name
-from watcher.store.record import Record
 
 
-class Batches(Record):
+class Batches(Deliveries):
     """Batches, but for their jobs."""
 
     # -- batches before they are recorded
@@ -261,16 +261,22 @@ class Batches(Record):
 
     # -- batches once they are recorded
 
-    def archived(self, ticket: str) -> bool:
-        """The file lies in done/ with its results; False when a retry made jobs open again."""
+    def archived(self, ticket: str, *, tell: Sequence[str] = ()) -> bool:
+        """The file lies in done/ with its results; False when a retry made jobs open again.
+
+        ``tell``: the endpoints that are told so.
+        """
         with self._db.write():
-            return bool(
+            done = bool(
                 self._db.run(
                     "UPDATE batches SET archived = 1 WHERE ticket = :ticket"
                     " AND recorded_at IS NOT NULL AND n_queued + n_generating = 0 RETURNING seq",
                     ticket=ticket,
                 )
             )
+            if done and tell:
+                self._tell("batch.completed", ticket, tell, self._clock())
+            return done
 
     def batch(self, ticket: str) -> Batch | None:
         """The batch with this ticket."""
@@ -360,15 +366,18 @@ class Batches(Record):
             )
 
     def drop_batch(self, ticket: str) -> bool:
-        """Forget a batch of which no job is left."""
+        """Forget a batch of which no job is left, and what was told of it."""
         with self._db.write():
-            return bool(
+            gone = bool(
                 self._db.run(
                     "DELETE FROM batches WHERE ticket = :ticket AND archived = 1 AND n_queued"
                     " + n_generating + n_completed + n_failed + n_cancelled = 0 RETURNING seq",
                     ticket=ticket,
                 )
             )
+            if gone:
+                self._db.run("DELETE FROM deliveries WHERE ticket = :ticket", ticket=ticket)
+            return gone
 
     def claims_begin(self, beginning: str) -> bool:
         """Is there a batch whose claimed file has a ticket with this beginning?"""
