@@ -1,6 +1,7 @@
 """``python -m api`` (``steady api``): the HTTP door as a process of its own."""
 
 import argparse
+import asyncio
 import logging
 import os
 import signal
@@ -9,15 +10,18 @@ import sys
 import urllib.parse
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any, cast
 
 import uvicorn
 
 from api.app import create_app
+from api.connections import ACCEPTS, BACKLOG, Connections, most_connections
 from api.door import Stopping
 from api.guard import LOGIN, check_exposure, token_of
 from watcher import log
 from watcher.config import Config
 from watcher.errors import SteadyError
+from watcher.log import ThrottledLog
 
 logger = logging.getLogger("steady.api")
 
@@ -27,9 +31,19 @@ _LAST_SECONDS = 3  #: downloads that still run after this long are cut off
 class Server(uvicorn.Server):
     """uvicorn that tells open streams to end, and calls a stop by signal a success."""
 
-    def __init__(self, config: uvicorn.Config, stopping: Stopping) -> None:
+    def __init__(
+        self, config: uvicorn.Config, stopping: Stopping, connections: Connections
+    ) -> None:
         super().__init__(config)
         self._stopping = stopping
+        self._connections = connections
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections: a few at a time, with a long queue of the system's behind them."""
+        asyncio.get_running_loop().set_exception_handler(self._connections.on_loop_error)
+        await super().startup(sockets)
+        for listener in sockets or ():
+            listener.listen(BACKLOG)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Called by the signal; uvicorn's own would raise it again at the end."""
@@ -44,11 +58,21 @@ def serve(config: Config) -> int:
     token = token_of(config)
     check_exposure(config, token)
     with _listen(config) as listener:
-        app = create_app(config)
+        most = most_connections()
+        app = create_app(config, streams=max(1, most // 4))
+        throttled: ThrottledLog = app.state.throttled
+        connections = Connections(most, ThrottledLog())
+
+        async def tell() -> None:
+            throttled.tell()
+            connections.log.tell()
+
         server = Server(
             uvicorn.Config(
                 app,
-                http="h11",
+                http=cast(Any, connections.protocol),
+                backlog=max(1, min(ACCEPTS, most // 8)),
+                callback_notify=tell,
                 ws="none",
                 loop="asyncio",
                 log_config=None,
@@ -58,9 +82,12 @@ def serve(config: Config) -> int:
                 timeout_graceful_shutdown=_LAST_SECONDS,
             ),
             app.state.door.stopping,
+            connections,
         )
         _announce(config, listener, token)
         server.run([listener])
+        throttled.tell(now=True)
+        connections.log.tell(now=True)
     log.say(logger, "http.stopped")
     return 0 if server.started else 1
 
@@ -76,7 +103,7 @@ def _listen(config: Config) -> socket.socket:
         if os.name == "posix":
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
-        listener.listen(2048)
+        listener.listen(BACKLOG)
     except OSError as error:
         if listener is not None:
             listener.close()
@@ -115,7 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = Config.load(given.root, host=given.host, port=given.port)
         log.configure(config.log_level)
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         return serve(config)
     except SteadyError as error:
         print(log.harmless(str(error)), file=sys.stderr)  # noqa: T201

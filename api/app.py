@@ -36,20 +36,27 @@ from api.paint import STATIC, Painter, Static
 from api.submit import TABLE_BODY, Submissions
 from api.views import Views
 from watcher.config import Config
+from watcher.log import ThrottledLog
 from watcher.outputs import Outputs
 from watcher.store import JobStore
+
+_LINES = 60  #: a minute that the log has of each kind of refusal
 
 #: Builds the routes of one more part from what all parts share.
 Part = Callable[[Door, Views, Submissions], APIRouter]
 
 
 def create_app(
-    config: Config, store: JobStore | None = None, *, parts: Sequence[Part] = ()
+    config: Config,
+    store: JobStore | None = None,
+    *,
+    parts: Sequence[Part] = (),
+    streams: int = events.STREAMS,
 ) -> FastAPI:
     """The application for one root.
 
     ``store``: the record, else its own connection is opened (and closed at shutdown).
-    ``parts``: further routers. Raises SteadyError bad_config, database_trouble,
+    ``parts``: further routers. ``streams``: requests that may stay open at a time. Raises SteadyError bad_config, database_trouble,
     database_damaged.
     """
     own = store is None
@@ -66,7 +73,8 @@ def create_app(
         ("/sdapi/v1/png-info", a1111.MAX_PICTURE),
     ]
     rules = Rules.of(config, body_limits=large)
-    feed = events.Feed(door, views)
+    throttled = ThrottledLog(_LINES)
+    feed = events.Feed(door, views, most=streams)
     calls = Calls(door, submissions, feed)
     paint = Painter()
     people = page.Pages(door, views, paint)
@@ -118,7 +126,8 @@ def create_app(
 
     app.openapi = openapi  # type: ignore[method-assign]
     app.mount("/static", GZipMiddleware(Static(directory=STATIC), minimum_size=1000))
-    errors.install(app, routers, page=people.error)
-    app.add_middleware(Guard, rules=rules)
+    errors.install(app, routers, page=people.error, log=throttled)
+    app.add_middleware(Guard, rules=rules, log=throttled)
+    app.state.throttled = throttled
     app.state.door = door
     return app

@@ -69,7 +69,7 @@ class Attempt:
         return self.number * (self.timeout + _BETWEEN_TRIES) + 60
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Call:
     """A caller on the line. ``again``: this try joined an earlier one."""
 
@@ -126,6 +126,7 @@ class Calls:
         self._submissions = submissions
         self._feed = feed
         self._lock = threading.Lock()
+        self._here: set[Call] = set()
         self._waiting: collections.Counter[str] = collections.Counter()
         self._answered: collections.OrderedDict[str, None] = collections.OrderedDict()
 
@@ -146,15 +147,25 @@ class Calls:
         ``asked``: the bytes of the request, which a second try repeats. ``before`` gets the
         ticket before anything is published (only where there is a key). The caller counts as
         waiting from now on: follow the call or :meth:`leave` it. Raises as
-        :meth:`Submissions.submit` does.
+        :meth:`Submissions.submit` does, and too_many_connections.
         """
-        if key is None and attempt is not None:
-            return self._by_digest(body, attempt, hashlib.sha256(asked).hexdigest(), check, before)
-        if key is not None:
-            before(ticket_of_key(key))
-        done = self._submissions.submit(body, key, check=check)
-        self._enter(done.batch.ticket)
-        return Call(done, again=done.replayed)
+        self._feed.places.take()
+        try:
+            if key is None and attempt is not None:
+                digest = hashlib.sha256(asked).hexdigest()
+                call = self._by_digest(body, attempt, digest, check, before)
+            else:
+                if key is not None:
+                    before(ticket_of_key(key))
+                done = self._submissions.submit(body, key, check=check)
+                self._enter(done.batch.ticket)
+                call = Call(done, again=done.replayed)
+        except BaseException:
+            self._feed.places.give_back()
+            raise
+        with self._lock:
+            self._here.add(call)
+        return call
 
     def _by_digest(
         self,
@@ -295,8 +306,15 @@ class Calls:
             return list(self._waiting)
 
     def leave(self, call: Call, *, hung_up: bool) -> None:
-        """The caller is gone. The last one that ``hung_up`` takes what has not started along."""
+        """The caller is gone; saying so again changes nothing.
+
+        The last one that ``hung_up`` takes what has not started along.
+        """
         with self._lock:
+            if call not in self._here:
+                return
+            self._here.remove(call)
+            self._feed.places.give_back()
             self._waiting[call.ticket] -= 1
             if self._waiting[call.ticket] <= 0:
                 del self._waiting[call.ticket]

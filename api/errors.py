@@ -18,7 +18,7 @@ from starlette.responses import JSONResponse, Response
 
 from api import dialects
 from watcher.errors import ERRORS, Problem, SteadyError
-from watcher.log import say
+from watcher.log import ThrottledLog
 
 logger = logging.getLogger("steady.api")
 
@@ -120,7 +120,7 @@ def _is_range(kind: str) -> bool:
 Page = Callable[[Request, SteadyError, Mapping[str, str]], Response | None]
 
 
-def install(app: FastAPI, routers: Sequence[APIRouter], page: Page) -> None:
+def install(app: FastAPI, routers: Sequence[APIRouter], page: Page, log: ThrottledLog) -> None:
     """Make every error of ``app`` leave as a problem, or as a ``page`` where a person asks.
 
     ``routers`` hold its routes: a 405 names all methods of an address, not those of the
@@ -146,7 +146,7 @@ def install(app: FastAPI, routers: Sequence[APIRouter], page: Page) -> None:
     async def known(request: Request, error: Exception) -> Response:
         assert isinstance(error, SteadyError)  # noqa: S101  (what it is registered for)
         if error.kind.status >= 500:
-            say(logger, "http.trouble", logging.ERROR, code=error.code, message=error.message)
+            log.say(logger, "http.trouble", logging.ERROR, code=error.code, message=error.message)
         headers = getattr(error, "headers", None)
         return told(request, error, headers)
 

@@ -15,8 +15,9 @@ import collections
 import contextlib
 import json
 import logging
+import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -24,6 +25,8 @@ from fastapi import APIRouter, Header
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from typing_extensions import override
 
 from api.door import PULSE_SECONDS, Door
 from api.errors import documented
@@ -35,6 +38,7 @@ from watcher.log import say
 
 logger = logging.getLogger("steady.api")
 
+STREAMS = 256  #: requests that stay open at a time: streams, and calls that wait for jobs
 _SERVER_SECONDS = 0.2  #: between looks when the record is on a database server
 _QUEUE_SECONDS = 0.5  #: between two ``queue`` events
 _PAGE = 1000  #: changes taken at one look
@@ -76,11 +80,31 @@ class Change:
 _FOLLOW_SECONDS = 2.0
 
 
-class Feed:
-    """What the poller saw, and who waits for it. Lives in one event loop."""
+class Places:
+    """So many requests may stay open at a time. Any thread."""
 
-    def __init__(self, door: Door, views: Views) -> None:
+    def __init__(self, most: int) -> None:
+        self._free = threading.BoundedSemaphore(most)
+
+    def take(self) -> None:
+        """One more stays open. Raises SteadyError too_many_connections."""
+        if not self._free.acquire(blocking=False):
+            raise SteadyError("too_many_connections")
+
+    def give_back(self) -> None:
+        """It is over; once for each that was taken."""
+        self._free.release()
+
+
+class Feed:
+    """What the poller saw, and who waits for it. Lives in one event loop.
+
+    ``most``: ``places`` for requests that stay open. Whoever listens takes one first.
+    """
+
+    def __init__(self, door: Door, views: Views, *, most: int = STREAMS) -> None:
         self._door = door
+        self.places = Places(most)
         self._views = views
         self._every = _SERVER_SECONDS if door.config.database_path is None else PULSE_SECONDS
         self._listeners = 0
@@ -232,6 +256,8 @@ class Feed:
         try:
             while not self._fresh and not self._door.stopping:
                 await self._news.wait()
+            if not self._fresh:
+                return  # nothing is known yet to go on from: the client keeps the id it has
             cursor = self._rev if after is None else min(after, self._rev)
             if job is not None:
                 # The job as it is now comes first, unless the client knows it.
@@ -306,7 +332,8 @@ def routes(door: Door, views: Views, feed: Feed) -> APIRouter:
     )
     async def events(last_event_id: LastEventId = None) -> Response:
         """`job` (with an id), `step` and `queue` events; replays after Last-Event-ID."""
-        return _stream(feed.listen(rev_of(last_event_id)))
+        feed.places.take()
+        return Stream(feed.listen(rev_of(last_event_id)), feed.places.give_back)
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -326,13 +353,30 @@ def routes(door: Door, views: Views, feed: Feed) -> APIRouter:
         if job.state.ended and seen is not None and seen >= job.rev:
             # All was told: 204 is how a browser learns not to come back.
             return Response(status_code=204)
-        return _stream(feed.listen(seen, job))
+        feed.places.take()
+        return Stream(feed.listen(seen, job), feed.places.give_back)
 
     return router
 
 
-def _stream(events: AsyncIterator[bytes]) -> Response:
-    return EventSourceResponse(events, headers=_HEADERS)
+class Stream(EventSourceResponse):
+    """``events`` as they come; calls ``over`` at the end, also when none was ever asked for."""
+
+    def __init__(
+        self,
+        events: AsyncIterator[bytes],
+        over: Callable[[], None],
+        headers: Mapping[str, str] = _HEADERS,
+    ) -> None:
+        super().__init__(events, headers=headers)
+        self._over = over
+
+    @override
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._over()
 
 
 def rev_of(header: str | None) -> int | None:

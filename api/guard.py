@@ -25,6 +25,7 @@ from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,7 +33,7 @@ from api import links
 from api.errors import SAFE_HEADERS, problem
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.log import say
+from watcher.log import ThrottledLog, say
 
 logger = logging.getLogger("steady.http")
 
@@ -41,6 +42,7 @@ LOGIN = "/login"  #: this answers without a token …
 STATIC = "/static/"  #: … and so do its colours: files of the program, nobody's pictures
 MAX_BODY = 1 << 20  #: bytes, where a route sets no other limit
 
+_HUNG_UP = 499  #: the access log's status of a request whose client left before its end
 _SAFE_METHODS = {"GET", "HEAD", "OPTIONS"}
 _HOST = re.compile(r"(\[[0-9a-f:.]+\]|[a-z0-9._-]+)(?::[0-9]{1,5})?", re.IGNORECASE)
 
@@ -170,9 +172,14 @@ class Guard:
     """Pure ASGI, so that streams and bodies pass through unbuffered."""
 
     def __init__(
-        self, app: ASGIApp, rules: Rules, clock: Callable[[], float] = time.monotonic
+        self,
+        app: ASGIApp,
+        rules: Rules,
+        log: ThrottledLog,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
+        self._log = log
         self._rules = rules
         self._cookie = cookie_of(rules.token) if rules.token else ""
         self._clock = clock
@@ -202,8 +209,11 @@ class Guard:
             else:
                 limit = self._rules.body_limit(scope["path"])
                 await self._app(scope, _limited(receive, limit), guarded_send)
+        except ClientDisconnect:
+            status = _HUNG_UP
         finally:
-            say(
+            tell = say if status < 400 else self._log.say
+            tell(
                 logger,
                 "http.request",
                 logging.WARNING if status >= 500 else logging.INFO,
@@ -218,6 +228,9 @@ class Guard:
         """The answer to a request that may not pass."""
         headers = Headers(scope=scope)
         path = scope["path"]
+        if "transfer-encoding" in headers and "content-length" in headers:
+            # Where the body ends is said twice; somebody between us may believe the other.
+            return problem(SteadyError("bad_request"), {"Connection": "close"}, path=path)
         if self._rules.token is None:
             hosts = headers.getlist("host")
             if len(hosts) != 1 or not self._rules.knows_host(hosts[0]):

@@ -20,7 +20,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from PIL import Image, ImageDraw
 from starlette.responses import Response
 
@@ -28,7 +28,7 @@ from api import dialects, images, links
 from api.bodies import KEY, read
 from api.calls import Attempt, Call, Calls, Snapshot
 from api.door import Door
-from api.events import Feed
+from api.events import Feed, Stream
 from watcher import jobfile
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import MAX_STEPS, Job, JobState
@@ -81,7 +81,9 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
         base = links.base_of(door.config, request)
         if asked.stream:
             headers = _STREAM_HEADERS | {dialects.REQUEST_ID: call.ticket}
-            return EventSourceResponse(streams.events(call, asked), headers=headers)
+            return Stream(
+                streams.events(call, asked), lambda: calls.leave(call, hung_up=True), headers
+            )
         over = await calls.outcome(request, call)
         if over is None:
             return Response(status_code=499)  # nobody is there to read it

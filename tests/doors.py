@@ -10,6 +10,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,23 +164,47 @@ class Bench:
         return self.watcher.finish()
 
 
-class Running:
-    """``python -m api`` as a process of its own."""
+#: A program whose limits of open files are the first two arguments.
+_FEW_FILES = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[1]), int(sys.argv[2])))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
-    def __init__(self, root: Path, *options: str, **environment: str) -> None:
+
+class Running:
+    """``python -m api`` as a process of its own.
+
+    ``files``: its soft and hard limit of open files, where not those of the tests.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        *options: str,
+        files: tuple[int, int] | None = None,
+        **environment: str,
+    ) -> None:
         self.root = root
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.log = root / f"api-{self.port}.log"
         self.streams: list[Stream] = []  #: closed with the service
-        self.process = Forked(
-            ["-m", "api", "--root", str(root), "--port", str(self.port), *options],
-            cwd=root,
-            env=os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment,
-            stdout=Path(os.devnull),
-            stderr=self.log,
-        )
+        command = ["-m", "api", "--root", str(root), "--port", str(self.port), *options]
+        known = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment
+        self.process: Forked | subprocess.Popen[bytes]
+        if files is None:
+            self.process = Forked(
+                command, cwd=root, env=known, stdout=Path(os.devnull), stderr=self.log
+            )
+        else:
+            limited = ["-c", _FEW_FILES, *map(str, files), sys.executable, *command]
+            with self.log.open("ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, *limited],
+                    cwd=root, env=known, stdout=subprocess.DEVNULL, stderr=log,
+                )  # fmt: skip
         self.url = f"http://127.0.0.1:{self.port}"
         try:
             until(self._answers, 60, f"the service answers; {self.log}")
@@ -222,8 +248,10 @@ def _receive(connection: socket.socket) -> bytes:
 
 
 @contextmanager
-def running(root: Path, *options: str, **environment: str) -> Iterator[Running]:
-    service = Running(root, *options, **environment)
+def running(
+    root: Path, *options: str, files: tuple[int, int] | None = None, **environment: str
+) -> Iterator[Running]:
+    service = Running(root, *options, files=files, **environment)
     try:
         yield service
     finally:

@@ -1,5 +1,6 @@
 """Server-sent events, with the real process: order, replay, restarts, and a quick stop."""
 
+import asyncio
 import subprocess
 import sys
 import time
@@ -7,6 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 from doors import Bench, Running, Stream, running
+
+from api.door import Door
+from api.events import Feed
+from api.views import Views
 
 
 @pytest.fixture(scope="module")
@@ -189,3 +194,18 @@ def test_who_comes_after_a_silence_is_told_the_present(bench: Bench, service: Ru
     late = Stream(service, "/events")
     while late.next("queue")["data"]["counts"]["completed"] != before + 1:
         pass
+
+
+def test_a_stream_that_begins_while_the_service_stops_gets_no_id(bench: Bench):
+    """Nothing was looked up yet: any id would make the client replay all there ever was."""
+
+    async def told(after: int | None) -> list[bytes]:
+        door = Door(bench.config, bench.store)
+        door.stopping.bind()
+        door.stopping.set()
+        feed = Feed(door, Views(door))
+        return [event async for event in feed.listen(after)]
+
+    bench.done()
+    assert asyncio.run(told(None)) == []
+    assert asyncio.run(told(1)) == []

@@ -80,6 +80,8 @@ ERRORS: dict[str, ErrorKind] = {
     "model_not_found": ErrorKind(404, 3, "There is no model with this name.", "Use the one that GET /v1/models names."),
     "file_not_found": ErrorKind(404, 3, "There is no file with this id.", "Check the id, or upload the file again."),
     "not_found": ErrorKind(404, 3, "There is nothing here.", "Check the address."),
+    "request_timeout": ErrorKind(408, 4, "The request did not arrive in time.", "Send it again, on a better connection or in smaller parts."),
+    "too_many_connections": ErrorKind(503, 4, "Too many connections are open.", "Close some of them, or ask again in a few seconds.", _ENV),
     "method_not_allowed": ErrorKind(405, 2, "This address does not take this method.", "Use a method the Allow header names."),
     "wrong_state": ErrorKind(409, 1, "The job's state does not allow this.", "Only a waiting or running job can be cancelled, only a failed or cancelled one run again."),
     "queue_full": ErrorKind(429, 4, "The queue is full.", "Come back when some jobs are done."),

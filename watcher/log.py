@@ -10,6 +10,10 @@ import datetime
 import json
 import logging
 import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from typing_extensions import override
@@ -30,6 +34,53 @@ def say(logger: logging.Logger, event: str, level: int = logging.INFO, **facts: 
     if logger.isEnabledFor(level):
         kept = {key: value for key, value in facts.items() if value is not None}
         logger.log(level, event, extra={"facts": kept})
+
+
+class ThrottledLog:
+    """Says each event at most ``most`` times a minute and counts the rest. Any thread.
+
+    The count of what was kept back is said with ``unsaid=N`` as soon as the minute is over: by
+    the next such event, or by ``tell``.
+    """
+
+    def __init__(self, most: int = 1, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._most = most
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._minutes: dict[tuple[str, int], _Minute] = {}
+
+    def say(
+        self, logger: logging.Logger, event: str, level: int = logging.INFO, **facts: Any
+    ) -> None:
+        """As :func:`say`, if there is room."""
+        self.tell()
+        with self._lock:
+            minute = self._minutes.get((event, level))
+            if minute is None:
+                minute = self._minutes[event, level] = _Minute(logger, self._clock())
+            minute.events += 1
+            room = minute.events <= self._most
+        if room:
+            say(logger, event, level, **facts)
+
+    def tell(self, *, now: bool = False) -> None:
+        """Say what was kept back in minutes that are over; ``now``: in all."""
+        with self._lock:
+            end = self._clock() - 60
+            over = [key for key, minute in self._minutes.items() if now or minute.begun <= end]
+            ended = [(key, self._minutes.pop(key)) for key in over]
+        for (event, level), minute in ended:
+            if minute.events > self._most:
+                say(minute.logger, event, level, unsaid=minute.events - self._most)
+
+
+@dataclass
+class _Minute:
+    """How often an event was to be said since ``begun``."""
+
+    logger: logging.Logger
+    begun: float
+    events: int = 0
 
 
 class JsonLines(logging.Formatter):
