@@ -15,7 +15,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test again slow postgres ray ray-once fuzz fuzz-files torture serve lint format bench wheel written screens starter starter-score clean
+.PHONY: help venv demo test again slow postgres ray ray-once fuzz fuzz-files torture serve lint format bench gpu wheel written screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -105,6 +105,12 @@ format: $(VENV)/.installed-test ## let ruff mend layout and imports
 
 bench: $(VENV)/.installed-test ## every promise of speed and memory, measured here (half an hour)
 	$(BIN)/python -m benchmarks --json bench.jsonl
+
+# No installing: a machine without network has torch of its own, and our packages beside it.
+CARD  ?= cuda:0
+LIMIT ?= 600
+gpu: ## ten minutes on a graphics card: speed, memory, pixels (CARD=cuda:0, LIMIT=600; CARD=cpu rehearses)
+	@$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu --card $(CARD) --limit $(LIMIT)
 
 wheel: $(VENV)/.installed-test ## dist/: a wheel and an sdist
 	$(BIN)/python -m build --no-isolation --outdir dist

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _TORCH = """
-import json, types, warnings
+import json, os, types, warnings
 from pathlib import Path
 
 told = json.loads((Path(__file__).parent / "cards.json").read_text())
@@ -19,7 +19,12 @@ AcceleratorError = type("AcceleratorError", (RuntimeError,), {})
 OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
 nn = types.SimpleNamespace(Module=type("Module", (), {}))
 version = types.SimpleNamespace(cuda=told["built_for"], hip=None)
-backends = types.SimpleNamespace(mps=types.SimpleNamespace(is_available=lambda: False))
+backends = types.SimpleNamespace(mps=types.SimpleNamespace(is_available=lambda: told["apple"]))
+
+
+if told["memory"]:  # the child's alone: a machine without /proc/meminfo says it so
+    os.sysconf = {"SC_PAGE_SIZE": 1, "SC_PHYS_PAGES": told["memory"]}.get
+    Path.read_text = lambda self, *_, **__: (_ for _ in ()).throw(FileNotFoundError(self))
 
 
 def count():
@@ -56,8 +61,9 @@ CUDA_13 = ["sm_75", "sm_80", "sm_86", "sm_90", "sm_100", "sm_120", "compute_120"
 class ScriptedTorch:
     """One machine as torch shows it."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, apple: bool = False, memory: int | None = None) -> None:
         self.folder = folder
+        self._facts = {"apple": apple, "memory": memory}
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "torch.py").write_text(_TORCH)
         self.shows()
@@ -70,4 +76,6 @@ class ScriptedTorch:
     ) -> None:
         """Name, major and minor of each card; a card without a major fails with its name."""
         told: dict[str, Any] = {"cards": cards, "warning": warning, "built_for": built_for}
-        (self.folder / "cards.json").write_text(json.dumps(told | {"code_for": CUDA_13}))
+        (self.folder / "cards.json").write_text(
+            json.dumps(told | self._facts | {"code_for": CUDA_13})
+        )

@@ -3,6 +3,7 @@
 All but the last need no more than the starter model and 2 GB on the card.
 """
 
+import gc
 import os
 import subprocess
 import sys
@@ -44,6 +45,13 @@ def loaded(dtype: str = "auto", **options: Any) -> tuple[ZImage, EngineInfo]:
     return engine, engine.load()
 
 
+def held() -> int:
+    """Bytes on the card in use, without the workspaces that cuBLAS keeps for each stream."""
+    gc.collect()
+    torch._C._cuda_clearCublasWorkspaces()
+    return int(torch.cuda.memory_allocated())
+
+
 class Poisoned(ZImage):
     """Breaks the device's context when the prompt says so (runs in a worker)."""
 
@@ -70,7 +78,7 @@ def conversation(executor: LocalExecutor) -> Callable[..., Any]:
 
 
 def test_gpu_probe_describes_the_card() -> None:
-    card = probe()["cuda"][0]
+    card = probe(memory=True)["cuda"][0]
     assert card["name"]
     assert card["capability"] >= [7, 0]
     assert 0 < card["free"] <= card["total"]
@@ -103,14 +111,14 @@ def test_gpu_same_request_same_pixels_across_processes() -> None:
 def test_gpu_tiers_draw_the_same_with_less_memory(tier: str) -> None:
     resident, _ = loaded(tier="resident")
     want = resident.generate(ask(), nothing).tobytes()
+    whole = held()
     resident.close()
-    torch.cuda.empty_cache()
+    del resident
+    before = held()
     engine, info = loaded(tier=tier)
     assert info.details["tier"] == tier
-    held = torch.cuda.memory_allocated()
-    got = engine.generate(ask(), nothing)
-    assert got.tobytes() == want
-    assert held < 10_000_000  # the weights are 15 MB
+    assert engine.generate(ask(), nothing).tobytes() == want
+    assert held() - before < whole - before - (0 if tier == "offload" else 5_000_000)
 
 
 @pytest.mark.parametrize("tier", ["resident", "offload", "stream"])
@@ -133,13 +141,14 @@ def test_gpu_streaming_ends_when_a_picture_fits_again() -> None:
     engine, _ = loaded(tier="resident")
     want = engine.generate(ask(), nothing).tobytes()
     placement = engine._placement
+    whole = held()
     for _ in range(2):
         placement._settle("stream")
-        assert torch.cuda.memory_allocated() < 10_000_000
+        assert held() < whole - 5_000_000  # the transformer is 10 MB
         assert engine._draw(ask(), nothing).tobytes() == want
         assert engine.generate(ask(), nothing).tobytes() == want
         assert placement.tier == "resident"
-        assert torch.cuda.memory_allocated() > 10_000_000
+        assert held() > whole - 5_000_000
 
 
 def test_gpu_decode_without_room_is_done_in_tiles() -> None:
@@ -167,6 +176,8 @@ def test_gpu_attention_backends_fall_back() -> None:
     assert info.attention in ("sage_varlen", "native")
     _, info = loaded(attention="_native_flash")
     assert info.attention in ("_native_flash", "native")
+    _, info = loaded(attention="fastest")
+    assert info.attention in ("_flash_3", "_native_cudnn", "_native_flash", "native")
 
 
 def test_gpu_tf32_is_used_for_float32() -> None:
@@ -175,17 +186,17 @@ def test_gpu_tf32_is_used_for_float32() -> None:
     assert torch.get_float32_matmul_precision() == "high"
 
 
+@pytest.mark.timeout(900)
 def test_gpu_compile_is_kept_only_if_faster() -> None:
     engine, info = loaded(compile=True, tier="resident")
     assert info.details["compiled"] in (True, False)
     assert engine.generate(ask(), nothing).size == (256, 256)
 
 
-@pytest.mark.parametrize("quantize", ["int8", "nf4"])
-def test_gpu_quantised_weights_draw(quantize: str) -> None:
+def test_gpu_quantised_weights_draw() -> None:
     pytest.importorskip("bitsandbytes")
-    engine, info = loaded(quantize=quantize)
-    assert info.details["quantize"] == quantize
+    engine, info = loaded(quantize="nf4")
+    assert info.details["quantize"] == "nf4"
     assert engine.generate(ask(), nothing).size == (256, 256)
 
 
@@ -248,6 +259,7 @@ def test_gpu_idle_unload_gives_all_memory_back() -> None:
         executor.stop(2)
 
 
+@pytest.mark.timeout(900)  # 33 GB from a cold disk
 @pytest.mark.skipif("Z_IMAGE_MODEL" not in os.environ, reason="Z_IMAGE_MODEL names no model")
 def test_gpu_real_model_draws_its_native_size() -> None:
     engine = ZImage(EngineSettings(os.environ["Z_IMAGE_MODEL"], "cuda"))

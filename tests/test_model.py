@@ -310,6 +310,17 @@ def test_a_sick_card_costs_itself_alone(machine: ScriptedTorch) -> None:
     assert code_of(model.probe_devices) == "device_lost"
 
 
+@pytest.mark.parametrize(("gigabytes", "name"), [(16, STARTER), (36, ZIMAGE_TURBO)])
+def test_a_small_apple_chip_draws_with_the_starter(
+    root: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, gigabytes: int, name: str
+) -> None:
+    scripted = ScriptedTorch(tmp_path / "scripted", apple=True, memory=gigabytes * 10**9)
+    monkeypatch.setenv("PYTHONPATH", str(scripted.folder))
+    choice = model.choose(config(root), Kept())
+    assert choice.name == name
+    assert ("too few" in choice.why) == (name == STARTER)
+
+
 @pytest.mark.parametrize(
     ("built_for", "words"), [(None, "built without CUDA"), ("13.0", "shows no card")]
 )
@@ -494,6 +505,7 @@ class LocalHub:
         self.fetched: list[str] = []
         self.breaks_after: int | None = None
         self.spoils: str | None = None
+        self.shares = False  #: as hub 2.4 does: a blob is a link into the whole cache's store
         self.extra: list[HubFile] = []
 
     def files(self, name: str, revision: str) -> tuple[str, list[HubFile]]:
@@ -525,7 +537,14 @@ class LocalHub:
             if file.path == self.spoils:
                 data = data[:-1] + bytes([data[-1] ^ 1])
             blob = home / "blobs" / (file.sha256 or file.sha1 or "")
-            blob.write_bytes(data)
+            if self.shares:
+                payload = self.cache / "blobs" / "ab" / hashlib.blake2s(data).hexdigest()
+                payload.parent.mkdir(parents=True, exist_ok=True)
+                if not blob.exists():
+                    blob.symlink_to(payload)
+                    payload.write_bytes(data)
+            else:
+                blob.write_bytes(data)
             link.parent.mkdir(parents=True, exist_ok=True)
             link.symlink_to(blob)
             self.fetched.append(file.path)
@@ -795,6 +814,19 @@ def test_without_a_manifest_the_cache_names_are_the_check_sums(hub: LocalHub) ->
     blob = (folder / "model_index.json").resolve()
     blob.write_bytes(blob.read_bytes().replace(b"diffusers", b"confusers"))
     assert weights.verify("me/tiny").damaged == ("model_index.json",)
+
+
+def test_a_store_that_models_share_is_verified_and_repaired(hub: LocalHub) -> None:
+    hub.shares = True
+    folder = weights.pull("me/tiny", hub=hub)
+    (folder / "manifest.json").unlink()
+    report = weights.verify("me/tiny")
+    assert (report.by, report.problems) == ("hub cache", ())
+    path = (folder / "vae/v.safetensors").resolve()
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    assert weights.verify("me/tiny").damaged == ("vae/v.safetensors",)
+    weights.pull("me/tiny", hub=hub)
+    assert weights.verify("me/tiny").problems == ()
 
 
 def test_of_a_bare_folder_the_outlines_are_checked(tiny: Path) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import MappingProxyType
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import until
+from PIL import Image
 
 from watcher.engine import (
     BadPicture,
@@ -29,6 +31,8 @@ from watcher.jobs import JobRequest
 from watcher.zimage import ZImage, probe, sigmas_of
 from watcher.zimage.files import inspect
 from watcher.zimage.placement import Placement
+from watcher.zimage.shortage import sparing_memory
+from watcher.zimage.trials import choose_attention
 
 HERE = Path(__file__).parent
 STARTER = HERE.parent / "starter" / "model"
@@ -365,14 +369,137 @@ def test_memory_ladder_is_climbed_down_once_and_remembered() -> None:
 
 def test_every_tier_draws_the_same_and_leaves_nothing_behind(engine: ZImage) -> None:
     """Streaming included, as far as it goes without a card."""
-    want = engine.generate(ask(), nothing).tobytes()
-    moving = loaded()
+    small = ask(size="32x32", steps=4)
+    want = engine.generate(small, nothing).tobytes()
+    moving = loaded(embed_cache=0)
     placement = moving._placement
-    for tier in ("stream", "resident", "stream", "resident"):
+    for tier in ("stream", "offload", "stream", "resident"):
         placement._settle(tier)
-        assert moving._draw(ask(), nothing).tobytes() == want
-        hooks = [m for m in moving._pipe.transformer.modules() if _hooked(m)]
-        assert bool(hooks) == (tier == "stream")
+        assert moving._draw(small, nothing).tobytes() == want
+        for error in (Cancelled(), torch.OutOfMemoryError("CUDA out of memory.")):
+            with pytest.raises((Cancelled, OutOfMemory)):
+                moving._draw(small, raising(error))
+            assert moving._draw(small, nothing).tobytes() == want
+        for part, streamed in (
+            ("text_encoder", ("offload", "stream")),
+            ("transformer", ("stream",)),
+        ):
+            hooks = [m for m in getattr(moving._pipe, part).modules() if _hooked(m)]
+            assert bool(hooks) == (tier in streamed)
+
+
+def raising(error: Exception) -> Callable[[int, int], None]:
+    """A step in whose middle something happens."""
+
+    def step(done: int, total: int) -> None:
+        if done == 2:
+            raise error
+
+    return step
+
+
+def test_a_size_that_found_no_room_once_is_tried_again_after_a_while(engine: ZImage) -> None:
+    clock = [0.0]
+    wide = dataclasses.replace(engine._chosen, device="cuda:0")
+    card = Card(engine._pipe, wide, clock=lambda: clock[0])
+    tiers: list[str] = []
+
+    def work() -> None:
+        tiers.append(card.tier)
+        if tiers == ["resident"]:
+            raise OutOfMemory("a browser has it")
+
+    for clock[0] in (0.0, 599.0, 601.0):
+        card.run(1, work)
+    assert tiers == ["resident", "offload", "offload", "resident"]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "GET was unable to find an engine to execute this computation",
+        "cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+        "CUDA error: CUBLAS_STATUS_NOT_INITIALIZED when calling `cublasCreate(handle)`",
+        "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`",
+        "MPS backend out of memory (MPS allocated: 8.00 GB)",
+    ],
+)
+def test_a_shortage_is_one_in_whatever_words(words: str) -> None:
+    def work() -> None:
+        raise RuntimeError(words)
+
+    with pytest.raises(OutOfMemory):
+        sparing_memory(work)
+
+
+class Loud:
+    """A transformer that knows some attention backends, and how each fails."""
+
+    def __init__(self, **fails: Exception) -> None:
+        self.fails, self.now, self.tried = fails, "", []  # type: tuple[Any, str, list[str]]
+
+    def set_attention_backend(self, name: str) -> None:
+        self.now = name
+        self.tried.append(name)
+
+    def draw(self, side: int, forwards: int) -> Image.Image:
+        if self.now in self.fails:
+            raise self.fails[self.now]
+        if side == 512 and self.now != "quick":
+            time.sleep(0.02)  # it is the slower one
+        return Image.new("RGB", (1, 1), (self.now == "odd" and "red") or "blue")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [TypeError("unexpected keyword"), OSError("offline"), AssertionError(), ImportError("sage"),
+     torch.AcceleratorError("CUDA error: no kernel image is available for execution")],
+    ids=lambda error: type(error).__name__,
+)  # fmt: skip
+def test_attention_that_fails_in_any_way_is_not_used(error: Exception) -> None:
+    scripted = Loud(sage=error)
+    assert choose_attention(scripted, ("sage", "native"), scripted.draw) == "native"
+    assert scripted.now == "native"
+
+
+def test_attention_that_kills_the_device_is_no_reason_to_go_on() -> None:
+    scripted = Loud(sage=torch.AcceleratorError("CUDA error: an illegal memory access"))
+    with pytest.raises(torch.AcceleratorError):
+        choose_attention(scripted, ("sage", "native"), scripted.draw)
+
+
+def test_the_fastest_attention_is_kept_and_its_pixels_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    scripted = Loud(broken=TypeError())
+    names = ("broken", "quick", "native")
+    assert choose_attention(scripted, names, scripted.draw, race=True) == "quick"
+    assert "the same pixels as native" in caplog.text
+    assert choose_attention(scripted, ("slow", "native"), scripted.draw, race=True) == "native"
+    assert scripted.now == "native"
+
+
+class Fickle(ZImage):
+    """Draws its second small picture otherwise."""
+
+    seen = 0
+
+    def _try_out(self, side: int = 64, forwards: int = 1) -> Image.Image:
+        self.seen += 1
+        return super()._try_out(side + 16 * self.seen, forwards)
+
+
+def test_a_model_that_does_not_repeat_itself_is_not_ready() -> None:
+    with pytest.raises(SteadyError, match="came out different") as caught:
+        Fickle(EngineSettings(str(STARTER), "cpu")).load()
+    assert caught.value.code == "model_unfit"
+
+
+def test_what_is_tried_at_load_changes_no_pixel(engine: ZImage) -> None:
+    tried = loaded(channels_last=True, attention="fastest")
+    assert tried.generate(ask(), nothing).tobytes() == engine.generate(ask(), nothing).tobytes()
+    assert tried.last["info"]["details"]["channels_last"] in (True, False)
 
 
 def _hooked(module: torch.nn.Module) -> bool:
@@ -472,7 +599,7 @@ def test_model_that_cannot_compute_is_not_ready(model: Path) -> None:
     save_file({name: torch.full_like(t, float("nan")) for name, t in tensors.items()}, path)
     error = load_error(model)
     assert isinstance(error, SteadyError)
-    assert error.code == "model_damaged"
+    assert error.code == "model_unfit"
     assert "cannot compute here in float32" in error.message
 
 

@@ -2,8 +2,9 @@
 
 No torch here: a description can be recorded on one machine and planned for on another.
 Evidence: bf16 weights are 12.3 GB transformer + 8.0 GB text encoder + 0.2 GB VAE; 24 GB cards
-hold all of it, 16 GB cards one part at a time, smaller ones a few layers at a time. Plain
-fp16 makes black pictures with this model and is never chosen.
+hold all of it, 16 GB cards all but the text encoder, smaller ones a few layers at a time. Plain
+fp16 makes black pictures with this model and is never chosen; 8-bit weights are not offered
+since bitsandbytes computes them in fp16.
 """
 
 import difflib
@@ -13,17 +14,19 @@ from typing import Any
 
 from watcher.errors import SteadyError
 
-#: From fastest to smallest. resident: everything on the device. offload: one part of the
-#: model at a time. stream: a few layers at a time, the next ones loading meanwhile.
+#: From fastest to smallest. resident: everything on the device. offload: the text encoder
+#: comes over layer by layer, and only for a prompt that is new. stream: the transformer too.
 TIERS = ("resident", "offload", "stream")
 
-#: Room beside the weights for one picture of 1024 x 1024: activations and the VAE's decode.
-ROOM = 2_500_000_000
 #: Bytes a decode takes per pixel and byte of the dtype (estimate: the widest layers at full size).
 DECODE_PER_PIXEL = 1300
+#: Room beside bfloat16 weights for one picture of 1024 x 1024; its decode takes the most.
+ROOM = DECODE_PER_PIXEL * 2 * 1024 * 1024 * 11 // 10
+#: Main memory that streaming wants, as a multiple of the weights, to lock them in it.
+_LOCKED = 1.1
 
 #: bytes per weight of the quantised parts (transformer, text encoder), scales included
-_QUANTIZED = {"none": 0.0, "int8": 1.1, "nf4": 0.6}
+_QUANTIZED = {"none": 0.0, "nf4": 0.6}
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
 
 
@@ -62,10 +65,11 @@ class Options:
     """``engine_options`` of ZImage, checked."""
 
     tier: str = "auto"  #: auto, resident, offload or stream
-    quantize: str = "none"  #: none, int8 or nf4 (CUDA, needs bitsandbytes)
-    attention: str = "auto"  #: auto, native, or a backend diffusers knows
+    quantize: str = "none"  #: none or nf4 (CUDA, needs bitsandbytes)
+    attention: str = "auto"  #: auto, native, fastest, or a backend diffusers knows
     tf32: bool = True  #: for float32 on CUDA
     compile: bool = False  #: regional torch.compile, kept only if a trial is faster
+    channels_last: bool = False  #: decode so, kept only if a trial is faster and the same
     tile_above: int | None = None  #: pixels; larger pictures are decoded in tiles
     embed_cache: int = 64_000_000  #: bytes of encoded prompts kept
     warm_up: bool = True  #: one tiny picture at load
@@ -102,9 +106,10 @@ def _text(value: Any) -> bool:
 _ALLOWED: dict[str, tuple[str, Any]] = {
     "tier": (f"auto, {', '.join(TIERS)}", lambda v: v in ("auto", *TIERS)),
     "quantize": (", ".join(_QUANTIZED), lambda v: isinstance(v, str) and v in _QUANTIZED),
-    "attention": ("auto, native or the name of a backend", _text),
+    "attention": ("auto, native, fastest or the name of a backend", _text),
     "tf32": ("true or false", _flag),
     "compile": ("true or false", _flag),
+    "channels_last": ("true or false", _flag),
     "tile_above": ("a number of pixels", lambda v: v is None or _whole(v)),
     "embed_cache": ("a number of bytes", _whole),
     "warm_up": ("true or false", _flag),
@@ -121,9 +126,12 @@ class Plan:
     dtype: str
     tier: str
     quantize: str
-    attention: tuple[str, ...]  #: to be tried in this order
+    attention: tuple[str, ...]  #: to be tried in this order; the first that works is used
+    race: bool  #: no, the fastest of them
     tf32: bool
     compile: bool
+    channels_last: bool
+    locked: bool  #: what is streamed lies in locked main memory, which is faster to copy
     tile_above: int  #: pixels
     because: tuple[str, ...]
 
@@ -143,7 +151,7 @@ def dtype_for(description: DeviceDescription, dtype: str) -> tuple[str, str]:
     if description.kind == "cuda":
         if description.capability is not None and description.capability >= (8, 0):
             return "bfloat16", "the card computes in it"
-        return "float32", "the card has no bfloat16, and float16 makes black pictures"
+        return "float32", "the card has no bfloat16 (slow), and float16 makes black pictures"
     if description.kind == "mps":
         return "bfloat16", "the chip computes in it"
     return "float32", "processors are surest in it"
@@ -163,24 +171,28 @@ def plan(
         raise SteadyError("bad_config", "engine option `quantize` needs a CUDA device.")
     if options.tier not in ("auto", "resident") and not cuda:
         raise SteadyError("bad_config", f"engine option `tier: {options.tier}` needs CUDA.")
-    if options.quantize != "none" and options.tier == "stream":
-        raise SteadyError("bad_config", "Quantised weights cannot be streamed.")
+    if options.quantize != "none" and options.tier not in ("auto", "resident"):
+        raise SteadyError("bad_config", "Quantised weights stay on the card: leave `tier` out.")
 
     each = _DTYPE_BYTES[number]
     small = _QUANTIZED[options.quantize] or each
     parts = [weights.transformer * small, weights.text_encoder * small, weights.vae * each]
     room = ROOM * each // 2
+    held = {"resident": sum(parts), "offload": parts[0] + parts[2], "stream": parts[2]}
     tier, why = "resident", "there is one memory"
+    host = description.host_free
+    locked = host is None or host >= sum(parts) * _LOCKED
     if cuda:
-        tier, why = _tier(options, description.free, sum(parts), max(parts), room)
-        if tier != "resident" and (description.host_free or sum(parts)) < sum(parts):
+        tier, why = _tier(options, description.free, held, room)
+        if tier != "resident" and host is not None and host < sum(parts):
             because.append("Main memory is short of the weights: loading will swap.")
+        elif tier != "resident" and not locked:
+            because.append("Main memory is too short to lock the weights in it: slower copies.")
     because.append(f"{tier}: {why}.")
 
-    held = {"resident": sum(parts), "offload": parts[2], "stream": parts[2]}[tier]
     tile_above = options.tile_above
     if tile_above is None:
-        spare = max(0, (description.total or 0) - held) if cuda else _HOST_TILES
+        spare = max(0, (description.total or 0) - held[tier]) if cuda else _HOST_TILES
         tile_above = max(1024 * 1024, int(spare * 0.8) // (DECODE_PER_PIXEL * each))
     return Plan(
         device=description.device,
@@ -188,8 +200,11 @@ def plan(
         tier=tier,
         quantize=options.quantize,
         attention=_attention(description, options, number),
+        race=options.attention == "fastest",
         tf32=cuda and options.tf32 and number == "float32",
         compile=options.compile,
+        channels_last=options.channels_last,
+        locked=locked,
         tile_above=tile_above,
         because=tuple(because),
     )
@@ -199,25 +214,29 @@ _HOST_TILES = 24_000_000_000  #: without a card of its own: tiles from about 204
 
 
 def _tier(
-    options: Options, free: int | None, total: float, largest: float, room: int
+    options: Options, free: int | None, held: Mapping[str, float], room: int
 ) -> tuple[str, str]:
     if options.tier != "auto":
         return options.tier, "as configured"
+    if options.quantize != "none":
+        return "resident", "quantised weights are read onto the card"
     if free is None:
         return "offload", "the free memory is not known"
     gigabytes = f"{free / 1e9:.1f} GB are free"
-    if free >= total + room:
-        return "resident", f"{gigabytes}, {(total + room) / 1e9:.1f} are needed for all of it"
-    if free >= largest + room or options.quantize != "none":
-        need = f"{(largest + room) / 1e9:.1f} are needed for one part at a time"
-        return "offload", f"{gigabytes}, {need}"
-    return "stream", f"{gigabytes}, fewer than {(largest + room) / 1e9:.1f}"
+    whole, most = ((held[tier] + room) / 1e9 for tier in ("resident", "offload"))
+    if free >= held["resident"] + room:
+        return "resident", f"{gigabytes}, {whole:.1f} are needed for all of it"
+    if free >= held["offload"] + room:
+        return "offload", f"{gigabytes}, {most:.1f} are needed for all but the text encoder"
+    return "stream", f"{gigabytes}, fewer than {most:.1f}"
 
 
 def _attention(description: DeviceDescription, options: Options, dtype: str) -> tuple[str, ...]:
-    if options.attention == "native":
-        return ("native",)
-    if options.attention != "auto":
+    half = description.kind == "cuda" and dtype == "bfloat16"
+    if options.attention == "fastest":
+        return ("_flash_3", "_native_cudnn", "_native_flash", "native") if half else ("native",)
+    if options.attention not in ("auto", "native"):
         return (options.attention, "native")
     hopper = description.capability == (9, 0) and not description.rocm
-    return ("_flash_3", "native") if hopper and dtype == "bfloat16" else ("native",)
+    chosen = options.attention == "auto" and half and hopper
+    return ("_flash_3", "native") if chosen else ("native",)

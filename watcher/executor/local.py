@@ -258,7 +258,8 @@ class LocalExecutor(Executor):
         task = seat.tasks[0]
         if task.started is None:
             return task.moved + STEP_FLOOR, f"did not begin a job in {STEP_FLOOR:g} s"
-        limit = self._patience.limit(task.size)
+        compiled = bool(dict(seat.info.get("details", {})).get("compiled"))
+        limit = self._patience.limit(task.size, compiled=compiled)
         step = (task.moved + limit, f"step deadline ({limit:g} s)")
         if task.overdue is None:
             return min(step, (task.started + self._job_timeout, "job deadline"))

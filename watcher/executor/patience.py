@@ -41,9 +41,10 @@ class Patience:
         growth = max(1.0, size[0] * size[1] / max(1, known[0] * known[1]))
         return statistics.median(self._seen[known]) * growth**2  # attention grows so
 
-    def limit(self, size: tuple[int, int]) -> float:
-        """Seconds after which a step counts as stuck."""
+    def limit(self, size: tuple[int, int], *, compiled: bool = False) -> float:
+        """Seconds after which a step counts as stuck; a compiled model may compile in any."""
         if self._fixed is not None:
             return self._fixed
         median = self.median(size)
-        return STEP_UNKNOWN if median is None else max(STEP_FLOOR, STEP_FACTOR * median)
+        floor = STEP_UNKNOWN if compiled else STEP_FLOOR
+        return STEP_UNKNOWN if median is None else max(floor, STEP_FACTOR * median)

@@ -87,6 +87,7 @@ class Devices:
 Probe = Callable[[], Devices]
 
 _PROBE_SECONDS = 180.0  #: importing torch from a cold, busy disk takes its time
+_APPLE_BYTES = 30e9  #: memory of a 32 GB chip: 20.5 GB of weights, a picture, and all else
 _LOOK_AGAIN_SECONDS = 30.0  #: between looks for a device that is gone
 
 
@@ -261,7 +262,13 @@ def _look(choice: Choice, probe: Probe) -> None:
 def probe_devices(timeout: float = _PROBE_SECONDS) -> Devices:
     """The devices of this machine; errors as ``describe_devices``, and ``device_lost``."""
     answer = describe_devices(timeout)
-    words = " ".join(answer["unusable"])
+    unusable, host = list(answer["unusable"]), answer["cpu"]["total"]
+    if answer["mps"] and host is not None and host < _APPLE_BYTES:
+        answer["mps"] = False
+        unusable.append(
+            f"This chip's {host / 1e9:.0f} GB of memory are too few for {ZIMAGE_TURBO}."
+        )
+    words = " ".join(unusable)
     if answer["broken"]:
         raise SteadyError(
             "device_lost",

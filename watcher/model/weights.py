@@ -188,11 +188,15 @@ def _facts(file: HubFile) -> dict[str, Any]:
 
 
 def _forget(path: Path) -> None:
-    """Remove a file and, in a hub cache, the blob it points to."""
-    blob = path.resolve()
-    path.unlink(missing_ok=True)
-    if blob.parent.name == "blobs":
-        blob.unlink(missing_ok=True)
+    """Remove a file and, in a hub cache, all that it leads to: its blob may be a link again, to
+    where the cache keeps what several models share."""
+    cache = hub_cache().resolve()
+    while True:
+        further = path.parent / os.readlink(path) if path.is_symlink() else None
+        path.unlink(missing_ok=True)
+        if further is None or not further.parent.resolve().is_relative_to(cache):
+            return
+        path = further
 
 
 def _held(home: Path) -> int:
@@ -306,10 +310,11 @@ def _files_of(folder: Path) -> list[str]:
 def _blob_facts(path: Path) -> dict[str, Any]:
     """The check sum a hub cache's link points to, if it is one."""
     facts: dict[str, Any] = {"bytes": path.stat().st_size}
-    blob = path.resolve().name
-    if path.is_symlink() and re.fullmatch(r"[0-9a-f]{64}", blob):
+    # One link only: further on the cache may name things by another kind of sum.
+    blob = Path(os.readlink(path)).name if path.is_symlink() else ""
+    if re.fullmatch(r"[0-9a-f]{64}", blob):
         facts["sha256"] = blob
-    elif path.is_symlink() and re.fullmatch(r"[0-9a-f]{40}", blob):
+    elif re.fullmatch(r"[0-9a-f]{40}", blob):
         facts["sha1"] = blob
     return facts
 

@@ -8,7 +8,7 @@ runs on the same kind of device.
 This page is the story, load and generate. Its rooms: ``files.py`` (what lies in the model's
 folder), ``reading.py`` (from there into memory), ``device.py`` (what this machine has),
 ``placement.py`` (where the weights are, and what is done when memory is short),
-``trials.py`` (attention, compiling), ``embeddings.py`` (prompts that were encoded before),
+``trials.py`` (attention, compiling, decoding), ``embeddings.py`` (prompts that were encoded before),
 ``shortage.py`` (which errors mean what).
 """
 
@@ -19,6 +19,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +36,11 @@ from watcher.zimage.files import inspect, locate, name_of
 from watcher.zimage.placement import Placement
 from watcher.zimage.reading import read_pipeline
 from watcher.zimage.shortage import sparing_memory
-from watcher.zimage.trials import choose_attention, compile_if_faster
+from watcher.zimage.trials import (
+    channels_last_if_faster,
+    choose_attention,
+    compile_if_faster,
+)
 
 __all__ = ["ZImage", "probe", "sigmas_of"]
 
@@ -54,8 +59,15 @@ class ZImage:
 
     tile = 512  #: pixels on a side of one tile of a decode
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        read: Callable[[Path, Plan], Any] = read_pipeline,
+    ) -> None:
+        """``read``: another way from the model's folder to a pipeline in main memory."""
         self._settings = settings
+        self._read = read
         self._options = Options.of(settings.options)
         self._pipe: Any = None
         self._plan: Plan | None = None
@@ -85,15 +97,18 @@ class ZImage:
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.deterministic = True
-        self._pipe = sparing_memory(lambda: read_pipeline(folder, chosen))
+        self._pipe = sparing_memory(lambda: self._read(folder, chosen))
         self._weights = Placement(self._pipe, chosen)
         self._weights.run(0, lambda: None)
         tier = self._weights.tier
         self._count_calls()
         transformer = self._pipe.transformer
-        attention = choose_attention(transformer, chosen.attention, self._try_out)
+        attention = choose_attention(transformer, chosen.attention, self._try_out, race=chosen.race)
         compiled = (
             chosen.compile and tier == "resident" and compile_if_faster(transformer, self._try_out)
+        )
+        channels_last = chosen.channels_last and channels_last_if_faster(
+            self._pipe.vae, self._try_decode
         )
         if self._options.warm_up:
             self._must_work()
@@ -105,6 +120,7 @@ class ZImage:
             "quantize": chosen.quantize,
             "tf32": chosen.tf32,
             "compiled": compiled,
+            "channels_last": channels_last,
             "tiled": False,
             "tile_above": chosen.tile_above,
             "because": list(chosen.because),
@@ -137,21 +153,32 @@ class ZImage:
         self._pipe.transformer.register_forward_pre_hook(counting("forwards"))
         self._pipe.text_encoder.register_forward_pre_hook(counting("encodes"))
 
-    def _try_out(self, side: int = 64, forwards: int = 1) -> None:
+    def _try_out(self, side: int = 64, forwards: int = 1) -> Image.Image:
         """A small picture for nobody: loads kernels and shows whether the model works."""
         request = JobRequest(
             prompt="", width=side, height=side, num_inference_steps=forwards + 1, seed=0
         )
         latents = self._denoise(request, self._encode("")[0], lambda done, total: None)
-        self._decode(latents, tiled=False)
+        return self._decode(latents, tiled=False)
+
+    def _try_decode(self) -> Image.Image:
+        """Decode 512 x 512 pixels of noise, always the same."""
+        noise = torch.randn(1, 16, 64, 64, generator=torch.Generator("cpu").manual_seed(0))
+        return self._decode(noise.to(self._device), tiled=False)
 
     def _must_work(self) -> None:
-        """A model that cannot draw one small picture would fail every job."""
-        try:
-            sparing_memory(self._try_out)
-        except BadPicture as error:
-            words = f"The model cannot compute here in {self._chosen.dtype}: {error}"
-            raise SteadyError("model_damaged", words) from error
+        """A model that cannot draw one small picture, twice the same, would fail every job."""
+        side = 64 if self._device.type == "cpu" else 256
+        drawn = []
+        for _ in range(2):  # there are cards whose second picture is the bad one
+            self._embeddings.clear()
+            try:
+                drawn.append(sparing_memory(lambda: self._try_out(side)).tobytes())
+            except BadPicture as error:
+                words = f"The model cannot compute here in {self._chosen.dtype}: {error}"
+                raise SteadyError("model_unfit", words) from error
+        if drawn[0] != drawn[1]:
+            raise SteadyError("model_unfit", "One small picture, drawn twice, came out different.")
 
     # -- generate
 
@@ -171,17 +198,14 @@ class ZImage:
         before = dict(self.counters)
         clock = [time.perf_counter()]
         pixels = (request.width or 0) * (request.height or 0)
-        try:
-            embedding, tokens = sparing_memory(lambda: self._encode(request.prompt))
-            clock.append(time.perf_counter())
-            latents = sparing_memory(lambda: self._denoise(request, embedding, on_step))
-            clock.append(time.perf_counter())
-            if not bool(torch.isfinite(latents).all()):
-                raise BadPicture("non_finite", "The model's last numbers are not finite.")
-            image, tiled = self._decode_somehow(latents, pixels)
-            clock.append(time.perf_counter())
-        finally:
-            self._placement.rest()
+        embedding, tokens = sparing_memory(lambda: self._encode(request.prompt))
+        clock.append(time.perf_counter())
+        latents = sparing_memory(lambda: self._denoise(request, embedding, on_step))
+        clock.append(time.perf_counter())
+        if not bool(torch.isfinite(latents).all()):
+            raise BadPicture("non_finite", "The model's last numbers are not finite.")
+        image, tiled = self._decode_somehow(latents, pixels)
+        clock.append(time.perf_counter())
         extrema: Any = image.getextrema()
         if all(low == high for low, high in extrema):
             raise BadPicture("blank_picture", "Every pixel has the same colour.")
@@ -192,9 +216,14 @@ class ZImage:
             **{name: count - before[name] for name, count in self.counters.items()},
             "prompt_tokens": tokens,
             "prompt_truncated": tokens >= MAX_TOKENS,
-            "info": {"details": {**self._details, "tier": self._placement.tier, "tiled": tiled}},
+            "info": {"details": self._details_now(tiled)},
         }
         return image
+
+    def _details_now(self, tiled: bool) -> dict[str, Any]:
+        tier = self._placement.tier
+        compiled = bool(self._details["compiled"]) and tier == "resident"
+        return {**self._details, "tier": tier, "compiled": compiled, "tiled": tiled}
 
     def _encode(self, prompt: str) -> tuple[torch.Tensor, int]:
         """The prompt as the transformer reads it, and its length in tokens; remembered."""
@@ -260,8 +289,11 @@ class ZImage:
             decoded = vae.decode(latents, return_dict=False)[0]
             if not bool(torch.isfinite(decoded).all()):
                 raise BadPicture("non_finite", "The picture's numbers are not finite.")
-            image: Image.Image = pipe.image_processor.postprocess(decoded, output_type="pil")[0]
-        return image
+            # Rounded as the pipeline does it, but where the numbers are: a quarter of the bytes to
+            # copy, and the processor has nothing to compute while the device waits.
+            numbers = pipe.image_processor.postprocess(decoded, output_type="pt")[0]
+            pixels = (numbers.float() * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+        return Image.fromarray(pixels.cpu().numpy())
 
     # -- device
 

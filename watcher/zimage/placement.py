@@ -1,12 +1,13 @@
 """Where the weights are: on the device, or in main memory and coming over when they are needed.
 
 The plan names the tier to begin with. What does not fit takes the weights one tier down, and
-that is remembered for pictures of its size: nothing is tried twice on one tier.
+that is remembered for pictures of its size for ten minutes: somebody else may have had the memory.
 """
 
 import gc
 import logging
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,14 @@ log = logging.getLogger("watcher.zimage")
 
 T = TypeVar("T")
 
+#: Parts that come over when they are needed.
+_STREAMED = {
+    "resident": (),
+    "offload": ("text_encoder",),
+    "stream": ("text_encoder", "transformer"),
+}
+_REMEMBERED = 600.0  #: seconds for which a size keeps the tier it took
+
 
 class Placement:
     """The weights of ``pipe`` on the device of ``plan``.
@@ -29,12 +38,16 @@ class Placement:
             ``run``, and after a move that failed).
     """
 
-    def __init__(self, pipe: Any, plan: Plan) -> None:
+    def __init__(
+        self, pipe: Any, plan: Plan, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.tier = ""
         self._pipe = pipe
         self._plan = plan
         self._device = torch.device(plan.device)
-        self._took: dict[int, str] = {}  #: pixels -> the tier that they took
+        self._clock = clock
+        self._took: dict[int, tuple[str, float]] = {}  #: pixels -> the tier that they took, when
+        self._compiled: dict[Any, Any] = {}  #: blocks that run uncompiled below resident
 
     def run(self, pixels: int, work: Callable[[], T]) -> T:
         """``work``'s result, on the highest tier that holds a picture of ``pixels``.
@@ -54,12 +67,14 @@ class Placement:
             tier = self._plan.below(tier)
             if tier is not None:
                 log.warning("%d pixels: out of memory; trying again: %s", pixels, tier)
-                self._took[pixels] = tier
+                self._took[pixels] = (tier, self._clock())
         raise OutOfMemory(words)
 
     def _tier_for(self, pixels: int) -> str:
         """The planned tier, or the lower one that a picture not larger than this took."""
-        known = [tier for size, tier in self._took.items() if size <= pixels]
+        since = self._clock() - _REMEMBERED
+        self._took = {size: took for size, took in self._took.items() if took[1] > since}
+        known = [tier for size, (tier, _) in self._took.items() if size <= pixels]
         return max([self._plan.tier, *known], key=TIERS.index)
 
     def _settle(self, tier: str) -> None:
@@ -71,28 +86,47 @@ class Placement:
         self.free()
 
     def _move(self, tier: str) -> None:
-        pipe = self._pipe
-        pipe.remove_all_hooks()
-        _end_streaming(pipe)
-        if tier == "resident":
-            pipe.to(self._device)
-        elif tier == "offload":
-            pipe.enable_model_cpu_offload(device=self._device)
-        else:
-            pipe.to("cpu")
-            pipe.enable_group_offload(
-                onload_device=self._device,
-                offload_device=torch.device("cpu"),
-                offload_type="leaf_level",
-                non_blocking=True,
-                use_stream=self._device.type == "cuda",
-                exclude_modules=["vae"],  # small, and its tiles would confuse the order of loading
-            )
+        _end_streaming(self._pipe)
+        self._set_compiled(tier == "resident")
+        streamed = _STREAMED[tier]
+        if not streamed:
+            self._pipe.to(self._device)
+            return
+        for name in streamed:
+            getattr(self._pipe, name).to("cpu")
+        self.free()
+        locked = self._plan.locked
+        if locked:
+            try:
+                sparing_memory(lambda: self._stream(streamed, locked=True))
+            except OutOfMemory as error:
+                log.warning("main memory cannot be locked (%s): slower copies", error)
+                _end_streaming(self._pipe)
+                locked = False
+        if not locked:
+            self._stream(streamed, locked=False)
 
-    def rest(self) -> None:
-        """A picture has ended, well or not: what came over for it goes back."""
-        if self.tier == "offload":
-            self._pipe.maybe_free_model_hooks()
+    def _stream(self, streamed: Sequence[str], *, locked: bool) -> None:
+        """Let these parts come over layer by layer, and put the others on the device."""
+        self._pipe.enable_group_offload(
+            onload_device=self._device,
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+            non_blocking=True,
+            use_stream=self._device.type == "cuda",
+            low_cpu_mem_usage=not locked,
+            # The VAE is small, and its tiles would confuse the order of loading.
+            exclude_modules=[name for name in PARTS if name not in streamed],
+        )
+
+    def _set_compiled(self, wanted: bool) -> None:
+        """Compiled blocks and the hooks of streaming would be compiled anew again and again."""
+        for block in self._pipe.transformer.modules():
+            if block._compiled_call_impl is not None and not wanted:
+                self._compiled[block] = block._compiled_call_impl
+                block._compiled_call_impl = None
+            elif wanted and block in self._compiled:
+                block._compiled_call_impl = self._compiled.pop(block)
 
     def wait(self) -> None:
         """Until the device has done all it was told to do."""

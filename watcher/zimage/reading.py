@@ -1,6 +1,11 @@
 """From a model's folder to a pipeline in memory, or a word about what is wrong with it."""
 
+import contextlib
+import fcntl
 import importlib.metadata
+import os
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +32,14 @@ def read_pipeline(folder: Path, chosen: Plan) -> Any:
 
     more = {} if chosen.quantize == "none" else {"quantization_config": _quantization(chosen)}
     try:
-        pipe = ZImagePipeline.from_pretrained(
-            folder,
-            dtype=getattr(torch, chosen.dtype),
-            local_files_only=True,
-            use_safetensors=True,
-            **more,
-        )
+        with _one_at_a_time(folder):
+            pipe = ZImagePipeline.from_pretrained(
+                folder,
+                dtype=getattr(torch, chosen.dtype),
+                local_files_only=True,
+                use_safetensors=True,
+                **more,
+            )
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         words = " ".join(str(error).split())[:300]
         raise SteadyError("model_damaged", f"{type(error).__name__}: {words}") from error
@@ -41,11 +47,25 @@ def read_pipeline(folder: Path, chosen: Plan) -> Any:
         if is_out_of_memory(error) or is_poison(error):
             raise
         words = " ".join(str(error).split())[:300]
+        if re.search(r"\b(cuda|cudnn|hip|gpu)", words, re.IGNORECASE):
+            raise  # the device's fault, not the files'
         raise SteadyError("model_damaged", words) from error
     for part in PARTS:
         _must_be_whole(part, getattr(pipe, part), folder / part)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@contextlib.contextmanager
+def _one_at_a_time(folder: Path) -> Iterator[None]:
+    """Workers of one machine read one after another: each takes main memory while it does."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _must_be_whole(name: str, module: torch.nn.Module, folder: Path) -> None:
@@ -71,17 +91,12 @@ def _quantization(chosen: Plan) -> Any:
         raise SteadyError(
             "extra_missing", "`quantize` needs the extra `quantize` (bitsandbytes)."
         ) from None
-    if chosen.quantize == "nf4":
-        backend = "bitsandbytes_4bit"
-        settings = {
+    return PipelineQuantizationConfig(
+        quant_backend="bitsandbytes_4bit",
+        quant_kwargs={
             "load_in_4bit": True,
             "bnb_4bit_quant_type": "nf4",
             "bnb_4bit_compute_dtype": getattr(torch, chosen.dtype),
-        }
-    else:
-        backend, settings = "bitsandbytes_8bit", {"load_in_8bit": True}
-    return PipelineQuantizationConfig(
-        quant_backend=backend,
-        quant_kwargs=settings,
+        },
         components_to_quantize=["transformer", "text_encoder"],
     )

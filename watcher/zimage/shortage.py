@@ -10,14 +10,22 @@ from watcher.engine import OutOfMemory
 
 T = TypeVar("T")
 
+#: cuDNN that found no room for any of its ways says that it found no way; cuBLAS that it could
+#: not begin.
 _OOM = re.compile(
-    r"out of memory|can't allocate memory|not enough memory|_STATUS_ALLOC_FAILED", re.IGNORECASE
+    r"out of memory|can't allocate memory|not enough memory|ALLOC(ATION)?_FAILED"
+    r"|unable to find an engine|CUBLAS_STATUS_NOT_INITIALIZED",
+    re.IGNORECASE,
 )
+#: An error of the device that leaves its context as it was: this way was not built for it.
+_UNHARMED = re.compile(r"no kernel image|invalid device function", re.IGNORECASE)
 
 
 def is_poison(error: BaseException) -> bool:
     """Did the device's context die with this error?"""
-    return isinstance(error, torch.AcceleratorError) and not _OOM.search(str(error))
+    words = str(error)
+    harmless = _OOM.search(words) or _UNHARMED.search(words)
+    return isinstance(error, torch.AcceleratorError) and not harmless
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

@@ -1,0 +1,147 @@
+"""Z-Image at its true size with random weights: nothing is fetched, nothing lies on the disk.
+
+    python -m benchmarks.fullsize
+
+draws one picture of 256 x 256 on the processor with four layers of the true width (3840 wide, 30
+heads, a text encoder 2560 wide, the FLUX autoencoder) in bfloat16, by diffusers' own pipeline and by the
+engine, and compares them to the bit. It takes some five gigabytes and, on two cores, many minutes.
+"""
+
+import json
+import resource
+import shutil
+import struct
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from watcher.engine import EngineSettings
+from watcher.jobs import JobRequest
+from watcher.model import starter_folder
+from watcher.plan import Plan
+from watcher.zimage import ZImage
+from watcher.zimage.files import PARTS
+from watcher.zimage.reading import read_pipeline
+
+PROMPT = "a red circle on a blue background"
+
+
+def outline(folder: Path, layers: int = 30, text_layers: int = 36) -> Path:
+    """Write a model folder whose weight files are whole but hold zeros, and so take no disk."""
+    from diffusers import AutoencoderKL, ZImageTransformer2DModel
+    from transformers import Qwen3Config, Qwen3Model
+
+    with torch.device("meta"):
+        parts: dict[str, Any] = {
+            "transformer": ZImageTransformer2DModel(n_layers=layers),
+            "text_encoder": Qwen3Model(
+                Qwen3Config(
+                    vocab_size=151_936, hidden_size=2560, intermediate_size=9728, head_dim=128,
+                    num_hidden_layers=text_layers, num_attention_heads=32, num_key_value_heads=8,
+                    max_position_embeddings=40_960,
+                )
+            ),
+            "vae": AutoencoderKL(
+                latent_channels=16, block_out_channels=(128, 256, 512, 512), layers_per_block=2,
+                down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+                sample_size=1024, scaling_factor=0.3611, shift_factor=0.1159,
+                use_quant_conv=False, use_post_quant_conv=False,
+            ),
+        }  # fmt: skip
+    starter = starter_folder()
+    shutil.copytree(starter, folder, ignore=lambda _, names: [n for n in names if n in PARTS])
+    (folder / "manifest.json").unlink(missing_ok=True)
+    for name, part in parts.items():
+        (folder / name).mkdir()
+        kind = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        _empty(folder / name / f"{kind}.safetensors", part.state_dict())
+        if name == "text_encoder":
+            part.config.architectures = ["Qwen3Model"]
+            part.config.save_pretrained(folder / name)
+        else:
+            part.save_config(folder / name)
+    return folder
+
+
+def _empty(path: Path, weights: dict[str, Any]) -> None:
+    """A safetensors file of bfloat16 zeros: a header, and nothing behind it."""
+    entries, end = {}, 0
+    for name, weight in weights.items():
+        begin, end = end, end + 2 * weight.numel()
+        entries[name] = {
+            "dtype": "BF16", "shape": list(weight.shape), "data_offsets": [begin, end],
+        }  # fmt: skip
+    header = json.dumps(entries).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + end)
+
+
+def read_random(folder: Path, chosen: Plan) -> Any:
+    """The pipeline of an outline, with weights made on the plan's device; the same ones each time."""
+    pipe = read_pipeline(folder, chosen)
+    generator = torch.Generator(chosen.device).manual_seed(0)
+    for part in PARTS:
+        for name, parameter in getattr(pipe, part).named_parameters():
+            made = torch.empty(parameter.shape, dtype=parameter.dtype, device=chosen.device)
+            if parameter.ndim == 1:  # of norms, and biases
+                made.fill_(1.0 if name.endswith("weight") else 0.0)
+            else:
+                made.normal_(0.0, 0.02, generator=generator)
+            parameter.data = made.cpu()
+    return pipe
+
+
+def nothing(done: int, total: int, preview: object = None) -> None:
+    """A step nobody watches."""
+
+
+def picture_of(made: Any) -> Any:
+    """The picture of an engine's answer, bare or not."""
+    return getattr(made, "image", made)
+
+
+def main() -> int:
+    made: list[Any] = []
+
+    def once(folder: Path, chosen: Plan) -> Any:
+        made.append(read_random(folder, chosen))
+        return made[0]
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = outline(Path(scratch) / "model", layers=4, text_layers=4)
+        engine = ZImage(
+            EngineSettings(str(folder), "cpu", "bfloat16", {"warm_up": False}), read=once
+        )
+        begun = time.monotonic()
+        engine.load()
+        weights = sum(p.numel() for part in PARTS for p in getattr(made[0], part).parameters())
+        print(f"{weights:,} weights, made in {time.monotonic() - begun:.0f} s", flush=True)
+        begun = time.monotonic()
+        bare = made[0](
+            PROMPT, width=256, height=256, num_inference_steps=4, guidance_scale=0.0,
+            generator=torch.Generator("cpu").manual_seed(5),
+        ).images[0]  # fmt: skip
+        middle = time.monotonic()
+        ours = picture_of(engine.generate(a_request(256, steps=5), nothing))
+        end = time.monotonic()
+    same = np.array_equal(np.asarray(ours), np.asarray(bare))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"4 forwards of 256 x 256: bare {middle - begun:.0f} s, engine {end - middle:.0f} s")
+    print(f"peak {peak:.1f} GiB; {'the same to the bit' if same else 'DIFFERENT PIXELS'}")
+    print(f"std of the pixels: {np.asarray(ours).std():.1f}")
+    return 0 if same else 1
+
+
+def a_request(side: int, *, steps: int = 9) -> Any:
+    """A request for a square picture, resolved."""
+    return JobRequest(prompt=PROMPT, width=side, height=side, num_inference_steps=steps, seed=5)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
