@@ -4,6 +4,7 @@ pulse within 15 seconds, and is over by itself when the surroundings are mended.
 import contextlib
 import json
 import os
+import pickle
 import shutil
 import signal
 import sqlite3
@@ -23,6 +24,8 @@ from engines import read_log
 from history import faults, pictures, renders, rows
 from namespaces import lowered
 from roots import Root
+
+from watcher.errors import ERRORS, ErrorClass, SteadyError, Trouble
 
 SHOWN = 15  #: seconds after which everybody must be told
 LONG = "long steps=10 sleep=0.1"
@@ -469,7 +472,7 @@ def test_a_batch_that_cannot_be_put_away_does_not_hold_up_the_others(
     root = make_root()
     root.drop("a.yaml", "prompt: one\n")
     watcher = root.watch(point="archived_files", broken=True)
-    until(lambda: "batch.stuck" in root.said.read_text(), 20, "the fault")
+    until(lambda: root.said.exists() and "batch.stuck" in root.said.read_text(), 20, "the fault")
     root.drop("b.yaml", "prompt: two\n")
     until(lambda: list((root.inbox / "done").rglob("b~*.result.json")), 20, "the second")
     watcher.send_signal(signal.SIGTERM)
@@ -490,3 +493,11 @@ def test_a_worker_that_dies_is_noticed_at_once(make_root: Callable[..., Root]) -
     assert watcher.poll() is None
     assert threading.active_count() >= 1
     assert pictures(root.folder) == []
+
+
+def test_what_is_wrong_around_the_service_is_a_class_of_its_own() -> None:
+    for code, kind in ERRORS.items():
+        error = SteadyError(code, "said")
+        assert isinstance(error, Trouble) == (kind.klass is ErrorClass.ENVIRONMENT), code
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), again.code, again.message) == (type(error), code, "said")

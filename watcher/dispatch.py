@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from watcher import executor as ex
-from watcher.errors import ERRORS, ErrorClass, SteadyError
+from watcher.errors import ERRORS, ErrorClass, Trouble
 from watcher.executor import Executor
 from watcher.finish import Finisher
 from watcher.jobs import Job, JobState
@@ -141,9 +141,7 @@ class Dispatcher:
     def _leave(last: Callable[[], None]) -> None:
         try:
             last()
-        except SteadyError as error:
-            if error.kind.klass is not ErrorClass.ENVIRONMENT:
-                raise
+        except Trouble as error:
             say(logger, "record.unsettled", logging.WARNING, message=error.message)
 
     # -- handing out

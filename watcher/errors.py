@@ -158,12 +158,20 @@ class Problem:
 class SteadyError(Exception):
     """The one exception type of the product: a registered ``code`` and the facts of this case.
 
+    One whose code is of class environment is a :class:`Trouble`.
+
     Attributes:
         code: a key of :data:`ERRORS`.
         message: one sentence for a person; the registry's ``what`` when not given.
         problems: the single faults, for a refused file or body.
         remedy: what to do; the registry's ``do`` when not given.
     """
+
+    def __new__(cls, code: str, *_: Any, **__: Any) -> "SteadyError":
+        """Make a Trouble of those that are one."""
+        trouble = cls is SteadyError and ERRORS[code].klass is ErrorClass.ENVIRONMENT
+        kind = Trouble if trouble else cls
+        return super().__new__(kind)
 
     def __init__(
         self,
@@ -189,3 +197,7 @@ class SteadyError(Exception):
         if self.problems:
             body["problems"] = [p.as_dict(value=value) for p in self.problems]
         return body
+
+
+class Trouble(SteadyError):
+    """Disk, device, folder or record: the queue waits, and no job pays for it. Raise SteadyError."""

@@ -20,7 +20,7 @@ from typing import Any
 from PIL import Image
 
 from watcher import executor as ex
-from watcher.errors import ERRORS, ErrorClass, SteadyError
+from watcher.errors import ERRORS, SteadyError, Trouble
 from watcher.inbox import Inbox
 from watcher.jobfile import MAX_TABLE, has_batch_lines, result_lines
 from watcher.jobs import Batch, Job
@@ -171,14 +171,12 @@ class Finisher:
         try:
             try:
                 return self._finish(job, picture)
+            except Trouble:
+                raise
             except Exception as error:  # the one broad except: around one job
-                if _environment(error):
-                    raise
                 logger.exception("job.failed", extra={"facts": {"job_id": job.id}})
                 self._record_failure(job, "internal", f"{type(error).__name__} while saving")
-        except SteadyError as error:  # only while stopping, see _insist
-            if not _environment(error):
-                raise
+        except Trouble as error:  # only while stopping, see _insist
             say(logger, "job.unsettled", logging.WARNING, job_id=job.id, why=error.message)
         return None
 
@@ -191,9 +189,7 @@ class Finisher:
         facts = {**picture.info, "timings": dict(picture.timings)}
         try:
             job, saved = self._save(job, image, picture)
-        except SteadyError as error:
-            if error.kind.klass is not ErrorClass.ENVIRONMENT:
-                raise
+        except Trouble as error:
             self._troubles.report("finish", error, seconds=_AGAIN_SECONDS)
             why = error.message
             self._insist(lambda: self._store.release(job.id, job.attempt, why=why, now=self._now()))
@@ -224,9 +220,7 @@ class Finisher:
         ]
         try:
             done = self._insist(lambda: self._store.complete_many(completions, now=self._now()))
-        except SteadyError as error:  # only while stopping
-            if not _environment(error):
-                raise
+        except Trouble as error:  # only while stopping
             say(logger, "jobs.unsettled", logging.WARNING, jobs=len(group), why=error.message)
             return
         for job in done:
@@ -260,8 +254,8 @@ class Finisher:
         while True:
             try:
                 return write()
-            except SteadyError as error:
-                if not _environment(error) or self._leaving.is_set():
+            except Trouble as error:
+                if self._leaving.is_set():
                     raise
                 self._troubles.report("record", error, seconds=_AGAIN_SECONDS)
                 self._leaving.wait(0.5)
@@ -275,9 +269,7 @@ class Finisher:
             self._bell.clear()
             try:
                 self._archive_ended()
-            except SteadyError as error:
-                if error.kind.klass is not ErrorClass.ENVIRONMENT:
-                    raise
+            except Trouble as error:
                 self._troubles.report("archive", error, seconds=_AGAIN_SECONDS)
             finally:
                 self._announcing = False
@@ -292,9 +284,9 @@ class Finisher:
                 continue
             try:
                 self.archive(batch)
-            except Exception as error:  # around one batch: the others are put away all the same
-                if _environment(error):
-                    raise
+            except Trouble:
+                raise
+            except Exception:  # around one batch: the others are put away all the same
                 self._stuck.add(batch.ticket)
                 logger.exception("batch.stuck", extra={"facts": {"ticket": batch.ticket}})
 
@@ -345,7 +337,3 @@ class Finisher:
 
         for end, good in ((".output.jsonl", True), (".errors.jsonl", False)):
             yield end, result_lines(self._store.jobs_by_row(batch.ticket), url_of, good=good)
-
-
-def _environment(error: Exception) -> bool:
-    return isinstance(error, SteadyError) and error.kind.klass is ErrorClass.ENVIRONMENT

@@ -16,7 +16,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from watcher.errors import ErrorClass, SteadyError
+from watcher.errors import Trouble
 from watcher.inbox import file_of
 from watcher.jobs import Batch, JobState
 from watcher.log import say
@@ -93,14 +93,12 @@ class Notifier:
         while not self._stopping.is_set():
             self._bell.wait(_LOOK_SECONDS)
             self._bell.clear()
-            try:
-                while not self._stopping.is_set() and (
-                    due := self._store.next_delivery(self._now())
-                ):
+            with contextlib.suppress(Trouble):  # told by whoever works with the record; tried again
+                while not self._stopping.is_set():
+                    due = self._store.next_delivery(self._now())
+                    if due is None:
+                        break
                     self._tell(due)
-            except SteadyError as error:  # told by whoever works with the record; looked at again
-                if error.kind.klass is not ErrorClass.ENVIRONMENT:
-                    raise
 
     def _tell(self, delivery: Delivery) -> None:
         batch = self._store.batch(delivery.ticket)

@@ -23,7 +23,7 @@ from watcher import live, model
 from watcher.clock import now_us
 from watcher.config import Config
 from watcher.dispatch import Dispatcher
-from watcher.errors import ErrorClass, SteadyError
+from watcher.errors import SteadyError, Trouble
 from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
@@ -280,14 +280,12 @@ class Service:
         """``step``, waiting out what is wrong around the service, as trouble of ``owner``."""
         try:
             return step()
-        except SteadyError as error:
+        except Trouble as error:
             self._suffer(owner, error)
         return None
 
-    def _suffer(self, owner: str, error: SteadyError) -> None:
-        """Put trouble around the service on the board until the look after next; raise others."""
-        if error.kind.klass is not ErrorClass.ENVIRONMENT:
-            raise error
+    def _suffer(self, owner: str, error: Trouble) -> None:
+        """Put trouble around the service on the board until the look after next."""
         if error.code == "already_running":  # while we were away; what we hold is not ours now
             say(logger, "watcher.replaced", logging.ERROR, message=error.message)
             self._anew = True

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from watcher.errors import ErrorClass, SteadyError
+from watcher.errors import SteadyError, Trouble
 from watcher.inbox import Claim, Inbox
 from watcher.intake.groups import Groups, group_of
 from watcher.intake.reading import Reading
@@ -115,9 +115,7 @@ class Intake:
         while not self._stopping.is_set():
             try:
                 busy = self._turn()
-            except SteadyError as error:
-                if error.kind.klass is not ErrorClass.ENVIRONMENT:
-                    raise
+            except Trouble as error:
                 if self._troubles.report("intake", error, seconds=_AGAIN_SECONDS * 2):
                     say(logger, "intake.trouble", logging.ERROR, code=error.code,
                         message=error.message)  # fmt: skip
@@ -220,9 +218,9 @@ class Intake:
         else:
             try:
                 self._read(claim, batch)
+            except Trouble:
+                raise
             except SteadyError as error:
-                if error.kind.klass is ErrorClass.ENVIRONMENT:
-                    raise
                 self._refuse(claim, batch, error)
 
     def _already(self, claim: Claim, batch: Batch) -> None:

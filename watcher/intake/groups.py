@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
-from watcher.errors import ErrorClass, SteadyError
+from watcher.errors import SteadyError, Trouble
 from watcher.inbox import Claim
 from watcher.intake.reading import Reading
 from watcher.intake.recording import Recorder, recording
@@ -137,9 +137,9 @@ class Groups:
         try:
             with self._suspect.reading(claim.ticket):
                 parsed, digest = self._reading.whole(claim, batch)
-        except SteadyError as error:
-            if error.kind.klass is ErrorClass.ENVIRONMENT:
-                raise
+        except Trouble:
+            raise
+        except SteadyError:
             return None
         if parsed.key is not None or parsed.resume or claim.resumes is not None:
             return None
