@@ -43,7 +43,8 @@ MAX_TRIES = 2
 #: For tables: judging a million rows takes long enough to be hit by kills it did not cause.
 MAX_TRIES_TABLE = 9
 AHEAD = 20_000  #: claims that may wait to be read, about a kilobyte each
-_LOOK_SECONDS = 1.0  #: between looks while claims are waiting
+_LOOK_SECONDS = 0.1  #: between looks while there is something to read
+_SHORT = 32 << 10  #: bytes of a submission for which a table is interrupted
 _AGAIN_SECONDS = 2.0
 _SWEEP_SECONDS = 60.0  #: between looks for reservations whose file never came
 _SWEEP_AGE = 600_000_000  #: microseconds a reservation waits for its file
@@ -81,7 +82,7 @@ class Intake:
         )  # fmt: skip
         self._tables = Tables(
             reading=reading, recorder=self._recorder, suspect=self._suspect, state=state,
-            stopping=self._stopping, checkpoint=checkpoint, wake=wake,
+            stopping=self._stopping, checkpoint=checkpoint, wake=wake, between=self._between,
         )  # fmt: skip
         self._groups = Groups(
             store=store, reading=reading, recorder=self._recorder, suspect=self._suspect,
@@ -91,7 +92,8 @@ class Intake:
         #: Claims whose last reading was ended by their surroundings.
         self._spared = set(self._suspect.innocent)
         self._swept = float("-inf")
-        self._look_at = 0.0  #: when to look again although claims are waiting
+        self._look_at = 0.0  #: when to look again although there is something to read
+        self._interrupted = False  #: a table waits while a submission is taken
         self._quiet = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake")
 
@@ -133,15 +135,40 @@ class Intake:
             self._sweep()
             return False
         self._quiet.clear()
-        group = group_of(self._claims)
         self._spare()
-        if len(group) > 1:
-            self._groups.take(group, self._spared)
-        else:
-            self.take(group[0])
+        group = group_of(self._claims)
         for _ in group:
             self._claims.popleft()
+        try:
+            if len(group) > 1:
+                self._groups.take(group, self._spared)
+            else:
+                self.take(group[0])
+        except SteadyError:
+            self._claims.extendleft(reversed(group))
+            raise
         return True
+
+    def _between(self) -> None:
+        """Take the short submissions that came while a table is read, before it goes on.
+
+        Called at every row; looks as seldom as any other look. Raises SteadyError of class
+        environment.
+        """
+        if self._interrupted or time.monotonic() < self._look_at:
+            return
+        self._interrupted = True
+        try:
+            self._claim()
+            for claim in [each for each in self._claims if _is_short(each)]:
+                self._claims.remove(claim)
+                try:
+                    self.take(claim)
+                except SteadyError:
+                    self._claims.appendleft(claim)
+                    raise
+        finally:
+            self._interrupted = False
 
     def _claim(self) -> None:
         """Claim what is ready, ahead of the reading: who asks over HTTP goes before files.
@@ -251,3 +278,8 @@ class Intake:
     def _set_aside(self, claim: Claim, batch: Batch, body: dict[str, Any]) -> None:
         self._inbox.refuse(claim, body)
         self._store.archived(batch.ticket)
+
+
+def _is_short(claim: Claim) -> bool:
+    """Did somebody ask for it by HTTP or command, and is it soon read?"""
+    return claim.source != "file" and claim.size <= _SHORT

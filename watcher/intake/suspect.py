@@ -29,6 +29,7 @@ class Suspect:
         #: Tickets whose file was begun by the last process and was not what killed it.
         self.innocent: frozenset[str] = self._innocent()
         self._begun: list[str] = []
+        self._named = _NOBODY
 
     def _innocent(self) -> frozenset[str]:
         try:
@@ -48,7 +49,7 @@ class Suspect:
         self._begun = [*outer, *tickets]
         self._drop()
         with contextlib.suppress(OSError):
-            note = [_NOBODY, self._boot, *self._begun]
+            note = [self._named, self._boot, *self._begun]
             self._path.write_text("\n".join(note) + "\n", "ascii")
         try:
             yield
@@ -62,14 +63,19 @@ class Suspect:
 
     @contextlib.contextmanager
     def reading(self, ticket: str) -> Iterator[None]:
-        """Inside, the file of ``ticket`` is to blame for whatever ends the process."""
+        """Inside, the file of ``ticket`` is to blame for whatever ends the process.
+
+        A table may be interrupted by another file, which is then to blame until it is read.
+        """
+        outer = self._named
         self._name(ticket)
         try:
             yield
         finally:
-            self._name(_NOBODY)
+            self._name(outer)
 
     def _name(self, ticket: str) -> None:
+        self._named = ticket
         try:
             with self._path.open("r+b") as note:
                 note.write(ticket.encode("ascii"))

@@ -97,7 +97,11 @@ def _disk() -> Iterator[None]:
 
 
 class Tables:
-    """Records .csv, .tsv and .jsonl. ``wake`` is called after every chunk."""
+    """Records .csv, .tsv and .jsonl.
+
+    ``wake`` is called after every chunk, ``between`` at every row: what it does then happens
+    before the rest of the table.
+    """
 
     def __init__(
         self,
@@ -109,7 +113,9 @@ class Tables:
         stopping: threading.Event,
         checkpoint: Callable[[str], None],
         wake: Callable[[], None],
+        between: Callable[[], None],
     ) -> None:
+        self._between = between
         self._reading = reading
         self._recorder = recorder
         self._suspect = suspect
@@ -165,6 +171,7 @@ class Tables:
         with self._reading.open(claim) as stream:
             lines = self._reading.lines(stream, claim, batch)
             for each in lines:
+                self._between()
                 if isinstance(each, jobfile.Row):
                     spool.refused += 1
                     problems += each.problems[: jobfile.MAX_PROBLEMS - len(problems)]
@@ -215,6 +222,7 @@ class Tables:
             fresh += len(jobs)
             self._checkpoint("recorded" if last else "chunk_recorded")
             self._wake()
+            self._between()
             if not last and self._stopping.is_set():
                 return None
         return fresh

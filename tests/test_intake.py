@@ -1,0 +1,87 @@
+"""Who asks over HTTP goes before files, also before one that is being read."""
+
+import json
+import threading
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import until
+
+from watcher import inbox as folder
+from watcher.clock import now_us
+from watcher.config import Config
+from watcher.inbox import Inbox
+from watcher.intake import Intake, Reading
+from watcher.model import limits_known
+from watcher.store import JobStore
+from watcher.trouble import Troubles
+
+SENT = [str(uuid.uuid4()) for _ in range(3)]
+MOST = 20_000_000  #: rows after which the table ends although nobody was served
+
+
+class Long(Reading):
+    """Reads tables whose last row comes again and again until every submission is on record."""
+
+    store: JobStore
+    path: Path
+    seen: list[Any]
+
+    def lines(self, stream: Any, claim: Any, batch: Any) -> Any:
+        return Rows(super().lines(stream, claim, batch), self, batch.ticket)
+
+    def served(self) -> bool:
+        found = [self.store.batch(ticket) for ticket in SENT]
+        return all(batch is not None and batch.recorded_at for batch in found)
+
+
+class Rows:
+    def __init__(self, lines: Any, reading: Long, ticket: str) -> None:
+        self._lines, self._reading, self._ticket = lines, reading, ticket
+        self.warnings: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        last = None
+        for last in self._lines:
+            yield last
+        for number, ticket in enumerate(SENT):
+            body = json.dumps({"prompt": f"a fox {number}"}).encode()
+            folder.submit(self._reading.path, body, ".json", ticket)
+        for number in range(MOST):
+            if number % 1000 == 0 and self._reading.served():
+                self._reading.seen.append(self._reading.store.batch(self._ticket))
+                return
+            yield last
+        pytest.fail("no submission was read while the table was")
+
+
+def test_a_submission_does_not_wait_for_a_table_that_is_being_read(root: Path):
+    config = Config.load(root, settle_seconds=0, rescan_seconds=0.05)
+    config.state.mkdir()
+    store = JobStore(config.database_url)
+    inbox = Inbox(config.inbox, settle=0, rescan=0.05)
+    reading = Long(inbox=inbox, limits=limits_known(None, config), root=root)
+    reading.store, reading.path, reading.seen = store, config.inbox, []
+    recorded = threading.Event()
+    intake = Intake(
+        inbox=inbox, store=store, reading=reading, state=config.state, max_queued=1000,
+        troubles=Troubles(now=now_us), now=now_us, announce=lambda: None, wake=recorded.set,
+        checkpoint=lambda step: None,
+    )  # fmt: skip
+    inbox.open()
+    intake.start()
+    try:
+        draft = config.inbox / ".table"
+        draft.write_text("prompt\na cat\na dog\n")
+        draft.rename(config.inbox / "table.csv")
+        until(lambda: reading.seen, 60, "all submissions are on record")
+        assert reading.seen[0].recorded_at is None, "and the table is not yet"
+        until(lambda: store.batch(reading.seen[0].ticket).recorded_at, 30)
+        assert [len(store.jobs_of(ticket)) for ticket in SENT] == [1, 1, 1]
+    finally:
+        intake.stop()
+        inbox.close()
+        store.close()
