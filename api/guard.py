@@ -13,14 +13,12 @@ import hashlib
 import hmac
 import ipaddress
 import logging
-import os
 import re
 import secrets
 import time
 import urllib.parse
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -31,6 +29,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import links
 from api.errors import SAFE_HEADERS, problem
+from watcher import publish
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.log import ThrottledLog, say
@@ -71,26 +70,20 @@ def token_of(config: Config) -> str | None:
     path = config.state / "token"
     try:
         config.state.mkdir(parents=True, exist_ok=True)
-        with contextlib.suppress(FileExistsError):
-            _create_whole(path, secrets.token_urlsafe(32).encode())
+        if not path.exists():
+            # Its name appears when its bytes are on the disk: an empty one would stop the service.
+            draft = path.with_name(f".token.{secrets.token_hex(8)}")
+            publish.write_synced(draft, secrets.token_urlsafe(32).encode(), mode=0o600)
+            with contextlib.suppress(FileExistsError):
+                publish.publish(draft, path)
+            draft.unlink(missing_ok=True)
+            publish.sync_folder(config.root)
         token = path.read_text(encoding="ascii").strip()
     except (OSError, UnicodeDecodeError):
         raise SteadyError("bad_config", "`token: auto` cannot be kept in .steady/token.") from None
     if not token:
         raise SteadyError("bad_config", "`.steady/token` is empty.", remedy="Delete it.")
     return token
-
-
-def _create_whole(path: Path, data: bytes) -> None:
-    """``path`` with ``data`` and mode 600, or FileExistsError; never seen half written."""
-    temporary = path.with_name(f".token.{secrets.token_hex(8)}")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            file.write(data)
-        os.link(temporary, path)
-    finally:
-        temporary.unlink()
 
 
 def check_exposure(config: Config, token: str | None) -> None:

@@ -286,6 +286,7 @@ def _picture(router: APIRouter, door: Door, views: Views, outputs: Outputs) -> N
             images.check_ready(found)
             # The row first: after a crash in between the picture is no longer shown.
             door.store.mark_deleted(job_id, now_us())
+            door.store.sync()
         outputs.delete(found)
         return Response(status_code=204)
 

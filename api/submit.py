@@ -169,6 +169,7 @@ class Submissions:
             ticket, jobfile.resolve(first, self._door.limits(), job_id_of(ticket, 0))
         )
         try:
+            self._store.sync()  # the answer names the picture
             self._publish(body, batch)
         except SteadyError:
             if key is None:

@@ -85,9 +85,8 @@ def act(order: dict[str, Any]) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
 
     def deadly_link(temporary: Path, final: Path) -> None:
-        os.link(temporary, final, follow_symlinks=False)
+        publish.by_link(temporary, final)
         die("inside")
-        os.unlink(temporary)
 
     def deadly_copy(temporary: Path, final: Path) -> None:
         os.close(os.open(final, os.O_WRONLY | os.O_CREAT | os.O_EXCL))

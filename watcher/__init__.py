@@ -15,7 +15,7 @@ executor/     who runs engines; worker.py: the child process that owns the devic
 engine.py     what an engine is; zimage/: Z-Image on diffusers; plan.py: what fits the device
 model/        which model, what it allows, and getting it onto this machine
 suffixes.py   which files people may drop, and what is said about others
-publish.py    how a file appears: whole or not at all
+publish.py    how a file appears: whole or not at all; folder.py: is this folder still ours
 results.py    a finished batch's result files; resume.py: what of it is there already
 submission.py  bytes and a name -> read, and put into the inbox: for every way in
 wildcards.py  word lists of the root; pace.py: every estimate of time

@@ -93,6 +93,7 @@ class Finisher:
         self._announcing = False
         self._leaving = threading.Event()  #: what cannot be recorded is left to the next start
         self._stopping = threading.Event()
+        self._durable = 0  #: jobs up to this ``seq`` are on record whatever happens
         self._stuck: set[str] = set()  #: batches that met a fault of ours
         self._threads = [self._thread(i) for i in range(THREADS)]
         self._published: queue.Queue[_Published | None] = queue.Queue()
@@ -187,6 +188,8 @@ class Finisher:
             self._record_failure(job, "blank_picture", ERRORS["blank_picture"].what)
             return None
         facts = {**picture.info, "timings": dict(picture.timings)}
+        if job.seq > self._durable:  # else a picture could outlive the row that names it
+            self._durable = self._insist(self._store.sync)
         try:
             job, saved = self._save(job, image, picture)
         except Trouble as error:
@@ -237,6 +240,7 @@ class Finisher:
                 renamed = self._insist(functools.partial(self._store.rename, job.id, job.attempt))
                 if renamed is None:
                     raise SteadyError("internal", "The job was taken away while saving.") from None
+                self._insist(self._store.sync)
                 say(logger, "job.renamed", job_id=job.id, old=job.path, new=renamed.path)
                 job = renamed
 
@@ -279,7 +283,10 @@ class Finisher:
                 return
 
     def _archive_ended(self) -> None:
-        for batch in self._store.unarchived():
+        ended = self._store.unarchived()
+        if ended:  # a file that left .claimed is never read again
+            self._store.sync()
+        for batch in ended:
             if batch.ticket in self._stuck:
                 continue
             try:

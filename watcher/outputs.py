@@ -18,7 +18,6 @@ import os
 import re
 import stat
 import struct
-import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from PIL import Image, PngImagePlugin
 
 from watcher import publish
 from watcher.errors import SteadyError
+from watcher.folder import Folder
 from watcher.imagefile import NotAPicture, exif_of, scan, xmp_of
 from watcher.jobs import SUFFIXES, Job
 from watcher.recipe import fitting, job_id_in, parameters_text, recipe_json
@@ -95,56 +95,36 @@ class Outputs:
         self._embed = embed_metadata
         self._checkpoint = checkpoint
         self._ways = tuple(self._marked(way) for way in ways)
-        self._marker: bytes | None = None
-        self._device: int | None = None
+        self._place = Folder(folder, name="outputs folder", mark=_MARKER)
         self._synced: set[Path] = set()  #: folders whose own names are known to be durable
 
     def open(self, expected: str | None = None) -> str:
         """Make ready: folders, marker, temporary files of a crash swept. Returns the marker.
 
         The marker tells this folder from the bare mount point below it. A caller that kept
-        the marker of last time passes it as ``expected``: then an existing folder without it
+        the marker of last time passes it as ``expected``: then an existing folder without any
         is not written to (``folder_gone``); a folder that is gone altogether is made anew.
         """
         with _trouble():
-            fresh = not self._folder.exists()
-            _make(self._folder)
-            marker = self._read_marker()
-            if marker is None:
-                if expected is not None and not fresh:
-                    raise SteadyError(
-                        "folder_gone",
-                        "The outputs folder is not the one that was used before.",
-                        remedy="Mount it again; or remove the empty folder to begin a new one.",
-                    )
-                marker = uuid.uuid4().hex.encode()
-                self._write_marker(marker)
-            for folder in (self._tmp, self._folder / ".thumbs"):
-                _make(folder)
+            self._place.found(first=expected is None)
+            self.check()
             for left in self._tmp.iterdir():
                 if not left.is_dir() or left.is_symlink():
                     left.unlink(missing_ok=True)
-            self._marker = marker
-            self._device = self._folder.stat().st_dev
-            return marker.decode("ascii", "replace")
+            return (self._place.text or b"").decode("ascii", "replace")
 
     def check(self) -> None:
         """Is the folder there, writable, and still the one opened? ``folder_gone`` if not.
 
-        An emptied folder on the same file system is taken on again; another file system
-        under the same name (an unmounted disk) is not.
+        An emptied folder on the same disk, seen through the same mount, is taken on again;
+        another one under the same name (an unmounted disk) is not.
         """
         with _trouble():
-            device = self._folder.stat().st_dev
-            marker = self._read_marker()
-            if marker is not None and marker == (self._marker or marker):
-                self._device = device
-            elif marker is None and device == self._device and self._marker is not None:
-                self._write_marker(self._marker)
+            if self._place.visit():
                 self._synced.clear()
-            else:
-                raise SteadyError("folder_gone", "The outputs folder is not mounted.")
-            _make(self._tmp)
+                self._place.settle()
+            for folder in (self._tmp, self._folder / ".thumbs"):
+                _make(folder)
             if not os.access(self._folder, os.W_OK):
                 raise SteadyError("folder_gone", "The outputs folder cannot be written.")
 
@@ -307,13 +287,6 @@ class Outputs:
     def _discard(self, temporary: Path) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink()
-
-    def _read_marker(self) -> bytes | None:
-        return _read(self._folder / _MARKER, 100) or None
-
-    def _write_marker(self, marker: bytes) -> None:
-        _make(self._tmp)
-        publish.replace(self._folder / _MARKER, marker, temporary=self._tmp / _MARKER)
 
 
 def encode(image: Image.Image, format: str, recipe: Mapping[str, Any]) -> bytes:

@@ -64,9 +64,8 @@ def sync_folder(folder: Path) -> None:
 
 
 def by_link(temporary: Path, final: Path) -> None:
-    """A hard link refuses an existing name in one step; the temporary name then goes."""
+    """A hard link refuses an existing name in one step; the temporary name is still there."""
     os.link(temporary, final, follow_symlinks=False)
-    os.unlink(temporary)
 
 
 def by_rename(temporary: Path, final: Path) -> None:
@@ -106,9 +105,9 @@ WAYS: tuple[Way, ...] = (by_link, by_rename, by_copy)
 def publish(temporary: Path, final: Path, *, ways: tuple[Way, ...] = WAYS) -> None:
     """Give the finished ``temporary`` its ``final`` name, never replacing a file.
 
-    Both must lie on one file system. The folder of ``final`` is synced. Raises
-    FileExistsError when the name is taken (``temporary`` is then untouched), OSError when
-    no way works.
+    Both must lie on one file system. The folder of ``final`` is synced, and only then does
+    the other name go: a power cut leaves one of them at least. Raises FileExistsError when
+    the name is taken (``temporary`` is then untouched), OSError when no way works.
     """
     for way in ways:
         try:
@@ -122,6 +121,8 @@ def publish(temporary: Path, final: Path, *, ways: tuple[Way, ...] = WAYS) -> No
                 raise
         else:
             sync_folder(final.parent)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(temporary)
             return
 
 

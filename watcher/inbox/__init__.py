@@ -26,11 +26,13 @@ from typing import Any, BinaryIO
 
 from watcher import publish
 from watcher.errors import SteadyError
+from watcher.folder import Folder
 from watcher.inbox.arrivals import Arrival, Arrivals
 from watcher.inbox.bell import Bell, deaf
 from watcher.inbox.claims import (
     Claim,
     claim_of,
+    cut,
     disk,
     entry_of,
     environment,
@@ -38,9 +40,8 @@ from watcher.inbox.claims import (
     read_claim,
     reason,
 )
-from watcher.inbox.home import CLAIMED, Home
 from watcher.inbox.lease import Writer, ignore_lease_signal, writer_of
-from watcher.inbox.shelves import Shelves, done_files, drop_done, file_of
+from watcher.inbox.shelves import CLAIMED, MARK, Shelves, done_files, drop_done, file_of
 from watcher.inbox.submit import submit
 from watcher.lock import RootLock, held, holder
 from watcher.log import say
@@ -102,7 +103,7 @@ class Inbox:
         self.folder = folder
         self._rescan = rescan
         self._checkpoint = checkpoint
-        self._home = Home(folder)
+        self._home = Folder(folder, name="inbox", mark=MARK, fresh=_mark)
         self._bell = Bell(folder)
         self._shelves = Shelves(folder, checkpoint=checkpoint, ways=ways)
         self._arrivals = Arrivals(
@@ -114,6 +115,7 @@ class Inbox:
         )
         self._ready: deque[Arrival] = deque()  #: settled in the last look, not yet claimed
         self._unsynced: list[Claim] = []  #: renamed, not yet handed out
+        self._left: dict[tuple[int, str], Claim] = {}  #: of earlier runs, by inode and name
         self._said: set[str] = set()
         self._owing = False  #: the leftovers could not be read when they were asked for
         self._notices: list[str] = []
@@ -339,6 +341,11 @@ class Inbox:
             return None  # a repeat: judged when the first has ended
         entry = entry_of(arrival.ticket or str(uuid.uuid4()), arrival.name)
         source, target = self.folder / arrival.name, self.folder / CLAIMED / entry
+        left = self._left.pop((arrival.signature[0], cut(arrival.name)), None)
+        if left is not None and self._shelves.is_other_name(source, left):
+            os.unlink(source)  # a power cut undid half of the claim
+            publish.sync_folder(self.folder)
+            return None
         try:
             os.rename(source, target)
         except FileNotFoundError:
@@ -374,6 +381,7 @@ class Inbox:
                     claim = claim_of(folder, entry.name, status.st_size)
                     if claim is not None:
                         found.append((status.st_ctime_ns, claim))
+                        self._left[status.st_ino, entry.name.partition("~")[2]] = claim
         except (OSError, SteadyError):
             return []
         self._owing = False
@@ -389,6 +397,12 @@ class Inbox:
             return file_of(self.folder, ticket, name, suffix)
         except (OSError, SteadyError):
             return None
+
+    def put_away(self, claim: Claim) -> bool:
+        """Does the file of ``claim`` lie in ``done/`` as well? SteadyError folder_gone."""
+        self._home.guard()
+        with disk("The inbox cannot be read"):
+            return self._shelves.kept(claim) is not None
 
     def holds(self, ticket: str, suffix: str) -> bool:
         """Is the file of our own making with this ticket here, waiting or in work?
@@ -462,8 +476,7 @@ class Inbox:
     def discard(self, claim_ticket: str) -> None:
         """Remove a claimed file that is not kept (our own making, or recorded before).
 
-        Idempotent; not synced: a file that a power cut brings back is a repeat and never
-        runs. Raises SteadyError folder_gone or disk_full.
+        Durable and idempotent. Raises SteadyError folder_gone or disk_full.
         """
         self._home.guard()
         with disk("The inbox cannot be written"):
@@ -481,6 +494,10 @@ class Inbox:
         with disk("The inbox cannot be written"):
             self._shelves.make()
             return self._shelves.refuse(claim, body)
+
+
+def _mark() -> bytes:
+    return b"This folder is the inbox of SteadyDiffusion.\n"
 
 
 def _read_only(folder: Path) -> bool:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from watcher.inbox.claims import Signature, display, own_ticket, signature_of
-from watcher.inbox.home import DONE, REFUSED
 from watcher.inbox.lease import Writer, writer_of
+from watcher.inbox.shelves import DONE, REFUSED
 from watcher.suffixes import JOB_SUFFIXES, passing, remedy_for, suffix_of
 
 _MOST_NOTICES = 20

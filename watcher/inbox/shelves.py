@@ -17,10 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from watcher import publish
+from watcher.folder import real_folder
 from watcher.inbox.claims import Claim, claim_of, cut, own_ticket
-from watcher.inbox.home import CLAIMED, DONE, REFUSED, TMP, real_folder
 from watcher.suffixes import JOB_SUFFIXES
 
+MARK = ".steady"  #: tells our inbox from the bare mount point below it
+#: Its rooms: half-written files, files in work, finished ones, refused ones.
+TMP, CLAIMED, DONE, REFUSED = ".tmp", ".claimed", "done", "refused"
 _OURS = "watcher-"  #: begins the names of our own temporary files
 _STALE_SECONDS = 3600.0  #: age of a submitter's temporary file that nobody publishes any more
 _MOST_ALIKE = 9  #: refused files of one name that are numbered; later ones carry their ticket
@@ -38,11 +41,18 @@ class Shelves:
         self._refused = inbox / REFUSED
         self._checkpoint = checkpoint
         self._ways = ways
+        self._synced: set[Path] = set()  #: folders whose own names are known to be durable
 
     def make(self) -> None:
         """Create the folders that are missing; NotADirectoryError when one is something else."""
         for folder in (self._tmp, self._claimed, self._done, self._refused):
-            real_folder(folder)
+            self._make(folder)
+
+    def _make(self, folder: Path) -> None:
+        """A folder whose name outlives a power cut, so that what is moved into it does."""
+        if real_folder(folder) or folder not in self._synced:
+            publish.sync_folder(folder.parent)
+            self._synced.add(folder)
 
     def sweep(self) -> None:
         """Remove temporary files nobody will publish: ours at once, submitters' after an hour."""
@@ -98,6 +108,7 @@ class Shelves:
         for path in self._all_of(claim_ticket):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
+        publish.sync_folder(self._claimed)  # its batch may be forgotten soon: it must not come back
         self._checkpoint("archived_moved")
 
     def refuse(self, claim: Claim, body: dict[str, Any]) -> Path:
@@ -124,6 +135,18 @@ class Shelves:
             if os.path.lexists(path):
                 return path
         return None
+
+    def kept(self, claim: Claim) -> Path | None:
+        """Where the file of ``claim`` lies in ``done/``, if it does."""
+        return _kept(self._done, claim.ticket, claim.name, claim.suffix)
+
+    def is_other_name(self, path: Path, claim: Claim) -> bool:
+        """Is ``path`` a second name of the file of ``claim``, wherever that lies now?"""
+        for known in (claim.path, self.kept(claim)):
+            with contextlib.suppress(FileNotFoundError):
+                if known is not None and os.path.samestat(os.lstat(known), os.lstat(path)):
+                    return True
+        return False
 
     def _find(self, ticket: str, name: str) -> Path | None:
         """Where the claimed file lies, or None when it was moved before."""
@@ -152,7 +175,7 @@ class Shelves:
                 for entry in days:
                     if os.path.lexists(os.path.join(entry.path, file)):
                         return self._done / entry.name
-        real_folder(today)
+        self._make(today)
         return today
 
     def _place(self, name: str, ticket: str) -> Path:
@@ -171,11 +194,11 @@ class Shelves:
         except FileExistsError:
             # The target is ours, of a call that was cut off: the other name of the same
             # file (link, then death) or an empty reservation (copy, then death).
-            if os.path.samestat(os.lstat(source), os.lstat(target)):
-                os.unlink(source)
-            else:
+            if not os.path.samestat(os.lstat(source), os.lstat(target)):
                 os.replace(source, target)
             publish.sync_folder(target.parent)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(source)
         publish.sync_folder(source.parent)
 
     def _temporary(self) -> Path:
@@ -217,10 +240,7 @@ def file_of(inbox: Path, ticket: str, name: str = "", suffix: str = "") -> Claim
                 return claim_of(folder, entry.name, os.lstat(entry).st_size)
     if not name:
         return None
-    file = _stem_in_done(ticket, name) + suffix
-    with os.scandir(inbox / DONE) as days:
-        paths = [Path(day.path, file) for day in days]
-    kept = next((path for path in paths if os.path.lexists(path)), None)
+    kept = _kept(inbox / DONE, ticket, name, suffix)
     return None if kept is None else Claim(ticket, name, suffix, "file", 0, kept.parent, kept.name)
 
 
@@ -238,6 +258,13 @@ def drop_done(inbox: Path, claim_ticket: str, name: str) -> int:
         with contextlib.suppress(OSError):  # other files are left in it
             day.rmdir()
     return number
+
+
+def _kept(done: Path, ticket: str, name: str, suffix: str) -> Path | None:
+    file = _stem_in_done(ticket, name) + suffix
+    with os.scandir(done) as days:
+        paths = [Path(day.path, file) for day in days]
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def _stem_in_done(claim_ticket: str, name: str) -> str:

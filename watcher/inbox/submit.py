@@ -12,8 +12,9 @@ from pathlib import Path
 
 from watcher import publish
 from watcher.errors import SteadyError
+from watcher.folder import real_folder, unmarked
 from watcher.inbox.claims import disk, own_name
-from watcher.inbox.home import MARK, TMP, UNMARKED, real_folder
+from watcher.inbox.shelves import MARK, TMP
 
 
 def submit(
@@ -37,7 +38,7 @@ def submit(
     A crash leaves at most a temporary file, which the watcher sweeps.
     """
     if known and inbox.is_dir() and not os.path.lexists(inbox / MARK):
-        raise SteadyError("folder_gone", UNMARKED)
+        raise SteadyError("folder_gone", unmarked("inbox", MARK))
     final = inbox / own_name(ticket, suffix, resumes, name)
     temporary = inbox / TMP / f"submit-{uuid.uuid4().hex}"
     with disk("The inbox cannot be written"):

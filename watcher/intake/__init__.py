@@ -251,11 +251,17 @@ class Intake:
                 self._refuse(claim, batch, error)
 
     def _already(self, claim: Claim, batch: Batch) -> None:
-        """A file of ours dropped twice, or a file whose recording survived a crash."""
-        if batch.archived:
+        """A file whose recording survived a crash, or one that comes once more.
+
+        A person's file is put away, whatever the record says, unless it lies in ``done/``: its
+        batch may have ended while ``inbox`` led elsewhere.
+        """
+        if batch.archived and (claim.source != "file" or self._inbox.put_away(claim)):
             self._inbox.discard(claim.ticket)
             say(logger, "file.duplicate", ticket=batch.ticket, name=claim.name)
         else:
+            if batch.archived:
+                self._store.unarchive(batch.ticket)
             self._announce()
 
     def _read(self, claim: Claim, batch: Batch) -> None:
@@ -276,6 +282,7 @@ class Intake:
         self._set_aside(claim, batch, body)
 
     def _set_aside(self, claim: Claim, batch: Batch, body: dict[str, Any]) -> None:
+        self._store.sync()  # a file that left .claimed is never read again
         self._inbox.refuse(claim, body)
         self._store.archived(batch.ticket)
 

@@ -278,6 +278,11 @@ class Batches(Deliveries):
                 self._tell("batch.completed", ticket, tell, self._clock())
             return done
 
+    def unarchive(self, ticket: str) -> None:
+        """The file is to be put away (again)."""
+        with self._db.write():
+            self._set_batch("archived = 0", ticket=ticket)
+
     def batch(self, ticket: str) -> Batch | None:
         """The batch with this ticket."""
         rows = self._db.poll("SELECT * FROM batches WHERE ticket = :ticket", ticket=ticket)

@@ -241,6 +241,15 @@ class Database:
             with self._typed():
                 self._file.verify()
 
+    def sync(self) -> None:
+        """Make what is committed outlive a power cut; SteadyError ``database_trouble``."""
+        if self._file is not None:
+            try:
+                self._file.sync()
+            except OSError as error:
+                why = f"The record cannot be flushed to its disk: {error.strerror}."
+                raise SteadyError("database_trouble", why) from error
+
     @property
     def unchecked(self) -> bool:
         """The last stop was no clean one, and the file was too large to be checked at once."""
