@@ -7,6 +7,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 # plain torch would fetch gigabytes of CUDA libraries.
 TORCH  ?=
 N      ?= 1000
+STATES ?= 440
 SEED   ?= 1
 ifeq ($(TORCH),cpu)
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
@@ -15,7 +16,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test again slow postgres ray ray-once fuzz fuzz-files torture serve lint format bench gpu wheel written screens starter starter-score clean
+.PHONY: help venv demo test again slow postgres ray ray-once fuzz fuzz-files torture powercut serve lint format bench gpu wheel written screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -93,6 +94,9 @@ fuzz-files: $(VENV)/.installed-test ## a minute of odd bytes at the reader of jo
 
 torture: $(VENV)/.installed-test ## kill the service N times, then look for anything lost or doubled (N=1000)
 	$(BIN)/python tests/torture.py --kills $(N)
+
+powercut: $(VENV)/.installed-test ## cut the power at 440 instants of a recorded run, then look for anything lost (STATES=all, SEED=1)
+	$(BIN)/python tests/powercut.py --states $(STATES) --seed $(SEED)
 
 lint: $(VENV)/.installed-test ## ruff, mypy --strict, and who may import whom
 	$(BIN)/ruff check .

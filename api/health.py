@@ -60,7 +60,7 @@ def routes(door: Door, views: Views) -> APIRouter:
                 "status": "degraded" if reasons else "healthy",
                 "version": told,
                 "reasons": reasons,
-                "notices": [str(n) for n in inbox.get("notices", ())],
+                "notices": [str(n) for n in (*pulse.get("notices", ()), *inbox.get("notices", ()))],
                 "watcher": {
                     "alive": pulse["alive"],
                     "state": pulse.get("state"),

@@ -493,7 +493,9 @@ class Health(Answer):
     status: Literal["healthy", "degraded"]
     version: str
     reasons: list[Reason]
-    notices: list[str] = Field(description="files in the inbox that people may have meant")
+    notices: list[str] = Field(
+        description="files in the inbox that people may have meant; places where settings led before"
+    )
     watcher: dict[str, Any]
     model: dict[str, Any] | None
     workers: list[dict[str, Any]]

@@ -893,3 +893,36 @@ print(count, time.monotonic() - begun, (after - before) // 1024, after // 1024)
     assert int(count) == 100_000
     assert int(grown) < 50 and int(total) < 150, "MB"
     assert len(os.listdir(root / "inbox" / ".claimed")) == 100_000
+
+
+# ---------------------------------------------------------------- one file under two names
+
+
+def test_a_claim_undone_by_half_is_not_claimed_again(root: Path) -> None:
+    """A power cut on a disk without a journal: the old name is back beside the new one."""
+    folder = root / "inbox"
+    Inbox(folder, settle=SETTLE, rescan=5.0).open()
+    ours = folder / ".claimed" / f"{TICKET}~fox.yaml"
+    ours.write_text("prompt: a fox")
+    for name in ("fox.yaml", "another.yaml"):  # a link of another name is a person's own
+        os.link(ours, folder / name)
+    inbox = Inbox(folder, settle=SETTLE, rescan=5.0)
+    inbox.open()
+    assert [claim.ticket for claim in inbox.leftovers()] == [TICKET]
+    assert [claim.name for claim in claims(inbox, 1)] == ["another.yaml"]
+    until(lambda: inbox.scan() == [] and not (folder / "fox.yaml").exists())
+    assert ours.exists()
+    inbox.close()
+
+
+def test_a_later_file_with_the_number_of_an_old_one_is_claimed(root: Path) -> None:
+    folder = root / "inbox"
+    Inbox(folder, settle=SETTLE, rescan=5.0).open()
+    ours = folder / ".claimed" / f"{TICKET}~fox.yaml"
+    ours.write_text("prompt: a fox")
+    inbox = Inbox(folder, settle=SETTLE, rescan=5.0)
+    inbox.open()
+    inbox.leftovers()
+    ours.rename(folder / "fox.yaml")  # the very inode, and no claim any more
+    assert [claim.name for claim in claims(inbox, 1)] == ["fox.yaml"]
+    inbox.close()

@@ -7,7 +7,8 @@ jobs.py       the nouns: JobRequest, Job, Batch, the states
 service.py    the story, told in intake/, dispatch.py and finish.py
 jobfile/      bytes of a job file -> JobRequests, or an error a person can act on
 inbox/        the folder as an interface: submit, wait, claim, archive, refuse, recover
-lock.py       one watcher a root; standby.py: waiting to be the one; layout.py: may it live here
+lock.py       one watcher a root; standby.py: waiting to be the one; layout.py: may it live here;
+              moved.py: what lies where a setting led before
 store/        the record: one method per transition
 outputs.py    the only writer of pictures; recipe.py: what is written inside them
 imagefile.py  the outside of a picture file: format, size, texts, without decoding it

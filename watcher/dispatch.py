@@ -88,6 +88,7 @@ class Dispatcher:
         self._owed: collections.deque[ex.Event] = collections.deque()
         self._version: int | None = None
         self._looked = 0.0
+        self._full = False  #: nothing was handed out since too many pictures wait to be saved
         self._streak: tuple[ErrorClass | None, int] = (None, 0)
         self._ill: dict[ex.Slot, str] = {}  #: codes that were told, of slots that are not ready
         self.info: dict[str, Any] = {}
@@ -117,7 +118,7 @@ class Dispatcher:
                 self._looked = time.monotonic()
                 self._store.release_due(self._now())
             self._pass_cancels()
-        elif not events:
+        elif not events and not self._full:
             return
         self._feed()
 
@@ -152,7 +153,8 @@ class Dispatcher:
 
     def _feed(self) -> None:
         # As many pictures may wait to be saved as jobs are out.
-        if self._troubles or self._finisher.busy >= max(BACKLOG, len(self._running)):
+        self._full = self._finisher.busy >= max(BACKLOG, len(self._running))
+        if self._troubles or self._full:
             return
         slots = self._executor.wants()
         if not slots:

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-from watcher import live, model
+from watcher import live, model, moved
 from watcher.clock import now_us
 from watcher.config import Config
 from watcher.dispatch import Dispatcher
@@ -197,6 +197,7 @@ class Service:
             checkpoint=checkpoint,
         )
         self._started_at = now_us()
+        self._left: list[str] = []  #: what lies where a setting led before, in words
         self._cared = 0.0
         self._paused = False
         self._pulsed = 0.0
@@ -226,6 +227,8 @@ class Service:
 
     def _work(self, ends: contextlib.ExitStack, *, once: bool) -> int:
         """Start every part, each with its end on the stack, and turn until it is time to stop."""
+        with contextlib.suppress(OSError):  # on a full disk the places are noted another time
+            moved.note_places(self._config)
         ends.callback(self._inbox.close)
         known = self._store.get("inbox_ours")
         self._inbox.open(first=not known)
@@ -354,6 +357,7 @@ class Service:
         self._guarded("record", self._look_at_record)
         self._guarded("outputs", self._look_at_outputs)
         self._look_at_device()
+        self._look_behind()
 
     def _look_at_record(self) -> None:
         try:
@@ -378,6 +382,14 @@ class Service:
         self._outputs.check()
         if self._outputs.free_bytes() < self._config.min_free_disk:
             raise SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")
+
+    def _look_behind(self) -> None:
+        """Settings may have led elsewhere before: what lies there is told until it is gone."""
+        left = moved.left_behind(self._config)
+        for words in left:
+            if words not in self._left:
+                say(logger, "setting.moved", logging.WARNING, message=words)
+        self._left = left
 
     def _look_at_device(self) -> None:
         lost = model.check(self._choice, self._probe)
@@ -431,6 +443,7 @@ class Service:
             "trouble": trouble,
             "warnings": warnings,
             "inbox": self._inbox.health(),
+            "notices": self._left,
         }
         try:
             live.write(self._config.state, pulse)

@@ -41,7 +41,15 @@ from watcher.inbox.claims import (
     reason,
 )
 from watcher.inbox.lease import Writer, ignore_lease_signal, writer_of
-from watcher.inbox.shelves import CLAIMED, MARK, Shelves, done_files, drop_done, file_of
+from watcher.inbox.shelves import (
+    CLAIMED,
+    MARK,
+    Shelves,
+    claimed_files,
+    done_files,
+    drop_done,
+    file_of,
+)
 from watcher.inbox.submit import submit
 from watcher.lock import RootLock, held, holder
 from watcher.log import say
@@ -50,6 +58,7 @@ __all__ = [
     "Claim",
     "Inbox",
     "RootLock",
+    "claimed_files",
     "deaf",
     "done_files",
     "drop_done",

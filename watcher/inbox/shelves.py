@@ -221,6 +221,13 @@ class Shelves:
         publish.sync_folder(path.parent)
 
 
+def claimed_files(inbox: Path) -> list[str]:
+    """The names of the files in work. Raises OSError, but not for a folder that is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        return [name for name in os.listdir(inbox / CLAIMED) if "~" in name]
+    return []
+
+
 def done_files(inbox: Path) -> Iterator[Path]:
     """Everything in ``done/``, without an order."""
     for path in sorted((inbox / DONE).glob("[0-9]*/*~*")):

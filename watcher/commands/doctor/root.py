@@ -10,8 +10,11 @@ from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look
 def layout(look: Look) -> Iterator[Finding]:
     """What a start refuses: folders inside each other, the record on a network disk."""
     from watcher.layout import check_layout
+    from watcher.moved import left_behind
 
     check_layout(look.config)
+    for words in left_behind(look.config):
+        yield Finding("layout", NOTE, words)
     yield Finding("layout", OK, "inbox, outputs and record are apart, the record on a local disk")
 
 

@@ -1,0 +1,232 @@
+"""After a power cut: the watcher on what is left, and what must hold once it is done.
+
+``drain`` is the real watcher, ``service.run(once=True)``, in a process forked from this one,
+which has everything imported; only the worker is played, since it holds nothing.
+"""
+
+import collections
+import contextlib
+import hashlib
+import json
+import os
+import queue
+import shutil
+import signal
+import sqlite3
+import sys
+import threading
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from cuttrace import Tree
+from engines import expected
+
+from watcher import executor as ex
+from watcher import log, service
+from watcher.config import Config
+from watcher.jobs import JobRequest
+from watcher.recipe import read_recipe
+
+_SECONDS = 60  #: for a watcher to be done
+
+
+class Player:
+    """An executor with one slot that makes each picture at once, in this process."""
+
+    def __init__(self, *_given: Any) -> None:
+        self._events: queue.SimpleQueue[ex.Event | None] = queue.SimpleQueue()
+        self._info = {"model": "scripted", "revision": "1", "device": "cpu", "dtype": "float32"}
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        self._events.put(ex.Ready(0, self._info))
+
+    def events(self, timeout: float) -> list[ex.Event]:
+        found = []
+        with contextlib.suppress(queue.Empty):
+            found.append(self._events.get(timeout=timeout or 0.0001))
+            while True:
+                found.append(self._events.get_nowait())
+        return [event for event in found if event is not None]
+
+    def wake(self) -> None:
+        self._events.put(None)
+
+    def wants(self) -> list[int]:
+        return [0] if self._events.empty() else []
+
+    def send(self, slot: int, job_id: str, attempt: int, request: JobRequest) -> None:
+        image = expected(request.prompt, request.seed or 0, request.width or 0, request.height or 0)
+        self._events.put(ex.Started(slot, job_id, attempt))
+        self._events.put(
+            ex.Picture(slot, job_id, attempt, image.size, image.tobytes(), {}, self._info)
+        )
+
+    def cancel(self, job_id: str) -> None:
+        """Nothing is ever in work."""
+
+    def stop(self, grace: float) -> list[tuple[str, int]]:
+        return []
+
+    def status(self) -> list[dict[str, Any]]:
+        return []
+
+
+def lay_out(root: Path, tree: Tree) -> None:
+    """The folders and files of a state; the machine has booted since."""
+    for path, content in tree.items():
+        place = root / path
+        if content is None:
+            place.mkdir(parents=True)
+        elif isinstance(content, str):
+            os.link(root / content, place)
+        else:
+            place.write_bytes(content)
+    note = root / ".steady" / "reading"
+    if note.exists():
+        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
+        note.write_bytes(note.read_bytes().replace(boot, b"another boot"))
+
+
+def drain(root: Path, settings: Mapping[str, Any], said: Path) -> int:
+    """Run the watcher on ``root`` until nothing is left; its exit code, minus a signal's number."""
+    (root / "config.yaml").write_text(json.dumps(dict(settings)))
+    child = os.fork()
+    if child == 0:
+        code = 70
+        try:
+            handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(handle, 1)
+            os.dup2(handle, 2)
+            signal.alarm(_SECONDS)
+            log.configure("info")
+            service.build = Player  # type: ignore[assignment]
+            code = service.run(Config.load(root), once=True)
+        except BaseException:
+            traceback.print_exc(file=sys.stderr)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def faults(root: Path, said: Sequence[Mapping[str, Any]], *, full: bool) -> list[str]:
+    """Broken promises of a root that was drained after a cut; what was ``said`` before it.
+
+    ``full``: commits are flushed, so what was answered holds; else it may have been forgotten.
+    """
+    with contextlib.closing(sqlite3.connect(root / "steady.db")) as record:
+        record.row_factory = sqlite3.Row
+        whole = record.execute("PRAGMA integrity_check").fetchone()[0]
+        if whole != "ok":
+            return [f"the record: {whole}"]
+        jobs = [dict(row) for row in record.execute("SELECT * FROM jobs")]
+        open_ = record.execute(
+            "SELECT name FROM batches WHERE archived = 0 AND (recorded_at IS NOT NULL"
+            " OR claim IS NOT NULL)"
+        ).fetchall()
+    found = [f"not put away: {row['name']}" for row in open_]
+    return found + _job_faults(root, jobs, said, full) + _folder_faults(root, said)
+
+
+def _asked(said: Sequence[Mapping[str, Any]], step: str, what: str) -> set[str]:
+    return {each["prompt"] for each in said if each.get(step) == what}
+
+
+def _job_faults(
+    root: Path, jobs: Sequence[dict[str, Any]], said: Sequence[Mapping[str, Any]], full: bool
+) -> list[str]:
+    found = []
+    by_prompt = collections.defaultdict(list)
+    for job in jobs:
+        by_prompt[job["prompt"]].append(job)
+    found += [f"doubled: {p}" for p, same in by_prompt.items() if len(same) > 1]
+    pruned = _asked(said, "begin", "prune")
+    for each in said:
+        if each.get("did") in ("file", "post"):
+            for prompt in each.get("prompts", [each.get("prompt")]):
+                if prompt not in by_prompt and prompt not in pruned:
+                    found.append(f"lost: {prompt}")
+        if each.get("did") == "post":
+            for job in by_prompt[each["prompt"]]:
+                if (job["id"], job["image_name"]) != (each["id"], each["image"]):
+                    found.append(f"{each['prompt']} has another id or name than was told")
+    pictures = {
+        str(path.relative_to(root / "outputs")): path.read_bytes()
+        for path in (root / "outputs").rglob("[!.]*.png")
+    }
+    for job in jobs:
+        found += _fault_of(job, pictures.pop(job["path"], None), said, full)
+    for path, data in pictures.items():
+        if (read_recipe(data) or {}).get("request", {}).get("prompt") not in pruned:
+            found.append(f"nobody's picture: {path}")
+    return found
+
+
+def _fault_of(
+    job: Mapping[str, Any], picture: bytes | None, said: Sequence[Mapping[str, Any]], full: bool
+) -> list[str]:
+    prompt, state = job["prompt"], job["state"]
+    may = {"completed"}
+    for what, ends in (("cancel", {"cancelled"}), ("retry", {"failed"})):
+        if prompt in _asked(said, "begin", what):
+            may |= ends
+        if full and prompt in _asked(said, "did", what):
+            may = ends if what == "cancel" else may - ends
+    if "raise" in prompt and not (full and prompt in _asked(said, "did", "retry")):
+        may |= {"failed"}
+    if state not in may:
+        return [f"{prompt} is {state}"]
+    if full and prompt in _asked(said, "did", "delete") and job["deleted_at"] is None:
+        return [f"the deletion of {prompt} is forgotten"]
+    if full and prompt in _asked(said, "did", "prune"):
+        return [f"{prompt} is there although it was pruned"]
+    if state == "completed" and job["deleted_at"] is None:
+        if picture is None:
+            return [] if prompt in _asked(said, "begin", "prune") else [f"no picture of {prompt}"]
+        if hashlib.sha256(picture).hexdigest() != job["sha256"]:
+            return [f"the picture of {prompt} is not the recorded one"]
+    return []
+
+
+def _folder_faults(root: Path, said: Sequence[Mapping[str, Any]]) -> list[str]:
+    inbox = root / "inbox"
+    left = [p.name for p in inbox.iterdir() if not p.name.startswith(".") and p.is_file()]
+    left += [
+        f"{room}/{p.name}" for room in (".claimed", "refused") for p in (inbox / room).iterdir()
+    ]
+    found = [f"left over: {name}" for name in left]
+    gone = {each["file"] for each in said if each.get("begin") == "prune"}
+    for each in said:
+        if each.get("did") != "file" or each["file"] in gone:
+            continue
+        stem, suffix = os.path.splitext(each["file"])
+        kept = [p.name for p in (inbox / "done").rglob(f"{stem}~????????{suffix}*")]
+        ends = sorted(
+            name[len(stem) + 9 :] for name in kept if not name.endswith(".csv.result.csv")
+        )
+        if ends != [suffix, f"{suffix}.result.json"]:
+            found.append(f"{each['file']} lies in done/ as {kept}")
+    return found
+
+
+def judge(
+    place: Path, tree: Tree, said: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+) -> list[str]:
+    """Lay out, drain, look. ``place`` is a folder of its own, which goes afterwards if all is well."""
+    root = place / "root"
+    shutil.rmtree(place, ignore_errors=True)
+    root.mkdir(parents=True)
+    lay_out(root, tree)
+    full = settings.get("synchronous") != "normal"
+    code = drain(root, settings, place / "said")
+    try:
+        found = [] if code == 0 else [f"the watcher ended with {code}"]
+        found += faults(root, said, full=full)
+    except (OSError, sqlite3.Error) as error:
+        found = [f"the watcher ended with {code}; {type(error).__name__}: {error}"]
+    if not found:
+        shutil.rmtree(place)
+    return found

@@ -1,0 +1,162 @@
+"""The run whose file-system calls are recorded: ``strace python cutscene.py ROOT``.
+
+A real `steady serve` and the people who use it. Whatever somebody was told, or has made
+durable, is said to the trace, so the judge knows what a cut may not take back.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cuttrace import SAYS
+
+ROWS = 23  #: two transactions of a table
+
+
+def say(**what: Any) -> None:
+    """To the trace: opens a file that is not there, whose name is the message."""
+    with contextlib.suppress(OSError):
+        os.open(SAYS + json.dumps(what).encode().hex(), os.O_RDONLY)
+
+
+class Scene:
+    """A root, its service, and somebody who asks."""
+
+    def __init__(self, root: Path, port: int) -> None:
+        self._root = root
+        self._port = port
+
+    def drop(self, name: str, content: str, prompts: list[str]) -> None:
+        """As a careful person does: written elsewhere and flushed, then moved in, and flushed."""
+        draft = self._root / f"draft-{name}"
+        with draft.open("wb") as file:
+            file.write(content.encode())
+            file.flush()
+            os.fsync(file.fileno())
+        say(begin="file", file=name, prompts=prompts)
+        draft.rename(self._root / "inbox" / name)
+        for folder in (self._root / "inbox", self._root):
+            handle = os.open(folder, os.O_RDONLY)
+            os.fsync(handle)
+            os.close(handle)
+        say(did="file", file=name, prompts=prompts)
+
+    def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
+        connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        try:
+            data = json.dumps(body) if body is not None else None
+            connection.request(method, path, data, {"Content-Type": "application/json"} | headers)
+            answer = connection.getresponse()
+            said = answer.read()
+            assert answer.status < 300, (method, path, answer.status, said)
+            return json.loads(said) if said else None
+        finally:
+            connection.close()
+
+    def post(self, prompt: str, **headers: str) -> str:
+        say(begin="post", prompt=prompt)
+        told = self.ask("POST", "/generate-image", {"prompt": prompt}, **headers)
+        say(did="post", prompt=prompt, id=told["job_id"], image=told["image_name"])
+        return str(told["job_id"])
+
+    def act(self, what: str, prompt: str, method: str, path: str) -> None:
+        say(begin=what, prompt=prompt)
+        self.ask(method, path)
+        say(did=what, prompt=prompt)
+
+    def wait(self, job: str, *states: str) -> None:
+        until(lambda: self.ask("GET", f"/jobs/{job}")["state"] in states, f"{job} {states}")
+
+    def settled(self) -> None:
+        """Everything has ended and is put away."""
+
+        def all_over() -> bool:
+            counts = self.ask("GET", "/queue")["counts"]
+            claimed = list((self._root / "inbox" / ".claimed").iterdir())
+            waiting = [p for p in (self._root / "inbox").iterdir() if p.suffix]
+            return not (counts["queued"] or counts["generating"] or claimed or waiting)
+
+        until(all_over, "the end")
+
+    def play(self, gate: Path, *, long: bool) -> None:
+        """Every way a job comes and goes. ``gate``: a path that holds a job while it is there."""
+        self.settled()
+        if long:
+            say(begin="prune", prompt="early steps=1", file="early.yaml")
+            steady(self._root, "prune", "--older-than", "0s", "--images")
+            say(did="prune", prompt="early steps=1", file="early.yaml")
+        names = [f"three-{n} steps=1" for n in range(3)]
+        self.drop("three.json", json.dumps([{"prompt": p} for p in names]), names)
+        first = self.post("post-0 steps=1")
+        self.post("post-1 steps=1", **{"Idempotency-Key": "k1"})
+        if not long:
+            self.settled()
+            return
+        rows = [f"row-{n} steps=1" for n in range(ROWS)]
+        self.drop("table.csv", "prompt\n" + "\n".join(rows) + "\n", rows)
+        self.wait(first, "completed")
+        self.act("delete", "post-0 steps=1", "DELETE", f"/jobs/{first}/image")
+        faulty = "faulty raise once steps=1"
+        fails = self.post(faulty)
+        self.wait(fails, "failed")
+        self.act("retry", faulty, "POST", f"/jobs/{fails}/retry")
+        self.wait(fails, "completed")
+        self.settled()
+        gate.touch()
+        held = self.post(f"held held={gate} steps=1")
+        self.wait(held, "generating")
+        victim = self.post("victim steps=1")
+        self.act("cancel", "victim steps=1", "DELETE", f"/jobs/{victim}")
+        gate.unlink()
+        keyed = [f"keyed-{n} steps=1" for n in range(3)]
+        for name, part, more in (("k1.json", keyed[:2], {}), ("k2.json", keyed, {"resume": True})):
+            jobs = [{"prompt": p} for p in part]
+            self.drop(name, json.dumps({"key": "night", "jobs": jobs} | more), part)
+            self.settled()
+        self.post("last steps=1")
+        self.settled()
+
+
+def until(predicate: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + 120
+    while True:
+        with contextlib.suppress(OSError, http.client.HTTPException):
+            if predicate():
+                return
+        if time.monotonic() > deadline:
+            raise TimeoutError(what)
+        time.sleep(0.1)
+
+
+def steady(root: Path, *words: str) -> None:
+    subprocess.run([sys.executable, "-m", "watcher.cli", "--root", root, "-q", *words], check=True)
+
+
+def main() -> None:
+    root, port, gate, length = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    os.chdir(root)
+    scene = Scene(root, port)
+    scene.drop("early.yaml", "prompt: early steps=1\n", ["early steps=1"])
+    with Path(sys.argv[5]).open("ab") as said:
+        service = subprocess.Popen(
+            [sys.executable, "-m", "watcher.cli", "--root", root, "serve", "--port", str(port)],
+            stdout=said, stderr=said,
+        )  # fmt: skip
+    try:
+        until(lambda: bool(scene.ask("GET", "/health")), "the service")
+        scene.play(gate, long=length == "long")
+    finally:
+        service.send_signal(signal.SIGTERM)
+        service.wait(60)
+
+
+if __name__ == "__main__":
+    main()
