@@ -61,6 +61,18 @@ def scan(data: bytes) -> Picture:
     raise NotAPicture("neither PNG, WebP nor JPEG")
 
 
+def unpadded(data: bytes) -> bytes:
+    """``data`` up to the end of the picture, where that can be told. Pads are common: some
+    programs and cameras write something behind it."""
+    if data.startswith(_PNG):
+        end = data.rfind(b"IEND\xaeB`\x82")
+        return data if end < 0 else data[: end + 8]
+    if data[:4] == b"RIFF" and len(data) >= 12:
+        return data[: 8 + int.from_bytes(data[4:8], "little")]
+    end = data.rfind(b"\xff\xd9") if data[:3] == b"\xff\xd8\xff" else -1
+    return data if end < 0 else data[: end + 2]
+
+
 def strip(data: bytes) -> bytes:
     """The same picture, pixel for pixel, without any text, EXIF, XMP or comment.
 

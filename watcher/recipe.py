@@ -17,11 +17,12 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from watcher.imagefile import NotAPicture, Picture, scan, xmp_of
-from watcher.jobs import MAX_SEED, Job, JobRequest
+from watcher.imagefile import NotAPicture, Picture, scan, unpadded, xmp_of
+from watcher.jobs import Job, JobRequest
 
 #: Longest settings line of an A1111 text; its regex is quadratic, so longer ones are not read.
 _MAX_SETTINGS = 8000
+_MOST_BELOW = 20  #: lines that some programs write below the settings, and one
 _MAX_XMP = 65_000  #: one JPEG segment
 
 #: What of the engine's own ``details`` a recipe may repeat: things that change pixels.
@@ -168,10 +169,11 @@ def read_recipe(data: bytes) -> dict[str, Any] | None:
     ``embed_metadata: false`` gives ``{"job_id": …}`` alone). A picture of A1111 and its kin
     comes back as ``{"source": "a1111", "request": {…}, "parameters": text}`` with the
     request in our fields. Values are as found: the caller validates them like any other
-    request. A truncated, padded or otherwise odd picture counts as carrying nothing.
+    request. What follows the picture is not looked at; a truncated or otherwise odd one counts
+    as carrying nothing.
     """
     try:
-        picture = scan(data)
+        picture = scan(unpadded(data))
     except NotAPicture:
         return None
     ours = _json_of(picture.ours)
@@ -208,13 +210,19 @@ def request_of_parameters(text: str) -> dict[str, Any] | None:
     """A1111's ``parameters`` text as our request fields; None when it is none.
 
     Steps count forwards there, so ``num_inference_steps`` is one more; CFG scale 1 is our
-    guidance 0. Settings that mean nothing here (sampler, clip skip, hashes) are left out.
+    guidance 0. Settings that mean nothing here (sampler, clip skip, hashes) are left out, and
+    so is what stands below the settings. A seed may be larger than ours.
     """
-    *lines, last = text.strip().split("\n")
-    if len(last) > _MAX_SETTINGS:
-        return None
-    settings = {name.strip(): _unquoted(value) for name, value in _SETTING.findall(last)}
-    if len(settings) < 3 or "Steps" not in settings:
+    lines = text.strip().split("\n")
+    settings: dict[str, str] = {}
+    for number in reversed(range(max(0, len(lines) - _MOST_BELOW), len(lines))):
+        if "Steps:" in lines[number] and len(lines[number]) <= _MAX_SETTINGS:
+            found = _SETTING.findall(lines[number])
+            settings = {name.strip(): _unquoted(value) for name, value in found}
+            if len(settings) >= 3 and "Steps" in settings:
+                del lines[number:]
+                break
+    else:
         return None
     prompt: list[str] = []
     negative: list[str] = []
@@ -232,7 +240,7 @@ def request_of_parameters(text: str) -> dict[str, Any] | None:
     if steps:
         request["num_inference_steps"] = steps + 1
     seed = _whole(settings.get("Seed"))
-    if seed is not None and seed <= MAX_SEED:
+    if seed is not None:
         request["seed"] = seed
     size = _SIZE.fullmatch(settings.get("Size", ""))
     if size:
@@ -268,4 +276,4 @@ def _unquoted(value: str) -> str:
 
 
 def _whole(value: str | None) -> int | None:
-    return int(value) if value and re.fullmatch(r"\d{1,19}", value, re.ASCII) else None
+    return int(value) if value and re.fullmatch(r"\d{1,20}", value, re.ASCII) else None

@@ -17,7 +17,7 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import BinaryIO
 
@@ -38,6 +38,7 @@ from watcher.jobfile.batchline import (
 from watcher.jobfile.cells import value_of_words
 from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.fields import request_of, resolve
+from watcher.jobfile.foreign import fitted
 from watcher.jobfile.naming import numbered
 from watcher.jobfile.planner import Planned, Planner
 from watcher.jobfile.problems import MAX_PROBLEMS, refusal, shown_key
@@ -170,7 +171,11 @@ def _of_picture(data: bytes, planner: Planner) -> Parsed:
     recipe = read_recipe(data)
     if recipe is None or "request" not in recipe:
         raise SteadyError("no_recipe")
-    return _of_sheets(json.dumps(again(recipe)).encode(), ".json", planner, None, False)
+    fields, warnings = again(recipe), list[str]()
+    if recipe.get("source") == "a1111":
+        fields, warnings = fitted(fields, planner.limits)
+    parsed = _of_sheets(json.dumps(fields).encode(), ".json", planner, None, False)
+    return replace(parsed, warnings=(*warnings, *parsed.warnings))
 
 
 def _of_sheets(
@@ -216,7 +221,7 @@ def _of_sheets(
         raise refusal(_by_line(problems), "" if how == "reject" else "all_rows_refused")
     if not planned:
         raise SteadyError("bad_shape")
-    warnings = tuple(w for sheet in read for w in sheet.warnings())
+    warnings = (*(w for sheet in read for w in sheet.warnings()), *planner.marks.warnings)
     key = first.key if len(read) == 1 else None
     many = len(planned) > 1
     return Parsed(planned, key, first.resume, how, tuple(refused.values()), warnings, many)

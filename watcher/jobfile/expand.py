@@ -33,6 +33,10 @@ _MASKED = str.maketrans({"\ufdd0": "{", "\ufdd1": "}"})
 class ExpansionFault(ValueError):
     """An expansion that cannot be made; the message is one sentence for a person."""
 
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.remedy = remedy
+
 
 def values_of(raw: Any) -> Sequence[Any]:
     """The values of one axis: a list as it is, ``1..50`` as a range (not built), else that one."""
@@ -155,7 +159,8 @@ def wild(text: str, seed: int, wildcards: Wildcards | None) -> str:
             return source.choice(str(match[2]).split("|"))
         lines = wildcards(match[1]) if wildcards else None
         if lines is None:
-            raise ExpansionFault(f"there is no wildcard list `{match[1]}`")
+            where = f"Write it into wildcards/{match[1]}.txt below the root, one choice a line."
+            raise ExpansionFault(f"there is no wildcard list `{match[1]}`", where)
         if not lines:
             raise ExpansionFault(f"the wildcard list `{match[1]}` is empty")
         chosen = True

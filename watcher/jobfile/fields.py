@@ -25,11 +25,13 @@ from watcher.jobfile.hints import (
     MAX_METADATA_TEXT,
     MULTIPLE,
     TEXT_FIELDS,
+    WHOLE,
     advice_for,
     allowed_for,
 )
 from watcher.jobfile.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
 from watcher.jobfile.problems import at, refusal, shown, shown_key
+from watcher.jobfile.strictyaml import Number
 from watcher.jobfile.wording import control_character, translated
 from watcher.jobs import (
     MAX_PROMPT,
@@ -47,6 +49,8 @@ _MOST_UNKNOWN = 10  #: unknown keys named in one mapping
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _ODD_BREAKS = re.compile("\r\n?")
 _OUTER = " \t\n"  #: what is taken off the ends of a text; all other blanks are the person's
+_POINT_NOUGHT = re.compile(r"(-?\d{1,30})\.0{1,9}", re.ASCII)
+_WHOLE = WHOLE | {"steps"}
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*", re.ASCII)
 
 
@@ -56,8 +60,9 @@ def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], 
     Returns the values by field name, which key of ``raw`` each came from, and what is wrong
     with the keys (unknown ones, a thing said twice). Values are not looked at but for ``size``.
     """
+    raw = {key: _whole(value) if key in _WHOLE else value for key, value in raw.items()}
     if raw.keys() <= _FIELDS:  # as in most of a million lines
-        return dict(raw), dict(zip(raw, raw, strict=True)), []
+        return raw, dict(zip(raw, raw, strict=True)), []
     values: dict[str, Any] = {}
     came_from: dict[str, str] = {}
     problems: list[Problem] = []
@@ -96,6 +101,13 @@ def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], 
             if unknown <= _MOST_UNKNOWN:
                 problems.append(unknown_field(str(key), value))
     return values, came_from, problems
+
+
+def _whole(value: Any) -> Any:
+    """``512.0`` as 512, also in a list; everything else as it is."""
+    if isinstance(value, Number) and (match := _POINT_NOUGHT.fullmatch(value.source)):
+        return int(match[1])
+    return [_whole(item) for item in value] if isinstance(value, list) else value
 
 
 def unknown_field(key: str, value: Any) -> Problem:

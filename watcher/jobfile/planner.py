@@ -23,6 +23,7 @@ from watcher.jobfile.expand import (
     wild,
 )
 from watcher.jobfile.fields import Checker, moment_of, normalised
+from watcher.jobfile.foreign import Marks
 from watcher.jobfile.hints import allowed_for
 from watcher.jobfile.naming import slug
 from watcher.jobfile.problems import shown
@@ -129,6 +130,7 @@ class Planner:
     ) -> None:
         self.limits = limits
         self.salt = salt
+        self.marks = Marks()  #: of other programs, in the prompts planned so far
         self._checker = Checker(limits)
         self._date = f"{now or datetime.now():%Y%m%d}"
         self._wildcards = wildcards
@@ -162,7 +164,8 @@ class Planner:
             return self._several(values, names, index, template.wild, seeds)
         except ExpansionFault as fault:
             words = str(fault)
-            return [Problem("bad_placeholder", words[:1].upper() + words[1:] + ".", key="prompt")]
+            message = words[:1].upper() + words[1:] + "."
+            return [Problem("bad_placeholder", message, key="prompt", remedy=fault.remedy or None)]
 
     def _all_problems(
         self, template: Template, values: dict[str, Any], names: Mapping[str, str], index: int
@@ -270,6 +273,7 @@ class Planner:
         self, request: JobRequest, row: int, priority: Priority, warnings: tuple[str, ...] = ()
     ) -> Planned:
         """``request`` as a picture to be made; ``priority`` when it names none."""
+        self.marks.look(request.prompt)
         moment = None if request.not_before is None else moment_of(request.not_before)
         own = priority if request.priority is None else Priority(request.priority)
         said = self._checker.warnings(request) + warnings

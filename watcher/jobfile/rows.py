@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 from watcher.errors import Problem, SteadyError
 from watcher.jobfile.batchline import batch_line_fields, is_batch_line
 from watcher.jobfile.cells import reader_of
+from watcher.jobfile.foreign import fitted, line_fields
 from watcher.jobfile.hints import FIELDS, meant_by, plain_key
 from watcher.jobfile.planner import TEXTS, Planned, Planner, Template, template_of
 from watcher.jobfile.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
@@ -165,7 +166,7 @@ class Lines:
         form: str,
         planner: Planner,
     ) -> None:
-        self.warnings: list[str] = []
+        self._warnings: list[str] = []
         self._planner = planner
         self._index = 0
         self._columns: Columns | None = None
@@ -178,12 +179,32 @@ class Lines:
         if form in (".csv", ".tsv"):
             table = Table(stream, form)
             self._columns = columns = Columns(table.header)
-            self.warnings = columns.warnings
-            self.warnings += table.warnings
+            self._warnings = columns.warnings
+            self._warnings += table.warnings
             return table.rows(), lambda raw: columns.template(raw.cells)
         if form == ".jsonl":
             return json_rows(stream), _template_of_line
-        return text_rows(stream), lambda raw: Template({"prompt": raw.value})
+        return text_rows(stream), self._template_of_text
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is to be told of the rows read so far, as a whole."""
+        return [*self._warnings, *self._planner.marks.warnings]
+
+    def _template_of_text(self, raw: RawRow) -> Template:
+        """A line of a list: a prompt, or what another program writes there."""
+        said: tuple[dict[str, Any], list[str]] | None = None
+        if isinstance(raw.value, dict):
+            said = raw.value, []
+        elif isinstance(raw.value, str):
+            said = line_fields(raw.value)
+        if said is None:
+            return Template({"prompt": raw.value})
+        fields, warnings = fitted(said[0], self._planner.limits)
+        template = template_of(fields)
+        template.warnings = (*said[1], *warnings)
+        self._planner.marks.read(raw.line)
+        return template
 
     def __iter__(self) -> "Iterator[Planned | Row]":
         return self._each

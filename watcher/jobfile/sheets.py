@@ -24,6 +24,7 @@ from watcher.jobfile.expand import (
     values_of,
 )
 from watcher.jobfile.fields import normalised, unknown_field
+from watcher.jobfile.foreign import is_workflow
 from watcher.jobfile.hints import BATCH_KEYS, FIELDS, TEXT_FIELDS
 from watcher.jobfile.planner import (
     BUILT_IN,
@@ -34,7 +35,7 @@ from watcher.jobfile.planner import (
     template_of,
     wants_wildcards,
 )
-from watcher.jobfile.problems import at, shown, shown_key
+from watcher.jobfile.problems import at, refusal, shown, shown_key
 from watcher.jobs import MAX_PROMPT, JobRequest, Limits
 
 OnError = Literal["reject", "skip"]
@@ -131,21 +132,64 @@ class Sheet:
 
 def read(text: str, suffix: str) -> list[Sheet]:
     """The sheets of a file's text. Raises SteadyError for what cannot be read at all."""
+    if fenced := _FENCED.fullmatch(text):  # as a chat writes it; lines keep their numbers
+        text = "\n" + fenced[1]
     if suffix == ".json":
         document = strictjson.Document(text)
         return [_sheet(document.value, document.place, None)]
-    documents = strictyaml.read(
-        text, text_keys=TEXT_FIELDS, comment_keys=_COMMENT_KEYS, text_lists=_TEXT_LISTS
-    )
+    try:
+        documents = strictyaml.read(
+            text, text_keys=TEXT_FIELDS, comment_keys=_COMMENT_KEYS, text_lists=_TEXT_LISTS
+        )
+    except SteadyError as error:
+        if error.code == "bad_yaml" and (slip := _slip(text)):
+            raise refusal([slip]) from None
+        raise
+    if (slip := _slip(text)) and any(_is_slip(d.value) for d in documents):
+        raise refusal([slip])
     filled = [(n, d) for n, d in enumerate(documents, 1) if d.value is not None]
     if not filled:
         raise SteadyError("empty_file")
     return [_sheet(d.value, d.place, n if len(filled) > 1 else None) for n, d in filled]
 
 
+_FENCED = re.compile(r"\s*```[\w-]*[ \t]*\r?\n(.*?)\s*```\s*", re.DOTALL)
+#: A field's name, and behind it something that only looks like a colon and a blank.
+_SLIP = re.compile(
+    r"^([ \t]*(?:- +)?)([A-Za-z_]+)(\uff1a|:(?=[^\s\x85])|:(?=[\u00a0\u2007\u202f\u3000]))", re.M
+)
+
+
+def _slip(text: str) -> Problem | None:
+    """The first place where a colon is none or lacks its blank, so that no field is seen."""
+    for match in _SLIP.finditer(text):
+        name, mark = match[2], match[3]
+        if name not in _FIELD_NAMES and name not in BATCH_KEYS:
+            continue
+        odd = mark if mark != ":" else text[match.end()]
+        line, column = strictyaml.line_of(text, match.end() - (mark != ":"))
+        which = f"`{odd}` (U+{ord(odd):04X})" if not odd.isascii() else f"`{odd}`"
+        what = "instead of a colon" if mark != ":" else "instead of a blank after the colon"
+        message = f"{which} stands behind `{name}` {what} (column {column})."
+        remedy = f"Write `{name}: ` with an ordinary colon and blank."
+        return Problem("bad_yaml", message, key=name, line=line, column=column, remedy=remedy)
+    return None
+
+
+def _is_slip(value: Any) -> bool:
+    """Was such a place read as a text, alone or in a list?"""
+    items = value if isinstance(value, list) else [value]
+    if isinstance(value, Mapping) and isinstance(value.get("jobs"), list):
+        items = value["jobs"]
+    return any(isinstance(item, str) and _slip(item) for item in items)
+
+
 def _sheet(value: Any, place: Callable[[Path], tuple[int, int]], number: int | None) -> Sheet:
     sheet = Sheet(place, number)
-    if isinstance(value, list):
+    if isinstance(value, Mapping) and is_workflow(value):
+        instead = "Write the prompt, size, steps and seed you want as a job of ours."
+        sheet.fault("bad_shape", "This is a ComfyUI workflow, not a job.", (), remedy=instead)
+    elif isinstance(value, list):
         sheet.items = _items(value, ())
     elif isinstance(value, Mapping) and (_MARKS & value.keys()):
         _read_batch(sheet, value)

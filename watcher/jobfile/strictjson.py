@@ -79,14 +79,16 @@ def read(text: str) -> Any:
     try:
         value = (_CAREFUL if _LONG_NUMBER.search(text) else _DECODER).decode(text)
     except json.JSONDecodeError as error:
-        message = f"Line {error.lineno}, column {error.colno}: {error.msg}."
+        end = min(error.pos, len(text.rstrip()))  # what is missing is missing on the last line
+        row, column = text.count("\n", 0, end) + 1, end - (text.rfind("\n", 0, end) + 1) + 1
+        message = f"Line {row}, column {column}: {error.msg}."
         remedy = None
-        if error.msg == "Extra data" and error.lineno > 1:
+        if error.msg == "Extra data" and row > 1:
             remedy = "A file holds one JSON value; many jobs go into a list, or a line each into a .jsonl."
-        problem = Problem("bad_json", message, line=error.lineno, column=error.colno, remedy=remedy)
+        problem = Problem("bad_json", message, line=row, column=column, remedy=remedy)
         raise SteadyError("bad_json", message, problems=[problem], remedy=remedy or "") from None
     except _Fault as fault:
-        line = _second_line(text, fault.key) if fault.key is not None else None
+        line = _second_line(text, fault.key) if fault.key is not None else _odd_number(text)
         key = None if fault.key is None else _shown(fault.key)
         problem = Problem(fault.code, str(fault), key=key, line=line)
         message = f"Line {line}: {fault}" if line else str(fault)
@@ -102,6 +104,21 @@ def _second_line(text: str, key: str) -> int | None:
     """The line a key stands on for the second time, when it stands exactly twice in the text."""
     found = [m.start() for m in re.finditer(re.escape(f'"{key}"') + r"\s*:", text)]
     return text.count("\n", 0, found[1]) + 1 if len(found) == 2 else None
+
+
+def _odd_number(text: str) -> int | None:
+    """The line of the first NaN, Infinity or number past a float's range."""
+    for match in _TOKEN.finditer(text):
+        if match[0].lstrip("-") in ("NaN", "Infinity") or _too_large(match[0]):
+            return text.count("\n", 0, match.start()) + 1
+    return None
+
+
+def _too_large(token: str) -> bool:
+    try:
+        return token[0] in "-0123456789" and not isfinite(float(token))
+    except ValueError:
+        return False
 
 
 def _too_deep() -> SteadyError:

@@ -128,7 +128,7 @@ class _Builder:
 
     def refuse(self, code: str, message: str, mark: Any, remedy: str = "") -> NoReturn:
         """Raises; ``mark`` is libyaml's, which counts from 0. Shows the line and its key."""
-        line = mark.line + 1
+        line = min(mark.line, self._text.rstrip().count("\n")) + 1  # the end is on the last line
         source = self._text.split("\n", line)[line - 1 : line]
         key, key_line = self._last_key
         problem = Problem(

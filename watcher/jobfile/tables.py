@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 
 from watcher.errors import Problem, SteadyError
 from watcher.jobfile import strictjson
+from watcher.jobfile.foreign import Pasted
 from watcher.suffixes import FORMS
 
 MAX_LINE = 1 << 20  #: characters of one physical line
@@ -94,6 +95,9 @@ class _Text(io.TextIOWrapper):
         """Leaves closing to whoever opened the stream."""
 
 
+_FENCE = re.compile(r"```[\w-]*\s*")  #: a chat puts these around a file
+
+
 class Lines:
     """Physical lines of a binary stream as text, each bounded, with the encoding found out.
 
@@ -110,8 +114,14 @@ class Lines:
     def __iter__(self) -> Iterator[str]:
         readline = self._text.readline
         try:
+            fenced = False
             while line := readline(MAX_LINE):
                 self.number += 1
+                if (self.number == 1 or fenced) and _FENCE.fullmatch(line):
+                    if fenced:
+                        return
+                    fenced = True
+                    continue
                 if len(line) >= MAX_LINE:
                     message = f"Line {self.number} is longer than {MAX_LINE} characters."
                     problem = Problem("too_large", message, line=self.number)
@@ -283,12 +293,21 @@ def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
     """The prompts of a plain list: one a line; blank lines and comments (``# ...``) are skipped.
 
     A line that begins with ``#`` and something other than a blank (``#1 fan``) is a prompt.
+    Generation data is one row, its ``value`` the fields. Raises SteadyError bad_shape for JSON.
     """
-    lines = Lines(stream)
+    lines, pasted, number = Lines(stream), Pasted(), 0
     for text in lines:
         text = text.strip(" \t\r\n")
-        if text and text != "#" and not text.startswith("# "):
-            yield RawRow(lines.number, lines.number, value=text)
+        if not number and begins_as_json(text):
+            remedy = "Call the file .json (or .jsonl, with a job in every line)."
+            raise SteadyError("bad_shape", "This is JSON, not a list of prompts.", remedy=remedy)
+        if text == "#" or text.startswith("# "):
+            continue
+        for line, value in pasted.add(lines.number, text):
+            number = line
+            yield RawRow(line, line, value=value)
+    for line, value in pasted.rest():
+        yield RawRow(line, line, value=value)
 
 
 def dump_refused(rows: Sequence[Row]) -> bytes:
