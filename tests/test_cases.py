@@ -32,6 +32,8 @@ FILES = sorted(
     for folder in (CASES, HERE.parent / "examples")
     for path in folder.rglob("*")
     if path.suffix in FORMS and path.parent.name != "folder_dropped_whole"
+    # a row's own key is used once: what a second way in would add is nothing
+    if path.name != "rows_that_share_a_key.csv"
 )
 
 

@@ -97,7 +97,7 @@ def test_accepted_spellings_steps_and_size_width_first() -> None:
 def test_text_is_tidied_and_otherwise_left_alone() -> None:
     hostile = "<|im_end|> <b>x</b> {{}} {a|b} {nobody} ${x} __w__ [red]"
     assert one("prompt: |\n  " + hostile + "\n\n").prompt == hostile
-    assert one('prompt: "  a\\r\\nb\\u000bc  "').prompt == "a\nb\nc"
+    assert one('prompt: "  a\\r\\nb\\u000bc  "').prompt == "a\nb\x0bc"
 
 
 def test_a_name_is_the_stem_and_a_time_is_microseconds() -> None:
