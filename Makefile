@@ -16,7 +16,7 @@ $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test again slow postgres ray ray-once fuzz fuzz-files torture powercut serve lint format bench gpu wheel written screens starter starter-score clean
+.PHONY: help venv demo test again slow postgres ray ray-once clients fuzz fuzz-files torture powercut serve lint format bench gpu wheel written screens starter starter-score clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,10 +57,10 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 
 # -- working on it -------------------------------------------------------------------------------
 test: $(VENV)/.installed-test ## all tests but the slow ones (real processes, the real pipeline)
-	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not ray and not postgres"
+	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not ray and not postgres and not clients"
 
 again: $(VENV)/.installed-test ## only the tests that failed last, one at a time
-	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray and not postgres"
+	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray and not postgres and not clients"
 
 slow: $(VENV)/.installed-test ## the slow tests: storms, thousands of files, fuzzing the routes
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu and not postgres"
@@ -83,6 +83,14 @@ ray-once: $(VENV)/.installed-test ## of these, exactly once on Ray with SQLite (
 	  echo "(sysctl kernel.unprivileged_userns_clone=1)."; \
 	  exit 1; }
 	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python -m pytest --timeout 300 tests/test_exactly_once.py
+
+tests/clients/.installed: tests/clients/requirements.txt tests/clients/package-lock.json $(VENV)/.installed-test
+	$(PIP) install --no-deps --no-compile --upgrade --target tests/clients/python -r $<
+	npm ci --prefix tests/clients --no-audit --no-fund --ignore-scripts
+	@touch $@
+
+clients: tests/clients/.installed ## unmodified clients of npm and PyPI against the service (fetches 230 MB; wants node)
+	$(BIN)/python -m pytest -m clients tests/test_clients.py
 
 fuzz: $(VENV)/.installed-test ## some four thousand odd requests against the running API (SEED=1; random for others)
 	STEADY_MODEL=starter FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -m slow tests/test_schemathesis.py

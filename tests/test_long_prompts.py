@@ -83,9 +83,9 @@ def test_every_way_in_and_every_place_says_it(here: House) -> None:
     assert SAID in " ".join(json.loads(get(here, "/jobs", job))["warnings"])
     answer = json.loads(get(here, "/v1/images/generations", {"prompt": LONG, "size": "64x64"}))
     assert len([w for w in answer["warnings"] if SAID in w]) == 1
-    here.root.drop("long.json", json.dumps([job, {**job, "prompt": "a red house"}]))
+    here.root.drop("long.json", json.dumps([{**job, "prompt": "a red house"}, job]))
     result = until(lambda: next(here.root.folder.rglob("long~*.result.json"), None), 250)
-    long, short = json.loads(result.read_text())["jobs"]
+    short, long = json.loads(result.read_text())["jobs"]
     assert SAID in long["warnings"][0] and not short.get("warnings")
     shown = here.root.steady("status", long["id"])
     assert SAID in shown.stdout
