@@ -8,6 +8,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 TORCH  ?=
 N      ?= 1000
 STATES ?= 440
+DEVICE ?= 0
 SEED   ?= 1
 ifeq ($(TORCH),cpu)
 TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
@@ -103,8 +104,8 @@ fuzz-files: $(VENV)/.installed-test ## a minute of odd bytes at the reader of jo
 torture: $(VENV)/.installed-test ## kill the service N times, then look for anything lost or doubled (N=1000)
 	$(BIN)/python tests/torture.py --kills $(N)
 
-powercut: $(VENV)/.installed-test ## cut the power at 440 instants of a recorded run, then look for anything lost (STATES=all, SEED=1)
-	$(BIN)/python tests/powercut.py --states $(STATES) --seed $(SEED)
+powercut: $(VENV)/.installed-test ## cut the power at 440 instants of a recorded run, then look for anything lost (STATES=all; DEVICE=20: on a real ext4)
+	$(BIN)/python tests/powercut.py --states $(STATES) --seed $(SEED) --device $(DEVICE)
 
 lint: $(VENV)/.installed-test ## ruff, mypy --strict, and who may import whom
 	$(BIN)/ruff check .

@@ -37,7 +37,12 @@ class Player:
 
     def __init__(self, *_given: Any) -> None:
         self._events: queue.SimpleQueue[ex.Event | None] = queue.SimpleQueue()
-        self._info = {"model": "scripted", "revision": "1", "device": "cpu", "dtype": "float32"}
+        self._info = {
+            "model": "scripted",
+            "revision": "1",
+            "device": "cpu",
+            "dtype": "float32",
+        }
         self._lock = threading.Lock()
 
     def start(self) -> None:
@@ -136,7 +141,10 @@ def _asked(said: Sequence[Mapping[str, Any]], step: str, what: str) -> set[str]:
 
 
 def _job_faults(
-    root: Path, jobs: Sequence[dict[str, Any]], said: Sequence[Mapping[str, Any]], full: bool
+    root: Path,
+    jobs: Sequence[dict[str, Any]],
+    said: Sequence[Mapping[str, Any]],
+    full: bool,
 ) -> list[str]:
     found = []
     by_prompt = collections.defaultdict(list)
@@ -166,7 +174,10 @@ def _job_faults(
 
 
 def _fault_of(
-    job: Mapping[str, Any], picture: bytes | None, said: Sequence[Mapping[str, Any]], full: bool
+    job: Mapping[str, Any],
+    picture: bytes | None,
+    said: Sequence[Mapping[str, Any]],
+    full: bool,
 ) -> list[str]:
     prompt, state = job["prompt"], job["state"]
     may = {"completed"}
@@ -213,20 +224,32 @@ def _folder_faults(root: Path, said: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def judge(
-    place: Path, tree: Tree, said: Sequence[Mapping[str, Any]], settings: Mapping[str, Any]
+    place: Path,
+    tree: Tree,
+    said: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
 ) -> list[str]:
     """Lay out, drain, look. ``place`` is a folder of its own, which goes afterwards if all is well."""
     root = place / "root"
     shutil.rmtree(place, ignore_errors=True)
     root.mkdir(parents=True)
     lay_out(root, tree)
-    full = settings.get("synchronous") != "normal"
-    code = drain(root, settings, place / "said")
-    try:
-        found = [] if code == 0 else [f"the watcher ended with {code}"]
-        found += faults(root, said, full=full)
-    except (OSError, sqlite3.Error) as error:
-        found = [f"the watcher ended with {code}; {type(error).__name__}: {error}"]
+    found = judge_root(root, said, settings, place / "said")
     if not found:
         shutil.rmtree(place)
     return found
+
+
+def judge_root(
+    root: Path,
+    said: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    heard: Path,
+) -> list[str]:
+    """Drain and look. ``heard``: where the watcher's words go."""
+    code = drain(root, settings, heard)
+    try:
+        found = [] if code == 0 else [f"the watcher ended with {code}"]
+        return found + faults(root, said, full=settings.get("synchronous") != "normal")
+    except (OSError, sqlite3.Error) as error:
+        return [f"the watcher ended with {code}; {type(error).__name__}: {error}"]

@@ -1,7 +1,8 @@
-"""The run whose file-system calls are recorded: ``strace python cutscene.py ROOT``.
+"""The run whose file-system calls are recorded: ``strace python cutscene.py ROOT PORT WORK``.
 
 A real `steady serve` and the people who use it. Whatever somebody was told, or has made
-durable, is said to the trace, so the judge knows what a cut may not take back.
+durable, is said to the trace and to the file WORK/promises, so the judge knows what a cut may
+not take back. WORK, outside the root, also holds what its processes say.
 """
 
 import contextlib
@@ -23,6 +24,8 @@ ROWS = 23  #: two transactions of a table
 
 def say(**what: Any) -> None:
     """To the trace: opens a file that is not there, whose name is the message."""
+    with (Path(sys.argv[3]) / "promises").open("a") as promises:
+        promises.write(json.dumps(what) + "\n")
     with contextlib.suppress(OSError):
         os.open(SAYS + json.dumps(what).encode().hex(), os.O_RDONLY)
 
@@ -73,7 +76,10 @@ class Scene:
         say(did=what, prompt=prompt)
 
     def wait(self, job: str, *states: str) -> None:
-        until(lambda: self.ask("GET", f"/jobs/{job}")["state"] in states, f"{job} {states}")
+        until(
+            lambda: self.ask("GET", f"/jobs/{job}")["state"] in states,
+            f"{job} {states}",
+        )
 
     def settled(self) -> None:
         """Everything has ended and is put away."""
@@ -117,7 +123,10 @@ class Scene:
         self.act("cancel", "victim steps=1", "DELETE", f"/jobs/{victim}")
         gate.unlink()
         keyed = [f"keyed-{n} steps=1" for n in range(3)]
-        for name, part, more in (("k1.json", keyed[:2], {}), ("k2.json", keyed, {"resume": True})):
+        for name, part, more in (
+            ("k1.json", keyed[:2], {}),
+            ("k2.json", keyed, {"resume": True}),
+        ):
             jobs = [{"prompt": p} for p in part]
             self.drop(name, json.dumps({"key": "night", "jobs": jobs} | more), part)
             self.settled()
@@ -141,18 +150,23 @@ def steady(root: Path, *words: str) -> None:
 
 
 def main() -> None:
-    root, port, gate, length = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
+    root, port, work, length = (
+        Path(sys.argv[1]),
+        int(sys.argv[2]),
+        Path(sys.argv[3]),
+        sys.argv[4],
+    )
     os.chdir(root)
     scene = Scene(root, port)
     scene.drop("early.yaml", "prompt: early steps=1\n", ["early steps=1"])
-    with Path(sys.argv[5]).open("ab") as said:
+    with (work / "said").open("ab") as said:
         service = subprocess.Popen(
             [sys.executable, "-m", "watcher.cli", "--root", root, "serve", "--port", str(port)],
             stdout=said, stderr=said,
         )  # fmt: skip
     try:
         until(lambda: bool(scene.ask("GET", "/health")), "the service")
-        scene.play(gate, long=length == "long")
+        scene.play(work / "gate", long=length == "long")
     finally:
         service.send_signal(signal.SIGTERM)
         service.wait(60)

@@ -3,10 +3,15 @@
 ``make powercut`` records the file-system calls of a real service (cutscene.py), builds what a
 cut may leave on a disk (cuttrace.py), starts the watcher on each such state and holds it to
 what people had been promised (cutjudge.py), with both settings of ``synchronous``.
+
+``--device N`` does the same without a model: the run is on ext4 on a loop device, which is cut off
+at a random instant, N times; what the kernel had not written by then is gone. Needs root.
 """
 
 import argparse
 import collections
+import contextlib
+import fcntl
 import itertools
 import json
 import multiprocessing
@@ -14,6 +19,7 @@ import os
 import random
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -23,7 +29,7 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cutjudge import judge
+from cutjudge import judge, judge_root
 from cuttrace import CALLS, VARIANTS, Trace, Tree, digest
 
 TESTS = Path(__file__).parent
@@ -49,27 +55,49 @@ class Cut:
     seed: int
 
 
+def stage(root: Path, work: Path, synchronous: str, *, long: bool = True) -> list[str]:
+    """Make ready a root for the scenario; the command that plays it."""
+    (root / "inbox").mkdir(parents=True)
+    log = work / "engine.log"
+    config = SETTINGS | {
+        "synchronous": synchronous,
+        "engine_options": {"log": str(log)},
+    }
+    (root / "config.yaml").write_text(json.dumps(config))
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    scene = [sys.executable, str(TESTS / "cutscene.py"), str(root), port, str(work)]
+    return [*scene, "long" if long else "short"]
+
+
+def environment() -> dict[str, str]:
+    """For the scenario's processes."""
+    kept = {k: v for k, v in os.environ.items() if not k.startswith("STEADY_")}
+    path = f"{TESTS.parent}{os.pathsep}{TESTS}"
+    return kept | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+
+
 def record(work: Path, synchronous: str, *, long: bool = True) -> Trace:
     """The trace of one run of the scenario, made below ``work``."""
     root = work / "root"
-    (root / "inbox").mkdir(parents=True)
-    log = work / "engine.log"
-    config = SETTINGS | {"synchronous": synchronous, "engine_options": {"log": str(log)}}
-    (root / "config.yaml").write_text(json.dumps(config))
+    scene = stage(root, work, synchronous, long=long)
     before: Tree = {"inbox": None, "config.yaml": (root / "config.yaml").read_bytes()}
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    kept = {k: v for k, v in os.environ.items() if not k.startswith("STEADY_")}
-    path = f"{TESTS.parent}{os.pathsep}{TESTS}"
     subprocess.run(
         [
-            *("strace", "-f", "--seccomp-bpf", "-y", "-s", str(64 << 20), "-e", f"trace={CALLS}"),
-            *("-e", "signal=none", "-o", str(work / "trace")),
-            *(sys.executable, str(TESTS / "cutscene.py"), str(root), str(port)),
-            *(str(work / "gate"), "long" if long else "short", str(work / "said")),
+            *(
+                "strace",
+                "-f",
+                "--seccomp-bpf",
+                "-y",
+                "-s",
+                str(64 << 20),
+                "-e",
+                f"trace={CALLS}",
+            ),
+            *("-e", "signal=none", "-o", str(work / "trace"), *scene),
         ],
-        env=kept | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        env=environment(),
         check=True,
     )
     trace = Trace(str(root), before)
@@ -145,6 +173,64 @@ def _one(cut: Cut) -> tuple[Cut, str, list[str] | None]:
     return _bench.one(cut)
 
 
+# -- a real file system
+
+
+@contextlib.contextmanager
+def mounted(image: Path, point: Path) -> Iterator[None]:
+    """``image`` at ``point``; taken off again once nobody holds it open."""
+    subprocess.run(["mount", "-o", "loop", image, point], check=True)
+    try:
+        yield
+    finally:
+        deadline = time.monotonic() + 30
+        while subprocess.run(["umount", point], check=False, stderr=subprocess.DEVNULL).returncode:
+            assert time.monotonic() < deadline, f"{point} is held"
+            time.sleep(0.1)
+
+
+def cut_device(work: Path, synchronous: str, seed: int) -> list[str]:
+    """One run on ext4 whose device is cut off at an instant drawn by ``seed``; what is broken then."""
+    image, point, promised = work / "image", work / "disk", work / "promises"
+    point.mkdir()
+    with image.open("wb") as file:
+        file.truncate(64 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    with mounted(image, point):
+        scene = stage(point / "root", work, synchronous)
+        os.sync()
+        alone = [
+            "unshare",
+            "--pid",
+            "--fork",
+            "--kill-child",
+        ]  # with it all of them die
+        with (work / "heard").open("wb") as heard:
+            played = subprocess.Popen([*alone, *scene], env=environment(), stderr=heard)
+        cut_at = random.Random(seed).randint(2, MOST_SAID)
+        while played.poll() is None and not (promised.exists() and _lines(promised) >= cut_at):
+            time.sleep(0.005)
+        time.sleep(random.Random(-seed).uniform(0, 0.3))
+        disk = os.open(point, os.O_RDONLY)
+        fcntl.ioctl(disk, _SHUTDOWN, struct.pack("I", _WITHOUT_LOG))
+        os.close(disk)
+        played.kill()
+        played.wait()
+    said = [json.loads(line) for line in promised.read_text().splitlines()]
+    with mounted(image, point):
+        root = point / "root"
+        return judge_root(root, said, SETTINGS | {"synchronous": synchronous}, work / "drained")
+
+
+def _lines(path: Path) -> int:
+    return path.read_bytes().count(b"\n")
+
+
+MOST_SAID = 30  #: what the scenario says in all
+#: EXT4_IOC_SHUTDOWN: no write reaches the device from now on, not even the journal's.
+_SHUTDOWN, _WITHOUT_LOG = 0x8004587D, 2
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--states", default="440", help="how many, or all")
@@ -152,12 +238,22 @@ def main() -> int:
     options.add_argument("--variants", default=",".join(VARIANTS))
     options.add_argument("--synchronous", default="full,normal")
     options.add_argument("--keep", action="store_true", help="leave broken roots for a look")
+    options.add_argument("--device", type=int, default=0, help="cut a real file system so often")
     given = options.parse_args()
     settings = given.synchronous.split(",")
     variants = given.variants.split(",")
     states = None if given.states == "all" else int(given.states) // len(settings)
     broken = 0
-    for synchronous in settings:
+    for number in range(given.device):
+        synchronous = settings[number % len(settings)]
+        with tempfile.TemporaryDirectory(prefix="powercut-", dir=MEMORY) as folder:
+            found = cut_device(Path(folder), synchronous, given.seed + number)
+        print(
+            f"device cut {number + 1}, synchronous {synchronous}: {found or 'whole'}",
+            flush=True,
+        )
+        broken += bool(found)
+    for synchronous in settings if not given.device else ():
         work = Path(tempfile.mkdtemp(prefix="powercut-", dir=MEMORY))
         begun = time.monotonic()
         try:
