@@ -306,7 +306,8 @@ def test_what_is_not_read_is_said_everywhere(house: tuple[Root, Running]) -> Non
     connection = http.client.HTTPConnection("127.0.0.1", service.port, timeout=60)
 
     def told(path: str) -> str:
-        connection.request("GET", path)
+        kind = "text/html" if path == "/" else "application/json"
+        connection.request("GET", path, headers={"Accept": kind})
         return connection.getresponse().read().decode()
 
     places = {
@@ -315,6 +316,7 @@ def test_what_is_not_read_is_said_everywhere(house: tuple[Root, Running]) -> Non
         "status": steady(root, "status").stdout,
         "doctor": steady(root, "doctor").stdout,
     }
+    connection.close()
     missing = [(place, w) for place, said in places.items() for w in words if w not in said]
     assert missing == []
 

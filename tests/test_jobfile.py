@@ -196,7 +196,7 @@ def test_a_seed_with_a_leading_zero_is_text_and_refused() -> None:
         ("width: 4096", "out_of_range", "4096", "16..2048 in steps of 16", None),
         ("width: 0", "out_of_range", "0", "16..2048 in steps of 16", None),
         ("width: '512'", "wrong_type", "'512'", "16..2048 in steps of 16", "without quotes"),
-        ("width: 512.0", "wrong_type", "512.0", "16..2048 in steps of 16", "without a point"),
+        ("width: 512.5", "wrong_type", "512.5", "16..2048 in steps of 16", "without a point"),
         ("width: true", "wrong_type", "True", "16..2048 in steps of 16", None),
         ("size: big", "wrong_type", "'big'", "1024x768", "width first"),
         ("size: 512", "wrong_type", "'512'", "1024x768", "width first"),
