@@ -22,12 +22,12 @@ from api.bodies import read
 from api.calls import Call, Calls, Snapshot
 from api.door import Door
 from api.openai import bytes_of, fault, json_object, model_in_use
-from api.txt2img import SAMPLER, SCHEDULE, Asked, asked_of, check_model
+from api.txt2img import Asked, asked_of, check_model, words_of
 from watcher.clock import now_us
 from watcher.errors import SteadyError
 from watcher.imagefile import NotAPicture, scan
-from watcher.jobs import Job, JobState, forwards_of
-from watcher.recipe import parameters_text, request_of_parameters
+from watcher.jobs import Card, Job, JobState
+from watcher.recipe import parameters_text, recipe_of, request_of_parameters
 from watcher.store import JobStore
 from watcher.submission import Body
 
@@ -42,13 +42,6 @@ _EMPTY: dict[str, Any] = {
     "loras": [], "prompt-styles": [], "hypernetworks": [], "face-restorers": [],
     "realesrgan-models": [], "extensions": [], "embeddings": {"loaded": {}, "skipped": {}},
     "cmd-flags": {}, "memory": {"ram": {}, "cuda": {}},
-    "samplers": [{"name": SAMPLER, "aliases": ["euler", "k_euler"], "options": {}}],
-    "schedulers": [
-        {
-            "name": SCHEDULE.lower(), "label": SCHEDULE, "aliases": None, "default_rho": -1,
-            "need_inner_model": False,
-        }
-    ],
 }  # fmt: skip
 
 
@@ -84,7 +77,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
         return await run_in_threadpool(_answer, raw, asked, call, over)
 
     def _asked(raw: dict[str, Any]) -> Asked:
-        return asked_of(raw, door.limits(), model_in_use(door))
+        return asked_of(raw, door.limits().usual, model_in_use(door))
 
     def _answer(raw: dict[str, Any], asked: Asked, call: Call, over: Snapshot) -> Response:
         try:
@@ -94,7 +87,9 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
                 raise
             made = []  # interrupted: the web UI answers with what there is
         images = [base64.b64encode(bytes_of(door, job)).decode() for job in made]
-        info = info_of(made or over.jobs, asked, _warnings(asked, call, over), model_in_use(door))
+        warnings = _warnings(asked, call, over)
+        card = door.limits().usual
+        info = info_of(made or over.jobs, asked, warnings, model_in_use(door), card)
         answer = {
             "images": images if asked.send_images else [],
             "parameters": raw,
@@ -123,6 +118,20 @@ def _looking(router: APIRouter, door: Door, current: "Current") -> None:
             "sd_vae": "None",
             "CLIP_stop_at_last_layers": 1,
         }
+
+    @router.get("/samplers")
+    def samplers() -> Response:
+        """The one the model has."""
+        name, _ = words_of(door.limits().usual)
+        aliases = [name.lower(), f"k_{name.lower()}"]
+        return JSONResponse([{"name": name, "aliases": aliases, "options": {}}])
+
+    @router.get("/schedulers")
+    def schedulers() -> Response:
+        """The one the model has."""
+        _, name = words_of(door.limits().usual)
+        entry = {"name": name.lower(), "label": name, "aliases": None}
+        return JSONResponse([{**entry, "default_rho": -1, "need_inner_model": False}])
 
     @router.get("/options")
     def get_options() -> Response:
@@ -249,13 +258,23 @@ def _warnings(asked: Asked, call: Call, over: Snapshot) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def info_of(jobs: list[Job], asked: Asked, warnings: list[str], model: str) -> dict[str, Any]:
+def info_of(
+    jobs: list[Job], asked: Asked, warnings: list[str], model: str, card: Card
+) -> dict[str, Any]:
     """What the web UI says of its pictures, with what was mapped in ``warnings``."""
     fields = asked.fields
     seeds = [job.request.seed for job in jobs] or [fields["seed"]]
     prompts = [job.request.prompt for job in jobs] or [fields["prompt"]]
     negative = fields.get("negative_prompt", "")
-    forwards = forwards_of(fields["num_inference_steps"])
+    recipes = [recipe_of(job, {"model": model, **job.facts}) for job in jobs]
+    sampler, schedule = words_of(card)
+    usual = {
+        "sampler": sampler,
+        "schedule": schedule,
+        "cfg_scale": card.unguided + fields.get("guidance_scale", 0),
+        "forwards": card.forwards(fields["num_inference_steps"]),
+    }
+    told = usual | {k: v for each in recipes[:1] for k, v in each.items() if v is not None}
     return {
         "prompt": prompts[0],
         "all_prompts": prompts,
@@ -268,9 +287,9 @@ def info_of(jobs: list[Job], asked: Asked, warnings: list[str], model: str) -> d
         "subseed_strength": 0,
         "width": fields["width"],
         "height": fields["height"],
-        "sampler_name": SAMPLER,
-        "cfg_scale": 1 + fields.get("guidance_scale", 0),
-        "steps": forwards,
+        "sampler_name": told["sampler"],
+        "cfg_scale": told["cfg_scale"],
+        "steps": told["forwards"],
         "batch_size": len(prompts),
         "restore_faces": False,
         "face_restoration_model": None,
@@ -281,9 +300,9 @@ def info_of(jobs: list[Job], asked: Asked, warnings: list[str], model: str) -> d
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": None,
-        "extra_generation_params": {"Schedule type": SCHEDULE},
+        "extra_generation_params": {"Schedule type": told["schedule"]},
         "index_of_first_image": 0,
-        "infotexts": [_infotext(job, model) for job in jobs],
+        "infotexts": [parameters_text(recipe) for recipe in recipes],
         "styles": [],
         "job_timestamp": _stamp(jobs[0].created_at if jobs else now_us()),
         "clip_skip": 1,
@@ -292,16 +311,6 @@ def info_of(jobs: list[Job], asked: Asked, warnings: list[str], model: str) -> d
         "warnings": warnings,
         "job_ids": [job.id for job in jobs],
     }
-
-
-def _infotext(job: Job, model: str) -> str:
-    recipe = {
-        "request": job.request.model_dump(),
-        "forwards": job.forwards,
-        "seed": job.request.seed,
-        "model": model,
-    }
-    return parameters_text(recipe)
 
 
 def _stamp(moment: int) -> str:
@@ -331,9 +340,7 @@ def _told(text: str) -> dict[str, Any]:
         "Seed": request.get("seed"),
         "Size-1": request.get("width"),
         "Size-2": request.get("height"),
-        "CFG scale": 1 + request.get("guidance_scale", 0),
-        "Steps": forwards_of(request["num_inference_steps"])
-        if "num_inference_steps" in request
-        else None,
+        "CFG scale": request.get("cfg_scale"),
+        "Steps": request.get("forwards"),
     }
     return {name: value for name, value in found.items() if value is not None}

@@ -22,7 +22,7 @@ from api.submit import Submissions
 from api.views import Views
 from watcher import recipe
 from watcher.errors import Problem, SteadyError
-from watcher.jobs import JobRequest, JobState, Limits
+from watcher.jobs import Card, JobRequest, JobState
 from watcher.submission import Body
 
 MOST = 200  #: pictures in one archive of chosen ones
@@ -85,7 +85,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         job = views.find(job_id)
         request = again_of(job.request, new_seed=seed == "new")
         if smaller:
-            half = smaller_size(job.request, door.limits())
+            half = smaller_size(job.request, door.limits().usual)
             if half is None:
                 fault = Problem("out_of_range", "It cannot be made smaller.")
                 raise SteadyError("out_of_range", problems=[fault])
@@ -103,10 +103,10 @@ def again_of(request: JobRequest, *, new_seed: bool = False) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if not (new_seed and k == "seed")}
 
 
-def smaller_size(request: JobRequest, limits: Limits) -> tuple[int, int] | None:
+def smaller_size(request: JobRequest, card: Card) -> tuple[int, int] | None:
     """Half the sides, in steps of 16; None when that is less than the model makes."""
     width, height = ((side or 0) // 32 * 16 for side in (request.width, request.height))
-    return (width, height) if min(width, height) >= limits.min_side else None
+    return (width, height) if min(width, height) >= card.min_side else None
 
 
 def yaml_of(request: Mapping[str, Any]) -> str:

@@ -114,7 +114,7 @@ class Door:
 
     def _limits(self) -> Limits:
         """What the model in use allows; before the first choice, what it would allow."""
-        return model.limits_known(self.store.get("model"), self.config)
+        return model.limits_known(self.config, self.store)
 
     def follow(self) -> None:
         """When another file was put in the record's place and lies still, go on with that one.

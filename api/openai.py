@@ -31,7 +31,7 @@ from api.door import Door
 from api.events import Feed, Stream
 from watcher import jobfile
 from watcher.errors import Problem, SteadyError
-from watcher.jobs import MAX_STEPS, Job, JobState
+from watcher.jobs import MAX_STEPS, Job, JobState, Limits
 from watcher.recipe import model_name
 from watcher.submission import Body
 
@@ -66,7 +66,8 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
         """Answers when the pictures are there, or with ``stream`` as they come."""
         data = await read(request, "application/json")
         raw = await run_in_threadpool(json_object, data)
-        asked = asked_of(raw, await run_in_threadpool(model_in_use, door))
+        named, limits = await run_in_threadpool(lambda: (model_in_use(door), door.limits()))
+        asked = asked_of(raw, named, limits)
         begin = functools.partial(
             calls.begin,
             asked.body,
@@ -222,7 +223,7 @@ def json_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def asked_of(raw: Mapping[str, Any], model: str) -> Asked:
+def asked_of(raw: Mapping[str, Any], model: str, limits: Limits) -> Asked:
     """The body of ``images/generations``. Raises SteadyError for what only it has."""
     number = whole(raw, "n", 1, MAX_N) or 1
     whole(raw, "steps", 1, MAX_STEPS - 1)
@@ -231,7 +232,7 @@ def asked_of(raw: Mapping[str, Any], model: str) -> Asked:
     stream = raw.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise fault("wrong_type", "stream", "must be true or false")
-    fields, warnings = jobfile.body_fields(raw)
+    fields, warnings = jobfile.body_fields(raw, limits)
     fields = {name: value for name, value in fields.items() if value is not None}
     fields["count"] = number
     key = fields.pop("key", None)

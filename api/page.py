@@ -33,7 +33,7 @@ from api.paint import Painter
 from api.views import Views
 from watcher.clock import now_us
 from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import ENDED, Batch, Job, JobState, Limits
+from watcher.jobs import ENDED, Batch, Card, Job, JobState
 from watcher.recipe import model_name
 from watcher.store import JobFilter
 from watcher.suffixes import FORMS
@@ -166,8 +166,8 @@ class Pages:
             queue_seconds=self._door.queue_seconds(waiting - held + len(values["running"])),
             attention=found,
             smaller=self._smaller(found),
-            limits=self._door.limits(),
-            sizes=sizes_of(self._door.limits()),
+            card=self._door.limits().usual,
+            sizes=sizes_of(self._door.limits().usual),
             form=self._form(origin),
             days=by_day(pictures[:_FIRST_PICTURES]),
             more=len(pictures) > _FIRST_PICTURES,
@@ -181,9 +181,9 @@ class Pages:
 
     def _smaller(self, found: Attention) -> dict[str, tuple[int, int]]:
         """For jobs that did not fit: the size that may."""
-        limits = self._door.limits()
+        card = self._door.limits().usual
         sizes = {
-            job.id: smaller_size(job.request, limits)
+            job.id: smaller_size(job.request, card)
             for job in found.failed
             if job.error_code in ("out_of_memory", "timed_out")
         }
@@ -257,7 +257,7 @@ class Pages:
             versions=job.facts.get("versions") or {},
             waited=_seconds(job.created_at, job.started_at),
             took=_seconds(job.started_at, job.completed_at),
-            smaller=smaller_size(job.request, self._door.limits()),
+            smaller=smaller_size(job.request, self._door.limits().usual),
             again=self._again_words,
         )
 
@@ -343,7 +343,7 @@ class Pages:
             python=sys.version.split()[0],
             plots=plots_of(bars, first),
             hours=[(first + n * HOUR, hour) for n, hour in enumerate(bars) if hour],
-            limits=self._door.limits(),
+            card=self._door.limits().usual,
             versions=(made[0].facts.get("versions") or {}) if made else {},
             uptime=_seconds(pulse.get("started_at"), now_us()) if pulse["alive"] else None,
             config=self._door.config,
@@ -490,9 +490,9 @@ def by_day(jobs: Sequence[Job]) -> list[tuple[int, list[Job]]]:
     return days
 
 
-def sizes_of(limits: Limits) -> list[tuple[int, int, str]]:
+def sizes_of(card: Card) -> list[tuple[int, int, str]]:
     """A few sizes the model makes well: its own, then upright, lying and small ones."""
-    width, height = limits.default_width, limits.default_height
+    width, height = card.default_width, card.default_height
     short = _step(min(width, height) * 3 / 4)
     wanted = [
         (width, height, "square" if width == height else "default"),
@@ -502,8 +502,8 @@ def sizes_of(limits: Limits) -> list[tuple[int, int, str]]:
     ]
     found: list[tuple[int, int, str]] = []
     for w, h, name in wanted:
-        fits = min(w, h) >= limits.min_side and max(w, h) <= limits.max_side
-        if fits and w * h <= limits.max_pixels and all((w, h) != (a, b) for a, b, _ in found):
+        fits = min(w, h) >= card.min_side and max(w, h) <= card.max_side
+        if fits and w * h <= card.max_pixels and all((w, h) != (a, b) for a, b, _ in found):
             found.append((w, h, name))
     return found
 

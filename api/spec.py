@@ -53,6 +53,7 @@ _UNSAFE = {"post", "put", "patch", "delete"}
 
 def job_schema(limits: Limits) -> dict[str, Any]:
     """What one job may say, with this model's ranges."""
+    card = limits.usual
     texts = {name: {"pattern": _TEXT} for name in text_fields()}
     fields = {
         name: copy.deepcopy(member | _FORMS.get(name, texts.get(name, {})))
@@ -60,12 +61,12 @@ def job_schema(limits: Limits) -> dict[str, Any]:
     }
     for side in ("width", "height"):
         fields[side] |= {
-            "minimum": limits.min_side,
-            "maximum": limits.max_side,
+            "minimum": card.min_side,
+            "maximum": card.max_side,
             "multipleOf": 16,
-            "default": getattr(limits, f"default_{side}"),
+            "default": getattr(card, f"default_{side}"),
         }
-    fields["num_inference_steps"]["default"] = limits.default_steps
+    fields["num_inference_steps"]["default"] = card.default_steps
     fields["format"]["default"] = limits.default_format
     fields["key"].pop("minLength", None)  # an empty text says nothing, as everywhere
     for name, field in fields.items():
@@ -82,9 +83,9 @@ def job_schema(limits: Limits) -> dict[str, Any]:
         "additionalProperties": False,
         "example": {
             "prompt": "a beautiful sunset over mountains",
-            "height": limits.default_height,
-            "width": limits.default_width,
-            "num_inference_steps": limits.default_steps,
+            "height": card.default_height,
+            "width": card.default_width,
+            "num_inference_steps": card.default_steps,
         },
     }
 

@@ -165,9 +165,7 @@ class Submissions:
         if replayed and batch.digest != body.digest:
             raise SteadyError("key_conflict")
         first = plan.requests[0].request
-        self._views.remember(
-            ticket, jobfile.resolve(first, self._door.limits(), job_id_of(ticket, 0))
-        )
+        self._views.remember(ticket, jobfile.seeded(first, job_id_of(ticket, 0)))
         try:
             self._store.sync()  # the answer names the picture
             self._publish(body, batch)

@@ -12,10 +12,9 @@ from typing import Any
 
 from api.openai import fault
 from watcher.errors import SteadyError
-from watcher.jobs import MAX_STEPS, Limits, forwards_of
+from watcher.jobs import MAX_STEPS, Card
 
-SAMPLER = "Euler"
-SCHEDULE = "Simple"
+AUTOMATIC = "Automatic"  #: the web UI's word for what the model has of its own
 MAX_IMAGES = 100  #: batch_size x n_iter of one call
 _MULTIPLE = 16
 _MAX_GUIDANCE = 30.0
@@ -47,7 +46,6 @@ _READ = frozenset(
         "n_iter", "sampler_name", "sampler_index", "scheduler",
     }
 )  # fmt: skip
-_OURS = {"", "euler", "simple", "automatic", "euler simple"}
 
 
 _TEXTS = frozenset(
@@ -69,7 +67,7 @@ class Asked:
     send_images: bool
 
 
-def asked_of(raw: Mapping[str, Any], limits: Limits, model: str) -> Asked:
+def asked_of(raw: Mapping[str, Any], card: Card, model: str) -> Asked:
     """A txt2img body as our fields. Raises SteadyError naming the field that cannot be used."""
     raw = {name: value if name in _TEXTS else _plain(value) for name, value in raw.items()}
     for name in _REFUSED:
@@ -80,9 +78,9 @@ def asked_of(raw: Mapping[str, Any], limits: Limits, model: str) -> Asked:
     negative = _text(raw, "negative_prompt")
     if negative and negative.strip():
         fields["negative_prompt"] = negative
-    _size(raw, limits, fields, warnings)
-    _steps(raw, limits, fields, warnings)
-    _guidance(raw, limits, fields, warnings)
+    _size(raw, card, fields, warnings)
+    _steps(raw, card, fields, warnings)
+    _guidance(raw, card, fields, warnings)
     count = (_whole(raw, "batch_size") or 1) * (_whole(raw, "n_iter") or 1)
     if not 1 <= count <= MAX_IMAGES:
         raise fault("out_of_range", "batch_size", f"times `n_iter` must be 1..{MAX_IMAGES}")
@@ -96,10 +94,12 @@ def asked_of(raw: Mapping[str, Any], limits: Limits, model: str) -> Asked:
         wanted = settings.pop("samples_format", None)
         if wanted in ("png", "webp", "jpeg", "jpg"):
             fields["format"] = "jpeg" if wanted == "jpg" else wanted
+    ours = " ".join(words_of(card))
+    known = {"", "automatic", ours.lower(), *ours.lower().split(" ")}
     for name in ("sampler_name", "sampler_index", "scheduler"):
         said = _text(raw, name) or ""
-        if said.lower() not in _OURS:
-            warnings.append(f"{name}: {SAMPLER} {SCHEDULE} is used instead of {said[:60]!r}.")
+        if said.lower() not in known:
+            warnings.append(f"{name}: {ours} is used instead of {said[:60]!r}.")
     for name, value in ({**raw, "override_settings": settings or {}}).items():
         usual = (None, *_IDLE.get(name, ()))
         if name not in _READ and name not in _SILENT and value not in usual:
@@ -107,23 +107,26 @@ def asked_of(raw: Mapping[str, Any], limits: Limits, model: str) -> Asked:
     return Asked(fields, tuple(dict.fromkeys(warnings))[:30], raw.get("send_images") is not False)
 
 
-def _size(
-    raw: Mapping[str, Any], limits: Limits, fields: dict[str, Any], warnings: list[str]
-) -> None:
+def words_of(card: Card) -> tuple[str, str]:
+    """What the model's sampler and schedule are called."""
+    return card.sampler or AUTOMATIC, card.schedule or AUTOMATIC
+
+
+def _size(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
     sides = {}
     for name in ("width", "height"):
         side = _whole(raw, name)
         if side is None or side == 0:
-            side = getattr(limits, f"default_{name}")
-        low = -(-limits.min_side // _MULTIPLE) * _MULTIPLE
-        high = limits.max_side // _MULTIPLE * _MULTIPLE
+            side = getattr(card, f"default_{name}")
+        low = -(-card.min_side // _MULTIPLE) * _MULTIPLE
+        high = card.max_side // _MULTIPLE * _MULTIPLE
         near = (side + _MULTIPLE // 2) // _MULTIPLE * _MULTIPLE
         sides[name] = min(max(near, low), high)
         if sides[name] != side:
             warnings.append(f"{name}: {sides[name]} is used instead of {side}.")
     width, height = sides["width"], sides["height"]
-    if width * height > limits.max_pixels:
-        shrink = (limits.max_pixels / (width * height)) ** 0.5
+    if width * height > card.max_pixels:
+        shrink = (card.max_pixels / (width * height)) ** 0.5
         width, height = (
             max(_MULTIPLE, int(s * shrink) // _MULTIPLE * _MULTIPLE) for s in (width, height)
         )
@@ -131,32 +134,30 @@ def _size(
     fields |= {"width": width, "height": height}
 
 
-def _steps(
-    raw: Mapping[str, Any], limits: Limits, fields: dict[str, Any], warnings: list[str]
-) -> None:
+def _steps(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
     """Forwards, as the web UI counts them. A distilled model gains nothing from more of them."""
     asked = _whole(raw, "steps")
-    usual = forwards_of(limits.default_steps)
+    usual = card.forwards(card.default_steps)
     if asked is None or asked <= 0:
         asked = usual
-    most = MAX_STEPS - 1 if limits.guidance else usual
+    most = card.forwards(MAX_STEPS) if card.takes("guidance") else usual
     steps = min(asked, most)
     if steps != asked:
         warnings.append(f"steps: {steps} are used instead of {asked}; more do not help this model.")
-    fields["num_inference_steps"] = steps + 1
+    fields["num_inference_steps"] = card.steps(steps)
 
 
 def _guidance(
-    raw: Mapping[str, Any], limits: Limits, fields: dict[str, Any], warnings: list[str]
+    raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]
 ) -> None:
-    """CFG scale 1 is no guidance at all, our 0."""
+    """What CFG scale is no guidance at all depends on the model."""
     scale = raw.get("cfg_scale")
     if scale is None:
         return
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < 1e6:
         raise fault("wrong_type", "cfg_scale", "must be a number from 0 on")
-    if limits.guidance:
-        fields["guidance_scale"] = float(min(max(scale - 1.0, 0.0), _MAX_GUIDANCE))
+    if card.takes("guidance"):
+        fields["guidance_scale"] = min(card.guidance(scale), _MAX_GUIDANCE)
     elif scale > 1:
         warnings.append(f"cfg_scale: 1 is used instead of {scale:g}; this model has no guidance.")
 

@@ -23,7 +23,6 @@ from watcher.jobs import (
     JobRequest,
     JobState,
     Priority,
-    forwards_of,
 )
 from watcher.recipe import model_name
 
@@ -102,8 +101,10 @@ class Views:
             known = self._requests.get(batch.ticket)
         if known is not None:
             return known
-        request = self._read_back(batch) or JobRequest(prompt="")
-        request = jobfile.resolve(request, self._door.limits(), batch.ticket)
+        nothing: dict[str, Any] = {"prompt": ""}
+        self._door.limits().fill(nothing)
+        request = self._read_back(batch) or JobRequest(**nothing)
+        request = jobfile.seeded(request, batch.ticket)
         if request.prompt:
             self.remember(batch.ticket, request)
         return request
@@ -143,7 +144,7 @@ class Views:
             path="",
             priority=Priority(request.priority or Priority.INTERACTIVE),
             created_at=batch.created_at,
-            forwards=forwards_of(request.num_inference_steps or 1),
+            forwards=self._door.limits().forwards(request),
             completed_at=batch.recorded_at if state in ENDED else None,
             error_code=error.get("code"),
             error_message=error.get("message"),

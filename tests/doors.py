@@ -44,7 +44,7 @@ class Watcher:
 
     @property
     def limits(self) -> Limits:
-        return limits_known(self.store.get("model"), self.config)
+        return limits_known(self.config, self.store)
 
     def take_in(self) -> list[str]:
         """Read every file the API published; the ids of the jobs."""
@@ -66,7 +66,7 @@ class Watcher:
     def record(self, ticket: str, planned: Any) -> list[str]:
         new = [
             NewJob.of(
-                request=jobfile.resolve(plan.request, self.limits, job_id_of(ticket, index)),
+                request=jobfile.seeded(plan.request, job_id_of(ticket, index)),
                 stem=plan.stem,
                 warnings=plan.warnings,
                 priority=Priority(plan.request.priority or Priority.INTERACTIVE),

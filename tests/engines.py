@@ -18,7 +18,7 @@ parent), ``term``, ``hang`` (holds no lock), ``seize`` (holds the interpreter lo
 ``flood`` (a line without end), ``liar`` (a word about another job), ``empty`` and ``nowhere`` (says it made a picture and
 did not), ``wrongsize``, ``fork``
 (leaves a child behind that keeps every descriptor, then exits), ``stubborn`` (hangs and does
-not heed SIGTERM).
+not heed SIGTERM), ``unsayable`` (facts that are no plain data).
 
 The picture is a function of prompt, seed and size alone: ``expected`` computes it.
 
@@ -51,12 +51,15 @@ from watcher.engine import (
     Cancelled,
     DeviceLost,
     EngineInfo,
+    EngineRequest,
     EngineSettings,
     ModelMissing,
     OutOfMemory,
+    Report,
+    Result,
 )
 from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import JobRequest, forwards_of
+from watcher.jobs import JobRequest
 
 FAULTS = (
     *(
@@ -85,6 +88,7 @@ FAULTS = (
         "wrongsize",
         "fork",
         "stubborn",
+        "unsayable",
     ),
 )
 
@@ -121,7 +125,6 @@ class Scripted:
         self._settings = settings
         self._options = dict(settings.options)
         self._log = self._options.get("log") or os.environ.get("ENGINE_LOG")
-        self.last: dict[str, Any] = {}
 
     def load(self) -> EngineInfo:
         time.sleep(float(self._options.get("load_sleep", 0)))
@@ -141,6 +144,9 @@ class Scripted:
             dtype="float32",
             versions={"python": sys.version.split()[0]},
             details={"torch": "torch" in sys.modules},
+            accepts=(),
+            sampler="Euler",
+            schedule="Simple",
         )
 
     def _load_fault(self, fault: str | None) -> None:
@@ -157,10 +163,10 @@ class Scripted:
         if fault is not None:
             self._fault(fault, None)
 
-    def generate(self, request: JobRequest, on_step: Callable[[int, int], None]) -> Image.Image:
+    def generate(self, request: EngineRequest, report: Report) -> Result:
         words = request.prompt.split()
         values = dict(w.split("=", 1) for w in words if "=" in w)
-        total = int(values.get("steps", forwards_of(request.num_inference_steps or 9)))
+        total = int(values.get("steps", request.num_inference_steps))
         held = values.get("held")
         pause = float(values.get("sleep", 0))
         fault = next((w for w in words if w.partition("=")[0] in FAULTS), None)
@@ -174,23 +180,23 @@ class Scripted:
                 if done:
                     time.sleep(pause)
                     self._note("step", request, done=done)
-                    on_step(done, total)
+                    report(done, total)
                     while done == 1 and held and os.path.exists(held):
                         time.sleep(0.05)
-                        on_step(done, total)
+                        report(done, total)
                 if fault and done == min(at, total):
                     self._note("fault", request, fault=fault)
                     self._fault(fault, request)
         except Cancelled:
             self._note("cancelled", request)
             raise
-        seed, width, height = request.seed or 0, request.width or 0, request.height or 0
-        if fault == "wrongsize":
-            width += 16
-        image = expected(request.prompt, seed, width, height)
-        self.last = {"denoise": time.perf_counter() - began, "forwards": total}
+        width = request.width + 16 if fault == "wrongsize" else request.width
+        image = expected(request.prompt, request.seed, width, request.height)
+        if fault == "blank":
+            image.paste("teal", (0, 0, width, request.height))
         self._note("finish", request)
-        return image
+        facts = {"cfg_scale": 1} | ({"odd": {1, 2}} if fault == "unsayable" else {})
+        return Result(image, facts, {"denoise": time.perf_counter() - began})
 
     def close(self) -> None:
         self._note("close")
@@ -222,8 +228,6 @@ class Scripted:
             raise OutOfMemory("not enough")
         elif name == "nan":
             raise BadPicture("non_finite", "The latents hold NaN.")
-        elif name == "blank":
-            raise BadPicture("blank_picture", "Every pixel is the same.")
         elif name == "raise":
             raise RuntimeError("the engine\nfailed on purpose")
         elif name == "mojibake":
@@ -281,6 +285,46 @@ class Scripted:
             os.write(descriptor, json.dumps(entry).encode() + b"\n")
         finally:
             os.close(descriptor)
+
+
+class Guided:
+    """As engines of other families: says what it is, and draws by guidance and negative prompt."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+
+    def load(self) -> EngineInfo:
+        return EngineInfo(
+            model=self._settings.model,
+            revision=None,
+            device="cpu",
+            dtype="float32",
+            accepts=("guidance", "negative_prompt"),
+            sampler="DPM++ 2M",
+            schedule="Karras",
+        )
+
+    def generate(self, request: EngineRequest, report: Report) -> Result | Image.Image:
+        steps = request.num_inference_steps
+        for done in range(1, steps + 1):
+            report(done, steps, Image.new("RGB", (8, 8)))
+        words = f"{request.prompt} {request.negative_prompt} {request.guidance_scale}"
+        return Result(expected(words, request.seed, request.width, request.height))
+
+    def close(self) -> None:
+        pass
+
+
+class Old(Guided):
+    """As engines were before there was a Result: two numbers a step, a picture, no word more."""
+
+    def load(self) -> EngineInfo:
+        return EngineInfo("tiny", None, "cpu", "float32")
+
+    def generate(self, request: JobRequest, on_step: Callable[[int, int], None]) -> Image.Image:
+        for done in (1, 2, 3):
+            on_step(done, 3)
+        return expected(request.prompt, request.seed or 0, request.width or 0, request.height or 0)
 
 
 def digest(rgb: bytes) -> str:

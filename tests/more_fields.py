@@ -121,7 +121,7 @@ def main(folder: Path) -> dict[str, Any]:
         "jsonl": read(json.dumps(BODY) + "\n", ".jsonl"),
         "csv": read(CSV, ".csv"),
         "defaults": read(json.dumps({"defaults": VALUES, "jobs": ["a fox"]}), ".json"),
-        "openai": body_fields(BODY)[0],
+        "openai": body_fields(BODY, Limits())[0],
         "POST /jobs": posted(folder / "jobs", "/jobs"),
         "POST /generate-image": posted(folder / "seed", "/generate-image"),
         "options": submitted(folder / "cli", *OPTIONS),

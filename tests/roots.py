@@ -29,6 +29,7 @@ SETTINGS = {
     "rescan_seconds": 0.5,
     "default_width": 64,
     "default_height": 64,
+    "default_steps": 8,
 }
 #: STEADY_EXECUTOR=ray: every watcher joins the cluster of this run (cluster.shared starts it).
 ON_RAY = os.environ.get("STEADY_EXECUTOR") == "ray"

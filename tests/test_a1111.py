@@ -57,7 +57,7 @@ def test_txt2img_says_what_it_mapped(here: House, api: webuiapi.WebUIApi):
     assert "scheduler" not in said and "no effect here" not in said  # nothing else was asked for
     assert result.parameters["prompt"] == "a wide owl" and len(result.parameters) > 40
     [job] = here.jobs("a wide owl")
-    assert json.loads(job["request"])["num_inference_steps"] == 9
+    assert json.loads(job["request"])["num_inference_steps"] == 8
     assert info["job_ids"] == [job["id"]]
 
 

@@ -15,12 +15,10 @@ import numpy as np
 import pytest
 import torch
 from conftest import until
-from PIL import Image
 
-from watcher.engine import Cancelled, EngineInfo, EngineSettings
+from watcher.engine import Cancelled, EngineInfo, EngineRequest, EngineSettings, Report, Result
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
 from watcher.executor.local import LocalExecutor
-from watcher.jobs import JobRequest
 from watcher.zimage import ZImage, probe
 
 HERE = Path(__file__).parent
@@ -32,11 +30,11 @@ pytestmark = [
 ]
 
 
-def ask(size: int = 256, *, prompt: str = "a red circle", seed: int = 5) -> JobRequest:
-    return JobRequest(prompt=prompt, width=size, height=size, num_inference_steps=9, seed=seed)
+def ask(size: int = 256, *, prompt: str = "a red circle", seed: int = 5) -> EngineRequest:
+    return EngineRequest(prompt=prompt, width=size, height=size, num_inference_steps=9, seed=seed)
 
 
-def nothing(done: int, total: int) -> None:
+def nothing(done: int, total: int, preview: object = None) -> None:
     """A step nobody watches."""
 
 
@@ -55,11 +53,11 @@ def held() -> int:
 class Poisoned(ZImage):
     """Breaks the device's context when the prompt says so (runs in a worker)."""
 
-    def generate(self, request: JobRequest, on_step: Callable[[int, int], None]) -> Image.Image:
+    def generate(self, request: EngineRequest, report: Report) -> Result:
         if request.prompt == "poison":
             torch.zeros(1, device="cuda")[torch.tensor([5], device="cuda")]
             torch.cuda.synchronize()
-        return super().generate(request, on_step)
+        return super().generate(request, report)
 
 
 def conversation(executor: LocalExecutor) -> Callable[..., Any]:
@@ -93,9 +91,9 @@ def test_gpu_dtype_follows_the_card() -> None:
 
 def test_gpu_same_request_same_pixels_across_processes() -> None:
     engine, _ = loaded()
-    first = engine.generate(ask(), nothing).tobytes()
+    first = engine.generate(ask(), nothing).image.tobytes()
     engine.generate(ask(512, prompt="another"), nothing)
-    assert engine.generate(ask(), nothing).tobytes() == first
+    assert engine.generate(ask(), nothing).image.tobytes() == first
     executor = LocalExecutor(WorkerSpec("zimage", str(STARTER), "cuda"))
     wait = conversation(executor)
     executor.start()
@@ -110,21 +108,21 @@ def test_gpu_same_request_same_pixels_across_processes() -> None:
 @pytest.mark.parametrize("tier", ["offload", "stream"])
 def test_gpu_tiers_draw_the_same_with_less_memory(tier: str) -> None:
     resident, _ = loaded(tier="resident")
-    want = resident.generate(ask(), nothing).tobytes()
+    want = resident.generate(ask(), nothing).image.tobytes()
     whole = held()
     resident.close()
     del resident
     before = held()
     engine, info = loaded(tier=tier)
     assert info.details["tier"] == tier
-    assert engine.generate(ask(), nothing).tobytes() == want
+    assert engine.generate(ask(), nothing).image.tobytes() == want
     assert held() - before < whole - before - (0 if tier == "offload" else 5_000_000)
 
 
 @pytest.mark.parametrize("tier", ["resident", "offload", "stream"])
 def test_gpu_cancel_leaves_every_tier_usable(tier: str) -> None:
     engine, _ = loaded(tier=tier)
-    want = engine.generate(ask(), nothing).tobytes()
+    want = engine.generate(ask(), nothing).image.tobytes()
 
     def third(done: int, total: int) -> None:
         if done == 3:
@@ -134,19 +132,19 @@ def test_gpu_cancel_leaves_every_tier_usable(tier: str) -> None:
     with pytest.raises(Cancelled):
         engine.generate(ask(), third)
     assert engine.counters["forwards"] - before == 3  # no step was under way ahead of it
-    assert engine.generate(ask(), nothing).tobytes() == want
+    assert engine.generate(ask(), nothing).image.tobytes() == want
 
 
 def test_gpu_streaming_ends_when_a_picture_fits_again() -> None:
     engine, _ = loaded(tier="resident")
-    want = engine.generate(ask(), nothing).tobytes()
+    want = engine.generate(ask(), nothing).image.tobytes()
     placement = engine._placement
     whole = held()
     for _ in range(2):
         placement._settle("stream")
         assert held() < whole - 5_000_000  # the transformer is 10 MB
-        assert engine._draw(ask(), nothing).tobytes() == want
-        assert engine.generate(ask(), nothing).tobytes() == want
+        assert engine._draw(ask(), nothing).image.tobytes() == want
+        assert engine.generate(ask(), nothing).image.tobytes() == want
         assert placement.tier == "resident"
         assert held() > whole - 5_000_000
 
@@ -164,11 +162,11 @@ def test_gpu_decode_without_room_is_done_in_tiles() -> None:
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(sum(peaks) / 2 / total)
     try:
-        engine.generate(ask(1024), nothing)
+        result = engine.generate(ask(1024), nothing)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
-    assert engine.last["info"]["details"]["tiled"] is True
-    assert engine.last["decodes"] == 2
+    assert result.facts["details"]["tiled"] is True
+    assert result.facts["decodes"] == 2
 
 
 def test_gpu_attention_backends_fall_back() -> None:
@@ -190,14 +188,14 @@ def test_gpu_tf32_is_used_for_float32() -> None:
 def test_gpu_compile_is_kept_only_if_faster() -> None:
     engine, info = loaded(compile=True, tier="resident")
     assert info.details["compiled"] in (True, False)
-    assert engine.generate(ask(), nothing).size == (256, 256)
+    assert engine.generate(ask(), nothing).image.size == (256, 256)
 
 
 def test_gpu_quantised_weights_draw() -> None:
     pytest.importorskip("bitsandbytes")
     engine, info = loaded(quantize="nf4")
     assert info.details["quantize"] == "nf4"
-    assert engine.generate(ask(), nothing).size == (256, 256)
+    assert engine.generate(ask(), nothing).image.size == (256, 256)
 
 
 def test_gpu_poisoned_context_costs_the_worker_and_not_the_service(
@@ -264,7 +262,7 @@ def test_gpu_idle_unload_gives_all_memory_back() -> None:
 def test_gpu_real_model_draws_its_native_size() -> None:
     engine = ZImage(EngineSettings(os.environ["Z_IMAGE_MODEL"], "cuda"))
     info = engine.load()
-    picture = engine.generate(ask(1024, prompt="a red fox in the snow, photograph"), nothing)
-    assert np.asarray(picture).std() > 20
-    assert engine.last["forwards"] == 8
-    print(info, engine.last)
+    result = engine.generate(ask(1024, prompt="a red fox in the snow, photograph"), nothing)
+    assert np.asarray(result.image).std() > 20
+    assert result.facts["forwards"] == 8
+    print(info, result)

@@ -14,7 +14,7 @@ from roots import Root
 
 from watcher.jobfile import parse
 from watcher.jobfile.hints import BATCH_KEYS, FIELDS, allowed_for
-from watcher.jobs import Limits
+from watcher.jobs import Card, Limits
 from watcher.results import COLUMNS
 from watcher.suffixes import JOB_SUFFIXES
 
@@ -34,7 +34,7 @@ def test_every_field_is_told_with_its_range_and_default() -> None:
     told = rows_of("Fields of a job")
     assert list(told) == list(FIELDS)
     for field, (allowed, default) in told.items():
-        assert allowed == allowed_for(field, Limits()), field
+        assert allowed == allowed_for(field, Card()), field
         assert default
 
 

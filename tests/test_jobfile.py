@@ -20,9 +20,9 @@ from watcher.jobfile import (
     dump_refused,
     parse,
     request_of,
-    resolve,
+    seeded,
 )
-from watcher.jobs import MAX_PROMPT, MAX_SEED, JobRequest, Limits, Priority, derived_seed
+from watcher.jobs import MAX_PROMPT, MAX_SEED, Card, JobRequest, Limits, Priority, derived_seed
 
 LIMITS = Limits()
 NOW = datetime(2026, 11, 22, 23, 30)
@@ -60,8 +60,11 @@ def test_only_a_prompt_is_required() -> None:
     (planned,) = parsed.requests
     request = planned.request
     assert request.prompt == "a red fox"
-    assert (request.width, request.height) == (LIMITS.default_width, LIMITS.default_height)
-    assert (request.num_inference_steps, request.format) == (LIMITS.default_steps, "png")
+    assert (request.width, request.height) == (
+        LIMITS.usual.default_width,
+        LIMITS.usual.default_height,
+    )
+    assert (request.num_inference_steps, request.format) == (LIMITS.usual.default_steps, "png")
     assert (request.seed, request.count) == (None, 1)
     assert (planned.stem, planned.priority, planned.row) == (None, Priority.NORMAL, 1)
     assert (parsed.key, parsed.many, parsed.on_error, parsed.warnings) == (
@@ -114,17 +117,19 @@ def test_fields_without_effect_are_reported() -> None:
         "`negative_prompt` has no effect on this model.",
     )
     assert yaml("prompt: x\nguidance_scale: 0\nnegative_prompt: ''").requests[0].warnings == ()
-    both = Limits(guidance=True, negative_prompt=True)
+    both = Limits(Card(accepts=("guidance", "negative_prompt")))
     assert yaml(text, both).requests[0].warnings == ()
 
 
 def test_resolving_fills_what_is_open_and_derives_the_seed() -> None:
-    request = resolve(JobRequest(prompt="x", width=512), LIMITS, "some-id")
+    values = {"prompt": "x", "width": 512}
+    LIMITS.fill(values)
+    request = seeded(JobRequest(**values), "some-id")
     assert request == JobRequest(
         prompt="x", width=512, height=1024, num_inference_steps=9, format="png",
         seed=derived_seed("some-id"),
     )  # fmt: skip
-    assert resolve(request, Limits(default_height=16), "other") == request
+    assert seeded(request, "other") == request
 
 
 # -- the seventeen things people type (facts of the field, read by safe_load 3 of 17 right)
@@ -257,7 +262,9 @@ def as_json(line: str) -> str:
 
 
 def test_a_picture_with_too_many_pixels_is_refused_with_one_that_fits() -> None:
-    found = refused("prompt: x\nsize: 2048x2048", limits=Limits(max_pixels=1 << 20)).problems[0]
+    found = refused("prompt: x\nsize: 2048x2048", limits=Limits(Card(max_pixels=1 << 20))).problems[
+        0
+    ]
     assert (found.code, found.value, found.remedy) == (
         "out_of_range",
         "2048x2048",
@@ -744,10 +751,16 @@ def test_the_same_text_is_the_same_job_in_every_format(prompt: str, fields: dict
     outcomes = [outcome(form, suffix) for form, suffix in forms]
     assert outcomes[1:] == outcomes[:-1]
     if isinstance(outcomes[0], list) and len(outcomes[0]) == 1 and "{" not in prompt + str(fields):
-        body = resolve(request_of(job, LIMITS), LIMITS, "x")
+        body = filled(request_of(job, LIMITS))
         words = request_of({k: str(v) for k, v in job.items()}, LIMITS, text=True)
-        only = resolve(outcomes[0][0], LIMITS, "x")
-        assert body == only == resolve(words, LIMITS, "x")
+        assert body == outcomes[0][0] == filled(words)
+
+
+def filled(request: JobRequest) -> JobRequest:
+    """As a file would make it."""
+    values = request.model_dump()
+    LIMITS.fill(values)
+    return JobRequest(**values)
 
 
 def outcome(text: str, suffix: str) -> list[JobRequest] | set[tuple[str, str | None]]:
@@ -836,7 +849,7 @@ def judge(data: bytes, suffix: str) -> None:
         parsed = parse(data, suffix, LIMITS, stem="x", now=NOW, wildcards=lists)
         assert parsed.requests
         for planned in parsed.requests:
-            resolve(planned.request, LIMITS, "id").model_dump_json().encode()
+            seeded(planned.request, "id").model_dump_json().encode()
         dump_refused(parsed.refused)
     except SteadyError as error:
         assert error.code in ERRORS
@@ -937,3 +950,17 @@ def test_a_local_time_is_never_early(said: str, meant: str) -> None:
         check=True,
     )
     assert int(done.stdout) == datetime.fromisoformat(meant).timestamp() * 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("card", "steps", "guidance"),
+    [(Card(), 21, 6.0), (Card(idle_steps=0, unguided=0.0), 20, 7.0)],
+    ids=["Z-Image", "as the web UI"],
+)
+def test_steps_of_another_program_are_counted_as_the_model_counts(
+    card: Card, steps: int, guidance: float
+) -> None:
+    text = "a castle\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 123, Size: 512x768"
+    [planned] = parse(text.encode(), ".txt", Limits(card)).requests
+    request = planned.request
+    assert (request.num_inference_steps, request.guidance_scale) == (steps, guidance)

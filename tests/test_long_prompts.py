@@ -10,13 +10,13 @@ from conftest import until
 from house_of_clients import House, house
 
 from watcher.jobfile import parse
-from watcher.jobs import Limits
+from watcher.jobs import Card, Limits
 from watcher.model import starter_folder
 from watcher.model.tokens import cut_of
 
 pytestmark = pytest.mark.timeout(300)  # the real model is loaded, on machines that may be busy
 
-LIMITS = Limits(folder=starter_folder())
+LIMITS = Limits(Card(folder=starter_folder()))
 LONG = "a red house, " * 200  #: of 2,600 characters, beyond the 512 tokens of the encoder
 SAID = "The prompt is longer than this model reads: 512 tokens of "
 

@@ -146,11 +146,9 @@ def test_what_the_settings_name_needs_no_probe(
 def test_the_profile_in_use_is_told_to_the_other_processes(root: Path) -> None:
     kept = Kept()
     plain = config(root)
-    assert model.stored_profile(plain, kept) == asdict(model.Profile())
-    assert model.limits_known(None, plain) == Limits()
+    assert model.limits_known(plain, kept) == model.limits_known(plain, None) == Limits()
     choice = model.choose(plain, kept, Probe("cpu"))
-    assert model.stored_profile(plain, kept) == choice.profile
-    assert model.limits_known(kept["model"], plain) == model.limits_of(choice.profile, plain)
+    assert model.limits_known(plain, kept) == model.limits_of(choice.profile, plain, choice.name)
     assert kept["model"] == choice.profile | {"device": "cpu", "why": choice.why, "starter": True}
 
 
@@ -166,7 +164,8 @@ def test_the_choice_lives_in_the_real_record(root: Path) -> None:
     store = JobStore(plain.database_url)
     try:
         assert model.choose(plain, store, Broken()) == first
-        assert model.stored_profile(plain, store) == first.profile
+        known = model.limits_of(first.profile, plain, first.name)
+        assert model.limits_known(plain, store) == known
     finally:
         store.close()
 
@@ -381,7 +380,7 @@ def test_a_profile_that_cannot_be_used_is_said(tmp_path: Path, text: str) -> Non
 def test_the_settings_win_and_defaults_fit(
     root: Path, settings: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
-    limits = model.limits_of(asdict(model.Profile()), config(root, **settings))
+    limits = model.limits_of(asdict(model.Profile()), config(root, **settings)).usual
     assert (
         limits.default_width, limits.default_height, limits.default_steps,
         limits.max_side, limits.max_pixels,

@@ -64,7 +64,7 @@ def test_four_pictures_of_a_landscape(here: House, client: openai.OpenAI):
     said = " ".join(answer.warnings)
     assert "model has no effect" in said and "quality has no effect" in said
     jobs = here.jobs("a wide fox")
-    assert [json.loads(job["request"])["num_inference_steps"] for job in jobs] == [4] * 4
+    assert [json.loads(job["request"])["num_inference_steps"] for job in jobs] == [3] * 4
     assert answer.job_id == jobs[0]["id"] and {job["state"] for job in jobs} == {"completed"}
     assert answer._request_id == jobs[0]["ticket"]
 

@@ -50,7 +50,7 @@ def test_separators_marks_and_line_ends(separator: str, encoding: str, ends: str
     assert (fox.request.prompt, fox.request.width, fox.request.num_inference_steps) == (
         "é, fox; owl", 768, 8,
     )  # fmt: skip
-    assert (second.request.prompt, second.request.width) == ("a\nb", LIMITS.default_width)
+    assert (second.request.prompt, second.request.width) == ("a\nb", LIMITS.usual.default_width)
 
 
 def test_one_column_needs_no_separator_and_no_quotes() -> None:

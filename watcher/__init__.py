@@ -13,7 +13,8 @@ store/        the record: one method per transition
 outputs.py    the only writer of pictures; recipe.py: what is written inside them
 imagefile.py  the outside of a picture file: format, size, texts, without decoding it
 executor/     who runs engines; worker.py: the child process that owns the device; wire.py
-engine.py     what an engine is; zimage/: Z-Image on diffusers; plan.py: what fits the device
+engine.py     what an engine is; zimage/: Z-Image on diffusers; plan.py: what fits the device;
+              shortage.py: which errors mean what
 model/        which model, what it allows, and getting it onto this machine
 suffixes.py   which files people may drop, and what is said about others
 publish.py    how a file appears: whole or not at all; folder.py: is this folder still ours

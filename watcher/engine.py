@@ -2,21 +2,25 @@
 
 ``config engine:`` names ``zimage`` (watcher/zimage/) or any ``package.module:Class`` that
 keeps this protocol. Imports no torch, so an engine of one's own needs none either.
-Knows no
-queue, no files and no names of pictures.
+Knows no queue and no names of pictures.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Literal, Protocol
 
 from PIL import Image
+from pydantic import ConfigDict
 
 from watcher.jobs import JobRequest
 
+#: What a job may ask for beside a prompt, a size, steps and a seed.
+Feature = Literal["image", "mask", "lora", "guidance", "negative_prompt", "preview", "upscale"]
+
 
 class Cancelled(Exception):
-    """Raised by ``on_step`` when the job was cancelled; the engine lets it pass and stays usable."""
+    """Raised by ``report`` when the job was cancelled; the engine lets it pass and stays usable."""
 
 
 class OutOfMemory(Exception):
@@ -32,7 +36,7 @@ class ModelMissing(Exception):
 
 
 class BadPicture(Exception):
-    """Non-finite numbers (code ``non_finite``) or one constant colour (``blank_picture``)."""
+    """What was computed is no picture: code ``non_finite``. (Of one colour: the watcher looks.)"""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -51,7 +55,12 @@ class EngineSettings:
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What was loaded; goes into the log, the page and every recipe. Memory is bytes."""
+    """What was loaded; goes into the log, the page and every recipe. Memory is bytes.
+
+    ``accepts``: what of a request has an effect. An engine that says nothing is given guidance
+    and negative prompt, and no job that needs a file. ``sampler`` and ``schedule`` are the words
+    people know them by (``Euler``, ``Karras``); None leaves them out of the recipe.
+    """
 
     model: str
     revision: str | None
@@ -61,6 +70,60 @@ class EngineInfo:
     attention: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict)
     details: Mapping[str, Any] = field(default_factory=dict)
+    accepts: tuple[Feature, ...] = ("guidance", "negative_prompt")
+    sampler: str | None = None
+    schedule: str | None = None
+
+
+@dataclass(frozen=True)
+class Lora:
+    """A LoRA file whose header was checked, and how strongly it is wanted."""
+
+    name: str
+    weight: float
+    file: Path
+
+
+class EngineRequest(JobRequest):
+    """One job as an engine gets it: resolved, and the files it names opened and checked.
+
+    Made only for an engine that accepts what it asks for.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    width: int  #: pixels
+    height: int  #: pixels
+    num_inference_steps: int
+    seed: int
+    image: Image.Image | None = None  #: RGB, width x height pixels
+    mask: Image.Image | None = None  #: L, width x height pixels, white is repainted
+    loras: tuple[Lora, ...] = ()  #: in order of name, no name twice
+
+
+@dataclass(frozen=True)
+class Result:
+    """A picture, and what is true of it alone.
+
+    ``facts`` overrides what the EngineInfo said. The recipe takes from it: ``forwards`` (else the
+    last reported total), ``cfg_scale`` as the Stable Diffusion web UI counts it (1 is none; else
+    the job's ``guidance_scale`` where guidance is accepted), ``sampler`` and ``schedule``.
+    ``timings`` are seconds by phase. Both must be plain data.
+    """
+
+    image: Image.Image
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    timings: Mapping[str, float] = field(default_factory=dict)
+
+
+class Report(Protocol):
+    """What an engine calls after every forward."""
+
+    def __call__(self, done: int, total: int, preview: Image.Image | None = None) -> None:
+        """``preview`` is how the picture looks so far, small; it may be dropped.
+
+        Raises Cancelled when the job was cancelled.
+        """
 
 
 class Engine(Protocol):
@@ -73,11 +136,10 @@ class Engine(Protocol):
         """Make ready. Never downloads. Raises ModelMissing, DeviceLost, OutOfMemory."""
         ...
 
-    def generate(self, request: JobRequest, on_step: Callable[[int, int], None]) -> Image.Image:
-        """One picture of ``request`` (resolved), RGB, width x height pixels.
+    def generate(self, request: EngineRequest, report: Report) -> Result | Image.Image:
+        """One picture, RGB, width x height pixels; a bare Image when there is no more to say.
 
-        ``on_step(done, total)`` is called after every forward and may raise Cancelled.
-        Raises OutOfMemory, BadPicture, DeviceLost.
+        Raises OutOfMemory, BadPicture, DeviceLost, and lets what ``report`` raises pass.
         """
         ...
 

@@ -84,7 +84,7 @@ class JobRequest(BaseModel):
     """What a person asks: one job of a file, a body or a command line.
 
     Only ``prompt`` is required. Width and height are pixels. Ranges that depend on the
-    model (sides, pixels) are checked by ``jobfile`` against :class:`Limits`; those here
+    model (sides, pixels) are checked by ``jobfile`` against the model's :class:`Card`; those here
     hold for every model. A request is *resolved* once width, height,
     num_inference_steps and seed are all set: only such requests are recorded and run.
 
@@ -146,22 +146,87 @@ def text_fields() -> frozenset[str]:
 
 
 @dataclass(frozen=True)
-class Limits:
-    """What the model in use allows and takes when a request says nothing. Pixels and counts."""
+class Card:
+    """One model, as a job sees it: what runs it, what it allows, what it takes when not told.
 
+    As it stands, Z-Image-Turbo on the engine ``zimage``. Sides are pixels.
+    """
+
+    name: str = "Tongyi-MAI/Z-Image-Turbo"
+    engine: str = "zimage"
+    source: str = "Tongyi-MAI/Z-Image-Turbo"  #: folder or hub name
     default_width: int = 1024
     default_height: int = 1024
     default_steps: int = 9
+    default_guidance: float | None = None
     min_side: int = 16
     max_side: int = 2048
     max_pixels: int = 2048 * 2048
-    max_jobs_per_file: int = 1000  #: .yaml and .json
-    max_lines: int = 100_000  #: .jsonl, .csv, .tsv
-    guidance: bool = False  #: does guidance_scale have an effect on this model?
-    negative_prompt: bool = False  #: does negative_prompt?
-    default_format: str = "png"
+    #: what of a request has an effect (watcher.engine.Feature); None while nobody knows
+    accepts: tuple[str, ...] | None = ()
+    sampler: str | None = "Euler"
+    schedule: str | None = "Simple"
+    idle_steps: int = 1  #: of the steps a job asks for, how many take no forward
+    unguided: float = 1.0  #: the web UI's CFG scale that is guidance 0 here
     #: where the model lies, if it is here: tells which prompts are longer than it reads
     folder: Path | None = field(default=None, compare=False)
+
+    def takes(self, feature: str) -> bool:
+        """Has this an effect, as far as anybody knows?"""
+        return self.accepts is None or feature in self.accepts
+
+    def forwards(self, steps: int) -> int:
+        """Calls of the model for so many ``num_inference_steps``; at least one."""
+        return max(1, steps - self.idle_steps)
+
+    def steps(self, forwards: int) -> int:
+        """The ``num_inference_steps`` of so many forwards."""
+        return forwards + self.idle_steps
+
+    def guidance(self, cfg_scale: float) -> float:
+        """The ``guidance_scale`` of what the web UI calls a CFG scale."""
+        return max(0.0, cfg_scale - self.unguided)
+
+    @functools.cached_property
+    def defaults(self) -> tuple[tuple[str, Any], ...]:
+        """Fields of a request and what they are when it leaves them open."""
+        found = (
+            ("width", self.default_width),
+            ("height", self.default_height),
+            ("num_inference_steps", self.default_steps),
+            ("guidance_scale", self.default_guidance),
+        )
+        return tuple((name, value) for name, value in found if value is not None)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the jobs of a root may be: its models, and how many jobs one file may hold."""
+
+    usual: Card = Card()  #: the model of a job that names none
+    max_jobs_per_file: int = 1000  #: .yaml and .json
+    max_lines: int = 100_000  #: .jsonl, .csv, .tsv
+    default_format: str = "png"
+
+    def card(self, values: Mapping[str, Any]) -> Card:
+        """The model that judges a job of these ``values``."""
+        return self.usual
+
+    def forwards(self, request: JobRequest) -> int:
+        """How often the model of this job is called for it."""
+        card = self.card(dict(request))
+        return card.forwards(request.num_inference_steps or card.default_steps)
+
+    def fill(self, values: dict[str, Any]) -> Card:
+        """Set in ``values`` what a job leaves open, but for its seed; nobody else does.
+
+        Returns the model that judges the job.
+        """
+        card = self.card(values)
+        for name, usual in (*card.defaults, ("format", self.default_format)):
+            if values.get(name) is None:
+                values[name] = usual
+        return card
 
 
 def derived_seed(job_id: str) -> int:

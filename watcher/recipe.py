@@ -15,6 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from importlib import metadata
+from math import isfinite
 from typing import Any
 
 from watcher.imagefile import NotAPicture, Picture, scan, unpadded, xmp_of
@@ -43,9 +44,9 @@ def recipe_of(
 ) -> dict[str, Any]:
     """Everything needed to make this picture again, and nothing about who made it where.
 
-    ``info`` is an EngineInfo as a mapping, ``timings`` seconds by phase. Only named members
-    are taken from either, and of a model folder only its last name, so that no path, host
-    or user name can get into a picture.
+    ``info`` is an EngineInfo as a mapping with the Result's facts on top, ``timings`` seconds by
+    phase. Only named members are taken from either, and of a model folder only its last name, so
+    that no path, host or user name can get into a picture.
     """
     details = info.get("details")
     details = details if isinstance(details, Mapping) else {}
@@ -54,7 +55,10 @@ def recipe_of(
         "image_name": job.image_name,
         "request": job.request.model_dump(mode="json"),
         "seed": job.request.seed,
-        "forwards": job.forwards,
+        "forwards": _number(info.get("forwards")) or job.forwards,
+        "sampler": _word(info.get("sampler")),
+        "schedule": _word(info.get("schedule")),
+        "cfg_scale": _number(info.get("cfg_scale", _guidance(job.request, info))),
         "model": model_name(str(info.get("model") or "")) or None,
         "revision": _word(info.get("revision")),
         "versions": _versions() | _words(info.get("versions")),
@@ -69,9 +73,13 @@ def recipe_of(
     recipe["timings"] = {
         name: round(value, 4)
         for name, value in (timings or {}).items()
-        if isinstance(value, int | float) and _word(name)
+        if _number(value) is not None and _word(name)
     }
     return recipe
+
+
+def _guidance(request: JobRequest, info: Mapping[str, Any]) -> float | None:
+    return request.guidance_scale if "guidance" in info.get("accepts", ()) else None
 
 
 def model_name(model: str) -> str:
@@ -90,15 +98,15 @@ def model_name(model: str) -> str:
 def parameters_text(recipe: Mapping[str, Any]) -> str:
     """The recipe as A1111 writes it, so that its regex and all tools after it read it.
 
-    A1111 counts forwards where ``num_inference_steps`` counts one more, and its CFG scale 1
-    is no guidance at all, our 0.
+    What the engine did not say is left out.
     """
     request = recipe["request"]
+    cfg_scale = recipe.get("cfg_scale")
     settings = {
         "Steps": recipe["forwards"],
-        "Sampler": "Euler",
-        "Schedule type": "Simple",
-        "CFG scale": f"{1 + (request.get('guidance_scale') or 0):g}",
+        "Sampler": recipe.get("sampler"),
+        "Schedule type": recipe.get("schedule"),
+        "CFG scale": None if cfg_scale is None else f"{cfg_scale:g}",
         "Seed": recipe["seed"],
         "Size": f"{request['width']}x{request['height']}",
         "Model": str(recipe.get("model") or "unknown").rsplit("/", 1)[-1].lower(),
@@ -107,7 +115,8 @@ def parameters_text(recipe: Mapping[str, Any]) -> str:
     lines = [_printable(request["prompt"])]
     if request.get("negative_prompt"):
         lines.append("Negative prompt: " + _printable(request["negative_prompt"]))
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in settings.items()))
+    said = [f"{name}: {_quoted(value)}" for name, value in settings.items() if value is not None]
+    lines.append(", ".join(said))
     return "\n".join(lines)
 
 
@@ -146,6 +155,12 @@ def _word(value: Any) -> str | None:
     return value if isinstance(value, str) and re.fullmatch(r"[\w.:+ -]{1,100}", value) else None
 
 
+def _number(value: Any) -> int | float | None:
+    """A finite number; None for anything else."""
+    sound = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
+    return value if sound else None
+
+
 def _words(value: Any) -> dict[str, str]:
     items = value.items() if isinstance(value, Mapping) else ()
     return {str(k): v for k, v in items if _word(k) and _word(v)}
@@ -168,7 +183,7 @@ def read_recipe(data: bytes) -> dict[str, Any] | None:
     Ours comes back as it was written (see :func:`recipe_of`; a picture made with
     ``embed_metadata: false`` gives ``{"job_id": …}`` alone). A picture of A1111 and its kin
     comes back as ``{"source": "a1111", "request": {…}, "parameters": text}`` with the
-    request in our fields. Values are as found: the caller validates them like any other
+    request as :func:`request_of_parameters` reads it. Values are as found: the caller validates them like any other
     request. What follows the picture is not looked at; a truncated or otherwise odd one counts
     as carrying nothing.
     """
@@ -209,9 +224,9 @@ def again(recipe: Mapping[str, Any]) -> dict[str, Any]:
 def request_of_parameters(text: str) -> dict[str, Any] | None:
     """A1111's ``parameters`` text as our request fields; None when it is none.
 
-    Steps count forwards there, so ``num_inference_steps`` is one more; CFG scale 1 is our
-    guidance 0. Settings that mean nothing here (sampler, clip skip, hashes) are left out, and
-    so is what stands below the settings. A seed may be larger than ours.
+    Its steps are under ``forwards`` and its CFG scale under ``cfg_scale``: what they are in a
+    request depends on the model. Settings that mean nothing here (sampler, clip skip, hashes) are
+    left out, and so is what stands below the settings. A seed may be larger than ours.
     """
     lines = text.strip().split("\n")
     settings: dict[str, str] = {}
@@ -238,7 +253,7 @@ def request_of_parameters(text: str) -> dict[str, Any] | None:
         request["negative_prompt"] = "\n".join(negative)
     steps = _whole(settings.get("Steps"))
     if steps:
-        request["num_inference_steps"] = steps + 1
+        request["forwards"] = steps
     seed = _whole(settings.get("Seed"))
     if seed is not None:
         request["seed"] = seed
@@ -246,8 +261,8 @@ def request_of_parameters(text: str) -> dict[str, Any] | None:
     if size:
         request["width"], request["height"] = int(size[1]), int(size[2])
     scale = re.fullmatch(r"\d{1,3}(\.\d{1,6})?", settings.get("CFG scale", ""))
-    if scale and float(scale[0]) > 1:
-        request["guidance_scale"] = float(scale[0]) - 1
+    if scale:
+        request["cfg_scale"] = float(scale[0])
     return request
 
 

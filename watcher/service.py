@@ -29,7 +29,7 @@ from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.inbox import Inbox, ignore_lease_signal
 from watcher.intake import Intake, Reading
-from watcher.jobs import JobState
+from watcher.jobs import JobState, Limits
 from watcher.layout import check_layout
 from watcher.log import say
 from watcher.notify import Notifier
@@ -140,7 +140,6 @@ class Service:
         self._begun = False  #: outputs are open and the last run's jobs are settled
         self._troubles = Troubles(now=now_us)
         self._choice = model.choose(config, store, probe)
-        self._limits = model.limits_of(self._choice.profile, config, self._choice.name)
         self._outputs = Outputs(
             config.outputs, embed_metadata=config.embed_metadata, checkpoint=checkpoint
         )
@@ -151,7 +150,10 @@ class Service:
             checkpoint=checkpoint,
         )
         self._executor = executor or build(config, self._choice, self._probe)
-        reading = Reading(inbox=self._inbox, limits=self._limits, root=config.root)
+        self._reading = reading = Reading(
+            inbox=self._inbox, limits=self._judged_by(store.get("engine_said")), root=config.root
+        )
+        self._heard: object = None  #: the EngineInfo that jobs are judged by
         address = config.public_url or f"http://{config.host}:{config.port}"
         self._notifier = Notifier(
             store=store,
@@ -301,6 +303,19 @@ class Service:
         if time.monotonic() - self._cared >= _CARE_SECONDS:
             self._care()
         self._dispatcher.turn()
+        if self._dispatcher.info and self._dispatcher.info is not self._heard:
+            self._heed(self._dispatcher.info)
+
+    def _heed(self, info: dict[str, Any]) -> None:
+        """From now on jobs are judged by what the engine says it accepts."""
+        said = model.said_by(info, self._config, self._choice.name)
+        if self._store.get("engine_said") != said:
+            self._store.put("engine_said", said)
+        self._reading.limits = self._judged_by(said)
+        self._heard = info
+
+    def _judged_by(self, said: Any) -> Limits:
+        return model.limits_of(self._choice.profile, self._config, self._choice.name, said)
 
     def _verify(self) -> None:
         """After an unclean stop a large record is read as a whole, while work goes on.

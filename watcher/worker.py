@@ -19,7 +19,6 @@ import json
 import logging
 import os
 import queue
-import re
 import resource
 import select
 import signal
@@ -41,12 +40,13 @@ from watcher.engine import (
     DeviceLost,
     Engine,
     EngineInfo,
+    EngineRequest,
     EngineSettings,
     ModelMissing,
-    OutOfMemory,
+    Result,
 )
 from watcher.errors import SteadyError
-from watcher.jobs import JobRequest
+from watcher.shortage import is_out_of_memory, is_poison
 from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames, line
 
 EXIT_NOT_LOADED = 69  #: the engine could not be loaded; the reason was sent
@@ -58,14 +58,6 @@ _STRIP = 64  #: rows of a picture copied at once
 
 log = logging.getLogger("watcher.worker")
 
-#: Texts of errors after which nothing on the device works any more (torch raises them as
-#: RuntimeError in many places). Out of memory is none of them.
-_POISON = re.compile(
-    r"\b(CUDA|HIP|XPU) (driver )?error\b|cuDNN error|CU(BLAS|SOLVER|SPARSE|FFT)_STATUS_|device-side assert"
-    r"|illegal memory access|unspecified launch failure",
-    re.IGNORECASE,
-)
-
 
 @dataclass
 class _Order:
@@ -73,7 +65,7 @@ class _Order:
 
     job_id: str
     attempt: int
-    request: JobRequest
+    request: EngineRequest
     cancelled: bool = False
 
     def says(self, kind: str, **more: Any) -> dict[str, Any]:
@@ -221,7 +213,7 @@ class _Reader(threading.Thread):
                 self._load = message
             elif kind == "run":
                 try:
-                    request = JobRequest.model_validate(message["request"])
+                    request = EngineRequest.model_validate(message["request"])
                     order = _Order(str(message["job_id"]), int(message["attempt"]), request)
                 except (KeyError, TypeError, ValueError) as error:
                     raise BadFrame(f"a job that cannot be read ({error})") from None
@@ -242,7 +234,7 @@ class _Reader(threading.Thread):
 
     def _cancel(self, job_id: Any) -> None:
         if self._current is not None and self._current.job_id == job_id:
-            self._current.cancelled = True  # seen by on_step
+            self._current.cancelled = True  # seen by report
         for order in [o for o in self._orders if o.job_id == job_id]:
             self._orders.remove(order)
             self._sender.post(_cancelled(order))
@@ -255,12 +247,15 @@ def _cancelled(order: _Order) -> dict[str, Any]:
 def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     """One job from started to picture or failed. Does not return when the device is lost."""
 
-    def on_step(done: int, total: int) -> None:
+    facts: dict[str, Any] = {}
+
+    def report(done: int, total: int, preview: Image.Image | None = None) -> None:
         if order.cancelled:
             raise Cancelled
+        facts["forwards"] = total
         sender.post(order.says("step", done=done, total=total))
 
-    request = order.request
+    size = (order.request.width, order.request.height)
     if order.cancelled:
         sender.post(_cancelled(order))
         return
@@ -270,8 +265,11 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     sender.settle()
     began = time.perf_counter()
     try:
-        image = engine.generate(request, on_step)
-        place = shelf.put(image, (request.width or 0, request.height or 0))
+        made = engine.generate(order.request, report)
+        result = made if isinstance(made, Result) else Result(made)
+        told = {"info": {**facts, **result.facts}, "timings": dict(result.timings)}
+        line(told)  # what cannot be said is found before the picture takes its place
+        place = shelf.put(result.image, size)
     except Cancelled:
         sender.post(_cancelled(order))
     except BadPicture as error:
@@ -279,24 +277,16 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     except DeviceLost as error:
         _leave(sender, "device_lost", _one_line(error))
     except Exception as error:  # an engine may raise anything; the next job must still run
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             sender.post(order.says("failed", code="out_of_memory", message=_one_line(error)))
             return
         traceback.print_exc()
-        if _is_poison(error):
+        if is_poison(error):
             _leave(sender, "device_error", _one_line(error))
         sender.post(order.says("failed", code="engine_failed", message=_one_line(error)))
     else:
-        last = dict(getattr(engine, "last", {}))
-        message = order.says(
-            "picture",
-            place=place,
-            width=request.width,
-            height=request.height,
-            info=last.pop("info", {}),
-            timings={**last, "total": round(time.perf_counter() - began, 6)},
-        )
-        sender.post(message)
+        told["timings"]["total"] = round(time.perf_counter() - began, 6)
+        sender.post(order.says("picture", place=place, width=size[0], height=size[1], **told))
 
 
 def _leave(sender: _Sender, code: str, message: str) -> NoReturn:
@@ -327,7 +317,7 @@ def _load(order: Mapping[str, Any], sender: _Sender) -> Engine:
     except SteadyError as error:
         code, message = error.code, error.message
     except Exception as error:  # foreign code again; whatever it was, the watcher must hear of it
-        if _is_out_of_memory(error):
+        if is_out_of_memory(error):
             code = "out_of_memory"
         else:
             traceback.print_exc()
@@ -347,16 +337,7 @@ def _engine_class(name: str) -> Callable[[EngineSettings], Engine]:
 
 
 def _as_dict(info: EngineInfo) -> dict[str, Any]:
-    return {
-        "model": info.model,
-        "revision": info.revision,
-        "device": info.device,
-        "dtype": info.dtype,
-        "memory": info.memory,
-        "attention": info.attention,
-        "versions": dict(info.versions),
-        "details": dict(info.details),
-    }
+    return {**vars(info), "versions": dict(info.versions), "details": dict(info.details)}
 
 
 def _one_line(error: BaseException) -> str:
@@ -364,25 +345,6 @@ def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     kind = type(error).__name__
     return f"{kind}: {text}"[:500] if text else kind
-
-
-def _kinds(error: BaseException) -> set[str]:
-    return {f"{c.__module__.partition('.')[0]}.{c.__name__}" for c in type(error).__mro__}
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # By name: an engine of one's own may let torch's pass, and this process may have no torch.
-    return isinstance(error, OutOfMemory | MemoryError) or "torch.OutOfMemoryError" in _kinds(error)
-
-
-def _is_poison(error: BaseException) -> bool:
-    """Did the device's context die with this error?"""
-    seen: BaseException | None = error
-    while seen is not None:
-        if "torch.AcceleratorError" in _kinds(seen) or _POISON.search(str(seen)):
-            return True
-        seen = seen.__cause__
-    return False
 
 
 def _resident() -> int | None:

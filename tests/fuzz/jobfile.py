@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 with atheris.instrument_imports(include=["watcher"]):
     from watcher.errors import ERRORS, SteadyError
-    from watcher.jobfile import dump_refused, parse, resolve
+    from watcher.jobfile import dump_refused, parse, seeded
     from watcher.jobs import Limits
 
 SUFFIXES = (".yaml", ".json", ".csv", ".jsonl", ".tsv", ".txt")
@@ -40,7 +40,7 @@ def read(data: bytes) -> None:
     try:
         parsed = parse(data[1:], suffix, LIMITS, stem="fuzz", now=NOW, wildcards=wildcards)
         for planned in parsed.requests:
-            resolve(planned.request, LIMITS, "id").model_dump_json().encode()
+            seeded(planned.request, "id").model_dump_json().encode()
         dump_refused(parsed.refused)
     except SteadyError as error:
         assert error.code in ERRORS

@@ -20,7 +20,7 @@ import typer
 from watcher.commands.desk import Desk, command, in_time, one_line
 from watcher.commands.fields import pairs, with_fields
 from watcher.errors import Problem, SteadyError
-from watcher.jobs import JobRequest, Limits, forwards_of, job_id_of, ticket_of_key
+from watcher.jobs import JobRequest, Limits, job_id_of, ticket_of_key
 from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def submit(
     reader = Reader(limits, desk.root, keyed=key is not None)
     sheets = list(_sheets(what, given, key, kind, reader))
     if dry_run:
-        _show(desk, sheets)
+        _show(desk, sheets, limits)
         return 0
     if resume and not all(key or sheet.plan.key for sheet in sheets):
         raise SteadyError("bad_request", "--resume wants the --key of the batch to go on with.")
@@ -286,7 +286,7 @@ def _is_repeat(desk: Desk, sheet: Sheet, ticket: str) -> bool:
     return True
 
 
-def _show(desk: Desk, sheets: Sequence[Sheet]) -> None:
+def _show(desk: Desk, sheets: Sequence[Sheet], limits: Limits) -> None:
     """The expansion as a table: what each job would be, and how many there are."""
     number = 0
     for sheet in sheets:
@@ -305,7 +305,7 @@ def _show(desk: Desk, sheets: Sequence[Sheet]) -> None:
         for warning in sheet.warnings:
             desk.talk(f"  note: {warning}")
     sizes = [
-        (r.width or 1, r.height or 1, forwards_of(r.num_inference_steps or 1))
+        (r.width or 1, r.height or 1, limits.forwards(r))
         for sheet in sheets
         for r in sheet.requests
     ]
@@ -334,11 +334,10 @@ def _from_record(desk: Desk) -> tuple[Limits, bool]:
     """
     from watcher import model
 
-    told, known = None, False
-    if desk.has_record():
-        with desk.record() as store:
-            told, known = store.get("model"), any(store.counts().values())
-    return model.limits_known(told, desk.config), known
+    if not desk.has_record():
+        return model.limits_known(desk.config, None), False
+    with desk.record() as store:
+        return model.limits_known(desk.config, store), any(store.counts().values())
 
 
 def _last_rev(desk: Desk) -> int:

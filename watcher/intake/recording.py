@@ -55,7 +55,6 @@ class Recorder:
         self._store = store
         self._reading = reading
         self._suspect = suspect
-        self._limits = reading.limits
         self._now = now
         self._checkpoint = checkpoint
 
@@ -122,7 +121,8 @@ class Recorder:
                 job_id = job_id if own else verdict.new
             jobs.append(
                 NewJob.of(
-                    jobfile.resolve(plan.request, self._limits, job_id),
+                    jobfile.seeded(plan.request, job_id),
+                    forwards=self._reading.limits.forwards(plan.request),
                     stem=plan.stem,
                     warnings=plan.warnings,
                     priority=_priority(batch, plan),

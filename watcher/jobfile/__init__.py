@@ -37,7 +37,7 @@ from watcher.jobfile.batchline import (
 )
 from watcher.jobfile.cells import value_of_words
 from watcher.jobfile.expand import Wildcards
-from watcher.jobfile.fields import request_of, resolve
+from watcher.jobfile.fields import request_of, seeded
 from watcher.jobfile.foreign import fitted
 from watcher.jobfile.naming import numbered
 from watcher.jobfile.planner import Planned, Planner
@@ -88,8 +88,8 @@ __all__ = [
     "refused_csv",
     "refused_lines",
     "request_of",
-    "resolve",
     "result_lines",
+    "seeded",
     "value_of_words",
     "written",
 ]
@@ -173,7 +173,7 @@ def _of_picture(data: bytes, planner: Planner) -> Parsed:
         raise SteadyError("no_recipe")
     fields, warnings = again(recipe), list[str]()
     if recipe.get("source") == "a1111":
-        fields, warnings = fitted(fields, planner.limits)
+        fields, warnings = fitted(recipe["request"], planner.limits)
     parsed = _of_sheets(json.dumps(fields).encode(), ".json", planner, None, False)
     return replace(parsed, warnings=(*warnings, *parsed.warnings))
 

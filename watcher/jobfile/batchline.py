@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 from watcher.errors import ERRORS, Problem, SteadyError
 from watcher.jobfile import strictjson
 from watcher.jobfile.tables import Row
-from watcher.jobs import Job, JobRequest, JobState
+from watcher.jobs import Job, JobRequest, JobState, Limits
 
 BATCH_URL = "/v1/images/generations"
 _BLANK_LINES = 100  #: before the first line that says something
@@ -52,10 +52,10 @@ def has_batch_lines(stream: BinaryIO) -> bool:
     return False
 
 
-def body_fields(body: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def body_fields(body: Mapping[Any, Any], limits: Limits) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A body of ``/v1/images/generations`` as our fields, and what of it has no effect.
 
-    ``steps`` counts forwards there, so ``num_inference_steps`` is one more; ``size: auto`` is
+    ``steps`` counts forwards there, which the model counts as it does; ``size: auto`` is
     unset; ``n`` is our ``count``. Values are not checked here but for the output format.
     Raises SteadyError out_of_range for gif and svg.
     """
@@ -70,7 +70,8 @@ def body_fields(body: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...
             fields["size"] = None if value == "auto" else value
         elif key == "steps":
             whole = isinstance(value, int) and not isinstance(value, bool)
-            fields.setdefault("num_inference_steps", value + 1 if whole else value)
+            steps = limits.card(body).steps(value) if whole else value
+            fields.setdefault("num_inference_steps", steps)
         elif key == "output_format":
             if value in ("gif", "svg"):
                 allowed = "png, webp, jpeg"
@@ -87,7 +88,9 @@ def body_fields(body: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...
     return fields, tuple(warnings[:20])
 
 
-def batch_line_fields(line: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+def batch_line_fields(
+    line: Mapping[Any, Any], limits: Limits
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """A batch line as our fields (``custom_id`` becomes the label) and its warnings.
 
     Raises SteadyError bad_shape when it asks for something else than making pictures.
@@ -100,7 +103,7 @@ def batch_line_fields(line: Mapping[Any, Any]) -> tuple[dict[str, Any], tuple[st
     ):
         if not good:
             raise SteadyError("bad_shape", words, problems=[Problem("bad_shape", words, key=key)])
-    fields, warnings = body_fields(body if isinstance(body, Mapping) else {})
+    fields, warnings = body_fields(body if isinstance(body, Mapping) else {}, limits)
     if line.get("custom_id") is not None:
         fields["label"] = line["custom_id"]
     return fields, warnings

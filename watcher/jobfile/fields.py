@@ -36,6 +36,7 @@ from watcher.jobfile.wording import control_character, translated
 from watcher.jobs import (
     MAX_PROMPT,
     MAX_SEED,
+    Card,
     JobRequest,
     Limits,
     derived_seed,
@@ -125,26 +126,30 @@ def _size(value: Any) -> tuple[int | None, int | None] | None:
 
 
 class Checker:
-    """Turns values by field name into requests, for one set of limits.
+    """Turns values by field name into requests, each judged by its model.
 
     Remembers the sizes it has passed; otherwise without state.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._good_sizes: set[tuple[int, int]] = set()
+        self._good_sizes: set[tuple[str, int | None, int | None]] = set()
 
     def check(self, values: dict[str, Any]) -> JobRequest | list[Problem]:
-        """The request, or everything that is wrong with it. Texts in ``values`` are tidied in place."""
-        problems = self._tidied(values)
-        made = self._validated(values)
+        """The request, or everything that is wrong with it.
+
+        In ``values`` texts are tidied and what was left open is filled in.
+        """
+        card = self.limits.fill(values)
+        problems = self._tidied(values, card)
+        made = self._validated(values, card)
         if isinstance(made, JobRequest):
-            problems += self._beyond_types(made)
+            problems += self._beyond_types(made, card)
             return problems or made
         said = {p.key for p in problems}
         return problems + [p for p in made if p.key not in said]
 
-    def _tidied(self, values: dict[str, Any]) -> list[Problem]:
+    def _tidied(self, values: dict[str, Any], card: Card) -> list[Problem]:
         """Outer blanks and odd line ends go, an empty text is unset; control characters are refused.
 
         What is refused is replaced, so that the rest can still be looked at.
@@ -170,7 +175,7 @@ class Checker:
                     "missing_field",
                     "`prompt` is empty." if "prompt" in values else "`prompt` is missing.",
                     key="prompt",
-                    allowed=allowed_for("prompt", self.limits),
+                    allowed=allowed_for("prompt", card),
                     remedy="Write what the picture should show.",
                 )
             )
@@ -184,42 +189,40 @@ class Checker:
                     f"`metadata` {why}.",
                     key="metadata",
                     value=shown(metadata),
-                    allowed=allowed_for("metadata", self.limits),
+                    allowed=allowed_for("metadata", card),
                 )
             )
             values["metadata"] = None
         return problems
 
-    def _validated(self, values: dict[str, Any]) -> JobRequest | list[Problem]:
+    def _validated(self, values: dict[str, Any], card: Card) -> JobRequest | list[Problem]:
         try:
             return JobRequest.model_validate(values)
         except ValidationError as error:
             seen: dict[str | None, Problem] = {}
             for each in error.errors(include_url=False):
-                problem = translated(each, self.limits)
+                problem = translated(each, card)
                 seen.setdefault(problem.key, problem)
             return list(seen.values())
 
-    def _beyond_types(self, request: JobRequest) -> list[Problem]:
+    def _beyond_types(self, request: JobRequest, card: Card) -> list[Problem]:
         """What pydantic cannot know: the model's sizes, names, dates."""
-        limits = self.limits
-        width = limits.default_width if request.width is None else request.width
-        height = limits.default_height if request.height is None else request.height
         problems: list[Problem] = []
-        if (width, height) not in self._good_sizes:
-            problems = self._size_problems(width, height)
+        size = (card.name, request.width, request.height)
+        if size not in self._good_sizes:
+            problems = _size_problems(request.width or 0, request.height or 0, card)
             if not problems and len(self._good_sizes) < 10_000:
-                self._good_sizes.add((width, height))
+                self._good_sizes.add(size)
         if request.seed is not None and request.seed > MAX_SEED - request.count + 1:
             message = "`seed` plus `count` goes beyond the largest seed."
-            value, allowed = shown(request.seed), allowed_for("seed", limits)
+            value, allowed = shown(request.seed), allowed_for("seed", card)
             problems.append(
                 Problem("out_of_range", message, key="seed", value=value, allowed=allowed)
             )
         if request.name is not None and (why := bad_name(request.name)):
-            problems.append(self._bad_name("name", request.name, why))
+            problems.append(_bad_name("name", request.name, why, card))
         if request.folder is not None and (why := bad_folder(request.folder)):
-            problems.append(self._bad_name("folder", request.folder, why))
+            problems.append(_bad_name("folder", request.folder, why, card))
         if request.not_before is not None and moment_of(request.not_before) is None:
             problems.append(
                 Problem(
@@ -227,69 +230,68 @@ class Checker:
                     "`not_before` is no date and time.",
                     key="not_before",
                     value=shown(request.not_before),
-                    allowed=allowed_for("not_before", limits),
+                    allowed=allowed_for("not_before", card),
                     remedy="Write e.g. `not_before: 2026-11-23T22:00`.",
                 )
             )
         return problems
 
-    def _size_problems(self, width: int, height: int) -> list[Problem]:
-        limits = self.limits
-        problems = []
-        for key, side in (("width", width), ("height", height)):
-            value, allowed = shown(side), allowed_for(key, limits)
-            if not limits.min_side <= side <= limits.max_side:
-                code, remedy = "out_of_range", None
-                message = f"`{key}` must be {limits.min_side}..{limits.max_side}."
-            elif side % MULTIPLE:
-                code, message = (
-                    "size_not_multiple_of_16",
-                    f"`{key}` must be a multiple of {MULTIPLE}.",
-                )
-                remedy = "Take " + " or ".join(map(str, nearest_sides(side, limits))) + "."
-            else:
-                continue
-            problems.append(
-                Problem(code, message, key=key, value=value, allowed=allowed, remedy=remedy)
-            )
-        if not problems and width * height > limits.max_pixels:
-            shrink = (limits.max_pixels / (width * height)) ** 0.5
-            fits = [
-                max(limits.min_side, int(s * shrink) // MULTIPLE * MULTIPLE)
-                for s in (width, height)
-            ]
-            problems.append(
-                Problem(
-                    "out_of_range",
-                    f"Width times height must be at most {limits.max_pixels} pixels.",
-                    key="width",
-                    value=f"{width}x{height}",
-                    allowed=allowed_for("size", limits),
-                    remedy=f"Take e.g. {fits[0]}x{fits[1]}.",
-                )
-            )
-        return problems
-
-    def _bad_name(self, key: str, text: str, why: str) -> Problem:
-        parts = [slug(p) for p in (text.split("/") if key == "folder" else [text])]
-        better = "/".join([p for p in parts if p][:MAX_SEGMENTS])
-        return Problem(
-            "bad_name",
-            f"`{key}` {why}.",
-            key=key,
-            value=shown(text),
-            allowed=allowed_for(key, self.limits),
-            remedy=f"Write e.g. `{key}: {better}`." if better and better != text else None,
-        )
-
     def warnings(self, request: JobRequest) -> tuple[str, ...]:
-        """What is asked for and has no effect on the model in use, or is not read by it."""
-        found = [cut] if (cut := cut_of(self.limits.folder, request.prompt)) else []
-        if request.guidance_scale and not self.limits.guidance:
+        """What is asked for and has no effect on the job's model, or is not read by it."""
+        card = self.limits.card(dict(request))
+        found = [cut] if (cut := cut_of(card.folder, request.prompt)) else []
+        if request.guidance_scale and not card.takes("guidance"):
             found.append("`guidance_scale` has no effect on this model.")
-        if request.negative_prompt and not self.limits.negative_prompt:
+        if request.negative_prompt and not card.takes("negative_prompt"):
             found.append("`negative_prompt` has no effect on this model.")
         return tuple(found)
+
+
+def _size_problems(width: int, height: int, card: Card) -> list[Problem]:
+    problems = []
+    for key, side in (("width", width), ("height", height)):
+        value, allowed = shown(side), allowed_for(key, card)
+        if not card.min_side <= side <= card.max_side:
+            code, remedy = "out_of_range", None
+            message = f"`{key}` must be {card.min_side}..{card.max_side}."
+        elif side % MULTIPLE:
+            code, message = (
+                "size_not_multiple_of_16",
+                f"`{key}` must be a multiple of {MULTIPLE}.",
+            )
+            remedy = "Take " + " or ".join(map(str, nearest_sides(side, card))) + "."
+        else:
+            continue
+        problems.append(
+            Problem(code, message, key=key, value=value, allowed=allowed, remedy=remedy)
+        )
+    if not problems and width * height > card.max_pixels:
+        shrink = (card.max_pixels / (width * height)) ** 0.5
+        fits = [max(card.min_side, int(s * shrink) // MULTIPLE * MULTIPLE) for s in (width, height)]
+        problems.append(
+            Problem(
+                "out_of_range",
+                f"Width times height must be at most {card.max_pixels} pixels.",
+                key="width",
+                value=f"{width}x{height}",
+                allowed=allowed_for("size", card),
+                remedy=f"Take e.g. {fits[0]}x{fits[1]}.",
+            )
+        )
+    return problems
+
+
+def _bad_name(key: str, text: str, why: str, card: Card) -> Problem:
+    parts = [slug(p) for p in (text.split("/") if key == "folder" else [text])]
+    better = "/".join([p for p in parts if p][:MAX_SEGMENTS])
+    return Problem(
+        "bad_name",
+        f"`{key}` {why}.",
+        key=key,
+        value=shown(text),
+        allowed=allowed_for(key, card),
+        remedy=f"Write e.g. `{key}: {better}`." if better and better != text else None,
+    )
 
 
 def _bad_metadata(metadata: Mapping[Any, Any]) -> str:
@@ -313,10 +315,10 @@ def _bad_metadata(metadata: Mapping[Any, Any]) -> str:
 # -- sizes, times
 
 
-def nearest_sides(side: int, limits: Limits) -> list[int]:
+def nearest_sides(side: int, card: Card) -> list[int]:
     """The one or two nearest allowed sides, in pixels."""
     below = side // MULTIPLE * MULTIPLE
-    return [s for s in (below, below + MULTIPLE) if limits.min_side <= s <= limits.max_side]
+    return [s for s in (below, below + MULTIPLE) if card.min_side <= s <= card.max_side]
 
 
 def moment_of(text: str) -> int | None:
@@ -349,29 +351,17 @@ def request_of(raw: Any, limits: Limits, *, text: bool = False) -> JobRequest:
             for key, value in raw.items()
         }
     values, came_from, problems = normalised(raw)
+    said = set(values)
     made = Checker(limits).check(values)
     if isinstance(made, JobRequest):
         if not problems:
-            return made
+            return made.model_copy(update=dict.fromkeys(made.model_fields_set - said))
         made = []
     raise refusal([at(p, (came_from.get(p.key or "", p.key or ""),)) for p in problems + made])
 
 
-def resolve(request: JobRequest, limits: Limits, job_id: str) -> JobRequest:
-    """``request`` with width, height, steps, format and seed set.
-
-    A seed not given comes from ``job_id``, so asking again gives the same.
-    """
-    said = (request.width, request.height, request.num_inference_steps, request.format)
-    if request.seed is not None and None not in said:
+def seeded(request: JobRequest, job_id: str) -> JobRequest:
+    """``request`` with a seed: its own, or the one of ``job_id``, so asking again gives the same."""
+    if request.seed is not None:
         return request
-    usual = (
-        ("width", limits.default_width),
-        ("height", limits.default_height),
-        ("num_inference_steps", limits.default_steps),
-        ("format", limits.default_format),
-    )
-    update: dict[str, Any] = {f: usually for f, usually in usual if getattr(request, f) is None}
-    if request.seed is None:
-        update["seed"] = derived_seed(job_id)
-    return request.model_copy(update=update) if update else request
+    return request.model_copy(update={"seed": derived_seed(job_id)})

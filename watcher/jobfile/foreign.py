@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from watcher.jobfile.hints import MULTIPLE
-from watcher.jobs import MAX_SEED, MAX_STEPS, Limits, forwards_of
+from watcher.jobs import MAX_SEED, MAX_STEPS, Card, Limits
 from watcher.recipe import request_of_parameters
 
 MAX_GUIDANCE = 30.0
@@ -147,14 +147,13 @@ def _fields(said: Mapping[str, str]) -> dict[str, Any] | None:
         elif name == "cfg":
             if not re.fullmatch(r"\d{1,3}(\.\d{1,6})?", text, re.ASCII):
                 return None
-            if float(text) > 1:
-                fields["guidance_scale"] = float(text) - 1
+            fields["cfg_scale"] = float(text)
         elif name == "seed" and text == "-1":
             continue
         elif (number := _whole(text)) is None:
             return None
         elif name == "steps":
-            fields["num_inference_steps"] = number + 1
+            fields["forwards"] = number
         else:
             fields[name] = number
     return fields
@@ -196,8 +195,13 @@ class Pasted:
 
 
 def fitted(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list[str]]:
-    """What another program asks for, within our limits, and a warning for each change."""
+    """What another program asks for, as the model counts and within its limits, and a warning
+    for each change.
+
+    ``forwards`` and ``cfg_scale`` in ``fields`` are the web UI's steps and CFG scale.
+    """
     fields, warnings = dict(fields), []
+    card = limits.card(fields)
 
     def put(name: str, value: Any, words: str) -> None:
         fields[name] = value
@@ -205,18 +209,21 @@ def fitted(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list
 
     width, height = fields.get("width"), fields.get("height")
     if width and height:
-        near = fitted_size(width, height, limits)
+        near = fitted_size(width, height, card)
         if near != (width, height):
             fields["width"], fields["height"] = near
             warnings.append(f"{near[0]}x{near[1]} is used instead of {width}x{height}.")
-    steps = fields.get("num_inference_steps", 1)
-    if steps > MAX_STEPS:
-        most = forwards_of(MAX_STEPS)
-        put("num_inference_steps", MAX_STEPS, f"{most} steps are used instead of {steps - 1}.")
-    scale = fields.get("guidance_scale", 0)
-    if scale > MAX_GUIDANCE:
-        most_words = f"{MAX_GUIDANCE + 1:g} is used instead of {scale + 1:g}"
+    if forwards := fields.pop("forwards", None):
+        fields["num_inference_steps"] = card.steps(forwards)
+        if card.steps(forwards) > MAX_STEPS:
+            most = card.forwards(MAX_STEPS)
+            put("num_inference_steps", MAX_STEPS, f"{most} steps are used instead of {forwards}.")
+    scale = fields.pop("cfg_scale", 0)
+    if card.guidance(scale) > MAX_GUIDANCE:
+        most_words = f"{MAX_GUIDANCE + card.unguided:g} is used instead of {scale:g}"
         put("guidance_scale", MAX_GUIDANCE, f"CFG scale: {most_words}.")
+    elif card.guidance(scale):
+        fields["guidance_scale"] = card.guidance(scale)
     seed = fields.get("seed", 0)
     if seed > MAX_SEED:
         ours = seed % (MAX_SEED + 1)
@@ -224,16 +231,16 @@ def fitted(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list
     return fields, warnings
 
 
-def fitted_size(width: int, height: int, limits: Limits) -> tuple[int, int]:
+def fitted_size(width: int, height: int, card: Card) -> tuple[int, int]:
     """The nearest size the model makes: each side a multiple of 16, and not too many pixels."""
-    low = -(-limits.min_side // MULTIPLE) * MULTIPLE
-    high = limits.max_side // MULTIPLE * MULTIPLE
+    low = -(-card.min_side // MULTIPLE) * MULTIPLE
+    high = card.max_side // MULTIPLE * MULTIPLE
 
     def near(side: float) -> int:
         return min(max(int(side + MULTIPLE / 2) // MULTIPLE * MULTIPLE, low), high)
 
     wide, tall = near(width), near(height)
-    if wide * tall > limits.max_pixels:
-        shrink = (limits.max_pixels / (wide * tall)) ** 0.5
+    if wide * tall > card.max_pixels:
+        shrink = (card.max_pixels / (wide * tall)) ** 0.5
         wide, tall = (max(low, int(s * shrink) // MULTIPLE * MULTIPLE) for s in (wide, tall))
     return wide, tall

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
-from watcher.jobs import MAX_PROMPT, JobRequest, Limits, field_schemas, text_fields
+from watcher.jobs import MAX_PROMPT, Card, JobRequest, field_schemas, text_fields
 
 FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 #: Keys whose value is free text or read from text: an unquoted YAML value stays text.
@@ -124,14 +124,14 @@ _KINDS = {
 }
 
 
-def allowed_for(field: str, limits: Limits) -> str:
+def allowed_for(field: str, card: Card) -> str:
     """The allowed range of ``field`` in words."""
-    sides = f"{limits.min_side}..{limits.max_side} in steps of {MULTIPLE}"
+    sides = f"{card.min_side}..{card.max_side} in steps of {MULTIPLE}"
     special = {
         "prompt": f"text of 1 to {MAX_PROMPT} characters",
         "width": sides,
         "height": sides,
-        "size": f"WIDTHxHEIGHT, each {sides}, at most {limits.max_pixels} pixels",
+        "size": f"WIDTHxHEIGHT, each {sides}, at most {card.max_pixels} pixels",
         "name": f"letters, digits, `.`, `_`, `-`, at most {MAX_NAME}",
         "folder": f"1 to {MAX_SEGMENTS} names with `/` between them",
         "not_before": "date and time, e.g. 2026-11-23T22:00 or 2026-11-23T22:00+01:00",

@@ -27,7 +27,7 @@ from watcher.jobfile.foreign import Marks
 from watcher.jobfile.hints import allowed_for
 from watcher.jobfile.naming import slug
 from watcher.jobfile.problems import shown
-from watcher.jobs import MAX_COUNT, JobRequest, Limits, Priority
+from watcher.jobs import MAX_COUNT, Card, JobRequest, Limits, Priority
 
 #: Fields in which ``{name}`` is replaced.
 TEXTS = ("prompt", "negative_prompt", "name", "folder", "label")
@@ -107,7 +107,7 @@ def _overlong(values: Mapping[str, Any]) -> list[Problem]:
                     f"`{key}` is far too long.",
                     key=key,
                     value=f"{len(text)} characters",
-                    allowed=allowed_for(key, Limits()),
+                    allowed=allowed_for(key, Card()),
                 )
             )
     return found
@@ -222,15 +222,6 @@ class Planner:
     def _one(
         self, values: dict[str, Any], names: Mapping[str, str], index: int, wild_texts: bool
     ) -> JobRequest | list[Problem]:
-        limits = self.limits
-        if values.get("width") is None:
-            values["width"] = limits.default_width
-        if values.get("height") is None:
-            values["height"] = limits.default_height
-        if values.get("num_inference_steps") is None:
-            values["num_inference_steps"] = limits.default_steps
-        if values.get("format") is None:
-            values["format"] = limits.default_format
         if "count" in values and values["count"] is None:
             del values["count"]
         for key in TEXTS:

@@ -15,7 +15,7 @@ from watcher.jobfile.hints import FIELDS, meant_by, plain_key
 from watcher.jobfile.planner import TEXTS, Planned, Planner, Template, template_of
 from watcher.jobfile.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
 from watcher.jobfile.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
-from watcher.jobs import Priority
+from watcher.jobs import Limits, Priority
 
 #: Columns that are no fields and yet no metadata.
 _ALSO_READ = frozenset({"size", "expand"})
@@ -183,7 +183,8 @@ class Lines:
             self._warnings += table.warnings
             return table.rows(), lambda raw: columns.template(raw.cells)
         if form == ".jsonl":
-            return json_rows(stream), _template_of_line
+            limits = self._planner.limits
+            return json_rows(stream), lambda raw: _template_of_line(raw, limits)
         return text_rows(stream), self._template_of_text
 
     @property
@@ -260,12 +261,12 @@ def _has_braces(values: Mapping[str, Any]) -> bool:
     return False
 
 
-def _template_of_line(raw: RawRow) -> Template:
+def _template_of_line(raw: RawRow, limits: Limits) -> Template:
     """A JSON line: a mapping, a prompt alone, or a line of an OpenAI batch file."""
     value = raw.value
     if is_batch_line(value):
         try:
-            value, said = batch_line_fields(value)
+            value, said = batch_line_fields(value, limits)
         except SteadyError as error:
             return Template(problems=list(error.problems))
         template = template_of(value)

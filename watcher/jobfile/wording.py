@@ -12,16 +12,16 @@ from typing import Any
 from watcher.errors import Problem
 from watcher.jobfile.hints import TEXT_FIELDS, WHOLE, allowed_for, in_words, kind_of
 from watcher.jobfile.problems import shown
-from watcher.jobs import Limits, field_schemas
+from watcher.jobs import Card, field_schemas
 
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+?\d{1,3}", re.ASCII)
 
 
-def translated(error: Any, limits: Limits) -> Problem:
+def translated(error: Any, card: Card) -> Problem:
     """One pydantic error. The value is kept apart from the message."""
     field = str(error["loc"][0])
     kind, given = error["type"], error.get("input")
-    allowed = allowed_for(field, limits)
+    allowed = allowed_for(field, card)
     if kind == "missing":
         return Problem("missing_field", f"`{field}` is missing.", key=field, allowed=allowed)
     code, remedy = "out_of_range", None
@@ -29,7 +29,7 @@ def translated(error: Any, limits: Limits) -> Problem:
     if "ge" in bounds or "le" in bounds:
         message = f"`{field}` must be " + _bound(bounds, "ge", "le") + "."
         if field in ("width", "height"):
-            message = f"`{field}` must be {limits.min_side}..{limits.max_side}."
+            message = f"`{field}` must be {card.min_side}..{card.max_side}."
         if field == "seed" and given == -1:
             remedy = "Leave `seed` out for a new one each time."
     elif "max_length" in bounds or "min_length" in bounds:

@@ -21,11 +21,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 from watcher.config import Config
+from watcher.engine import Feature
 from watcher.errors import SteadyError
-from watcher.jobs import MAX_STEPS, Limits
+from watcher.jobs import MAX_STEPS, Card, Limits
 from watcher.model.places import (
     CATALOGUE,
     PROFILE,
@@ -67,8 +68,8 @@ __all__ = [
     "profile_of",
     "repository",
     "revision_of",
+    "said_by",
     "starter_folder",
-    "stored_profile",
 ]
 
 log = logging.getLogger(__name__)
@@ -357,36 +358,57 @@ def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
     return asdict(profile)
 
 
-def stored_profile(config: Config, store: Settings) -> dict[str, Any]:
-    """The profile for processes that do not choose: what the watcher said last, or will say.
+def limits_known(config: Config, store: Settings | None) -> Limits:
+    """The limits for processes that do not choose: by what the watcher kept, or will keep.
 
-    Before the watcher's first start ``auto`` is taken for Z-Image-Turbo.
+    Before its first start (or without a record) ``auto`` is taken for Z-Image-Turbo.
     """
-    return _told_profile(store.get("model"), config)
+    told = store.get("model") if store else None
+    if isinstance(told, dict) and {f.name for f in dataclasses.fields(Profile)} <= told.keys():
+        return limits_of(told, config, told["name"], store.get("engine_said") if store else None)
+    name = ZIMAGE_TURBO if config.model == "auto" else config.model
+    return limits_of(profile_of(name, config.root), config, name)
 
 
-def limits_known(told: Any, config: Config) -> Limits:
-    """The limits by what the setting ``model`` holds; ``None`` before the first start."""
-    name = told.get("name") if isinstance(told, dict) else _unchosen(config)
-    return limits_of(_told_profile(told, config), config, name)
+def said_by(info: Mapping[str, Any], config: Config, name: str) -> dict[str, Any]:
+    """What of an EngineInfo (as a worker sent it) is kept under ``engine_said``, to judge jobs by."""
+    accepts = info.get("accepts")
+    told: dict[str, Any] = {
+        key: value if isinstance(value := info.get(key), str) and len(value) <= 100 else None
+        for key in ("sampler", "schedule")
+    }
+    told["accepts"] = (
+        [each for each in accepts if each in get_args(Feature)]
+        if isinstance(accepts, list)
+        else None
+    )
+    return {"engine": config.engine, "name": name, **told}
 
 
-def _told_profile(told: Any, config: Config) -> dict[str, Any]:
-    names = {f.name for f in dataclasses.fields(Profile)}
-    if isinstance(told, dict) and names <= told.keys():
-        return {name: told[name] for name in names}
-    return profile_of(_unchosen(config), config.root)
+def _card_words(profile: Mapping[str, Any], config: Config, name: str, said: Any) -> dict[str, Any]:
+    """How a model counts, what it accepts and calls its sampler: its engine's own word on it."""
+    if isinstance(said, dict) and (said.get("engine"), said.get("name")) == (config.engine, name):
+        accepts = said.get("accepts")
+        known: dict[str, Any] = {
+            "accepts": None if accepts is None else tuple(accepts),
+            "sampler": said.get("sampler"),
+            "schedule": said.get("schedule"),
+        }
+    elif config.engine == "zimage":
+        features = ("guidance", "negative_prompt")
+        known = {"accepts": tuple(feature for feature in features if profile[feature])}
+    else:
+        known = {"accepts": None, "sampler": None, "schedule": None}
+    return known if config.engine == "zimage" else known | {"idle_steps": 0, "unguided": 0.0}
 
 
-def _unchosen(config: Config) -> str:
-    """The model before the watcher's first start."""
-    return ZIMAGE_TURBO if config.model == "auto" else config.model
-
-
-def limits_of(profile: Mapping[str, Any], config: Config, name: str | None = None) -> Limits:
+def limits_of(
+    profile: Mapping[str, Any], config: Config, name: str | None = None, said: Any = None
+) -> Limits:
     """What a request may ask and gets, for this model under this configuration.
 
-    ``name``: the model's, to find its tokenizer. The configuration wins over the profile. Defaults that nobody set are made to fit the
+    ``said``: what its engine said when it was last loaded (:func:`said_by`). The configuration
+    wins over the profile. Defaults that nobody set are made to fit the
     largest side and area. Raises SteadyError ``bad_config`` for a default outside the
     limits or a side that is no multiple of 16.
     """
@@ -411,16 +433,23 @@ def limits_of(profile: Mapping[str, Any], config: Config, name: str | None = Non
     steps = config.default_steps or int(profile["default_steps"])
     if steps > MAX_STEPS:
         raise SteadyError("bad_config", f"`default_steps` must be at most {MAX_STEPS}.")
-    return Limits(
-        **sides,
+    name = name or str(profile["name"])
+    card = Card(
+        name=name,
+        engine=config.engine,
+        source=name,
+        default_width=sides["default_width"],
+        default_height=sides["default_height"],
         default_steps=steps,
         min_side=min_side,
         max_side=max_side,
         max_pixels=max_pixels,
+        folder=folder_of(name, config.root) if config.engine == "zimage" else None,
+        **_card_words(profile, config, name, said),
+    )
+    return Limits(
+        card,
         max_jobs_per_file=config.max_jobs_per_file,
         max_lines=config.max_lines,
-        guidance=bool(profile["guidance"]),
-        negative_prompt=bool(profile["negative_prompt"]),
         default_format=config.image_format,
-        folder=folder_of(name, config.root) if name and config.engine == "zimage" else None,
     )

@@ -54,13 +54,17 @@ class NewJob(NamedTuple):
         warnings: tuple[str, ...] = (),
         id: str | None = None,
         row: int | None = None,
+        forwards: int | None = None,
     ) -> "NewJob":
-        """``request`` is resolved; its own name wins over ``stem``."""
+        """``request`` is resolved; its own name wins over ``stem``.
+
+        ``forwards``: as its model counts them; None: as Z-Image does.
+        """
         return cls(
             prompt=request.prompt,
             request=request.model_dump_json(exclude=_OWN_COLUMN, exclude_none=True),
             suffix=SUFFIXES[request.format or "png"],
-            forwards=forwards_of(request.num_inference_steps or 1),
+            forwards=forwards or forwards_of(request.num_inference_steps or 1),
             name=request.name or stem,
             folder=request.folder,
             priority=priority,

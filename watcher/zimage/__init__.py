@@ -8,8 +8,8 @@ runs on the same kind of device.
 This page is the story, load and generate. Its rooms: ``files.py`` (what lies in the model's
 folder), ``reading.py`` (from there into memory), ``device.py`` (what this machine has),
 ``placement.py`` (where the weights are, and what is done when memory is short),
-``trials.py`` (attention, compiling, decoding), ``embeddings.py`` (prompts that were encoded before),
-``shortage.py`` (which errors mean what).
+``trials.py`` (attention, compiling, decoding), ``embeddings.py`` (prompts that were encoded
+before).
 """
 
 import gc
@@ -25,17 +25,25 @@ from typing import Any
 import torch
 from PIL import Image
 
-from watcher.engine import BadPicture, EngineInfo, EngineSettings, OutOfMemory
+from watcher.engine import (
+    BadPicture,
+    EngineInfo,
+    EngineRequest,
+    EngineSettings,
+    OutOfMemory,
+    Report,
+    Result,
+)
 from watcher.errors import SteadyError
-from watcher.jobs import JobRequest, forwards_of
+from watcher.jobs import Card
 from watcher.model.tokens import MAX_TOKENS
 from watcher.plan import Options, Plan, plan
+from watcher.shortage import sparing_memory
 from watcher.zimage.device import describe, probe
 from watcher.zimage.embeddings import Embeddings
 from watcher.zimage.files import inspect, locate, name_of
 from watcher.zimage.placement import Placement
 from watcher.zimage.reading import read_pipeline
-from watcher.zimage.shortage import sparing_memory
 from watcher.zimage.trials import (
     channels_last_if_faster,
     choose_attention,
@@ -46,15 +54,15 @@ __all__ = ["ZImage", "probe", "sigmas_of"]
 
 log = logging.getLogger("watcher.zimage")
 
+_COUNTS = Card()  #: how Z-Image counts, and the words for what it does
+
 
 class ZImage:
     """One Z-Image pipeline on one device (see watcher.engine for the protocol).
 
     Attributes:
-        last: of the newest picture: seconds of ``encode``, ``denoise`` and ``decode``; how many
-            ``encodes``, ``forwards`` and ``decodes`` it took; ``prompt_tokens``;
-            ``prompt_truncated``; and ``info``, what differed from the EngineInfo.
-        counters: the same counts since load, cancelled and failed pictures included.
+        counters: how many ``encodes``, ``forwards`` and ``decodes`` since load, for cancelled and
+            failed pictures too. Each picture's own are in its Result's facts.
     """
 
     tile = 512  #: pixels on a side of one tile of a decode
@@ -75,7 +83,6 @@ class ZImage:
         self._embeddings = Embeddings(self._options.embed_cache)
         self._details: dict[str, Any] = {}
         self.counters = {"encodes": 0, "forwards": 0, "decodes": 0}
-        self.last: dict[str, Any] = {}
 
     # -- load
 
@@ -139,6 +146,9 @@ class ZImage:
                 "python": platform.python_version(),
             },
             details=dict(self._details),
+            accepts=(),
+            sampler=_COUNTS.sampler,
+            schedule=_COUNTS.schedule,
         )
 
     def _count_calls(self) -> None:
@@ -155,10 +165,12 @@ class ZImage:
 
     def _try_out(self, side: int = 64, forwards: int = 1) -> Image.Image:
         """A small picture for nobody: loads kernels and shows whether the model works."""
-        request = JobRequest(
+        request = EngineRequest(
             prompt="", width=side, height=side, num_inference_steps=forwards + 1, seed=0
         )
-        latents = self._denoise(request, self._encode("")[0], lambda done, total: None)
+        latents = self._denoise(
+            request, self._encode("")[0], lambda done, total, preview=None: None
+        )
         return self._decode(latents, tiled=False)
 
     def _try_decode(self) -> Image.Image:
@@ -182,11 +194,11 @@ class ZImage:
 
     # -- generate
 
-    def generate(self, request: JobRequest, on_step: Callable[[int, int], None]) -> Image.Image:
+    def generate(self, request: EngineRequest, report: Report) -> Result:
         """One picture. Out of memory is answered by tiles, then by lower tiers, each once."""
-        width, height = request.width or 0, request.height or 0
-        self._check(width, height)
-        return self._placement.run(width * height, lambda: self._draw(request, on_step))
+        self._check(request.width, request.height)
+        pixels = request.width * request.height
+        return self._placement.run(pixels, lambda: self._draw(request, report))
 
     def _check(self, width: int, height: int) -> None:
         """On a device a wrong index kills the context, so no bad size gets there."""
@@ -194,31 +206,27 @@ class ZImage:
         if not all(16 <= side <= limit and side % 16 == 0 for side in (width, height)):
             raise ValueError(f"{width}x{height}: sides must be multiples of 16, 16 to {limit}")
 
-    def _draw(self, request: JobRequest, on_step: Callable[[int, int], None]) -> Image.Image:
+    def _draw(self, request: EngineRequest, report: Report) -> Result:
         before = dict(self.counters)
         clock = [time.perf_counter()]
-        pixels = (request.width or 0) * (request.height or 0)
         embedding, tokens = sparing_memory(lambda: self._encode(request.prompt))
         clock.append(time.perf_counter())
-        latents = sparing_memory(lambda: self._denoise(request, embedding, on_step))
+        latents = sparing_memory(lambda: self._denoise(request, embedding, report))
         clock.append(time.perf_counter())
         if not bool(torch.isfinite(latents).all()):
             raise BadPicture("non_finite", "The model's last numbers are not finite.")
-        image, tiled = self._decode_somehow(latents, pixels)
+        image, tiled = self._decode_somehow(latents, request.width * request.height)
         clock.append(time.perf_counter())
-        extrema: Any = image.getextrema()
-        if all(low == high for low, high in extrema):
-            raise BadPicture("blank_picture", "Every pixel has the same colour.")
         names = ("encode", "denoise", "decode")
         spans = [round(b - a, 6) for a, b in itertools.pairwise(clock)]
-        self.last = {
-            **dict(zip(names, spans, strict=True)),
+        facts = {
             **{name: count - before[name] for name, count in self.counters.items()},
+            "cfg_scale": _COUNTS.unguided,  # whatever the request says
             "prompt_tokens": tokens,
             "prompt_truncated": tokens >= MAX_TOKENS,
-            "info": {"details": self._details_now(tiled)},
+            "details": self._details_now(tiled),
         }
-        return image
+        return Result(image, facts, dict(zip(names, spans, strict=True)))
 
     def _details_now(self, tiled: bool) -> dict[str, Any]:
         tier = self._placement.tier
@@ -239,14 +247,14 @@ class ZImage:
         return known, int(known.shape[0])
 
     def _denoise(
-        self, request: JobRequest, embedding: torch.Tensor, on_step: Callable[[int, int], None]
+        self, request: EngineRequest, embedding: torch.Tensor, report: Report
     ) -> torch.Tensor:
-        """The final latents. Whatever ``on_step`` raises passes, and the pipeline stays usable."""
-        forwards = forwards_of(request.num_inference_steps or 1)
+        """The final latents. Whatever ``report`` raises passes, and the pipeline stays usable."""
+        forwards = _COUNTS.forwards(request.num_inference_steps)
 
         def after_step(_pipe: Any, index: int, _time: Any, kept: dict[str, Any]) -> dict[str, Any]:
             self._placement.wait()  # else the processor runs steps ahead: false progress, late cancel
-            on_step(index + 1, forwards)
+            report(index + 1, forwards)
             return kept
 
         latents: torch.Tensor = self._pipe(
@@ -258,7 +266,7 @@ class ZImage:
             sigmas=sigmas_of(forwards),
             guidance_scale=0.0,
             # On the processor: the same noise on every device.
-            generator=torch.Generator("cpu").manual_seed(request.seed or 0),
+            generator=torch.Generator("cpu").manual_seed(request.seed),
             output_type="latent",
             callback_on_step_end=after_step,
         ).images

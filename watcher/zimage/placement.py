@@ -14,8 +14,8 @@ import torch
 
 from watcher.engine import OutOfMemory
 from watcher.plan import TIERS, Plan
+from watcher.shortage import sparing_memory
 from watcher.zimage.files import PARTS
-from watcher.zimage.shortage import sparing_memory
 
 log = logging.getLogger("watcher.zimage")
 

@@ -13,8 +13,8 @@ import torch
 
 from watcher.errors import SteadyError
 from watcher.plan import Plan
+from watcher.shortage import is_out_of_memory, is_poison
 from watcher.zimage.files import PARTS, header, weight_files
-from watcher.zimage.shortage import is_out_of_memory, is_poison
 
 
 def read_pipeline(folder: Path, chosen: Plan) -> Any:

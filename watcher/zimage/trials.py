@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from watcher.engine import OutOfMemory
-from watcher.zimage.shortage import is_out_of_memory, is_poison
+from watcher.shortage import is_out_of_memory, is_poison
 
 log = logging.getLogger("watcher.zimage")
 
