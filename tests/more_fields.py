@@ -114,6 +114,7 @@ def posted(folder: Path, route: str, **more: Any) -> dict[str, Any]:
 
 def main(folder: Path) -> dict[str, Any]:
     from watcher.jobfile import body_fields
+    from watcher.jobs import Limits
 
     ways = {
         "yaml": read(YAML, ".yaml"),
