@@ -82,6 +82,7 @@ def submitted(folder: Path, *words: str) -> dict[str, Any]:
     from watcher.cli import app
 
     inbox = folder / "inbox"
+    inbox.mkdir(exist_ok=True)
     for path in inbox.glob("*.json"):
         path.unlink()
     done = CliRunner().invoke(app, ["--root", str(folder), "submit", "a fox", *words])
