@@ -12,32 +12,20 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
 
-from api import (
-    a1111,
-    album,
-    attention,
-    batches,
-    errors,
-    events,
-    health,
-    jobs,
-    login,
-    openai,
-    openai_batch,
-    page,
-    pages,
-    seed,
-    spec,
-)
-from api.calls import Calls
+from api import batches, errors, events, health, jobs, login, page, seed
+from api.compat import a1111, openai, openai_batch
+from api.compat.calls import Calls
+from api.docs import pages, spec
 from api.door import Door
 from api.guard import Guard, Rules
-from api.paint import STATIC, Painter, Static
+from api.page import album
+from api.page import needs as attention
+from api.page.paint import STATIC, Painter, Static
 from api.submit import TABLE_BODY, Submissions
 from api.views import Views
 from watcher.config import Config
 from watcher.log import ThrottledLog
-from watcher.outputs import Outputs
+from watcher.pictures import Outputs
 from watcher.store import JobStore
 
 _LINES = 60  #: a minute that the log has of each kind of refusal

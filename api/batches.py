@@ -22,12 +22,12 @@ from api.errors import documented
 from api.images import disposition, open_inside
 from api.paging import Limit, link_of
 from api.views import Views
-from watcher.clock import now_us
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState
-from watcher.outputs import Outputs
+from watcher.log import now_us
+from watcher.pictures import Outputs
+from watcher.pictures.sheet import PICTURES, contact_sheet
 from watcher.results import result_table, zip_entry
-from watcher.sheet import PICTURES, contact_sheet
 
 _CHUNK = 256 * 1024
 

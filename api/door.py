@@ -14,12 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from watcher import live, model
-from watcher.clock import now_us
+from watcher import live, models
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState, Limits
-from watcher.log import say
+from watcher.log import now_us, say
 from watcher.pace import Pace, Size, size_of
 from watcher.store import JobStore
 
@@ -114,7 +113,7 @@ class Door:
 
     def _limits(self) -> Limits:
         """What the model in use allows; before the first choice, what it would allow."""
-        return model.limits_known(self.config, self.store)
+        return models.limits_known(self.config, self.store)
 
     def follow(self) -> None:
         """When another file was put in the record's place and lies still, go on with that one.

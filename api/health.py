@@ -22,9 +22,9 @@ from api.bodies import read
 from api.door import Door
 from api.errors import documented, problem
 from api.views import Views
-from watcher.clock import now_us
 from watcher.errors import ERRORS, Problem, SteadyError
-from watcher.recipe import model_name
+from watcher.log import now_us
+from watcher.pictures.recipe import model_name
 
 _PROBE = "api_probe"  #: the settings key written to learn whether the record can be written
 

@@ -22,8 +22,8 @@ from starlette.types import Receive, Scope, Send
 from api.door import Door
 from api.errors import documented
 from watcher.errors import SteadyError
-from watcher.imagefile import NotAPicture, strip
 from watcher.jobs import Job, JobState
+from watcher.pictures.container import NotAPicture, strip
 
 TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}

@@ -19,10 +19,10 @@ from api.errors import Refused, documented, entry_of
 from api.paging import Cursor, Limit, cursor_of, day, link_of, moment_of, plain, seq_of
 from api.submit import Submissions
 from api.views import Views
-from watcher.clock import now_us
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import Job, JobState, Priority
-from watcher.outputs import Outputs
+from watcher.log import now_us
+from watcher.pictures import Outputs
 from watcher.store import JobFilter
 from watcher.submission import Body, Plan
 

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from api.guard import COOKIE, LOGIN, cookie_of, same
-from api.paint import Painter
+from api.page.paint import Painter
 
 _DAYS = 30
 

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from api.door import Door
 from api.views import Views
 from watcher import jobfile
-from watcher.clock import now_us
 from watcher.errors import Problem, SteadyError
 from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
-from watcher.log import say
+from watcher.log import now_us, say
 from watcher.submission import Body, Plan, Reader
 
 logger = logging.getLogger("steady.api")

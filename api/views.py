@@ -24,7 +24,7 @@ from watcher.jobs import (
     JobState,
     Priority,
 )
-from watcher.recipe import model_name
+from watcher.pictures.recipe import model_name
 
 #: the record's five words -> the seed's three
 SEED_WORDS = {

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 
 from watcher.engine import EngineSettings
+from watcher.engines.files import PARTS
+from watcher.engines.loading import read_pipeline
+from watcher.engines.plan import Plan
+from watcher.engines.zimage import ZImage
 from watcher.jobs import JobRequest
-from watcher.model import starter_folder
-from watcher.plan import Plan
-from watcher.zimage import ZImage
-from watcher.zimage.files import PARTS
-from watcher.zimage.reading import read_pipeline
+from watcher.models import starter_folder
 
 PROMPT = "a red circle on a blue background"
 

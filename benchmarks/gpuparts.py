@@ -22,10 +22,10 @@ import torch
 from benchmarks.fullsize import a_request, nothing, outline, picture_of, read_random
 from benchmarks.gpu import HOUSE, Say, outcomes
 from watcher.engine import EngineSettings
+from watcher.engines.zimage import ZImage
 from watcher.executor import Died, Picture, Ready, WorkerSpec
 from watcher.executor.local import LocalExecutor
-from watcher.model import describe_devices, starter_folder
-from watcher.zimage import ZImage
+from watcher.models import describe_devices, starter_folder
 
 GB = 1e9
 

@@ -20,7 +20,7 @@ from typing import Any
 from farslots import Stutter
 from history import rows
 
-from watcher import log, model, service
+from watcher import log, models, service
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.executor.build import build
@@ -127,9 +127,9 @@ def main() -> int:
             once=given.once,
             standby=given.standby,
             checkpoint=checkpoint,
-            probe=(lambda: model.Devices(given.probe.split(",")))
+            probe=(lambda: models.Devices(given.probe.split(",")))
             if given.probe
-            else model.probe_devices,
+            else models.probe_devices,
         )
     except SteadyError as error:
         print(error, file=sys.stderr)

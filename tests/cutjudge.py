@@ -27,7 +27,7 @@ from watcher import executor as ex
 from watcher import log, service
 from watcher.config import Config
 from watcher.jobs import JobRequest
-from watcher.recipe import read_recipe
+from watcher.pictures.recipe import read_recipe
 
 _SECONDS = 60  #: for a watcher to be done
 

@@ -27,8 +27,8 @@ from api.app import create_app
 from watcher import jobfile, live
 from watcher.config import Config
 from watcher.jobs import Job, Limits, Priority, job_id_of
-from watcher.model import limits_known
-from watcher.outputs import Outputs
+from watcher.models import limits_known
+from watcher.pictures import Outputs
 from watcher.store import JobStore, NewJob, now_us
 
 HERE = "http://127.0.0.1"

@@ -1,6 +1,6 @@
 """Slots on Ray that misbehave; imported by the watcher that asks for them and by the actors."""
 
-from watcher.executor.far import FarSlot, Report
+from watcher.executor.ray.actor import FarSlot, Report
 
 
 class Stutter(FarSlot):

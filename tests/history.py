@@ -18,7 +18,7 @@ from engines import read_log
 
 from watcher.dispatch import BACKLOG
 from watcher.jobs import TRANSITIONS, JobState
-from watcher.recipe import read_recipe
+from watcher.pictures.recipe import read_recipe
 
 ENDED = {"completed", "failed", "cancelled"}
 #: Renderings that one kill may cost: pictures that wait to be encoded and published, the one in

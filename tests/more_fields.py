@@ -96,7 +96,7 @@ def posted(folder: Path, route: str, **more: Any) -> dict[str, Any]:
     """What the service says of a job that was asked for there, and its recipe."""
     from doors import Bench
 
-    from watcher.recipe import recipe_of
+    from watcher.pictures.recipe import recipe_of
 
     with Bench(folder) as bench:
         answer = bench.client.post(route, json=BODY | more)

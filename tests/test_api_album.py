@@ -15,8 +15,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from watcher.config import Config
 from watcher.jobs import Job
-from watcher.outputs import Outputs
-from watcher.recipe import read_recipe, recipe_of
+from watcher.pictures import Outputs
+from watcher.pictures.recipe import read_recipe, recipe_of
 from watcher.store import JobStore
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000"

@@ -14,11 +14,11 @@ from typing import Any
 import pytest
 from namespaces import lowered
 
-from watcher import model
+from watcher import models
 from watcher.commands.desk import Desk
 from watcher.commands.doctor import FAIL, Finding, Machine, findings
 from watcher.errors import SteadyError
-from watcher.lock import RootLock
+from watcher.root import RootLock
 from watcher.store import JobStore
 
 HOUSE = Path(__file__).parent.parent
@@ -114,7 +114,7 @@ def absent_model(patient: Patient) -> None:
 
 def damaged_model(patient: Patient) -> None:
     copy = patient.folder / "copy"
-    shutil.copytree(model.starter_folder(), copy)
+    shutil.copytree(models.starter_folder(), copy)
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     patient.save(model="copy")

@@ -7,7 +7,7 @@ from typing import Any
 from PIL import Image
 from roots import Root
 
-from watcher.recipe import read_recipe
+from watcher.pictures.recipe import read_recipe
 
 JOB = {"prompt": "a fox", "negative_prompt": "blurry", "guidance_scale": 7.5, "seed": 7}
 

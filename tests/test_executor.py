@@ -28,8 +28,7 @@ from watcher.executor import (
     Step,
     WorkerSpec,
 )
-from watcher.executor.local import LocalExecutor
-from watcher.executor.patience import Patience
+from watcher.executor.local import LocalExecutor, Patience
 from watcher.jobs import JobRequest
 from watcher.wire import MAX_LINE, BadFrame, Frames, line
 

@@ -13,9 +13,9 @@ from watcher import executor as ex
 from watcher.finish import MOST_THREADS, THREADS, Finisher
 from watcher.inbox import Inbox
 from watcher.jobs import Job, JobState
-from watcher.outputs import Outputs
+from watcher.live import Troubles
+from watcher.pictures import Outputs
 from watcher.store import JobStore
-from watcher.trouble import Troubles
 
 JOBS = 100
 

@@ -17,9 +17,9 @@ import torch
 from conftest import until
 
 from watcher.engine import Cancelled, EngineInfo, EngineRequest, EngineSettings, Report, Result
+from watcher.engines.zimage import ZImage, probe
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
 from watcher.executor.local import LocalExecutor
-from watcher.zimage import ZImage, probe
 
 HERE = Path(__file__).parent
 STARTER = HERE.parent / "starter" / "model"

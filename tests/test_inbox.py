@@ -23,7 +23,7 @@ from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox, submit
 from watcher.inbox.arrivals import Arrivals
 from watcher.inbox.claims import cut, display
-from watcher.inbox.lease import Writer, writer_of
+from watcher.inbox.writers import Writer, writer_of
 
 SETTLE = 0.1
 CHILD = Path(__file__).with_name("inbox_child.py")
@@ -248,7 +248,7 @@ def test_a_writer_that_meets_the_lease_does_not_kill_us(tmp_path: Path) -> None:
     writers = [subprocess.Popen([sys.executable, "-c", code, str(path)]) for _ in range(2)]
     probe = (
         "import sys, time; sys.path.insert(0, sys.argv[2])\n"
-        "from watcher.inbox.lease import Writer, writer_of\n"
+        "from watcher.inbox.writers import Writer, writer_of\n"
         "seen, end = set(), time.monotonic() + 1.0\n"
         "while time.monotonic() < end or len(seen) < 2: seen.add(writer_of(sys.argv[1]))\n"
         "assert seen == {Writer.NONE, Writer.HOLDS}, seen"

@@ -11,13 +11,13 @@ import pytest
 from conftest import until
 
 from watcher import inbox as folder
-from watcher.clock import now_us
 from watcher.config import Config
 from watcher.inbox import Inbox
 from watcher.intake import Intake, Reading
-from watcher.model import limits_known
+from watcher.live import Troubles
+from watcher.log import now_us
+from watcher.models import limits_known
 from watcher.store import JobStore
-from watcher.trouble import Troubles
 
 SENT = [str(uuid.uuid4()) for _ in range(3)]
 MOST = 20_000_000  #: rows after which the table ends although nobody was served

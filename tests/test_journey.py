@@ -14,7 +14,7 @@ from engines import read_log
 from history import faults, pictures, renders
 from roots import Root
 
-from watcher.recipe import read_recipe
+from watcher.pictures.recipe import read_recipe
 from watcher.store import JobStore
 
 

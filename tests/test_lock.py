@@ -13,12 +13,12 @@ import pytest
 from conftest import until
 
 from watcher.errors import SteadyError
-from watcher.lock import RootLock, held, holder
+from watcher.root import RootLock, held, holder
 
 HOLD = """
 import sys; sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from watcher.lock import RootLock
+from watcher.root import RootLock
 with RootLock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -11,8 +11,8 @@ from house_of_clients import House, house
 
 from watcher.jobfile import parse
 from watcher.jobs import Card, Limits
-from watcher.model import starter_folder
-from watcher.model.tokens import cut_of
+from watcher.models import starter_folder
+from watcher.models.tokens import cut_of
 
 pytestmark = pytest.mark.timeout(300)  # the real model is loaded, on machines that may be busy
 

@@ -20,15 +20,15 @@ import pytest
 from conftest import until
 from scripted_torch import ScriptedTorch
 
-from watcher import model
+from watcher import models
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.executor.build import build
 from watcher.jobs import Limits
-from watcher.model import STARTER, ZIMAGE_TURBO, Choice, convert, weights
-from watcher.model.weights import HubFile
+from watcher.models import STARTER, ZIMAGE_TURBO, Choice, convert, weights
+from watcher.models.weights import HubFile
 
-PINNED = model.CATALOGUE[ZIMAGE_TURBO].revision
+PINNED = models.CATALOGUE[ZIMAGE_TURBO].revision
 COMMIT = "c0ffee" + "0" * 34
 
 
@@ -46,13 +46,13 @@ class Probe:
         self.devices: Sequence[str] = devices
         self.asked = 0
 
-    def __call__(self) -> model.Devices:
+    def __call__(self) -> models.Devices:
         self.asked += 1
-        return model.Devices(self.devices)
+        return models.Devices(self.devices)
 
 
 class Broken(Probe):
-    def __call__(self) -> model.Devices:
+    def __call__(self) -> models.Devices:
         self.asked += 1
         raise SteadyError("worker_unavailable", "no answer")
 
@@ -92,7 +92,7 @@ def code_of(call: Callable[[], object]) -> str:
 def test_auto_goes_by_the_devices(
     root: Path, devices: tuple[str, ...], name: str, device: str
 ) -> None:
-    choice = model.choose(config(root), Kept(), Probe(*devices))
+    choice = models.choose(config(root), Kept(), Probe(*devices))
     assert (choice.name, choice.device) == (name, device)
     assert choice.starter == (name == STARTER)
     assert choice.profile["native_width"] == (256 if choice.starter else 1024)
@@ -101,26 +101,26 @@ def test_auto_goes_by_the_devices(
 
 def test_auto_is_resolved_once(root: Path) -> None:
     kept, probe = Kept(), Probe("cpu")
-    first = model.choose(config(root), kept, probe)
+    first = models.choose(config(root), kept, probe)
     probe.devices = ["cuda:0", "cpu"]
-    assert model.choose(config(root), kept, probe) == first
+    assert models.choose(config(root), kept, probe) == first
     assert probe.asked == 1
 
 
 def test_auto_comes_back_to_its_decision_after_a_named_model(root: Path) -> None:
     kept, probe = Kept(), Probe("cuda:0", "cpu")
-    assert model.choose(config(root), kept, probe).name == ZIMAGE_TURBO
-    assert model.choose(config(root, model="starter"), kept, probe).starter
+    assert models.choose(config(root), kept, probe).name == ZIMAGE_TURBO
+    assert models.choose(config(root, model="starter"), kept, probe).starter
     assert kept["model"]["name"] == STARTER
     probe.devices = ["cpu"]
-    assert model.choose(config(root), kept, probe).name == ZIMAGE_TURBO
+    assert models.choose(config(root), kept, probe).name == ZIMAGE_TURBO
     assert kept["model"]["name"] == ZIMAGE_TURBO
     assert probe.asked == 1
 
 
 def test_a_probe_without_an_answer_decides_nothing(root: Path) -> None:
     kept = Kept()
-    assert code_of(lambda: model.choose(config(root), kept, Broken())) == "worker_unavailable"
+    assert code_of(lambda: models.choose(config(root), kept, Broken())) == "worker_unavailable"
     assert kept == {}
 
 
@@ -139,16 +139,16 @@ def test_a_probe_without_an_answer_decides_nothing(root: Path) -> None:
 def test_what_the_settings_name_needs_no_probe(
     root: Path, settings: dict[str, Any], name: str, device: str
 ) -> None:
-    choice = model.choose(config(root, **settings), Kept(), Broken())
+    choice = models.choose(config(root, **settings), Kept(), Broken())
     assert (choice.name, choice.device) == (name, device)
 
 
 def test_the_profile_in_use_is_told_to_the_other_processes(root: Path) -> None:
     kept = Kept()
     plain = config(root)
-    assert model.limits_known(plain, kept) == model.limits_known(plain, None) == Limits()
-    choice = model.choose(plain, kept, Probe("cpu"))
-    assert model.limits_known(plain, kept) == model.limits_of(choice.profile, plain, choice.name)
+    assert models.limits_known(plain, kept) == models.limits_known(plain, None) == Limits()
+    choice = models.choose(plain, kept, Probe("cpu"))
+    assert models.limits_known(plain, kept) == models.limits_of(choice.profile, plain, choice.name)
     assert kept["model"] == choice.profile | {"device": "cpu", "why": choice.why, "starter": True}
 
 
@@ -158,75 +158,75 @@ def test_the_choice_lives_in_the_real_record(root: Path) -> None:
     plain = config(root)
     store = JobStore(plain.database_url)
     try:
-        first = model.choose(plain, store, Probe("cpu"))
+        first = models.choose(plain, store, Probe("cpu"))
     finally:
         store.close()
     store = JobStore(plain.database_url)
     try:
-        assert model.choose(plain, store, Broken()) == first
-        known = model.limits_of(first.profile, plain, first.name)
-        assert model.limits_known(plain, store) == known
+        assert models.choose(plain, store, Broken()) == first
+        known = models.limits_of(first.profile, plain, first.name)
+        assert models.limits_known(plain, store) == known
     finally:
         store.close()
 
 
 def test_a_lost_device_is_said_and_its_return_noticed(root: Path) -> None:
     probe = Probe("cuda:0", "cpu")
-    choice = model.choose(config(root), Kept(), probe)
+    choice = models.choose(config(root), Kept(), probe)
     choice.look_again = 0.02
     probe.devices = ["cpu"]
-    lost = until(lambda: model.check(choice, probe), what="device_lost")
+    lost = until(lambda: models.check(choice, probe), what="device_lost")
     assert isinstance(lost, SteadyError) and lost.code == "device_lost"
     assert "cuda:0" in lost.message and ZIMAGE_TURBO in lost.message
     assert not choice.checked
     probe.devices = ["cuda:0", "cpu"]
-    until(lambda: model.check(choice, probe) is None, what="the device back")
+    until(lambda: models.check(choice, probe) is None, what="the device back")
     assert choice.checked
 
 
 def test_a_present_device_is_looked_for_once(root: Path) -> None:
     probe = Probe("cuda:0", "cpu")
-    choice = model.choose(config(root), Kept(), probe)
+    choice = models.choose(config(root), Kept(), probe)
     choice.look_again = 0.0
-    assert model.check(choice, probe) is None
+    assert models.check(choice, probe) is None
     until(lambda: probe.asked == 2)
     for _ in range(50):
-        assert model.check(choice, probe) is None
+        assert models.check(choice, probe) is None
     assert probe.asked == 2
 
 
 def test_a_probe_that_fails_later_changes_nothing(root: Path) -> None:
-    choice = model.choose(config(root), Kept(), Probe("cuda:0"))
+    choice = models.choose(config(root), Kept(), Probe("cuda:0"))
     choice.look_again = 0.01
     broken = Broken()
-    until(lambda: model.check(choice, broken) or broken.asked > 2)
-    assert model.check(choice, broken) is None
+    until(lambda: models.check(choice, broken) or broken.asked > 2)
+    assert models.check(choice, broken) is None
 
 
 @pytest.mark.parametrize("settings", [{"model": "starter"}, {"device": "cuda:0"}, {}])
 def test_only_what_auto_chose_for_a_gpu_is_watched(root: Path, settings: dict[str, Any]) -> None:
-    choice = model.choose(config(root, **settings), Kept(), Probe("cpu"))
+    choice = models.choose(config(root, **settings), Kept(), Probe("cpu"))
     probe = Broken()
-    assert model.check(choice, probe) is None
+    assert models.check(choice, probe) is None
     assert choice._looking is None
 
 
 def test_this_machines_devices_come_from_a_child() -> None:
-    devices = model.probe_devices().names
+    devices = models.probe_devices().names
     assert devices[-1] == "cpu"
     assert all(kind.split(":")[0] in ("cuda", "mps", "cpu") for kind in devices)
-    assert "torch" not in vars(model)
+    assert "torch" not in vars(models)
 
 
 def test_a_child_that_takes_too_long_is_an_error() -> None:
-    assert code_of(lambda: model.probe_devices(timeout=0.01)) == "worker_unavailable"
+    assert code_of(lambda: models.probe_devices(timeout=0.01)) == "worker_unavailable"
 
 
 def test_a_child_that_fails_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "torch.py").write_text("raise ImportError('no torch for you')")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(SteadyError) as caught:
-        model.probe_devices()
+        models.probe_devices()
     assert caught.value.code == "worker_unavailable"
     assert "no torch for you" in caught.value.message
 
@@ -253,20 +253,22 @@ def test_a_driver_too_old_is_waited_for_in_words_and_then_the_real_model_is_take
 ) -> None:
     machine.shows(warning=OLD_DRIVER)
     kept = Kept()
-    choice = model.choose(config(root), kept)
+    choice = models.choose(config(root), kept)
     assert (choice.name, choice.waits) == (ZIMAGE_TURBO, True)
-    lost = model.check(choice)
+    lost = models.check(choice)
     assert lost is not None and lost.code == "device_lost"
     assert "driver on your system is too old (found version 12040)" in lost.message
     assert "Triggered" not in lost.message
     assert "device: cpu" in lost.remedy
     assert "model_auto" not in kept  # nothing is decided by a fault
-    build(config(root, devices=["auto"]), choice, model.probe_devices).stop(0)  # nor ends the start
+    build(config(root, devices=["auto"]), choice, models.probe_devices).stop(
+        0
+    )  # nor ends the start
     machine.shows(("NVIDIA GeForce RTX 4090", 8, 9))
     choice._next_look = 0.0
-    until(lambda: model.check(choice) is None, what="the card")
+    until(lambda: models.check(choice) is None, what="the card")
     assert choice.checked
-    again = model.choose(config(root), kept)
+    again = models.choose(config(root), kept)
     assert (again.name, again.device, again.waits) == (ZIMAGE_TURBO, "cuda:0", False)
     assert kept["model_auto"]["device"] == "cuda:0"
 
@@ -275,14 +277,14 @@ def test_cards_without_code_in_this_torch_are_left_out_in_words(
     root: Path, machine: ScriptedTorch
 ) -> None:
     machine.shows(("NVIDIA GeForce GTX 1080", 6, 1), ("NVIDIA GeForce RTX 5090", 12, 0))
-    found = model.probe_devices()
+    found = models.probe_devices()
     assert found.names == ["cuda:1", "cpu"]
     assert "cuda:0 (NVIDIA GeForce GTX 1080, compute capability 6.1)" in found.unusable
     assert "cu126" in found.unusable
-    assert model.choose(config(root), Kept()).device == "cuda:1"
+    assert models.choose(config(root), Kept()).device == "cuda:1"
     machine.shows(("NVIDIA GeForce GTX 1080", 6, 1))
     kept = Kept()
-    choice = model.choose(config(root), kept)
+    choice = models.choose(config(root), kept)
     assert choice.starter and "GTX 1080" in choice.why
     assert "model_auto" not in kept  # another torch will be another matter
 
@@ -294,19 +296,19 @@ def test_code_runs_on_its_own_generation_and_what_can_be_translated_on_newer_one
              "10.3": True, "11.0": False, "12.1": True, "13.0": True}  # fmt: skip
     machine.shows(*((name, *map(int, name.split("."))) for name in works))
     usable = [f"cuda:{number}" for number, good in enumerate(works.values()) if good]
-    assert model.probe_devices().names == [*usable, "cpu"]
+    assert models.probe_devices().names == [*usable, "cpu"]
 
 
 def test_a_sick_card_costs_itself_alone(machine: ScriptedTorch) -> None:
     machine.shows(("CUDA error: unknown error", None, None), ("NVIDIA L4", 8, 9))
-    found = model.probe_devices()
+    found = models.probe_devices()
     assert found.names == ["cuda:1", "cpu"]
     assert found.unusable == "cuda:0: CUDA error: unknown error"
-    answer = model.describe_devices(memory=True)  # which needs a context, and is refused
+    answer = models.describe_devices(memory=True)  # which needs a context, and is refused
     assert answer["cuda"][0].get("free") is None
     assert "cuda:1: CUDA error: all CUDA-capable devices are busy" in answer["unusable"][1]
     machine.shows(("CUDA error: unknown error", None, None))
-    assert code_of(model.probe_devices) == "device_lost"
+    assert code_of(models.probe_devices) == "device_lost"
 
 
 @pytest.mark.parametrize(("gigabytes", "name"), [(16, STARTER), (36, ZIMAGE_TURBO)])
@@ -315,7 +317,7 @@ def test_a_small_apple_chip_draws_with_the_starter(
 ) -> None:
     scripted = ScriptedTorch(tmp_path / "scripted", apple=True, memory=gigabytes * 10**9)
     monkeypatch.setenv("PYTHONPATH", str(scripted.folder))
-    choice = model.choose(config(root), Kept())
+    choice = models.choose(config(root), Kept())
     assert choice.name == name
     assert ("too few" in choice.why) == (name == STARTER)
 
@@ -328,28 +330,28 @@ def test_no_gpu_is_not_a_decision_for_ever_where_a_driver_is(
 ) -> None:
     machine.shows(built_for=built_for)
     kept = Kept()
-    choice = model.choose(config(root), kept)
+    choice = models.choose(config(root), kept)
     assert choice.starter and words in choice.why and "model_auto" not in kept
 
 
 def test_a_device_that_is_named_decides_only_while_it_is(root: Path) -> None:
     kept = Kept()
-    assert model.choose(config(root, device="cpu"), kept, Broken()).starter
-    assert model.choose(config(root), kept, Probe("cuda:0", "cpu")).name == ZIMAGE_TURBO
-    assert model.choose(config(root, device="cpu"), kept, Broken()).starter
+    assert models.choose(config(root, device="cpu"), kept, Broken()).starter
+    assert models.choose(config(root), kept, Probe("cuda:0", "cpu")).name == ZIMAGE_TURBO
+    assert models.choose(config(root, device="cpu"), kept, Broken()).starter
 
 
 # -- what it allows
 
 
 def test_profiles(tmp_path: Path) -> None:
-    assert model.profile_of(ZIMAGE_TURBO) == asdict(model.Profile())
-    assert model.profile_of(STARTER)["max_side"] == 1024
-    assert model.profile_of("owner/other") == asdict(model.Profile()) | {"name": "owner/other"}
+    assert models.profile_of(ZIMAGE_TURBO) == asdict(models.Profile())
+    assert models.profile_of(STARTER)["max_side"] == 1024
+    assert models.profile_of("owner/other") == asdict(models.Profile()) | {"name": "owner/other"}
     (tmp_path / "mine").mkdir()
-    assert model.profile_of("mine", tmp_path)["native_width"] == 1024
+    assert models.profile_of("mine", tmp_path)["native_width"] == 1024
     (tmp_path / "mine" / "profile.json").write_text('{"native_width": 512, "author": "x"}')
-    assert model.profile_of("mine", tmp_path) == asdict(model.Profile()) | {
+    assert models.profile_of("mine", tmp_path) == asdict(models.Profile()) | {
         "name": "mine",
         "native_width": 512,
     }
@@ -363,7 +365,7 @@ def test_profiles(tmp_path: Path) -> None:
 def test_a_profile_that_cannot_be_used_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "profile.json").write_bytes(text.encode("latin-1"))
-    assert code_of(lambda: model.profile_of("mine", tmp_path)) == "model_damaged"
+    assert code_of(lambda: models.profile_of("mine", tmp_path)) == "model_damaged"
 
 
 @pytest.mark.parametrize(
@@ -380,7 +382,7 @@ def test_a_profile_that_cannot_be_used_is_said(tmp_path: Path, text: str) -> Non
 def test_the_settings_win_and_defaults_fit(
     root: Path, settings: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
-    limits = model.limits_of(asdict(model.Profile()), config(root, **settings)).usual
+    limits = models.limits_of(asdict(models.Profile()), config(root, **settings)).usual
     assert (
         limits.default_width, limits.default_height, limits.default_steps,
         limits.max_side, limits.max_pixels,
@@ -395,8 +397,8 @@ def test_the_settings_win_and_defaults_fit(
     ],
 )  # fmt: skip
 def test_defaults_nobody_could_use_are_refused(root: Path, settings: dict[str, Any]) -> None:
-    profile = asdict(model.Profile())
-    assert code_of(lambda: model.limits_of(profile, config(root, **settings))) == "bad_config"
+    profile = asdict(models.Profile())
+    assert code_of(lambda: models.limits_of(profile, config(root, **settings))) == "bad_config"
 
 
 # -- where
@@ -459,14 +461,14 @@ def load(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 
 def test_a_folder_below_the_root_or_anywhere_is_found(tiny: Path) -> None:
-    assert model.locate("tiny", tiny.parent) == tiny
-    assert model.locate(str(tiny)) == tiny
-    assert model.locate("tinier", tiny.parent) is None
-    assert model.missing_files(tiny) == []
+    assert models.locate("tiny", tiny.parent) == tiny
+    assert models.locate(str(tiny)) == tiny
+    assert models.locate("tinier", tiny.parent) is None
+    assert models.missing_files(tiny) == []
 
 
 def test_the_starter_is_always_here() -> None:
-    assert model.locate(STARTER) == model.present(STARTER) == model.starter_folder()
+    assert models.locate(STARTER) == models.present(STARTER) == models.starter_folder()
 
 
 @pytest.mark.parametrize(
@@ -481,17 +483,17 @@ def test_the_starter_is_always_here() -> None:
 def test_what_is_missing_is_named(tiny: Path, gone: str, said: str) -> None:
     path = tiny / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert model.missing_files(tiny) == [said]
-    assert model.locate(str(tiny)) is None
+    assert models.missing_files(tiny) == [said]
+    assert models.locate(str(tiny)) is None
     with pytest.raises(SteadyError) as caught:
-        model.present(str(tiny))
+        models.present(str(tiny))
     assert caught.value.code == "model_missing"
     assert said in caught.value.message
 
 
 def test_a_missing_hub_model_says_how_to_get_it() -> None:
     with pytest.raises(SteadyError) as caught:
-        model.present(ZIMAGE_TURBO)
+        models.present(ZIMAGE_TURBO)
     assert caught.value.code == "model_missing"
     assert caught.value.remedy == "Run `steady model pull` (33 GB)."
 
@@ -556,16 +558,16 @@ def hub(tiny: Path, hub_home: Path) -> LocalHub:
 
 
 def test_a_pulled_model_is_found_by_its_name(hub: LocalHub, root: Path) -> None:
-    assert model.locate("me/tiny") is None
+    assert models.locate("me/tiny") is None
     told: list[tuple[int, int]] = []
     folder = weights.pull("me/tiny", hub=hub, progress=lambda *n: told.append(n))
-    assert model.locate("me/tiny") == folder
-    assert model.locate(f"me/tiny@{COMMIT}") == folder
-    assert model.locate("me/tiny@" + "0" * 40) is None
-    assert model.revision_of(folder) == COMMIT
+    assert models.locate("me/tiny") == folder
+    assert models.locate(f"me/tiny@{COMMIT}") == folder
+    assert models.locate("me/tiny@" + "0" * 40) is None
+    assert models.revision_of(folder) == COMMIT
     assert "README.md" not in hub.fetched
     assert all(done <= total for done, total in told)
-    choice = model.choose(config(root, model="me/tiny"), Kept())
+    choice = models.choose(config(root, model="me/tiny"), Kept())
     assert choice.location == str(folder)
     report = weights.verify("me/tiny")
     assert (report.by, report.problems) == ("manifest", ())
@@ -575,16 +577,16 @@ def test_the_known_model_is_pulled_at_its_pinned_revision(hub: LocalHub) -> None
     hub.commit = PINNED
     folder = weights.pull(hub=hub)
     assert folder.name == PINNED
-    assert model.locate(ZIMAGE_TURBO) == folder
+    assert models.locate(ZIMAGE_TURBO) == folder
     (folder.parent / PINNED).rename(folder.parent / ("1" * 40))
-    assert model.locate(ZIMAGE_TURBO) is None  # another revision is another model
+    assert models.locate(ZIMAGE_TURBO) is None  # another revision is another model
 
 
 @pytest.mark.parametrize("ref", ["../../../../tiny", "", "\xff", "."])
 def test_a_hostile_ref_leads_nowhere(hub: LocalHub, ref: str) -> None:
     folder = weights.pull("me/tiny", hub=hub)
     (folder.parents[1] / "refs" / "main").write_bytes(ref.encode("latin-1"))
-    assert model.locate("me/tiny") is None
+    assert models.locate("me/tiny") is None
 
 
 def test_a_pull_goes_on_where_it_stopped(hub: LocalHub) -> None:
@@ -594,11 +596,11 @@ def test_a_pull_goes_on_where_it_stopped(hub: LocalHub) -> None:
     assert caught.value.code == "model_missing"
     assert "connection reset" in caught.value.message
     assert "again" in caught.value.remedy
-    assert model.locate("me/tiny") is None
+    assert models.locate("me/tiny") is None
     hub.breaks_after = None
     weights.pull("me/tiny", hub=hub)
     assert len(hub.fetched) == len(set(hub.fetched)) == 8
-    assert model.locate("me/tiny") is not None
+    assert models.locate("me/tiny") is not None
 
 
 def test_a_damaged_file_is_fetched_anew(hub: LocalHub) -> None:
@@ -628,7 +630,7 @@ def test_no_room_is_said_before_anything_is_fetched(hub: LocalHub) -> None:
 def test_a_hostile_listing_reaches_nothing_outside(hub: LocalHub, tmp_path: Path) -> None:
     victim = tmp_path / "victim.json"
     victim.write_text("{}")
-    up = os.path.relpath(victim, model.repository("me/tiny") / "snapshots" / COMMIT)
+    up = os.path.relpath(victim, models.repository("me/tiny") / "snapshots" / COMMIT)
     hub.source.joinpath("x").mkdir()
     hub.extra = [HubFile(up, 5, "0" * 64, None), HubFile(str(victim), 5, "0" * 64, None)]
     original = hub.files
@@ -645,7 +647,7 @@ def test_only_hub_names_are_pulled(name: str, hub: LocalHub) -> None:
 
 
 def test_pulling_the_starter_needs_no_hub() -> None:
-    assert weights.pull(STARTER) == model.starter_folder()
+    assert weights.pull(STARTER) == models.starter_folder()
 
 
 # -- the real client against a hub of our own
@@ -741,7 +743,7 @@ def pulling(server: HubServer, name: str = "me/tiny") -> subprocess.Popen[bytes]
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    script = f"from watcher.model import weights; print(weights.pull('{name}'))"
+    script = f"from watcher.models import weights; print(weights.pull('{name}'))"
     return subprocess.Popen(
         [sys.executable, "-c", script], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -760,12 +762,12 @@ def test_the_real_client_pulls_is_killed_and_goes_on(
     until(lambda: sum(p.is_symlink() for p in snapshot.rglob("*")) == 7, what="all other files")
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=30)
-    assert model.locate("me/tiny") is None
+    assert models.locate("me/tiny") is None
 
     hub_server.holds = False
     hub_server.asked.clear()
     out, err = pulling(hub_server).communicate(timeout=60)
-    assert out.decode().strip() == str(model.locate("me/tiny")), err.decode()
+    assert out.decode().strip() == str(models.locate("me/tiny")), err.decode()
     again = [line for line in hub_server.asked if line.startswith("GET /me/")]
     assert not [line for line in again if "x-1" in line], "what was whole came again"
     assert weights.verify("me/tiny").problems == ()
@@ -846,12 +848,12 @@ def test_the_shipped_model_is_whole() -> None:
 def test_models_are_listed_with_their_state(hub: LocalHub, root: Path) -> None:
     hub.commit = PINNED
     before = {one.name: one for one in weights.listed(config(root))}
-    assert before[STARTER].complete and before[STARTER].folder == model.starter_folder()
+    assert before[STARTER].complete and before[STARTER].folder == models.starter_folder()
     assert before[ZIMAGE_TURBO].folder is None
     assert before[ZIMAGE_TURBO].bytes == 32_900_000_000
     folder = weights.pull(hub=hub)
     kept = Kept()
-    model.choose(config(root), kept, Probe("cuda:0"))
+    models.choose(config(root), kept, Probe("cuda:0"))
     after = {one.name: one for one in weights.listed(config(root), kept)}
     assert after[ZIMAGE_TURBO].folder == folder
     assert after[ZIMAGE_TURBO].complete and after[ZIMAGE_TURBO].in_use
@@ -883,11 +885,11 @@ def test_a_converted_model_is_smaller_whole_and_found(tiny: Path, tmp_path: Path
     told: list[tuple[int, int]] = []
     assert weights.convert(str(tiny), target, progress=lambda *n: told.append(n)) == target
     assert told[-1][0] == told[-1][1]
-    assert model.locate(str(target)) == target
+    assert models.locate(str(target)) == target
     report = weights.verify(target)
     assert (report.by, report.problems) == ("manifest", ())
-    assert model.profile_of(str(target))["max_side"] == 512
-    assert model.revision_of(target) == "unknown-bfloat16"
+    assert models.profile_of(str(target))["max_side"] == 512
+    assert models.revision_of(target) == "unknown-bfloat16"
     for name in ("transformer/x-1", "transformer/x-2", "vae/v"):
         before, after = load(tiny / f"{name}.safetensors"), load(target / f"{name}.safetensors")
         assert before.keys() == after.keys()
@@ -927,7 +929,7 @@ def test_a_torn_weight_file_is_not_converted(tiny: Path, tmp_path: Path) -> None
 
 def test_asking_where_a_model_lies_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from watcher import model; from watcher.model import weights; model.locate('starter');"
+        "import sys; from watcher import model; from watcher.models import weights; models.locate('starter');"
         "print([m for m in ('torch', 'numpy', 'huggingface_hub', 'PIL') if m in sys.modules])"
     )
     home = str(Path(__file__).parents[1])

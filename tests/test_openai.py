@@ -20,7 +20,7 @@ from engines import expected
 from house_of_clients import House, house
 from PIL import Image
 
-from api.calls import Attempt, Call, Calls
+from api.compat.calls import Attempt, Call, Calls
 from api.door import Door
 from api.submit import Submissions
 from api.views import Views

@@ -26,8 +26,8 @@ from PIL import Image, ImageChops, ImageDraw, ImageStat
 from watcher import publish
 from watcher.errors import SteadyError
 from watcher.jobs import SUFFIXES, Job, JobRequest, JobState, Priority
-from watcher.outputs import NameTaken, Outputs, Saved, encode
-from watcher.recipe import read_recipe, recipe_of
+from watcher.pictures import NameTaken, Outputs, Saved, encode
+from watcher.pictures.recipe import read_recipe, recipe_of
 
 FORMATS = sorted(SUFFIXES)
 STEPS = ["tmp_written", "linked", "folder_synced", "thumbnail_written"]

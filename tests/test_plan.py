@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from watcher.engines.plan import DeviceDescription, Options, Weights, plan
 from watcher.errors import SteadyError
-from watcher.plan import DeviceDescription, Options, Weights, plan
 
 HOUSE = Path(__file__).parent.parent
 GB = 10**9

@@ -13,7 +13,7 @@ import pytest
 from history import pictures
 from roots import Root
 
-from watcher.outputs import Outputs
+from watcher.pictures import Outputs
 from watcher.prune import Pruned, Pruner
 from watcher.store import JobStore
 

@@ -9,8 +9,8 @@ from conftest import until
 from PIL import Image
 from roots import Root
 
-from watcher.model import starter_folder
-from watcher.recipe import read_recipe
+from watcher.models import starter_folder
+from watcher.pictures.recipe import read_recipe
 from watcher.store import JobStore
 
 REAL = {"engine": "zimage", "engine_options": {}, "default_width": None, "default_height": None}

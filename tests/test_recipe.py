@@ -16,11 +16,10 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from watcher import recipe
-from watcher.imagefile import NotAPicture, scan, strip
 from watcher.jobs import SUFFIXES, Job, JobRequest, JobState, Priority
-from watcher.outputs import encode
-from watcher.recipe import again, read_recipe, recipe_of
+from watcher.pictures import encode, recipe
+from watcher.pictures.container import NotAPicture, scan, strip
+from watcher.pictures.recipe import again, read_recipe, recipe_of
 
 FORMATS = sorted(SUFFIXES)
 INFO: dict[str, Any] = {

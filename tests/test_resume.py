@@ -10,8 +10,8 @@ from conftest import until
 from history import faults, pictures, renders
 from roots import Root
 
+from watcher.intake.resume import Standing, Verdict
 from watcher.jobs import Job, JobRequest, JobState, Priority, derived_seed, job_id_of
-from watcher.resume import Standing, Verdict
 
 Make = Callable[..., Root]
 TICKET = "6f1a4f0e-8a55-5a0e-9b5e-2f6a3f1c7d10"

@@ -25,14 +25,14 @@ from watcher.engine import (
     ModelMissing,
     OutOfMemory,
 )
+from watcher.engines.files import inspect
+from watcher.engines.placement import Placement
+from watcher.engines.shortage import sparing_memory
+from watcher.engines.trials import choose_attention
+from watcher.engines.zimage import ZImage, probe, sigmas_of
 from watcher.errors import SteadyError
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
 from watcher.executor.local import LocalExecutor
-from watcher.shortage import sparing_memory
-from watcher.zimage import ZImage, probe, sigmas_of
-from watcher.zimage.files import inspect
-from watcher.zimage.placement import Placement
-from watcher.zimage.trials import choose_attention
 
 HERE = Path(__file__).parent
 STARTER = HERE.parent / "starter" / "model"

@@ -9,7 +9,7 @@ from typing import Any
 from doors import Bench
 from fastapi import FastAPI
 
-from api import spec
+from api.docs import spec
 from watcher.commands.setup import config_text
 from watcher.errors import ERRORS
 from watcher.jobs import Limits

@@ -7,23 +7,22 @@ jobs.py       the nouns: JobRequest, Job, Batch, the states
 service.py    the story, told in intake/, dispatch.py and finish.py
 jobfile/      bytes of a job file -> JobRequests, or an error a person can act on
 inbox/        the folder as an interface: submit, wait, claim, archive, refuse, recover
-lock.py       one watcher a root; standby.py: waiting to be the one; layout.py: may it live here;
+root.py       may we work here: the layout, one watcher by lock, standbys that wait for it;
               moved.py: what lies where a setting led before
 store/        the record: one method per transition
-outputs.py    the only writer of pictures; recipe.py: what is written inside them
-imagefile.py  the outside of a picture file: format, size, texts, without decoding it
+pictures/     the only writer of pictures; the recipe inside them; formats without decoding; contact sheet
 executor/     who runs engines; worker.py: the child process that owns the device; wire.py
-engine.py     what an engine is; zimage/: Z-Image on diffusers; plan.py: what fits the device;
+engine.py     what an engine is; engines/: Z-Image on diffusers, devices, placement, loading, trials;
               shortage.py: which errors mean what
-model/        which model, what it allows, and getting it onto this machine
+models/       which model, what it allows, and getting it onto this machine
 suffixes.py   which files people may drop, and what is said about others
 publish.py    how a file appears: whole or not at all; folder.py: is this folder still ours
-results.py    a finished batch's result files; resume.py: what of it is there already
+results.py    a finished batch's result files
 submission.py  bytes and a name -> read, and put into the inbox: for every way in
 wildcards.py  word lists of the root; pace.py: every estimate of time
-sheet.py      many pictures in one; prune.py: what is old, tidied away
+prune.py      what is old, tidied away
 notify.py     telling others that a batch is done, from the record's outbox
-live.py trouble.py window.py log.py     the pulse, what is wrong now, when bulk may run, the log; clock.py
+live.py log.py            the pulse and what is wrong now; the log and the clock
 config.py errors.py                     every setting; everything that can go wrong
 cli.py commands/                        the command `steady`
 """

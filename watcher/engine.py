@@ -1,6 +1,6 @@
 """The seam between the service and a model: what an engine is and what it may raise.
 
-``config engine:`` names ``zimage`` (watcher/zimage/) or any ``package.module:Class`` that
+``config engine:`` names ``zimage`` (watcher/engines/) or any ``package.module:Class`` that
 keeps this protocol. Imports no torch, so an engine of one's own needs none either.
 Knows no queue and no names of pictures.
 """

@@ -24,13 +24,13 @@ from watcher.errors import ERRORS, SteadyError, Trouble
 from watcher.inbox import Inbox
 from watcher.jobfile import MAX_TABLE, has_batch_lines, result_lines
 from watcher.jobs import Batch, Job
+from watcher.live import Troubles
 from watcher.log import say
-from watcher.outputs import NameTaken, Outputs, Saved
-from watcher.recipe import recipe_of
+from watcher.pictures import NameTaken, Outputs, Saved
+from watcher.pictures.recipe import recipe_of
 from watcher.results import day_of, result_json, result_table
 from watcher.store import Completion, JobStore
 from watcher.suffixes import FORMS, LINE_SUFFIXES
-from watcher.trouble import Troubles
 
 logger = logging.getLogger("steady.finish")
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from watcher.errors import SteadyError
 from watcher.inbox import done_files, drop_done
 from watcher.jobs import Batch, Job, JobState
-from watcher.outputs import Outputs
+from watcher.pictures import Outputs
 from watcher.store import JobStore
 
 _CHUNK = 500  #: jobs that leave the record at once

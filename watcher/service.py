@@ -19,10 +19,9 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any, TypeVar
 
-from watcher import live, model, moved
-from watcher.clock import now_us
+from watcher import live, models, moved
 from watcher.config import Config
-from watcher.dispatch import Dispatcher
+from watcher.dispatch import Dispatcher, RunWindow
 from watcher.errors import SteadyError, Trouble
 from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
@@ -30,14 +29,12 @@ from watcher.finish import Finisher
 from watcher.inbox import Inbox, ignore_lease_signal
 from watcher.intake import Intake, Reading
 from watcher.jobs import JobState, Limits
-from watcher.layout import check_layout
-from watcher.log import say
+from watcher.live import Troubles, each_once
+from watcher.log import now_us, say
 from watcher.notify import Notifier
-from watcher.outputs import Outputs
-from watcher.standby import Turn
+from watcher.pictures import Outputs
+from watcher.root import Turn, check_layout
 from watcher.store import JobStore
-from watcher.trouble import Troubles, each_once
-from watcher.window import RunWindow
 
 logger = logging.getLogger("steady.watcher")
 _T = TypeVar("_T")
@@ -66,7 +63,7 @@ def run(
     once: bool = False,
     standby: bool = False,
     checkpoint: Callable[[str], None] = nothing,
-    probe: model.Probe = model.probe_devices,
+    probe: models.Probe = models.probe_devices,
 ) -> int:
     """Be the watcher of ``config.root`` until SIGTERM or SIGINT; with ``once`` until all is done.
 
@@ -127,7 +124,7 @@ class Service:
         store: JobStore,
         *,
         checkpoint: Callable[[str], None] = nothing,
-        probe: model.Probe = model.probe_devices,
+        probe: models.Probe = models.probe_devices,
         executor: Executor | None = None,
     ) -> None:
         self._config = config
@@ -139,7 +136,7 @@ class Service:
         self._other: object = None  #: how that file looked the last time
         self._begun = False  #: outputs are open and the last run's jobs are settled
         self._troubles = Troubles(now=now_us)
-        self._choice = model.choose(config, store, probe)
+        self._choice = models.choose(config, store, probe)
         self._outputs = Outputs(
             config.outputs, embed_metadata=config.embed_metadata, checkpoint=checkpoint
         )
@@ -308,14 +305,14 @@ class Service:
 
     def _heed(self, info: dict[str, Any]) -> None:
         """From now on jobs are judged by what the engine says it accepts."""
-        said = model.said_by(info, self._config, self._choice.name)
+        said = models.said_by(info, self._config, self._choice.name)
         if self._store.get("engine_said") != said:
             self._store.put("engine_said", said)
         self._reading.limits = self._judged_by(said)
         self._heard = info
 
     def _judged_by(self, said: Any) -> Limits:
-        return model.limits_of(self._choice.profile, self._config, self._choice.name, said)
+        return models.limits_of(self._choice.profile, self._config, self._choice.name, said)
 
     def _verify(self) -> None:
         """After an unclean stop a large record is read as a whole, while work goes on.
@@ -407,7 +404,7 @@ class Service:
         self._left = left
 
     def _look_at_device(self) -> None:
-        lost = model.check(self._choice, self._probe)
+        lost = models.check(self._choice, self._probe)
         if lost and not any(slot["info"] for slot in self._executor.status()):
             self._troubles.report("device", lost)
         else:  # there again; or a worker has loaded the model, which is the better witness

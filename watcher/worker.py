@@ -45,8 +45,8 @@ from watcher.engine import (
     ModelMissing,
     Result,
 )
+from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
-from watcher.shortage import is_out_of_memory, is_poison
 from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames, line
 
 EXIT_NOT_LOADED = 69  #: the engine could not be loaded; the reason was sent
@@ -329,7 +329,7 @@ def _load(order: Mapping[str, Any], sender: _Sender) -> Engine:
 
 def _engine_class(name: str) -> Callable[[EngineSettings], Engine]:
     """``zimage``, or ``package.module:Class`` found on PYTHONPATH."""
-    module, _, attribute = "watcher.zimage:ZImage".partition(":")
+    module, _, attribute = "watcher.engines.zimage:ZImage".partition(":")
     if name != "zimage":
         module, _, attribute = name.partition(":")
     found: Callable[[EngineSettings], Engine] = getattr(importlib.import_module(module), attribute)
@@ -420,7 +420,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.probe:
         answer = os.dup(1)
         _behave(options.parent)
-        from watcher.zimage import probe  # torch: only where it is asked for
+        from watcher.engines.zimage import probe  # torch: only where it is asked for
 
         with os.fdopen(answer, "w") as out:
             print(json.dumps(probe(memory=options.memory)), file=out)

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from watcher.clock import now_us
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
+from watcher.log import now_us
 
 if TYPE_CHECKING:
     from watcher.store import JobStore

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from watcher.clock import now_us
 from watcher.commands.ask import ticket_of
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, JobState
+from watcher.log import now_us
 
 if TYPE_CHECKING:
-    from watcher.outputs import Outputs
+    from watcher.pictures import Outputs
     from watcher.store import JobStore
 
 
@@ -42,7 +42,7 @@ def export(
     page: Annotated[int, typer.Option(min=1, help="Of the contact sheet, 64 pictures each.")] = 1,
 ) -> None:
     """Copy a batch's pictures, its results or a contact sheet to a place of yours."""
-    from watcher.outputs import Outputs
+    from watcher.pictures import Outputs
 
     if target.suffix and target.exists():
         raise SteadyError("bad_request", f"{target} is there already.", remedy="Name another.")
@@ -62,8 +62,8 @@ def export(
 def _write(
     store: "JobStore", outputs: "Outputs", inbox: Path, batch: Batch, target: Path, page: int
 ) -> int:
+    from watcher.pictures.sheet import PICTURES, contact_sheet
     from watcher.results import result_json, result_table, zip_entry
-    from watcher.sheet import PICTURES, contact_sheet
 
     kind = target.suffix.lower()
     if kind in (".csv", ".json"):
@@ -113,7 +113,7 @@ def prune(
 ) -> None:
     """Tidy old batches away: record, done files, results, thumbnails; pictures stay."""
     from watcher.config import seconds_of
-    from watcher.outputs import Outputs
+    from watcher.pictures import Outputs
     from watcher.prune import Pruner
 
     try:

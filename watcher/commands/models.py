@@ -1,6 +1,6 @@
 """model pull, list, verify, convert: the weights on this machine.
 
-Thin words around watcher/model/weights.py. Only these commands download, and only when a person asks.
+Thin words around watcher/models/weights.py. Only these commands download, and only when a person asks.
 """
 
 from pathlib import Path
@@ -34,11 +34,11 @@ def register(app: typer.Typer) -> None:
 
 def pull(desk: Desk, name: Name = None) -> None:
     """Download a model (Z-Image-Turbo: 33 GB); goes on where it was stopped."""
-    from watcher import model
-    from watcher.model import weights
+    from watcher import models
+    from watcher.models import weights
 
     name = name or _named(desk)
-    desk.talk(f"Fetching {name} into {model.hub_cache()}")
+    desk.talk(f"Fetching {name} into {models.hub_cache()}")
     with Bar(desk) as bar:
         folder = weights.pull(name, progress=bar.bytes)
     desk.answer({"model": name, "folder": str(folder)}, f"{name} is in {folder}")
@@ -46,7 +46,7 @@ def pull(desk: Desk, name: Name = None) -> None:
 
 def list_models(desk: Desk) -> None:
     """List the models we know and the one in use."""
-    from watcher.model import weights
+    from watcher.models import weights
 
     if desk.has_record():
         with desk.record() as store:
@@ -71,7 +71,7 @@ def list_models(desk: Desk) -> None:
 
 def verify(desk: Desk, name: Name = None) -> int:
     """Read all of a model's files and say which are damaged or missing."""
-    from watcher.model import weights
+    from watcher.models import weights
 
     name = name or _named(desk)
     with Bar(desk) as bar:
@@ -102,7 +102,7 @@ def convert(
     name: Name = None,
 ) -> None:
     """Write a bfloat16 copy of a model: 38 % less to read at every start."""
-    from watcher.model import weights
+    from watcher.models import weights
 
     name = name or _named(desk)
     with Bar(desk) as bar:
@@ -112,7 +112,7 @@ def convert(
 
 def _named(desk: Desk) -> str:
     """The model the settings name; the real one where they leave it open."""
-    from watcher import model
+    from watcher import models
 
     name = desk.config.model
-    return model.ZIMAGE_TURBO if name in ("auto", model.STARTER) else name
+    return models.ZIMAGE_TURBO if name in ("auto", models.STARTER) else name

@@ -332,12 +332,12 @@ def _from_record(desk: Desk) -> tuple[Limits, bool]:
     """What the model in use allows (before the first start: the one the settings name), and
     whether there were jobs before, so that an inbox without its mark is an absent disk.
     """
-    from watcher import model
+    from watcher import models
 
     if not desk.has_record():
-        return model.limits_known(desk.config, None), False
+        return models.limits_known(desk.config, None), False
     with desk.record() as store:
-        return model.limits_known(desk.config, store), any(store.counts().values())
+        return models.limits_known(desk.config, store), any(store.counts().values())
 
 
 def _last_rev(desk: Desk) -> int:

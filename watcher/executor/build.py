@@ -6,10 +6,11 @@ from typing import Any
 
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.executor import Executor, WorkerSpec, rayenv
-from watcher.executor.afar import FarExecutor
+from watcher.executor import Executor, WorkerSpec
 from watcher.executor.local import LocalExecutor
-from watcher.model import Choice, Devices, Probe
+from watcher.executor.ray import environment as rayenv
+from watcher.executor.ray.slots import FarExecutor
+from watcher.models import Choice, Devices, Probe
 
 
 def build(config: Config, choice: Choice, probe: Probe) -> Executor:

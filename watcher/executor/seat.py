@@ -7,11 +7,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from watcher.clock import now_us
 from watcher.errors import SteadyError
 from watcher.executor import Slot
 from watcher.executor.child import Child
 from watcher.jobs import JobRequest
+from watcher.log import now_us
 from watcher.wire import line
 
 

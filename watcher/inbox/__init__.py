@@ -27,6 +27,15 @@ from typing import Any, BinaryIO
 from watcher import publish
 from watcher.errors import SteadyError
 from watcher.folder import Folder
+from watcher.inbox.archive import (
+    CLAIMED,
+    MARK,
+    Shelves,
+    claimed_files,
+    done_files,
+    drop_done,
+    file_of,
+)
 from watcher.inbox.arrivals import Arrival, Arrivals
 from watcher.inbox.bell import Bell, deaf
 from watcher.inbox.claims import (
@@ -40,19 +49,10 @@ from watcher.inbox.claims import (
     read_claim,
     reason,
 )
-from watcher.inbox.lease import Writer, ignore_lease_signal, writer_of
-from watcher.inbox.shelves import (
-    CLAIMED,
-    MARK,
-    Shelves,
-    claimed_files,
-    done_files,
-    drop_done,
-    file_of,
-)
 from watcher.inbox.submit import submit
-from watcher.lock import RootLock, held, holder
+from watcher.inbox.writers import Writer, ignore_lease_signal, writer_of
 from watcher.log import say
+from watcher.root import RootLock, held, holder
 
 __all__ = [
     "Claim",

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from watcher.inbox.archive import DONE, REFUSED
 from watcher.inbox.claims import Signature, display, own_ticket, signature_of
-from watcher.inbox.lease import Writer, writer_of
-from watcher.inbox.shelves import DONE, REFUSED
+from watcher.inbox.writers import Writer, writer_of
 from watcher.suffixes import JOB_SUFFIXES, passing, remedy_for, suffix_of
 
 _MOST_NOTICES = 20

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from watcher.errors import SteadyError
-from watcher.inbox.lease import Writer, writer_of
+from watcher.inbox.writers import Writer, writer_of
 from watcher.log import harmless
 from watcher.suffixes import JOB_SUFFIXES
 

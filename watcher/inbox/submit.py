@@ -13,8 +13,8 @@ from pathlib import Path
 from watcher import publish
 from watcher.errors import SteadyError
 from watcher.folder import real_folder, unmarked
+from watcher.inbox.archive import MARK, TMP
 from watcher.inbox.claims import disk, own_name
-from watcher.inbox.shelves import MARK, TMP
 
 
 def submit(

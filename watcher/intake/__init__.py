@@ -29,10 +29,10 @@ from watcher.intake.recording import Recorder
 from watcher.intake.suspect import Suspect
 from watcher.intake.tables import Stopped, Tables
 from watcher.jobs import Batch, JobState
+from watcher.live import Troubles
 from watcher.log import say
 from watcher.store import JobStore
 from watcher.suffixes import LINE_SUFFIXES
-from watcher.trouble import Troubles
 
 __all__ = ["Intake", "Reading"]
 

@@ -14,10 +14,10 @@ from watcher import jobfile
 from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox
 from watcher.intake.reading import Reading
+from watcher.intake.resume import Standing
 from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch, Priority, job_ids_of, ticket_of_key
 from watcher.log import say
-from watcher.resume import Standing
 from watcher.store import JobStore, NewJob, Recording
 
 logger = logging.getLogger("steady.intake")

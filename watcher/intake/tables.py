@@ -22,10 +22,10 @@ from watcher.errors import Problem, SteadyError
 from watcher.inbox import Claim
 from watcher.intake.reading import Reading, stem_of
 from watcher.intake.recording import Made, Recorder
+from watcher.intake.resume import Standing
 from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch, Priority
 from watcher.log import say
-from watcher.resume import Standing
 from watcher.store import NewJob, Recording
 
 logger = logging.getLogger("steady.intake")

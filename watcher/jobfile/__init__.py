@@ -56,7 +56,7 @@ from watcher.jobfile.tables import (
     written,
 )
 from watcher.jobs import JobRequest, Limits, Priority
-from watcher.recipe import again, read_recipe
+from watcher.pictures.recipe import again, read_recipe
 from watcher.suffixes import FORMS
 
 __all__ = [

@@ -41,7 +41,7 @@ from watcher.jobs import (
     Limits,
     derived_seed,
 )
-from watcher.model.tokens import cut_of
+from watcher.models.tokens import cut_of
 
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS

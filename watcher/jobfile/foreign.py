@@ -13,7 +13,7 @@ from typing import Any
 
 from watcher.jobfile.hints import MULTIPLE
 from watcher.jobs import MAX_SEED, MAX_STEPS, Card, Limits
-from watcher.recipe import request_of_parameters
+from watcher.pictures.recipe import request_of_parameters
 
 MAX_GUIDANCE = 30.0
 _HELD = 30  #: lines a pasted prompt may have

@@ -3,8 +3,8 @@
 import json
 from typing import Any
 
-from watcher.clock import now_us as now_us
 from watcher.jobs import Batch, Job, JobRequest, JobState, Priority, forwards_of
+from watcher.log import now_us as now_us
 
 Row = dict[str, Any]
 

@@ -29,16 +29,16 @@ class Finding:
 
 
 def _devices() -> dict[str, Any]:
-    from watcher import model
+    from watcher import models
 
-    return model.describe_devices(memory=True)
+    return models.describe_devices(memory=True)
 
 
 @dataclass(frozen=True)
 class Machine:
     """What the checks ask of the machine itself."""
 
-    devices: Callable[[], dict[str, Any]] = _devices  #: as ``model.describe_devices``
+    devices: Callable[[], dict[str, Any]] = _devices  #: as ``models.describe_devices``
     now: Callable[[], float] = time.time
     kernel: Path = Path("/proc/sys")
     python: tuple[int, ...] = sys.version_info[:3]
@@ -65,9 +65,9 @@ class Look:
     @cached_property
     def names(self) -> list[str]:
         """The devices that are there, best first."""
-        from watcher import model
+        from watcher import models
 
-        return model.names_of(self.devices) if self.devices is not None else []
+        return models.names_of(self.devices) if self.devices is not None else []
 
     @cached_property
     def setting(self) -> dict[str, Any]:
@@ -110,6 +110,6 @@ class Look:
     @cached_property
     def watched(self) -> bool:
         """Does a watcher live here?"""
-        from watcher import lock
+        from watcher import root
 
-        return lock.held(self.config.state / "lock")
+        return root.held(self.config.state / "lock")

@@ -74,14 +74,15 @@ def device(look: Look) -> Iterator[Finding]:
 
 def memory(look: Look) -> Iterator[Finding]:
     """Do the weights fit, and which tier will hold them?"""
-    from watcher import model, plan
+    from watcher import models
+    from watcher.engines import plan
 
     if look.devices is None or look.config.engine != "zimage" or look.model == "auto":
         return
-    folder = model.locate(look.model, look.config.root)
+    folder = models.locate(look.model, look.config.root)
     if folder is None:
         return  # ``weights`` says so
-    if look.model.startswith(model.ZIMAGE_TURBO):
+    if look.model.startswith(models.ZIMAGE_TURBO):
         weights = plan.Z_IMAGE_TURBO
     else:  # two bytes a weight: too much rather than too little
         parts = ("transformer", "text_encoder", "vae")
@@ -119,8 +120,8 @@ def _weight_bytes(folder: Path) -> int:
 
 def weights(look: Look) -> Iterator[Finding]:
     """Are the model's files here and whole? Sums are only made of small models: 33 GB take minutes."""
-    from watcher import model
-    from watcher.model import weights
+    from watcher import models
+    from watcher.models import weights
 
     if look.config.engine != "zimage":
         yield Finding("model", NOTE, f"the engine {look.config.engine} has its own")
@@ -128,15 +129,15 @@ def weights(look: Look) -> Iterator[Finding]:
     if look.model == "auto":
         yield Finding("model", OK, "auto: chosen at the first start")
         return
-    folder = model.present(look.model, look.config.root)
+    folder = models.present(look.model, look.config.root)
     small = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= _SUMMED_BYTES
     report = weights.verify(look.model, look.config.root, sums=small)
     if report.problems:
-        mend = f"steady model pull {look.model}" if model.is_hub_name(look.model) else None
+        mend = f"steady model pull {look.model}" if models.is_hub_name(look.model) else None
         yield Finding("model", FAIL, " ".join(report.problems[:3]), mend or "bring the files back")
         return
     words = f"{look.model} in {folder}; "
     words += "whole" if small else "sizes right (`steady model verify` reads every byte)"
-    if look.model == model.STARTER:
-        words += f"; small flat drawings: `model: {model.ZIMAGE_TURBO}` is the real one"
+    if look.model == models.STARTER:
+        words += f"; small flat drawings: `model: {models.ZIMAGE_TURBO}` is the real one"
     yield Finding("model", OK, words)

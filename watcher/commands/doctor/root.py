@@ -9,8 +9,8 @@ from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look
 
 def layout(look: Look) -> Iterator[Finding]:
     """What a start refuses: folders inside each other, the record on a network disk."""
-    from watcher.layout import check_layout
     from watcher.moved import left_behind
+    from watcher.root import check_layout
 
     check_layout(look.config)
     for words in left_behind(look.config):
@@ -77,13 +77,13 @@ def record(look: Look) -> Iterator[Finding]:
 
 def watcher(look: Look) -> Iterator[Finding]:
     """Does a watcher run here, and does it live?"""
-    from watcher import live, lock
+    from watcher import live, root
 
     start = f"steady --root {look.desk.root} serve"
     if not look.watched:
         yield Finding("watcher", NOTE, "does not run; job files wait", start)
         return
-    pid = lock.holder(look.config.state / "lock").get("pid")
+    pid = root.holder(look.config.state / "lock").get("pid")
     pulse = live.read(look.config.state)
     if not pulse["alive"]:
         words = f"process {pid} lives but has no pulse"

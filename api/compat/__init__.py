@@ -1,0 +1,1 @@
+"""Answer in the shapes of other services: OpenAI Images and Batch, A1111."""

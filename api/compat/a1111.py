@@ -1,0 +1,346 @@
+"""The API of the Stable Diffusion web UI (A1111) under ``/sdapi/v1``, for clients made for it.
+
+txt2img is an ordinary job in the queue whose caller stays on the line (see calls.py). What
+those clients always send (20 steps, CFG 7, 512x512, a sampler) was meant for other models: it
+is clamped and mapped, never refused, and ``info.warnings`` says how (txt2img.py). Steps count
+forwards.
+"""
+
+import base64
+import binascii
+import datetime
+import json
+import re
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from starlette.responses import Response
+
+from api.bodies import read
+from api.compat.calls import Call, Calls, Snapshot
+from api.compat.openai import bytes_of, fault, json_object, model_in_use
+from api.compat.txt2img import Asked, asked_of, check_model, words_of
+from api.door import Door
+from watcher.errors import SteadyError
+from watcher.jobs import Card, Job, JobState
+from watcher.log import now_us
+from watcher.pictures.container import NotAPicture, scan
+from watcher.pictures.recipe import parameters_text, recipe_of, request_of_parameters
+from watcher.store import JobStore
+from watcher.submission import Body
+
+NAME = "a1111"  #: the batch's name: tells in lists which door a job came in by
+MAX_PICTURE = 48 << 20  #: bytes of a png-info body
+_VERSION = "SteadyDiffusion"
+
+#: What clients ask for at their start and we have none of.
+_EMPTY: dict[str, Any] = {
+    "scripts": {"txt2img": [], "img2img": []},
+    "script-info": [], "upscalers": [], "latent-upscale-modes": [], "sd-vae": [], "sd-modules": [],
+    "loras": [], "prompt-styles": [], "hypernetworks": [], "face-restorers": [],
+    "realesrgan-models": [], "extensions": [], "embeddings": {"loaded": {}, "skipped": {}},
+    "cmd-flags": {}, "memory": {"ram": {}, "cuda": {}},
+}  # fmt: skip
+
+
+def routes(door: Door, calls: Calls) -> APIRouter:
+    """Everything below ``/sdapi/v1``."""
+    router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], include_in_schema=False)
+    current = Current(door, calls)
+    _making(router, door, calls)
+    _looking(router, door, current)
+    _stopping(router, current)
+    for name, empty in _EMPTY.items():
+        _constant(router, name, empty)
+    return router
+
+
+def _constant(router: APIRouter, name: str, value: Any) -> None:
+    @router.get(f"/{name}")
+    async def constant() -> Response:
+        return JSONResponse(value)
+
+
+def _making(router: APIRouter, door: Door, calls: Calls) -> None:
+    @router.post("/txt2img")
+    async def txt2img(request: Request) -> Response:
+        """Answers when the pictures are there; what was interrupted gives fewer."""
+        raw = json_object(await read(request, "application/json"))
+        asked = await run_in_threadpool(_asked, raw)
+        data = json.dumps(asked.fields).encode()
+        call = await run_in_threadpool(calls.begin, Body(data, ".json", NAME))
+        over = await calls.outcome(request, call)
+        if over is None:
+            return Response(status_code=499)  # nobody is there to read it
+        return await run_in_threadpool(_answer, raw, asked, call, over)
+
+    def _asked(raw: dict[str, Any]) -> Asked:
+        return asked_of(raw, door.limits().usual, model_in_use(door))
+
+    def _answer(raw: dict[str, Any], asked: Asked, call: Call, over: Snapshot) -> Response:
+        try:
+            made = over.pictures()
+        except SteadyError as error:
+            if error.code != "cancelled":
+                raise
+            made = []  # interrupted: the web UI answers with what there is
+        images = [base64.b64encode(bytes_of(door, job)).decode() for job in made]
+        warnings = _warnings(asked, call, over)
+        card = door.limits().usual
+        info = info_of(made or over.jobs, asked, warnings, model_in_use(door), card)
+        answer = {
+            "images": images if asked.send_images else [],
+            "parameters": raw,
+            "info": json.dumps(info),
+        }
+        # in ASCII: what is echoed may hold half a character, which UTF-8 cannot say
+        return Response(json.dumps(answer), media_type="application/json")
+
+    @router.post("/png-info")
+    async def png_info(request: Request) -> Response:
+        """The settings a picture carries; an empty text when it carries none."""
+        raw = json_object(await read(request, "application/json"))
+        return JSONResponse(await run_in_threadpool(_settings_in, raw.get("image")))
+
+
+def _looking(router: APIRouter, door: Door, current: "Current") -> None:
+    @router.get("/progress")
+    def progress() -> Response:
+        """Of the calls of this door that are waited for; exactly 0.0 when there is none."""
+        return JSONResponse(current.progress())
+
+    def options() -> dict[str, Any]:
+        return {
+            "sd_model_checkpoint": model_in_use(door),
+            "samples_format": door.config.image_format,
+            "sd_vae": "None",
+            "CLIP_stop_at_last_layers": 1,
+        }
+
+    @router.get("/samplers")
+    def samplers() -> Response:
+        """The one the model has."""
+        name, _ = words_of(door.limits().usual)
+        aliases = [name.lower(), f"k_{name.lower()}"]
+        return JSONResponse([{"name": name, "aliases": aliases, "options": {}}])
+
+    @router.get("/schedulers")
+    def schedulers() -> Response:
+        """The one the model has."""
+        _, name = words_of(door.limits().usual)
+        entry = {"name": name.lower(), "label": name, "aliases": None}
+        return JSONResponse([{**entry, "default_rho": -1, "need_inner_model": False}])
+
+    @router.get("/options")
+    def get_options() -> Response:
+        return JSONResponse(options())
+
+    @router.post("/options")
+    async def set_options(request: Request) -> Response:
+        """Any options are taken and none changes anything; another model is refused."""
+        raw = json_object(await read(request, "application/json"))
+        check_model(raw, await run_in_threadpool(model_in_use, door))
+        return JSONResponse(None)
+
+    @router.get("/sd-models")
+    def sd_models() -> Response:
+        name = model_in_use(door)
+        entry = {"title": name, "model_name": name, "hash": None, "sha256": None}
+        return JSONResponse([{**entry, "filename": name, "config": None}])
+
+
+def _stopping(router: APIRouter, current: "Current") -> None:
+    @router.post("/interrupt")
+    def interrupt() -> Response:
+        """Ends the calls of this door; jobs that came in otherwise are not touched."""
+        current.stop()
+        return JSONResponse({})
+
+    @router.post("/skip")
+    def skip() -> Response:
+        """Ends the picture being made; the call goes on with its next one."""
+        current.stop(only_running=True)
+        return JSONResponse(None)
+
+    @router.post("/refresh-checkpoints")
+    def refresh() -> Response:
+        return JSONResponse(None)
+
+    @router.post("/refresh-vae")
+    def refresh_vae() -> Response:
+        return JSONResponse(None)
+
+
+# -- what runs
+
+
+class Current:
+    """The calls of this door that somebody waits for."""
+
+    def __init__(self, door: Door, calls: Calls) -> None:
+        self._door = door
+        self._store: JobStore = door.store
+        self._calls = calls
+
+    def _tickets(self) -> list[str]:
+        found = (self._store.batch(ticket) for ticket in self._calls.waited_for())
+        return [batch.ticket for batch in found if batch is not None and batch.name == NAME]
+
+    def progress(self) -> dict[str, Any]:
+        """What A1111's ``/sdapi/v1/progress`` says: of all that its clients asked for here, in 0..1 and seconds."""
+        tickets = self._tickets()
+        jobs = [job for ticket in tickets for job in self._store.jobs_of(ticket)]
+        open_ = [job for job in jobs if not job.state.ended]
+        step = steps = 0
+        part = 0.0
+        for job in open_:
+            entry = self._door.running(job.id) if job.state is JobState.GENERATING else None
+            if entry is not None:
+                step, steps = int(entry["step"]), max(1, int(entry["steps"]))
+                part += min(1.0, step / steps)
+        ended = len(jobs) - len(open_)
+        busy = bool(tickets)
+        done = min(0.99, max(0.01, (ended + part) / max(1, len(jobs)))) if busy else 0.0
+        etas = [self._door.eta(job, self._door.position(job)) or 0.0 for job in open_]
+        return {
+            "progress": done,
+            "eta_relative": round(max(etas, default=0.0), 1),
+            "state": {
+                "skipped": False,
+                "interrupted": any(job.cancel_requested for job in open_),
+                "stopping_generation": False,
+                "job": "txt2img" if busy else "",
+                "job_count": max(1, len(jobs)) if busy else 0,
+                "job_timestamp": _stamp(jobs[0].created_at) if jobs else "0",
+                "job_no": ended,
+                "sampling_step": step,
+                "sampling_steps": steps,
+            },
+            "current_image": None,
+            "textinfo": None,
+        }
+
+    def stop(self, *, only_running: bool = False) -> None:
+        """Cancel what is waited for and what this door left running when its caller hung up."""
+        chosen = {job.id: job for ticket in self._tickets() for job in self._store.jobs_of(ticket)}
+        for job in self._store.generating():
+            batch = self._store.batch(job.ticket)
+            if batch is not None and batch.name == NAME:
+                chosen[job.id] = job
+        for job in chosen.values():
+            if job.state is JobState.GENERATING or (
+                job.state is JobState.QUEUED and not only_running
+            ):
+                try:
+                    self._store.cancel(job.id, now_us())
+                except SteadyError as error:
+                    if error.code != "wrong_state":  # it has just ended by itself
+                        raise
+        if not only_running:
+            for ticket in self._tickets():
+                batch = self._store.batch(ticket)
+                if batch is not None and batch.recorded_at is None:
+                    self._store.cancel_batch(ticket, now_us())
+
+
+# -- what comes out
+
+
+def _warnings(asked: Asked, call: Call, over: Snapshot) -> list[str]:
+    plan = call.submitted.plan
+    found = [*asked.warnings, *(plan.warnings if plan else ())]
+    found += [w for job in over.jobs for w in job.warnings]
+    ended = sum(job.state is JobState.COMPLETED for job in over.jobs)
+    if ended < len(over.jobs) or not over.jobs:
+        found.append(f"{ended} of {max(1, len(over.jobs))} pictures were made.")
+    return list(dict.fromkeys(found))
+
+
+def info_of(
+    jobs: list[Job], asked: Asked, warnings: list[str], model: str, card: Card
+) -> dict[str, Any]:
+    """What the web UI says of its pictures, with what was mapped in ``warnings``."""
+    fields = asked.fields
+    seeds = [job.request.seed for job in jobs] or [fields["seed"]]
+    prompts = [job.request.prompt for job in jobs] or [fields["prompt"]]
+    negative = fields.get("negative_prompt", "")
+    recipes = [recipe_of(job, {"model": model, **job.facts}) for job in jobs]
+    sampler, schedule = words_of(card)
+    usual = {
+        "sampler": sampler,
+        "schedule": schedule,
+        "cfg_scale": card.unguided + fields.get("guidance_scale", 0),
+        "forwards": card.forwards(fields["num_inference_steps"]),
+    }
+    told = usual | {k: v for each in recipes[:1] for k, v in each.items() if v is not None}
+    return {
+        "prompt": prompts[0],
+        "all_prompts": prompts,
+        "negative_prompt": negative,
+        "all_negative_prompts": [negative] * len(prompts),
+        "seed": seeds[0],
+        "all_seeds": seeds,
+        "subseed": -1,
+        "all_subseeds": [-1] * len(seeds),
+        "subseed_strength": 0,
+        "width": fields["width"],
+        "height": fields["height"],
+        "sampler_name": told["sampler"],
+        "cfg_scale": told["cfg_scale"],
+        "steps": told["forwards"],
+        "batch_size": len(prompts),
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": model,
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": None,
+        "extra_generation_params": {"Schedule type": told["schedule"]},
+        "index_of_first_image": 0,
+        "infotexts": [parameters_text(recipe) for recipe in recipes],
+        "styles": [],
+        "job_timestamp": _stamp(jobs[0].created_at if jobs else now_us()),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
+        "version": _VERSION,
+        "warnings": warnings,
+        "job_ids": [job.id for job in jobs],
+    }
+
+
+def _stamp(moment: int) -> str:
+    return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%Y%m%d%H%M%S")
+
+
+def _settings_in(image: Any) -> dict[str, Any]:
+    """What ``png-info`` answers. Raises SteadyError when ``image`` is no picture."""
+    if not isinstance(image, str):
+        raise fault("wrong_type", "image", "must be a picture as base64")
+    try:
+        data = base64.b64decode(re.sub(r"^data:[^,]{0,100},", "", image))
+        text = scan(data).parameters
+    except (binascii.Error, ValueError, NotAPicture):
+        raise fault("out_of_range", "image", "is no whole PNG, WebP or JPEG") from None
+    if text is None:
+        return {"info": "", "items": {}, "parameters": {}}
+    return {"info": text, "items": {"parameters": text}, "parameters": _told(text)}
+
+
+def _told(text: str) -> dict[str, Any]:
+    """The settings by the web UI's names."""
+    request = request_of_parameters(text) or {}
+    found = {
+        "Prompt": request.get("prompt", ""),
+        "Negative prompt": request.get("negative_prompt", ""),
+        "Seed": request.get("seed"),
+        "Size-1": request.get("width"),
+        "Size-2": request.get("height"),
+        "CFG scale": request.get("cfg_scale"),
+        "Steps": request.get("forwards"),
+    }
+    return {name: value for name, value in found.items() if value is not None}

@@ -1,0 +1,352 @@
+"""OpenAI's Images API under ``/v1``: what its clients send works unchanged.
+
+A call waits for its pictures, but it is an ordinary job in the queue (see calls.py). What the
+real service has and we have not is accepted and named in ``warnings``. ``steps`` counts
+forwards, as everywhere outside; ``num_inference_steps`` is one more.
+"""
+
+import base64
+import dataclasses
+import functools
+import io
+import json
+import os
+import re
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
+from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from PIL import Image, ImageDraw
+from starlette.responses import Response
+
+from api import dialects, images, links
+from api.bodies import KEY, read
+from api.compat.calls import Attempt, Call, Calls, Snapshot
+from api.door import Door
+from api.events import Feed, Stream
+from watcher import jobfile
+from watcher.errors import Problem, SteadyError
+from watcher.jobs import MAX_STEPS, Job, JobState, Limits
+from watcher.pictures.recipe import model_name
+from watcher.submission import Body
+
+NAME = "openai"  #: the batch's name: tells in lists which door a job came in by
+MAX_N = 10  #: as there
+MAX_PARTIAL = 3
+
+_PREFIX = "image_generation"
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """A generations body, read: the job, and how the caller wants the answer."""
+
+    body: Body
+    key: str | None
+    forms: tuple[str, ...]  #: of each picture in the answer: url, b64_json
+    stream: bool
+    partial: int
+    warnings: tuple[str, ...]
+
+
+def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter:
+    """``images/generations``, ``models`` and the addresses of pictures."""
+    router = APIRouter(prefix="/v1", tags=["openai"], include_in_schema=False)
+    streams = Streams(door, calls, feed)
+    _models(router, door)
+
+    @router.post("/images/generations")
+    async def generations(request: Request, idempotency_key: KEY = None) -> Response:
+        """Answers when the pictures are there, or with ``stream`` as they come."""
+        data = await read(request, "application/json")
+        raw = await run_in_threadpool(json_object, data)
+        named, limits = await run_in_threadpool(lambda: (model_in_use(door), door.limits()))
+        asked = asked_of(raw, named, limits)
+        begin = functools.partial(
+            calls.begin,
+            asked.body,
+            key=idempotency_key or asked.key,
+            attempt=Attempt.of(request.headers),
+            asked=data,
+        )
+        try:
+            call = await run_in_threadpool(begin)
+        except SteadyError as error:
+            raise in_their_words(error, raw) from None
+        base = links.base_of(door.config, request)
+        if asked.stream:
+            headers = _STREAM_HEADERS | {dialects.REQUEST_ID: call.ticket}
+            return Stream(
+                streams.events(call, asked), lambda: calls.leave(call, hung_up=True), headers
+            )
+        over = await calls.outcome(request, call)
+        if over is None:
+            return Response(status_code=499)  # nobody is there to read it
+        return await run_in_threadpool(_answer, over, asked, call, base)
+
+    def _answer(over: Snapshot, asked: Asked, call: Call, base: str) -> Response:
+        made = over.pictures()
+        entries = [{form: _form(form, job, base) for form in asked.forms} for job in made]
+        lost = len(over.jobs) - len(made)
+        warnings = (*asked.warnings, *_planned(call))
+        if lost:
+            warnings += (f"{lost} of {len(over.jobs)} pictures could not be made.",)
+        body = jobfile.images_body(made, entries, warnings)
+        return JSONResponse(body, headers={dialects.REQUEST_ID: call.ticket})
+
+    def _form(form: str, job: Job, base: str) -> str:
+        if form == "url":
+            return links.url_of(job, base, token)
+        return base64.b64encode(bytes_of(door, job)).decode()
+
+    @router.get("/images/pictures/{file}")
+    def picture(file: str, request: Request) -> Response:
+        """A picture by the address an answer gave; needs no header while that is signed."""
+        job = door.store.job(file.partition(".")[0])
+        if job is None or links.path_of(job).rpartition("/")[2] != file:
+            raise SteadyError("image_not_found")
+        return images.picture(door, job, request)
+
+    return router
+
+
+class Streams:
+    """Answers told as they come: partial pictures, then each picture, then the end."""
+
+    def __init__(self, door: Door, calls: Calls, feed: Feed) -> None:
+        self._door = door
+        self._calls = calls
+        self._feed = feed
+
+    async def events(self, call: Call, asked: Asked) -> AsyncIterator[bytes]:
+        """The stream of a call, to its last event; an error (also that the service stops) is one."""
+        told: set[str] = set()
+        partials: dict[str, int] = {}
+        try:
+            async with aclosing(self._calls.follow(call)) as following:
+                async for now in following:
+                    sent = False
+                    for job in now.jobs:
+                        if job.state is JobState.COMPLETED and job.id not in told:
+                            told.add(job.id)
+                            sent = True
+                            yield await run_in_threadpool(self._completed, job, asked, call)
+                        elif job.state is JobState.GENERATING and asked.partial:
+                            for event in self._partial(job, asked, partials):
+                                sent = True
+                                yield event
+                    if now.over:
+                        now.pictures()  # raises the reason when there is none
+                    elif not sent:
+                        yield KEEPALIVE_COMMENT
+        except SteadyError as error:
+            body = {"error": dialects.openai_error(error)}
+            yield format_sse_event(data_str=json.dumps(body), event="error")
+
+    def _completed(self, job: Job, asked: Asked, call: Call) -> bytes:
+        event = {
+            "type": f"{_PREFIX}.completed",
+            "b64_json": base64.b64encode(bytes_of(self._door, job)).decode(),
+            "created_at": int(time.time()),
+            **jobfile.look_of(job),
+            "usage": jobfile.USAGE,
+            "seed": job.request.seed,
+            "job_id": job.id,
+            "warnings": list(dict.fromkeys((*asked.warnings, *_planned(call), *job.warnings))),
+        }
+        return format_sse_event(data_str=json.dumps(event), event=event["type"])
+
+    def _partial(self, job: Job, asked: Asked, sent: dict[str, int]) -> list[bytes]:
+        """A partial picture whenever another part of the steps is done."""
+        step = json.loads(self._feed.steps.get(job.id, "null"))
+        if step is None or step["attempt"] != job.attempt:
+            return []
+        done = min(1.0, step["step"] / step["steps"])
+        due = min(asked.partial, int(done * (asked.partial + 1)))
+        found = []
+        for index in range(sent.get(job.id, 0), due):
+            event = {
+                "type": f"{_PREFIX}.partial_image",
+                "b64_json": base64.b64encode(unfinished(job, done)).decode(),
+                "partial_image_index": index,
+                "created_at": int(time.time()),
+                **jobfile.look_of(job),
+                "progress": round(done, 4),
+                "job_id": job.id,
+            }
+            found.append(format_sse_event(data_str=json.dumps(event), event=event["type"]))
+        sent[job.id] = max(due, sent.get(job.id, 0))
+        return found
+
+
+def _models(router: APIRouter, door: Door) -> None:
+    @router.get("/models")
+    def models() -> Response:
+        """The one model in use."""
+        return JSONResponse({"object": "list", "data": [_model(model_in_use(door))]})
+
+    @router.get("/models/{name:path}")
+    def model(name: str) -> Response:
+        if name != model_in_use(door):
+            raise SteadyError("model_not_found")
+        return JSONResponse(_model(name))
+
+
+def model_in_use(door: Door) -> str:
+    """The model's name as people know it; never a path of this machine."""
+    chosen = door.store.get("model") or {}
+    return model_name(str(chosen.get("name") or door.config.model)) or "unknown"
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "steadydiffusion"}
+
+
+# -- what goes in
+
+
+def json_object(data: bytes) -> dict[str, Any]:
+    """The body as a mapping. Raises SteadyError encoding, bad_json, duplicate_key, bad_shape."""
+    try:
+        value = jobfile.read_json(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise SteadyError("encoding", "The body is not UTF-8 text.") from None
+    if not isinstance(value, dict):
+        words = "The body must be a JSON mapping."
+        raise SteadyError("bad_shape", words, remedy="Send e.g. a mapping with a prompt.")
+    return value
+
+
+def asked_of(raw: Mapping[str, Any], model: str, limits: Limits) -> Asked:
+    """The body of ``images/generations``. Raises SteadyError for what only it has."""
+    number = whole(raw, "n", 1, MAX_N) or 1
+    whole(raw, "steps", 1, MAX_STEPS - 1)
+    partial = whole(raw, "partial_images", 0, MAX_PARTIAL) or 0
+    choice(raw, "response_format", "url", "b64_json")
+    stream = raw.get("stream")
+    if stream is not None and not isinstance(stream, bool):
+        raise fault("wrong_type", "stream", "must be true or false")
+    fields, warnings = jobfile.body_fields(raw, limits)
+    fields = {name: value for name, value in fields.items() if value is not None}
+    fields["count"] = number
+    key = fields.pop("key", None)
+    if key is not None and not (isinstance(key, str) and 1 <= len(key) <= 200 and key.strip()):
+        raise fault("wrong_type", "key", "must be a text of 1..200 characters")
+    named = raw.get("model")
+    if isinstance(named, str) and named and named != model:
+        warnings += (f"model has no effect here: {model} makes the pictures.",)
+    data = json.dumps(fields, sort_keys=True).encode()
+    return Asked(
+        body=Body(data, ".json", NAME),
+        key=key,
+        forms=_forms(raw.get("response_format"), named),
+        stream=bool(stream),
+        partial=partial,
+        warnings=warnings,
+    )
+
+
+def _forms(wanted: Any, model: Any) -> tuple[str, ...]:
+    """What each picture of an answer is told as: what was asked for, or that model's usual form.
+
+    dall-e answers with addresses and gpt-image with bytes; callers of any other may read either.
+    """
+    name = model if isinstance(model, str) else ""
+    if wanted is not None:
+        return (wanted,)
+    if name.startswith("dall-e"):
+        return ("url",)
+    return ("b64_json",) if "gpt-image" in name else ("url", "b64_json")
+
+
+def whole(raw: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+    """``raw[name]`` if it is a whole number in the range; None when unset. Else SteadyError."""
+    value = raw.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise fault("wrong_type", name, "must be a whole number")
+    if not low <= value <= high:
+        raise fault("out_of_range", name, f"must be {low}..{high}")
+    return value
+
+
+def choice(raw: Mapping[str, Any], name: str, *words: str) -> None:
+    """SteadyError out_of_range unless ``raw[name]`` is unset or one of ``words``."""
+    value = raw.get(name)
+    if value is not None and value not in words:
+        raise fault("out_of_range", name, f"must be one of {', '.join(words)}")
+
+
+def fault(code: str, name: str, words: str) -> SteadyError:
+    """A refusal of one parameter, by its name."""
+    return SteadyError(code, problems=[Problem(code, f"`{name}` {words}.", key=name)])
+
+
+def in_their_words(error: SteadyError, raw: Mapping[str, Any]) -> SteadyError:
+    """``error`` with the names the caller used: ``size`` for width and height, ``n`` for count."""
+    theirs = {"count": "n", "format": "output_format"}
+    if raw.get("size") is not None:
+        theirs |= {"width": "size", "height": "size"}
+    if "steps" in raw:
+        theirs["num_inference_steps"] = "steps"
+    problems = [
+        dataclasses.replace(
+            problem,
+            key=theirs.get(problem.key or "", problem.key),
+            pointer=None,
+            message=_renamed(problem.message, theirs),
+        )
+        for problem in error.problems
+    ]
+    if not problems:
+        return error
+    return SteadyError(error.code, problems=problems)
+
+
+def _renamed(message: str, theirs: Mapping[str, str]) -> str:
+    if "width" in theirs and "`size`" not in message:
+        for side in ("width", "height"):
+            message = message.replace(f"`{side}`", f"the {side}")
+        if re.search("(?i)width|the height", message):
+            return f"`size`: {message[:1].lower()}{message[1:]}"
+    for ours, name in theirs.items():
+        message = message.replace(f"`{ours}`", f"`{name}`")
+    return message
+
+
+# -- what comes out
+
+
+def _planned(call: Call) -> list[str]:
+    plan = call.submitted.plan
+    return list(plan.warnings) if plan else []
+
+
+def bytes_of(door: Door, job: Job) -> bytes:
+    """The picture's file. Raises SteadyError image_deleted, image_not_found."""
+    images.check_ready(job)
+    with os.fdopen(images.open_inside(door.outputs, job.path), "rb") as file:
+        return file.read()
+
+
+def unfinished(job: Job, done: float) -> bytes:
+    """A picture of the size and format asked for that shows how much of the work is done.
+
+    The model's own half-made picture never leaves the worker.
+    """
+    width, height = job.request.width or 16, job.request.height or 16
+    image = Image.new("RGB", (width, height), (128, 128, 128))
+    bar = max(2, height // 32)
+    ImageDraw.Draw(image).rectangle(
+        (0, height - bar, max(1, round(width * done)) - 1, height - 1), fill=(224, 224, 224)
+    )
+    out = io.BytesIO()
+    image.save(out, (job.request.format or "png").upper())
+    return out.getvalue()

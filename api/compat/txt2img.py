@@ -1,0 +1,207 @@
+"""A txt2img body of the Stable Diffusion web UI, read as the fields of a job.
+
+What those clients always send was meant for other models: it is clamped and mapped, and the
+warnings say how; what would change the picture in ways we have not is refused by name.
+"""
+
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from api.compat.openai import fault
+from watcher.errors import SteadyError
+from watcher.jobs import MAX_STEPS, Card
+
+AUTOMATIC = "Automatic"  #: the web UI's word for what the model has of its own
+MAX_IMAGES = 100  #: batch_size x n_iter of one call
+_MULTIPLE = 16
+_MAX_GUIDANCE = 30.0
+
+#: Fields that change the picture in ways we have not: refused when they are used.
+_REFUSED = ("enable_hr", "script_name", "alwayson_scripts", "init_images", "mask")
+#: Values of the other fields that ask for nothing; anything else is named in the warnings.
+_IDLE: dict[str, tuple[Any, ...]] = {
+    "restore_faces": (False,), "tiling": (False,), "styles": ([],), "subseed": (-1,),
+    "subseed_strength": (0, -1), "seed_resize_from_h": (0, -1), "seed_resize_from_w": (0, -1),
+    "refiner_checkpoint": ("",), "refiner_switch_at": (0, 1), "s_min_uncond": (0,),
+    "s_churn": (0,), "s_tmax": (0,), "s_tmin": (0,), "s_noise": (1, 0), "eta": (1, 0),
+    "clip_skip": (1, 0), "firstphase_width": (0,), "firstphase_height": (0,), "comments": ({},),
+    "override_settings": ({},), "hr_prompt": ("",), "hr_negative_prompt": ("",),
+}  # fmt: skip
+#: Said without a word: no effect here or there, or only together with what is refused.
+_SILENT = frozenset(
+    {
+        "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards",
+        "save_images", "send_images", "denoising_strength", "hr_scale", "hr_upscaler",
+        "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
+        "hr_sampler_name", "hr_scheduler", "script_args", "force_task_id",
+        "disable_extra_networks", "infotext", *_REFUSED,
+    }
+)  # fmt: skip
+_READ = frozenset(
+    {
+        "prompt", "negative_prompt", "width", "height", "steps", "cfg_scale", "seed", "batch_size",
+        "n_iter", "sampler_name", "sampler_index", "scheduler",
+    }
+)  # fmt: skip
+
+
+_TEXTS = frozenset(
+    {
+        "prompt", "negative_prompt", "sampler_name", "sampler_index", "scheduler", "script_name",
+        "refiner_checkpoint", "hr_prompt", "hr_negative_prompt", "infotext", "force_task_id",
+    }
+)  # fmt: skip
+#: LoRAs and their kin, which are asked for inside a prompt there and are no part of its text.
+_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>\n]{1,200}>")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A txt2img body, read: our fields, and what of it was changed or has no effect."""
+
+    fields: dict[str, Any]
+    warnings: tuple[str, ...]
+    send_images: bool
+
+
+def asked_of(raw: Mapping[str, Any], card: Card, model: str) -> Asked:
+    """A txt2img body as our fields. Raises SteadyError naming the field that cannot be used."""
+    raw = {name: value if name in _TEXTS else _plain(value) for name, value in raw.items()}
+    for name in _REFUSED:
+        if raw.get(name):
+            raise fault("out_of_range", name, "is not supported: leave it out")
+    warnings: list[str] = []
+    fields: dict[str, Any] = {"prompt": _without_networks(_text(raw, "prompt") or "", warnings)}
+    negative = _text(raw, "negative_prompt")
+    if negative and negative.strip():
+        fields["negative_prompt"] = negative
+    _size(raw, card, fields, warnings)
+    _steps(raw, card, fields, warnings)
+    _guidance(raw, card, fields, warnings)
+    count = (_whole(raw, "batch_size") or 1) * (_whole(raw, "n_iter") or 1)
+    if not 1 <= count <= MAX_IMAGES:
+        raise fault("out_of_range", "batch_size", f"times `n_iter` must be 1..{MAX_IMAGES}")
+    seed = _whole(raw, "seed")
+    # Chosen here, so that the pictures of one call have seeds that follow each other.
+    fields |= {"seed": secrets.randbelow(2**32) if seed in (None, -1) else seed, "count": count}
+    settings = raw.get("override_settings")
+    if isinstance(settings, Mapping):
+        check_model(settings, model)
+        settings = {k: v for k, v in settings.items() if k != "sd_model_checkpoint"}
+        wanted = settings.pop("samples_format", None)
+        if wanted in ("png", "webp", "jpeg", "jpg"):
+            fields["format"] = "jpeg" if wanted == "jpg" else wanted
+    ours = " ".join(words_of(card))
+    known = {"", "automatic", ours.lower(), *ours.lower().split(" ")}
+    for name in ("sampler_name", "sampler_index", "scheduler"):
+        said = _text(raw, name) or ""
+        if said.lower() not in known:
+            warnings.append(f"{name}: {ours} is used instead of {said[:60]!r}.")
+    for name, value in ({**raw, "override_settings": settings or {}}).items():
+        usual = (None, *_IDLE.get(name, ()))
+        if name not in _READ and name not in _SILENT and value not in usual:
+            warnings.append(f"{str(name)[:60]} has no effect here.")
+    return Asked(fields, tuple(dict.fromkeys(warnings))[:30], raw.get("send_images") is not False)
+
+
+def words_of(card: Card) -> tuple[str, str]:
+    """What the model's sampler and schedule are called."""
+    return card.sampler or AUTOMATIC, card.schedule or AUTOMATIC
+
+
+def _size(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
+    sides = {}
+    for name in ("width", "height"):
+        side = _whole(raw, name)
+        if side is None or side == 0:
+            side = getattr(card, f"default_{name}")
+        low = -(-card.min_side // _MULTIPLE) * _MULTIPLE
+        high = card.max_side // _MULTIPLE * _MULTIPLE
+        near = (side + _MULTIPLE // 2) // _MULTIPLE * _MULTIPLE
+        sides[name] = min(max(near, low), high)
+        if sides[name] != side:
+            warnings.append(f"{name}: {sides[name]} is used instead of {side}.")
+    width, height = sides["width"], sides["height"]
+    if width * height > card.max_pixels:
+        shrink = (card.max_pixels / (width * height)) ** 0.5
+        width, height = (
+            max(_MULTIPLE, int(s * shrink) // _MULTIPLE * _MULTIPLE) for s in (width, height)
+        )
+        warnings.append(f"width and height: {width}x{height} is the most there is.")
+    fields |= {"width": width, "height": height}
+
+
+def _steps(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
+    """Forwards, as the web UI counts them. A distilled model gains nothing from more of them."""
+    asked = _whole(raw, "steps")
+    usual = card.forwards(card.default_steps)
+    if asked is None or asked <= 0:
+        asked = usual
+    most = card.forwards(MAX_STEPS) if card.takes("guidance") else usual
+    steps = min(asked, most)
+    if steps != asked:
+        warnings.append(f"steps: {steps} are used instead of {asked}; more do not help this model.")
+    fields["num_inference_steps"] = card.steps(steps)
+
+
+def _guidance(
+    raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]
+) -> None:
+    """What CFG scale is no guidance at all depends on the model."""
+    scale = raw.get("cfg_scale")
+    if scale is None:
+        return
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < 1e6:
+        raise fault("wrong_type", "cfg_scale", "must be a number from 0 on")
+    if card.takes("guidance"):
+        fields["guidance_scale"] = min(card.guidance(scale), _MAX_GUIDANCE)
+    elif scale > 1:
+        warnings.append(f"cfg_scale: 1 is used instead of {scale:g}; this model has no guidance.")
+
+
+def _plain(value: Any) -> Any:
+    """A number or a truth value that came as text, as the web UI takes them."""
+    if not isinstance(value, str) or len(value) > 40:
+        return value
+    text = value.strip().lower()
+    if text in ("true", "false"):
+        return text == "true"
+    if re.fullmatch(r"[+-]?\d+", text, re.ASCII):
+        return int(text)
+    return float(text) if re.fullmatch(r"[+-]?\d*\.?\d+", text, re.ASCII) else value
+
+
+def _without_networks(prompt: str, warnings: list[str]) -> str:
+    """The prompt as the web UI gives it to a model."""
+    for tag in dict.fromkeys(_NETWORK.findall(prompt)):
+        warnings.append(f"{tag[:80]} was left out of the prompt: there are no LoRAs here.")
+    return _NETWORK.sub("", prompt)
+
+
+def _whole(raw: Mapping[str, Any], name: str) -> int | None:
+    value = raw.get(name)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)  # JavaScript and pydantic make no difference either
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise fault("wrong_type", name, "must be a whole number")
+    return value
+
+
+def _text(raw: Mapping[str, Any], name: str) -> str | None:
+    value = raw.get(name)
+    if value is not None and not isinstance(value, str):
+        raise fault("wrong_type", name, "must be a text")
+    return value
+
+
+def check_model(settings: Mapping[str, Any], model: str) -> None:
+    """SteadyError model_not_found when the settings name another model."""
+    named = settings.get("sd_model_checkpoint")
+    if named not in (None, "", model):
+        remedy = f"The model is chosen in config.yaml; `{model}` is in use."
+        raise SteadyError("model_not_found", remedy=remedy)

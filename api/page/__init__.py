@@ -1,0 +1,516 @@
+"""The page: what the service is doing, for people, and the buttons to steer it.
+
+Rendered here whole, so it can be read without JavaScript; the script only presses the API's
+buttons and fetches the same page again when something has changed. Pages live at the
+addresses of the API: whoever accepts HTML gets the page, every program gets JSON.
+"""
+
+import datetime
+import shutil
+import sys
+import urllib.parse
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.types import Scope
+from typing_extensions import override
+
+from api.door import Door, Kept
+from api.health import unready, version
+from api.page import paint
+from api.page.album import again_of, curl_of, smaller_size, yaml_of
+from api.page.charts import HOUR, hour_of, plots_of
+from api.page.needs import Attention, attention, reason_of
+from api.page.paint import Painter
+from api.paging import cursor_of, moment_of, plain, seq_of
+from api.views import Views
+from watcher.errors import ERRORS, SteadyError
+from watcher.jobs import ENDED, Batch, Card, Job, JobState
+from watcher.log import now_us
+from watcher.pictures.recipe import model_name
+from watcher.store import JobFilter
+from watcher.suffixes import FORMS
+
+_NEXT = 5  #: waiting jobs shown on the first page
+_QUEUE = 60  #: … and on the queue's own
+_PICTURES = 60
+_FIRST_PICTURES = 24
+_SHEET = 96  #: places on one page of a batch
+_BATCHES = 40
+_FAILED = 40  #: failed jobs of a batch that are told
+_HOURS = 24
+_HOURS_SECONDS = 30.0  #: for which the figures of the last hours are kept
+_TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
+
+
+class ForBrowsers(APIRoute):
+    """A route that is only there for those who accept HTML."""
+
+    @override
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        if match is not Match.NONE and not accepts_html(Headers(scope=scope)):
+            return Match.NONE, {}
+        return match, child
+
+
+def accepts_html(headers: Headers) -> bool:
+    """Does a person's browser ask for a page?"""
+    return "text/html" in headers.get("accept", "")
+
+
+class Pages:
+    """Everything the templates are filled with."""
+
+    def __init__(self, door: Door, views: Views, painter: Painter) -> None:
+        self._door = door
+        self._store = door.store
+        self._views = views
+        self._paint = painter
+        self._version = version()
+        self._hours = Kept(
+            lambda: self._store.hours(hour_of(now_us()) - (_HOURS - 1) * HOUR), _HOURS_SECONDS
+        )
+
+    # -- what every page has
+
+    def frame(self, here: str, title: str = "") -> dict[str, Any]:
+        """The head of each page: where we are, the queue in numbers, what is wrong."""
+        counts = self._store.counts()
+        pulse = self._door.pulse()
+        paused = self._store.get("paused") or None
+        waiting = counts[JobState.QUEUED]
+        head = [] if here != "now" else [f"{waiting:,} queued"] * bool(waiting)
+        running = self.running() if here == "now" else []
+        if running and running[0].step is not None:
+            head.insert(0, f"{running[0].percent}%")
+        words = " · ".join(head) or paint.plain(title, 80)
+        return {
+            "here": here,
+            "title": f"{words} — SteadyDiffusion" if words else "SteadyDiffusion",
+            "counts": {state.value: n for state, n in counts.items()},
+            "paused": paused,
+            "alive": pulse["alive"],
+            "pulse": pulse,
+            "model": self._model(pulse),
+            "version": self._version,
+            "accepted": ",".join(FORMS),
+            "running": running,
+        }
+
+    def _model(self, pulse: Mapping[str, Any]) -> dict[str, Any]:
+        told = dict(pulse.get("model") or self._store.get("model") or {})
+        return {
+            "name": model_name(str(told.get("name") or "")) or None,
+            "starter": bool(told.get("starter")),
+            "why": told.get("why"),
+        } | {
+            key: told[key]
+            for key in ("device", "dtype", "attention", "memory", "revision", "details", "versions")
+            if told.get(key) is not None
+        }
+
+    def show(self, template: str, status: int = 200, **values: Any) -> Response:
+        """A template, filled, as an answer."""
+        return self._paint(template, status, **values)
+
+    # -- what runs
+
+    def running(self) -> "list[Running]":
+        """The jobs that were handed out, those with steps first."""
+        found = [self._running(job) for job in self._store.generating()[:16]]
+        return sorted(found, key=lambda r: r.step is None)
+
+    def _running(self, job: Job) -> "Running":
+        entry = self._door.running(job.id)
+        if entry is not None and entry.get("attempt") != job.attempt:
+            entry = None
+        steps = job.forwards
+        sibling = self._store.sibling(job)
+        return Running(
+            job=job,
+            step=int(entry["step"]) if entry else None,
+            steps=max(1, int(entry["steps"])) if entry else steps,
+            left=self._door.left(job, entry),
+            sibling=sibling.id if sibling else None,
+        )
+
+    def _again_words(self, job: Job) -> str:
+        """Why a job that waits or runs was begun before."""
+        for note in reversed(job.facts.get("attempts") or ()):
+            return f"begun again: {note.get('why')}"
+        return ""
+
+    # -- the pages
+
+    def now(self, origin: str | None) -> Response:
+        """What runs, what waits, what needs a person, a place for new prompts, the latest."""
+        found = attention(self._door)
+        values = self.frame("now")
+        waiting = values["counts"]["queued"]
+        held = self._store.held()
+        pictures = self._store.jobs(JobFilter(pictured=True), limit=_FIRST_PICTURES + 1)
+        return self.show(
+            "now.html",
+            **values,
+            upcoming=self._store.upcoming(_NEXT),
+            classes=self._store.ready_by_class(),
+            held=held,
+            queue_seconds=self._door.queue_seconds(waiting - held + len(values["running"])),
+            attention=found,
+            smaller=self._smaller(found),
+            card=self._door.limits().usual,
+            sizes=sizes_of(self._door.limits().usual),
+            form=self._form(origin),
+            days=by_day(pictures[:_FIRST_PICTURES]),
+            more=len(pictures) > _FIRST_PICTURES,
+            again=self._again_words,
+        )
+
+    def _form(self, origin: str | None) -> dict[str, Any]:
+        """What the form for new pictures says first: an old job to edit, or nothing."""
+        job = self._store.job(origin) if origin else None
+        return {} if job is None else again_of(job.request)
+
+    def _smaller(self, found: Attention) -> dict[str, tuple[int, int]]:
+        """For jobs that did not fit: the size that may."""
+        card = self._door.limits().usual
+        sizes = {
+            job.id: smaller_size(job.request, card)
+            for job in found.failed
+            if job.error_code in ("out_of_memory", "timed_out")
+        }
+        return {job_id: size for job_id, size in sizes.items() if size is not None}
+
+    def queue(self) -> Response:
+        """All that waits, in the order in which it will run."""
+        values = self.frame("now", "Queue")
+        held = self._store.held()
+        return self.show(
+            "queue.html",
+            **values,
+            upcoming=self._store.upcoming(_QUEUE),
+            held_jobs=self._store.held_back(50),
+            held=held,
+            classes=self._store.ready_by_class(),
+            queue_seconds=self._door.queue_seconds(values["counts"]["queued"] - held),
+            again=self._again_words,
+        )
+
+    def pictures(self, chosen: "Chosen") -> Response:
+        """The gallery: newest first, by day, in pages that new pictures never shift."""
+        rows = self._store.jobs(
+            chosen.filter, before_seq=seq_of(chosen.cursor), limit=_PICTURES + 1
+        )
+        following = cursor_of(rows[_PICTURES - 1].seq) if len(rows) > _PICTURES else None
+        batch = self._store.batch(chosen.batch) if chosen.batch else None
+        return self.show(
+            "pictures.html",
+            **self.frame("pictures", "Pictures"),
+            chosen=chosen,
+            days=by_day(rows[:_PICTURES]),
+            found=len(rows),
+            batch=batch,
+            older=chosen.address(following) if following else None,
+            newest=chosen.address(None) if chosen.cursor else None,
+        )
+
+    def job(self, job_id: str, base: str) -> Response:
+        """One job: its picture, everything about it, and how to make it again."""
+        job = self._views.find(job_id)
+        older, newer = self._store.neighbours(job.seq) if job.seq else (None, None)
+        batch = self._store.batch(job.ticket)
+        state = job.state
+        request = again_of(job.request)
+        running = self._running(job) if state is JobState.GENERATING else None
+        position = self._door.position(job) if state is JobState.QUEUED and job.seq else None
+        code = "cancelled" if state is JobState.CANCELLED else job.error_code
+        values = self.frame("pictures", self._title(job))
+        return self.show(
+            "job.html",
+            **values,
+            job=job,
+            run=running,
+            ready=state is JobState.COMPLETED and job.deleted_at is None,
+            position=position,
+            eta=self._door.eta(job, position),
+            kind=ERRORS.get(code) if code else None,
+            batch=batch,
+            older=older,
+            newer=newer,
+            yaml=yaml_of(request),
+            curl=curl_of(request, base, token=self._door.config.token is not None),
+            timings=[
+                (name, float(seconds))
+                for name, seconds in (job.facts.get("timings") or {}).items()
+                if name in ("encode", "denoise", "decode", "total") and seconds is not None
+            ],
+            attempts=job.facts.get("attempts") or [],
+            model_name=model_name(str(job.facts.get("model") or "")),
+            versions=job.facts.get("versions") or {},
+            waited=_seconds(job.created_at, job.started_at),
+            took=_seconds(job.started_at, job.completed_at),
+            smaller=smaller_size(job.request, self._door.limits().usual),
+            again=self._again_words,
+        )
+
+    def _title(self, job: Job) -> str:
+        return paint.plain(job.request.prompt, 60) or job.image_name
+
+    def batch(self, ticket: str, after: int) -> Response:
+        """One file or body: how far it is, its pictures in order, what failed and why."""
+        batch = self._store.batch(ticket)
+        if batch is None:
+            raise SteadyError("batch_not_found")
+        progress = self._store.progress(ticket)
+        ended = sum(progress[state] for state in ENDED)
+        rows = self._store.jobs_of(ticket, after_index=after, limit=_SHEET + 1)
+        failed = self._store.failed_of(ticket, _FAILED) if progress[JobState.FAILED] else []
+        groups: dict[str, list[Job]] = {}
+        for job in failed:
+            groups.setdefault(job.error_code or "internal", []).append(job)
+        waiting = batch.jobs - ended
+        return self.show(
+            "batch.html",
+            **self.frame("batches", self.called(batch)),
+            batch=batch,
+            called=self.called(batch),
+            told=self._views.batch(batch),
+            progress={state.value: n for state, n in progress.items()},
+            ended=ended,
+            waiting=waiting,
+            eta=self._door.queue_seconds(waiting) if waiting else None,
+            rows=rows[:_SHEET],
+            steps={r.job.id: r for r in self.running()} if waiting else {},
+            first=after < 0,
+            after=after,
+            following=rows[_SHEET - 1].index if len(rows) > _SHEET else None,
+            before=max(-1, after - _SHEET) if after >= 0 else None,
+            latest=max(-1, ended - _SHEET // 2) if progress[JobState.COMPLETED] else None,
+            reasons=[reason_of(code, jobs) for code, jobs in groups.items()],
+        )
+
+    def batches(self, before: str | None) -> Response:
+        """The files and bodies that came, newest first."""
+        rows = self._store.batches(before=before, limit=_BATCHES + 1)
+        return self.show(
+            "batches.html",
+            **self.frame("batches", "Batches"),
+            batches=[(b, self.called(b), self._store.progress(b.ticket)) for b in rows[:_BATCHES]],
+            older=rows[_BATCHES - 1].ticket if len(rows) > _BATCHES else None,
+            newest=before is not None,
+        )
+
+    def called(self, batch: Batch) -> str:
+        """What people know a batch by: its file's name, or of a single request the prompt."""
+        if batch.source != "file" and batch.jobs == 1:
+            job = self._store.job(batch.ticket)
+            if job is not None:
+                return job.request.prompt
+        return batch.name or "untitled"
+
+    def system(self) -> Response:
+        """How the service itself is: model, device, disk, workers, inbox, pace, versions."""
+        values = self.frame("system", "System")
+        pulse = values["pulse"]
+        made = self._store.jobs(JobFilter(pictured=True), limit=100)
+        sizes = sorted(job.bytes for job in made if job.bytes)
+        typical = sizes[len(sizes) // 2] if sizes else _TYPICAL_BYTES
+        try:
+            disk = shutil.disk_usage(self._door.outputs)
+        except OSError:
+            disk = None
+        hours = {h.start: h for h in self._hours()}
+        first = hour_of(now_us()) - (_HOURS - 1) * HOUR
+        bars = [hours.get(first + n * HOUR) for n in range(_HOURS)]
+        return self.show(
+            "system.html",
+            **values,
+            troubles=list(unready(self._door)),
+            workers=list(pulse.get("workers", ())) if pulse["alive"] else [],
+            inbox=pulse.get("inbox") or {},
+            moved=pulse.get("notices") or (),
+            disk=disk,
+            room=max(0, disk.free - self._door.config.min_free_disk) // typical if disk else 0,
+            typical=typical,
+            python=sys.version.split()[0],
+            plots=plots_of(bars, first),
+            hours=[(first + n * HOUR, hour) for n, hour in enumerate(bars) if hour],
+            card=self._door.limits().usual,
+            versions=(made[0].facts.get("versions") or {}) if made else {},
+            uptime=_seconds(pulse.get("started_at"), now_us()) if pulse["alive"] else None,
+            config=self._door.config,
+        )
+
+    def error(
+        self, request: Request, error: SteadyError, headers: Mapping[str, str]
+    ) -> Response | None:
+        """What went wrong, as a page; None for those who did not ask for one."""
+        if request.method != "GET" or not accepts_html(request.headers):
+            return None
+        return self._paint(
+            "error.html",
+            error.kind.status,
+            dict(headers),
+            here="",
+            title=f"{error.kind.what} — SteadyDiffusion",
+            number=error.kind.status,
+            what=error.message,
+            do=error.remedy,
+        )
+
+
+@dataclass(frozen=True)
+class Running:
+    """A job that was handed out. ``step`` None: no word of it yet."""
+
+    job: Job
+    step: int | None
+    steps: int
+    left: float | None
+    sibling: str | None
+
+    @property
+    def percent(self) -> int:
+        """0..99: it is 100 when the picture is there."""
+        return min(99, round(100 * (self.step or 0) / self.steps))
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What the gallery is narrowed to, as the address says it."""
+
+    text: str
+    state: str
+    day: str
+    batch: str
+    cursor: str | None
+
+    @property
+    def filter(self) -> JobFilter:
+        """Raises SteadyError out_of_range for a day that is none."""
+        state = self.state if self.state in {s.value for s in JobState} else ""
+        return JobFilter(
+            state=JobState(state) if state and state != "completed" else None,
+            pictured=state in ("", "completed"),
+            text=plain(self.text.strip()) or None,
+            since=moment_of("day", self.day) if self.day else None,
+            until=moment_of("day", self.day, end=True) if self.day else None,
+            ticket=plain(self.batch) or None,
+        )
+
+    @property
+    def narrowed(self) -> bool:
+        """Is anything but the usual chosen?"""
+        return bool(self.text or self.day or self.batch or self.state not in ("", "completed"))
+
+    def address(self, cursor: str | None) -> str:
+        """The page of the same choice that begins after ``cursor``."""
+        members = {
+            "text": self.text,
+            "state": self.state,
+            "day": self.day,
+            "batch": self.batch,
+            "cursor": cursor,
+        }
+        query = urllib.parse.urlencode({k: v for k, v in members.items() if v})
+        return f"/pictures?{query}" if query else "/pictures"
+
+
+def routes(door: Door, pages: Pages) -> APIRouter:
+    """All pages. Hang them before the routes of the same addresses that answer JSON."""
+    router = APIRouter(include_in_schema=False, route_class=ForBrowsers)
+
+    @router.get("/")
+    def now(
+        origin: Annotated[
+            uuid.UUID | None, Query(alias="from", description="a job to edit")
+        ] = None,
+    ) -> Response:
+        return pages.now(str(origin) if origin else None)
+
+    @router.get("/queue")
+    def queue() -> Response:
+        return pages.queue()
+
+    @router.get("/pictures")
+    def pictures(
+        text: Annotated[str, Query(max_length=200)] = "",
+        state: Annotated[str, Query(max_length=20)] = "",
+        day: Annotated[str, Query(max_length=10)] = "",
+        batch: Annotated[str, Query(max_length=64)] = "",
+        cursor: Annotated[str | None, Query(pattern="^s[0-9]{1,18}$")] = None,
+    ) -> Response:
+        return pages.pictures(Chosen(text, state, day, batch, cursor))
+
+    @router.get("/jobs/{job_id:uuid}")
+    def job(job_id: uuid.UUID, request: Request) -> Response:
+        base = (door.config.public_url or str(request.base_url)).rstrip("/")
+        return pages.job(str(job_id), base)
+
+    @router.get("/batches")
+    def batches(
+        before: Annotated[str | None, Query(pattern="^[0-9a-f-]{36}$")] = None,
+    ) -> Response:
+        return pages.batches(before)
+
+    @router.get("/batches/{ticket:uuid}")
+    def batch(
+        ticket: uuid.UUID, after: Annotated[int, Query(ge=-1, le=10_000_000)] = -1
+    ) -> Response:
+        return pages.batch(str(ticket), after)
+
+    @router.get("/system")
+    def system() -> Response:
+        return pages.system()
+
+    return router
+
+
+# -- what is shown, made from what there is
+
+
+def by_day(jobs: Sequence[Job]) -> list[tuple[int, list[Job]]]:
+    """Jobs in their order, cut at local midnights: (the first one's time, jobs)."""
+    days: list[tuple[int, list[Job]]] = []
+    last: datetime.date | None = None
+    for job in jobs:
+        date = datetime.datetime.fromtimestamp(job.created_at // 1_000_000).date()
+        if date != last:
+            days.append((job.created_at, []))
+            last = date
+        days[-1][1].append(job)
+    return days
+
+
+def sizes_of(card: Card) -> list[tuple[int, int, str]]:
+    """A few sizes the model makes well: its own, then upright, lying and small ones."""
+    width, height = card.default_width, card.default_height
+    short = _step(min(width, height) * 3 / 4)
+    wanted = [
+        (width, height, "square" if width == height else "default"),
+        (short, max(width, height), "upright"),
+        (max(width, height), short, "wide"),
+        (_step(width / 2), _step(height / 2), "small"),
+    ]
+    found: list[tuple[int, int, str]] = []
+    for w, h, name in wanted:
+        fits = min(w, h) >= card.min_side and max(w, h) <= card.max_side
+        if fits and w * h <= card.max_pixels and all((w, h) != (a, b) for a, b, _ in found):
+            found.append((w, h, name))
+    return found
+
+
+def _step(side: float) -> int:
+    return max(16, int(side) // 16 * 16)
+
+
+def _seconds(begin: int | None, end: int | None) -> float | None:
+    return None if begin is None or end is None else max(0.0, (end - begin) / 1e6)

@@ -1,0 +1,1 @@
+"""Engines of the house and what they share: devices, placement, loading, trials."""

@@ -1,0 +1,161 @@
+"""Where the weights are: on the device, or in main memory and coming over when they are needed.
+
+The plan names the tier to begin with. What does not fit takes the weights one tier down, and
+that is remembered for pictures of its size for ten minutes: somebody else may have had the memory.
+"""
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+
+from watcher.engine import OutOfMemory
+from watcher.engines.files import PARTS
+from watcher.engines.plan import TIERS, Plan
+from watcher.engines.shortage import sparing_memory
+
+log = logging.getLogger("watcher.engines.zimage")
+
+T = TypeVar("T")
+
+#: Parts that come over when they are needed.
+_STREAMED = {
+    "resident": (),
+    "offload": ("text_encoder",),
+    "stream": ("text_encoder", "transformer"),
+}
+_REMEMBERED = 600.0  #: seconds for which a size keeps the tier it took
+
+
+class Placement:
+    """The weights of ``pipe`` on the device of ``plan``.
+
+    Attributes:
+        tier: where they are; empty while they are nowhere for certain (before the first
+            ``run``, and after a move that failed).
+    """
+
+    def __init__(
+        self, pipe: Any, plan: Plan, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.tier = ""
+        self._pipe = pipe
+        self._plan = plan
+        self._device = torch.device(plan.device)
+        self._clock = clock
+        self._took: dict[int, tuple[str, float]] = {}  #: pixels -> the tier that they took, when
+        self._compiled: dict[Any, Any] = {}  #: blocks that run uncompiled below resident
+
+    def run(self, pixels: int, work: Callable[[], T]) -> T:
+        """``work``'s result, on the highest tier that holds a picture of ``pixels``.
+
+        0 pixels stand for the weights alone. Raises OutOfMemory below the last tier.
+        """
+        tier: str | None = self._tier_for(pixels)
+        words = ""
+        while tier is not None:
+            try:
+                self._settle(tier)
+                return work()
+            except OutOfMemory as error:
+                words = str(error)
+            # Outside of the handler: only now are the tensors of the attempt gone.
+            self.free()
+            tier = self._plan.below(tier)
+            if tier is not None:
+                log.warning("%d pixels: out of memory; trying again: %s", pixels, tier)
+                self._took[pixels] = (tier, self._clock())
+        raise OutOfMemory(words)
+
+    def _tier_for(self, pixels: int) -> str:
+        """The planned tier, or the lower one that a picture not larger than this took."""
+        since = self._clock() - _REMEMBERED
+        self._took = {size: took for size, took in self._took.items() if took[1] > since}
+        known = [tier for size, (tier, _) in self._took.items() if size <= pixels]
+        return max([self._plan.tier, *known], key=TIERS.index)
+
+    def _settle(self, tier: str) -> None:
+        if tier == self.tier:
+            return
+        self.tier = ""  # neither here nor there, should this fail
+        sparing_memory(lambda: self._move(tier))
+        self.tier = tier
+        self.free()
+
+    def _move(self, tier: str) -> None:
+        _end_streaming(self._pipe)
+        self._set_compiled(tier == "resident")
+        streamed = _STREAMED[tier]
+        if not streamed:
+            self._pipe.to(self._device)
+            return
+        for name in streamed:
+            getattr(self._pipe, name).to("cpu")
+        self.free()
+        locked = self._plan.locked
+        if locked:
+            try:
+                sparing_memory(lambda: self._stream(streamed, locked=True))
+            except OutOfMemory as error:
+                log.warning("main memory cannot be locked (%s): slower copies", error)
+                _end_streaming(self._pipe)
+                locked = False
+        if not locked:
+            self._stream(streamed, locked=False)
+
+    def _stream(self, streamed: Sequence[str], *, locked: bool) -> None:
+        """Let these parts come over layer by layer, and put the others on the device."""
+        self._pipe.enable_group_offload(
+            onload_device=self._device,
+            offload_device=torch.device("cpu"),
+            offload_type="leaf_level",
+            non_blocking=True,
+            use_stream=self._device.type == "cuda",
+            low_cpu_mem_usage=not locked,
+            # The VAE is small, and its tiles would confuse the order of loading.
+            exclude_modules=[name for name in PARTS if name not in streamed],
+        )
+
+    def _set_compiled(self, wanted: bool) -> None:
+        """Compiled blocks and the hooks of streaming would be compiled anew again and again."""
+        for block in self._pipe.transformer.modules():
+            if block._compiled_call_impl is not None and not wanted:
+                self._compiled[block] = block._compiled_call_impl
+                block._compiled_call_impl = None
+            elif wanted and block in self._compiled:
+                block._compiled_call_impl = self._compiled.pop(block)
+
+    def wait(self) -> None:
+        """Until the device has done all it was told to do."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        elif self._device.type == "mps":
+            torch.mps.synchronize()
+
+    def free(self) -> None:
+        """Give back what nothing uses any more."""
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+        elif self._device.type == "mps":
+            torch.mps.empty_cache()
+
+    def held(self) -> int:
+        """Bytes the model takes on its device."""
+        if self._device.type == "cuda":
+            return int(torch.cuda.memory_allocated(self._device))
+        parts = [getattr(self._pipe, name) for name in PARTS]
+        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+
+
+def _end_streaming(pipe: Any) -> None:
+    """Take off what streaming hung on the parts: the library itself never does."""
+    for part in PARTS:
+        for module in getattr(pipe, part).modules():
+            registry = getattr(module, "_diffusers_hook", None)
+            if registry is not None:
+                for name in list(registry.hooks):
+                    registry.remove_hook(name, recurse=False)

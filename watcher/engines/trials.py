@@ -1,0 +1,131 @@
+"""Ways to compute that only a trial can judge: attention backends, compiled blocks, the decode.
+
+``draw(side, forwards)`` makes a small square picture for nobody; it raises what the engine
+raises. Whatever else a trial raises means: not this way. What draws other pixels than the plain
+way says so in the log; only the decode's layout must draw the same.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from watcher.engine import OutOfMemory
+from watcher.engines.shortage import is_out_of_memory, is_poison
+
+log = logging.getLogger("watcher.engines.zimage")
+
+Draw = Callable[[int, int], Image.Image]
+
+_GAIN = 0.97  #: of the plain way's time: what is closer is noise
+
+
+def choose_attention(
+    transformer: Any, names: Sequence[str], draw: Draw, *, race: bool = False
+) -> str:
+    """The first of ``names`` that draws a finite picture, or with ``race`` the fastest of them.
+
+    It holds for the whole process. ``native`` is always set: the environment may name another.
+    """
+    took: dict[str, float] = {}
+    for name in names:
+        try:
+            transformer.set_attention_backend(name)
+            if name == names[0] == "native":
+                return name
+            draw(64, 1)
+            if not race:
+                log.info("attention: %s", name)
+                return name
+            took[name] = _race(draw)
+        except Exception as error:
+            if name == "native" or is_poison(error):
+                raise
+            level = logging.INFO if race else logging.WARNING
+            log.log(level, "attention %s: cannot be used (%s)", name, error)
+    best = min(took, key=lambda name: took[name])
+    if took[best] > took["native"] * _GAIN:
+        best = "native"
+    transformer.set_attention_backend("native")
+    plain = draw(256, 2)
+    transformer.set_attention_backend(best)
+    log.info(
+        "attention: %s (%s); %s as native", best,
+        ", ".join(f"{name} {seconds:.3f} s" for name, seconds in took.items()),
+        _likeness(draw(256, 2), plain),
+    )  # fmt: skip
+    return best
+
+
+def compile_if_faster(transformer: Any, draw: Draw) -> bool:
+    """Compile the repeated blocks; undone when that is not faster. Is it compiled now?"""
+    cache = Path.home() / ".cache" / "steadydiffusion" / "inductor"
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
+    plain, image = _race(draw), draw(256, 2)
+    try:
+        transformer.compile_repeated_blocks(dynamic=True)
+        _race(draw)  # compiles
+        compiled = _race(draw)
+        likeness = _likeness(draw(256, 2), image)
+    except Exception as error:
+        if is_poison(error) or _no_memory(error):
+            raise
+        log.warning("compile: not possible here (%s)", " ".join(str(error).split())[:300])
+    else:
+        log.info(
+            "compile: %.3f s a picture, %.3f s without; %s as without", compiled, plain, likeness
+        )
+        if compiled < plain * _GAIN:
+            return True
+    for module in transformer.modules():
+        module._compiled_call_impl = None
+    return False
+
+
+def channels_last_if_faster(vae: Any, decode: Callable[[], Image.Image]) -> bool:
+    """Keep the decoder's weights channels last if that is faster and draws the same pixels."""
+    plain, before = decode().tobytes(), _quicker(decode)
+    vae.to(memory_format=torch.channels_last)
+    try:
+        same, after = decode().tobytes() == plain, _quicker(decode)
+    except Exception as error:
+        if is_poison(error):
+            raise
+        same, after = False, before
+    log.info(
+        "channels last: %.3f s a decode, %.3f s without; %s pixels",
+        after, before, "the same" if same else "other",
+    )  # fmt: skip
+    if same and after < before * _GAIN:
+        return True
+    vae.to(memory_format=torch.contiguous_format)
+    return False
+
+
+def _no_memory(error: Exception) -> bool:
+    return isinstance(error, OutOfMemory) or (
+        isinstance(error, RuntimeError) and is_out_of_memory(error)
+    )
+
+
+def _likeness(one: Image.Image, other: Image.Image) -> str:
+    return "the same pixels" if one.tobytes() == other.tobytes() else "not the same pixels"
+
+
+def _race(draw: Draw) -> float:
+    """Seconds of the quicker of two small pictures."""
+    return _quicker(lambda: draw(512, 4))
+
+
+def _quicker(work: Callable[[], object]) -> float:
+    took = []
+    for _ in range(2):
+        began = time.perf_counter()
+        work()
+        took.append(time.perf_counter() - began)
+    return min(took)

@@ -1,0 +1,336 @@
+"""Z-Image on diffusers: the one engine of the product, and the only importer of torch.
+
+Loads a folder (or what lies in the hub's cache) and never downloads. The starter model and
+Z-Image-Turbo go through this same code. Everything a picture depends on is fixed here: the
+sigmas, the generator, guidance 0, the dtype; so one request gives the same pixels whenever it
+runs on the same kind of device.
+
+This page is the story, load and generate. Its rooms: ``files.py`` (what lies in the model's
+folder), ``reading.py`` (from there into memory), ``device.py`` (what this machine has),
+``placement.py`` (where the weights are, and what is done when memory is short),
+``trials.py`` (attention, compiling, decoding), ``embeddings.py`` (prompts that were encoded
+before).
+"""
+
+import gc
+import importlib.metadata
+import itertools
+import logging
+import platform
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from watcher.engine import (
+    BadPicture,
+    EngineInfo,
+    EngineRequest,
+    EngineSettings,
+    OutOfMemory,
+    Report,
+    Result,
+)
+from watcher.engines.device import describe, probe
+from watcher.engines.embeddings import Embeddings
+from watcher.engines.files import inspect, locate, name_of
+from watcher.engines.loading import read_pipeline
+from watcher.engines.placement import Placement
+from watcher.engines.plan import Options, Plan, plan
+from watcher.engines.shortage import sparing_memory
+from watcher.engines.trials import (
+    channels_last_if_faster,
+    choose_attention,
+    compile_if_faster,
+)
+from watcher.errors import SteadyError
+from watcher.jobs import Card
+from watcher.models.tokens import MAX_TOKENS
+
+__all__ = ["ZImage", "probe", "sigmas_of"]
+
+log = logging.getLogger("watcher.engines.zimage")
+
+_COUNTS = Card()  #: how Z-Image counts, and the words for what it does
+
+
+class ZImage:
+    """One Z-Image pipeline on one device (see watcher.engine for the protocol).
+
+    Attributes:
+        counters: how many ``encodes``, ``forwards`` and ``decodes`` since load, for cancelled and
+            failed pictures too. Each picture's own are in its Result's facts.
+    """
+
+    tile = 512  #: pixels on a side of one tile of a decode
+
+    def __init__(
+        self,
+        settings: EngineSettings,
+        *,
+        read: Callable[[Path, Plan], Any] = read_pipeline,
+    ) -> None:
+        """``read``: another way from the model's folder to a pipeline in main memory."""
+        self._settings = settings
+        self._read = read
+        self._options = Options.of(settings.options)
+        self._pipe: Any = None
+        self._plan: Plan | None = None
+        self._weights: Placement | None = None
+        self._embeddings = Embeddings(self._options.embed_cache)
+        self._details: dict[str, Any] = {}
+        self.counters = {"encodes": 0, "forwards": 0, "decodes": 0}
+
+    # -- load
+
+    def load(self) -> EngineInfo:
+        """Read the weights onto the device. Raises ModelMissing, DeviceLost, OutOfMemory, and
+        SteadyError ``model_damaged``, ``bad_config`` or ``extra_missing``."""
+        folder, commit = locate(self._settings.model, self._options.revision)
+        contents = inspect(folder)
+        description = describe(self._settings.device)
+        chosen = plan(description, self._options, self._settings.dtype, contents.weights)
+        self._plan = chosen
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+        for sentence in chosen.because:
+            log.info("%s: %s", description.name or description.device, sentence)
+        if self._options.threads is not None:
+            torch.set_num_threads(self._options.threads)
+        if chosen.tf32:
+            torch.set_float32_matmul_precision("high")
+            torch.backends.cudnn.allow_tf32 = True
+        torch.backends.cudnn.deterministic = True
+        self._pipe = sparing_memory(lambda: self._read(folder, chosen))
+        self._weights = Placement(self._pipe, chosen)
+        self._weights.run(0, lambda: None)
+        tier = self._weights.tier
+        self._count_calls()
+        transformer = self._pipe.transformer
+        attention = choose_attention(transformer, chosen.attention, self._try_out, race=chosen.race)
+        compiled = (
+            chosen.compile and tier == "resident" and compile_if_faster(transformer, self._try_out)
+        )
+        channels_last = chosen.channels_last and channels_last_if_faster(
+            self._pipe.vae, self._try_decode
+        )
+        if self._options.warm_up:
+            self._must_work()
+        self._embeddings.clear()
+        self.counters.update(encodes=0, forwards=0, decodes=0)
+        self._details = {
+            "device_name": description.name,
+            "tier": tier,
+            "quantize": chosen.quantize,
+            "tf32": chosen.tf32,
+            "compiled": compiled,
+            "channels_last": channels_last,
+            "tiled": False,
+            "tile_above": chosen.tile_above,
+            "because": list(chosen.because),
+        }
+        return EngineInfo(
+            model=self._settings.model if commit else name_of(folder),
+            revision=commit or contents.digest,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            memory=self._weights.held(),
+            attention=attention,
+            versions={
+                **{
+                    n: importlib.metadata.version(n) for n in ("torch", "diffusers", "transformers")
+                },
+                "python": platform.python_version(),
+            },
+            details=dict(self._details),
+            accepts=(),
+            sampler=_COUNTS.sampler,
+            schedule=_COUNTS.schedule,
+        )
+
+    def _count_calls(self) -> None:
+        """Count what the parts really do, whoever calls them."""
+
+        def counting(name: str) -> Callable[..., None]:
+            def count(*_: Any) -> None:
+                self.counters[name] += 1
+
+            return count
+
+        self._pipe.transformer.register_forward_pre_hook(counting("forwards"))
+        self._pipe.text_encoder.register_forward_pre_hook(counting("encodes"))
+
+    def _try_out(self, side: int = 64, forwards: int = 1) -> Image.Image:
+        """A small picture for nobody: loads kernels and shows whether the model works."""
+        request = EngineRequest(
+            prompt="", width=side, height=side, num_inference_steps=forwards + 1, seed=0
+        )
+        latents = self._denoise(
+            request, self._encode("")[0], lambda done, total, preview=None: None
+        )
+        return self._decode(latents, tiled=False)
+
+    def _try_decode(self) -> Image.Image:
+        """Decode 512 x 512 pixels of noise, always the same."""
+        noise = torch.randn(1, 16, 64, 64, generator=torch.Generator("cpu").manual_seed(0))
+        return self._decode(noise.to(self._device), tiled=False)
+
+    def _must_work(self) -> None:
+        """A model that cannot draw one small picture, twice the same, would fail every job."""
+        side = 64 if self._device.type == "cpu" else 256
+        drawn = []
+        for _ in range(2):  # there are cards whose second picture is the bad one
+            self._embeddings.clear()
+            try:
+                drawn.append(sparing_memory(lambda: self._try_out(side)).tobytes())
+            except BadPicture as error:
+                words = f"The model cannot compute here in {self._chosen.dtype}: {error}"
+                raise SteadyError("model_unfit", words) from error
+        if drawn[0] != drawn[1]:
+            raise SteadyError("model_unfit", "One small picture, drawn twice, came out different.")
+
+    # -- generate
+
+    def generate(self, request: EngineRequest, report: Report) -> Result:
+        """One picture. Out of memory is answered by tiles, then by lower tiers, each once."""
+        self._check(request.width, request.height)
+        pixels = request.width * request.height
+        return self._placement.run(pixels, lambda: self._draw(request, report))
+
+    def _check(self, width: int, height: int) -> None:
+        """On a device a wrong index kills the context, so no bad size gets there."""
+        limit = 16 * min(self._pipe.transformer.config.axes_lens[1:])
+        if not all(16 <= side <= limit and side % 16 == 0 for side in (width, height)):
+            raise ValueError(f"{width}x{height}: sides must be multiples of 16, 16 to {limit}")
+
+    def _draw(self, request: EngineRequest, report: Report) -> Result:
+        before = dict(self.counters)
+        clock = [time.perf_counter()]
+        embedding, tokens = sparing_memory(lambda: self._encode(request.prompt))
+        clock.append(time.perf_counter())
+        latents = sparing_memory(lambda: self._denoise(request, embedding, report))
+        clock.append(time.perf_counter())
+        if not bool(torch.isfinite(latents).all()):
+            raise BadPicture("non_finite", "The model's last numbers are not finite.")
+        image, tiled = self._decode_somehow(latents, request.width * request.height)
+        clock.append(time.perf_counter())
+        names = ("encode", "denoise", "decode")
+        spans = [round(b - a, 6) for a, b in itertools.pairwise(clock)]
+        facts = {
+            **{name: count - before[name] for name, count in self.counters.items()},
+            "cfg_scale": _COUNTS.unguided,  # whatever the request says
+            "prompt_tokens": tokens,
+            "prompt_truncated": tokens >= MAX_TOKENS,
+            "details": self._details_now(tiled),
+        }
+        return Result(image, facts, dict(zip(names, spans, strict=True)))
+
+    def _details_now(self, tiled: bool) -> dict[str, Any]:
+        tier = self._placement.tier
+        compiled = bool(self._details["compiled"]) and tier == "resident"
+        return {**self._details, "tier": tier, "compiled": compiled, "tiled": tiled}
+
+    def _encode(self, prompt: str) -> tuple[torch.Tensor, int]:
+        """The prompt as the transformer reads it, and its length in tokens; remembered."""
+        known = self._embeddings.get(prompt)
+        if known is None:
+            with torch.no_grad():  # without, the whole autograd graph would stay alive
+                (known,), _ = self._pipe.encode_prompt(
+                    prompt=prompt,
+                    do_classifier_free_guidance=False,
+                    max_sequence_length=MAX_TOKENS,
+                )
+            self._embeddings.put(prompt, known)
+        return known, int(known.shape[0])
+
+    def _denoise(
+        self, request: EngineRequest, embedding: torch.Tensor, report: Report
+    ) -> torch.Tensor:
+        """The final latents. Whatever ``report`` raises passes, and the pipeline stays usable."""
+        forwards = _COUNTS.forwards(request.num_inference_steps)
+
+        def after_step(_pipe: Any, index: int, _time: Any, kept: dict[str, Any]) -> dict[str, Any]:
+            self._placement.wait()  # else the processor runs steps ahead: false progress, late cancel
+            report(index + 1, forwards)
+            return kept
+
+        latents: torch.Tensor = self._pipe(
+            prompt_embeds=[embedding],
+            width=request.width,
+            height=request.height,
+            num_inference_steps=forwards,
+            # Spelt out, since what "steps" means changed between versions of diffusers.
+            sigmas=sigmas_of(forwards),
+            guidance_scale=0.0,
+            # On the processor: the same noise on every device.
+            generator=torch.Generator("cpu").manual_seed(request.seed),
+            output_type="latent",
+            callback_on_step_end=after_step,
+        ).images
+        return latents
+
+    def _decode_somehow(self, latents: torch.Tensor, pixels: int) -> tuple[Image.Image, bool]:
+        """The picture, and whether it was decoded in tiles."""
+        if pixels <= self._chosen.tile_above:
+            try:
+                return sparing_memory(lambda: self._decode(latents, tiled=False)), False
+            except OutOfMemory:
+                log.warning("%d pixels: out of memory in the decode; trying tiles", pixels)
+            self._placement.free()
+        return sparing_memory(lambda: self._decode(latents, tiled=True)), True
+
+    def _decode(self, latents: torch.Tensor, *, tiled: bool) -> Image.Image:
+        """As the pipeline itself does it, with a look at the numbers in between."""
+        pipe = self._pipe
+        vae = pipe.vae
+        self.counters["decodes"] += 1
+        if tiled:
+            vae.tile_sample_min_size = self.tile
+            vae.tile_latent_min_size = self.tile // pipe.vae_scale_factor
+        vae.use_tiling = tiled
+        with torch.no_grad():
+            latents = latents.to(vae.dtype)
+            latents = (latents / vae.config.scaling_factor) + vae.config.shift_factor
+            decoded = vae.decode(latents, return_dict=False)[0]
+            if not bool(torch.isfinite(decoded).all()):
+                raise BadPicture("non_finite", "The picture's numbers are not finite.")
+            # Rounded as the pipeline does it, but where the numbers are: a quarter of the bytes to
+            # copy, and the processor has nothing to compute while the device waits.
+            numbers = pipe.image_processor.postprocess(decoded, output_type="pt")[0]
+            pixels = (numbers.float() * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+        return Image.fromarray(pixels.cpu().numpy())
+
+    # -- device
+
+    @property
+    def _chosen(self) -> Plan:
+        if self._plan is None:
+            raise RuntimeError("load comes first")
+        return self._plan
+
+    @property
+    def _placement(self) -> Placement:
+        if self._weights is None:
+            raise RuntimeError("load comes first")
+        return self._weights
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device(self._chosen.device)
+
+    def close(self) -> None:
+        """Drop the weights; what the driver keeps goes with the process."""
+        self._pipe = self._weights = None
+        self._embeddings.clear()
+        gc.collect()
+
+
+def sigmas_of(forwards: int) -> list[float]:
+    """The distilled schedule of so many forwards: 1 down to 1/forwards, evenly."""
+    if forwards == 1:
+        return [1.0]
+    last = 1 / forwards
+    return [1 + (last - 1) * i / (forwards - 1) for i in range(forwards)]

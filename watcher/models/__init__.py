@@ -1,0 +1,455 @@
+"""Which model is used, and what it allows. (Where it lies: places.py.)
+
+A model is named ``auto``, ``starter`` (the small one we ship), a folder, or a name on the
+Hugging Face hub (``owner/name``, or ``owner/name@revision``). What a model allows is its
+*profile*: ``profile.json`` beside the model, or the table here.
+
+Nothing here imports torch or reaches for the network (weights.py does, when a person asks).
+Knows nothing of jobs that wait, pictures or HTTP. The choice is one setting of the record: a
+crash leaves it made or not yet made.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, get_args
+
+from watcher.config import Config
+from watcher.engine import Feature
+from watcher.errors import SteadyError
+from watcher.jobs import MAX_STEPS, Card, Limits
+from watcher.models.catalogue import (
+    CATALOGUE,
+    PROFILE,
+    STARTER,
+    ZIMAGE_TURBO,
+    Profile,
+    folder_of,
+    hub_cache,
+    is_hub_name,
+    locate,
+    missing_files,
+    present,
+    repository,
+    revision_of,
+    split,
+    starter_folder,
+)
+
+__all__ = [
+    "STARTER",
+    "ZIMAGE_TURBO",
+    "Choice",
+    "Devices",
+    "Probe",
+    "Profile",
+    "check",
+    "choose",
+    "describe_devices",
+    "folder_of",
+    "hub_cache",
+    "is_hub_name",
+    "limits_known",
+    "limits_of",
+    "locate",
+    "missing_files",
+    "names_of",
+    "present",
+    "probe_devices",
+    "profile_of",
+    "repository",
+    "revision_of",
+    "said_by",
+    "starter_folder",
+]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices of this machine that can be used, best first: ``["cuda:0", "cpu"]``."""
+
+    names: Sequence[str]
+    unusable: str = ""  #: sentences about cards that are there and cannot be used
+
+
+#: Looks for devices. Raises SteadyError ``device_lost`` while a card is there and cannot be
+#: used for now, ``worker_unavailable`` when there is no answer.
+Probe = Callable[[], Devices]
+
+_PROBE_SECONDS = 180.0  #: importing torch from a cold, busy disk takes its time
+_APPLE_BYTES = 30e9  #: memory of a 32 GB chip: 20.5 GB of weights, a picture, and all else
+_LOOK_AGAIN_SECONDS = 30.0  #: between looks for a device that is gone
+
+
+class Settings(Protocol):
+    """Where the choice is kept: the store's settings."""
+
+    def get(self, key: str) -> Any: ...
+    def put(self, key: str, value: Any) -> None: ...
+
+
+@dataclass
+class Choice:
+    """The model of this root.
+
+    ``location`` is what the engine is built with: a folder, or the hub name while its files
+    are not here. ``device`` may be ``auto``. ``checked`` is true once a look found a device
+    again that had been gone.
+    """
+
+    name: str
+    location: str
+    device: str
+    profile: dict[str, Any]
+    why: str  #: one sentence for log and page
+    starter: bool
+    checked: bool = False
+    watched: bool = False  #: did ``auto`` choose a GPU that must stay?
+    look_again: float = _LOOK_AGAIN_SECONDS
+    _looking: threading.Thread | None = field(default=None, repr=False)
+    _next_look: float = field(default=0.0, repr=False)
+    _lost: SteadyError | None = field(default=None, repr=False)
+
+    @property
+    def waits(self) -> bool:
+        """Is its device there and cannot be used for now?"""
+        return self._lost is not None
+
+
+# -- which
+
+
+def choose(config: Config, store: Settings, probe: Probe | None = None) -> Choice:
+    """The model that ``config.model`` means here.
+
+    ``auto`` is resolved once per root, by ``probe``: a CUDA or MPS device means
+    Z-Image-Turbo, else the starter model. That decision is kept under ``model_auto`` and
+    never changes by itself (a device that is named decides for as long as it is); but "no GPU" is only kept where there is none, not where one is
+    there that cannot be used. Where that will pass (a driver too old, a card gone for a
+    moment) Z-Image-Turbo is taken and waits for its card, as :func:`check` says. The profile
+    of whatever is in use goes to ``model``, where the other processes read it.
+
+    Raises SteadyError: ``worker_unavailable`` when the probe does not answer (nothing is
+    decided then), ``model_damaged`` for an unusable profile.json. Missing weights are no
+    error here: the engine says so, and the queue waits.
+    """
+    wanted = next(iter(config.devices), config.device)
+    watched, lost = False, None
+    if config.model != "auto":
+        name, device, why = config.model, wanted, "the setting `model` names it"
+    elif config.engine != "zimage":
+        name, device, why = "auto", wanted, f"the engine `{config.engine}` has its own"
+    else:
+        kept = store.get("model_auto")
+        if wanted != "auto" or not _usable(kept):
+            kept, lasting, lost = _decide(wanted, probe or probe_devices)
+            if lasting and wanted == "auto":
+                store.put("model_auto", kept)
+        name, why = kept["name"], kept["why"]
+        device = kept["device"]
+        watched = wanted == "auto" and device != "cpu"
+    choice = Choice(
+        name=name,
+        location=str(locate(name, config.root) or name),
+        device=device,
+        profile=profile_of(name, config.root),
+        why=why,
+        starter=name == STARTER,
+        watched=watched,
+        _lost=lost,
+    )
+    if lost is not None:
+        choice._next_look = time.monotonic() + choice.look_again
+    told = choice.profile | {
+        "name": choice.name,
+        "device": device,
+        "why": why,
+        "starter": choice.starter,
+    }
+    if store.get("model") != told:
+        store.put("model", told)
+    return choice
+
+
+def _usable(kept: Any) -> bool:
+    return isinstance(kept, dict) and all(
+        isinstance(kept.get(key), str) for key in ("name", "device", "why")
+    )
+
+
+def _decide(wanted: str, probe: Probe) -> tuple[dict[str, str], bool, SteadyError | None]:
+    """Z-Image-Turbo where something can carry it, the starter model elsewhere.
+
+    Also: is that to be kept, and what is wrong with the device now.
+    """
+    try:
+        found = Devices([wanted]) if wanted != "auto" else probe()
+    except SteadyError as error:
+        if error.code != "device_lost":
+            raise
+        why = "this machine has a GPU, which cannot be used now"
+        return {"name": ZIMAGE_TURBO, "device": "cuda", "why": why}, False, error
+    for kind in ("cuda", "mps"):
+        name = next((name for name in found.names if _kind(name) == kind), None)
+        if name:
+            return (
+                {"name": ZIMAGE_TURBO, "device": name, "why": f"this machine has {name}"},
+                True,
+                None,
+            )
+    why = "this machine has no GPU"
+    if found.unusable:
+        why += f" that can be used. {found.unusable}"
+    return {"name": STARTER, "device": "cpu", "why": why}, not found.unusable, None
+
+
+def _kind(device: str) -> str:
+    return device.split(":")[0]
+
+
+def check(choice: Choice, probe: Probe | None = None) -> SteadyError | None:
+    """Is the device still there that ``auto`` chose the model for? ``device_lost`` if not.
+
+    Cheap and never waits: a look runs in a thread, once after the start and then, while the
+    device is gone, every 30 s; the answer is that of the last look. (A device lost in
+    between is noticed by the worker that uses it.) A probe that does not answer changes
+    nothing.
+    """
+    if not choice.watched:
+        return None
+    looking = choice._looking is not None and choice._looking.is_alive()
+    if not looking and time.monotonic() >= choice._next_look:
+        choice._next_look = float("inf")
+        choice._looking = threading.Thread(
+            target=_look, args=(choice, probe or probe_devices), name="device-look", daemon=True
+        )
+        choice._looking.start()
+    return choice._lost
+
+
+def _look(choice: Choice, probe: Probe) -> None:
+    try:
+        names = probe().names
+        lost = None
+        if not any(_kind(name) == _kind(choice.device) for name in names):
+            words = f"`{choice.device}`, for which {choice.name} was chosen, is not there."
+            lost = SteadyError("device_lost", words)
+    except SteadyError as error:
+        if error.code != "device_lost":
+            log.warning(
+                "devices not looked at: %s", error.message, extra={"action": "probe_failed"}
+            )
+            choice._next_look = time.monotonic() + choice.look_again
+            return
+        lost = error
+    if lost is None:
+        choice.checked = choice.checked or choice._lost is not None
+    else:
+        choice._next_look = time.monotonic() + choice.look_again
+    choice._lost = lost
+
+
+def probe_devices(timeout: float = _PROBE_SECONDS) -> Devices:
+    """The devices of this machine; errors as ``describe_devices``, and ``device_lost``."""
+    answer = describe_devices(timeout)
+    unusable, host = list(answer["unusable"]), answer["cpu"]["total"]
+    if answer["mps"] and host is not None and host < _APPLE_BYTES:
+        answer["mps"] = False
+        unusable.append(
+            f"This chip's {host / 1e9:.0f} GB of memory are too few for {ZIMAGE_TURBO}."
+        )
+    words = " ".join(unusable)
+    if answer["broken"]:
+        raise SteadyError(
+            "device_lost",
+            f"There is a graphics card, but it cannot be used: {words}",
+            remedy="Mend that (often: a newer driver); the queue goes on by itself. To go without"
+            " the card set `device: cpu`. `docs/gpu.md` says which driver is needed.",
+        )
+    return Devices(names_of(answer), words)
+
+
+def describe_devices(timeout: float = _PROBE_SECONDS, *, memory: bool = False) -> dict[str, Any]:
+    """What torch sees: its version, each device, with ``memory`` what is free on it. Asks a child.
+
+    Raises SteadyError ``worker_unavailable`` when the child fails or ``timeout`` (seconds)
+    passes.
+    """
+    # -P keeps the current folder out of the child's path; this package's own home is added,
+    # so that it is found from a source checkout too.
+    home = str(Path(__file__).resolve().parents[2])
+    paths = [path for path in (os.environ.get("PYTHONPATH"), home) if path]
+    command = [sys.executable, "-P", "-m", "watcher.worker", "--probe"]
+    try:
+        child = subprocess.Popen(
+            command + ["--memory"] * memory,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        try:
+            out, words = child.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            child.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(1)  # no longer: inside a driver that hangs it cannot even die
+            raise
+        finally:
+            for pipe in (child.stdout, child.stderr):
+                if pipe is not None:
+                    pipe.close()
+        if child.returncode:
+            said = words.decode("utf-8", "replace").strip().splitlines() or ["nothing"]
+            raise SteadyError(
+                "worker_unavailable", f"The look for devices failed; it said: {said[-1][:200]}."
+            )
+        answer = dict(json.loads(out.splitlines()[-1]))
+        names_of(answer)
+        return answer
+    except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError) as error:
+        raise SteadyError(
+            "worker_unavailable", "The look for devices did not come back with an answer."
+        ) from error
+
+
+def names_of(answer: Any) -> list[str]:
+    """Names, best first, out of the probe's ``{"cuda": [{"device": "cuda:0", …}], "mps": false, …}``."""
+    found = [str(card["device"]) for card in answer["cuda"]]
+    return [*found, *(["mps"] if answer["mps"] else []), "cpu"]
+
+
+# -- what it allows
+
+
+def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
+    """The profile of a model: its ``profile.json``, the table's, or Z-Image-Turbo's.
+
+    Raises SteadyError ``model_damaged`` for a profile.json that cannot be used.
+    """
+    name, _ = split(model)
+    known = CATALOGUE[name].profile if name in CATALOGUE else Profile(name=model)
+    folder = folder_of(model, root)
+    path = folder / PROFILE if folder else None
+    if path is None or not path.is_file():
+        return asdict(known)
+    try:
+        values: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8"))}
+        kept = {f.name: values[f.name] for f in dataclasses.fields(Profile) if f.name in values}
+        profile = dataclasses.replace(known, **kept)
+    except (OSError, ValueError, TypeError) as error:
+        raise SteadyError("model_damaged", f"The model's {PROFILE} cannot be read.") from error
+    for name, value in asdict(profile).items():
+        if type(value) is not type(getattr(Profile(), name)) or (
+            type(value) is int and not 1 <= value <= 2**31
+        ):
+            raise SteadyError("model_damaged", f"`{name}` in the model's {PROFILE} is no good.")
+    return asdict(profile)
+
+
+def limits_known(config: Config, store: Settings | None) -> Limits:
+    """The limits for processes that do not choose: by what the watcher kept, or will keep.
+
+    Before its first start (or without a record) ``auto`` is taken for Z-Image-Turbo.
+    """
+    told = store.get("model") if store else None
+    if isinstance(told, dict) and {f.name for f in dataclasses.fields(Profile)} <= told.keys():
+        return limits_of(told, config, told["name"], store.get("engine_said") if store else None)
+    name = ZIMAGE_TURBO if config.model == "auto" else config.model
+    return limits_of(profile_of(name, config.root), config, name)
+
+
+def said_by(info: Mapping[str, Any], config: Config, name: str) -> dict[str, Any]:
+    """What of an EngineInfo (as a worker sent it) is kept under ``engine_said``, to judge jobs by."""
+    accepts = info.get("accepts")
+    told: dict[str, Any] = {
+        key: value if isinstance(value := info.get(key), str) and len(value) <= 100 else None
+        for key in ("sampler", "schedule")
+    }
+    told["accepts"] = (
+        [each for each in accepts if each in get_args(Feature)]
+        if isinstance(accepts, list)
+        else None
+    )
+    return {"engine": config.engine, "name": name, **told}
+
+
+def _card_words(profile: Mapping[str, Any], config: Config, name: str, said: Any) -> dict[str, Any]:
+    """How a model counts, what it accepts and calls its sampler: its engine's own word on it."""
+    if isinstance(said, dict) and (said.get("engine"), said.get("name")) == (config.engine, name):
+        accepts = said.get("accepts")
+        known: dict[str, Any] = {
+            "accepts": None if accepts is None else tuple(accepts),
+            "sampler": said.get("sampler"),
+            "schedule": said.get("schedule"),
+        }
+    elif config.engine == "zimage":
+        features = ("guidance", "negative_prompt")
+        known = {"accepts": tuple(feature for feature in features if profile[feature])}
+    else:
+        known = {"accepts": None, "sampler": None, "schedule": None}
+    return known if config.engine == "zimage" else known | {"idle_steps": 0, "unguided": 0.0}
+
+
+def limits_of(
+    profile: Mapping[str, Any], config: Config, name: str | None = None, said: Any = None
+) -> Limits:
+    """What a request may ask and gets, for this model under this configuration.
+
+    ``said``: what its engine said when it was last loaded (:func:`said_by`). The configuration
+    wins over the profile. Defaults that nobody set are made to fit the
+    largest side and area. Raises SteadyError ``bad_config`` for a default outside the
+    limits or a side that is no multiple of 16.
+    """
+    max_side = config.max_side or int(profile["max_side"])
+    max_pixels = config.max_pixels or int(profile["max_pixels"])
+    min_side = int(profile["min_side"])
+    width, height = int(profile["native_width"]), int(profile["native_height"])
+    if max(width, height) > max_side or width * height > max_pixels:
+        scale = min(max_side / max(width, height), (max_pixels / (width * height)) ** 0.5)
+        width, height = (max(min_side, int(side * scale) // 16 * 16) for side in (width, height))
+    sides = {
+        "default_width": config.default_width or width,
+        "default_height": config.default_height or height,
+    }
+    for key, side in sides.items():
+        if side % 16 or not min_side <= side <= max_side:
+            raise SteadyError(
+                "bad_config", f"`{key}` must be a multiple of 16 from {min_side} to {max_side}."
+            )
+    if sides["default_width"] * sides["default_height"] > max_pixels:
+        raise SteadyError("bad_config", f"The default size has more than {max_pixels} pixels.")
+    steps = config.default_steps or int(profile["default_steps"])
+    if steps > MAX_STEPS:
+        raise SteadyError("bad_config", f"`default_steps` must be at most {MAX_STEPS}.")
+    name = name or str(profile["name"])
+    card = Card(
+        name=name,
+        engine=config.engine,
+        source=name,
+        default_width=sides["default_width"],
+        default_height=sides["default_height"],
+        default_steps=steps,
+        min_side=min_side,
+        max_side=max_side,
+        max_pixels=max_pixels,
+        folder=folder_of(name, config.root) if config.engine == "zimage" else None,
+        **_card_words(profile, config, name, said),
+    )
+    return Limits(
+        card,
+        max_jobs_per_file=config.max_jobs_per_file,
+        max_lines=config.max_lines,
+        default_format=config.image_format,
+    )

@@ -1,0 +1,300 @@
+"""Decide whether this process may work on a root: its layout, its lock, waiting for the lock.
+
+The lock is a file below ``.steady/`` that the kernel frees the moment its holder dies: the whole
+lease, with nothing to renew and nothing that goes stale. A standby touches nothing and waits.
+Knows nothing of jobs; owns nothing that a crash could leave.
+"""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from datetime import datetime
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any
+
+from watcher import live
+from watcher.config import Config
+from watcher.errors import SteadyError
+from watcher.log import say
+
+if TYPE_CHECKING:
+    from watcher.store import JobStore
+
+
+def check_layout(config: Config) -> None:
+    """Refuse a root in which the parts would eat each other. Raises SteadyError bad_config."""
+    inbox, outputs = config.inbox.resolve(), config.outputs.resolve()
+    if inbox == outputs or inbox in outputs.parents or outputs in inbox.parents:
+        raise SteadyError("bad_config", "`inbox` and `outputs` must not lie inside each other.")
+    for what, path in (("database", config.database_path), (".steady", config.state)):
+        kind = path and network_file_system(path)
+        if kind:
+            raise SteadyError(
+                "bad_config",
+                f"`{what}` lies on a network file system ({kind}), where locks cannot be trusted.",
+                remedy="Keep the root on a local disk; inbox and outputs may be elsewhere.",
+            )
+
+
+_NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "glusterfs", "ceph", "afs"}
+
+
+def network_file_system(path: Path) -> str | None:
+    """The type of the network file system ``path`` lies on, or None (also where unknown)."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    best, kind = "", None
+    target = str(path.absolute())
+    for line in mounts.splitlines():
+        left, _, right = line.partition(" - ")
+        point = left.split(" ")[4].replace("\\040", " ")
+        inside = target == point or target.startswith(point.rstrip("/") + "/")
+        if inside and len(point) >= len(best):
+            best, kind = point, right.split(" ")[0]
+    return kind if kind in _NETWORK else None
+
+
+if sys.platform == "win32":
+    import msvcrt
+
+    _LOOK = os.O_RDWR
+    _PLACE = 1 << 30  # a byte far behind the words: a locked byte cannot be read by others
+
+    def _try_lock(fd: int, *, exclusive: bool) -> bool:
+        os.lseek(fd, _PLACE, os.SEEK_SET)
+        try:
+            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+else:
+    import fcntl
+
+    _LOOK = os.O_RDONLY
+
+    def _try_lock(fd: int, *, exclusive: bool) -> bool:
+        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+        try:
+            fcntl.flock(fd, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+_POLL_SECONDS = 0.05
+
+
+class RootLock:
+    """The right to be the watcher of a root; a context manager.
+
+    The file itself is never removed: a lock on a file that others may unlink protects
+    nothing. A crash leaves the file with its words, unlocked.
+    """
+
+    def __init__(self, path: Path, *, wait_seconds: float = 2.0) -> None:
+        self._path = path
+        self._wait_seconds = wait_seconds
+        self._fd: int | None = None
+
+    def __enter__(self) -> "RootLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
+    def acquire(
+        self, wait_seconds: float | None = None, *, give_up: Callable[[], bool] | None = None
+    ) -> None:
+        """Take the lock, waiting at most ``wait_seconds`` (default: the constructor's).
+
+        ``give_up`` is asked between tries (a standby waits with ``float("inf")`` until it is
+        told to stop). Raises SteadyError already_running, naming the holder, or folder_gone
+        when the file cannot be opened.
+        """
+        wait = self._wait_seconds if wait_seconds is None else wait_seconds
+        deadline = time.monotonic() + wait
+        try:
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+        except OSError as error:
+            raise SteadyError(
+                "folder_gone", f"The lock file cannot be opened: {error.strerror}."
+            ) from error
+        try:
+            while not _try_lock(fd, exclusive=True):
+                if time.monotonic() >= deadline or (give_up is not None and give_up()):
+                    raise _already_running(holder(self._path))
+                time.sleep(_POLL_SECONDS)
+            words = {
+                "pid": os.getpid(),
+                "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+                "what": "While this process lives, this file is locked: it is the watcher here.",
+            }
+            os.ftruncate(fd, 0)
+            os.lseek(fd, 0, os.SEEK_SET)
+            os.write(fd, json.dumps(words).encode() + b"\n")
+        except OSError as error:
+            os.close(fd)
+            raise SteadyError(
+                "folder_gone", f"The lock file cannot be used: {error.strerror}."
+            ) from error
+        except BaseException:
+            os.close(fd)
+            raise
+        self._fd = fd
+
+    def release(self) -> None:
+        """Give the lock back; harmless when it is not held."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def held(path: Path) -> bool:
+    """Does a living process hold the lock at ``path``? Never waits.
+
+    Looks by a shared lock that is given back at once, so many may ask at the same time and
+    a watcher that starts in that very moment only tries again 50 ms later.
+    """
+    try:
+        fd = os.open(path, _LOOK | getattr(os, "O_CLOEXEC", 0))
+    except OSError:
+        return False
+    try:
+        return not _try_lock(fd, exclusive=False)
+    except OSError:
+        return False  # no locks here: then nobody could have taken it either
+    finally:
+        os.close(fd)
+
+
+def holder(path: Path) -> dict[str, Any]:
+    """What the (last) holder wrote: ``{"pid", "since", "what"}``, or {} when unreadable."""
+    with contextlib.suppress(OSError, ValueError):
+        words = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(words, dict):
+            return words
+    return {}
+
+
+def _already_running(words: dict[str, Any]) -> SteadyError:
+    who = (
+        f" (process {words['pid']}, since {words['since']})"
+        if {"pid", "since"} <= set(words)
+        else ""
+    )
+    return SteadyError("already_running", f"Another watcher{who} already works on this root.")
+
+
+logger = logging.getLogger("steady.standby")
+
+WAIT_SECONDS = 2.0  #: of one that is no standby, before it gives up
+_LOOK_SECONDS = 0.5
+_SAY_SECONDS = 1.0
+
+
+class Turn:
+    """The wait of this process. ``standby``: for as long as it takes, or until SIGTERM."""
+
+    def __init__(self, config: Config, *, standby: bool) -> None:
+        self._config = config
+        self._patience = float("inf") if standby else WAIT_SECONDS
+        self._told = threading.Event()
+        self._who: dict[str, Any] = {
+            "host": os.uname().nodename if hasattr(os, "uname") else "",
+            "pid": os.getpid(),
+            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+        }
+
+    @property
+    def over(self) -> bool:
+        """Was the wait ended by a signal?"""
+        return self._told.is_set()
+
+    @contextlib.contextmanager
+    def root(self) -> Iterator[bool]:
+        """The root's lock, held inside; False when told to stop. SteadyError already_running."""
+        lock = RootLock(self._config.state / "lock")
+        with self._listening():
+            try:
+                self._lock_root(lock)
+            except SteadyError:
+                if not self.over:
+                    raise
+        try:
+            yield not self.over
+        finally:
+            lock.release()
+
+    def _lock_root(self, lock: RootLock) -> None:
+        with contextlib.suppress(SteadyError):
+            if self._patience > WAIT_SECONDS:
+                lock.acquire(0)
+                return
+        if self._patience > WAIT_SECONDS:
+            say(logger, "watcher.root", at="the root")
+        lock.acquire(self._patience, give_up=self._told.is_set)
+
+    def record(self, store: "JobStore") -> bool:
+        """Lead the record; False when told to stop. SteadyError already_running.
+
+        While it waits the doors count it among the standbys, and the log says whom it waits for.
+        """
+        me = f"{live.STANDBY} {self._who['host']} {self._who['pid']}"
+        deadline = time.monotonic() + self._patience
+        said = 0.0
+        with self._listening():
+            while not self._leads(store):
+                if self.over:
+                    break
+                if time.monotonic() >= deadline:
+                    raise SteadyError("already_running", _words(store.leader()))
+                now = time.monotonic()
+                if now - said >= _SAY_SECONDS:
+                    if not said:
+                        say(logger, "watcher.root", at="the record", leader=store.leader())
+                    said = now
+                    with contextlib.suppress(SteadyError):
+                        store.put_pulse(me, self._who)
+                self._told.wait(_LOOK_SECONDS)
+        if said:
+            with contextlib.suppress(SteadyError):
+                store.drop_pulse(me)
+        return not self.over
+
+    def _leads(self, store: "JobStore") -> bool:
+        """A server that is away a moment is no reason for a standby to go."""
+        try:
+            return store.lead(self._who)
+        except SteadyError as error:
+            if error.code != "database_trouble" or self._patience <= WAIT_SECONDS:
+                raise
+            return False
+
+    @contextlib.contextmanager
+    def _listening(self) -> Iterator[None]:
+        """SIGTERM and Ctrl-C end the wait, not the process."""
+
+        def told(_number: int, _frame: FrameType | None) -> None:
+            self._told.set()
+
+        before = {n: signal.signal(n, told) for n in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _words(leader: dict[str, Any]) -> str:
+    who = f" (process {leader['pid']} on {leader['host']})" if "pid" in leader else ""
+    return f"Another watcher{who} already works on this record."
