@@ -53,7 +53,7 @@ class Server(uvicorn.Server):
         self._stopping.set()
 
 
-def serve(config: Config) -> int:
+def serve_http(config: Config) -> int:
     """Answer requests until SIGTERM or Ctrl-C; the exit code. Raises SteadyError."""
     token = token_of(config)
     check_exposure(config, token)
@@ -143,7 +143,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = Config.load(given.root, host=given.host, port=given.port)
         log.configure(config.log_level)
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
-        return serve(config)
+        return serve_http(config)
     except SteadyError as error:
         print(log.harmless(str(error)), file=sys.stderr)  # noqa: T201
         return error.kind.exit

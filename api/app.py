@@ -78,7 +78,7 @@ def create_app(
 
     app = FastAPI(
         title="SteadyDiffusion",
-        version=health.version(),
+        version=health.installed_version(),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,

@@ -35,13 +35,13 @@ _CHUNK = 256 * 1024
 def routes(door: Door, views: Views) -> APIRouter:
     """Everything below ``/batches``."""
     router = APIRouter(prefix="/batches", tags=["batches"])
-    _looking(router, door, views)
+    _reading_routes(router, door, views)
     _taking_home(router, door)
     _steering(router, door, views)
     return router
 
 
-def find(door: Door, ticket: str) -> Batch:
+def find_batch(door: Door, ticket: str) -> Batch:
     """The batch of ``ticket``. Raises SteadyError batch_not_found."""
     batch = door.store.batch(ticket)
     if batch is None:
@@ -49,7 +49,7 @@ def find(door: Door, ticket: str) -> Batch:
     return batch
 
 
-def _looking(router: APIRouter, door: Door, views: Views) -> None:
+def _reading_routes(router: APIRouter, door: Door, views: Views) -> None:
     """The list, and one of it."""
 
     @router.get(
@@ -82,7 +82,7 @@ def _looking(router: APIRouter, door: Door, views: Views) -> None:
     )
     def one_batch(ticket: str) -> Response:
         """Its jobs are in `/jobs?batch=`."""
-        return JSONResponse(views.batch(find(door, ticket)))
+        return JSONResponse(views.batch(find_batch(door, ticket)))
 
 
 def _taking_home(router: APIRouter, door: Door) -> None:
@@ -103,12 +103,12 @@ def _taking_home(router: APIRouter, door: Door) -> None:
     )
     def images_zip(ticket: str) -> Response:
         """Sent as it is read, with the result table last: memory stays small however many there are."""
-        batch = find(door, ticket)
+        batch = find_batch(door, ticket)
         stem = os.path.splitext(batch.name)[0]
         name = ticket if stem == f"api-{ticket}" else stem
         table = (f"{name}.result.csv", result_table(door.store, door.inbox, batch))
         none = "No picture of this batch is ready."
-        return archive(door, _pictures(door, ticket), name, none, table)
+        return archive(door, _finished_jobs(door, ticket), name, none, table)
 
     @router.get(
         "/{ticket}/sheet",
@@ -128,7 +128,7 @@ def _taking_home(router: APIRouter, door: Door) -> None:
         page: Annotated[int, Query(ge=1, le=100_000, description="64 pictures each")] = 1,
     ) -> Response:
         """In the batch's order; a job without a picture leaves a grey square."""
-        found = find(door, ticket).ticket
+        found = find_batch(door, ticket).ticket
         jobs = door.store.jobs_of(found, after_index=PICTURES * (page - 1) - 1, limit=PICTURES)
         if not jobs:
             raise SteadyError("image_not_ready", "The batch has no such page.")
@@ -149,8 +149,8 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
             responses=documented("batch_not_found"),
         )
         def act(ticket: str) -> Response:
-            do(find(door, ticket).ticket)
-            return JSONResponse(views.batch(find(door, ticket)))
+            do(find_batch(door, ticket).ticket)
+            return JSONResponse(views.batch(find_batch(door, ticket)))
 
     verb(
         "cancel",
@@ -170,7 +170,10 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
     def retry_failed(ticket: str) -> Response:
         """Each keeps its id, seed, name and place."""
         return JSONResponse(
-            {"ticket": ticket, "retried": store.retry_failed(find(door, ticket).ticket, now_us())}
+            {
+                "ticket": ticket,
+                "retried": store.retry_failed(find_batch(door, ticket).ticket, now_us()),
+            }
         )
 
 
@@ -195,7 +198,7 @@ def archive(
     )
 
 
-def _pictures(door: Door, ticket: str) -> Iterator[Job]:
+def _finished_jobs(door: Door, ticket: str) -> Iterator[Job]:
     """The batch's jobs that have a picture, in order."""
     for job in door.store.jobs_in_order(ticket):
         if job.state is JobState.COMPLETED and job.deleted_at is None:
@@ -233,7 +236,7 @@ def zipped(
     """
     outbox = _Outbox()
     with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for entry, pieces in itertools.chain(_entries(door, jobs), _whole(table)):
+        for entry, pieces in itertools.chain(_entries(door, jobs), _table_entry(table)):
             with archive.open(entry, "w", force_zip64=True) as target:
                 for piece in pieces:
                     if stop():
@@ -256,6 +259,6 @@ def _entries(door: Door, jobs: Iterator[Job]) -> Iterator[_Entry]:
                 yield zip_entry(job.path, job.completed_at or job.created_at), pieces
 
 
-def _whole(table: tuple[str, Iterator[bytes]] | None) -> Iterator[_Entry]:
+def _table_entry(table: tuple[str, Iterator[bytes]] | None) -> Iterator[_Entry]:
     if table is not None:
         yield zip_entry(table[0], now_us()), table[1]

@@ -6,7 +6,7 @@ from fastapi import Header
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
-from api.errors import entry_of
+from api.errors import fault_entry
 from api.submit import MAX_KEY, MEDIA_TYPES, Submitted
 from watcher import jobfile
 from watcher.errors import SteadyError
@@ -33,7 +33,7 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def read(request: Request, *types: str) -> bytes:
+async def read_body(request: Request, *types: str) -> bytes:
     """The body, if it is of one of ``types``. Raises SteadyError bad_content_type.
 
     A body without a type is refused too: a page of another site may send such a one.
@@ -88,7 +88,7 @@ def accepted(done: Submitted) -> Response:
         "image_name": batch.image_name if one else None,
         "location": location,
         "warnings": list(plan.warnings if plan else batch.warnings),
-        "refused": [entry_of(p) for p in plan.refused] if plan else [],
+        "refused": [fault_entry(p) for p in plan.refused] if plan else [],
     }
     return JSONResponse(answer, 202, replay_headers(done) | {"Location": location})
 

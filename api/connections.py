@@ -55,7 +55,7 @@ def most_connections() -> int:
 
 
 @dataclass(frozen=True)
-class Patience:
+class ClientLimits:
     """How long a client is waited for, in seconds, and how much of it is kept meanwhile."""
 
     head: float = 10.0  #: to send the head of a request
@@ -77,9 +77,9 @@ class Waits(StrEnum):
 class Connections:
     """All connections of a process: at most ``most``, half of them from one address."""
 
-    def __init__(self, most: int, log: ThrottledLog, patience: Patience | None = None) -> None:
+    def __init__(self, most: int, log: ThrottledLog, patience: ClientLimits | None = None) -> None:
         self.log = log
-        self.patience = patience or Patience()
+        self.patience = patience or ClientLimits()
         self._most = most
         self._share = max(1, most // 2)
         self._open: dict[str, int] = defaultdict(int)
@@ -208,7 +208,7 @@ class Connection(H11Protocol):
             code == "request_timeout" and self._waits is Waits.HEAD and not self._begun
         )
         if not speechless and self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            self.transport.write(_answer(code))
+            self.transport.write(_refusal(code))
         if (cycle := self._request()) is not None and not cycle.response_complete:
             cycle.disconnected = True
             cycle.message_event.set()
@@ -280,7 +280,7 @@ class Connection(H11Protocol):
 
 
 @lru_cache
-def _answer(code: str) -> bytes:
+def _refusal(code: str) -> bytes:
     """The whole answer, for where no application is asked."""
     said = problem(SteadyError(code), {**SAFE_HEADERS, "Cache-Control": "no-store"})
     lines = [f"HTTP/1.1 {said.status_code} {HTTPStatus(said.status_code).phrase}".encode()]

@@ -105,7 +105,7 @@ class Door:
     def _pulse(self) -> dict[str, Any]:
         """The watcher's; on a server also that of one on another machine."""
         if self.near:
-            return live.read(self.config.state)
+            return live.read_pulse(self.config.state)
         try:
             return live.seen(self.store)
         except SteadyError:

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from api import dialects
-from watcher.errors import ERRORS, Problem, SteadyError
+from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.log import ThrottledLog
 
 logger = logging.getLogger("steady.api")
@@ -75,11 +75,11 @@ def body_of(error: SteadyError) -> dict[str, Any]:
         "remedy": error.remedy,
     }
     if error.problems:
-        body["errors"] = [entry_of(p) for p in error.problems]
+        body["errors"] = [fault_entry(p) for p in error.problems]
     return body | (error.members if isinstance(error, Refused) else {})
 
 
-def entry_of(fault: Problem) -> dict[str, Any]:
+def fault_entry(fault: ValueFault) -> dict[str, Any]:
     """One fault as an entry of ``errors``: where, what, what is allowed; never the value itself."""
     entry = fault.as_dict(value=False)
     entry["detail"] = entry.pop("message")
@@ -108,7 +108,7 @@ def of_validation(error: RequestValidationError) -> SteadyError:
         name = path[-1] if path else where
         kind = str(fault["type"])
         code = _KINDS.get(kind, "out_of_range" if _is_range(kind) else "wrong_type")
-        problems.append(Problem(code, f"`{name}` ({where}): {fault['msg']}.", key=name))
+        problems.append(ValueFault(code, f"`{name}` ({where}): {fault['msg']}.", key=name))
     return SteadyError(problems[0].code, problems=problems)
 
 

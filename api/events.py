@@ -68,7 +68,7 @@ LastEventId = Annotated[
 
 
 @dataclass(frozen=True)
-class Change:
+class Transition:
     """One transition, ready to be sent."""
 
     rev: int
@@ -114,7 +114,7 @@ class Feed:
         self._version: int | None = None
         self._rev = 0  #: every change up to here was seen …
         self._floor = 0  #: … and those after here are in _recent
-        self._recent: collections.deque[Change] = collections.deque(maxlen=_RECENT)
+        self._recent: collections.deque[Transition] = collections.deque(maxlen=_RECENT)
         self.version = 0  #: grows whenever the record changed
         self.steps: dict[str, str] = {}
         self.queue = ""
@@ -239,10 +239,10 @@ class Feed:
             "reasons": [error.as_dict() for error in pulse_troubles(pulse)],
         }
 
-    def change_of(self, job: Job) -> Change:
+    def change_of(self, job: Job) -> Transition:
         """How ``job`` stands now, as an event to send."""
         body = json.dumps(self._views.job(job, place=False), ensure_ascii=False)
-        return Change(job.rev, job.id, job.state.ended, body)
+        return Transition(job.rev, job.id, job.state.ended, body)
 
     # -- listening
 
@@ -304,7 +304,7 @@ class Feed:
         finally:
             self._listeners -= 1
 
-    async def _after(self, cursor: int, job: Job | None) -> list[Change]:
+    async def _after(self, cursor: int, job: Job | None) -> list[Transition]:
         """What changed after ``cursor``: from memory, or from the record for one who comes late."""
         if job is not None:
             if any(c.job_id == job.id and c.rev > cursor for c in self._recent) or (

@@ -18,18 +18,18 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from api import metrics, models
-from api.bodies import read
+from api.bodies import read_body
 from api.door import Door
 from api.errors import documented, problem
 from api.views import Views
-from watcher.errors import ERRORS, Problem, SteadyError
+from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.log import now_us
 from watcher.pictures.recipe import model_name
 
 _PROBE = "api_probe"  #: the settings key written to learn whether the record can be written
 
 
-def version() -> str:
+def installed_version() -> str:
     """The installed version; 0.0.0 in a tree that was never installed."""
     try:
         return metadata.version("steadydiffusion")
@@ -40,7 +40,7 @@ def version() -> str:
 def routes(door: Door, views: Views) -> APIRouter:
     """``/health``, ``/ready``, ``/metrics`` and ``/queue``."""
     router = APIRouter(tags=["service"])
-    told = version()
+    told = installed_version()
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics.Figures(door, told))
 
@@ -66,8 +66,10 @@ def routes(door: Door, views: Views) -> APIRouter:
                     "state": pulse.get("state"),
                     "standbys": pulse.get("standbys", 0),
                 },
-                "model": _told(pulse.get("model"), _MODEL),
-                "workers": [_told(worker, _WORKER) for worker in pulse.get("workers", ())],
+                "model": _public_members(pulse.get("model"), _MODEL),
+                "workers": [
+                    _public_members(worker, _WORKER) for worker in pulse.get("workers", ())
+                ],
             }
         )
 
@@ -75,7 +77,7 @@ def routes(door: Door, views: Views) -> APIRouter:
         "/ready",
         operation_id="ready",
         summary="May jobs be made right now?",
-        response_model=models.Ready,
+        response_model=models.Readiness,
         responses=documented("not_ready"),
     )
     def ready() -> Response:
@@ -83,7 +85,7 @@ def routes(door: Door, views: Views) -> APIRouter:
         reasons = list(unready(door))
         if not reasons:
             return JSONResponse({"ready": True})
-        problems = [Problem(e.code, e.message, remedy=e.remedy) for e in reasons]
+        problems = [ValueFault(e.code, e.message, remedy=e.remedy) for e in reasons]
         message = " ".join(e.message for e in reasons)
         return problem(SteadyError("not_ready", message, problems=problems))
 
@@ -130,7 +132,7 @@ def routes(door: Door, views: Views) -> APIRouter:
         """Running jobs end; the rest waits, also over a restart, until resumed."""
         reason = None
         if await request.body():
-            reason = _reason(await read(request, "application/json"))
+            reason = _reason(await read_body(request, "application/json"))
         return await run_in_threadpool(_pause, reason)
 
     def _pause(reason: str | None) -> Response:
@@ -156,7 +158,7 @@ _MODEL = ("name", "why", "starter", "revision", "device", "dtype", "attention", 
 _WORKER = ("slot", "state", "device", "rss", "restarts", "failures", "retry_in", "last_death")
 
 
-def _told(entry: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
+def _public_members(entry: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
     """What is everybody's business: never a path of this machine."""
     if entry is None:
         return None
@@ -170,7 +172,7 @@ def _reason(data: bytes) -> str | None:
     try:
         return models.Pause.model_validate_json(data).reason
     except ValidationError:
-        fault = Problem("wrong_type", "`reason` must be a text of at most 500 characters.")
+        fault = ValueFault("wrong_type", "`reason` must be a text of at most 500 characters.")
         raise SteadyError("wrong_type", problems=[fault]) from None
 
 
@@ -216,10 +218,10 @@ def unready(door: Door) -> Iterator[SteadyError]:
         return
     if paused and paused.get("by") == "failures":
         yield SteadyError("repeated_failures", paused.get("reason") or "")
-    yield from _disk(door, {error.code for error in reasons})
+    yield from _disk_warnings(door, {error.code for error in reasons})
 
 
-def _disk(door: Door, seen: set[str]) -> Iterator[SteadyError]:
+def _disk_warnings(door: Door, seen: set[str]) -> Iterator[SteadyError]:
     try:
         free = shutil.disk_usage(door.outputs).free
     except OSError:

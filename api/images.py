@@ -69,7 +69,7 @@ def open_inside(folder: Path, relative: str) -> int:
         fd = (
             _walk(folder, parts, flags)
             if os.open in os.supports_dir_fd
-            else _plain(folder, relative, flags)
+            else _open_checked(folder, relative, flags)
         )
     except (OSError, ValueError):
         raise SteadyError("image_not_found", "The picture's file is not there.") from None
@@ -91,7 +91,7 @@ def _walk(folder: Path, parts: list[str], flags: int) -> int:
         os.close(here)
 
 
-def _plain(folder: Path, relative: str, flags: int) -> int:
+def _open_checked(folder: Path, relative: str, flags: int) -> int:
     """Where folders cannot be opened: compare what the path really is with what it should be."""
     root = folder.resolve()
     path = (root / relative).resolve(strict=True)
@@ -120,7 +120,7 @@ def picture(
     """The picture of ``job``. ``fixed``: this address means this picture for ever."""
     check_ready(job)
     media = TYPES.get(job.request.format or "", "image/png")
-    return _file(
+    return _open_file(
         request,
         open_inside(door.outputs, job.path),
         media=media,
@@ -160,7 +160,7 @@ def thumbnail(door: Door, job: Job, request: Request) -> Response:
         fd = open_inside(door.outputs, relative)
     except SteadyError:
         return picture(door, job, request)
-    return _file(
+    return _open_file(
         request,
         fd,
         media="image/webp",
@@ -176,7 +176,7 @@ def thumbnail_path(job: Job) -> str:
     return f".thumbs/{job.id[:2]}/{job.id}.webp"
 
 
-def _file(
+def _open_file(
     request: Request,
     fd: int,
     *,

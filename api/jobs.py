@@ -13,13 +13,13 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from api import images, models
-from api.bodies import KEY, accepted, read, read_file
+from api.bodies import KEY, accepted, read_body, read_file
 from api.door import Door
-from api.errors import Refused, documented, entry_of
-from api.paging import Cursor, Limit, cursor_of, day, link_of, moment_of, plain, seq_of
+from api.errors import Refused, documented, fault_entry
+from api.paging import Cursor, Limit, cursor_of, day, link_of, moment_bound, seq_of, without_nul
 from api.submit import Submissions
 from api.views import Views
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import Job, JobState, Priority
 from watcher.log import now_us
 from watcher.pictures import Outputs
@@ -62,7 +62,7 @@ def routes(door: Door, views: Views, submissions: Submissions, outputs: Outputs)
     router = APIRouter(prefix="/jobs", tags=["jobs"])
     _many(router, door, views, submissions)
     _one(router, door, views)
-    _picture(router, door, views, outputs)
+    _picture_routes(router, door, views, outputs)
     return router
 
 
@@ -97,11 +97,11 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         """Follow `next` (or the Link header) for older ones; new jobs never shift a page."""
         chosen = JobFilter(
             state=JobState(state) if state else None,
-            text=plain(text),
-            since=moment_of("since", since),
-            until=moment_of("until", until, end=True),
-            ticket=plain(batch),
-            name=plain(name),
+            text=without_nul(text),
+            since=moment_bound("since", since),
+            until=moment_bound("until", until, end=True),
+            ticket=without_nul(batch),
+            name=without_nul(name),
         )
         rows = store.jobs(chosen, before_seq=seq_of(cursor), limit=limit + 1)
         following = cursor_of(rows[limit - 1].seq) if len(rows) > limit else None
@@ -190,7 +190,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
     )
     async def reorder_job(job_id: str, request: Request) -> Response:
         """`priority` changes its class, `position` puts it first or last in its class."""
-        change = change_of(await read(request, "application/json"))
+        change = change_of(await read_body(request, "application/json"))
         return await run_in_threadpool(_reorder, job_id, change)
 
     def _reorder(job_id: str, change: models.Change) -> Response:
@@ -202,7 +202,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
                 position=change.position,
             )
         except SteadyError as error:
-            raise _told(error, found) from None
+            raise _with_state(error, found) from None
         return JSONResponse(views.job(views.find(job_id)))
 
     @router.delete(
@@ -221,7 +221,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
         try:
             return JSONResponse(views.job(store.cancel(job_id, now_us())))
         except SteadyError as error:
-            raise _told(error, store.job(job_id) or found) from None
+            raise _with_state(error, store.job(job_id) or found) from None
 
     @router.post(
         "/{job_id}/retry",
@@ -236,10 +236,10 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
         try:
             return JSONResponse(views.job(store.retry(job_id, now_us())))
         except SteadyError as error:
-            raise _told(error, store.job(job_id) or found) from None
+            raise _with_state(error, store.job(job_id) or found) from None
 
 
-def _picture(router: APIRouter, door: Door, views: Views, outputs: Outputs) -> None:
+def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Outputs) -> None:
     """One job's picture: fetch, delete."""
 
     @router.get(
@@ -300,7 +300,7 @@ def change_of(data: bytes) -> models.Change:
         return models.Change.model_validate_json(data)
     except ValidationError as error:
         problems = [
-            Problem(
+            ValueFault(
                 {"extra_forbidden": "unknown_field", "json_invalid": "bad_json"}.get(
                     fault["type"], "wrong_type"
                 ),
@@ -324,7 +324,7 @@ def _read_already(job: Job) -> Job:
     return job
 
 
-def _told(error: SteadyError, job: Job) -> SteadyError:
+def _with_state(error: SteadyError, job: Job) -> SteadyError:
     """``wrong_state`` with the state the job is in."""
     return Refused(error, state=job.state.value) if error.code == "wrong_state" else error
 
@@ -344,5 +344,5 @@ def _dry(plan: Plan, views: Views) -> dict[str, Any]:
         "count": plan.count,
         "jobs": jobs,
         "warnings": list(plan.warnings),
-        "refused": [entry_of(p) for p in plan.refused],
+        "refused": [fault_entry(p) for p in plan.refused],
     }

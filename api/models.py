@@ -401,7 +401,7 @@ class Retried(Answer):
     retried: int
 
 
-class Running(Answer):
+class RunningJob(Answer):
     """A job a worker has now."""
 
     job_id: str
@@ -453,7 +453,7 @@ class QueueView(Answer):
     )
 
     counts: dict[str, int]
-    running: list[Running]
+    running: list[RunningJob]
     eta_seconds: float | None
     paused: Paused | None
 
@@ -501,7 +501,7 @@ class Health(Answer):
     workers: list[dict[str, Any]]
 
 
-class Ready(Answer):
+class Readiness(Answer):
     """May jobs be made right now?"""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"ready": True}})

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 
 Cursor = Annotated[
     str | None,
@@ -34,7 +34,7 @@ Limit = Annotated[int, Query(ge=1, le=500, description="rows on a page")]
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
-def moment_of(name: str, text: str | None, *, end: bool = False) -> int | None:
+def moment_bound(name: str, text: str | None, *, end: bool = False) -> int | None:
     """A day or a time as microseconds UTC; with ``end`` a bare day counts to its last moment.
 
     Raises SteadyError out_of_range.
@@ -44,7 +44,7 @@ def moment_of(name: str, text: str | None, *, end: bool = False) -> int | None:
     try:
         moment = datetime.datetime.fromisoformat(text.upper())
     except ValueError:
-        fault = Problem(
+        fault = ValueFault(
             "out_of_range",
             f"`{name}` must be a day or an ISO 8601 time.",
             key=name,
@@ -71,7 +71,7 @@ def seq_of(cursor: str | None) -> int | None:
     return None if cursor is None else int(cursor[1:])
 
 
-def plain(text: str | None) -> str | None:
+def without_nul(text: str | None) -> str | None:
     """``text`` without NUL, which no text in the record holds and not every database takes."""
     return text.replace("\0", "") if text is not None else None
 

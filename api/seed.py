@@ -11,12 +11,12 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from api import images, models
-from api.bodies import KEY, json_body, read, replay_headers
+from api.bodies import KEY, json_body, read_body, replay_headers
 from api.door import Door
 from api.errors import documented
 from api.submit import Submissions
 from api.views import Views
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import JobState
 from watcher.submission import Body, Plan
 
@@ -45,7 +45,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
     )  # fmt: skip
     async def generate_image(request: Request, idempotency_key: KEY = None) -> Response:
         """Answers at once; ask `/status/{job_id}` how it goes."""
-        data = await read(request, "application/json")
+        data = await read_body(request, "application/json")
         body = Body(data, ".json", "prompt")
         done = await run_in_threadpool(
             submissions.submit, body, idempotency_key, check=_exactly_one
@@ -111,7 +111,7 @@ def _exactly_one(plan: Plan) -> None:
         raise SteadyError(
             "bad_shape",
             problems=[
-                Problem(
+                ValueFault(
                     "bad_shape",
                     "This address makes one picture.",
                     remedy="Send one mapping with a prompt; POST /jobs takes many.",

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from api.door import Door
 from api.views import Views
 from watcher import jobfile
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
 from watcher.log import now_us, say
 from watcher.submission import Body, Plan, Reader
@@ -98,7 +98,7 @@ class Submissions:
         if self._door.stopping:
             raise SteadyError("stopping")
         if resume and key is None:
-            fault = Problem("missing_field", "`resume` needs an Idempotency-Key.", key="resume")
+            fault = ValueFault("missing_field", "`resume` needs an Idempotency-Key.", key="resume")
             raise SteadyError("missing_field", problems=[fault])
         if key is not None and not resume and (known := self._repeat(body, key, early=True)):
             return known

@@ -236,7 +236,7 @@ class Views:
             "sha256": job.sha256,
             "bytes": job.bytes,
             "deleted_at": utc_time(job.deleted_at),
-            "facts": _facts(job),
+            "facts": _facts_of(job),
             "links": {
                 "self": f"/jobs/{job.id}",
                 "image": f"/jobs/{job.id}/image",
@@ -325,7 +325,7 @@ def _error_message(job: Job) -> str | None:
     return "cancelled" if job.state is JobState.CANCELLED else job.error_message
 
 
-def _facts(job: Job) -> dict[str, Any]:
+def _facts_of(job: Job) -> dict[str, Any]:
     """What made the picture; never a path of this machine."""
     facts = {name: job.facts[name] for name in _FACTS if job.facts.get(name) is not None}
     if "model" in facts:

@@ -23,7 +23,7 @@ import torch
 from watcher.engine import EngineSettings
 from watcher.engines.files import PARTS
 from watcher.engines.loading import read_pipeline
-from watcher.engines.plan import Plan
+from watcher.engines.plan import DevicePlan
 from watcher.engines.zimage import ZImage
 from watcher.jobs import JobRequest
 from watcher.models import starter_folder
@@ -82,7 +82,7 @@ def _empty(path: Path, weights: dict[str, Any]) -> None:
         file.truncate(8 + len(header) + end)
 
 
-def read_random(folder: Path, chosen: Plan) -> Any:
+def read_random(folder: Path, chosen: DevicePlan) -> Any:
     """The pipeline of an outline, with weights made on the plan's device; the same ones each time."""
     pipe = read_pipeline(folder, chosen)
     generator = torch.Generator(chosen.device).manual_seed(0)
@@ -109,7 +109,7 @@ def picture_of(made: Any) -> Any:
 def main() -> int:
     made: list[Any] = []
 
-    def once(folder: Path, chosen: Plan) -> Any:
+    def once(folder: Path, chosen: DevicePlan) -> Any:
         made.append(read_random(folder, chosen))
         return made[0]
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.inbox import Inbox, ignore_lease_signal, submit
+from watcher.inbox import Inbox, drop_file, ignore_lease_signal
 
 TICKET = "11111111-2222-4333-8444-555555555555"
 
@@ -95,7 +95,7 @@ def act(order: dict[str, Any]) -> None:
 
     way = {"link": deadly_link, "rename": publish.by_rename, "copy": deadly_copy}[order["way"]]
     if order["do"] == "submit":
-        submit(folder, b"prompt: a fox\n", ".yaml", TICKET, ways=(way,))
+        drop_file(folder, b"prompt: a fox\n", ".yaml", TICKET, ways=(way,))
         return
     inbox = Inbox(folder, settle=0.05, rescan=0.5, checkpoint=die, ways=(way,))
     inbox.open()

@@ -162,7 +162,7 @@ class Root:
 
     def troubles(self) -> set[str]:
         """The codes of what is wrong just now, as the pulse tells it."""
-        pulse = live.read(self.folder / ".steady")
+        pulse = live.read_pulse(self.folder / ".steady")
         return {t["code"] for t in pulse.get("trouble", ())} if pulse["alive"] else set()
 
     def inbox_words(self) -> str:

@@ -14,7 +14,7 @@ from doors import HERE, Bench, Running, running
 from starlette.testclient import TestClient
 from test_api_seed import refused
 
-from api.__main__ import serve
+from api.__main__ import serve_http
 from api.app import create_app
 from api.guard import cookie_of, is_loopback, token_of
 from watcher.config import Config
@@ -283,14 +283,14 @@ def test_other_machines_are_let_in_only_with_a_token(root: Path):
     assert not (root / "steady.db").exists()
     for host in ("::", "192.168.7.7", "nas.lan"):
         with pytest.raises(SteadyError) as caught:
-            serve(Config.load(root, host=host))
+            serve_http(Config.load(root, host=host))
         assert (caught.value.code, caught.value.kind.exit) == ("bad_config", 4)
     assert not (root / "steady.db").exists()
 
 
 def test_a_taken_port_is_said_in_words(root: Path):
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SteadyError) as caught:
-        serve(Config.load(root, port=taken.getsockname()[1]))
+        serve_http(Config.load(root, port=taken.getsockname()[1]))
     assert "port" in caught.value.message and "--port" in caught.value.remedy
 
 

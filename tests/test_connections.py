@@ -17,7 +17,7 @@ import uvicorn
 from conftest import until
 from doors import Running, Stream, running
 
-from api.connections import MOST, Connections, Patience, most_connections
+from api.connections import MOST, ClientLimits, Connections, most_connections
 from watcher.log import ThrottledLog
 
 STRANGERS = 3000
@@ -176,7 +176,7 @@ def test_two_lengths_of_one_body_are_refused_and_the_connection_closed(root: Pat
 class Small:
     """A server with limits one can reach; what it asks ends when ``go`` is set."""
 
-    def __init__(self, most: int, patience: Patience | None = None) -> None:
+    def __init__(self, most: int, patience: ClientLimits | None = None) -> None:
         self.go = threading.Event()
         self.seen = 0
         self._said: list[socket.socket] = []
@@ -267,7 +267,7 @@ def test_who_is_being_answered_makes_room_for_nobody():
 
 
 def test_a_head_that_does_not_come_is_waited_for_so_long():
-    with Small(8, Patience(head=0.2)) as small:
+    with Small(8, ClientLimits(head=0.2)) as small:
         assert rest_of(small.say(HEAD)).startswith(b"HTTP/1.1 408 ")
         assert rest_of(small.say(b"")) == b"", "who asked for nothing is told nothing"
         again = small.get("/")
@@ -277,13 +277,13 @@ def test_a_head_that_does_not_come_is_waited_for_so_long():
 
 
 def test_a_body_is_waited_for_as_long_as_it_comes_fast_enough():
-    with Small(8, Patience(body=0.2, rate=10)) as small:
+    with Small(8, ClientLimits(body=0.2, rate=10)) as small:
         assert rest_of(small.say(HALF)).startswith(b"HTTP/1.1 408 ")
         early = small.say(HALF.replace(b"/body", b"/"))
         answer = early.recv(4096)
         assert b"200 OK" in answer
         assert rest_of(early).count(b"HTTP/1.1") == 0, "answered before its end, and closed"
-    with Small(8, Patience(head=0.4, body=0.2, rate=1)) as small:
+    with Small(8, ClientLimits(head=0.4, body=0.2, rate=1)) as small:
         slow = small.say(HALF)  # two bytes, each worth a second
         assert rest_of(small.say(HEAD)).startswith(b"HTTP/1.1 408 "), "0.4 s have passed"
         slow.sendall(b"c" * 98)
@@ -291,7 +291,7 @@ def test_a_body_is_waited_for_as_long_as_it_comes_fast_enough():
 
 
 def test_an_answer_nobody_reads_is_given_up():
-    with Small(8, Patience(read=0.2)) as small:
+    with Small(8, ClientLimits(read=0.2)) as small:
         unread = small.get("/large")
         assert unread.recv(1) == b"H"
         until(lambda: not small.connections._open, what="its place is free")
@@ -299,7 +299,7 @@ def test_an_answer_nobody_reads_is_given_up():
 
 
 def test_unfinished_bodies_together_keep_no_more_than_so_many_bytes():
-    with Small(100, Patience(unfinished=1 << 20)) as small:
+    with Small(100, ClientLimits(unfinished=1 << 20)) as small:
         head = b"POST /body HTTP/1.1\r\nHost: x\r\nContent-Length: 9999999\r\n\r\n"
         held = [small.say(head + b"x" * (600 << 10)) for _ in range(2)]
         assert rest_of(held[0]).startswith(b"HTTP/1.1 503 ")

@@ -20,7 +20,7 @@ from inbox_child import TICKET
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.inbox import Claim, Inbox, submit
+from watcher.inbox import Claim, Inbox, drop_file
 from watcher.inbox.arrivals import Arrivals
 from watcher.inbox.claims import cut, display
 from watcher.inbox.writers import Writer, writer_of
@@ -511,7 +511,7 @@ def test_submitted_files_need_no_silence(root: Path, way: str) -> None:
     inbox.open()
     ticket = str(uuid.uuid4())
     begun = time.monotonic()
-    path = submit(root / "inbox", b"prompt: a fox", ".json", ticket, ways=WAYS[way])
+    path = drop_file(root / "inbox", b"prompt: a fox", ".json", ticket, ways=WAYS[way])
     assert path == root / "inbox" / f"api-{ticket}.json"
     got = claim(inbox)
     assert time.monotonic() - begun < 2.0
@@ -525,17 +525,17 @@ def test_submitted_files_need_no_silence(root: Path, way: str) -> None:
 
 
 def test_submitting_a_ticket_again_changes_nothing(root: Path) -> None:
-    first = submit(root / "inbox", b"prompt: a fox", ".yaml", TICKET)
-    assert submit(root / "inbox", b"prompt: a cat", ".yaml", TICKET) == first
+    first = drop_file(root / "inbox", b"prompt: a fox", ".yaml", TICKET)
+    assert drop_file(root / "inbox", b"prompt: a cat", ".yaml", TICKET) == first
     assert first.read_bytes() == b"prompt: a fox"
     assert os.listdir(root / "inbox" / ".tmp") == []
 
 
 def test_a_ticket_in_work_is_not_claimed_twice(inbox: Inbox, folder: Path) -> None:
-    submit(folder, b"prompt: a fox", ".yaml", TICKET)
+    drop_file(folder, b"prompt: a fox", ".yaml", TICKET)
     got = claim(inbox)
-    submit(folder, b"prompt: a cat", ".yaml", TICKET)
-    submit(folder, b"prompt: a cat", ".json", TICKET)
+    drop_file(folder, b"prompt: a cat", ".yaml", TICKET)
+    drop_file(folder, b"prompt: a cat", ".json", TICKET)
     nothing_for(inbox, SETTLE * 2)
     assert inbox.health()["waiting"] == 2
     assert inbox.read(got, 100) == b"prompt: a fox"
@@ -552,7 +552,7 @@ def test_a_submitter_that_dies_leaves_nothing_half(root: Path, way: str) -> None
     inbox.open()
     if way == "copy":  # the name is reserved, empty: not a job, and another may fill it
         nothing_for(inbox, 0.3)
-        assert submit(root / "inbox", b"prompt: a cat", ".yaml", TICKET).stat().st_size == 13
+        assert drop_file(root / "inbox", b"prompt: a cat", ".yaml", TICKET).stat().st_size == 13
     got = claim(inbox)
     assert got.ticket == TICKET
     assert inbox.read(got, 100) == (b"prompt: a cat" if way == "copy" else b"prompt: a fox\n")
@@ -580,11 +580,11 @@ def test_a_submitted_file_still_open_is_waited_for(inbox: Inbox, folder: Path) -
 
 def test_submitting_to_an_inbox_that_is_not_there(root: Path) -> None:
     with pytest.raises(SteadyError) as error:
-        submit(root / "absent" / "inbox", b"x", ".yaml", TICKET)
+        drop_file(root / "absent" / "inbox", b"x", ".yaml", TICKET)
     assert error.value.code == "folder_gone"
     (root / "inbox").mkdir()
     with pytest.raises(SteadyError) as error:
-        submit(root / "inbox", b"x", ".yaml", TICKET, known=True)
+        drop_file(root / "inbox", b"x", ".yaml", TICKET, known=True)
     assert error.value.code == "folder_gone" and ".steady" in error.value.message
     assert os.listdir(root / "inbox") == []
 

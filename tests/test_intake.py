@@ -49,7 +49,7 @@ class Rows:
             yield last
         for number, ticket in enumerate(SENT):
             body = json.dumps({"prompt": f"a fox {number}"}).encode()
-            folder.submit(self._reading.path, body, ".json", ticket)
+            folder.drop_file(self._reading.path, body, ".json", ticket)
         for number in range(MOST):
             if number % 1000 == 0 and self._reading.served():
                 self._reading.seen.append(self._reading.store.batch(self._ticket))

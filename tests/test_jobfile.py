@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from watcher.errors import ERRORS, Problem, SteadyError
+from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.jobfile import (
     MAX_BYTES,
     Parsed,
@@ -47,7 +47,7 @@ def refused(text: str, suffix: str = ".yaml", limits: Limits = LIMITS, **more: A
     return caught.value
 
 
-def problem(text: str, suffix: str = ".yaml", **more: Any) -> Problem:
+def problem(text: str, suffix: str = ".yaml", **more: Any) -> ValueFault:
     (found,) = refused(text, suffix, **more).problems
     return found
 
@@ -254,9 +254,9 @@ def test_a_bad_value_names_everything(
 
 def as_json(line: str) -> str:
     """The second member of a JSON job, on a line of its own, of the value YAML would read."""
-    from watcher.jobfile.strictyaml import read
+    from watcher.jobfile.strictyaml import read_yaml
 
-    (document,) = read(line, text_keys={"name", "folder", "not_before", "size", "key"})
+    (document,) = read_yaml(line, text_keys={"name", "folder", "not_before", "size", "key"})
     key, value = next(iter(document.value.items()))
     return '{"prompt": "x",\n ' + json.dumps(key) + ": " + json.dumps(value) + "}"
 
@@ -886,12 +886,12 @@ LARGE = {
 def test_large_inputs_take_less_than_a_second(name: str, suffix: str) -> None:
     text = LARGE[name]
     if suffix == ".json":
-        from watcher.jobfile.strictyaml import read
+        from watcher.jobfile.strictyaml import read_yaml
 
         if name == "unknown keys":
             text = json.dumps({f"key{n}": 1 for n in range(60_000)})
         else:
-            text = json.dumps(read(text)[0].value)[:MAX_BYTES]
+            text = json.dumps(read_yaml(text)[0].value)[:MAX_BYTES]
     judge(text.encode(), suffix)
 
 

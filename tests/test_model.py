@@ -560,7 +560,7 @@ def hub(tiny: Path, hub_home: Path) -> LocalHub:
 def test_a_pulled_model_is_found_by_its_name(hub: LocalHub, root: Path) -> None:
     assert models.locate("me/tiny") is None
     told: list[tuple[int, int]] = []
-    folder = weights.pull("me/tiny", hub=hub, progress=lambda *n: told.append(n))
+    folder = weights.pull_model("me/tiny", hub=hub, progress=lambda *n: told.append(n))
     assert models.locate("me/tiny") == folder
     assert models.locate(f"me/tiny@{COMMIT}") == folder
     assert models.locate("me/tiny@" + "0" * 40) is None
@@ -569,13 +569,13 @@ def test_a_pulled_model_is_found_by_its_name(hub: LocalHub, root: Path) -> None:
     assert all(done <= total for done, total in told)
     choice = models.choose(config(root, model="me/tiny"), Kept())
     assert choice.location == str(folder)
-    report = weights.verify("me/tiny")
+    report = weights.verify_model("me/tiny")
     assert (report.by, report.problems) == ("manifest", ())
 
 
 def test_the_known_model_is_pulled_at_its_pinned_revision(hub: LocalHub) -> None:
     hub.commit = PINNED
-    folder = weights.pull(hub=hub)
+    folder = weights.pull_model(hub=hub)
     assert folder.name == PINNED
     assert models.locate(ZIMAGE_TURBO) == folder
     (folder.parent / PINNED).rename(folder.parent / ("1" * 40))
@@ -584,7 +584,7 @@ def test_the_known_model_is_pulled_at_its_pinned_revision(hub: LocalHub) -> None
 
 @pytest.mark.parametrize("ref", ["../../../../tiny", "", "\xff", "."])
 def test_a_hostile_ref_leads_nowhere(hub: LocalHub, ref: str) -> None:
-    folder = weights.pull("me/tiny", hub=hub)
+    folder = weights.pull_model("me/tiny", hub=hub)
     (folder.parents[1] / "refs" / "main").write_bytes(ref.encode("latin-1"))
     assert models.locate("me/tiny") is None
 
@@ -592,38 +592,38 @@ def test_a_hostile_ref_leads_nowhere(hub: LocalHub, ref: str) -> None:
 def test_a_pull_goes_on_where_it_stopped(hub: LocalHub) -> None:
     hub.breaks_after = 3
     with pytest.raises(SteadyError) as caught:
-        weights.pull("me/tiny", hub=hub)
+        weights.pull_model("me/tiny", hub=hub)
     assert caught.value.code == "model_missing"
     assert "connection reset" in caught.value.message
     assert "again" in caught.value.remedy
     assert models.locate("me/tiny") is None
     hub.breaks_after = None
-    weights.pull("me/tiny", hub=hub)
+    weights.pull_model("me/tiny", hub=hub)
     assert len(hub.fetched) == len(set(hub.fetched)) == 8
     assert models.locate("me/tiny") is not None
 
 
 def test_a_damaged_file_is_fetched_anew(hub: LocalHub) -> None:
-    folder = weights.pull("me/tiny", hub=hub)
+    folder = weights.pull_model("me/tiny", hub=hub)
     path = (folder / "vae/v.safetensors").resolve()
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    assert weights.verify("me/tiny").damaged == ("vae/v.safetensors",)
-    weights.pull("me/tiny", hub=hub)
+    assert weights.verify_model("me/tiny").damaged == ("vae/v.safetensors",)
+    weights.pull_model("me/tiny", hub=hub)
     assert hub.fetched.count("vae/v.safetensors") == 2
-    assert weights.verify("me/tiny").problems == ()
+    assert weights.verify_model("me/tiny").problems == ()
 
 
 def test_a_download_that_stays_damaged_is_said(hub: LocalHub) -> None:
     hub.spoils = "vae/v.safetensors"
     with pytest.raises(SteadyError) as caught:
-        weights.pull("me/tiny", hub=hub)
+        weights.pull_model("me/tiny", hub=hub)
     assert caught.value.code == "model_damaged"
     assert "vae/v.safetensors" in caught.value.message
 
 
 def test_no_room_is_said_before_anything_is_fetched(hub: LocalHub) -> None:
     hub.extra = [HubFile("big.safetensors", 10**15, "0" * 64, None)]
-    assert code_of(lambda: weights.pull("me/tiny", hub=hub)) == "disk_full"
+    assert code_of(lambda: weights.pull_model("me/tiny", hub=hub)) == "disk_full"
     assert hub.fetched == []
 
 
@@ -636,18 +636,18 @@ def test_a_hostile_listing_reaches_nothing_outside(hub: LocalHub, tmp_path: Path
     original = hub.files
     hub.download = LocalHub(hub.source, hub.cache).download  # type: ignore[method-assign]
     assert original("me/tiny", "main")[1][-1].path == str(victim)
-    weights.pull("me/tiny", hub=hub)
+    weights.pull_model("me/tiny", hub=hub)
     assert victim.read_text() == "{}"
 
 
 @pytest.mark.parametrize("name", ["nonsense", "a/b/c", "../up", "/abs/olute"])
 def test_only_hub_names_are_pulled(name: str, hub: LocalHub) -> None:
-    assert code_of(lambda: weights.pull(name, hub=hub)) == "model_missing"
+    assert code_of(lambda: weights.pull_model(name, hub=hub)) == "model_missing"
     assert hub.fetched == []
 
 
 def test_pulling_the_starter_needs_no_hub() -> None:
-    assert weights.pull(STARTER) == models.starter_folder()
+    assert weights.pull_model(STARTER) == models.starter_folder()
 
 
 # -- the real client against a hub of our own
@@ -770,7 +770,7 @@ def test_the_real_client_pulls_is_killed_and_goes_on(
     assert out.decode().strip() == str(models.locate("me/tiny")), err.decode()
     again = [line for line in hub_server.asked if line.startswith("GET /me/")]
     assert not [line for line in again if "x-1" in line], "what was whole came again"
-    assert weights.verify("me/tiny").problems == ()
+    assert weights.verify_model("me/tiny").problems == ()
     assert (home / "refs" / "main").read_text() == COMMIT
     fetched = [p.name for p in snapshot.rglob("*")]
     assert "README.md" not in fetched
@@ -793,56 +793,56 @@ def test_a_model_the_hub_does_not_know_is_said_in_words(hub_server: HubServer) -
 
 
 def test_every_spoiled_byte_is_found_by_the_manifest(hub: LocalHub) -> None:
-    folder = weights.pull("me/tiny", hub=hub)
+    folder = weights.pull_model("me/tiny", hub=hub)
     for path in sorted(json.loads((folder / "manifest.json").read_text())["files"]):
         blob = (folder / path).resolve()
         good = blob.read_bytes()
         for bad in (good[:-1] + bytes([good[-1] ^ 1]), good[:-1], good + b"x", b""):
             blob.write_bytes(bad)
-            report = weights.verify(folder)
+            report = weights.verify_model(folder)
             assert report.damaged == (path,)
             assert path in report.problems[0]
         blob.write_bytes(good)
     (folder / "vae/v.safetensors").unlink()
-    assert weights.verify(folder).problems == ("vae/v.safetensors is missing.",)
+    assert weights.verify_model(folder).problems == ("vae/v.safetensors is missing.",)
 
 
 def test_without_a_manifest_the_cache_names_are_the_check_sums(hub: LocalHub) -> None:
-    folder = weights.pull("me/tiny", hub=hub)
+    folder = weights.pull_model("me/tiny", hub=hub)
     (folder / "manifest.json").unlink()
-    report = weights.verify("me/tiny")
+    report = weights.verify_model("me/tiny")
     assert (report.by, report.files, report.problems) == ("hub cache", 8, ())
     blob = (folder / "model_index.json").resolve()
     blob.write_bytes(blob.read_bytes().replace(b"diffusers", b"confusers"))
-    assert weights.verify("me/tiny").damaged == ("model_index.json",)
+    assert weights.verify_model("me/tiny").damaged == ("model_index.json",)
 
 
 def test_a_store_that_models_share_is_verified_and_repaired(hub: LocalHub) -> None:
     hub.shares = True
-    folder = weights.pull("me/tiny", hub=hub)
+    folder = weights.pull_model("me/tiny", hub=hub)
     (folder / "manifest.json").unlink()
-    report = weights.verify("me/tiny")
+    report = weights.verify_model("me/tiny")
     assert (report.by, report.problems) == ("hub cache", ())
     path = (folder / "vae/v.safetensors").resolve()
     path.write_bytes(path.read_bytes()[:-1] + b"?")
-    assert weights.verify("me/tiny").damaged == ("vae/v.safetensors",)
-    weights.pull("me/tiny", hub=hub)
-    assert weights.verify("me/tiny").problems == ()
+    assert weights.verify_model("me/tiny").damaged == ("vae/v.safetensors",)
+    weights.pull_model("me/tiny", hub=hub)
+    assert weights.verify_model("me/tiny").problems == ()
 
 
 def test_of_a_bare_folder_the_outlines_are_checked(tiny: Path) -> None:
-    report = weights.verify("tiny", tiny.parent)
+    report = weights.verify_model("tiny", tiny.parent)
     assert (report.by, report.problems) == ("headers", ())
     path = tiny / "vae" / "v.safetensors"
     good = path.read_bytes()
     for bad in (good[:-1], good + b"x", b"", b"\xff" * 20, good[:6], struct.pack("<Q", 2) + b"[]"):
         path.write_bytes(bad)
-        assert weights.verify(tiny).damaged == ("vae/v.safetensors",)
-    assert code_of(lambda: weights.verify("me/nothing")) == "model_missing"
+        assert weights.verify_model(tiny).damaged == ("vae/v.safetensors",)
+    assert code_of(lambda: weights.verify_model("me/nothing")) == "model_missing"
 
 
 def test_the_shipped_model_is_whole() -> None:
-    assert weights.verify(STARTER).problems == ()
+    assert weights.verify_model(STARTER).problems == ()
 
 
 def test_models_are_listed_with_their_state(hub: LocalHub, root: Path) -> None:
@@ -851,7 +851,7 @@ def test_models_are_listed_with_their_state(hub: LocalHub, root: Path) -> None:
     assert before[STARTER].complete and before[STARTER].folder == models.starter_folder()
     assert before[ZIMAGE_TURBO].folder is None
     assert before[ZIMAGE_TURBO].bytes == 32_900_000_000
-    folder = weights.pull(hub=hub)
+    folder = weights.pull_model(hub=hub)
     kept = Kept()
     models.choose(config(root), kept, Probe("cuda:0"))
     after = {one.name: one for one in weights.listed(config(root), kept)}
@@ -883,10 +883,10 @@ def test_a_converted_model_is_smaller_whole_and_found(tiny: Path, tmp_path: Path
     (tiny / "profile.json").write_text('{"max_side": 512}')
     target = tmp_path / "half"
     told: list[tuple[int, int]] = []
-    assert weights.convert(str(tiny), target, progress=lambda *n: told.append(n)) == target
+    assert weights.convert_model(str(tiny), target, progress=lambda *n: told.append(n)) == target
     assert told[-1][0] == told[-1][1]
     assert models.locate(str(target)) == target
-    report = weights.verify(target)
+    report = weights.verify_model(target)
     assert (report.by, report.problems) == ("manifest", ())
     assert models.profile_of(str(target))["max_side"] == 512
     assert models.revision_of(target) == "unknown-bfloat16"
@@ -898,7 +898,7 @@ def test_a_converted_model_is_smaller_whole_and_found(tiny: Path, tmp_path: Path
             if dtype == "F32":
                 expected = ("BF16", shape, convert._halved(data))
             assert after[tensor] == expected
-        assert convert.size_of(tiny / f"{name}.safetensors") == (
+        assert convert.converted_size(tiny / f"{name}.safetensors") == (
             (target / f"{name}.safetensors").stat().st_size
         )
     assert not target.with_name("half.part").exists()
@@ -906,24 +906,24 @@ def test_a_converted_model_is_smaller_whole_and_found(tiny: Path, tmp_path: Path
 
 def test_converting_over_something_or_nothing_is_refused(tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "there").write_text("mine")
-    assert code_of(lambda: weights.convert(str(tiny), tmp_path / "there")) == "bad_request"
+    assert code_of(lambda: weights.convert_model(str(tiny), tmp_path / "there")) == "bad_request"
     assert (tmp_path / "there").read_text() == "mine"
-    assert code_of(lambda: weights.convert("me/nothing", tmp_path / "x")) == "model_missing"
+    assert code_of(lambda: weights.convert_model("me/nothing", tmp_path / "x")) == "model_missing"
 
 
 def test_a_conversion_that_was_cut_off_is_begun_anew(tiny: Path, tmp_path: Path) -> None:
     part = tmp_path / "half.part"
     part.mkdir()
     (part / "stale").write_text("stale")
-    target = weights.convert(str(tiny), tmp_path / "half")
+    target = weights.convert_model(str(tiny), tmp_path / "half")
     assert not (target / "stale").exists()
-    assert weights.verify(target).problems == ()
+    assert weights.verify_model(target).problems == ()
 
 
 def test_a_torn_weight_file_is_not_converted(tiny: Path, tmp_path: Path) -> None:
     path = tiny / "vae" / "v.safetensors"
     path.write_bytes(path.read_bytes()[:-8])
-    assert code_of(lambda: weights.convert(str(tiny), tmp_path / "half")) == "model_damaged"
+    assert code_of(lambda: weights.convert_model(str(tiny), tmp_path / "half")) == "model_damaged"
     assert not (tmp_path / "half").exists()
 
 

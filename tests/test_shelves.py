@@ -12,7 +12,7 @@ from inbox_child import TICKET
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.inbox import Claim, Inbox, submit
+from watcher.inbox import Claim, Inbox, drop_file
 
 CHILD = Path(__file__).with_name("inbox_child.py")
 OTHER = "22222222-2222-4333-8444-555555555555"
@@ -141,7 +141,7 @@ def test_a_failing_result_leaves_no_half_file(inbox: Inbox, folder: Path) -> Non
 
 def test_discarding(inbox: Inbox, folder: Path) -> None:
     put(folder, "cats.yaml", OTHER)
-    submit(folder, b"prompt: a fox", ".json", TICKET)
+    drop_file(folder, b"prompt: a fox", ".json", TICKET)
     (claim,) = inbox.scan()
     inbox.discard(claim.ticket)
     inbox.discard(claim.ticket)
@@ -196,7 +196,7 @@ def test_refused_names_that_are_taken_get_numbers(inbox: Inbox, folder: Path) ->
 
 def test_a_refused_file_moved_back_is_a_plain_new_file(inbox: Inbox, folder: Path) -> None:
     put(folder, "cats.yaml")
-    submit(folder, b"prompt: a fox", ".yaml", OTHER)
+    drop_file(folder, b"prompt: a fox", ".yaml", OTHER)
     (ours,) = inbox.scan()
     (other,) = [c for c in inbox.leftovers() if c.ticket == TICKET]
     back = [inbox.refuse(claim, {"code": "bad_yaml"}) for claim in (ours, other)]
@@ -270,14 +270,14 @@ def test_a_full_disk_costs_nothing(small_disk: Path) -> None:
             TICKET, "cats.csv", ".csv", day="20260101", result=[b"{}"], table=[b"row\n"],
             refused=[b"error\n"],
         ),
-        lambda: submit(small_disk, b"prompt: a fox", ".yaml", OTHER),
+        lambda: drop_file(small_disk, b"prompt: a fox", ".yaml", OTHER),
     ):  # fmt: skip
         with pytest.raises(SteadyError) as error:
             call()
         assert error.value.code == "disk_full"
     assert os.listdir(small_disk / ".tmp") == []
     hog.unlink()
-    assert submit(small_disk, b"prompt: a fox", ".yaml", OTHER).exists()
+    assert drop_file(small_disk, b"prompt: a fox", ".yaml", OTHER).exists()
     archive(inbox, "cats.csv")
     assert tree(small_disk) == DONE | {f"api-{OTHER}.yaml": "prompt: a fox"}
     assert claim.ticket == TICKET

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from watcher.errors import SteadyError
-from watcher.jobfile.strictjson import Document, read
+from watcher.jobfile.strictjson import JsonDocument, read_json
 
 TEXT = """{"a": 1,
  "jobs": [
@@ -36,11 +36,11 @@ TEXT = """{"a": 1,
 def test_a_value_has_a_line_and_a_column(
     path: tuple[str | int, ...], place: tuple[int, int]
 ) -> None:
-    assert Document(TEXT).place(path) == place
+    assert JsonDocument(TEXT).place(path) == place
 
 
 def test_places_may_be_asked_for_in_any_order() -> None:
-    document = Document(TEXT)
+    document = JsonDocument(TEXT)
     assert document.place(("last", 1)) == (7, 2)
     assert document.place(("a",)) == (1, 2)
 
@@ -66,11 +66,11 @@ def test_places_may_be_asked_for_in_any_order() -> None:
 def test_what_is_refused(text: str, code: str, line: int | None) -> None:
     begun = time.process_time()
     with pytest.raises(SteadyError) as caught:
-        read(text)
+        read_json(text)
     assert caught.value.code == code
     assert caught.value.problems[0].line == line
     assert time.process_time() - begun < 1
 
 
 def test_a_number_remembers_how_it_was_written() -> None:
-    assert [n.source for n in read("[1.50, 1e3]")] == ["1.50", "1e3"]
+    assert [n.source for n in read_json("[1.50, 1e3]")] == ["1.50", "1e3"]

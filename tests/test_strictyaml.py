@@ -7,11 +7,11 @@ import time
 import pytest
 
 from watcher.errors import SteadyError
-from watcher.jobfile.strictyaml import MAX_DEPTH, Number, read
+from watcher.jobfile.strictyaml import MAX_DEPTH, Number, read_yaml
 
 
 def value(text: str) -> object:
-    (document,) = read(text, text_keys={"prompt"}, text_lists={"jobs"})
+    (document,) = read_yaml(text, text_keys={"prompt"}, text_lists={"jobs"})
     return document.value
 
 
@@ -94,13 +94,13 @@ def test_comments_that_cut_nothing_off_are_comments(text: str) -> None:
 
 
 def test_a_comment_may_follow_where_the_caller_says_so() -> None:
-    (document,) = read("format: png # or webp", comment_keys={"format"})
+    (document,) = read_yaml("format: png # or webp", comment_keys={"format"})
     assert document.value == {"format": "png"}
 
 
 def test_every_key_and_item_has_a_place() -> None:
     text = "défaut: {width: 7}\njobs:\n  - prompt: x\n    seed: 1\n  - [2,\n     3]\n"
-    (document,) = read(text)
+    (document,) = read_yaml(text)
     assert document.place(("défaut", "width")) == (1, 10)
     assert document.place(("jobs", 0, "seed")) == (4, 5)
     assert document.place(("jobs", 1, 1)) == (6, 6)
@@ -109,7 +109,7 @@ def test_every_key_and_item_has_a_place() -> None:
 
 
 def test_documents_know_where_they_begin() -> None:
-    documents = read("a: 1\n---\nb: 2\n---\n")
+    documents = read_yaml("a: 1\n---\nb: 2\n---\n")
     assert [d.value for d in documents] == [{"a": 1}, {"b": 2}, None]
     assert documents[1].place(("b",)) == (3, 1)
 
@@ -153,7 +153,7 @@ BOMBS = {
 def test_bombs_are_refused_or_read_within_a_second(name: str) -> None:
     begun = time.process_time()
     try:
-        read(BOMBS[name])
+        read_yaml(BOMBS[name])
     except SteadyError as error:
         assert error.problems
     assert time.process_time() - begun < 1

@@ -11,21 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from watcher.errors import SteadyError
-from watcher.jobfile import Lines, Planned, Row, dump_refused, parse, read_lines
+from watcher.jobfile import PlannedJob, Row, RowIterator, dump_refused, parse, read_lines
 from watcher.jobs import Limits
 
 LIMITS = Limits()
 
 
-def rows(text: str | bytes, suffix: str = ".csv", **more: object) -> Lines:
+def rows(text: str | bytes, suffix: str = ".csv", **more: object) -> RowIterator:
     data = text if isinstance(text, bytes) else text.encode()
     return read_lines(io.BytesIO(data), suffix, LIMITS, **more)  # type: ignore[arg-type]
 
 
-def good(text: str | bytes, suffix: str = ".csv", **more: object) -> list[Planned]:
+def good(text: str | bytes, suffix: str = ".csv", **more: object) -> list[PlannedJob]:
     found = list(rows(text, suffix, **more))
     assert [r for r in found if isinstance(r, Row)] == []
-    return [r for r in found if isinstance(r, Planned)]
+    return [r for r in found if isinstance(r, PlannedJob)]
 
 
 def bad(text: str | bytes, suffix: str = ".csv") -> Row:
@@ -87,7 +87,7 @@ def test_blank_rows_count_and_are_skipped() -> None:
 
 def test_unknown_columns_go_to_metadata_and_may_be_used_in_texts() -> None:
     lines = rows("prompt,Artist,cfg,name\na {artist} {Artist} {nobody},me,7,{artist}_x\n")
-    (found,) = [p for p in lines if isinstance(p, Planned)]
+    (found,) = [p for p in lines if isinstance(p, PlannedJob)]
     assert found.request.prompt == "a me me {nobody}"
     assert found.request.metadata == {"Artist": "me", "cfg": "7"}
     assert found.stem == "me_x"
@@ -149,7 +149,7 @@ def test_a_row_that_is_torn_is_refused(line: str, word: str) -> None:
 
 def test_a_column_without_a_name_is_left_out_with_a_word() -> None:
     lines = rows(",prompt,,seed\n0,x,oops,1\n1,y,,2\n")
-    assert [p.request.seed for p in lines if isinstance(p, Planned)] == [1, 2]
+    assert [p.request.seed for p in lines if isinstance(p, PlannedJob)] == [1, 2]
     assert lines.warnings == [
         "Column 1 has no name and was left out.", "Column 3 has no name and was left out.",
     ]  # fmt: skip
@@ -184,7 +184,7 @@ def test_a_text_is_never_altered(text: str, suffix: str, prompts: list[str]) -> 
 def test_quotes_that_do_not_fit_refuse_their_row_alone(line: str) -> None:
     text = f'prompt,seed\na fox,1\n{line},2\n"an owl, a cat",3\n'
     found = list(rows(text))
-    assert [p.request.seed for p in found if isinstance(p, Planned)] == [1, 3]
+    assert [p.request.seed for p in found if isinstance(p, PlannedJob)] == [1, 3]
     (row,) = [r for r in found if isinstance(r, Row)]
     assert (row.number, row.line, row.problems[0].code) == (2, 3, "bad_csv")
     assert 'write ""' in str(row.problems[0].remedy)
@@ -278,7 +278,7 @@ def test_lines_of_json_are_mappings_or_prompts() -> None:
 )
 def test_a_bad_line_is_that_line_alone(line: str, code: str) -> None:
     found = list(rows(f'"a"\n{line}\n"b"\n', ".jsonl"))
-    assert [isinstance(r, Planned) for r in found] == [True, False, True]
+    assert [isinstance(r, PlannedJob) for r in found] == [True, False, True]
     assert isinstance(row := found[1], Row)
     assert (row.number, row.line, row.problems[0].line) == (2, 2, 2)
     assert code in [p.code for p in row.problems]
@@ -399,7 +399,7 @@ def test_whole_tables_under_skip_and_reject() -> None:
 def test_a_hundred_thousand_rows_pass_in_constant_memory() -> None:
     data = table(100_000)
     limits = Limits(max_lines=100_000)
-    count = sum(isinstance(r, Planned) for r in read_lines(io.BytesIO(data), ".csv", limits))
+    count = sum(isinstance(r, PlannedJob) for r in read_lines(io.BytesIO(data), ".csv", limits))
     assert count == 100_000 - 100_000 // 7
     lines = read_lines(io.BytesIO(table(4_000)), ".csv", limits)
     for _, _row in zip(range(1_000), lines, strict=False):

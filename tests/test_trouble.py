@@ -431,7 +431,7 @@ def test_a_clock_that_jumps_disturbs_nobody(make_root: Callable[..., Root], jump
     assert root.troubles() == set()  # a pulse from another time is no sign of life
     from watcher import live
 
-    assert not live.read(root.folder / ".steady")["alive"]
+    assert not live.read_pulse(root.folder / ".steady")["alive"]
     root.finish()
     assert faults(root.folder, expected=3) == []
 

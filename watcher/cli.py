@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 
 
-def version() -> str:
+def version_words() -> str:
     """The installed version, and where the code was loaded from."""
     try:
         number = metadata.version("steadydiffusion")
@@ -38,7 +38,7 @@ def version() -> str:
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(version())
+        print(version_words())
         raise typer.Exit
 
 

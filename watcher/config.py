@@ -38,7 +38,7 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * _SECONDS[match[2] or "s"]
 
 
-def bytes_of(text: str) -> int:
+def byte_count(text: str) -> int:
     """``500MB``, ``2GB`` or a plain number as bytes; ValueError otherwise."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text.upper())
     unit = match[2] if match else "?"
@@ -182,7 +182,7 @@ class Config(BaseSettings):
     @field_validator("min_free_disk", mode="before")
     @classmethod
     def _size(cls, value: Any) -> Any:
-        return bytes_of(value) if isinstance(value, str) else value
+        return byte_count(value) if isinstance(value, str) else value
 
     @classmethod
     @override
@@ -209,7 +209,7 @@ class Config(BaseSettings):
         right name.
         """
         root = Path(root).absolute()
-        values = _read(root / "config.yaml")
+        values = _config_file(root / "config.yaml")
         _refuse_unknown(values, "config.yaml")
         environment = {name for name in os.environ if name.startswith("STEADY_")} - _NOT_KEYS
         if "STEADY_DELIVERY" not in environment:  # what on_batch_done is told is no setting
@@ -251,7 +251,7 @@ class Config(BaseSettings):
         return Path(self.database_url.removeprefix("sqlite:///"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _config_file(path: Path) -> dict[str, Any]:
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -125,7 +125,7 @@ ERRORS: dict[str, ErrorKind] = {
 
 
 @dataclass(frozen=True)
-class Problem:
+class ValueFault:
     """One thing wrong with one value of a job file or body.
 
     ``pointer`` is a JSON pointer into the parsed body (``/jobs/6/width``), ``line`` and
@@ -178,7 +178,7 @@ class SteadyError(Exception):
         code: str,
         message: str = "",
         *,
-        problems: Sequence[Problem] = (),
+        problems: Sequence[ValueFault] = (),
         remedy: str = "",
     ) -> None:
         self.code = code

@@ -75,7 +75,7 @@ ImageFormat = Literal["png", "webp", "jpeg"]
 SUFFIXES: dict[str, str] = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 
 
-def _said(description: str) -> Any:
+def _optional(description: str) -> Any:
     """A field that may be left out; the words are the option's help and the API's description."""
     return Field(None, description=description)
 
@@ -95,32 +95,32 @@ class JobRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, validate_default=False)
 
     prompt: Annotated[str, Field(max_length=MAX_PROMPT)]
-    height: Annotated[int, Field(ge=16)] | None = _said("pixels, a multiple of 16")
-    width: Annotated[int, Field(ge=16)] | None = _said("pixels, a multiple of 16")
-    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = _said("steps")
-    guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = _said(
+    height: Annotated[int, Field(ge=16)] | None = _optional("pixels, a multiple of 16")
+    width: Annotated[int, Field(ge=16)] | None = _optional("pixels, a multiple of 16")
+    num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = _optional("steps")
+    guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = _optional(
         "no effect on Turbo models"
     )
-    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = _said(
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = _optional(
         "no effect on Turbo models"
     )
-    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = _said(
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = _optional(
         "the same seed gives the same picture"
     )
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = Field(
         1, description="so many pictures, with seeds s, s+1 and on"
     )
-    name: str | None = _said("the picture's name")
-    folder: str | None = _said("the picture's folder below outputs/")
-    format: ImageFormat | None = _said("of the file: png, webp or jpeg")
-    priority: Literal["interactive", "normal", "bulk"] | None = _said(
+    name: str | None = _optional("the picture's name")
+    folder: str | None = _optional("the picture's folder below outputs/")
+    format: ImageFormat | None = _optional("of the file: png, webp or jpeg")
+    priority: Literal["interactive", "normal", "bulk"] | None = _optional(
         "how soon: interactive, normal or bulk"
     )
     #: ISO 8601 as given; local time when it names no zone
-    not_before: str | None = _said("as in 2026-12-24T18:00")
-    label: Annotated[str, Field(max_length=500)] | None = _said("kept and given back")
-    metadata: dict[str, str | int | float | bool | None] | None = _said("kept and given back")
-    key: Annotated[str, Field(min_length=1, max_length=200)] | None = _said(
+    not_before: str | None = _optional("as in 2026-12-24T18:00")
+    label: Annotated[str, Field(max_length=500)] | None = _optional("kept and given back")
+    metadata: dict[str, str | int | float | bool | None] | None = _optional("kept and given back")
+    key: Annotated[str, Field(min_length=1, max_length=200)] | None = _optional(
         "asking again with this key is harmless"
     )
 
@@ -129,10 +129,10 @@ class JobRequest(BaseModel):
 def field_schemas() -> dict[str, dict[str, Any]]:
     """Each field of a request as JSON schema, without the null that means "not said"."""
     members = JobRequest.model_json_schema()["properties"]
-    return {name: _plain(member) for name, member in members.items()}
+    return {name: _without_null(member) for name, member in members.items()}
 
 
-def _plain(member: dict[str, Any]) -> dict[str, Any]:
+def _without_null(member: dict[str, Any]) -> dict[str, Any]:
     """``anyOf [x, null]`` as x."""
     choices = [c for c in member.get("anyOf", ()) if c.get("type") != "null"]
     kept = {k: v for k, v in member.items() if k not in ("anyOf", "title", "default")}

@@ -121,7 +121,7 @@ def _write_over(path: Path, data: bytes) -> None:
         os.close(file)
 
 
-def read(state: Path) -> dict[str, Any]:
+def read_pulse(state: Path) -> dict[str, Any]:
     """The last pulse, with ``alive`` added; ``{"alive": False}`` when there is none."""
     for _ in range(2):  # one that is being written over may be met half new
         try:

@@ -31,19 +31,19 @@ def note_places(config: Config) -> None:
     """Remember where this start looks, durably. Raises OSError."""
     known = _known(config)
     for key, path in _now(config).items():
-        here = _short(config, path)
+        here = _below_root(config, path)
         known[key] = [here, *(p for p in known.get(key, ()) if p != here)]
     if known != _known(config):
         data = json.dumps(known, indent=1).encode() + b"\n"
-        publish.replace(_file(config), data, temporary=config.state / ".places.tmp")
+        publish.replace(_places_file(config), data, temporary=config.state / ".places.tmp")
 
 
 def left_behind(config: Config) -> list[str]:
     """What of ours still lies where a setting led before, in words."""
-    return list(_left(config))
+    return list(_left_behind(config))
 
 
-def _left(config: Config) -> Iterator[str]:
+def _left_behind(config: Config) -> Iterator[str]:
     known = _known(config)
     for key, here in _now(config).items():
         for former in known.get(key, ()):
@@ -73,20 +73,20 @@ def _now(config: Config) -> dict[str, Path]:
     return places
 
 
-def _file(config: Config) -> Path:
+def _places_file(config: Config) -> Path:
     return config.state / "places.json"
 
 
 def _known(config: Config) -> dict[str, list[str]]:
     """By setting, the last place first."""
     try:
-        known = json.loads(_file(config).read_bytes())
+        known = json.loads(_places_file(config).read_bytes())
         return {str(key): [str(place) for place in places] for key, places in known.items()}
     except (OSError, ValueError, AttributeError, TypeError):
         return {}
 
 
-def _short(config: Config, path: Path) -> str:
+def _below_root(config: Config, path: Path) -> str:
     """Below the root without it: a root that is moved as a whole takes all of it along."""
     with contextlib.suppress(ValueError):
         return path.relative_to(config.root).as_posix()

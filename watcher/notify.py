@@ -149,8 +149,8 @@ class Notifier:
             "JOBS": batch.jobs,
             **{state.name: counts[state] for state in JobState if state.ended},
             "REFUSED_ROWS": batch.refused_rows,
-            "CREATED_AT": _iso(batch.created_at),
-            "ENDED_AT": _iso(ended),
+            "CREATED_AT": _iso_seconds(batch.created_at),
+            "ENDED_AT": _iso_seconds(ended),
             "SECONDS": max(0, ended - batch.created_at) // 1_000_000,
             "ROOT": self._root,
             "OUTPUTS": self._outputs,
@@ -178,5 +178,5 @@ class Notifier:
         }
 
 
-def _iso(moment: int) -> str:
+def _iso_seconds(moment: int) -> str:
     return datetime.datetime.fromtimestamp(moment / 1e6).astimezone().isoformat("T", "seconds")

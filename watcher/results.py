@@ -36,7 +36,7 @@ def result_json(
     head = {
         "ticket": batch.ticket,
         "file": batch.name,
-        "created_at": _iso(batch.created_at),
+        "created_at": iso_of(batch.created_at),
         "counts": {state.value: n for state, n in counts.items() if n},
         "warnings": list(batch.warnings),
     }
@@ -129,8 +129,8 @@ def result_csv(
         empty = [""] * (len(columns) - len(own))
         writer.writerow(map(guarded, [*told, *own[: len(columns)], *empty]))
         if out.tell() > _PIECE:
-            yield _taken(out)
-    yield _taken(out)
+            yield _drained(out)
+    yield _drained(out)
 
 
 def _said(job: Job, columns: Iterable[str]) -> list[Any]:
@@ -140,7 +140,7 @@ def _said(job: Job, columns: Iterable[str]) -> list[Any]:
     return [own.get(name, fields.get(name.strip().lower())) for name in columns]
 
 
-def _taken(out: io.StringIO) -> bytes:
+def _drained(out: io.StringIO) -> bytes:
     text = out.getvalue()
     out.seek(0)
     out.truncate()
@@ -152,5 +152,6 @@ def day_of(moment: int) -> str:
     return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%Y%m%d")
 
 
-def _iso(moment: int) -> str:
+def iso_of(moment: int) -> str:
+    """Local time of ``moment`` (microseconds UTC) in ISO 8601."""
     return datetime.datetime.fromtimestamp(moment / 1e6).astimezone().isoformat()

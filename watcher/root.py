@@ -257,7 +257,7 @@ class Turn:
                 if self.over:
                     break
                 if time.monotonic() >= deadline:
-                    raise SteadyError("already_running", _words(store.leader()))
+                    raise SteadyError("already_running", _leader_words(store.leader()))
                 now = time.monotonic()
                 if now - said >= _SAY_SECONDS:
                     if not said:
@@ -295,6 +295,6 @@ class Turn:
                 signal.signal(number, handler)
 
 
-def _words(leader: dict[str, Any]) -> str:
+def _leader_words(leader: dict[str, Any]) -> str:
     who = f" (process {leader['pid']} on {leader['host']})" if "pid" in leader else ""
     return f"Another watcher{who} already works on this record."

@@ -53,7 +53,7 @@ _BUSY_SECONDS = 1.0
 _OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
 
 
-def nothing(_step: str) -> None:
+def ignore_step(_step: str) -> None:
     """The checkpoint of everyday life."""
 
 
@@ -62,7 +62,7 @@ def run(
     *,
     once: bool = False,
     standby: bool = False,
-    checkpoint: Callable[[str], None] = nothing,
+    checkpoint: Callable[[str], None] = ignore_step,
     probe: models.Probe = models.probe_devices,
 ) -> int:
     """Be the watcher of ``config.root`` until SIGTERM or SIGINT; with ``once`` until all is done.
@@ -123,7 +123,7 @@ class Service:
         config: Config,
         store: JobStore,
         *,
-        checkpoint: Callable[[str], None] = nothing,
+        checkpoint: Callable[[str], None] = ignore_step,
         probe: models.Probe = models.probe_devices,
         executor: Executor | None = None,
     ) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher import inbox, jobfile
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import JobRequest, Limits
 from watcher.suffixes import FORMS, LINE_SUFFIXES, remedy_for, suffix_of
 from watcher.wildcards import Wildcards
@@ -36,11 +36,11 @@ class Plan:
     wrong with the first of them stands in ``refused``. ``warnings``: of the file and its jobs.
     """
 
-    requests: Sequence[jobfile.Planned]
+    requests: Sequence[jobfile.PlannedJob]
     count: int | None
     key: str | None
     warnings: tuple[str, ...]
-    refused: tuple[Problem, ...]
+    refused: tuple[ValueFault, ...]
     refused_rows: int = 0
     resume: bool = False
 
@@ -84,7 +84,7 @@ class Body:
         self, folder: Path, ticket: str, *, name: str = "", known: bool = False, resumes: str = ""
     ) -> None:
         """Put it into the inbox ``folder``; the arguments are those of :func:`inbox.submit`."""
-        inbox.submit(folder, self.data, self.suffix, ticket, known=known,
+        inbox.drop_file(folder, self.data, self.suffix, ticket, known=known,
                      resumes=resumes or None, name=name)  # fmt: skip
 
 
@@ -134,7 +134,7 @@ class Reader:
             wildcards=Wildcards(self.root),
         )  # fmt: skip
         if parsed.key is not None and not parsed.key.strip():
-            fault = Problem("out_of_range", "`key` is empty.", key="key", pointer="/key")
+            fault = ValueFault("out_of_range", "`key` is empty.", key="key", pointer="/key")
             raise SteadyError("out_of_range", problems=[fault])
         warnings = dict.fromkeys(parsed.warnings)
         for each in parsed.requests:
@@ -147,8 +147,8 @@ class Reader:
 
     def _of_rows(self, body: Body, head: int | None) -> Plan:
         rows = self._rows(body)
-        planned: list[jobfile.Planned] = []
-        refused: list[Problem] = []
+        planned: list[jobfile.PlannedJob] = []
+        refused: list[ValueFault] = []
         said: dict[str, None] = {}
         count = bad = 0
         for row in itertools.islice(rows, head):
@@ -169,7 +169,7 @@ class Reader:
             planned, None if head is not None else count, None, warnings, tuple(refused), bad
         )
 
-    def _rows(self, body: Body) -> jobfile.Lines:
+    def _rows(self, body: Body) -> jobfile.RowIterator:
         return jobfile.read_lines(
             io.BytesIO(body.data), body.suffix, self.limits, wildcards=Wildcards(self.root)
         )

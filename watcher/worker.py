@@ -308,7 +308,7 @@ def _load(order: Mapping[str, Any], sender: _Sender) -> Engine:
         )
         engine = _engine_class(order["engine"])(settings)
         info = engine.load()
-        sender.post({"type": "ready", "info": _as_dict(info)})
+        sender.post({"type": "ready", "info": _info_dict(info)})
         return engine
     except ModelMissing as error:
         code, message = "model_missing", str(error)
@@ -336,7 +336,7 @@ def _engine_class(name: str) -> Callable[[EngineSettings], Engine]:
     return found
 
 
-def _as_dict(info: EngineInfo) -> dict[str, Any]:
+def _info_dict(info: EngineInfo) -> dict[str, Any]:
     return {**vars(info), "versions": dict(info.versions), "details": dict(info.details)}
 
 
@@ -388,7 +388,7 @@ def _behave(parent: int | None) -> None:
     logging.basicConfig(level=logging.INFO, format="worker %(process)d: %(message)s")
 
 
-def serve(channel: socket.socket, shelf: _Shelf) -> NoReturn:
+def run_jobs(channel: socket.socket, shelf: _Shelf) -> NoReturn:
     """Load what the first message names, then run jobs until told to stop."""
     sender = _Sender(channel)
     reader = _Reader(channel, sender, shelf)
@@ -432,7 +432,7 @@ def main(arguments: list[str] | None = None) -> int:
     os.set_inheritable(options.fd, False)
     os.set_inheritable(options.shelf, False)
     _behave(options.parent)
-    serve(channel, _Shelf(options.shelf))
+    run_jobs(channel, _Shelf(options.shelf))
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from api.bodies import read
+from api.bodies import read_body
 from api.compat.calls import Call, Calls, Snapshot
-from api.compat.openai import bytes_of, fault, json_object, model_in_use
-from api.compat.txt2img import Asked, asked_of, check_model, words_of
+from api.compat.openai import fault, json_object, model_in_use, picture_bytes
+from api.compat.txt2img import Txt2ImgBody, check_model, txt2img_of, words_of
 from api.door import Door
 from watcher.errors import SteadyError
 from watcher.jobs import Card, Job, JobState
@@ -50,14 +50,14 @@ def routes(door: Door, calls: Calls) -> APIRouter:
     router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], include_in_schema=False)
     current = Current(door, calls)
     _making(router, door, calls)
-    _looking(router, door, current)
+    _state_routes(router, door, current)
     _stopping(router, current)
     for name, empty in _EMPTY.items():
-        _constant(router, name, empty)
+        _fixed_answer(router, name, empty)
     return router
 
 
-def _constant(router: APIRouter, name: str, value: Any) -> None:
+def _fixed_answer(router: APIRouter, name: str, value: Any) -> None:
     @router.get(f"/{name}")
     async def constant() -> Response:
         return JSONResponse(value)
@@ -67,7 +67,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
     @router.post("/txt2img")
     async def txt2img(request: Request) -> Response:
         """Answers when the pictures are there; what was interrupted gives fewer."""
-        raw = json_object(await read(request, "application/json"))
+        raw = json_object(await read_body(request, "application/json"))
         asked = await run_in_threadpool(_asked, raw)
         data = json.dumps(asked.fields).encode()
         call = await run_in_threadpool(calls.begin, Body(data, ".json", NAME))
@@ -76,18 +76,18 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
             return Response(status_code=499)  # nobody is there to read it
         return await run_in_threadpool(_answer, raw, asked, call, over)
 
-    def _asked(raw: dict[str, Any]) -> Asked:
-        return asked_of(raw, door.limits().usual, model_in_use(door))
+    def _asked(raw: dict[str, Any]) -> Txt2ImgBody:
+        return txt2img_of(raw, door.limits().usual, model_in_use(door))
 
-    def _answer(raw: dict[str, Any], asked: Asked, call: Call, over: Snapshot) -> Response:
+    def _answer(raw: dict[str, Any], asked: Txt2ImgBody, call: Call, over: Snapshot) -> Response:
         try:
             made = over.pictures()
         except SteadyError as error:
             if error.code != "cancelled":
                 raise
             made = []  # interrupted: the web UI answers with what there is
-        images = [base64.b64encode(bytes_of(door, job)).decode() for job in made]
-        warnings = _warnings(asked, call, over)
+        images = [base64.b64encode(picture_bytes(door, job)).decode() for job in made]
+        warnings = _all_warnings(asked, call, over)
         card = door.limits().usual
         info = info_of(made or over.jobs, asked, warnings, model_in_use(door), card)
         answer = {
@@ -101,11 +101,11 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
     @router.post("/png-info")
     async def png_info(request: Request) -> Response:
         """The settings a picture carries; an empty text when it carries none."""
-        raw = json_object(await read(request, "application/json"))
+        raw = json_object(await read_body(request, "application/json"))
         return JSONResponse(await run_in_threadpool(_settings_in, raw.get("image")))
 
 
-def _looking(router: APIRouter, door: Door, current: "Current") -> None:
+def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
     @router.get("/progress")
     def progress() -> Response:
         """Of the calls of this door that are waited for; exactly 0.0 when there is none."""
@@ -140,7 +140,7 @@ def _looking(router: APIRouter, door: Door, current: "Current") -> None:
     @router.post("/options")
     async def set_options(request: Request) -> Response:
         """Any options are taken and none changes anything; another model is refused."""
-        raw = json_object(await read(request, "application/json"))
+        raw = json_object(await read_body(request, "application/json"))
         check_model(raw, await run_in_threadpool(model_in_use, door))
         return JSONResponse(None)
 
@@ -248,7 +248,7 @@ class Current:
 # -- what comes out
 
 
-def _warnings(asked: Asked, call: Call, over: Snapshot) -> list[str]:
+def _all_warnings(asked: Txt2ImgBody, call: Call, over: Snapshot) -> list[str]:
     plan = call.submitted.plan
     found = [*asked.warnings, *(plan.warnings if plan else ())]
     found += [w for job in over.jobs for w in job.warnings]
@@ -259,7 +259,7 @@ def _warnings(asked: Asked, call: Call, over: Snapshot) -> list[str]:
 
 
 def info_of(
-    jobs: list[Job], asked: Asked, warnings: list[str], model: str, card: Card
+    jobs: list[Job], asked: Txt2ImgBody, warnings: list[str], model: str, card: Card
 ) -> dict[str, Any]:
     """What the web UI says of its pictures, with what was mapped in ``warnings``."""
     fields = asked.fields
@@ -328,10 +328,10 @@ def _settings_in(image: Any) -> dict[str, Any]:
         raise fault("out_of_range", "image", "is no whole PNG, WebP or JPEG") from None
     if text is None:
         return {"info": "", "items": {}, "parameters": {}}
-    return {"info": text, "items": {"parameters": text}, "parameters": _told(text)}
+    return {"info": text, "items": {"parameters": text}, "parameters": _parameters_told(text)}
 
 
-def _told(text: str) -> dict[str, Any]:
+def _parameters_told(text: str) -> dict[str, Any]:
     """The settings by the web UI's names."""
     request = request_of_parameters(text) or {}
     found = {

@@ -25,12 +25,12 @@ from PIL import Image, ImageDraw
 from starlette.responses import Response
 
 from api import dialects, images, links
-from api.bodies import KEY, read
+from api.bodies import KEY, read_body
 from api.compat.calls import Attempt, Call, Calls, Snapshot
 from api.door import Door
 from api.events import Feed, Stream
 from watcher import jobfile
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import MAX_STEPS, Job, JobState, Limits
 from watcher.pictures.recipe import model_name
 from watcher.submission import Body
@@ -44,7 +44,7 @@ _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class GenerationBody:
     """A generations body, read: the job, and how the caller wants the answer."""
 
     body: Body
@@ -64,10 +64,10 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
     @router.post("/images/generations")
     async def generations(request: Request, idempotency_key: KEY = None) -> Response:
         """Answers when the pictures are there, or with ``stream`` as they come."""
-        data = await read(request, "application/json")
+        data = await read_body(request, "application/json")
         raw = await run_in_threadpool(json_object, data)
         named, limits = await run_in_threadpool(lambda: (model_in_use(door), door.limits()))
-        asked = asked_of(raw, named, limits)
+        asked = generation_of(raw, named, limits)
         begin = functools.partial(
             calls.begin,
             asked.body,
@@ -90,7 +90,7 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
             return Response(status_code=499)  # nobody is there to read it
         return await run_in_threadpool(_answer, over, asked, call, base)
 
-    def _answer(over: Snapshot, asked: Asked, call: Call, base: str) -> Response:
+    def _answer(over: Snapshot, asked: GenerationBody, call: Call, base: str) -> Response:
         made = over.pictures()
         entries = [{form: _form(form, job, base) for form in asked.forms} for job in made]
         lost = len(over.jobs) - len(made)
@@ -103,7 +103,7 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
     def _form(form: str, job: Job, base: str) -> str:
         if form == "url":
             return links.url_of(job, base, token)
-        return base64.b64encode(bytes_of(door, job)).decode()
+        return base64.b64encode(picture_bytes(door, job)).decode()
 
     @router.get("/images/pictures/{file}")
     def picture(file: str, request: Request) -> Response:
@@ -124,7 +124,7 @@ class Streams:
         self._calls = calls
         self._feed = feed
 
-    async def events(self, call: Call, asked: Asked) -> AsyncIterator[bytes]:
+    async def events(self, call: Call, asked: GenerationBody) -> AsyncIterator[bytes]:
         """The stream of a call, to its last event; an error (also that the service stops) is one."""
         told: set[str] = set()
         partials: dict[str, int] = {}
@@ -149,10 +149,10 @@ class Streams:
             body = {"error": dialects.openai_error(error)}
             yield format_sse_event(data_str=json.dumps(body), event="error")
 
-    def _completed(self, job: Job, asked: Asked, call: Call) -> bytes:
+    def _completed(self, job: Job, asked: GenerationBody, call: Call) -> bytes:
         event = {
             "type": f"{_PREFIX}.completed",
-            "b64_json": base64.b64encode(bytes_of(self._door, job)).decode(),
+            "b64_json": base64.b64encode(picture_bytes(self._door, job)).decode(),
             "created_at": int(time.time()),
             **jobfile.look_of(job),
             "usage": jobfile.USAGE,
@@ -162,7 +162,7 @@ class Streams:
         }
         return format_sse_event(data_str=json.dumps(event), event=event["type"])
 
-    def _partial(self, job: Job, asked: Asked, sent: dict[str, int]) -> list[bytes]:
+    def _partial(self, job: Job, asked: GenerationBody, sent: dict[str, int]) -> list[bytes]:
         """A partial picture whenever another part of the steps is done."""
         step = json.loads(self._feed.steps.get(job.id, "null"))
         if step is None or step["attempt"] != job.attempt:
@@ -223,7 +223,7 @@ def json_object(data: bytes) -> dict[str, Any]:
     return value
 
 
-def asked_of(raw: Mapping[str, Any], model: str, limits: Limits) -> Asked:
+def generation_of(raw: Mapping[str, Any], model: str, limits: Limits) -> GenerationBody:
     """The body of ``images/generations``. Raises SteadyError for what only it has."""
     number = whole(raw, "n", 1, MAX_N) or 1
     whole(raw, "steps", 1, MAX_STEPS - 1)
@@ -242,7 +242,7 @@ def asked_of(raw: Mapping[str, Any], model: str, limits: Limits) -> Asked:
     if isinstance(named, str) and named and named != model:
         warnings += (f"model has no effect here: {model} makes the pictures.",)
     data = json.dumps(fields, sort_keys=True).encode()
-    return Asked(
+    return GenerationBody(
         body=Body(data, ".json", NAME),
         key=key,
         forms=_forms(raw.get("response_format"), named),
@@ -286,7 +286,7 @@ def choice(raw: Mapping[str, Any], name: str, *words: str) -> None:
 
 def fault(code: str, name: str, words: str) -> SteadyError:
     """A refusal of one parameter, by its name."""
-    return SteadyError(code, problems=[Problem(code, f"`{name}` {words}.", key=name)])
+    return SteadyError(code, problems=[ValueFault(code, f"`{name}` {words}.", key=name)])
 
 
 def in_their_words(error: SteadyError, raw: Mapping[str, Any]) -> SteadyError:
@@ -329,7 +329,7 @@ def _planned(call: Call) -> list[str]:
     return list(plan.warnings) if plan else []
 
 
-def bytes_of(door: Door, job: Job) -> bytes:
+def picture_bytes(door: Door, job: Job) -> bytes:
     """The picture's file. Raises SteadyError image_deleted, image_not_found."""
     images.check_ready(job)
     with os.fdopen(images.open_inside(door.outputs, job.path), "rb") as file:

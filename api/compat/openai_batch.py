@@ -20,7 +20,7 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response, StreamingResponse
 
 from api import dialects, links
-from api.bodies import KEY, media_type, read
+from api.bodies import KEY, media_type, read_body
 from api.compat.calls import Attempt, Calls
 from api.compat.openai import fault, json_object
 from api.compat.uploads import Shelf
@@ -51,12 +51,12 @@ def routes(door: Door, calls: Calls, token: str | None) -> APIRouter:
     router = APIRouter(prefix="/v1", tags=["openai"], include_in_schema=False)
     shelf = Shelf(door.config.state / "openai")
     results = Results(door, shelf, token)
-    _files(router, shelf, results, door)
+    _file_routes(router, shelf, results, door)
     _batches(router, shelf, results, door, calls)
     return router
 
 
-def _files(router: APIRouter, shelf: Shelf, results: "Results", door: Door) -> None:
+def _file_routes(router: APIRouter, shelf: Shelf, results: "Results", door: Door) -> None:
     @router.post("/files")
     async def upload(request: Request) -> Response:
         """The one route that reads multipart."""
@@ -71,7 +71,7 @@ def _files(router: APIRouter, shelf: Shelf, results: "Results", door: Door) -> N
             name = _NOT_IN_NAMES.sub("", file.filename or "")[:180] or "batch.jsonl"
             name = name.encode("utf-8", "replace").decode()
             note = await run_in_threadpool(shelf.keep, file.file, name)
-        return _json(note)
+        return _json_answer(note)
 
     def find(ident: str) -> dict[str, Any]:
         note = shelf.note(ident) if _FILE_ID.fullmatch(ident) else None
@@ -82,12 +82,12 @@ def _files(router: APIRouter, shelf: Shelf, results: "Results", door: Door) -> N
     @router.get("/files")
     def files(purpose: str | None = None, after: After = None, limit: Limit = 10_000) -> Response:
         notes = shelf.notes("file-") if purpose in (None, "batch") else []
-        return _page(notes, after, limit)
+        return _listing(notes, after, limit)
 
     @router.get("/files/{ident}")
     def file(ident: str, request: Request) -> Response:
         result = results.file(ident, links.base_of(door.config, request))
-        return _json(result or find(ident))
+        return _json_answer(result or find(ident))
 
     @router.get("/files/{ident}/content")
     def content(ident: str, request: Request) -> Response:
@@ -95,7 +95,7 @@ def _files(router: APIRouter, shelf: Shelf, results: "Results", door: Door) -> N
         lines = results.lines(ident, links.base_of(door.config, request))
         if lines is None:
             find(ident)
-            lines = _read(shelf.path(ident))
+            lines = _chunks_of(shelf.path(ident))
         return StreamingResponse(_blocks(lines), media_type="application/octet-stream")
 
     @router.delete("/files/{ident}")
@@ -103,20 +103,20 @@ def _files(router: APIRouter, shelf: Shelf, results: "Results", door: Door) -> N
         """Running batches are not touched: their lines are in the record."""
         find(ident)
         shelf.drop(ident)
-        return _json({"id": ident, "object": "file", "deleted": True})
+        return _json_answer({"id": ident, "object": "file", "deleted": True})
 
 
 def _batches(router: APIRouter, shelf: Shelf, results: "Results", door: Door, calls: Calls) -> None:
     @router.post("/batches")
     async def create(request: Request, idempotency_key: KEY = None) -> Response:
-        data = await read(request, "application/json")
+        data = await read_body(request, "application/json")
         attempt = Attempt.of(request.headers)
         ticket = await run_in_threadpool(_create, data, idempotency_key, attempt)
-        return _json(await run_in_threadpool(results.batch, ticket))
+        return _json_answer(await run_in_threadpool(results.batch, ticket))
 
     def _create(data: bytes, key: str | None, attempt: Attempt | None) -> str:
         raw = json_object(data)
-        note = _wanted(raw)
+        note = _batch_fields(raw)
         known = _FILE_ID.fullmatch(note["input_file_id"])
         upload = shelf.note(note["input_file_id"]) if known else None
         if upload is None:
@@ -150,21 +150,21 @@ def _batches(router: APIRouter, shelf: Shelf, results: "Results", door: Door, ca
             if door.store.batch(_ticket_of(note["id"])) is not None
         ]
         page = functools.partial(results.told, None)
-        return _page(notes, after, limit, page)
+        return _listing(notes, after, limit, page)
 
     @router.get("/batches/{ident}")
     def one(ident: str) -> Response:
-        return _json(results.batch(_ticket_of(ident)))
+        return _json_answer(results.batch(_ticket_of(ident)))
 
     @router.post("/batches/{ident}/cancel")
     def cancel(ident: str) -> Response:
         """Lines that have not started never will; the others' results can be fetched."""
         ticket = results.find(_ticket_of(ident)).ticket
         door.store.cancel_batch(ticket, now_us())
-        return _json(results.batch(ticket))
+        return _json_answer(results.batch(ticket))
 
 
-def _wanted(raw: Mapping[str, Any]) -> dict[str, Any]:
+def _batch_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     """What a client says with a batch. Raises SteadyError with the parameter."""
     ident, endpoint = raw.get("input_file_id"), raw.get("endpoint")
     window, metadata = raw.get("completion_window", "24h"), raw.get("metadata")
@@ -340,7 +340,7 @@ def _blocks(lines: Iterator[bytes]) -> Iterator[bytes]:
     yield bytes(block)
 
 
-def _read(path: Path) -> Iterator[bytes]:
+def _chunks_of(path: Path) -> Iterator[bytes]:
     try:
         file = path.open("rb")
     except OSError:
@@ -350,7 +350,7 @@ def _read(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def _page(
+def _listing(
     notes: list[dict[str, Any]],
     after: str | None,
     limit: int,
@@ -359,7 +359,7 @@ def _page(
     ids = [note["id"] for note in notes]
     begin = ids.index(after) + 1 if after in ids else 0
     page = [told(note) for note in notes[begin : begin + limit]]
-    return _json(
+    return _json_answer(
         {
             "object": "list",
             "data": page,
@@ -370,7 +370,7 @@ def _page(
     )
 
 
-def _json(body: Mapping[str, Any]) -> Response:
+def _json_answer(body: Mapping[str, Any]) -> Response:
     # in ASCII: metadata may hold half a character, which UTF-8 cannot say
     headers = {dialects.REQUEST_ID: dialects.new_request_id()}
     return Response(json.dumps(body), headers=headers, media_type="application/json")

@@ -59,7 +59,7 @@ _NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>\n]{1,200}>")
 
 
 @dataclass(frozen=True)
-class Asked:
+class Txt2ImgBody:
     """A txt2img body, read: our fields, and what of it was changed or has no effect."""
 
     fields: dict[str, Any]
@@ -67,24 +67,26 @@ class Asked:
     send_images: bool
 
 
-def asked_of(raw: Mapping[str, Any], card: Card, model: str) -> Asked:
+def txt2img_of(raw: Mapping[str, Any], card: Card, model: str) -> Txt2ImgBody:
     """A txt2img body as our fields. Raises SteadyError naming the field that cannot be used."""
     raw = {name: value if name in _TEXTS else _plain(value) for name, value in raw.items()}
     for name in _REFUSED:
         if raw.get(name):
             raise fault("out_of_range", name, "is not supported: leave it out")
     warnings: list[str] = []
-    fields: dict[str, Any] = {"prompt": _without_networks(_text(raw, "prompt") or "", warnings)}
-    negative = _text(raw, "negative_prompt")
+    fields: dict[str, Any] = {
+        "prompt": _without_networks(_text_field(raw, "prompt") or "", warnings)
+    }
+    negative = _text_field(raw, "negative_prompt")
     if negative and negative.strip():
         fields["negative_prompt"] = negative
-    _size(raw, card, fields, warnings)
+    _sides(raw, card, fields, warnings)
     _steps(raw, card, fields, warnings)
-    _guidance(raw, card, fields, warnings)
-    count = (_whole(raw, "batch_size") or 1) * (_whole(raw, "n_iter") or 1)
+    _take_guidance(raw, card, fields, warnings)
+    count = (_whole_field(raw, "batch_size") or 1) * (_whole_field(raw, "n_iter") or 1)
     if not 1 <= count <= MAX_IMAGES:
         raise fault("out_of_range", "batch_size", f"times `n_iter` must be 1..{MAX_IMAGES}")
-    seed = _whole(raw, "seed")
+    seed = _whole_field(raw, "seed")
     # Chosen here, so that the pictures of one call have seeds that follow each other.
     fields |= {"seed": secrets.randbelow(2**32) if seed in (None, -1) else seed, "count": count}
     settings = raw.get("override_settings")
@@ -97,14 +99,16 @@ def asked_of(raw: Mapping[str, Any], card: Card, model: str) -> Asked:
     ours = " ".join(words_of(card))
     known = {"", "automatic", ours.lower(), *ours.lower().split(" ")}
     for name in ("sampler_name", "sampler_index", "scheduler"):
-        said = _text(raw, name) or ""
+        said = _text_field(raw, name) or ""
         if said.lower() not in known:
             warnings.append(f"{name}: {ours} is used instead of {said[:60]!r}.")
     for name, value in ({**raw, "override_settings": settings or {}}).items():
         usual = (None, *_IDLE.get(name, ()))
         if name not in _READ and name not in _SILENT and value not in usual:
             warnings.append(f"{str(name)[:60]} has no effect here.")
-    return Asked(fields, tuple(dict.fromkeys(warnings))[:30], raw.get("send_images") is not False)
+    return Txt2ImgBody(
+        fields, tuple(dict.fromkeys(warnings))[:30], raw.get("send_images") is not False
+    )
 
 
 def words_of(card: Card) -> tuple[str, str]:
@@ -112,10 +116,10 @@ def words_of(card: Card) -> tuple[str, str]:
     return card.sampler or AUTOMATIC, card.schedule or AUTOMATIC
 
 
-def _size(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
+def _sides(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
     sides = {}
     for name in ("width", "height"):
-        side = _whole(raw, name)
+        side = _whole_field(raw, name)
         if side is None or side == 0:
             side = getattr(card, f"default_{name}")
         low = -(-card.min_side // _MULTIPLE) * _MULTIPLE
@@ -136,7 +140,7 @@ def _size(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: 
 
 def _steps(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
     """Forwards, as the web UI counts them. A distilled model gains nothing from more of them."""
-    asked = _whole(raw, "steps")
+    asked = _whole_field(raw, "steps")
     usual = card.forwards(card.default_steps)
     if asked is None or asked <= 0:
         asked = usual
@@ -147,7 +151,7 @@ def _steps(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings:
     fields["num_inference_steps"] = card.steps(steps)
 
 
-def _guidance(
+def _take_guidance(
     raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]
 ) -> None:
     """What CFG scale is no guidance at all depends on the model."""
@@ -181,7 +185,7 @@ def _without_networks(prompt: str, warnings: list[str]) -> str:
     return _NETWORK.sub("", prompt)
 
 
-def _whole(raw: Mapping[str, Any], name: str) -> int | None:
+def _whole_field(raw: Mapping[str, Any], name: str) -> int | None:
     value = raw.get(name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # JavaScript and pydantic make no difference either
@@ -192,7 +196,7 @@ def _whole(raw: Mapping[str, Any], name: str) -> int | None:
     return value
 
 
-def _text(raw: Mapping[str, Any], name: str) -> str | None:
+def _text_field(raw: Mapping[str, Any], name: str) -> str | None:
     value = raw.get(name)
     if value is not None and not isinstance(value, str):
         raise fault("wrong_type", name, "must be a text")

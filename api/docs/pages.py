@@ -20,7 +20,7 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
 
     @router.get("/docs")
     def docs() -> Response:
-        return HTMLResponse("".join(_page(openapi())))
+        return HTMLResponse("".join(_body_of(openapi())))
 
     @router.get("/")
     def start() -> Response:
@@ -29,18 +29,18 @@ def routes(openapi: Callable[[], dict[str, Any]]) -> APIRouter:
     return router
 
 
-def _text(value: Any) -> str:
+def _escaped(value: Any) -> str:
     return html.escape(str(value))
 
 
-def _page(document: dict[str, Any]) -> Iterator[str]:
+def _body_of(document: dict[str, Any]) -> Iterator[str]:
     yield (
         '<!doctype html><html lang="en"><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width"><title>SteadyDiffusion: the API</title>'
         '<link rel="stylesheet" href="/static/docs.css"><main><h1>SteadyDiffusion: the API</h1>'
     )
     for part in document["info"]["description"].split("\n\n"):
-        yield f"<p>{_text(part)}</p>"
+        yield f"<p>{_escaped(part)}</p>"
     yield '<p><a href="/openapi.json">openapi.json</a></p><h2>Addresses</h2>'
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
@@ -48,34 +48,34 @@ def _page(document: dict[str, Any]) -> Iterator[str]:
     yield "<h2>What a job may say</h2><dl>"
     for name, field in document["components"]["schemas"]["JobRequest"]["properties"].items():
         rules = {k: v for k, v in field.items() if k not in ("title", "description")}
-        yield f"<dt><code>{_text(name)}</code></dt><dd>{_text(json.dumps(rules))}</dd>"
+        yield f"<dt><code>{_escaped(name)}</code></dt><dd>{_escaped(json.dumps(rules))}</dd>"
     yield "</dl><h2>Errors</h2><dl>"
     for code, kind in ERRORS.items():
         yield (
-            f'<dt id="{_text(code)}"><code>{_text(code)}</code> {kind.status}</dt>'
-            f"<dd>{_text(kind.what)} {_text(kind.do)}</dd>"
+            f'<dt id="{_escaped(code)}"><code>{_escaped(code)}</code> {kind.status}</dt>'
+            f"<dd>{_escaped(kind.what)} {_escaped(kind.do)}</dd>"
         )
     yield "</dl></main></html>"
 
 
 def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
     yield (
-        f'<details id="{_text(operation["operationId"])}"><summary><b>{method}</b> '
-        f"<code>{_text(path)}</code> {_text(operation.get('summary', ''))}</summary>"
-        f"<p>{_text(operation.get('description', ''))}</p>"
+        f'<details id="{_escaped(operation["operationId"])}"><summary><b>{method}</b> '
+        f"<code>{_escaped(path)}</code> {_escaped(operation.get('summary', ''))}</summary>"
+        f"<p>{_escaped(operation.get('description', ''))}</p>"
     )
     if operation.get("parameters"):
         yield "<dl>"
         for parameter in operation["parameters"]:
             yield (
-                f"<dt><code>{_text(parameter['name'])}</code> in {_text(parameter['in'])}</dt>"
-                f"<dd>{_text(parameter.get('description', ''))}</dd>"
+                f"<dt><code>{_escaped(parameter['name'])}</code> in {_escaped(parameter['in'])}</dt>"
+                f"<dd>{_escaped(parameter.get('description', ''))}</dd>"
             )
         yield "</dl>"
     for media, body in operation.get("requestBody", {}).get("content", {}).items():
         example = body.get("example") or [e["value"] for e in body.get("examples", {}).values()]
         if example:
-            yield f"<p>Body: {_text(media)}</p><pre>{_text(_pretty(example))}</pre>"
+            yield f"<p>Body: {_escaped(media)}</p><pre>{_escaped(_pretty(example))}</pre>"
     yield "<ul>"
     for status, answer in operation["responses"].items():
         codes = [
@@ -84,8 +84,8 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[st
             for code in body.get("examples", {})
             if code in ERRORS
         ]
-        links = " ".join(f'<a href="#{_text(c)}">{_text(c)}</a>' for c in codes)
-        yield f"<li>{_text(status)} {links or _text(answer.get('description', ''))}</li>"
+        links = " ".join(f'<a href="#{_escaped(c)}">{_escaped(c)}</a>' for c in codes)
+        yield f"<li>{_escaped(status)} {links or _escaped(answer.get('description', ''))}</li>"
     yield "</ul></details>"
 
 

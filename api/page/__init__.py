@@ -23,13 +23,13 @@ from starlette.types import Scope
 from typing_extensions import override
 
 from api.door import Door, Kept
-from api.health import unready, version
+from api.health import installed_version, unready
 from api.page import paint
 from api.page.album import again_of, curl_of, smaller_size, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
-from api.page.needs import Attention, attention, reason_of
+from api.page.needs import Needs, attention, reason_of
 from api.page.paint import Painter
-from api.paging import cursor_of, moment_of, plain, seq_of
+from api.paging import cursor_of, moment_bound, seq_of, without_nul
 from api.views import Views
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Card, Job, JobState
@@ -74,7 +74,7 @@ class Pages:
         self._store = door.store
         self._views = views
         self._paint = painter
-        self._version = version()
+        self._version = installed_version()
         self._hours = Kept(
             lambda: self._store.hours(hour_of(now_us()) - (_HOURS - 1) * HOUR), _HOURS_SECONDS
         )
@@ -91,7 +91,7 @@ class Pages:
         running = self.running() if here == "now" else []
         if running and running[0].step is not None:
             head.insert(0, f"{running[0].percent}%")
-        words = " · ".join(head) or paint.plain(title, 80)
+        words = " · ".join(head) or paint.one_line(title, 80)
         return {
             "here": here,
             "title": f"{words} — SteadyDiffusion" if words else "SteadyDiffusion",
@@ -123,18 +123,18 @@ class Pages:
 
     # -- what runs
 
-    def running(self) -> "list[Running]":
+    def running(self) -> "list[RunningRow]":
         """The jobs that were handed out, those with steps first."""
         found = [self._running(job) for job in self._store.generating()[:16]]
         return sorted(found, key=lambda r: r.step is None)
 
-    def _running(self, job: Job) -> "Running":
+    def _running(self, job: Job) -> "RunningRow":
         entry = self._door.running(job.id)
         if entry is not None and entry.get("attempt") != job.attempt:
             entry = None
         steps = job.forwards
         sibling = self._store.sibling(job)
-        return Running(
+        return RunningRow(
             job=job,
             step=int(entry["step"]) if entry else None,
             steps=max(1, int(entry["steps"])) if entry else steps,
@@ -179,7 +179,7 @@ class Pages:
         job = self._store.job(origin) if origin else None
         return {} if job is None else again_of(job.request)
 
-    def _smaller(self, found: Attention) -> dict[str, tuple[int, int]]:
+    def _smaller(self, found: Needs) -> dict[str, tuple[int, int]]:
         """For jobs that did not fit: the size that may."""
         card = self._door.limits().usual
         sizes = {
@@ -262,7 +262,7 @@ class Pages:
         )
 
     def _title(self, job: Job) -> str:
-        return paint.plain(job.request.prompt, 60) or job.image_name
+        return paint.one_line(job.request.prompt, 60) or job.image_name
 
     def batch(self, ticket: str, after: int) -> Response:
         """One file or body: how far it is, its pictures in order, what failed and why."""
@@ -368,7 +368,7 @@ class Pages:
 
 
 @dataclass(frozen=True)
-class Running:
+class RunningRow:
     """A job that was handed out. ``step`` None: no word of it yet."""
 
     job: Job
@@ -400,10 +400,10 @@ class Chosen:
         return JobFilter(
             state=JobState(state) if state and state != "completed" else None,
             pictured=state in ("", "completed"),
-            text=plain(self.text.strip()) or None,
-            since=moment_of("day", self.day) if self.day else None,
-            until=moment_of("day", self.day, end=True) if self.day else None,
-            ticket=plain(self.batch) or None,
+            text=without_nul(self.text.strip()) or None,
+            since=moment_bound("day", self.day) if self.day else None,
+            until=moment_bound("day", self.day, end=True) if self.day else None,
+            ticket=without_nul(self.batch) or None,
         )
 
     @property

@@ -20,7 +20,7 @@ from api.door import Door, is_uuid
 from api.errors import documented
 from api.submit import Submissions
 from api.views import Views
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import Card, JobRequest, JobState
 from watcher.pictures import recipe
 from watcher.submission import Body
@@ -87,7 +87,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         if smaller:
             half = smaller_size(job.request, door.limits().usual)
             if half is None:
-                fault = Problem("out_of_range", "It cannot be made smaller.")
+                fault = ValueFault("out_of_range", "It cannot be made smaller.")
                 raise SteadyError("out_of_range", problems=[fault])
             request |= {"width": half[0], "height": half[1]}
         name = _NUMBER.sub("", job.image_name) or "again"

@@ -15,12 +15,12 @@ from pydantic import ValidationError
 from starlette.responses import Response
 
 from api import models
-from api.bodies import json_body, read
+from api.bodies import json_body, read_body
 from api.door import Door
 from api.errors import documented
 from api.health import pulse_troubles
 from api.views import Views
-from watcher.errors import ERRORS, Problem, SteadyError
+from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.jobs import Batch, Job, JobState
 from watcher.store import JobFilter
 
@@ -31,7 +31,7 @@ _KEPT = 1000  #: single dismissals remembered; older ones fall to the mark for a
 
 
 @dataclass(frozen=True)
-class Reason:
+class FailureGroup:
     """Failed jobs that share one reason."""
 
     code: str
@@ -41,7 +41,7 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Attention:
+class Needs:
     """What a person should look at. ``more``: there are further failed jobs."""
 
     failed: tuple[Job, ...]
@@ -51,7 +51,7 @@ class Attention:
     notices: tuple[str, ...]
 
     @property
-    def reasons(self) -> list[Reason]:
+    def reasons(self) -> list[FailureGroup]:
         """The failed jobs by what went wrong, the latest first."""
         groups: dict[str, list[Job]] = {}
         for job in self.failed:
@@ -59,13 +59,13 @@ class Attention:
         return [reason_of(code, jobs) for code, jobs in groups.items()]
 
 
-def reason_of(code: str, jobs: list[Job]) -> Reason:
+def reason_of(code: str, jobs: list[Job]) -> FailureGroup:
     """In the registry's words; a job's own words stay with it."""
     kind = ERRORS[code if code in ERRORS else "internal"]
-    return Reason(code, kind.what, kind.do, tuple(jobs))
+    return FailureGroup(code, kind.what, kind.do, tuple(jobs))
 
 
-def attention(door: Door) -> Attention:
+def attention(door: Door) -> Needs:
     """Everything not yet dismissed."""
     seen = door.store.get(_KEY) or {}
     jobs = door.store.jobs(JobFilter(state=JobState.FAILED), limit=_SHOWN + 1)
@@ -74,7 +74,7 @@ def attention(door: Door) -> Attention:
     gone = set(seen.get("batches", ()))
     refused = [b for b in door.store.refused(_FILES) if b.ticket not in gone]
     pulse = door.pulse()
-    return Attention(
+    return Needs(
         failed=tuple(failed[:_SHOWN]),
         more=len(failed) > _SHOWN,
         refused=tuple(refused),
@@ -143,7 +143,7 @@ def routes(door: Door, views: Views) -> APIRouter:
     )
     async def dismiss_some(request: Request) -> Response:
         """Nothing is deleted. A job that fails again is told again."""
-        what = _read(await read(request, "application/json"))
+        what = _dismiss_body(await read_body(request, "application/json"))
         return await run_in_threadpool(_dismiss, what)
 
     def _dismiss(what: models.Dismiss) -> Response:
@@ -153,7 +153,7 @@ def routes(door: Door, views: Views) -> APIRouter:
     return router
 
 
-def _read(data: bytes) -> models.Dismiss:
+def _dismiss_body(data: bytes) -> models.Dismiss:
     try:
         return models.Dismiss.model_validate_json(data)
     except ValidationError as error:
@@ -161,7 +161,7 @@ def _read(data: bytes) -> models.Dismiss:
         code = {"extra_forbidden": "unknown_field", "json_invalid": "bad_json"}.get(
             fault["type"], "wrong_type"
         )
-        problem = Problem(
+        problem = ValueFault(
             code, f"{fault['msg']}.", key=str(fault["loc"][-1]) if fault["loc"] else None
         )
         raise SteadyError(code, problems=[problem]) from None

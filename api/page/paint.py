@@ -51,7 +51,7 @@ def local(us: int | None) -> datetime.datetime | None:
     return None if us is None else datetime.datetime.fromtimestamp(us // 1_000_000)
 
 
-def day_of(us: int, today: datetime.date | None = None) -> str:
+def day_words(us: int, today: datetime.date | None = None) -> str:
     """``Today``, ``Yesterday`` or ``Saturday, 21 November 2026``."""
     day = datetime.datetime.fromtimestamp(us // 1_000_000).date()
     distance = ((today or datetime.date.today()) - day).days
@@ -132,7 +132,7 @@ def count(value: int, one: str, many: str = "") -> str:
     return f"{value:,} {one if value == 1 else many or one + 's'}"
 
 
-def plain(text: str, most: int = 200) -> str:
+def one_line(text: str, most: int = 200) -> str:
     """``text`` for a title or a picture's description: one line, nothing that steers, cut."""
     line = " ".join(_STEERING.sub(" ", text).split())
     return line if len(line) <= most else line[: most - 1].rstrip() + "…"
@@ -171,10 +171,10 @@ def _compiled() -> jinja2.Environment:
     )
     templates.filters |= {
         "count": count,
-        "day": day_of,
+        "day": day_words,
         "left": left,
         "number": number,
-        "plain": plain,
+        "plain": one_line,
         "size": size,
         "span": span,
         "stamp": stamp,

@@ -94,7 +94,7 @@ def status(
     if desk.has_record():
         with desk.record() as store:
             with contextlib.suppress(_NotRecorded):
-                found = find(store, job)
+                found = find_job(store, job)
                 batch = store.batch(found.ticket) if found.index == 0 else None
                 seen, words = (
                     job_json(found, desk.config, pulse),
@@ -249,7 +249,7 @@ class _NotRecorded(SteadyError):
     """No row of the record has this id; its file may still wait in the inbox."""
 
 
-def find(store: "JobStore", text: str) -> Job:
+def find_job(store: "JobStore", text: str) -> Job:
     """The job with this id, this unique beginning of an id, or this image name.
 
     Raises SteadyError ``job_not_found``, or ``bad_request`` when several ids begin so.
@@ -274,7 +274,7 @@ def ticket_of(store: "JobStore", text: str) -> str:
     if store.batch(text):
         return text
     try:
-        return find(store, text).ticket
+        return find_job(store, text).ticket
     except _NotRecorded:
         raise SteadyError("batch_not_found", f"There is no batch {text}.") from None
 
@@ -297,7 +297,7 @@ def _each(desk: Desk, ids: list[str], change: Any) -> int:
 def _cancel_one(desk: Desk, store: "JobStore", one: str) -> None:
     now = now_us()
     try:
-        job = store.cancel(find(store, one).id, now)
+        job = store.cancel(find_job(store, one).id, now)
     except _NotRecorded:
         _cancel_unread(desk, store, one)
         return
@@ -331,7 +331,7 @@ def _waiting_file(desk: Desk, ticket: str) -> Path | None:
 
 
 def _retry_one(desk: Desk, store: "JobStore", one: str) -> None:
-    job = store.retry(find(store, one).id, now_us())
+    job = store.retry(find_job(store, one).id, now_us())
     desk.answer({"id": job.id, "state": str(job.state)}, f"{job.id} queued again")
 
 

@@ -7,7 +7,7 @@ import contextlib
 import shutil
 import sys
 
-from watcher.commands.desk import Desk, one_line
+from watcher.commands.desk import Desk, fitted_line
 
 _MARKS = 20
 _START_OF_LINE = "\r\x1b[K"
@@ -34,7 +34,9 @@ class Bar:
             return
         marks = round(_MARKS * min(1.0, max(0.0, share)))
         width = shutil.get_terminal_size((80, 24)).columns
-        line = one_line(f"{self._full * marks}{self._empty * (_MARKS - marks)}  {words}", width - 1)
+        line = fitted_line(
+            f"{self._full * marks}{self._empty * (_MARKS - marks)}  {words}", width - 1
+        )
         self._write(_START_OF_LINE + line)
         self._drawn = True
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.log import harmless
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ class Desk:
         from watcher import live
 
         if self.config.database_path is not None:
-            return live.read(self.config.state)
+            return live.read_pulse(self.config.state)
         try:
             with self.record() as store:
                 return live.seen(store)
@@ -122,7 +122,7 @@ class Desk:
         if self.as_json:
             print(json.dumps({"error": error.as_dict()}, default=str), flush=True)
         else:
-            print(harmless_lines(in_words(error)), file=sys.stderr, flush=True)
+            print(harmless_lines(error_text(error)), file=sys.stderr, flush=True)
 
 
 def harmless_lines(text: str) -> str:
@@ -130,7 +130,7 @@ def harmless_lines(text: str) -> str:
     return "\n".join(harmless(line) for line in text.split("\n"))
 
 
-def one_line(text: str, width: int) -> str:
+def fitted_line(text: str, width: int) -> str:
     """``text`` on one line of at most ``width`` characters, control characters shown."""
     line = harmless(" ".join(text.split()))
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
@@ -147,22 +147,22 @@ def in_time(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
 
 
-def in_words(error: SteadyError) -> str:
+def error_text(error: SteadyError) -> str:
     """An error for people: what happened, each single fault with its place, what to do; once."""
-    faults = [one_line(_fault(problem), 1000) for problem in error.problems[:_MOST_FAULTS]]
+    faults = [fitted_line(_fault(problem), 1000) for problem in error.problems[:_MOST_FAULTS]]
     if len(error.problems) == 1 and error.message.endswith(error.problems[0].message):
         lines = [f"steady: {faults[0]}"]
     else:
-        lines = [f"steady: {one_line(error.message, 500)}", *(f"  {fault}" for fault in faults)]
+        lines = [f"steady: {fitted_line(error.message, 500)}", *(f"  {fault}" for fault in faults)]
     if len(error.problems) > _MOST_FAULTS:
         lines.append(f"  and {len(error.problems) - _MOST_FAULTS} more")
     told = [p.remedy or (error.kind.do if p.allowed else None) for p in error.problems]
     if error.remedy not in told:
-        lines.append("  " + one_line(error.remedy, 500))
+        lines.append("  " + fitted_line(error.remedy, 500))
     return "\n".join(lines)
 
 
-def _fault(problem: Problem) -> str:
+def _fault(problem: ValueFault) -> str:
     places = [
         problem.file,
         f"row {problem.row}" if problem.row else None,
@@ -197,7 +197,7 @@ def command(
         def run(**given: Any) -> None:
             context: typer.Context = given.pop("context")
             desk = _desk(context, given.pop("root"), given.pop("as_json"), given.pop("quiet"))
-            raise typer.Exit(_guarded(desk, functools.partial(function, desk, **given)))
+            raise typer.Exit(_run_guarded(desk, functools.partial(function, desk, **given)))
 
         def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
             kind = inspect.Parameter.KEYWORD_ONLY
@@ -230,7 +230,7 @@ def _desk(context: typer.Context, root: Path | None, as_json: bool, quiet: bool)
     )
 
 
-def _guarded(desk: Desk, call: Callable[[], int | None]) -> int:
+def _run_guarded(desk: Desk, call: Callable[[], int | None]) -> int:
     try:
         return call() or 0
     except SteadyError as error:

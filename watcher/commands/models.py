@@ -37,10 +37,10 @@ def pull(desk: Desk, name: Name = None) -> None:
     from watcher import models
     from watcher.models import weights
 
-    name = name or _named(desk)
+    name = name or _model_named(desk)
     desk.talk(f"Fetching {name} into {models.hub_cache()}")
     with Bar(desk) as bar:
-        folder = weights.pull(name, progress=bar.bytes)
+        folder = weights.pull_model(name, progress=bar.bytes)
     desk.answer({"model": name, "folder": str(folder)}, f"{name} is in {folder}")
 
 
@@ -73,9 +73,9 @@ def verify(desk: Desk, name: Name = None) -> int:
     """Read all of a model's files and say which are damaged or missing."""
     from watcher.models import weights
 
-    name = name or _named(desk)
+    name = name or _model_named(desk)
     with Bar(desk) as bar:
-        report = weights.verify(name, desk.config.root, progress=bar.bytes)
+        report = weights.verify_model(name, desk.config.root, progress=bar.bytes)
     sound = not report.problems
     desk.answer(
         {
@@ -104,13 +104,15 @@ def convert(
     """Write a bfloat16 copy of a model: 38 % less to read at every start."""
     from watcher.models import weights
 
-    name = name or _named(desk)
+    name = name or _model_named(desk)
     with Bar(desk) as bar:
-        folder = weights.convert(name, target.absolute(), desk.config.root, progress=bar.bytes)
+        folder = weights.convert_model(
+            name, target.absolute(), desk.config.root, progress=bar.bytes
+        )
     desk.answer({"model": name, "folder": str(folder)}, f"{folder}; use it by `model: {folder}`")
 
 
-def _named(desk: Desk) -> str:
+def _model_named(desk: Desk) -> str:
     """The model the settings name; the real one where they leave it open."""
     from watcher import models
 

@@ -51,8 +51,10 @@ def serve(desk: Desk, host: Host = None, port: Port = None, standby: Standby = F
     address = (config.host, _free_port(config.host, config.port))
     where = ["--root", str(config.root)]
     children = [
-        Child("watcher", module("watcher", *where, *(["--standby"] if standby else []))),
-        Child("api", module("api", *where, "--host", address[0], "--port", str(address[1]))),
+        ServiceProcess("watcher", module("watcher", *where, *(["--standby"] if standby else []))),
+        ServiceProcess(
+            "api", module("api", *where, "--host", address[0], "--port", str(address[1]))
+        ),
     ]
     return Supervisor(desk, children, f"http://{_for_url(address[0])}:{address[1]}/").run()
 
@@ -81,8 +83,8 @@ def api(desk: Desk, host: Host = None, port: Port = None) -> None:
     options = ["--root", str(config.root), "--host", config.host, "--port", str(config.port)]
     arguments = module("api", *options)
     if sys.platform == "win32":
-        raise typer.Exit(subprocess.run(arguments, env=environment(), check=False).returncode)
-    os.execve(arguments[0], arguments, environment())  # noqa: S606 (it becomes this process)
+        raise typer.Exit(subprocess.run(arguments, env=child_environment(), check=False).returncode)
+    os.execve(arguments[0], arguments, child_environment())  # noqa: S606 (it becomes this process)
 
 
 def module(name: str, *options: str) -> list[str]:
@@ -90,7 +92,7 @@ def module(name: str, *options: str) -> list[str]:
     return [sys.executable, "-P", "-m", name, *options]
 
 
-def environment() -> dict[str, str]:
+def child_environment() -> dict[str, str]:
     """The environment of our children; they must find our packages also where not installed."""
     home = str(Path(__file__).resolve().parents[2])
     known = dict(os.environ)
@@ -100,7 +102,7 @@ def environment() -> dict[str, str]:
 
 
 @dataclass
-class Child:
+class ServiceProcess:
     """A process that is kept alive."""
 
     name: str
@@ -115,7 +117,7 @@ class Child:
 class Supervisor:
     """Keeps the children alive until a signal comes, then stops them all within 10 s."""
 
-    def __init__(self, desk: Desk, children: Sequence[Child], address: str) -> None:
+    def __init__(self, desk: Desk, children: Sequence[ServiceProcess], address: str) -> None:
         self._desk = desk
         self._children = children
         self._address = address
@@ -144,7 +146,7 @@ class Supervisor:
         self._signalled += 1
         self._stop.set()
 
-    def _look_after(self, child: Child) -> int | None:
+    def _look_after(self, child: ServiceProcess) -> int | None:
         """Start ``child`` when due. Its exit code when it ended and no restart can help."""
         now = time.monotonic()
         if child.process is None:
@@ -163,7 +165,7 @@ class Supervisor:
         wait = _BACKOFF[min(child.failures, len(_BACKOFF) - 1)]
         child.failures += 1
         child.due = now + wait
-        self._desk.talk(f"The {child.name} ended ({_in_words(ended)}); starting it again.")
+        self._desk.talk(f"The {child.name} ended ({_ending_in_words(ended)}); starting it again.")
         return None
 
     def _tell(self) -> bool:
@@ -171,7 +173,7 @@ class Supervisor:
         from watcher import live
 
         config = self._desk.config
-        pulse = live.read(config.state)
+        pulse = live.read_pulse(config.state)
         watcher, door = self._children
         if not (pulse["alive"] and watcher.process and pulse.get("pid") == watcher.process.pid):
             return False
@@ -221,7 +223,9 @@ def _start(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
         own = {"preexec_fn": lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)}
     if sys.platform != "win32":
         own["process_group"] = 0
-    return subprocess.Popen(list(arguments), stdin=subprocess.DEVNULL, env=environment(), **own)
+    return subprocess.Popen(
+        list(arguments), stdin=subprocess.DEVNULL, env=child_environment(), **own
+    )
 
 
 def _free_port(host: str, port: int) -> int:
@@ -256,7 +260,7 @@ def _for_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _in_words(ended: int) -> str:
+def _ending_in_words(ended: int) -> str:
     if ended < 0:
         with contextlib.suppress(ValueError):
             return signal.Signals(-ended).name

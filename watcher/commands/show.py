@@ -5,7 +5,7 @@ import shutil
 import sys
 from typing import Any
 
-from watcher.commands.desk import one_line
+from watcher.commands.desk import fitted_line
 from watcher.config import Config
 from watcher.jobs import Batch, Job, JobState
 
@@ -23,7 +23,7 @@ def iso(moment: int | None) -> str | None:
     )
 
 
-def clock(moment: int | None) -> str:
+def local_clock(moment: int | None) -> str:
     """Microseconds since 1970 as `22 Nov 23:40`, local time."""
     if moment is None:
         return ""
@@ -103,9 +103,9 @@ def where(job: Job, pulse: dict[str, Any]) -> str:
 def job_row(job: Job, pulse: dict[str, Any]) -> str:
     """One line of a list, no wider than the terminal (if it is one)."""
     state = str(job.state) + (f" ({note})" if (note := where(job, pulse)) else "")
-    head = f"{job.id[:8]}  {state:<12}  {clock(job.created_at):<12}  {job.image_name:<16}  "
+    head = f"{job.id[:8]}  {state:<12}  {local_clock(job.created_at):<12}  {job.image_name:<16}  "
     width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
-    return head + one_line(job.request.prompt, max(20, width - len(head)))
+    return head + fitted_line(job.request.prompt, max(20, width - len(head)))
 
 
 def job_lines(job: Job, config: Config, pulse: dict[str, Any]) -> str:
@@ -116,18 +116,18 @@ def job_lines(job: Job, config: Config, pulse: dict[str, Any]) -> str:
         ("job", job.id),
         ("batch", job.ticket if job.index else None),
         ("state", state),
-        ("prompt", one_line(asked.prompt, 400)),
+        ("prompt", fitted_line(asked.prompt, 400)),
         (
             "size",
             f"{asked.width} x {asked.height}, {asked.num_inference_steps} steps, seed {asked.seed}",
         ),
-        ("label", one_line(asked.label, 100) if asked.label else None),
-        ("created", clock(job.created_at)),
-        ("ended", clock(job.completed_at) or None),
+        ("label", fitted_line(asked.label, 100) if asked.label else None),
+        ("created", local_clock(job.created_at)),
+        ("ended", local_clock(job.completed_at) or None),
         ("attempts", job.attempt if job.attempt > 1 else None),
         ("error", f"{job.error_code}: {job.error_message}" if job.error_code else None),
-        ("picture", _picture(job, config)),
-        *(("warning", one_line(warning, 300)) for warning in job.warnings),
+        ("picture", _picture_path(job, config)),
+        *(("warning", fitted_line(warning, 300)) for warning in job.warnings),
     ]
     return _columns(facts)
 
@@ -137,12 +137,12 @@ def batch_lines(batch: Batch, counts: dict[JobState, int]) -> str:
     stands = "cancelled" if batch.cancelled else "paused" if batch.paused else None
     facts: list[tuple[str, Any]] = [
         ("batch", batch.ticket),
-        ("file", one_line(batch.name, 200)),
+        ("file", fitted_line(batch.name, 200)),
         ("state", stands),
         ("jobs", f"{batch.jobs}: {counts_line(counts)}"),
         ("refused", f"{batch.refused_rows} rows" if batch.refused_rows else None),
-        ("created", clock(batch.created_at)),
-        *(("warning", one_line(warning, 300)) for warning in batch.warnings),
+        ("created", local_clock(batch.created_at)),
+        *(("warning", fitted_line(warning, 300)) for warning in batch.warnings),
         ("each", f"steady list --batch {batch.ticket}"),
     ]
     return _columns(facts)
@@ -152,9 +152,9 @@ def _columns(facts: list[tuple[str, Any]]) -> str:
     return "\n".join(f"{name:<9} {value}" for name, value in facts if value is not None)
 
 
-def _picture(job: Job, config: Config) -> str | None:
+def _picture_path(job: Job, config: Config) -> str | None:
     if job.deleted_at:
-        return f"deleted {clock(job.deleted_at)}"
+        return f"deleted {local_clock(job.deleted_at)}"
     return str(config.outputs / job.path) if job.state is JobState.COMPLETED else None
 
 

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from watcher.commands.desk import Desk, command, in_time, one_line
+from watcher.commands.desk import Desk, command, in_time, fitted_line
 from watcher.commands.fields import pairs, with_fields
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import JobRequest, Limits, job_id_of, ticket_of_key
 from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class Submission:
     """One file to be: what will lie in the inbox, and what it makes."""
 
     body: "Body"
@@ -125,26 +125,26 @@ def submit(
 
 def _sheets(
     what: list[str], given: dict[str, Any], key: str | None, kind: str, reader: "Reader"
-) -> Iterator[Sheet]:
+) -> Iterator[Submission]:
     """The files to write, each fully checked. Raises SteadyError; nothing was written then."""
-    paths = [path for word in what for path in _files(word)]
+    paths = [path for word in what for path in _files_named(word)]
     if not paths:
         if len(what) > 1:
             raise SteadyError(
                 "bad_request",
-                f"There are no files {one_line(' '.join(what), 60)}.",
+                f"There are no files {fitted_line(' '.join(what), 60)}.",
                 remedy="If this is one prompt, put it in quotes.",
             )
         yield _of_prompt(what[0], given, key, reader)
         return
     for path in paths:
-        data = _read(path)
+        data = _content_and_suffix(path)
         suffix = "." + kind.lower().lstrip(".") if str(path) == "-" else ""
-        with _named(str(path)):
+        with _errors_name_file(str(path)):
             yield _of_file(data, path, suffix, given, reader)
 
 
-def _files(word: str) -> list[Path]:
+def _files_named(word: str) -> list[Path]:
     """The files ``word`` names: itself, standard input, or those a pattern matches.
 
     Empty when it reads like a prompt. Raises SteadyError when it reads like a file that is
@@ -169,7 +169,7 @@ def _files(word: str) -> list[Path]:
     return [Path(name) for name in found]
 
 
-def _read(path: Path) -> bytes:
+def _content_and_suffix(path: Path) -> bytes:
     """Content of a file or of standard input."""
     try:
         return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
@@ -189,27 +189,27 @@ def _set(words: list[str], limits: Limits) -> dict[str, Any]:
     return {name: value for name, value in wanted.items() if name in said or name not in _FILLED}
 
 
-def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: "Reader") -> Sheet:
+def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: "Reader") -> Submission:
     from watcher.submission import Body
 
     fields = {"prompt": prompt} | given | ({"key": key} if key else {})
     data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
     body = Body(data, ".json", "")
-    return Sheet(body, None, reader.plan(body))
+    return Submission(body, None, reader.plan(body))
 
 
 def _of_file(
     data: bytes, path: Path, suffix: str, given: dict[str, Any], reader: "Reader"
-) -> Sheet:
+) -> Submission:
     from watcher.submission import Body
 
     body = Body.of(data, path.name, suffix)
     body, plan = reader.changed(body, given) if given else (body, reader.plan(body))
-    return Sheet(body, path.name, plan)
+    return Submission(body, path.name, plan)
 
 
 @contextlib.contextmanager
-def _named(file: str) -> Iterator[None]:
+def _errors_name_file(file: str) -> Iterator[None]:
     """Errors of a file name it."""
     try:
         yield
@@ -218,7 +218,7 @@ def _named(file: str) -> Iterator[None]:
 
         problems = [
             dataclasses.replace(problem, file=problem.file or file) for problem in error.problems
-        ] or [Problem(error.code, error.message, file=file)]
+        ] or [ValueFault(error.code, error.message, file=file)]
         raise SteadyError(
             error.code, error.message, problems=problems, remedy=error.remedy
         ) from None
@@ -227,7 +227,7 @@ def _named(file: str) -> Iterator[None]:
 # -- sending
 
 
-def _with_tickets(sheets: Sequence[Sheet], key: str | None) -> list[tuple[Sheet, str]]:
+def _with_tickets(sheets: Sequence[Submission], key: str | None) -> list[tuple[Submission, str]]:
     """A ticket for each file: from its key, from --key (and its name, where several), or new."""
     names = [sheet.name for sheet in sheets]
     if key and len(set(names)) < len(names):
@@ -241,7 +241,7 @@ def _with_tickets(sheets: Sequence[Sheet], key: str | None) -> list[tuple[Sheet,
     ]
 
 
-def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool, resume: bool = False) -> str:
+def _send(desk: Desk, sheet: Submission, ticket: str, *, known: bool, resume: bool = False) -> str:
     name = sheet.name if sheet.name and sheet.name != "-" else ""
     keyed = sheet.plan.key is not None or uuid.UUID(ticket).version == 5
     resume = resume and keyed
@@ -253,10 +253,10 @@ def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool, resume: bool = 
         sheet.body.publish(desk.config.inbox, ticket, name=name, known=known)
     ids = [job_id_of(ticket, index) for index in range(min(sheet.jobs, _SHOWN_IDS))]
     answer: dict[str, Any] = {"ticket": ticket, "jobs": sheet.jobs, "job_ids": ids}
-    words = f"{ticket}  {_pictures(sheet.jobs)}"
+    words = f"{ticket}  {_count_pictures(sheet.jobs)}"
     if sheet.name:
         answer["file"] = sheet.name
-        words += f"  {one_line(sheet.name, 60)}"
+        words += f"  {fitted_line(sheet.name, 60)}"
     if repeat:
         answer["duplicate"] = True
         words += "  (was submitted before; nothing new)"
@@ -268,7 +268,7 @@ def _send(desk: Desk, sheet: Sheet, ticket: str, *, known: bool, resume: bool = 
     return ticket
 
 
-def _is_repeat(desk: Desk, sheet: Sheet, ticket: str) -> bool:
+def _is_repeat(desk: Desk, sheet: Submission, ticket: str) -> bool:
     """Was this key used before? Raises SteadyError ``key_conflict`` when for something else."""
     with contextlib.suppress(OSError):
         for waiting in desk.config.inbox.glob(f"api-{ticket}*"):
@@ -286,7 +286,7 @@ def _is_repeat(desk: Desk, sheet: Sheet, ticket: str) -> bool:
     return True
 
 
-def _show(desk: Desk, sheets: Sequence[Sheet], limits: Limits) -> None:
+def _show(desk: Desk, sheets: Sequence[Submission], limits: Limits) -> None:
     """The expansion as a table: what each job would be, and how many there are."""
     number = 0
     for sheet in sheets:
@@ -298,7 +298,7 @@ def _show(desk: Desk, sheets: Sequence[Sheet], limits: Limits) -> None:
             desk.answer(
                 body,
                 f"{number:>5}  {size:<9}  {request.num_inference_steps or '?':>3} steps"
-                f"  seed {seed:<10}  {one_line(request.prompt, 80)}",
+                f"  seed {seed:<10}  {fitted_line(request.prompt, 80)}",
             )
         if sheet.jobs > len(sheet.requests):
             desk.talk(f"  … and {sheet.jobs - len(sheet.requests)} more")
@@ -318,10 +318,10 @@ def _show(desk: Desk, sheets: Sequence[Sheet], limits: Limits) -> None:
         with desk.record() as store:
             seconds = Pace(store.durations()).queue(sizes, total)
     time = "" if seconds is None else f", about {in_time(seconds)}"
-    desk.talk(f"{_pictures(total)}, {forwards} steps of work{time}; nothing was queued.")
+    desk.talk(f"{_count_pictures(total)}, {forwards} steps of work{time}; nothing was queued.")
 
 
-def _pictures(number: int) -> str:
+def _count_pictures(number: int) -> str:
     return f"{number} picture" + ("" if number == 1 else "s")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from watcher.commands.bar import Bar
-from watcher.commands.desk import Desk, command, one_line
+from watcher.commands.desk import Desk, command, fitted_line
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
 
@@ -161,7 +161,7 @@ class Screen:
             if job.state is JobState.COMPLETED:
                 words += f"  {self._desk.config.outputs / job.path}"
             elif job.state is JobState.FAILED:
-                words += f"  {job.error_code}: {one_line(job.error_message or '', 300)}"
+                words += f"  {job.error_code}: {fitted_line(job.error_message or '', 300)}"
             elif job.held:
                 words += f"  ({where(job, pulse)})"
             self._bar.wipe()
@@ -183,7 +183,7 @@ class Screen:
         words = [f"{left} to go"] if total != 1 else []
         if running:
             first = running[0]
-            words.append(f"step {first['step']} of {first['steps']}" + _left(first, pulse))
+            words.append(f"step {first['step']} of {first['steps']}" + _time_left(first, pulse))
         elif pulse["alive"]:
             words.append(_why_not(pulse))
         if total:
@@ -204,7 +204,7 @@ class Screen:
             self._desk.talk(no_watcher(self._desk))
 
 
-def _left(running: dict[str, Any], pulse: dict[str, Any]) -> str:
+def _time_left(running: dict[str, Any], pulse: dict[str, Any]) -> str:
     """About how long the running picture still takes, told by the steps done so far."""
     started, step = running.get("started_at"), running["step"]
     if not started or not step:

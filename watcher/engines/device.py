@@ -53,7 +53,7 @@ def cards() -> Cards:
             try:
                 card = torch.cuda.get_device_properties(index)
             except Exception as error:  # torch has a class of its own for its deferred calls
-                unusable.append(f"cuda:{index}: {_plain(error)}")
+                unusable.append(f"cuda:{index}: {_fault_words(error)}")
                 broken = True
                 continue
             if _has_code_for(card):
@@ -65,7 +65,7 @@ def cards() -> Cards:
                 )
     if not count:
         faults = [w.message for w in said if "initializ" in str(w.message)]
-        unusable += [_plain(fault) for fault in faults]
+        unusable += [_fault_words(fault) for fault in faults]
         broken = bool(faults)
     if not count and not unusable and _driver_installed():
         unusable.append(
@@ -76,7 +76,7 @@ def cards() -> Cards:
     return Cards(usable, tuple(unusable), broken and not usable)
 
 
-def _plain(fault: object) -> str:
+def _fault_words(fault: object) -> str:
     """On one line, without the places in torch's own source."""
     text = re.sub(r"\(Triggered internally at [^)]*\)", "", str(fault))
     return " ".join(text.split())[:400]
@@ -154,7 +154,7 @@ def probe(*, memory: bool = False) -> dict[str, Any]:
             try:
                 facts["free"] = torch.cuda.mem_get_info(index)[0]
             except RuntimeError as error:  # this card's affair: the others are as they were
-                unusable.append(f"cuda:{index}: {_plain(error)}")
+                unusable.append(f"cuda:{index}: {_fault_words(error)}")
         listed.append(facts)
     total, free = host_memory()
     return {

@@ -27,18 +27,18 @@ class Contents:
     weights: Weights
 
 
-def locate(model: str, revision: str | None = None) -> tuple[Path, str | None]:
+def locate_model(model: str, revision: str | None = None) -> tuple[Path, str | None]:
     """Folder and hub commit (None for a plain folder). Raises ModelMissing."""
     folder = folder_of(model, None)
     if folder is None or not folder.is_dir():
-        raise ModelMissing(f"{_shown(model)} is not on this machine.")
+        raise ModelMissing(f"{_model_words(model)} is not on this machine.")
     commit = revision_of(folder)
     if revision is not None and commit is not None and commit != revision:
-        raise ModelMissing(f"{_shown(model)} is here at another revision than {revision}.")
+        raise ModelMissing(f"{_model_words(model)} is here at another revision than {revision}.")
     return folder, commit
 
 
-def _shown(model: str) -> str:
+def _model_words(model: str) -> str:
     """A hub name as it is, a folder without where it lies."""
     return model if _HUB_NAME.fullmatch(model) else f"The model folder {Path(model).name!r}"
 
@@ -46,7 +46,7 @@ def _shown(model: str) -> str:
 def name_of(folder: Path) -> str:
     """What a model of one's own is called in recipes: never where it lies."""
     profile = folder / "profile.json"
-    name = _json(profile).get("name") if profile.is_file() else None
+    name = _json_file(profile).get("name") if profile.is_file() else None
     return name if isinstance(name, str) and name else folder.resolve().name
 
 
@@ -58,7 +58,7 @@ def inspect(folder: Path) -> Contents:
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelMissing(f"{folder.name} is no model: model_index.json is missing.")
-    kind = _json(index).get("_class_name")
+    kind = _json_file(index).get("_class_name")
     if kind != "ZImagePipeline":
         raise SteadyError("model_damaged", f"{folder.name} is a {kind}, not a ZImagePipeline.")
     digest = hashlib.sha256()
@@ -80,7 +80,7 @@ def weight_files(part: Path) -> Iterator[Path]:
     """The .safetensors files of one part. Raises ModelMissing."""
     indexes = sorted(part.glob("*.safetensors.index.json"))
     if indexes:
-        names = sorted(set(_json(indexes[0])["weight_map"].values()))
+        names = sorted(set(_json_file(indexes[0])["weight_map"].values()))
     else:
         names = sorted(p.name for p in part.glob("*.safetensors"))
     if not names:
@@ -101,9 +101,9 @@ def header(path: Path) -> tuple[dict[str, Any], int]:
         entries.pop("__metadata__", None)
         end = max(entry["data_offsets"][1] for entry in entries.values())
     except (struct.error, ValueError, KeyError, TypeError):
-        raise _torn(path) from None
+        raise _not_whole(path) from None
     if 8 + length + end != size:
-        raise _torn(path)
+        raise _not_whole(path)
     return entries, size
 
 
@@ -116,7 +116,7 @@ def _samples(path: Path, size: int) -> Iterator[bytes]:
             yield file.read(size * (number + 1) // 64 - file.tell() if whole else 1 << 12)
 
 
-def _torn(path: Path) -> SteadyError:
+def _not_whole(path: Path) -> SteadyError:
     return SteadyError("model_damaged", f"{path.parent.name}/{path.name} is not whole.")
 
 
@@ -127,7 +127,7 @@ def _elements(entry: Mapping[str, Any]) -> int:
     return count
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _json_file(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(path.read_bytes())
     except ValueError:

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 
 from watcher.engines.files import PARTS, header, weight_files
-from watcher.engines.plan import Plan
+from watcher.engines.plan import DevicePlan
 from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
 
 
-def read_pipeline(folder: Path, chosen: Plan) -> Any:
+def read_pipeline(folder: Path, chosen: DevicePlan) -> Any:
     """The pipeline in main memory (quantised parts: on the device).
 
     Raises SteadyError ``model_damaged``, ``extra_missing``.
@@ -81,7 +81,7 @@ def _must_be_whole(name: str, module: torch.nn.Module, folder: Path) -> None:
         raise SteadyError("model_damaged", words)
 
 
-def _quantization(chosen: Plan) -> Any:
+def _quantization(chosen: DevicePlan) -> Any:
     """diffusers' own configuration for bitsandbytes; the optional extra ``quantize``."""
     from diffusers import PipelineQuantizationConfig
 

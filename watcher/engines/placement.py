@@ -14,7 +14,7 @@ import torch
 
 from watcher.engine import OutOfMemory
 from watcher.engines.files import PARTS
-from watcher.engines.plan import TIERS, Plan
+from watcher.engines.plan import TIERS, DevicePlan
 from watcher.engines.shortage import sparing_memory
 
 log = logging.getLogger("watcher.engines.zimage")
@@ -39,7 +39,7 @@ class Placement:
     """
 
     def __init__(
-        self, pipe: Any, plan: Plan, *, clock: Callable[[], float] = time.monotonic
+        self, pipe: Any, plan: DevicePlan, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.tier = ""
         self._pipe = pipe

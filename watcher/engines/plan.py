@@ -91,35 +91,35 @@ class Options:
         return cls(**given)
 
 
-def _whole(value: Any) -> bool:
+def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _flag(value: Any) -> bool:
+def _is_flag(value: Any) -> bool:
     return isinstance(value, bool)
 
 
-def _text(value: Any) -> bool:
+def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
 _ALLOWED: dict[str, tuple[str, Any]] = {
     "tier": (f"auto, {', '.join(TIERS)}", lambda v: v in ("auto", *TIERS)),
     "quantize": (", ".join(_QUANTIZED), lambda v: isinstance(v, str) and v in _QUANTIZED),
-    "attention": ("auto, native, fastest or the name of a backend", _text),
-    "tf32": ("true or false", _flag),
-    "compile": ("true or false", _flag),
-    "channels_last": ("true or false", _flag),
-    "tile_above": ("a number of pixels", lambda v: v is None or _whole(v)),
-    "embed_cache": ("a number of bytes", _whole),
-    "warm_up": ("true or false", _flag),
-    "threads": ("a number from 1", lambda v: v is None or (_whole(v) and v > 0)),
-    "revision": ("the name of a revision", lambda v: v is None or _text(v)),
+    "attention": ("auto, native, fastest or the name of a backend", _is_text),
+    "tf32": ("true or false", _is_flag),
+    "compile": ("true or false", _is_flag),
+    "channels_last": ("true or false", _is_flag),
+    "tile_above": ("a number of pixels", lambda v: v is None or _is_whole(v)),
+    "embed_cache": ("a number of bytes", _is_whole),
+    "warm_up": ("true or false", _is_flag),
+    "threads": ("a number from 1", lambda v: v is None or (_is_whole(v) and v > 0)),
+    "revision": ("the name of a revision", lambda v: v is None or _is_text(v)),
 }
 
 
 @dataclass(frozen=True)
-class Plan:
+class DevicePlan:
     """How to run on a device. ``because`` says it to a person, a sentence each."""
 
     device: str
@@ -162,7 +162,7 @@ def plan(
     options: Options,
     dtype: str = "auto",
     weights: Weights = Z_IMAGE_TURBO,
-) -> Plan:
+) -> DevicePlan:
     """The settings for this device. Raises SteadyError ``bad_config`` for what cannot be."""
     number, reason = dtype_for(description, dtype)
     because = [f"{number}: {reason}."]
@@ -194,7 +194,7 @@ def plan(
     if tile_above is None:
         spare = max(0, (description.total or 0) - held[tier]) if cuda else _HOST_TILES
         tile_above = max(1024 * 1024, int(spare * 0.8) // (DECODE_PER_PIXEL * each))
-    return Plan(
+    return DevicePlan(
         device=description.device,
         dtype=number,
         tier=tier,

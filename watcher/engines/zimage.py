@@ -36,10 +36,10 @@ from watcher.engine import (
 )
 from watcher.engines.device import describe, probe
 from watcher.engines.embeddings import Embeddings
-from watcher.engines.files import inspect, locate, name_of
+from watcher.engines.files import inspect, locate_model, name_of
 from watcher.engines.loading import read_pipeline
 from watcher.engines.placement import Placement
-from watcher.engines.plan import Options, Plan, plan
+from watcher.engines.plan import DevicePlan, Options, plan
 from watcher.engines.shortage import sparing_memory
 from watcher.engines.trials import (
     channels_last_if_faster,
@@ -71,14 +71,14 @@ class ZImage:
         self,
         settings: EngineSettings,
         *,
-        read: Callable[[Path, Plan], Any] = read_pipeline,
+        read: Callable[[Path, DevicePlan], Any] = read_pipeline,
     ) -> None:
         """``read``: another way from the model's folder to a pipeline in main memory."""
         self._settings = settings
         self._read = read
         self._options = Options.of(settings.options)
         self._pipe: Any = None
-        self._plan: Plan | None = None
+        self._plan: DevicePlan | None = None
         self._weights: Placement | None = None
         self._embeddings = Embeddings(self._options.embed_cache)
         self._details: dict[str, Any] = {}
@@ -89,7 +89,7 @@ class ZImage:
     def load(self) -> EngineInfo:
         """Read the weights onto the device. Raises ModelMissing, DeviceLost, OutOfMemory, and
         SteadyError ``model_damaged``, ``bad_config`` or ``extra_missing``."""
-        folder, commit = locate(self._settings.model, self._options.revision)
+        folder, commit = locate_model(self._settings.model, self._options.revision)
         contents = inspect(folder)
         description = describe(self._settings.device)
         chosen = plan(description, self._options, self._settings.dtype, contents.weights)
@@ -306,7 +306,7 @@ class ZImage:
     # -- device
 
     @property
-    def _chosen(self) -> Plan:
+    def _chosen(self) -> DevicePlan:
         if self._plan is None:
             raise RuntimeError("load comes first")
         return self._plan

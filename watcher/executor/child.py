@@ -65,7 +65,7 @@ class Child:
                 stderr=printed,
                 pass_fds=[theirs.fileno(), self._shelf],
                 start_new_session=True,  # Ctrl-C on the terminal is for the watcher alone
-                env=_environment(),
+                env=_worker_environment(),
             )
         except OSError:
             self._channel.close()
@@ -236,11 +236,11 @@ class Child:
 
     def cause(self, code: int) -> tuple[str, SteadyError | None, bool]:
         """Of an unexpected end: the words, the trouble around us if that was it, and blame."""
-        how = f"was ended: {self.ended}" if self.ended is not None else _words(code)
+        how = f"was ended: {self.ended}" if self.ended is not None else _ending_words(code)
         if self.reason is not None:
             kind, text = self.reason
             if not self.ready or kind == "device_lost":
-                trouble = _trouble(kind if kind in ERRORS else "engine_failed", text)
+                trouble = _load_error(kind if kind in ERRORS else "engine_failed", text)
                 how = text if self.ready else f"could not load the model ({text})"
                 return how, trouble, False
             return f"left on purpose after {text}", None, True
@@ -251,7 +251,7 @@ class Child:
         return how, None, not from_outside
 
 
-def _trouble(code: str, text: str) -> SteadyError:
+def _load_error(code: str, text: str) -> SteadyError:
     """Why nothing loads; the remedies of codes that tell of one job would mislead here."""
     remedy = "See the log for the cause; the service tries again by itself."
     if code == "out_of_memory":
@@ -261,7 +261,7 @@ def _trouble(code: str, text: str) -> SteadyError:
     return SteadyError(code, text, remedy=remedy)
 
 
-def _environment() -> dict[str, str]:
+def _worker_environment() -> dict[str, str]:
     """Ours, with this very package on the worker's path (``-P`` keeps its cwd out of it)."""
     home = Path(__file__).resolve().parents[2]
     path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
@@ -287,7 +287,7 @@ def _shelf() -> int:
             return os.dup(file.fileno())
 
 
-def _words(code: int) -> str:
+def _ending_words(code: int) -> str:
     if code >= 0:
         return f"left with exit code {code}"
     try:

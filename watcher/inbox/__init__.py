@@ -42,14 +42,14 @@ from watcher.inbox.claims import (
     Claim,
     claim_of,
     cut,
-    disk,
+    disk_errors,
     entry_of,
-    environment,
+    environment_error,
     open_claim,
     read_claim,
     reason,
 )
-from watcher.inbox.submit import submit
+from watcher.inbox.submit import drop_file
 from watcher.inbox.writers import Writer, ignore_lease_signal, writer_of
 from watcher.log import say
 from watcher.root import RootLock, held, holder
@@ -62,12 +62,12 @@ __all__ = [
     "deaf",
     "done_files",
     "drop_done",
+    "drop_file",
     "file_of",
     "held",
     "holder",
     "ignore_lease_signal",
     "open_claim",
-    "submit",
 ]
 
 logger = logging.getLogger("steady.inbox")
@@ -112,7 +112,7 @@ class Inbox:
         self.folder = folder
         self._rescan = rescan
         self._checkpoint = checkpoint
-        self._home = Folder(folder, name="inbox", mark=MARK, fresh=_mark)
+        self._home = Folder(folder, name="inbox", mark=MARK, fresh=_inbox_mark)
         self._bell = Bell(folder)
         self._shelves = Shelves(folder, checkpoint=checkpoint, ways=ways)
         self._arrivals = Arrivals(
@@ -149,7 +149,7 @@ class Inbox:
         not there at all is made anew.
         """
         with contextlib.suppress(SteadyError):
-            with disk("The inbox cannot be made"):
+            with disk_errors("The inbox cannot be made"):
                 self._home.found(first=first)
             self._tend()
 
@@ -195,7 +195,7 @@ class Inbox:
             problems.append("The watch of the inbox ended; it is begun anew.")
         if time.monotonic() - self._bell.overflowed_at < 2 * self._rescan:
             problems.append("So many changes at once that events were lost; all files are seen.")
-        if gone is None and _read_only(self.folder):
+        if gone is None and _is_read_only(self.folder):
             problems.append("The inbox is on a read-only disk; nothing can be taken from it.")
         if gone is None and not self._arrivals.leases:
             problems.append(
@@ -243,7 +243,7 @@ class Inbox:
             self._shelves.make()
             self._home.settle()
         except OSError as error:
-            failure = environment(error, "The inbox cannot be used")
+            failure = environment_error(error, "The inbox cannot be used")
             self._home.lose(failure.message)
             self._leave()
             raise failure from error
@@ -322,7 +322,7 @@ class Inbox:
         self._say_changes()
 
     def _claim_chunk(self, size: int) -> None:
-        with disk("A file cannot be claimed"):
+        with disk_errors("A file cannot be claimed"):
             for _ in range(min(size, len(self._ready))):
                 claim = self._claim(self._ready.popleft())
                 if claim is not None:
@@ -333,7 +333,7 @@ class Inbox:
 
     def _sync_claims(self) -> None:
         """Both folders, before any row: else a power cut could put a file back that ran."""
-        with disk("The inbox cannot be written"):
+        with disk_errors("The inbox cannot be written"):
             publish.sync_folder(self.folder / CLAIMED)
             publish.sync_folder(self.folder)
 
@@ -410,7 +410,7 @@ class Inbox:
     def put_away(self, claim: Claim) -> bool:
         """Does the file of ``claim`` lie in ``done/`` as well? SteadyError folder_gone."""
         self._home.guard()
-        with disk("The inbox cannot be read"):
+        with disk_errors("The inbox cannot be read"):
             return self._shelves.kept(claim) is not None
 
     def holds(self, ticket: str, suffix: str) -> bool:
@@ -475,7 +475,7 @@ class Inbox:
         SteadyError folder_gone or disk_full.
         """
         self._home.guard()
-        with disk("The inbox cannot be written"):
+        with disk_errors("The inbox cannot be written"):
             self._shelves.make()
             self._shelves.archive(
                 claim_ticket, name, suffix,
@@ -488,7 +488,7 @@ class Inbox:
         Durable and idempotent. Raises SteadyError folder_gone or disk_full.
         """
         self._home.guard()
-        with disk("The inbox cannot be written"):
+        with disk_errors("The inbox cannot be written"):
             self._shelves.discard(claim_ticket)
 
     def refuse(self, claim: Claim, body: dict[str, Any]) -> Path:
@@ -500,16 +500,16 @@ class Inbox:
         SteadyError folder_gone or disk_full.
         """
         self._home.guard()
-        with disk("The inbox cannot be written"):
+        with disk_errors("The inbox cannot be written"):
             self._shelves.make()
             return self._shelves.refuse(claim, body)
 
 
-def _mark() -> bytes:
+def _inbox_mark() -> bytes:
     return b"This folder is the inbox of SteadyDiffusion.\n"
 
 
-def _read_only(folder: Path) -> bool:
+def _is_read_only(folder: Path) -> bool:
     if not hasattr(os, "statvfs"):
         return False
     try:

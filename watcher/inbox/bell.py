@@ -85,7 +85,7 @@ class Bell:
         except (OSError, RuntimeError) as error:
             if observer is not None:
                 _stop(observer)
-            self.trouble = _words(error)
+            self.trouble = _watch_error_words(error)
             return False
         self._observer = observer
         self.trouble = None
@@ -178,7 +178,7 @@ def _stop(observer: BaseObserver) -> None:
         observer.join(_JOIN_SECONDS)
 
 
-def _words(error: OSError | RuntimeError) -> str:
+def _watch_error_words(error: OSError | RuntimeError) -> str:
     code = error.errno if isinstance(error, OSError) else None
     if code == errno.ENOSPC:
         return "The system's limit of watches is reached (fs.inotify.max_user_watches)."

@@ -148,7 +148,7 @@ def open_claim(claim: Claim, limit: int) -> BinaryIO:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise SteadyError("not_a_regular_file") from None
-        raise environment(error, "A claimed file cannot be read") from error
+        raise environment_error(error, "A claimed file cannot be read") from error
     try:
         _refuse_odd(os.fstat(stream.fileno()), limit)
     except SteadyError:
@@ -175,7 +175,7 @@ def read_claim(claim: Claim, limit: int) -> bytes:
     Raises as ``open_claim``.
     """
     for _ in range(_READ_TRIES):
-        with open_claim(claim, limit) as stream, disk("A claimed file cannot be read"):
+        with open_claim(claim, limit) as stream, disk_errors("A claimed file cannot be read"):
             before = signature_of(os.fstat(stream.fileno()))
             data = stream.read(limit + 1)
             after = signature_of(os.fstat(stream.fileno()))
@@ -186,15 +186,15 @@ def read_claim(claim: Claim, limit: int) -> bytes:
 
 
 @contextlib.contextmanager
-def disk(what: str) -> Iterator[None]:
+def disk_errors(what: str) -> Iterator[None]:
     """The file system's errors become environment errors: nothing is lost, all waits."""
     try:
         yield
     except OSError as error:
-        raise environment(error, what) from error
+        raise environment_error(error, what) from error
 
 
-def environment(error: OSError, what: str) -> SteadyError:
+def environment_error(error: OSError, what: str) -> SteadyError:
     """disk_full or folder_gone; ``what`` could not be done, in words without a path."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     return SteadyError("disk_full" if full else "folder_gone", f"{what} ({reason(error)}).")

@@ -14,10 +14,10 @@ from watcher import publish
 from watcher.errors import SteadyError
 from watcher.folder import real_folder, unmarked
 from watcher.inbox.archive import MARK, TMP
-from watcher.inbox.claims import disk, own_name
+from watcher.inbox.claims import disk_errors, own_name
 
 
-def submit(
+def drop_file(
     inbox: Path,
     data: bytes,
     suffix: str,
@@ -41,7 +41,7 @@ def submit(
         raise SteadyError("folder_gone", unmarked("inbox", MARK))
     final = inbox / own_name(ticket, suffix, resumes, name)
     temporary = inbox / TMP / f"submit-{uuid.uuid4().hex}"
-    with disk("The inbox cannot be written"):
+    with disk_errors("The inbox cannot be written"):
         inbox.mkdir(exist_ok=True)
         real_folder(temporary.parent)
         try:

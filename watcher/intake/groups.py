@@ -39,15 +39,15 @@ def group_of(claims: Iterable[Claim]) -> list[Claim]:
     left = BYTES
     for claim in itertools.islice(claims, FILES):
         left -= claim.size
-        if group and (left < 0 or not _small(claim) or claim.source != group[0].source):
+        if group and (left < 0 or not _is_small(claim) or claim.source != group[0].source):
             break
         group.append(claim)
-        if not _small(claim):
+        if not _is_small(claim):
             break
     return group
 
 
-def _small(claim: Claim) -> bool:
+def _is_small(claim: Claim) -> bool:
     return claim.size <= SMALL and claim.suffix in TREE_SUFFIXES
 
 

@@ -44,7 +44,7 @@ class Reading:
         """The bytes of a table; the caller closes."""
         return self._inbox.open_stream(claim, jobfile.MAX_TABLE)
 
-    def lines(self, stream: BinaryIO, claim: Claim, batch: Batch) -> jobfile.Lines:
+    def lines(self, stream: BinaryIO, claim: Claim, batch: Batch) -> jobfile.RowIterator:
         """The rows of a table, one at a time."""
         return jobfile.read_lines(
             stream, claim.suffix, self.limits, now=_local(batch), salt=batch.ticket,

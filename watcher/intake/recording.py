@@ -96,7 +96,7 @@ class Recorder:
     def jobs(
         self,
         batch: Batch,
-        planned: Sequence[jobfile.Planned],
+        planned: Sequence[jobfile.PlannedJob],
         *,
         first: int = 0,
         standing: Standing | None = None,
@@ -201,7 +201,7 @@ def recording(
     )  # fmt: skip
 
 
-def _priority(batch: Batch, plan: jobfile.Planned) -> Priority:
+def _priority(batch: Batch, plan: jobfile.PlannedJob) -> Priority:
     """Who asks over HTTP for a few pictures waits at the screen; many are bulk at every door."""
     unsaid = plan.request.priority is None and plan.priority is Priority.NORMAL
     return Priority.INTERACTIVE if unsaid and batch.source == "http" else plan.priority

@@ -55,7 +55,7 @@ class Standing:
         for job in jobs:
             self.next_index = max(self.next_index, job.index + 1)
             derived = job.request.seed == derived_seed(job.id)
-            mark = _mark(job.request, None if derived else job.request.seed)
+            mark = _fingerprint(job.request, None if derived else job.request.seed)
             ended = job.state in (JobState.FAILED, JobState.CANCELLED)
             there = _There(job.index, job.row, job.id if ended else None)
             self._there.setdefault(mark, []).append(there)
@@ -64,7 +64,7 @@ class Standing:
 
     def judge(self, request: JobRequest, row: int | None = None) -> Verdict:
         """What to do for one row; ``request`` is filled in but for its seed."""
-        mark = _mark(request, request.seed)
+        mark = _fingerprint(request, request.seed)
         turn = self._asked[mark]
         self._asked[mark] += 1
         if some := self._there.get(mark):
@@ -78,7 +78,7 @@ class Standing:
             yield from (each.place for each in some if each.row is not None)
 
 
-def _mark(request: JobRequest, seed: int | None) -> bytes:
+def _fingerprint(request: JobRequest, seed: int | None) -> bytes:
     """The same for requests that ask for the same; 16 bytes."""
     said = request.model_dump(exclude=_ASIDE, exclude_none=True)
     text = json.dumps([said, seed], sort_keys=True, ensure_ascii=False)

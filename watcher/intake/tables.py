@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher import jobfile
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.inbox import Claim
 from watcher.intake.reading import Reading, stem_of
 from watcher.intake.recording import Made, Recorder
@@ -65,7 +65,7 @@ class Spool:
     def put(self, chunk: Chunk) -> None:
         """Raises SteadyError disk_full or folder_gone."""
         jobs = [tuple(job) for job in chunk.made.new]
-        with _disk():
+        with _spool_errors():
             pickle.dump((chunk.row, chunk.before, jobs, *chunk.made[1:]), self._file, protocol=5)
         self._chunks += 1
 
@@ -74,10 +74,10 @@ class Spool:
         if not self._chunks:
             yield Chunk(0, self.pictures, Made([], [], [])), True
             return
-        with _disk():
+        with _spool_errors():
             self._file.seek(0)
         for left in reversed(range(self._chunks)):
-            with _disk():
+            with _spool_errors():
                 row, before, jobs, again, rows = pickle.load(self._file)  # noqa: S301  # ours alone
             yield Chunk(row, before, Made([*map(NewJob._make, jobs)], again, rows)), not left
 
@@ -87,7 +87,7 @@ class Spool:
 
 
 @contextlib.contextmanager
-def _disk() -> Iterator[None]:
+def _spool_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -152,8 +152,8 @@ class Tables:
 
     def _judge(self, claim: Claim, batch: Batch, standing: Standing | None, spool: Spool) -> None:
         """Every row of the table: its jobs into ``spool``, but for those on record already."""
-        problems: list[Problem] = []
-        chunk: list[jobfile.Planned] = []
+        problems: list[ValueFault] = []
+        chunk: list[jobfile.PlannedJob] = []
 
         def put(seen: int) -> None:
             # A first chunk that is full tells that there are more than a few, as later ones do.

@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import BinaryIO
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import sheets
 from watcher.jobfile.batchline import (
     BATCH_URL,
@@ -40,11 +40,11 @@ from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.fields import request_of, seeded
 from watcher.jobfile.foreign import fitted
 from watcher.jobfile.naming import numbered
-from watcher.jobfile.planner import Planned, Planner
+from watcher.jobfile.planner import PlannedJob, Planner
 from watcher.jobfile.problems import MAX_PROBLEMS, refusal, shown_key
-from watcher.jobfile.rows import Lines
+from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.sheets import OnError
-from watcher.jobfile.strictjson import read as read_json
+from watcher.jobfile.strictjson import read_json
 from watcher.jobfile.tables import (
     Row,
     begins_as_json,
@@ -65,10 +65,10 @@ __all__ = [
     "MAX_PROBLEMS",
     "MAX_TABLE",
     "USAGE",
-    "Lines",
     "Parsed",
-    "Planned",
+    "PlannedJob",
     "Row",
+    "RowIterator",
     "batch_line_fields",
     "begins_as_json",
     "body_fields",
@@ -109,7 +109,7 @@ class Parsed:
     under ``on_error: skip``. ``many``: more than one picture.
     """
 
-    requests: Sequence[Planned]
+    requests: Sequence[PlannedJob]
     key: str | None
     resume: bool
     on_error: OnError
@@ -148,7 +148,7 @@ def parse(
     elif form in (".yaml", ".json"):
         parsed = _of_sheets(data, form, planner, on_error, keyed)
     else:
-        parsed = _of_lines(data, form, planner, on_error)
+        parsed = _parse_lines(data, form, planner, on_error)
     name_all(parsed.requests, stem, len(parsed.requests))
     return parsed
 
@@ -183,11 +183,11 @@ def _of_sheets(
 ) -> Parsed:
     if len(data) > MAX_BYTES:
         message = f"The file is larger than {MAX_BYTES // 1024} KiB."
-        raise SteadyError("too_large", message, problems=[Problem("too_large", message)])
+        raise SteadyError("too_large", message, problems=[ValueFault("too_large", message)])
     text = decoded(data)
     if not text.strip():
         raise SteadyError("empty_file")
-    read = sheets.read(text, form)
+    read = sheets.read_sheets(text, form)
     first = read[0]
     for sheet in read if len(read) > 1 else ():
         if sheet.resume or sheet.on_error or (sheet.key and len(sheet.items) != 1):
@@ -199,13 +199,13 @@ def _of_sheets(
     problems = dict.fromkeys(p for sheet in read for p in sheet.problems)
     if problems:
         raise refusal(_by_line(problems))
-    sheets.choose(read, planner, planner.limits)
+    sheets.choose_combinations(read, planner, planner.limits)
 
     how = next((s.on_error for s in read if s.on_error), None) or on_error or "reject"
-    planned: list[Planned] = []
+    planned: list[PlannedJob] = []
     refused: dict[int, Row] = {}
     for number, item, made in sheets.pictures(read, planner):
-        faults = [m for m in made if isinstance(m, Problem)]
+        faults = [m for m in made if isinstance(m, ValueFault)]
         problems |= dict.fromkeys(faults)
         if faults and how == "skip":
             cells = cells_of(item.raw)
@@ -227,22 +227,22 @@ def _of_sheets(
     return Parsed(planned, key, first.resume, how, tuple(refused.values()), warnings, many)
 
 
-def _by_line(problems: Mapping[Problem, None]) -> list[Problem]:
+def _by_line(problems: Mapping[ValueFault, None]) -> list[ValueFault]:
     """In the order a person mends them."""
     return sorted(problems, key=lambda p: (p.document or 0, p.line or 0))
 
 
-def _of_lines(data: bytes, form: str, planner: Planner, on_error: OnError | None) -> Parsed:
+def _parse_lines(data: bytes, form: str, planner: Planner, on_error: OnError | None) -> Parsed:
     if data.count(b"\n") > MAX_ROWS:  # perhaps too many: said before any is judged
-        rows = Lines(io.BytesIO(data), form, planner).raw
+        rows = RowIterator(io.BytesIO(data), form, planner).raw
         if next(itertools.islice(rows, MAX_ROWS, None), None) is not None:
             raise _too_many_rows()
-    lines = Lines(io.BytesIO(data), form, planner)
-    planned: list[Planned] = []
+    lines = RowIterator(io.BytesIO(data), form, planner)
+    planned: list[PlannedJob] = []
     refused: list[Row] = []
-    problems: list[Problem] = []
+    problems: list[ValueFault] = []
     for each in lines:
-        if isinstance(each, Planned):
+        if isinstance(each, PlannedJob):
             planned.append(each)
         else:
             refused.append(each)
@@ -261,17 +261,17 @@ def _of_lines(data: bytes, form: str, planner: Planner, on_error: OnError | None
 
 def _too_many_rows() -> SteadyError:
     message = f"The table has more than {MAX_ROWS} rows."
-    return SteadyError("too_many_jobs", message, problems=[Problem("too_many_jobs", message)])
+    return SteadyError("too_many_jobs", message, problems=[ValueFault("too_many_jobs", message)])
 
 
-def no_rows(problems: Sequence[Problem]) -> SteadyError:
+def no_rows(problems: Sequence[ValueFault]) -> SteadyError:
     """The error of a table of which no row can be used."""
     if problems:
         return refusal(problems, "all_rows_refused")
     return SteadyError("empty_file", "The file holds no rows.")
 
 
-def name_all(planned: Sequence[Planned], stem: str, count: int) -> None:
+def name_all(planned: Sequence[PlannedJob], stem: str, count: int) -> None:
     """Gives the first pictures of a file of ``count`` the names and priorities they lack."""
     usual = Priority.NORMAL if count <= FEW_JOBS else Priority.BULK
     name_of = numbered(stem, count)
@@ -290,7 +290,7 @@ def read_lines(
     now: datetime | None = None,
     salt: str = "",
     wildcards: Wildcards | None = None,
-) -> Lines:
+) -> RowIterator:
     """The rows of a table or list, one at a time: an iterator of Planned and refused Row.
 
     ``stream`` must be seekable, stand at its beginning, and is left open. The pictures have no
@@ -299,4 +299,4 @@ def read_lines(
     not text, too many rows.
     """
     planner = Planner(limits, now=now, salt=salt, wildcards=wildcards)
-    return Lines(stream, form_of(suffix), planner)
+    return RowIterator(stream, form_of(suffix), planner)

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
-from watcher.errors import ERRORS, Problem, SteadyError
+from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.jobfile import strictjson
 from watcher.jobfile.tables import Row
 from watcher.jobs import Job, JobRequest, JobState, Limits
@@ -46,7 +46,7 @@ def has_batch_lines(stream: BinaryIO) -> bool:
         text = stream.readline(_MAX_LINE).decode("utf-8-sig", "replace").strip()
         if text:
             try:
-                return is_batch_line(strictjson.read(text))
+                return is_batch_line(strictjson.read_json(text))
             except SteadyError:
                 return False
     return False
@@ -76,7 +76,7 @@ def body_fields(body: Mapping[Any, Any], limits: Limits) -> tuple[dict[str, Any]
             if value in ("gif", "svg"):
                 allowed = "png, webp, jpeg"
                 message = "`output_format` must be one of png, webp, jpeg."
-                problem = Problem(
+                problem = ValueFault(
                     "out_of_range", message, key="output_format", value=repr(value), allowed=allowed
                 )
                 raise SteadyError("out_of_range", message, problems=[problem])
@@ -102,7 +102,9 @@ def batch_line_fields(
         ("body", isinstance(body, Mapping), "`body` must be a mapping."),
     ):
         if not good:
-            raise SteadyError("bad_shape", words, problems=[Problem("bad_shape", words, key=key)])
+            raise SteadyError(
+                "bad_shape", words, problems=[ValueFault("bad_shape", words, key=key)]
+            )
     fields, warnings = body_fields(body if isinstance(body, Mapping) else {}, limits)
     if line.get("custom_id") is not None:
         fields["label"] = line["custom_id"]

@@ -47,14 +47,14 @@ def value_of_words(field: str, words: Sequence[str]) -> Any:
 def _reader(field: str, said: Mapping[str, Any]) -> Callable[[str], Any]:
     """The reader of what a schema says; text for a choice of several types."""
     if "enum" in said:
-        return _word
+        return _word_cell
     match said.get("type"):
         case "integer":
-            return _whole
+            return _whole_cell
         case "number":
-            return _number
+            return _number_cell
         case "boolean":
-            return _flag
+            return _flag_cell
         case "object":
             return _json
         case "array":
@@ -70,11 +70,11 @@ def _text_of_cell(text: str) -> str | None:
     return text.strip() or None
 
 
-def _word(text: str) -> str | None:
+def _word_cell(text: str) -> str | None:
     return text.strip().lower() or None
 
 
-def _whole(text: str) -> int | str | None:
+def _whole_cell(text: str) -> int | str | None:
     if text.isdecimal() and text.isascii() and len(text) < 40:
         return int(text)
     text = text.strip()
@@ -83,21 +83,21 @@ def _whole(text: str) -> int | str | None:
     return text or None
 
 
-def _number(text: str) -> float | str | None:
+def _number_cell(text: str) -> float | str | None:
     text = text.strip()
     if re.fullmatch(r"[+-]?\d{1,9}([.,]\d{1,9})?", text, re.ASCII):
         return float(text.replace(",", "."))
     return text or None
 
 
-def _flag(text: str) -> bool | str | None:
+def _flag_cell(text: str) -> bool | str | None:
     text = text.strip()
     return _FLAGS.get(text.lower(), text) if text else None
 
 
 def _json(text: str) -> Any:
     try:
-        return strictjson.read(text) if text.strip() else None
+        return strictjson.read_json(text) if text.strip() else None
     except SteadyError:
         return text.strip()
 

@@ -54,7 +54,7 @@ def seeds_of(raw: Any) -> Sequence[Any] | None:
         found: list[Any] = []
         for item in raw:
             several = values_of(item)
-            if len(found) + size_of(several) > 1_000_000:
+            if len(found) + length_of(several) > 1_000_000:
                 raise ExpansionFault("`seed` lists more than a million seeds.")
             found += several
         return found
@@ -63,7 +63,7 @@ def seeds_of(raw: Any) -> Sequence[Any] | None:
     return None
 
 
-def size_of(values: Sequence[Any]) -> int:
+def length_of(values: Sequence[Any]) -> int:
     """``len`` that also holds for ranges longer than a machine word."""
     return abs(values.stop - values.start) if isinstance(values, range) else len(values)
 
@@ -76,15 +76,15 @@ class Product:
     ) -> None:
         self._matrix = dict(matrix)
         self._zipped = dict(zipped)
-        self._rows = size_of(next(iter(zipped.values()))) if zipped else 1
+        self._rows = length_of(next(iter(zipped.values()))) if zipped else 1
         self.total = self._rows
         for values in self._matrix.values():
-            self.total *= size_of(values)
+            self.total *= length_of(values)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         picked: dict[str, Any] = {}
         for name, values in reversed(self._matrix.items()):
-            index, at = divmod(index, size_of(values))
+            index, at = divmod(index, length_of(values))
             picked[name] = values[at]
         row = {name: values[index] for name, values in self._zipped.items()}
         return row | dict(reversed(picked.items()))

@@ -1,7 +1,7 @@
 """What one job may say: the single validator behind every door.
 
 A mapping of fields (from a file, an HTTP body, a command line or a table's row) becomes a
-:class:`JobRequest` or a list of :class:`Problem`, each with the key, the allowed range, the
+:class:`JobRequest` or a list of :class:`ValueFault`, each with the key, the allowed range, the
 offending value apart from the message, and the nearest right name.
 
 Text is data: braces, mark-up and special tokens such as ``<|im_end|>`` are left as they are.
@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.cells import value_of_text
 from watcher.jobfile.hints import (
     MAX_METADATA,
@@ -55,18 +55,18 @@ _WHOLE = WHOLE | {"steps"}
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*", re.ASCII)
 
 
-def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], list[Problem]]:
+def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], list[ValueFault]]:
     """Accepted spellings (``steps``, ``size: 1024x768``) brought to field names.
 
     Returns the values by field name, which key of ``raw`` each came from, and what is wrong
     with the keys (unknown ones, a thing said twice). Values are not looked at but for ``size``.
     """
-    raw = {key: _whole(value) if key in _WHOLE else value for key, value in raw.items()}
+    raw = {key: _whole_number(value) if key in _WHOLE else value for key, value in raw.items()}
     if raw.keys() <= _FIELDS:  # as in most of a million lines
         return raw, dict(zip(raw, raw, strict=True)), []
     values: dict[str, Any] = {}
     came_from: dict[str, str] = {}
-    problems: list[Problem] = []
+    problems: list[ValueFault] = []
     unknown = 0
 
     def put(field: str, value: Any, key: str) -> None:
@@ -75,7 +75,7 @@ def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], 
         elif value is not None:
             message = f"`{key}` and `{came_from[field]}` both say the {field}."
             problems.append(
-                Problem("duplicate_key", message, key=key, remedy="Keep one of the two.")
+                ValueFault("duplicate_key", message, key=key, remedy="Keep one of the two.")
             )
 
     for key, value in raw.items():
@@ -83,12 +83,12 @@ def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], 
             put(key, value, key)
         elif key == "steps":
             put("num_inference_steps", value, key)
-        elif key == "size" and (size := _size(value)):
+        elif key == "size" and (size := _size_word(value)):
             put("width", size[0], key)
             put("height", size[1], key)
         elif key == "size":
             problems.append(
-                Problem(
+                ValueFault(
                     "wrong_type",
                     "`size` must be WIDTHxHEIGHT.",
                     key="size",
@@ -104,21 +104,21 @@ def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], 
     return values, came_from, problems
 
 
-def _whole(value: Any) -> Any:
+def _whole_number(value: Any) -> Any:
     """``512.0`` as 512, also in a list; everything else as it is."""
     if isinstance(value, Number) and (match := _POINT_NOUGHT.fullmatch(value.source)):
         return int(match[1])
-    return [_whole(item) for item in value] if isinstance(value, list) else value
+    return [_whole_number(item) for item in value] if isinstance(value, list) else value
 
 
-def unknown_field(key: str, value: Any) -> Problem:
+def unknown_field(key: str, value: Any) -> ValueFault:
     """The problem of a key nobody knows, with the nearest right name."""
     name = shown_key(key)
     message, remedy = f"`{name}` is not known.", advice_for(key)
-    return Problem("unknown_field", message, key=name, value=shown(value), remedy=remedy)
+    return ValueFault("unknown_field", message, key=name, value=shown(value), remedy=remedy)
 
 
-def _size(value: Any) -> tuple[int | None, int | None] | None:
+def _size_word(value: Any) -> tuple[int | None, int | None] | None:
     if value is None:
         return None, None
     match = _SIZE.fullmatch(value) if isinstance(value, str) else None
@@ -135,7 +135,7 @@ class Checker:
         self.limits = limits
         self._good_sizes: set[tuple[str, int | None, int | None]] = set()
 
-    def check(self, values: dict[str, Any]) -> JobRequest | list[Problem]:
+    def check(self, values: dict[str, Any]) -> JobRequest | list[ValueFault]:
         """The request, or everything that is wrong with it.
 
         In ``values`` texts are tidied and what was left open is filled in.
@@ -149,12 +149,12 @@ class Checker:
         said = {p.key for p in problems}
         return problems + [p for p in made if p.key not in said]
 
-    def _tidied(self, values: dict[str, Any], card: Card) -> list[Problem]:
+    def _tidied(self, values: dict[str, Any], card: Card) -> list[ValueFault]:
         """Outer blanks and odd line ends go, an empty text is unset; control characters are refused.
 
         What is refused is replaced, so that the rest can still be looked at.
         """
-        problems: list[Problem] = []
+        problems: list[ValueFault] = []
         for field, text in values.items():
             if type(text) is not str or field not in _TIDIED:
                 continue
@@ -171,7 +171,7 @@ class Checker:
             values[field] = text or None
         if values.get("prompt") is None:
             problems.append(
-                Problem(
+                ValueFault(
                     "missing_field",
                     "`prompt` is empty." if "prompt" in values else "`prompt` is missing.",
                     key="prompt",
@@ -184,7 +184,7 @@ class Checker:
             why := _bad_metadata(metadata)
         ):
             problems.append(
-                Problem(
+                ValueFault(
                     "wrong_type",
                     f"`metadata` {why}.",
                     key="metadata",
@@ -195,19 +195,19 @@ class Checker:
             values["metadata"] = None
         return problems
 
-    def _validated(self, values: dict[str, Any], card: Card) -> JobRequest | list[Problem]:
+    def _validated(self, values: dict[str, Any], card: Card) -> JobRequest | list[ValueFault]:
         try:
             return JobRequest.model_validate(values)
         except ValidationError as error:
-            seen: dict[str | None, Problem] = {}
+            seen: dict[str | None, ValueFault] = {}
             for each in error.errors(include_url=False):
                 problem = translated(each, card)
                 seen.setdefault(problem.key, problem)
             return list(seen.values())
 
-    def _beyond_types(self, request: JobRequest, card: Card) -> list[Problem]:
+    def _beyond_types(self, request: JobRequest, card: Card) -> list[ValueFault]:
         """What pydantic cannot know: the model's sizes, names, dates."""
-        problems: list[Problem] = []
+        problems: list[ValueFault] = []
         size = (card.name, request.width, request.height)
         if size not in self._good_sizes:
             problems = _size_problems(request.width or 0, request.height or 0, card)
@@ -217,7 +217,7 @@ class Checker:
             message = "`seed` plus `count` goes beyond the largest seed."
             value, allowed = shown(request.seed), allowed_for("seed", card)
             problems.append(
-                Problem("out_of_range", message, key="seed", value=value, allowed=allowed)
+                ValueFault("out_of_range", message, key="seed", value=value, allowed=allowed)
             )
         if request.name is not None and (why := bad_name(request.name)):
             problems.append(_bad_name("name", request.name, why, card))
@@ -225,7 +225,7 @@ class Checker:
             problems.append(_bad_name("folder", request.folder, why, card))
         if request.not_before is not None and moment_of(request.not_before) is None:
             problems.append(
-                Problem(
+                ValueFault(
                     "wrong_type",
                     "`not_before` is no date and time.",
                     key="not_before",
@@ -247,7 +247,7 @@ class Checker:
         return tuple(found)
 
 
-def _size_problems(width: int, height: int, card: Card) -> list[Problem]:
+def _size_problems(width: int, height: int, card: Card) -> list[ValueFault]:
     problems = []
     for key, side in (("width", width), ("height", height)):
         value, allowed = shown(side), allowed_for(key, card)
@@ -263,13 +263,13 @@ def _size_problems(width: int, height: int, card: Card) -> list[Problem]:
         else:
             continue
         problems.append(
-            Problem(code, message, key=key, value=value, allowed=allowed, remedy=remedy)
+            ValueFault(code, message, key=key, value=value, allowed=allowed, remedy=remedy)
         )
     if not problems and width * height > card.max_pixels:
         shrink = (card.max_pixels / (width * height)) ** 0.5
         fits = [max(card.min_side, int(s * shrink) // MULTIPLE * MULTIPLE) for s in (width, height)]
         problems.append(
-            Problem(
+            ValueFault(
                 "out_of_range",
                 f"Width times height must be at most {card.max_pixels} pixels.",
                 key="width",
@@ -281,10 +281,10 @@ def _size_problems(width: int, height: int, card: Card) -> list[Problem]:
     return problems
 
 
-def _bad_name(key: str, text: str, why: str, card: Card) -> Problem:
+def _bad_name(key: str, text: str, why: str, card: Card) -> ValueFault:
     parts = [slug(p) for p in (text.split("/") if key == "folder" else [text])]
     better = "/".join([p for p in parts if p][:MAX_SEGMENTS])
-    return Problem(
+    return ValueFault(
         "bad_name",
         f"`{key}` {why}.",
         key=key,
@@ -341,7 +341,7 @@ def request_of(raw: Any, limits: Limits, *, text: bool = False) -> JobRequest:
     if not isinstance(raw, Mapping):
         message = "A job is a mapping of fields."
         raise SteadyError(
-            "bad_shape", message, problems=[Problem("bad_shape", message, value=shown(raw))]
+            "bad_shape", message, problems=[ValueFault("bad_shape", message, value=shown(raw))]
         )
     if text:
         raw = {

@@ -114,7 +114,7 @@ def _options(text: str) -> tuple[dict[str, Any], list[str]] | None:
             found[option] += f" {word}" if found[option] else word
     if not found.get("prompt"):
         return None
-    count = _whole(found.pop("batch_size", "1")), _whole(found.pop("n_iter", "1"))
+    count = _whole_of(found.pop("batch_size", "1")), _whole_of(found.pop("n_iter", "1"))
     if None in count:
         return None
     idle = [f"`--{name}` has no effect here." for name in found if not _OPTIONS[name]]
@@ -150,7 +150,7 @@ def _fields(said: Mapping[str, str]) -> dict[str, Any] | None:
             fields["cfg_scale"] = float(text)
         elif name == "seed" and text == "-1":
             continue
-        elif (number := _whole(text)) is None:
+        elif (number := _whole_of(text)) is None:
             return None
         elif name == "steps":
             fields["forwards"] = number
@@ -159,7 +159,7 @@ def _fields(said: Mapping[str, str]) -> dict[str, Any] | None:
     return fields
 
 
-def _whole(text: str) -> int | None:
+def _whole_of(text: str) -> int | None:
     return int(text) if re.fullmatch(r"\d{1,20}", text, re.ASCII) else None
 
 

@@ -138,10 +138,10 @@ def allowed_for(field: str, card: Card) -> str:
         "metadata": f"mapping of at most {MAX_METADATA} names to text, numbers, true/false or null, "
         f"{MAX_METADATA_TEXT} characters in all",
     }
-    return special.get(field) or in_words(field_schemas()[field])
+    return special.get(field) or schema_words(field_schemas()[field])
 
 
-def in_words(said: dict[str, Any]) -> str:
+def schema_words(said: dict[str, Any]) -> str:
     """What a schema allows."""
     if "enum" in said:
         return ", ".join(said["enum"])
@@ -156,9 +156,9 @@ def in_words(said: dict[str, Any]) -> str:
         )
     if said.get("type") == "array":
         most = f" of at most {said['maxItems']}" if "maxItems" in said else ""
-        return f"list{most}, each {in_words(said['items'])}"
+        return f"list{most}, each {schema_words(said['items'])}"
     if said.get("type") == "object":
-        return f"mapping of names to {in_words(said['additionalProperties'])}"
+        return f"mapping of names to {schema_words(said['additionalProperties'])}"
     kind = kind_of(said)
     if "maximum" in said and "minimum" in said:
         return f"{kind}, {said['minimum']:g}..{said['maximum']}"

@@ -10,16 +10,16 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from watcher.errors import Problem
+from watcher.errors import ValueFault
 from watcher.jobfile.expand import (
     MAX_TEXT,
     ExpansionFault,
     Wildcards,
     digest,
     fill,
+    length_of,
     placeholders_in,
     seeds_of,
-    size_of,
     wild,
 )
 from watcher.jobfile.fields import Checker, moment_of, normalised
@@ -39,7 +39,7 @@ BUILT_IN = frozenset({"index", "date", "seed"})
 
 
 @dataclass(slots=True)
-class Planned:
+class PlannedJob:
     """One picture to be made.
 
     ``request`` is checked and has all but perhaps its seed. ``stem`` is the picture's name, or
@@ -64,7 +64,7 @@ class Template:
 
     values: dict[str, Any] = field(default_factory=dict)
     came_from: dict[str, str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[ValueFault] = field(default_factory=list)
     wild: bool = False
     warnings: tuple[str, ...] = ()
 
@@ -75,8 +75,8 @@ def template_of(raw: Any) -> Template:
         return Template({"prompt": raw}, {"prompt": "prompt"}, _overlong({"prompt": raw}))
     if not isinstance(raw, dict):
         message = "A job is a mapping with a prompt, or the prompt alone."
-        return Template(problems=[Problem("bad_shape", message, value=shown(raw))])
-    problems: list[Problem] = []
+        return Template(problems=[ValueFault("bad_shape", message, value=shown(raw))])
+    problems: list[ValueFault] = []
     expands = False
     if "expand" in raw:
         raw = dict(raw)
@@ -85,24 +85,26 @@ def template_of(raw: Any) -> Template:
     return Template(values, came_from, problems + more + _overlong(values), expands)
 
 
-def wants_wildcards(value: Any, problems: list[Problem]) -> bool:
+def wants_wildcards(value: Any, problems: list[ValueFault]) -> bool:
     """Reads ``expand``; adds a problem for anything but ``wildcards`` or nothing."""
     if value is not None and value != "wildcards":
         message = "`expand` must be wildcards."
         problems.append(
-            Problem("out_of_range", message, key="expand", value=shown(value), allowed="wildcards")
+            ValueFault(
+                "out_of_range", message, key="expand", value=shown(value), allowed="wildcards"
+            )
         )
     return bool(value == "wildcards")
 
 
-def _overlong(values: Mapping[str, Any]) -> list[Problem]:
+def _overlong(values: Mapping[str, Any]) -> list[ValueFault]:
     """Texts no field takes, refused before they are multiplied."""
     found = []
     for key in TEXTS:
         text = values.get(key)
         if isinstance(text, str) and len(text) > MAX_TEXT:
             found.append(
-                Problem(
+                ValueFault(
                     "out_of_range",
                     f"`{key}` is far too long.",
                     key=key,
@@ -142,13 +144,13 @@ class Planner:
         """
         seeds = seeds_of(values.get("seed"))
         if seeds is not None:
-            return size_of(seeds)
+            return length_of(seeds)
         count = values.get("count")
         return count if type(count) is int and 1 <= count <= MAX_COUNT else 1
 
     def pictures(
         self, template: Template, values: dict[str, Any], names: Mapping[str, str], index: int
-    ) -> list[JobRequest] | list[Problem]:
+    ) -> list[JobRequest] | list[ValueFault]:
         """The pictures of a template, the first of them number ``index`` (from 0) of the file.
 
         ``values`` are the template's, with its axes' values in place, and are used up;
@@ -165,18 +167,22 @@ class Planner:
         except ExpansionFault as fault:
             words = str(fault)
             message = words[:1].upper() + words[1:] + "."
-            return [Problem("bad_placeholder", message, key="prompt", remedy=fault.remedy or None)]
+            return [
+                ValueFault("bad_placeholder", message, key="prompt", remedy=fault.remedy or None)
+            ]
 
     def _all_problems(
         self, template: Template, values: dict[str, Any], names: Mapping[str, str], index: int
-    ) -> list[Problem]:
+    ) -> list[ValueFault]:
         """What was wrong with the keys, and what is wrong with the values as well."""
         if not values:
             return template.problems
         sound = Template(values, wild=template.wild)
         more = self.pictures(sound, values, names, index)
         said = {p.key for p in template.problems}
-        return template.problems + [m for m in more if isinstance(m, Problem) and m.key not in said]
+        return template.problems + [
+            m for m in more if isinstance(m, ValueFault) and m.key not in said
+        ]
 
     def _several(
         self,
@@ -185,7 +191,7 @@ class Planner:
         index: int,
         wild_texts: bool,
         seeds: Sequence[Any] | None,
-    ) -> list[JobRequest] | list[Problem]:
+    ) -> list[JobRequest] | list[ValueFault]:
         count = self.multiplicity(values)
         if seeds is not None and (why := self._bad_seeds(seeds, values.get("count"))):
             return [why]
@@ -207,21 +213,23 @@ class Planner:
             pictures.append(made)
         return keyed_apart(pictures)
 
-    def _bad_seeds(self, seeds: Sequence[Any], count: Any) -> Problem | None:
+    def _bad_seeds(self, seeds: Sequence[Any], count: Any) -> ValueFault | None:
         most = max(MAX_COUNT, self.limits.max_jobs_per_file)
         if not seeds:
-            return Problem("bad_placeholder", "`seed` is an empty list.", key="seed")
-        if size_of(seeds) > most:
+            return ValueFault("bad_placeholder", "`seed` is an empty list.", key="seed")
+        if length_of(seeds) > most:
             message = f"`seed` lists more than {most} seeds."
-            return Problem("out_of_range", message, key="seed", allowed=f"at most {most} seeds")
+            return ValueFault("out_of_range", message, key="seed", allowed=f"at most {most} seeds")
         if count not in (None, 1):
             message = "`seed` lists several seeds and `count` asks for several pictures."
-            return Problem("bad_placeholder", message, key="count", remedy="Keep one of the two.")
+            return ValueFault(
+                "bad_placeholder", message, key="count", remedy="Keep one of the two."
+            )
         return None
 
     def _one(
         self, values: dict[str, Any], names: Mapping[str, str], index: int, wild_texts: bool
-    ) -> JobRequest | list[Problem]:
+    ) -> JobRequest | list[ValueFault]:
         if "count" in values and values["count"] is None:
             del values["count"]
         for key in TEXTS:
@@ -262,13 +270,13 @@ class Planner:
 
     def planned(
         self, request: JobRequest, row: int, priority: Priority, warnings: tuple[str, ...] = ()
-    ) -> Planned:
+    ) -> PlannedJob:
         """``request`` as a picture to be made; ``priority`` when it names none."""
         self.marks.look(request.prompt)
         moment = None if request.not_before is None else moment_of(request.not_before)
         own = priority if request.priority is None else Priority(request.priority)
         said = self._checker.warnings(request) + warnings
-        return Planned(request, request.name, said, row, moment, own)
+        return PlannedJob(request, request.name, said, row, moment, own)
 
 
 def keyed_apart(pictures: list[JobRequest], first: int = 1) -> list[JobRequest]:

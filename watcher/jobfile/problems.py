@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 
 MAX_PROBLEMS = 50  #: listed in one refusal
 
@@ -40,7 +40,7 @@ def pointer(path: Sequence[str | int]) -> str:
     return "".join("/" + shown_key(str(s)).replace("~", "~0").replace("/", "~1") for s in path)
 
 
-def at(problem: Problem, path: Sequence[str | int]) -> Problem:
+def at(problem: ValueFault, path: Sequence[str | int]) -> ValueFault:
     """``problem`` with its pointer, and called by the name the person used for it.
 
     ``path`` ends with the key where it was said (``steps``, ``Width``).
@@ -55,7 +55,7 @@ def at(problem: Problem, path: Sequence[str | int]) -> Problem:
     return replace(problem, pointer=pointer(path))
 
 
-def refusal(problems: Sequence[Problem], code: str = "") -> SteadyError:
+def refusal(problems: Sequence[ValueFault], code: str = "") -> SteadyError:
     """One error for all ``problems``: the first one's code, words and remedy, and how many more."""
     first = problems[0]
     where = f"Row {first.row}: " if first.row else f"Line {first.line}: " if first.line else ""
@@ -66,13 +66,13 @@ def refusal(problems: Sequence[Problem], code: str = "") -> SteadyError:
     return SteadyError(code or first.code, message, problems=problems[:MAX_PROBLEMS], remedy=remedy)
 
 
-def located_in_row(problem: Problem, row: int, line: int, key: str | None) -> Problem:
+def located_in_row(problem: ValueFault, row: int, line: int, key: str | None) -> ValueFault:
     """``problem`` with its row, its line in the file and the column's own name."""
     message = problem.message
     if key is not None and problem.key is not None and key != problem.key and key.lower() != "size":
         message = message.replace(f"`{problem.key}`", f"`{key}`", 1)
     # spelled out: a table may have very many bad rows, and `replace` takes five times as long
-    return Problem(
+    return ValueFault(
         problem.code,
         message,
         key=key or problem.key,

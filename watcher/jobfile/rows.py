@@ -7,12 +7,12 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, BinaryIO
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.batchline import batch_line_fields, is_batch_line
 from watcher.jobfile.cells import reader_of
 from watcher.jobfile.foreign import fitted, line_fields
 from watcher.jobfile.hints import FIELDS, meant_by, plain_key
-from watcher.jobfile.planner import TEXTS, Planned, Planner, Template, template_of
+from watcher.jobfile.planner import TEXTS, PlannedJob, Planner, Template, template_of
 from watcher.jobfile.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
 from watcher.jobfile.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
 from watcher.jobs import Limits, Priority
@@ -51,7 +51,7 @@ class Columns:
             message = (
                 f"`{shown_key(self._shown[field])}` and `{shown_key(name)}` name the same column."
             )
-            problem = Problem("duplicate_key", message, key=shown_key(name), line=1)
+            problem = ValueFault("duplicate_key", message, key=shown_key(name), line=1)
             raise SteadyError("duplicate_key", message, problems=[problem])
         self._shown[field] = name
         if field in FIELDS or field in _ALSO_READ:
@@ -67,7 +67,7 @@ class Columns:
         remedy = f"Call the column `{shown_key(near)}` `prompt`." if near else ""
         if len(self.header) == 1:
             remedy = "Columns are separated by `,`, `;`, a tab or `|`."
-        problem = Problem(
+        problem = ValueFault(
             "bad_csv",
             message,
             key="prompt",
@@ -85,12 +85,12 @@ class Columns:
 
     def template(self, cells: list[str]) -> Template:
         """What a row says. Empty cells are unset."""
-        problems: list[Problem] = []
+        problems: list[ValueFault] = []
         width = len(self.header)
         if len(cells) > width and any(c.strip() for c in cells[width:]):
             message = f"The row has {len(cells)} cells, the header {width}."
             remedy = "Put a text that holds the separator in quotes."
-            problems.append(Problem("bad_csv", message, remedy=remedy))
+            problems.append(ValueFault("bad_csv", message, remedy=remedy))
         have = len(cells)
         given: dict[str, Any] = {}
         for cell, field, read in self._fields:
@@ -113,7 +113,7 @@ class Columns:
             self.warnings.append(f"Column {cell + 1} has no name and was left out.")
 
     def _add_metadata(
-        self, cells: list[str], given: dict[str, Any], problems: list[Problem]
+        self, cells: list[str], given: dict[str, Any], problems: list[ValueFault]
     ) -> None:
         metadata: dict[str, Any] = {}
         written = given.pop("metadata", None)
@@ -123,7 +123,7 @@ class Columns:
             else:
                 message = "`metadata` must be a JSON mapping."
                 problems.append(
-                    Problem("wrong_type", message, key="metadata", value=shown(written))
+                    ValueFault("wrong_type", message, key="metadata", value=shown(written))
                 )
                 return
         for cell, name in self._extra:
@@ -153,7 +153,7 @@ class Columns:
         return names
 
 
-class Lines:
+class RowIterator:
     """The iterator :func:`watcher.jobfile.read_lines` returns: Planned and refused Row.
 
     ``warnings`` hold for the whole file; ``raw`` gives the rows as they stand, for whoever only
@@ -207,13 +207,13 @@ class Lines:
         self._planner.marks.read(raw.line)
         return template
 
-    def __iter__(self) -> "Iterator[Planned | Row]":
+    def __iter__(self) -> "Iterator[PlannedJob | Row]":
         return self._each
 
-    def __next__(self) -> "Planned | Row":
+    def __next__(self) -> "PlannedJob | Row":
         return next(self._each)
 
-    def _work(self) -> "Iterator[Planned | Row]":
+    def _work(self) -> "Iterator[PlannedJob | Row]":
         most, planner, columns = self._planner.limits.max_lines, self._planner, self._columns
         for rows, raw in enumerate(self.raw, 1):
             if rows > most:
@@ -228,8 +228,8 @@ class Lines:
                 names = columns.names(raw.cells)
             made = planner.pictures(template, values, names, self._index)
             for each in made:
-                if isinstance(each, Problem):
-                    problems = [m for m in made if isinstance(m, Problem)]
+                if isinstance(each, ValueFault):
+                    problems = [m for m in made if isinstance(m, ValueFault)]
                     yield self._refused(raw, problems, template.came_from)
                     break
                 self._index += 1
@@ -237,7 +237,9 @@ class Lines:
                     raise _too_many("jobs", most)
                 yield planner.planned(each, raw.number, Priority.NORMAL, template.warnings)
 
-    def _refused(self, raw: RawRow, problems: list[Problem], came_from: Mapping[str, str]) -> Row:
+    def _refused(
+        self, raw: RawRow, problems: list[ValueFault], came_from: Mapping[str, str]
+    ) -> Row:
         """The row as it goes back to the person, each problem by the name they used."""
         columns = self._columns
         located = []
@@ -277,7 +279,7 @@ def _template_of_line(raw: RawRow, limits: Limits) -> Template:
 
 def _too_many(what: str, most: int) -> SteadyError:
     message = f"The file has more than {most} {what}."
-    problem = Problem("too_many_jobs", message, allowed=f"at most {most}")
+    problem = ValueFault("too_many_jobs", message, allowed=f"at most {most}")
     return SteadyError(
         "too_many_jobs",
         message,

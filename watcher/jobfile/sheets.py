@@ -12,15 +12,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import strictjson, strictyaml
 from watcher.jobfile.expand import (
     ExpansionFault,
     Product,
     digest,
+    length_of,
     placeholders_in,
     sampled,
-    size_of,
     values_of,
 )
 from watcher.jobfile.fields import normalised, unknown_field
@@ -69,7 +69,7 @@ class Item:
             return cls(path, raw, template, {})
         return cls(path, raw, template, {f: (*path, k) for f, k in template.came_from.items()})
 
-    def path_of(self, problem: Problem) -> Path:
+    def path_of(self, problem: ValueFault) -> Path:
         """Where a problem with one of the item's own keys stands."""
         own = isinstance(self.raw, Mapping) and problem.key in self.raw
         return (*self.path, problem.key) if own and problem.key else self.path
@@ -95,10 +95,10 @@ class Sheet:
     key: str | None = None
     resume: bool = False
     on_error: OnError | None = None
-    problems: list[Problem] = field(default_factory=list)
+    problems: list[ValueFault] = field(default_factory=list)
     chosen: Sequence[int] = ()
 
-    def located(self, problem: Problem, path: Path) -> Problem:
+    def located(self, problem: ValueFault, path: Path) -> ValueFault:
         """``problem`` with line, column, document and pointer of ``path``."""
         line, column = self.place(path)
         return replace(at(problem, path), line=line, column=column, document=self.number)
@@ -106,9 +106,9 @@ class Sheet:
     def fault(self, code: str, message: str, path: Path, **more: Any) -> None:
         """Notes something wrong with the sheet itself."""
         key = shown_key(str(path[-1])) if path else None
-        self.problems.append(self.located(Problem(code, message, key=key, **more), path))
+        self.problems.append(self.located(ValueFault(code, message, key=key, **more), path))
 
-    def problems_of(self, item: Item) -> list[Problem]:
+    def problems_of(self, item: Item) -> list[ValueFault]:
         """What was wrong with an item before any expansion."""
         return [self.located(p, item.path_of(p)) for p in item.template.problems]
 
@@ -130,15 +130,15 @@ class Sheet:
         return said
 
 
-def read(text: str, suffix: str) -> list[Sheet]:
+def read_sheets(text: str, suffix: str) -> list[Sheet]:
     """The sheets of a file's text. Raises SteadyError for what cannot be read at all."""
     if fenced := _FENCED.fullmatch(text):  # as a chat writes it; lines keep their numbers
         text = "\n" + fenced[1]
     if suffix == ".json":
-        document = strictjson.Document(text)
+        document = strictjson.JsonDocument(text)
         return [_sheet(document.value, document.place, None)]
     try:
-        documents = strictyaml.read(
+        documents = strictyaml.read_yaml(
             text, text_keys=TEXT_FIELDS, comment_keys=_COMMENT_KEYS, text_lists=_TEXT_LISTS
         )
     except SteadyError as error:
@@ -160,7 +160,7 @@ _SLIP = re.compile(
 )
 
 
-def _slip(text: str) -> Problem | None:
+def _slip(text: str) -> ValueFault | None:
     """The first place where a colon is none or lacks its blank, so that no field is seen."""
     for match in _SLIP.finditer(text):
         name, mark = match[2], match[3]
@@ -172,7 +172,7 @@ def _slip(text: str) -> Problem | None:
         what = "instead of a colon" if mark != ":" else "instead of a blank after the colon"
         message = f"{which} stands behind `{name}` {what} (column {column})."
         remedy = f"Write `{name}: ` with an ordinary colon and blank."
-        return Problem("bad_yaml", message, key=name, line=line, column=column, remedy=remedy)
+        return ValueFault("bad_yaml", message, key=name, line=line, column=column, remedy=remedy)
     return None
 
 
@@ -210,7 +210,7 @@ _MOST_ITEMS = 20_000
 def _items(raws: Sequence[Any], path: Path) -> list[Item]:
     if len(raws) > _MOST_ITEMS:
         message = f"The file lists {len(raws)} jobs."
-        raise SteadyError("too_many_jobs", message, problems=[Problem("too_many_jobs", message)])
+        raise SteadyError("too_many_jobs", message, problems=[ValueFault("too_many_jobs", message)])
     return [Item.of(raw, (*path, number)) for number, raw in enumerate(raws)]
 
 
@@ -258,7 +258,7 @@ def _read_defaults(sheet: Sheet, value: Mapping[str, Any]) -> Item:
         message = "A `key` under `defaults` would be the same for every job."
         remedy = "Write it beside `jobs`, for the whole file."
         sheet.fault("bad_placeholder", message, ("defaults", "key"), remedy=remedy)
-    wild: list[Problem] = []
+    wild: list[ValueFault] = []
     base.template.wild |= wants_wildcards(value.get("expand"), wild)
     sheet.problems += [sheet.located(p, ("expand",)) for p in wild]
     if value.get("count") is not None:
@@ -311,7 +311,7 @@ def _read_axes(sheet: Sheet, value: Mapping[str, Any]) -> None:
         elif raw is not None:
             message = f"`{kind}` must be a mapping of names to lists."
             sheet.fault("wrong_type", message, (kind,), value=shown(raw))
-    lengths = {name: size_of(values) for name, values in axes["zip"].items()}
+    lengths = {name: length_of(values) for name, values in axes["zip"].items()}
     if len(set(lengths.values())) > 1:
         said = ", ".join(
             f"`{shown_key(n)}` has {length}" for n, length in list(lengths.items())[:8]
@@ -332,7 +332,7 @@ def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:
         return "bad_placeholder", "cannot be a name"
     if known:
         return "duplicate_key", "stands under `matrix` as well"
-    if values is None or size_of(several := values_of(values)) == 0:
+    if values is None or length_of(several := values_of(values)) == 0:
         return "bad_placeholder", "has no values"
     if isinstance(several, range):
         return "", ""
@@ -346,7 +346,7 @@ def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:
 # -- expansion
 
 
-def choose(sheets: Sequence[Sheet], planner: Planner, limits: Limits) -> None:
+def choose_combinations(sheets: Sequence[Sheet], planner: Planner, limits: Limits) -> None:
     """Counts the pictures of a file and decides which combinations are made, building none.
 
     Raises SteadyError too_many_jobs with the count.
@@ -375,13 +375,13 @@ def _refuse_more(total: int, limits: Limits) -> None:
     if total > limits.max_jobs_per_file:
         message = f"The file makes {total} jobs; {limits.max_jobs_per_file} are allowed."
         allowed = f"at most {limits.max_jobs_per_file}"
-        problem = Problem("too_many_jobs", message, value=str(total), allowed=allowed)
+        problem = ValueFault("too_many_jobs", message, value=str(total), allowed=allowed)
         raise SteadyError("too_many_jobs", message, problems=[problem])
 
 
 def pictures(
     sheets: Sequence[Sheet], planner: Planner
-) -> Iterator[tuple[int, Item, list[JobRequest] | list[Problem]]]:
+) -> Iterator[tuple[int, Item, list[JobRequest] | list[ValueFault]]]:
     """Every chosen combination in order: the item's number in the file, from 1, the item, and
     its pictures or what is wrong with them, once for each item that was wrong to begin with."""
     index, before = 0, 1
@@ -407,7 +407,7 @@ def pictures(
 
 def _pictures_of(
     sheet: Sheet, item: Item, combination: dict[str, Any], planner: Planner, index: int
-) -> list[JobRequest] | list[Problem]:
+) -> list[JobRequest] | list[ValueFault]:
     template = item.template
     values, origins = dict(template.values), item.origins
     if ours := {name: v for name, v in combination.items() if name in _FIELD_NAMES}:
@@ -418,7 +418,7 @@ def _pictures_of(
         origins = origins | {f: sheet.axes[key] for f, key in came_from.items()}
     names = {name: _text_of(value) for name, value in combination.items()}
     made = planner.pictures(template, values, names, index)
-    problems = [m for m in made if isinstance(m, Problem)]
+    problems = [m for m in made if isinstance(m, ValueFault)]
     if not problems:
         return made
     return [sheet.located(p, origins.get(p.key or "") or item.path_of(p)) for p in problems]

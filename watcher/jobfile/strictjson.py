@@ -1,7 +1,7 @@
 """JSON read strictly: no doubled keys, no NaN, no Infinity, no numbers past a float's range.
 
 The standard library's C scanner does the reading; it raises RecursionError on deep nesting
-instead of overrunning the stack. It keeps no positions, so a :class:`Document` finds lines
+instead of overrunning the stack. It keeps no positions, so a :class:`JsonDocument` finds lines
 afterwards, in one pass over the text and only when there is a problem to report.
 Knows nothing of jobs.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NoReturn
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.strictyaml import MAX_DEPTH, Number
 
 MAX_VALUES = 100_000  #: as many as .yaml may hold, with room
@@ -37,16 +37,16 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Fault("duplicate_key", f"`{_shown(key)}` is written twice.", key)
+                raise _Fault("duplicate_key", f"`{_quoted_key(key)}` is written twice.", key)
             seen.add(key)
     return members
 
 
-def _shown(key: str) -> str:
+def _quoted_key(key: str) -> str:
     return key[:60] if key[:60].isprintable() else ascii(key[:60])[1:-1]
 
 
-def _constant(name: str) -> NoReturn:
+def _no_constant(name: str) -> NoReturn:
     raise _Fault("bad_json", f"{name} is not a number in JSON.")
 
 
@@ -63,14 +63,16 @@ def _int(text: str) -> int:
     return int(text)
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_once, parse_constant=_constant, parse_float=_float)
+_DECODER = json.JSONDecoder(
+    object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_float
+)
 #: ``parse_int`` in Python costs on every number, so only texts with long digit runs pay it.
 _CAREFUL = json.JSONDecoder(
-    object_pairs_hook=_once, parse_constant=_constant, parse_float=_float, parse_int=_int
+    object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_float, parse_int=_int
 )
 
 
-def read(text: str) -> Any:
+def read_json(text: str) -> Any:
     """The value of ``text``.
 
     Raises SteadyError bad_json, duplicate_key or unsafe_yaml (nested too deeply), each with one
@@ -85,12 +87,12 @@ def read(text: str) -> Any:
         remedy = None
         if error.msg == "Extra data" and row > 1:
             remedy = "A file holds one JSON value; many jobs go into a list, or a line each into a .jsonl."
-        problem = Problem("bad_json", message, line=row, column=column, remedy=remedy)
+        problem = ValueFault("bad_json", message, line=row, column=column, remedy=remedy)
         raise SteadyError("bad_json", message, problems=[problem], remedy=remedy or "") from None
     except _Fault as fault:
         line = _second_line(text, fault.key) if fault.key is not None else _odd_number(text)
-        key = None if fault.key is None else _shown(fault.key)
-        problem = Problem(fault.code, str(fault), key=key, line=line)
+        key = None if fault.key is None else _quoted_key(fault.key)
+        problem = ValueFault(fault.code, str(fault), key=key, line=line)
         message = f"Line {line}: {fault}" if line else str(fault)
         raise SteadyError(fault.code, message, problems=[problem]) from None
     except RecursionError:
@@ -123,7 +125,7 @@ def _too_large(token: str) -> bool:
 
 def _too_deep() -> SteadyError:
     message = f"Nested deeper than {MAX_DEPTH} levels."
-    return SteadyError("unsafe_yaml", message, problems=[Problem("unsafe_yaml", message)])
+    return SteadyError("unsafe_yaml", message, problems=[ValueFault("unsafe_yaml", message)])
 
 
 def _refuse_depth(value: Any) -> None:
@@ -134,7 +136,7 @@ def _refuse_depth(value: Any) -> None:
             values += len(container)
         if values > MAX_VALUES:
             message = "The file holds too many values."
-            raise SteadyError("too_large", message, problems=[Problem("too_large", message)])
+            raise SteadyError("too_large", message, problems=[ValueFault("too_large", message)])
         level = [
             child
             for parent in level
@@ -147,7 +149,7 @@ def _refuse_depth(value: Any) -> None:
 
 
 @dataclass
-class Document:
+class JsonDocument:
     """A JSON text with its value; places are found on demand."""
 
     text: str
@@ -155,7 +157,7 @@ class Document:
     _index: dict[tuple[str | int, ...], int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self.value = read(self.text)
+        self.value = read_json(self.text)
         self._scan = _positions(self.text, self._index)
         self._starts: list[int] = []
 

@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import yaml
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 
 MAX_DEPTH = 16  #: mappings and lists inside each other
 MAX_EVENTS = 120_000  #: about 1,000 jobs with every field given, three times over
@@ -75,7 +75,7 @@ class Number(float):
 
 
 @dataclass(frozen=True)
-class Document:
+class YamlDocument:
     """One YAML document: its ``value`` in JSON types, and where everything in it stands.
 
     ``line`` is the line the document begins on, from 1.
@@ -124,21 +124,21 @@ class _Builder:
         self._root: Any = None
         self._places: dict[int, dict[str | int, tuple[int, int]]] = {}
         self._last_key: tuple[str | None, int] = (None, 0)
-        self.documents: list[Document] = []
+        self.documents: list[YamlDocument] = []
 
     def refuse(self, code: str, message: str, mark: Any, remedy: str = "") -> NoReturn:
         """Raises; ``mark`` is libyaml's, which counts from 0. Shows the line and its key."""
         line = min(mark.line, self._text.rstrip().count("\n")) + 1  # the end is on the last line
         source = self._text.split("\n", line)[line - 1 : line]
         key, key_line = self._last_key
-        problem = Problem(
+        problem = ValueFault(
             code,
             message,
             key=key if key_line == line else None,
             line=line,
             column=mark.column + 1,
             document=len(self.documents) + 1 if self.documents else None,
-            value=_printable(repr(source[0].strip()[:70]))[:80] if source else None,
+            value=_printable_yaml(repr(source[0].strip()[:70]))[:80] if source else None,
             remedy=remedy or None,
         )
         raise SteadyError(code, f"Line {line}: {message}", problems=[problem], remedy=remedy)
@@ -160,7 +160,7 @@ class _Builder:
             if theirs in said:
                 self.refuse("bad_yaml", ours, mark, remedy)
         self.refuse(
-            "bad_yaml", f"{said[:1].upper()}{said[1:] or 'This cannot be read'}.", mark, _QUOTE
+            "bad_yaml", f"{said[:1].upper()}{said[1:] or 'This cannot be read_yaml'}.", mark, _QUOTE
         )
 
     def take(self, event: Any) -> None:
@@ -187,7 +187,7 @@ class _Builder:
             self._root, self._places = None, {}
             self._line = start.line + 1
         elif isinstance(event, yaml.DocumentEndEvent):
-            self.documents.append(Document(self._root, self._line, self._places))
+            self.documents.append(YamlDocument(self._root, self._line, self._places))
 
     def _plain(self, event: Any) -> None:
         if event.anchor is not None:
@@ -230,11 +230,11 @@ class _Builder:
             self.refuse("unsafe_yaml", "Merge keys (`<<`) are not read.", event.start_mark)
         if key in top.value:
             first = top.places[key][0]
-            message = f"`{_printable(key[:60])}` is written twice; first on line {first}."
-            self._last_key = _printable(key[:60]), event.start_mark.line + 1
+            message = f"`{_printable_yaml(key[:60])}` is written twice; first on line {first}."
+            self._last_key = _printable_yaml(key[:60]), event.start_mark.line + 1
             self.refuse("duplicate_key", message, event.start_mark)
         top.key = key
-        self._last_key = _printable(key[:60]), event.start_mark.line + 1
+        self._last_key = _printable_yaml(key[:60]), event.start_mark.line + 1
         top.places[key] = (event.start_mark.line + 1, event.start_mark.column + 1)
 
     def _refuse_cut(self, top: _Open | None, event: Any, value: str | None) -> None:
@@ -283,13 +283,13 @@ def read_scalar(text: str, always_text: bool = False) -> Any:
     return value if isfinite(value) else text
 
 
-def read(
+def read_yaml(
     text: str,
     *,
     text_keys: Collection[str] = (),
     comment_keys: Collection[str] = (),
     text_lists: Collection[str] = (),
-) -> list[Document]:
+) -> list[YamlDocument]:
     """The documents of ``text`` (decoded, without a byte order mark).
 
     ``text_keys``: keys whose unquoted value is always text (``prompt: 12:30``, ``prompt: 1e3``).
@@ -317,7 +317,7 @@ def read(
     return builder.documents
 
 
-def _printable(text: str) -> str:
+def _printable_yaml(text: str) -> str:
     return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
 
 
@@ -331,7 +331,7 @@ def _unprintable(text: str, error: Any) -> SteadyError:
     what = f"U+{ord(odd[0]):04X}" if odd else "that YAML does not allow"
     message = f"Line {line} holds the control character {what}."
     remedy = "Remove it; if the text looked right, save the file as UTF-8."
-    problem = Problem("bad_yaml", message, line=line, column=column, remedy=remedy)
+    problem = ValueFault("bad_yaml", message, line=line, column=column, remedy=remedy)
     return SteadyError("bad_yaml", message, problems=[problem], remedy=remedy)
 
 

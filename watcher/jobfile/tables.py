@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
-from watcher.errors import Problem, SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import strictjson
 from watcher.jobfile.foreign import Pasted
 from watcher.suffixes import FORMS
@@ -60,7 +60,7 @@ def not_text(error: UnicodeDecodeError, data: bytes | None = None) -> SteadyErro
     where = f"Byte {position}" + (f" (line {line})" if line else "")
     message = f"{where} is not {error.encoding.upper()}; {guess}."
     remedy = "Save it as UTF-8 (in Excel: `CSV UTF-8`) and drop it again."
-    problem = Problem("encoding", message, line=line, remedy=remedy)
+    problem = ValueFault("encoding", message, line=line, remedy=remedy)
     return SteadyError("encoding", message, problems=[problem], remedy=remedy)
 
 
@@ -71,7 +71,7 @@ class Row:
     number: int
     line: int
     cells: Mapping[str, str]
-    problems: tuple[Problem, ...]
+    problems: tuple[ValueFault, ...]
 
 
 @dataclass(slots=True)
@@ -85,7 +85,7 @@ class RawRow:
     line: int
     cells: list[str] = field(default_factory=list)
     value: Any = None
-    problem: Problem | None = None
+    problem: ValueFault | None = None
 
 
 class _Text(io.TextIOWrapper):
@@ -98,7 +98,7 @@ class _Text(io.TextIOWrapper):
 _FENCE = re.compile(r"```[\w-]*\s*")  #: a chat puts these around a file
 
 
-class Lines:
+class TextLines:
     """Physical lines of a binary stream as text, each bounded, with the encoding found out.
 
     The stream is left open; it must be seekable and stand at its beginning.
@@ -124,7 +124,7 @@ class Lines:
                     continue
                 if len(line) >= MAX_LINE:
                     message = f"Line {self.number} is longer than {MAX_LINE} characters."
-                    problem = Problem("too_large", message, line=self.number)
+                    problem = ValueFault("too_large", message, line=self.number)
                     raise SteadyError("too_large", message, problems=[problem])
                 yield line
         except UnicodeDecodeError as error:
@@ -132,7 +132,7 @@ class Lines:
             torn = self.number + 1 + error.object.count(b"\n", 0, error.start)
             message = f"Line {torn} is not {error.encoding.upper()}; {_LOOKS_LATIN}."
             remedy = "Save it as UTF-8 (in Excel: `CSV UTF-8`) and drop it again."
-            problem = Problem("encoding", message, line=torn, remedy=remedy)
+            problem = ValueFault("encoding", message, line=torn, remedy=remedy)
             raise SteadyError("encoding", message, problems=[problem], remedy=remedy) from None
 
 
@@ -163,7 +163,7 @@ class Table:
     """
 
     def __init__(self, stream: BinaryIO, form: str) -> None:
-        self._lines = Lines(stream)
+        self._lines = TextLines(stream)
         self._source = iter(self._lines)
         self._ahead: collections.deque[tuple[int, str]] = collections.deque()
         self.warnings: list[str] = []
@@ -205,7 +205,7 @@ class Table:
             if any(cells) and not all(not c or c.isspace() for c in cells):
                 yield RawRow(number, line, cells, problem=problem)
 
-    def _cells(self, number: int, line: str) -> tuple[list[str], Problem | None]:
+    def _cells(self, number: int, line: str) -> tuple[list[str], ValueFault | None]:
         """The cells of the row that begins with ``line``, which is number ``number``."""
         problem = None
         cells = line.rstrip("\r\n").split(self._mark)
@@ -214,10 +214,10 @@ class Table:
             if quoted is not None:
                 cells = quoted
             elif self._mark == "\t":
-                cells = [_unquoted(cell) for cell in cells]
+                cells = [_bare_cell(cell) for cell in cells]
             else:
                 message = "A quote stands where none can, or is never closed."
-                problem = Problem("bad_csv", message, line=number, remedy=_CLOSE)
+                problem = ValueFault("bad_csv", message, line=number, remedy=_CLOSE)
         if self._guarded:
             cells = [unguarded(cell) for cell in cells]
         return cells, problem
@@ -236,7 +236,7 @@ class Table:
 
         with contextlib.suppress(csv.Error, StopIteration):
             cells = next(csv.reader(lines(), delimiter=self._mark, strict=True))
-            if not (taken and self._mark == "\t" and any(_torn(cell) for cell in cells)):
+            if not (taken and self._mark == "\t" and any(_is_glued(cell) for cell in cells)):
                 return cells
         self._ahead.extendleft(reversed(taken))
         return None
@@ -253,25 +253,25 @@ _CLOSE = 'Inside a quoted cell write "" for one ", and close the quote.'
 _WHOLE_CELL = re.compile(r'"((?:[^"]|"")*)"')
 
 
-def _unquoted(cell: str) -> str:
+def _bare_cell(cell: str) -> str:
     whole = _WHOLE_CELL.fullmatch(cell)
     return whole[1].replace('""', '"') if whole else cell
 
 
-def _torn(cell: str) -> bool:
+def _is_glued(cell: str) -> bool:
     """Are these rather several rows, joined by a quote somebody forgot?"""
     return "\t" in cell and "\n" in cell
 
 
 def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
     """The lines of a .jsonl that are not blank, each with its value or its problem."""
-    lines = Lines(stream)
+    lines = TextLines(stream)
     for text in lines:
         if text.isspace():
             continue
         row = RawRow(lines.number, lines.number)
         try:
-            row.value = strictjson.read(text)
+            row.value = strictjson.read_json(text)
         except SteadyError as error:
             row.value = text.strip()
             problem = error.problems[0]
@@ -295,7 +295,7 @@ def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
     A line that begins with ``#`` and something other than a blank (``#1 fan``) is a prompt.
     Generation data is one row, its ``value`` the fields. Raises SteadyError bad_shape for JSON.
     """
-    lines, pasted, number = Lines(stream), Pasted(), 0
+    lines, pasted, number = TextLines(stream), Pasted(), 0
     for text in lines:
         text = text.strip(" \t\r\n")
         if not number and begins_as_json(text):
@@ -331,11 +331,11 @@ def refused_csv(rows: Callable[[], Iterable[Row]]) -> Iterator[bytes]:
         error = " ".join(f"{p.message} {p.remedy or ''}".strip() for p in row.problems)
         writer.writerow(guarded(text) for text in [*map(row.cells.get, columns), error])
         if out.tell() > 1 << 16:
-            yield _taken(out)
-    yield _taken(out)
+            yield _drain(out)
+    yield _drain(out)
 
 
-def _taken(out: io.StringIO) -> bytes:
+def _drain(out: io.StringIO) -> bytes:
     """What was written so far; ``out`` is empty afterwards."""
     text = out.getvalue()
     out.seek(0)

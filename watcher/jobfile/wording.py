@@ -9,21 +9,21 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from watcher.errors import Problem
-from watcher.jobfile.hints import TEXT_FIELDS, WHOLE, allowed_for, in_words, kind_of
+from watcher.errors import ValueFault
+from watcher.jobfile.hints import TEXT_FIELDS, WHOLE, allowed_for, kind_of, schema_words
 from watcher.jobfile.problems import shown
 from watcher.jobs import Card, field_schemas
 
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+?\d{1,3}", re.ASCII)
 
 
-def translated(error: Any, card: Card) -> Problem:
+def translated(error: Any, card: Card) -> ValueFault:
     """One pydantic error. The value is kept apart from the message."""
     field = str(error["loc"][0])
     kind, given = error["type"], error.get("input")
     allowed = allowed_for(field, card)
     if kind == "missing":
-        return Problem("missing_field", f"`{field}` is missing.", key=field, allowed=allowed)
+        return ValueFault("missing_field", f"`{field}` is missing.", key=field, allowed=allowed)
     code, remedy = "out_of_range", None
     bounds = error.get("ctx", {})
     if "ge" in bounds or "le" in bounds:
@@ -37,7 +37,7 @@ def translated(error: Any, card: Card) -> Problem:
         of = "characters" if field in TEXT_FIELDS else "entries"
         message = f"`{field}` must have {words} {of}."
         if isinstance(given, str) and len(given) > 60:
-            return Problem(
+            return ValueFault(
                 code, message, key=field, value=f"{len(given)} characters", allowed=allowed
             )
     elif kind == "literal_error":
@@ -49,13 +49,13 @@ def translated(error: Any, card: Card) -> Problem:
             f"`{field}` must be {_kind(field)}.",
             _mend(field, given),
         )
-    return Problem(code, message, key=field, value=shown(given), allowed=allowed, remedy=remedy)
+    return ValueFault(code, message, key=field, value=shown(given), allowed=allowed, remedy=remedy)
 
 
 def _kind(field: str) -> str:
     said = field_schemas()[field]
     if said["type"] in ("object", "array"):
-        return f"a {in_words(said)}"
+        return f"a {schema_words(said)}"
     kind = kind_of(said)
     return kind if said["type"] in ("string", "boolean") else f"a {kind}"
 
@@ -93,13 +93,13 @@ def _mend(field: str, given: Any) -> str | None:
     return None
 
 
-def control_character(field: str, text: str, position: int) -> Problem:
+def control_character(field: str, text: str, position: int) -> ValueFault:
     """What stands in ``text`` at ``position`` and has no place there."""
     point = ord(text[position])
     lone = 0xD800 <= point <= 0xDFFF
     what = "half of a surrogate pair" if lone else "the control character"
     misread = lone or 0x80 <= point <= 0x9F
-    return Problem(
+    return ValueFault(
         "encoding" if lone else "wrong_type",
         f"`{field}` holds {what} U+{point:04X} at character {position + 1}.",
         key=field,

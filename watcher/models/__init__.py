@@ -201,7 +201,7 @@ def _decide(wanted: str, probe: Probe) -> tuple[dict[str, str], bool, SteadyErro
         why = "this machine has a GPU, which cannot be used now"
         return {"name": ZIMAGE_TURBO, "device": "cuda", "why": why}, False, error
     for kind in ("cuda", "mps"):
-        name = next((name for name in found.names if _kind(name) == kind), None)
+        name = next((name for name in found.names if _device_kind(name) == kind), None)
         if name:
             return (
                 {"name": ZIMAGE_TURBO, "device": name, "why": f"this machine has {name}"},
@@ -214,7 +214,7 @@ def _decide(wanted: str, probe: Probe) -> tuple[dict[str, str], bool, SteadyErro
     return {"name": STARTER, "device": "cpu", "why": why}, not found.unusable, None
 
 
-def _kind(device: str) -> str:
+def _device_kind(device: str) -> str:
     return device.split(":")[0]
 
 
@@ -242,7 +242,7 @@ def _look(choice: Choice, probe: Probe) -> None:
     try:
         names = probe().names
         lost = None
-        if not any(_kind(name) == _kind(choice.device) for name in names):
+        if not any(_device_kind(name) == _device_kind(choice.device) for name in names):
             words = f"`{choice.device}`, for which {choice.name} was chosen, is not there."
             lost = SteadyError("device_lost", words)
     except SteadyError as error:

@@ -78,7 +78,7 @@ def present(model: str, root: Path | None = None) -> Path:
     folder = folder_of(model, root)
     if folder is None:
         raise SteadyError(
-            "model_missing", f"`{model}` is not on this machine.", remedy=remedy_for(model)
+            "model_missing", f"`{model}` is not on this machine.", remedy=missing_remedy(model)
         )
     missing = missing_files(folder)
     if missing:
@@ -86,7 +86,7 @@ def present(model: str, root: Path | None = None) -> Path:
         raise SteadyError(
             "model_missing",
             f"`{model}` is not complete: {missing[0]}{more} is missing.",
-            remedy=remedy_for(model),
+            remedy=missing_remedy(model),
         )
     return folder
 
@@ -101,7 +101,7 @@ def revision_of(folder: Path) -> str | None:
 
 def missing_files(folder: Path) -> list[str]:
     """The files a diffusers folder speaks of and does not hold. Reads small JSON alone."""
-    index = _json(folder / "model_index.json")
+    index = _json_or_none(folder / "model_index.json")
     if index is None:
         return ["model_index.json"]
     missing = []
@@ -111,7 +111,7 @@ def missing_files(folder: Path) -> list[str]:
         weights = list((folder / part).glob("*.safetensors"))
         shards = list((folder / part).glob("*.safetensors.index.json"))
         for shard in shards:
-            names = (_json(shard) or {}).get("weight_map", {}).values()
+            names = (_json_or_none(shard) or {}).get("weight_map", {}).values()
             missing += [
                 f"{part}/{n}" for n in sorted(set(names)) if not (folder / part / n).is_file()
             ]
@@ -122,7 +122,7 @@ def missing_files(folder: Path) -> list[str]:
     return missing
 
 
-def remedy_for(model: str) -> str:
+def missing_remedy(model: str) -> str:
     """What a person does when the model is not there."""
     if is_hub_name(model):
         known = CATALOGUE.get(split(model)[0])
@@ -181,7 +181,7 @@ def repository(name: str) -> Path:
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
     """What `steady model pull` or `convert` noted of a folder's files; None when it noted nothing sound."""
-    manifest = _json(folder / MANIFEST)
+    manifest = _json_or_none(folder / MANIFEST)
     files = (manifest or {}).get("files")
     if not isinstance(files, dict) or not all(
         isinstance(facts, dict) and isinstance(facts.get("bytes"), int) for facts in files.values()
@@ -190,7 +190,7 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
     return manifest
 
 
-def _json(path: Path) -> dict[str, Any] | None:
+def _json_or_none(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -19,11 +19,11 @@ from watcher import publish
 _STEP = 1 << 24  #: bytes read at once
 
 
-def size_of(source: Path) -> int:
+def converted_size(source: Path) -> int:
     """Bytes that ``source`` will have once converted."""
     if source.suffix != ".safetensors":
         return source.stat().st_size
-    new = _converted(_header(source)[0])
+    new = _header_in_bfloat16(_header(source)[0])
     return 8 + len(_packed(new)) + _length(new)
 
 
@@ -39,7 +39,7 @@ def to_bfloat16(source: Path, target: Path) -> None:
         os.close(fd)
         return
     header, start = _header(source)
-    new = _converted(header)
+    new = _header_in_bfloat16(header)
     packed = _packed(new)
     with source.open("rb") as old, target.open("xb") as out:
         out.write(struct.pack("<Q", len(packed)) + packed)
@@ -72,7 +72,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
         return json.loads(file.read(length)), 8 + length
 
 
-def _converted(header: dict[str, Any]) -> dict[str, Any]:
+def _header_in_bfloat16(header: dict[str, Any]) -> dict[str, Any]:
     """The header of the new file: float32 entries half as long, everything moved up."""
     new = {"__metadata__": header["__metadata__"]} if "__metadata__" in header else {}
     at = 0

@@ -36,8 +36,8 @@ from watcher.models.catalogue import (
     is_hub_name,
     manifest_of,
     missing_files,
+    missing_remedy,
     present,
-    remedy_for,
     repository,
     revision_of,
     split,
@@ -120,7 +120,7 @@ def _reaching() -> Iterator[None]:
         raise OSError(str(error)) from error
 
 
-def pull(
+def pull_model(
     model: str = ZIMAGE_TURBO,
     *,
     hub: Hub | None = None,
@@ -143,7 +143,7 @@ def pull(
     name, revision = split(model)
     try:
         commit, files = hub.files(name, revision or "main")
-        files = [file for file in files if _wanted(file.path)]
+        files = [file for file in files if _is_fetched(file.path)]
         total = sum(file.bytes for file in files)
         home = repository(name)
         _need_space(home, total - min(total, _held(home)))
@@ -152,15 +152,15 @@ def pull(
             manifest = {
                 "model": name,
                 "revision": commit,
-                "files": {f.path: _facts(f) for f in files},
+                "files": {f.path: _hub_facts(f) for f in files},
             }
             _write_json(folder / MANIFEST, manifest)
-            report = verify(folder)
+            report = verify_model(folder)
             if report.damaged:  # what the hub's cache holds it takes for good: fetch that anew
                 for path in report.damaged:
                     _forget(folder / path)
                 hub.download(name, commit, _PATTERNS)
-                report = verify(folder)
+                report = verify_model(folder)
     except (OSError, ValueError) as error:  # the hub's own errors are among these
         text = str(error).strip().splitlines() or [type(error).__name__]
         raise SteadyError(
@@ -176,13 +176,13 @@ def pull(
     return folder
 
 
-def _wanted(path: str) -> bool:
+def _is_fetched(path: str) -> bool:
     """Is it of a kind we fetch, and does it stay below the folder?"""
     inside = not path.startswith("/") and ".." not in path.split("/")
     return inside and Path(path).suffix in {Path(pattern).suffix for pattern in _PATTERNS}
 
 
-def _facts(file: HubFile) -> dict[str, Any]:
+def _hub_facts(file: HubFile) -> dict[str, Any]:
     check = {"sha256": file.sha256} if file.sha256 else {"sha1": file.sha1}
     return {"bytes": file.bytes} | check
 
@@ -243,8 +243,8 @@ class _watching:
 
 
 @dataclass(frozen=True)
-class Report:
-    """What :func:`verify` found. ``by`` says against what the files were held."""
+class Verification:
+    """What :func:`verify_model` found. ``by`` says against what the files were held."""
 
     folder: Path
     by: str  #: manifest | hub cache | headers
@@ -254,13 +254,13 @@ class Report:
     damaged: tuple[str, ...]  #: the files that are there and wrong, below the folder
 
 
-def verify(
+def verify_model(
     model: str | Path,
     root: Path | None = None,
     *,
     sums: bool = True,
     progress: Progress = silent,
-) -> Report:
+) -> Verification:
     """Read every file of a model and hold it against its check sum.
 
     Against ``manifest.json`` (written by pull and convert), else against the names of the
@@ -271,7 +271,7 @@ def verify(
     folder = model if isinstance(model, Path) else folder_of(model, root)
     if folder is None or not folder.is_dir():
         raise SteadyError(
-            "model_missing", f"`{model}` is not on this machine.", remedy=remedy_for(str(model))
+            "model_missing", f"`{model}` is not on this machine.", remedy=missing_remedy(str(model))
         )
     manifest = manifest_of(folder)
     problems = []
@@ -292,7 +292,7 @@ def verify(
             damaged += [path] if (folder / path).exists() else []
         done += int(facts["bytes"])
         progress(done, total)
-    return Report(folder, by, len(expected), total, tuple(problems), tuple(damaged))
+    return Verification(folder, by, len(expected), total, tuple(problems), tuple(damaged))
 
 
 def _shifted(progress: Progress, before: int, total: int) -> Callable[[int], None]:
@@ -391,7 +391,7 @@ def _listed(name: str, root: Path, used: str) -> Listed:
     return Listed(name, folder, size, complete, name == used, revision_of(folder))
 
 
-def convert(
+def convert_model(
     model: str,
     target: Path,
     root: Path | None = None,
@@ -412,7 +412,7 @@ def convert(
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        files = _converted(source, part, progress)
+        files = _write_converted(source, part, progress)
         _write_json(part / PROFILE, profile_of(model, root) | {"name": target.name})
         revision = f"{revision_of(source) or 'unknown'}-bfloat16"
         _write_json(part / MANIFEST, {"model": model, "revision": revision, "files": files})
@@ -430,12 +430,12 @@ def convert(
     return target
 
 
-def _converted(source: Path, part: Path, progress: Progress) -> dict[str, Any]:
+def _write_converted(source: Path, part: Path, progress: Progress) -> dict[str, Any]:
     """Write every file anew below ``part``; what the manifest says of them."""
     from watcher.models import convert as converter  # numpy: only where it is asked for
 
     sizes = {
-        path: ((source / path).stat().st_size, converter.size_of(source / path))
+        path: ((source / path).stat().st_size, converter.converted_size(source / path))
         for path in _files_of(source)
         if path != PROFILE
     }

@@ -105,7 +105,7 @@ class Outputs:
         the marker of last time passes it as ``expected``: then an existing folder without any
         is not written to (``folder_gone``); a folder that is gone altogether is made anew.
         """
-        with _trouble():
+        with _disk_errors():
             self._place.found(first=expected is None)
             self.check()
             for left in self._tmp.iterdir():
@@ -119,7 +119,7 @@ class Outputs:
         An emptied folder on the same disk, seen through the same mount, is taken on again;
         another one under the same name (an unmounted disk) is not.
         """
-        with _trouble():
+        with _disk_errors():
             if self._place.visit():
                 self._synced.clear()
                 self._place.settle()
@@ -130,7 +130,7 @@ class Outputs:
 
     def free_bytes(self) -> int:
         """Bytes that may still be written; 0 when there is no room for another file name."""
-        with _trouble():
+        with _disk_errors():
             space = os.statvfs(self._folder)
         if space.f_files and not space.f_favail:
             return 0
@@ -140,10 +140,10 @@ class Outputs:
         """Where the job's picture lies, or will. ``bad_name`` unless that is inside the folder."""
         parts = job.path.split("/")
         suffix = os.path.splitext(parts[-1])[1]
-        if len(parts) > 8 or suffix not in _FORMATS or not all(map(_plain, parts)):
+        if len(parts) > 8 or suffix not in _FORMATS or not all(map(_is_plain_segment, parts)):
             raise SteadyError("bad_name", "The picture's path cannot be used.")
         final = self._folder.joinpath(*parts)
-        with _trouble():
+        with _disk_errors():
             inside = Path(os.path.realpath(final.parent)).is_relative_to(
                 os.path.realpath(self._folder)
             )
@@ -170,7 +170,7 @@ class Outputs:
         final = self.path(job)
         data = encode(image, _FORMATS[final.suffix], recipe if self._embed else {"job_id": job.id})
         temporary = self._tmp / f"{job.id}.{job.attempt}{final.suffix}"
-        with _trouble():
+        with _disk_errors():
             self.check()
             self._make_folder(final.parent)
             try:
@@ -199,7 +199,7 @@ class Outputs:
         touched. Makes the names durable and mends the thumbnail.
         """
         final = self.path(job)
-        data = _read(final, self._most(job))
+        data = _read_regular(final, self._most(job))
         if data is None:
             return None
         try:
@@ -218,7 +218,7 @@ class Outputs:
             if image is None:
                 return None
             self._save_thumbnail(job, image)
-        with _trouble():
+        with _disk_errors():
             self._make_folder(final.parent)
             publish.sync_folder(final.parent)
         return Saved(hashlib.sha256(data).hexdigest(), len(data), *size)
@@ -226,7 +226,7 @@ class Outputs:
     def delete(self, job: Job) -> bool:
         """Remove the job's picture and thumbnail, durably; was there a picture?"""
         final = self.path(job)
-        with _trouble():
+        with _disk_errors():
             self.check()
             self.thumbnail(job).unlink(missing_ok=True)
             try:
@@ -278,7 +278,7 @@ class Outputs:
             self._checkpoint("thumbnail_written")
 
     def _has_thumbnail(self, job: Job) -> bool:
-        data = _read(self.thumbnail(job), 2_000_000)
+        data = _read_regular(self.thumbnail(job), 2_000_000)
         try:
             return data is not None and scan(data).format == "webp"
         except NotAPicture:
@@ -342,7 +342,7 @@ def _make(folder: Path) -> None:
         ) from None
 
 
-def _plain(part: str) -> bool:
+def _is_plain_segment(part: str) -> bool:
     """May this be one segment of a path of ours?"""
     if not part or part.startswith(".") or re.search(r'[\x00-\x1f\x7f/\\:*?"<>|]', part):
         return False
@@ -352,7 +352,7 @@ def _plain(part: str) -> bool:
         return False
 
 
-def _read(path: Path, most: int) -> bytes | None:
+def _read_regular(path: Path, most: int) -> bytes | None:
     """A regular file of at most ``most`` bytes; None for anything else, without waiting."""
     flags = os.O_RDONLY | os.O_CLOEXEC
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -385,7 +385,7 @@ def _decode(data: bytes, format: str) -> Image.Image | None:
 
 
 @contextlib.contextmanager
-def _trouble() -> Iterator[None]:
+def _disk_errors() -> Iterator[None]:
     """Turn what the disk says into what the queue understands."""
     try:
         yield

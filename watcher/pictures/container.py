@@ -32,7 +32,7 @@ class NotAPicture(ValueError):
 
 
 @dataclass(frozen=True)
-class Picture:
+class PictureFile:
     """What the outside of a picture tells without decoding it. Sides are pixels."""
 
     format: str  #: png | webp | jpeg
@@ -42,7 +42,7 @@ class Picture:
     parameters: str | None  #: A1111's text, as found
 
 
-def scan(data: bytes) -> Picture:
+def scan(data: bytes) -> PictureFile:
     """Look over a whole picture without decoding it.
 
     Raises NotAPicture for anything that is not exactly one complete PNG (all check sums
@@ -104,7 +104,7 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise NotAPicture("too many chunks")
 
 
-def _scan_png(data: bytes) -> Picture:
+def _scan_png(data: bytes) -> PictureFile:
     width = height = 0
     # The first text of each name counts, readable or not: a thousand of them cost no more.
     texts: dict[bytes, bytes | None] = {}
@@ -120,7 +120,7 @@ def _scan_png(data: bytes) -> Picture:
         raise NotAPicture("no size")
     parameters = texts.get(b"parameters")
     text = None if parameters is None else parameters.decode("utf-8", "replace")
-    return Picture("png", width, height, texts.get(b"steadydiffusion"), text)
+    return PictureFile("png", width, height, texts.get(b"steadydiffusion"), text)
 
 
 def _png_text(kind: bytes, chunk: bytes, keyword: int) -> bytes | None:
@@ -178,7 +178,7 @@ def _webp_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     raise NotAPicture("too many chunks")
 
 
-def _scan_webp(data: bytes) -> Picture:
+def _scan_webp(data: bytes) -> PictureFile:
     width = height = 0
     seen: set[bytes] = set()
     ours: bytes | None = None
@@ -203,7 +203,7 @@ def _scan_webp(data: bytes) -> Picture:
             ours = _ours_in_xmp(data[start:end])
     if not seen & {b"VP8 ", b"VP8L"} or not width or not height:
         raise NotAPicture("no picture inside")
-    return Picture("webp", width, height, ours, parameters)
+    return PictureFile("webp", width, height, ours, parameters)
 
 
 def _strip_webp(data: bytes) -> bytes:
@@ -240,7 +240,7 @@ def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     raise NotAPicture("too many segments")
 
 
-def _scan_jpeg(data: bytes) -> Picture:
+def _scan_jpeg(data: bytes) -> PictureFile:
     width = height = 0
     seen: set[bytes] = set()
     ours: bytes | None = None
@@ -256,7 +256,7 @@ def _scan_jpeg(data: bytes) -> Picture:
                 ours = _ours_in_xmp(data[start + len(_XMP_JPEG) : end])
     if not width or not height:
         raise NotAPicture("no size")
-    return Picture("jpeg", width, height, ours, parameters)
+    return PictureFile("jpeg", width, height, ours, parameters)
 
 
 def _strip_jpeg(data: bytes) -> bytes:

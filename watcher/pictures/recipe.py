@@ -19,7 +19,7 @@ from math import isfinite
 from typing import Any
 
 from watcher.jobs import Job, JobRequest
-from watcher.pictures.container import NotAPicture, Picture, scan, unpadded, xmp_of
+from watcher.pictures.container import NotAPicture, PictureFile, scan, unpadded, xmp_of
 
 #: Longest settings line of an A1111 text; its regex is quadratic, so longer ones are not read.
 _MAX_SETTINGS = 8000
@@ -55,30 +55,30 @@ def recipe_of(
         "image_name": job.image_name,
         "request": job.request.model_dump(mode="json"),
         "seed": job.request.seed,
-        "forwards": _number(info.get("forwards")) or job.forwards,
-        "sampler": _word(info.get("sampler")),
-        "schedule": _word(info.get("schedule")),
-        "cfg_scale": _number(info.get("cfg_scale", _guidance(job.request, info))),
+        "forwards": _finite(info.get("forwards")) or job.forwards,
+        "sampler": _plain_word(info.get("sampler")),
+        "schedule": _plain_word(info.get("schedule")),
+        "cfg_scale": _finite(info.get("cfg_scale", _guidance_used(job.request, info))),
         "model": model_name(str(info.get("model") or "")) or None,
-        "revision": _word(info.get("revision")),
-        "versions": _versions() | _words(info.get("versions")),
-        "device": _word(info.get("device")),
-        "dtype": _word(info.get("dtype")),
-        "attention": _word(info.get("attention")),
+        "revision": _plain_word(info.get("revision")),
+        "versions": _versions() | _version_words(info.get("versions")),
+        "device": _plain_word(info.get("device")),
+        "dtype": _plain_word(info.get("dtype")),
+        "attention": _plain_word(info.get("attention")),
     }
     for name in _DETAILS:
         value = info.get(name, details.get(name))
-        if isinstance(value, bool | int) or _word(value):
+        if isinstance(value, bool | int) or _plain_word(value):
             recipe[name] = value
     recipe["timings"] = {
         name: round(value, 4)
         for name, value in (timings or {}).items()
-        if _number(value) is not None and _word(name)
+        if _finite(value) is not None and _plain_word(name)
     }
     return recipe
 
 
-def _guidance(request: JobRequest, info: Mapping[str, Any]) -> float | None:
+def _guidance_used(request: JobRequest, info: Mapping[str, Any]) -> float | None:
     return request.guidance_scale if "guidance" in info.get("accepts", ()) else None
 
 
@@ -112,9 +112,9 @@ def parameters_text(recipe: Mapping[str, Any]) -> str:
         "Model": str(recipe.get("model") or "unknown").rsplit("/", 1)[-1].lower(),
         "Version": "SteadyDiffusion",
     }
-    lines = [_printable(request["prompt"])]
+    lines = [_without_controls(request["prompt"])]
     if request.get("negative_prompt"):
-        lines.append("Negative prompt: " + _printable(request["negative_prompt"]))
+        lines.append("Negative prompt: " + _without_controls(request["negative_prompt"]))
     said = [f"{name}: {_quoted(value)}" for name, value in settings.items() if value is not None]
     lines.append(", ".join(said))
     return "\n".join(lines)
@@ -139,31 +139,31 @@ def fitting(recipe: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**recipe, "request": {**recipe["request"], "metadata": None}, "shortened": True}
 
 
-def _printable(text: str) -> str:
+def _without_controls(text: str) -> str:
     """Without the control characters a text chunk may not carry (line ends and tabs stay)."""
     text = text.replace("\r\n", "\n")
     return re.sub("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]", "\N{REPLACEMENT CHARACTER}", text)
 
 
 def _quoted(value: Any) -> str:
-    text = _printable(str(value))
+    text = _without_controls(str(value))
     return json.dumps(text, ensure_ascii=False) if re.search('[,:\n"]', text) else text
 
 
-def _word(value: Any) -> str | None:
+def _plain_word(value: Any) -> str | None:
     """A short plain word such as ``cuda:0`` or ``2.13.0+cpu``; None for anything else."""
     return value if isinstance(value, str) and re.fullmatch(r"[\w.:+ -]{1,100}", value) else None
 
 
-def _number(value: Any) -> int | float | None:
+def _finite(value: Any) -> int | float | None:
     """A finite number; None for anything else."""
     sound = isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
     return value if sound else None
 
 
-def _words(value: Any) -> dict[str, str]:
+def _version_words(value: Any) -> dict[str, str]:
     items = value.items() if isinstance(value, Mapping) else ()
-    return {str(k): v for k, v in items if _word(k) and _word(v)}
+    return {str(k): v for k, v in items if _plain_word(k) and _plain_word(v)}
 
 
 @functools.cache
@@ -201,7 +201,7 @@ def read_recipe(data: bytes) -> dict[str, Any] | None:
     return ours
 
 
-def job_id_in(picture: Picture) -> str | None:
+def job_id_in(picture: PictureFile) -> str | None:
     """The id of the job of ours that made this picture, if it says so."""
     found = (_json_of(picture.ours) or {}).get("job_id")
     return found if isinstance(found, str) else None
@@ -233,7 +233,7 @@ def request_of_parameters(text: str) -> dict[str, Any] | None:
     for number in reversed(range(max(0, len(lines) - _MOST_BELOW), len(lines))):
         if "Steps:" in lines[number] and len(lines[number]) <= _MAX_SETTINGS:
             found = _SETTING.findall(lines[number])
-            settings = {name.strip(): _unquoted(value) for name, value in found}
+            settings = {name.strip(): _bare_value(value) for name, value in found}
             if len(settings) >= 3 and "Steps" in settings:
                 del lines[number:]
                 break
@@ -251,10 +251,10 @@ def request_of_parameters(text: str) -> dict[str, Any] | None:
     request: dict[str, Any] = {"prompt": "\n".join(prompt)}
     if any(negative):
         request["negative_prompt"] = "\n".join(negative)
-    steps = _whole(settings.get("Steps"))
+    steps = _whole_text(settings.get("Steps"))
     if steps:
         request["forwards"] = steps
-    seed = _whole(settings.get("Seed"))
+    seed = _whole_text(settings.get("Seed"))
     if seed is not None:
         request["seed"] = seed
     size = _SIZE.fullmatch(settings.get("Size", ""))
@@ -280,7 +280,7 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _unquoted(value: str) -> str:
+def _bare_value(value: str) -> str:
     value = value.strip()
     if len(value) > 1 and value[0] == value[-1] == '"':
         try:
@@ -290,5 +290,5 @@ def _unquoted(value: str) -> str:
     return value
 
 
-def _whole(value: str | None) -> int | None:
+def _whole_text(value: str | None) -> int | None:
     return int(value) if value and re.fullmatch(r"\d{1,20}", value, re.ASCII) else None

@@ -33,7 +33,7 @@ def contact_sheet(outputs: Outputs, jobs: Sequence[Job]) -> bytes:
     sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), _GROUND)
     for place, job in enumerate(shown):
         x, y = _GAP + place % columns * step, _GAP + place // columns * step
-        small = _small(outputs, job)
+        small = _cell_picture(outputs, job)
         if small is None:
             sheet.paste(_EMPTY, (x, y, x + CELL, y + CELL))
         else:
@@ -43,7 +43,7 @@ def contact_sheet(outputs: Outputs, jobs: Sequence[Job]) -> bytes:
     return data.getvalue()
 
 
-def _small(outputs: Outputs, job: Job) -> Image.Image | None:
+def _cell_picture(outputs: Outputs, job: Job) -> Image.Image | None:
     """The job's picture in at most CELL x CELL; from the picture itself without a thumbnail."""
     if job.state is not JobState.COMPLETED or job.deleted_at is not None:
         return None

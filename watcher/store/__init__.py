@@ -20,7 +20,7 @@ from watcher.store.batches import Batches
 from watcher.store.deliveries import Delivery
 from watcher.store.entries import batch_of, job_of, now_us, to_json
 from watcher.store.recording import NewJob, Recorded, Recording
-from watcher.store.views import READY, JobFilter, Views
+from watcher.store.views import READY, JobFilter, JobQueries
 
 __all__ = ["Completion", "Delivery", "JobFilter", "JobStore", "NewJob", "Recording", "now_us"]
 
@@ -83,7 +83,7 @@ class Completion:
     facts: Mapping[str, Any]
 
 
-class JobStore(Recorded, Batches, Views):
+class JobStore(Recorded, Batches, JobQueries):
     """The record. Safe to share between threads; any number of processes may have it open.
 
     JobStore(url, *, synchronous="full", clock=now_us, checkpointer=True, busy_seconds=10.0):

@@ -43,7 +43,7 @@ def _insertion(table: str, columns: tuple[str, ...], rows: int, mark: str) -> st
 
 
 @lru_cache(maxsize=512)
-def _text(sql: str) -> TextClause:
+def _statement(sql: str) -> TextClause:
     return text(sql)
 
 
@@ -321,7 +321,7 @@ class Database:
 
     def run(self, sql: str, **values: Any) -> list[Row]:
         """One statement of the transaction this thread is in; all its rows."""
-        return list(self._db.query(_text(self._words(sql)), _step=None, **values))  # type: ignore[arg-type]
+        return list(self._db.query(_statement(self._words(sql)), _step=None, **values))  # type: ignore[arg-type]
 
     def run_many(self, sql: str, rows: Sequence[Row]) -> None:
         """The same statement for each of ``rows``."""

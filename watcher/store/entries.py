@@ -83,12 +83,12 @@ def job_of(row: Row) -> Job:
         model=row["model"],
         forwards=row["forwards"] or forwards_of(request["num_inference_steps"]),
         rating=row["rating"],
-        warnings=_warnings(row["warnings"], facts.get("warnings")),
+        warnings=_warnings_of(row["warnings"], facts.get("warnings")),
         facts=facts,
     )
 
 
-def _warnings(planned: str | None, found: Any) -> tuple[str, ...]:
+def _warnings_of(planned: str | None, found: Any) -> tuple[str, ...]:
     """What was said before the queue, and what the worker found out."""
     if not planned and not found:
         return ()

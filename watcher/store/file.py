@@ -79,7 +79,7 @@ class RecordFile:
                     connection.execute("PRAGMA journal_mode = WAL")
                     break
                 except sqlite3.OperationalError as error:
-                    if _kind(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                    if _result_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
                         raise
                     time.sleep(0.01)
         self._identity = _identity_of(path)
@@ -106,7 +106,7 @@ class RecordFile:
     def reader(self) -> sqlite3.Connection:
         """A driver connection for polls, which gives rows as dicts."""
         connection = self.connect(read_only=True)
-        connection.row_factory = _as_dict
+        connection.row_factory = _row_of
         return connection
 
     def verify(self) -> None:
@@ -179,7 +179,7 @@ class RecordFile:
         """The registered error of SQLite's complaint; our own mistakes stay what they are."""
         if not isinstance(error, sqlite3.Error):
             return error
-        kind = _kind(error)
+        kind = _result_code(error)
         if kind == sqlite3.SQLITE_FULL or (kind == sqlite3.SQLITE_IOERR and self._no_space()):
             return SteadyError("disk_full", "The disk of the record is full.")
         if kind in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
@@ -211,7 +211,7 @@ def forget_pages(connection: sqlite3.Connection | None, _record: object) -> None
         connection.execute("PRAGMA shrink_memory")
 
 
-def _kind(error: sqlite3.Error) -> int:
+def _result_code(error: sqlite3.Error) -> int:
     """SQLite's primary result code (0 for complaints of the Python module itself)."""
     return int(getattr(error, "sqlite_errorcode", 0)) & 0xFF
 
@@ -230,5 +230,5 @@ def _identity_of(path: Path) -> _Identity | None:
     return stat.st_dev, stat.st_ino
 
 
-def _as_dict(cursor: sqlite3.Cursor, row: tuple[object, ...]) -> Row:
+def _row_of(cursor: sqlite3.Cursor, row: tuple[object, ...]) -> Row:
     return {column[0]: value for column, value in zip(cursor.description, row, strict=True)}

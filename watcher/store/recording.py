@@ -151,7 +151,9 @@ class Recorded(Record):
                 raise SteadyError("batch_not_found")
             ids = [each.ids() for each in recordings]
             fresh = self._fresh(recordings, ids, batches)
-            told = {each.ticket: _told(each, batches[each.ticket], now) for each in recordings}
+            told = {
+                each.ticket: _batch_columns(each, batches[each.ticket], now) for each in recordings
+            }
             if fresh:
                 self._insert(fresh, batches, told, now=now, local=local)
             self._db.run_many(_TELL_BATCH, list(told.values()))
@@ -286,7 +288,7 @@ class Recorded(Record):
             )
 
 
-def _told(recording: Recording, batch: Row, now: int) -> Row:
+def _batch_columns(recording: Recording, batch: Row, now: int) -> Row:
     """What a recording tells its batch, before its jobs are counted."""
     noted = dict.fromkeys([*json.loads(batch["warnings"]), *recording.warnings])
     return {

@@ -64,7 +64,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Tally:
-    """What :meth:`Views.tally` counted, up to ``rev``: ``count`` jobs, their waits and runs."""
+    """What :meth:`JobQueries.tally` counted, up to ``rev``: ``count`` jobs, their waits and runs."""
 
     rev: int
     count: int
@@ -72,7 +72,7 @@ class Tally:
     run: Spread
 
 
-class Views(Record):
+class JobQueries(Record):
     """Every question the record answers about jobs."""
 
     def job(self, id: str) -> Job | None:

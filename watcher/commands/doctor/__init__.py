@@ -38,8 +38,8 @@ def doctor(desk: Desk) -> int:
 
 def findings(desk: Desk, machine: Machine) -> Iterator[Finding]:
     """Every check in turn; without usable settings only those that need none."""
-    yield from _guarded("python", program.interpreter(machine))
-    yield from _guarded("package", program.package())
+    yield from _check_guarded("python", program.interpreter(machine))
+    yield from _check_guarded("package", program.package())
     try:
         config = desk.config
     except SteadyError as error:
@@ -50,10 +50,10 @@ def findings(desk: Desk, machine: Machine) -> Iterator[Finding]:
     yield Finding("config", OK, words)
     look = Look(desk, machine)
     for name, check in _CHECKS.items():
-        yield from _guarded(name, check(look))
+        yield from _check_guarded(name, check(look))
 
 
-def _guarded(name: str, found: Iterator[Finding]) -> Iterator[Finding]:
+def _check_guarded(name: str, found: Iterator[Finding]) -> Iterator[Finding]:
     """The findings of one check; what stops it is a finding as well."""
     try:
         yield from found

@@ -131,7 +131,7 @@ def weights(look: Look) -> Iterator[Finding]:
         return
     folder = models.present(look.model, look.config.root)
     small = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= _SUMMED_BYTES
-    report = weights.verify(look.model, look.config.root, sums=small)
+    report = weights.verify_model(look.model, look.config.root, sums=small)
     if report.problems:
         mend = f"steady model pull {look.model}" if models.is_hub_name(look.model) else None
         yield Finding("model", FAIL, " ".join(report.problems[:3]), mend or "bring the files back")

@@ -33,14 +33,14 @@ def _writable(name: str, folder: Path) -> Finding:
         return Finding(name, NOTE, f"{folder} is made at the first start")
     if not folder.is_dir():
         return Finding(name, FAIL, f"{folder} is not a folder", f"mv {folder} {folder}.aside")
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK) or _read_only(folder):
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK) or _folder_read_only(folder):
         who = os.getuid() if hasattr(os, "getuid") else "you"
         mend = f"sudo chown -R {who} {folder} (or mount it for writing)"
         return Finding(name, FAIL, f"{folder} cannot be written", mend)
     return Finding(name, OK, f"{folder} can be written")
 
 
-def _read_only(folder: Path) -> bool:
+def _folder_read_only(folder: Path) -> bool:
     return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
 
 
@@ -84,7 +84,7 @@ def watcher(look: Look) -> Iterator[Finding]:
         yield Finding("watcher", NOTE, "does not run; job files wait", start)
         return
     pid = root.holder(look.config.state / "lock").get("pid")
-    pulse = live.read(look.config.state)
+    pulse = live.read_pulse(look.config.state)
     if not pulse["alive"]:
         words = f"process {pid} lives but has no pulse"
         yield Finding("watcher", FAIL, words, f"kill {pid}; {start}")
@@ -102,14 +102,14 @@ def events(look: Look) -> Iterator[Finding]:
 
     every = f"new files are noticed by a look every {look.config.rescan_seconds:g} s"
     if look.watched:
-        seen = live.read(look.config.state).get("inbox", {})
+        seen = live.read_pulse(look.config.state).get("inbox", {})
         for words in (*seen.get("problems", ()), *seen.get("notices", ())):
             yield Finding("events", NOTE, words)
         if seen.get("watch") == "events":
             yield Finding("events", OK, "new files are noticed at once")
         return
     folder = look.config.inbox
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or _read_only(folder):
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or _folder_read_only(folder):
         return
     if trouble := inbox.deaf(folder):
         yield Finding("events", NOTE, f"{trouble} So {every}.")

@@ -31,8 +31,8 @@ from typing_extensions import override
 from watcher.errors import SteadyError
 from watcher.executor import Slot, WorkerSpec
 from watcher.executor.local import BACKOFF
-from watcher.executor.ray.actor import FarSlot, Report
-from watcher.executor.ray.slots import Line, Lost, Met, Tell, Trouble
+from watcher.executor.ray.actor import FarSlot, SlotReport
+from watcher.executor.ray.slots import Line, Lost, Met, SlotTrouble, Tell
 from watcher.wire import printable
 
 SILENCE = 30.0  #: an actor says something every second; Ray notices a cut link after 65
@@ -131,8 +131,8 @@ class RayLine(Line):
                     failures = 0
                     asyncio.run(self._serve())
             except (RayError, OSError, RuntimeError, ValueError) as error:
-                words = f"Ray cannot be reached ({_short(error)})."
-                self._tell(None, Trouble(SteadyError("worker_unavailable", words)))
+                words = f"Ray cannot be reached ({_first_line(error)})."
+                self._tell(None, SlotTrouble(SteadyError("worker_unavailable", words)))
                 self._leaving.wait(self._backoff[min(failures, len(self._backoff) - 1)] or 1.0)
                 failures += 1
 
@@ -147,7 +147,7 @@ class RayLine(Line):
                 for slot in range(len(tended), max(1, self._slots or room)):
                     tended.append(asyncio.create_task(self._tend(slot)))
                 if not self._orders and time.monotonic() - begun > _PATIENCE:
-                    self._tell(None, Trouble(self._no_machine()))
+                    self._tell(None, SlotTrouble(self._no_machine()))
                     begun = float("inf")
                 ended = asyncio.create_task(self._end.wait())
                 done, _ = await asyncio.wait(
@@ -226,10 +226,10 @@ class RayLine(Line):
         if met is not None:
             again = await _again(actor)
             died = again is not None and (again.host, again.parent) == (met.host, met.parent)
-            self._tell(slot, Lost("its process died" if died else _short(error), died))
+            self._tell(slot, Lost("its process died" if died else _first_line(error), died))
         elif not isinstance(error, ActorUnavailableError):
-            words = f"No slot can be started on the Ray cluster: {_short(error)}"
-            self._tell(slot, Trouble(SteadyError("worker_unavailable", words)))
+            words = f"No slot can be started on the Ray cluster: {_first_line(error)}"
+            self._tell(slot, SlotTrouble(SteadyError("worker_unavailable", words)))
 
     def _hire(self) -> Any:
         rest = {k: v for k, v in self._resources.items() if k not in ("CPU", "GPU")}
@@ -262,7 +262,7 @@ class RayLine(Line):
     async def _hear(self, slot: Slot, actor: Any) -> None:
         left = False
         while not left:
-            call = asyncio.ensure_future(_answer(actor.hear.remote()))
+            call = asyncio.ensure_future(_reports_of(actor.hear.remote()))
             for _ in range(4):  # in quarters: time in which we ourselves stood still is none
                 done, _ = await asyncio.wait({call}, timeout=self._silence / 4)
                 if done:
@@ -291,8 +291,8 @@ async def _hand_on(orders: asyncio.Queue[_Order], actor: Any) -> None:
         await getattr(actor, method).remote(*arguments)
 
 
-async def _answer(ref: Any) -> list[Report]:
-    answer: list[Report] = await ref
+async def _reports_of(ref: Any) -> list[SlotReport]:
+    answer: list[SlotReport] = await ref
     return answer
 
 
@@ -316,7 +316,7 @@ def _dismiss(actor: Any) -> None:
         ray.kill(actor)
 
 
-def _short(error: BaseException) -> str:
+def _first_line(error: BaseException) -> str:
     """The first line of what Ray says, which may be a page."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return printable(lines[0] if lines else type(error).__name__)[:300]

@@ -21,7 +21,7 @@ BEAT = 1.0  #: seconds after which something is said though nothing happened
 
 
 @dataclass(frozen=True)
-class Report:
+class SlotReport:
     """What happened in a slot, and how it stands after that."""
 
     events: list[Event] = field(repr=False)
@@ -51,7 +51,7 @@ class FarSlot:
         self._refused: list[Event] = []
         self._leaving: float | None = None  #: seconds of grace
         self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
-        self._reports: queue.SimpleQueue[Report | None] = queue.SimpleQueue()
+        self._reports: queue.SimpleQueue[SlotReport | None] = queue.SimpleQueue()
         self._executor = LocalExecutor(spec, **limits)
         threading.Thread(target=self._work, name="slot", daemon=True).start()
 
@@ -85,12 +85,12 @@ class FarSlot:
 
         self._give(name, order)
 
-    def hear(self) -> list[Report]:
+    def hear(self) -> list[SlotReport]:
         """What happened since the last call; waits for it, about a second at most.
 
         RuntimeError when nothing will be said any more.
         """
-        reports: list[Report] = []
+        reports: list[SlotReport] = []
         wait = True
         while True:
             try:
@@ -129,4 +129,4 @@ class FarSlot:
         wants = bool(self._executor.wants())
         told, self._refused = events + self._refused, []
         status = self._executor.status()[0]
-        self._reports.put(Report(told, wants, self._taken, status, left))
+        self._reports.put(SlotReport(told, wants, self._taken, status, left))

@@ -20,7 +20,7 @@ from typing_extensions import override
 
 from watcher.errors import SteadyError
 from watcher.executor import Died, Event, Executor, Picture, Ready, Slot, Started, Step, WorkerSpec
-from watcher.executor.ray.actor import Report
+from watcher.executor.ray.actor import SlotReport
 from watcher.executor.seat import Seat, Task
 from watcher.jobs import JobRequest, forwards_of
 
@@ -46,13 +46,13 @@ class Lost:
 
 
 @dataclass(frozen=True)
-class Trouble:
+class SlotTrouble:
     """No process can be had for this slot, or for any that has none (no slot named)."""
 
     error: SteadyError
 
 
-News = Met | Lost | Trouble | Report
+News = Met | Lost | SlotTrouble | SlotReport
 Tell = Callable[[Slot | None, News], None]  #: from any thread
 
 
@@ -73,11 +73,11 @@ class Line(Protocol):
 
 
 @dataclass
-class _Place(Seat):
+class _FarSlot(Seat):
     """A slot across the processes it has had."""
 
     met: Met | None = None
-    report: Report | None = None
+    report: SlotReport | None = None
     heard: float = 0.0
     sent: int = 0  #: jobs given to this very process
 
@@ -195,7 +195,7 @@ class FarExecutor(Executor):
 
     # -- what is told
 
-    def _order(self, place: _Place, method: str, *arguments: Any) -> None:
+    def _order(self, place: _FarSlot, method: str, *arguments: Any) -> None:
         if place.met is not None:
             self._line.order(place.slot, place.met.name, method, *arguments)
 
@@ -209,13 +209,13 @@ class FarExecutor(Executor):
                     self._take_in(*news)
                 news = self._news.get_nowait()
 
-    def _place(self, slot: Slot) -> _Place:
-        return _Place(slot, self._device, b"", state="waiting")
+    def _place(self, slot: Slot) -> _FarSlot:
+        return _FarSlot(slot, self._device, b"", state="waiting")
 
     def _take_in(self, slot: Slot | None, news: News) -> None:
         if slot is None:
             for place in self._places:
-                if isinstance(news, Trouble) and place.met is None:
+                if isinstance(news, SlotTrouble) and place.met is None:
                     self._suffer(place, news)
             return
         while len(self._places) <= slot:
@@ -225,18 +225,18 @@ class FarExecutor(Executor):
             case Met():
                 place.met, place.report, place.sent, place.trouble = news, None, 0, None
                 place.state, place.heard = "loading", time.monotonic()
-            case Report():
+            case SlotReport():
                 self._heard(place, news)
             case Lost():
                 self._mourn(place, news)
-            case Trouble():
+            case SlotTrouble():
                 self._suffer(place, news)
 
-    def _suffer(self, place: _Place, news: Trouble) -> None:
+    def _suffer(self, place: _FarSlot, news: SlotTrouble) -> None:
         place.suffer(news.error)
         self._events.append(Died(place.slot, [], "has no machine", news.error, blame=False))
 
-    def _heard(self, place: _Place, report: Report) -> None:
+    def _heard(self, place: _FarSlot, report: SlotReport) -> None:
         place.report, place.heard = report, time.monotonic()
         place.state = report.status["state"]
         for event in report.events:
@@ -247,7 +247,7 @@ class FarExecutor(Executor):
             place.met = None
             place.state = "stopped"
 
-    def _known(self, place: _Place, event: Event) -> Event | None:
+    def _known(self, place: _FarSlot, event: Event) -> Event | None:
         """``event`` with the slot's number here; None for one of a job the slot does not have."""
         slot = place.slot
         if isinstance(event, Ready):
@@ -273,7 +273,7 @@ class FarExecutor(Executor):
                 self.counters["pictures" if isinstance(event, Picture) else "failed"] += 1
         return replace(event, slot=slot)
 
-    def _mourn(self, place: _Place, lost: Lost) -> None:
+    def _mourn(self, place: _FarSlot, lost: Lost) -> None:
         """Its process is gone. A job is blamed where that died and the machine did not.
 
         The one in turn also where nothing was heard of its start: the word may have died too.
