@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from watcher.commands.desk import Desk, command, in_time, fitted_line
+from watcher.commands.desk import Desk, command, fitted_line, in_time
 from watcher.commands.fields import pairs, with_fields
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import JobRequest, Limits, job_id_of, ticket_of_key
