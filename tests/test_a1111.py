@@ -41,7 +41,7 @@ def api(here: House) -> Iterator[webuiapi.WebUIApi]:
 
 
 def test_txt2img_says_what_it_mapped(here: House, api: webuiapi.WebUIApi):
-    result = api.compat.txt2img(
+    result = api.txt2img(
         prompt="a wide owl", width=96, height=64, seed=7, negative_prompt="fog, rain"
     )
     assert result.image.size == (96, 64)
@@ -62,7 +62,7 @@ def test_txt2img_says_what_it_mapped(here: House, api: webuiapi.WebUIApi):
 
 
 def test_batch_size_times_n_iter_with_seeds_that_follow(api: webuiapi.WebUIApi):
-    result = api.compat.txt2img(prompt="owls", width=64, height=64, batch_size=2, n_iter=2, steps=2)
+    result = api.txt2img(prompt="owls", width=64, height=64, batch_size=2, n_iter=2, steps=2)
     seeds = result.info["all_seeds"]
     assert seeds == list(range(seeds[0], seeds[0] + 4)) and result.info["batch_size"] == 4
     assert len({image.tobytes() for image in result.images}) == 4
@@ -73,7 +73,7 @@ def test_batch_size_times_n_iter_with_seeds_that_follow(api: webuiapi.WebUIApi):
 def test_asynchronously(here: House, api: webuiapi.WebUIApi):
     async def two() -> list:
         calls = [
-            api.compat.txt2img(prompt="async owl", width=64, height=64, steps=1, use_async=True)
+            api.txt2img(prompt="async owl", width=64, height=64, steps=1, use_async=True)
             for _ in range(2)
         ]
         return await asyncio.gather(*calls)
@@ -83,11 +83,11 @@ def test_asynchronously(here: House, api: webuiapi.WebUIApi):
 
 
 def test_a_size_no_model_makes_is_brought_near(api: webuiapi.WebUIApi):
-    result = api.compat.txt2img(prompt="odd owl", width=100, height=72, steps=1)
+    result = api.txt2img(prompt="odd owl", width=100, height=72, steps=1)
     assert result.image.size == (96, 80)
     said = " ".join(result.info["warnings"])
     assert "width: 96 is used instead of 100" in said and "height: 80 is used" in said
-    result = api.compat.txt2img(prompt="tiny owl", width=1, height=64, steps=1, send_images=False)
+    result = api.txt2img(prompt="tiny owl", width=1, height=64, steps=1, send_images=False)
     assert result.images == [] and result.info["width"] == 16
 
 
@@ -95,7 +95,7 @@ def test_progress_until_exactly_nothing(here: House, api: webuiapi.WebUIApi):
     found = {}
     thread = threading.Thread(
         target=lambda: found.update(
-            result=api.compat.txt2img(prompt="slow owl sleep=0.2", width=64, height=64, n_iter=2)
+            result=api.txt2img(prompt="slow owl sleep=0.2", width=64, height=64, n_iter=2)
         )
     )
     thread.start()
@@ -119,7 +119,7 @@ def test_interrupt_ends_its_own_and_nothing_else(here: House, api: webuiapi.WebU
     found = {}
     thread = threading.Thread(
         target=lambda: found.update(
-            result=api.compat.txt2img(prompt="stopped owl sleep=0.3", width=64, height=64, n_iter=2)
+            result=api.txt2img(prompt="stopped owl sleep=0.3", width=64, height=64, n_iter=2)
         )
     )
     thread.start()
@@ -139,7 +139,7 @@ def test_skip_ends_one_picture(here: House, api: webuiapi.WebUIApi):
     found = {}
     thread = threading.Thread(
         target=lambda: found.update(
-            result=api.compat.txt2img(prompt="skipped owl sleep=0.2", width=64, height=64, n_iter=2)
+            result=api.txt2img(prompt="skipped owl sleep=0.2", width=64, height=64, n_iter=2)
         )
     )
     thread.start()
@@ -176,7 +176,7 @@ def test_options_models_samplers_and_the_lists(here: House, api: webuiapi.WebUIA
 
 
 def test_png_info_reads_what_was_made(api: webuiapi.WebUIApi):
-    made = api.compat.txt2img(prompt='an owl, "drawn"', width=64, height=96, seed=11, steps=3)
+    made = api.txt2img(prompt='an owl, "drawn"', width=64, height=96, seed=11, steps=3)
     told = api.png_info(made.image)
     assert told.info.startswith('an owl, "drawn"\nSteps: 3, Sampler: Euler')
     assert told.info == made.info["infotexts"][0]
@@ -198,7 +198,7 @@ def test_png_info_reads_what_was_made(api: webuiapi.WebUIApi):
 )
 def test_what_cannot_be_made_is_refused_by_name(api: webuiapi.WebUIApi, asked: dict, field: str):
     with pytest.raises(RuntimeError) as caught:
-        api.compat.txt2img(**({"prompt": "never", "width": 64, "height": 64} | asked))
+        api.txt2img(**({"prompt": "never", "width": 64, "height": 64} | asked))
     status, text = caught.value.args
     body = json.loads(text)
     assert status in (404, 422) and field in body["detail"]
@@ -207,7 +207,7 @@ def test_what_cannot_be_made_is_refused_by_name(api: webuiapi.WebUIApi, asked: d
 
 def test_a_picture_that_fails_says_why(here: House, api: webuiapi.WebUIApi):
     with pytest.raises(RuntimeError) as caught:
-        api.compat.txt2img(prompt="an owl nan", width=64, height=64)
+        api.txt2img(prompt="an owl nan", width=64, height=64)
     status, text = caught.value.args
     assert status == 500 and json.loads(text)["error"] == "non_finite"
     assert len(here.jobs("an owl nan")) == 1

@@ -743,7 +743,7 @@ def pulling(server: HubServer, name: str = "me/tiny") -> subprocess.Popen[bytes]
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    script = f"from watcher.models import weights; print(weights.pull('{name}'))"
+    script = f"from watcher.models import weights; print(weights.pull_model('{name}'))"
     return subprocess.Popen(
         [sys.executable, "-c", script], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -929,7 +929,7 @@ def test_a_torn_weight_file_is_not_converted(tiny: Path, tmp_path: Path) -> None
 
 def test_asking_where_a_model_lies_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from watcher import model; from watcher.models import weights; models.locate('starter');"
+        "import sys; from watcher import models; from watcher.models import weights; models.locate('starter');"
         "print([m for m in ('torch', 'numpy', 'huggingface_hub', 'PIL') if m in sys.modules])"
     )
     home = str(Path(__file__).parents[1])

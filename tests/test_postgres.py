@@ -103,7 +103,7 @@ def test_a_standby_takes_over_within_five_seconds_of_a_kill(
 ) -> None:
     one, two = machines
     first, second = both(machines, store)
-    assert '"watcher.root"' in two.said.read_text() or "standby" in two.said.read_text()
+    assert '"watcher.standby"' in two.said.read_text() or "standby" in two.said.read_text()
     in_the_middle(one)
     first.send_signal(signal.SIGKILL)
     begun = time.monotonic()

@@ -169,10 +169,10 @@ def test_a_megabyte_of_text_is_read_at_once() -> None:
 def test_deep_brackets_do_not_kill_the_process() -> None:
     """In a process of its own: a SIGSEGV would take the whole test run with it."""
     code = (
-        "from watcher.jobfile.strictyaml import read\n"
+        "from watcher.jobfile.strictyaml import read_yaml\n"
         "from watcher.errors import SteadyError\n"
         "for text in ('[' * 100_000, '[' * 20_000 + ']' * 20_000, '{a: ' * 100_000):\n"
-        "    try: read(text)\n"
+        "    try: read_yaml(text)\n"
         "    except SteadyError as error: print(error.code)\n"
     )
     done = subprocess.run(

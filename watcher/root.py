@@ -241,7 +241,7 @@ class Turn:
                 lock.acquire(0)
                 return
         if self._patience > WAIT_SECONDS:
-            say(logger, "watcher.root", at="the root")
+            say(logger, "watcher.standby", at="the root")
         lock.acquire(self._patience, give_up=self._told.is_set)
 
     def record(self, store: "JobStore") -> bool:
@@ -261,7 +261,7 @@ class Turn:
                 now = time.monotonic()
                 if now - said >= _SAY_SECONDS:
                     if not said:
-                        say(logger, "watcher.root", at="the record", leader=store.leader())
+                        say(logger, "watcher.standby", at="the record", leader=store.leader())
                     said = now
                     with contextlib.suppress(SteadyError):
                         store.put_pulse(me, self._who)
