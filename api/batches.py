@@ -52,13 +52,7 @@ def find_batch(door: Door, ticket: str) -> Batch:
 def _reading_routes(router: APIRouter, door: Door, views: Views) -> None:
     """The list, and one of it."""
 
-    @router.get(
-        "",
-        operation_id="list_batches",
-        summary="Batches, newest first",
-        response_model=models.BatchPage,
-        responses=documented("wrong_type"),
-    )
+    @router.get("", response_model=models.BatchPage, responses=documented("wrong_type"))
     def list_batches(
         request: Request,
         cursor: Annotated[
@@ -67,21 +61,17 @@ def _reading_routes(router: APIRouter, door: Door, views: Views) -> None:
         ] = None,
         limit: Limit = 50,
     ) -> Response:
-        """Follow `next` (or the Link header) for older ones."""
+        """Batches, newest first. Follow `next` (or the Link header) for older ones."""
         rows = door.store.batches(before=cursor, limit=limit + 1)
         following = rows[limit - 1].ticket if len(rows) > limit else None
         body = {"batches": [views.batch(b) for b in rows[:limit]], "next": following}
         return JSONResponse(body, headers=link_of(request, following))
 
     @router.get(
-        "/{ticket}",
-        operation_id="batch",
-        summary="One batch",
-        response_model=models.BatchView,
-        responses=documented("batch_not_found"),
+        "/{ticket}", response_model=models.BatchView, responses=documented("batch_not_found")
     )
-    def one_batch(ticket: str) -> Response:
-        """Its jobs are in `/jobs?batch=`."""
+    def batch(ticket: str) -> Response:
+        """One batch. Its jobs are in `/jobs?batch=`."""
         return JSONResponse(views.batch(find_batch(door, ticket)))
 
 
@@ -90,8 +80,6 @@ def _taking_home(router: APIRouter, door: Door) -> None:
 
     @router.get(
         "/{ticket}/images.zip",
-        operation_id="batch_images",
-        summary="All its pictures",
         response_class=Response,
         responses={
             **documented("batch_not_found", "image_not_ready"),
@@ -101,8 +89,8 @@ def _taking_home(router: APIRouter, door: Door) -> None:
             },
         },
     )
-    def images_zip(ticket: str) -> Response:
-        """Sent as it is read, with the result table last: memory stays small however many there are."""
+    def batch_images(ticket: str) -> Response:
+        """All its pictures in one archive. Sent as it is read, with the result table last."""
         batch = find_batch(door, ticket)
         stem = os.path.splitext(batch.name)[0]
         name = ticket if stem == f"api-{ticket}" else stem
@@ -112,8 +100,6 @@ def _taking_home(router: APIRouter, door: Door) -> None:
 
     @router.get(
         "/{ticket}/sheet",
-        operation_id="batch_sheet",
-        summary="Its pictures at a glance",
         response_class=Response,
         responses={
             **documented("batch_not_found", "image_not_ready"),
@@ -123,11 +109,11 @@ def _taking_home(router: APIRouter, door: Door) -> None:
             },
         },
     )
-    def sheet(
+    def batch_sheet(
         ticket: str,
         page: Annotated[int, Query(ge=1, le=100_000, description="64 pictures each")] = 1,
     ) -> Response:
-        """In the batch's order; a job without a picture leaves a grey square."""
+        """Its pictures at a glance. A job without a picture leaves a grey square."""
         found = find_batch(door, ticket).ticket
         jobs = door.store.jobs_of(found, after_index=PICTURES * (page - 1) - 1, limit=PICTURES)
         if not jobs:
@@ -143,10 +129,10 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
     def verb(name: str, summary: str, do: Callable[[str], object]) -> None:
         @router.post(
             f"/{{ticket}}/{name}",
-            operation_id=f"{name}_batch",
-            summary=summary,
             response_model=models.BatchView,
             responses=documented("batch_not_found"),
+            name=f"{name}_batch",
+            description=summary,
         )
         def act(ticket: str) -> Response:
             do(find_batch(door, ticket).ticket)
@@ -162,13 +148,11 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
 
     @router.post(
         "/{ticket}/retry-failed",
-        operation_id="retry_failed",
-        summary="Run its failed jobs again",
         response_model=models.Retried,
         responses=documented("batch_not_found"),
     )
     def retry_failed(ticket: str) -> Response:
-        """Each keeps its id, seed, name and place."""
+        """Run its failed jobs again. Each keeps its id, seed, name and place."""
         return JSONResponse(
             {
                 "ticket": ticket,

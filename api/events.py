@@ -323,22 +323,15 @@ def routes(door: Door, views: Views, feed: Feed) -> APIRouter:
     """``/events`` and ``/jobs/{job_id}/events``."""
     router = APIRouter(tags=["events"])
 
-    @router.get(
-        "/events",
-        operation_id="events",
-        summary="Everything as it happens",
-        response_class=Response,
-        responses=_DOCUMENTED,
-    )
+    @router.get("/events", response_class=Response, responses=_DOCUMENTED)
     async def events(last_event_id: LastEventId = None) -> Response:
-        """`job` (with an id), `step` and `queue` events; replays after Last-Event-ID."""
+        """Everything as it happens: `job` (with an id), `step` and `queue` events; replays after
+        Last-Event-ID."""
         feed.places.take()
         return Stream(feed.listen(rev_of(last_event_id)), feed.places.give_back)
 
     @router.get(
         "/jobs/{job_id}/events",
-        operation_id="job_events",
-        summary="One job as it happens",
         response_class=Response,
         responses={
             **documented("job_not_found"),
@@ -347,7 +340,8 @@ def routes(door: Door, views: Views, feed: Feed) -> APIRouter:
         },
     )
     async def job_events(job_id: str, last_event_id: LastEventId = None) -> Response:
-        """The job as it is, then its steps and transitions; ends when it has ended."""
+        """One job as it happens: the job as it is, then its steps and transitions; ends when it
+        has ended."""
         job = await run_in_threadpool(views.find, job_id)
         seen = rev_of(last_event_id)
         if job.state.ended and seen is not None and seen >= job.rev:

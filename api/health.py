@@ -44,14 +44,10 @@ def routes(door: Door, views: Views) -> APIRouter:
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics.Figures(door, told))
 
-    @router.get(
-        "/health",
-        operation_id="health",
-        summary="Is it alive, and how well?",
-        response_model=models.Health,
-    )
+    @router.get("/health", response_model=models.Health)
     def health() -> Response:
-        """Always 200 while the process lives; `reasons` say in words what is wrong."""
+        """Is it alive, and how well? Always 200 while the process lives; `reasons` say in words
+        what is wrong."""
         pulse = door.pulse()
         reasons = [e.as_dict() for e in pulse_troubles(pulse)]
         inbox = pulse.get("inbox") or {}
@@ -73,15 +69,9 @@ def routes(door: Door, views: Views) -> APIRouter:
             }
         )
 
-    @router.get(
-        "/ready",
-        operation_id="ready",
-        summary="May jobs be made right now?",
-        response_model=models.Readiness,
-        responses=documented("not_ready"),
-    )
+    @router.get("/ready", response_model=models.Readiness, responses=documented("not_ready"))
     def ready() -> Response:
-        """503 with every reason while the answer is no."""
+        """May jobs be made right now? 503 with every reason while the answer is no."""
         reasons = list(unready(door))
         if not reasons:
             return JSONResponse({"ready": True})
@@ -91,8 +81,7 @@ def routes(door: Door, views: Views) -> APIRouter:
 
     @router.get(
         "/metrics",
-        operation_id="metrics",
-        summary="Figures for Prometheus",
+        name="metrics",
         response_class=Response,
         responses={
             200: {
@@ -102,23 +91,16 @@ def routes(door: Door, views: Views) -> APIRouter:
         },
     )
     def figures() -> Response:
-        """No prompt, id or file name is in any label."""
+        """Figures for Prometheus. No prompt, id or file name is in any label."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    @router.get(
-        "/queue",
-        operation_id="queue",
-        summary="The queue in numbers",
-        response_model=models.QueueView,
-    )
+    @router.get("/queue", response_model=models.QueueView)
     def queue() -> Response:
-        """Counts of all jobs by state, what runs, and when all will be done."""
+        """The queue in numbers: counts of all jobs by state, what runs, and when all will be done."""
         return JSONResponse(views.queue())
 
     @router.post(
         "/queue/pause",
-        operation_id="pause_queue",
-        summary="Stop handing out jobs",
         response_model=models.QueueView,
         responses=documented("wrong_type", "bad_content_type", "bad_request"),
         openapi_extra={
@@ -129,7 +111,8 @@ def routes(door: Door, views: Views) -> APIRouter:
         },
     )
     async def pause_queue(request: Request) -> Response:
-        """Running jobs end; the rest waits, also over a restart, until resumed."""
+        """Stop handing out jobs. Running ones end; the rest waits, also over a restart, until
+        resumed."""
         reason = None
         if await request.body():
             reason = _reason(await read_body(request, "application/json"))
@@ -140,14 +123,9 @@ def routes(door: Door, views: Views) -> APIRouter:
             door.store.put("paused", {"by": "http", "reason": reason, "since": now_us()})
         return JSONResponse(views.queue())
 
-    @router.post(
-        "/queue/resume",
-        operation_id="resume_queue",
-        summary="Go on",
-        response_model=models.QueueView,
-    )
+    @router.post("/queue/resume", response_model=models.QueueView)
     def resume_queue() -> Response:
-        """Also ends a pause that the service made after repeated failures."""
+        """Go on handing out jobs. Also ends a pause that the service made after repeated failures."""
         door.store.drop("paused")
         return JSONResponse(views.queue())
 

@@ -70,13 +70,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
     """The list, and how to add to it."""
     store = door.store
 
-    @router.get(
-        "",
-        operation_id="list_jobs",
-        summary="Jobs, newest first",
-        response_model=models.JobPage,
-        responses=documented("wrong_type"),
-    )
+    @router.get("", response_model=models.JobPage, responses=documented("wrong_type"))
     def list_jobs(
         request: Request,
         state: Annotated[models.State | None, Query(description="only these")] = None,
@@ -94,7 +88,8 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Response:
-        """Follow `next` (or the Link header) for older ones; new jobs never shift a page."""
+        """Jobs, newest first. Follow `next` (or the Link header) for older ones; new jobs never
+        shift a page."""
         chosen = JobFilter(
             state=JobState(state) if state else None,
             text=without_nul(text),
@@ -110,8 +105,6 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
 
     @router.post(
         "",
-        operation_id="submit_jobs",
-        summary="Submit one job, a list or a batch",
         status_code=202,
         response_model=models.Accepted,
         responses={
@@ -145,8 +138,8 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         ] = False,
         idempotency_key: KEY = None,
     ) -> Response:
-        """The body is a job file: JSON, YAML, lines of JSON, a table, or plain text with one
-        prompt a line. It is taken whole or, but for rows of a table, not at all. A picture
+        """Submit one job, a list or a batch. The body is a job file: JSON, YAML, lines of JSON,
+        a table, or plain text with one prompt a line. It is taken whole or, but for rows of a table, not at all. A picture
         (PNG, WebP, JPEG) that carries its recipe is made again."""
         body = await read_file(request, filename)
         return await run_in_threadpool(_submit, body, idempotency_key, dry_run, resume)
@@ -162,21 +155,13 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
     """One job: look, reorder, cancel, retry."""
     store = door.store
 
-    @router.get(
-        "/{job_id}",
-        operation_id="job",
-        summary="One job",
-        response_model=models.JobView,
-        responses=documented("job_not_found"),
-    )
+    @router.get("/{job_id}", response_model=models.JobView, responses=documented("job_not_found"))
     def job(job_id: str) -> Response:
-        """Also before the watcher has read it, so that no id ever answers 404 in between."""
+        """One job. Also before the watcher has read it, so that no id ever answers 404 in between."""
         return JSONResponse(views.job(views.find(job_id)))
 
     @router.patch(
         "/{job_id}",
-        operation_id="reorder_job",
-        summary="Give a waiting job another place",
         response_model=models.JobView,
         responses=documented("job_not_found", "wrong_state", "wrong_type", "bad_content_type"),
         openapi_extra={
@@ -189,7 +174,8 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
         },
     )
     async def reorder_job(job_id: str, request: Request) -> Response:
-        """`priority` changes its class, `position` puts it first or last in its class."""
+        """Give a waiting job another place. `priority` changes its class, `position` puts it first
+        or last in its class."""
         change = change_of(await read_body(request, "application/json"))
         return await run_in_threadpool(_reorder, job_id, change)
 
@@ -207,13 +193,12 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
 
     @router.delete(
         "/{job_id}",
-        operation_id="cancel_job",
-        summary="Cancel a job",
         response_model=models.JobView,
         responses=documented("job_not_found", "wrong_state"),
     )
     def cancel_job(job_id: str) -> Response:
-        """A waiting job ends at once; a running one within a step (`cancel_requested`)."""
+        """Cancel a job. A waiting one ends at once; a running one within a step
+        (`cancel_requested`)."""
         found = views.find(job_id)
         if found.seq == 0 and not found.state.ended:
             store.cancel_batch(found.ticket, now_us())
@@ -225,13 +210,12 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
 
     @router.post(
         "/{job_id}/retry",
-        operation_id="retry_job",
-        summary="Run a failed or cancelled job again",
         response_model=models.JobView,
         responses=documented("job_not_found", "wrong_state"),
     )
     def retry_job(job_id: str) -> Response:
-        """It keeps its id, seed, name and place of the picture."""
+        """Run a failed or cancelled job again. It keeps its id, seed, name and place of the
+        picture."""
         found = _read_already(views.find(job_id))
         try:
             return JSONResponse(views.job(store.retry(job_id, now_us())))
@@ -242,13 +226,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
 def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Outputs) -> None:
     """One job's picture: fetch, delete."""
 
-    @router.get(
-        "/{job_id}/image",
-        operation_id="job_image",
-        summary="A job's picture",
-        response_class=Response,
-        responses=images.DOCUMENTED,
-    )
+    @router.get("/{job_id}/image", response_class=Response, responses=images.DOCUMENTED)
     def job_image(
         job_id: str,
         request: Request,
@@ -260,7 +238,7 @@ def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Output
             bool, Query(description="false: the same pixels without the recipe inside")
         ] = True,
     ) -> Response:
-        """The whole picture, or its thumbnail."""
+        """A job's picture, whole or as its thumbnail."""
         found = views.find(job_id)
         if size is not None:
             return images.thumbnail(door, found, request)
@@ -270,8 +248,6 @@ def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Output
 
     @router.delete(
         "/{job_id}/image",
-        operation_id="delete_image",
-        summary="Delete a job's picture",
         status_code=204,
         response_class=Response,
         responses={
@@ -280,7 +256,7 @@ def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Output
         },
     )
     def delete_image(job_id: str) -> Response:
-        """Twice is as good as once."""
+        """Delete a job's picture. Twice is as good as once."""
         found = views.find(job_id)
         if found.deleted_at is None:
             images.check_ready(found)

@@ -5,9 +5,10 @@ together. The fields of the five first routes are the seed's own.
 Nothing is computed here.
 """
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic.fields import FieldInfo
 
 from watcher.jobs import JobRequest
 
@@ -17,16 +18,83 @@ PriorityWord = Literal["interactive", "normal", "bulk"]
 
 ID = "550e8400-e29b-41d4-a716-446655440000"
 
+_LOCAL = ("2026-01-21T14:30:22.123456", "2026-01-21T14:30:45.789012")
+_COUNTS = {"queued": 7, "generating": 1, "completed": 4, "failed": 0, "cancelled": 0}
+
+#: What examples show in a field of this name; elsewhere the field has its own, or nothing.
+_SAMPLE: dict[str, Any] = {
+    "archived": False,
+    "attempt": 1,
+    "bytes": 1048576,
+    "cancel_requested": False,
+    "cancelled": False,
+    "completed_at": "2026-01-21T14:30:45.789012Z",
+    "count": 1,
+    "counts": _COUNTS,
+    "created_at": "2026-01-21T14:30:22.123456Z",
+    "done": 0.3333,
+    "facts": {"model": "Tongyi-MAI/Z-Image-Turbo", "device": "cuda:0"},
+    "format": "png",
+    "height": 1024,
+    "id": ID,
+    "image_name": "ImgGen_143022",
+    "index": 0,
+    "job_id": ID,
+    "jobs": 12,
+    "keyed": False,
+    "location": f"/batches/{ID}",
+    "more": False,
+    "name": "cats.yaml",
+    "next": "s42",
+    "num_inference_steps": 9,
+    "path": "20260121/ImgGen_143022.png",
+    "priority": "interactive",
+    "progress": 1.0,
+    "prompt": "a beautiful sunset over mountains",
+    "ready": True,
+    "recorded_at": "2026-01-21T14:30:22.223456Z",
+    "retried": 2,
+    "rev": 42,
+    "row": 1,
+    "seed": 1234,
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "slot": 0,
+    "source": "file",
+    "started_at": "2026-01-21T14:30:23.000001Z",
+    "state": "completed",
+    "step": 8,
+    "steps": 8,
+    "ticket": ID,
+    "version": "0.1.0",
+    "watcher": {"alive": False, "state": None},
+    "width": 1024,
+}
+
+
+def example_answer(model: type[BaseModel]) -> dict[str, Any]:
+    """A document of this form: every field as its own example or ``_SAMPLE`` shows it."""
+    return {name: _shown(name, field) for name, field in model.model_fields.items()}
+
+
+def _shown(name: str, field: FieldInfo) -> Any:
+    if field.examples:
+        return field.examples[0]
+    kind: Any = field.annotation
+    several = get_origin(kind) is list
+    inner = get_args(kind)[0] if several else kind
+    if isinstance(inner, type) and issubclass(inner, BaseModel):
+        return [example_answer(inner)] if several else example_answer(inner)
+    return [] if several else _SAMPLE.get(name)
+
+
+def _with_example(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    schema["example"] = example_answer(model)
+
 
 class Answer(BaseModel):
-    """Base of all: nothing undocumented is sent."""
+    """Base of all: nothing undocumented is sent, and an example shows what is."""
 
-    model_config = ConfigDict(extra="forbid")
-
-
-def _example(model: type[BaseModel]) -> Any:
-    extra: Any = model.model_config["json_schema_extra"]
-    return extra["example"]
+    model_config = ConfigDict(extra="forbid", json_schema_extra=_with_example)
 
 
 class Fault(Answer):
@@ -60,57 +128,23 @@ class Problem(BaseModel):
 class Generated(Answer):
     """The seed's answer to a request for a picture."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {"job_id": ID, "image_name": "ImgGen_143022", "status": "generating"}
-        },
-    )
-
     job_id: str
     image_name: str
-    status: Literal["generating"]
+    status: Literal["generating"] = Field(examples=["generating"])
 
 
 class Status(Answer):
     """The seed's status, and after its fields our own."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "job_id": ID,
-                "image_name": "ImgGen_143022",
-                "status": "completed",
-                "prompt": "a beautiful sunset over mountains",
-                "height": 1024,
-                "width": 1024,
-                "num_inference_steps": 9,
-                "created_at": "2026-01-21T14:30:22.123456",
-                "completed_at": "2026-01-21T14:30:45.789012",
-                "error_message": None,
-                "state": "completed",
-                "position": None,
-                "progress": 1.0,
-                "step": 8,
-                "steps": 8,
-                "seed": 1234,
-                "eta_seconds": None,
-                "error_code": None,
-                "warnings": [],
-            }
-        },
-    )
-
     job_id: str
     image_name: str | None
-    status: Word
+    status: Word = Field(examples=["completed"])
     prompt: str
     height: int
     width: int
     num_inference_steps: int
-    created_at: str = Field(description="local time, as in the seed")
-    completed_at: str | None
+    created_at: str = Field(description="local time, as in the seed", examples=[_LOCAL[0]])
+    completed_at: str | None = Field(examples=[_LOCAL[1]])
     error_message: str | None
     state: State
     position: int | None = Field(description="jobs that run before this one; 0 is next or running")
@@ -144,73 +178,18 @@ _UNLIKE = {"seed": "null: chosen when the job is recorded"}
 Asked: Any = create_model("Asked", __base__=Answer, **_asked())
 
 
-#: The request of every example.
-_ASKED: dict[str, Any] = dict.fromkeys(Asked.model_fields) | {
-    "prompt": "a beautiful sunset over mountains",
-    "height": 1024,
-    "width": 1024,
-    "num_inference_steps": 9,
-    "seed": 1234,
-    "format": "png",
-}
-
-
 class Links(Answer):
     """Where the parts of a job are."""
 
-    self: str
-    image: str
-    thumbnail: str
-    events: str
-    batch: str
+    self: str = Field(examples=[f"/jobs/{ID}"])
+    image: str = Field(examples=[f"/jobs/{ID}/image"])
+    thumbnail: str = Field(examples=[f"/jobs/{ID}/image?size=256"])
+    events: str = Field(examples=[f"/jobs/{ID}/events"])
+    batch: str = Field(examples=[f"/batches/{ID}"])
 
 
 class JobView(Asked):
     """One job, whole. Times are UTC."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "id": ID,
-                "ticket": ID,
-                "index": 0,
-                "state": "completed",
-                "rev": 42,
-                "image_name": "ImgGen_143022",
-                "path": "20260121/ImgGen_143022.png",
-                **_ASKED,
-                "priority": "interactive",
-                "created_at": "2026-01-21T14:30:22.123456Z",
-                "started_at": "2026-01-21T14:30:23.000001Z",
-                "completed_at": "2026-01-21T14:30:45.789012Z",
-                "not_before": None,
-                "held": None,
-                "attempt": 1,
-                "cancel_requested": False,
-                "position": None,
-                "progress": 1.0,
-                "step": 8,
-                "steps": 8,
-                "eta_seconds": None,
-                "error_code": None,
-                "error_message": None,
-                "remedy": None,
-                "warnings": [],
-                "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-                "bytes": 1048576,
-                "deleted_at": None,
-                "facts": {"model": "Tongyi-MAI/Z-Image-Turbo", "device": "cuda:0"},
-                "links": {
-                    "self": f"/jobs/{ID}",
-                    "image": f"/jobs/{ID}/image",
-                    "thumbnail": f"/jobs/{ID}/image?size=256",
-                    "events": f"/jobs/{ID}/events",
-                    "batch": f"/batches/{ID}",
-                },
-            }
-        },
-    )
 
     id: str
     ticket: str
@@ -246,10 +225,6 @@ class JobView(Asked):
 class JobPage(Answer):
     """Some jobs, newest first, and where the next ones are."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"jobs": [_example(JobView)], "next": "s42"}}
-    )
-
     jobs: list[JobView]
     next: str | None = Field(description="cursor of the next page; also in the Link header")
 
@@ -257,28 +232,13 @@ class JobPage(Answer):
 class Accepted(Answer):
     """What a body became: a batch that the watcher will read in a moment."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "ticket": ID,
-                "jobs": 2,
-                "job_id": None,
-                "image_name": None,
-                "location": f"/batches/{ID}",
-                "warnings": [],
-                "refused": [],
-            }
-        },
-    )
-
     ticket: str
     jobs: int | None = Field(description="how many; null when the watcher will count a long table")
     job_id: str | None = Field(description="of a single job")
     image_name: str | None = Field(description="of a single job")
     location: str
     warnings: list[str]
-    refused: list[Fault] = Field(description="rows of a table that are left out")
+    refused: list[Fault] = Field(description="rows of a table that are left out", examples=[[]])
 
 
 class Planned(Asked):
@@ -293,82 +253,35 @@ class Planned(Asked):
 class DryRun(Answer):
     """What a body would become. Nothing was queued."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "count": 1,
-                "jobs": [
-                    {**_ASKED, "seed": None, "name": None, "folder": None, "warnings": [], "row": 1}
-                ],
-                "warnings": [],
-                "refused": [],
-            }
-        },
-    )
-
     count: int
     jobs: list[Planned] = Field(description="the first hundred")
     warnings: list[str]
-    refused: list[Fault]
+    refused: list[Fault] = Field(examples=[[]])
 
 
 class BatchLinks(Answer):
     """Where the parts of a batch are."""
 
-    self: str
-    jobs: str
-    images: str
+    self: str = Field(examples=[f"/batches/{ID}"])
+    jobs: str = Field(examples=[f"/jobs?batch={ID}"])
+    images: str = Field(examples=[f"/batches/{ID}/images.zip"])
 
 
 class BatchView(Answer):
     """One accepted file or body. Times are UTC."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "ticket": ID,
-                "name": "cats.yaml",
-                "source": "file",
-                "state": "running",
-                "created_at": "2026-01-21T14:30:22.123456Z",
-                "recorded_at": "2026-01-21T14:30:22.223456Z",
-                "jobs": 12,
-                "progress": {
-                    "queued": 7,
-                    "generating": 1,
-                    "completed": 4,
-                    "failed": 0,
-                    "cancelled": 0,
-                },
-                "done": 0.3333,
-                "eta_seconds": 21.5,
-                "paused": False,
-                "cancelled": False,
-                "archived": False,
-                "keyed": False,
-                "error": None,
-                "warnings": [],
-                "links": {
-                    "self": f"/batches/{ID}",
-                    "jobs": f"/jobs?batch={ID}",
-                    "images": f"/batches/{ID}/images.zip",
-                },
-            }
-        },
-    )
-
     ticket: str
     name: str
     source: str
-    state: Literal["waiting", "recording", "running", "paused", "done", "cancelled", "refused"]
+    state: Literal["waiting", "recording", "running", "paused", "done", "cancelled", "refused"] = (
+        Field(examples=["running"])
+    )
     created_at: str
     recorded_at: str | None
     jobs: int
-    progress: dict[str, int]
+    progress: dict[str, int] = Field(examples=[_COUNTS])
     done: float
-    eta_seconds: float | None
+    eta_seconds: float | None = Field(examples=[21.5])
     paused: bool
     cancelled: bool
     archived: bool
@@ -381,21 +294,12 @@ class BatchView(Answer):
 class BatchPage(Answer):
     """Some batches, newest first."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={"example": {"batches": [_example(BatchView)], "next": ID}},
-    )
-
     batches: list[BatchView]
     next: str | None
 
 
 class Retried(Answer):
     """How many jobs are queued again."""
-
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"example": {"ticket": ID, "retried": 2}}
-    )
 
     ticket: str
     retried: int
@@ -410,7 +314,7 @@ class RunningJob(Answer):
     steps: int
     progress: float
     started_at: str | None
-    eta_seconds: float | None
+    eta_seconds: float | None = Field(examples=[21.5])
 
 
 class Paused(Answer):
@@ -424,73 +328,24 @@ class Paused(Answer):
 class QueueView(Answer):
     """The queue in numbers."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "counts": {
-                    "queued": 3,
-                    "generating": 1,
-                    "completed": 120,
-                    "failed": 2,
-                    "cancelled": 0,
-                },
-                "running": [
-                    {
-                        "job_id": ID,
-                        "slot": 0,
-                        "step": 4,
-                        "steps": 8,
-                        "progress": 0.5,
-                        "started_at": "2026-01-21T14:30:23.000001Z",
-                        "eta_seconds": 3.1,
-                    }
-                ],
-                "eta_seconds": 24.9,
-                "paused": None,
-            }
-        },
-    )
-
     counts: dict[str, int]
     running: list[RunningJob]
-    eta_seconds: float | None
+    eta_seconds: float | None = Field(examples=[21.5])
     paused: Paused | None
 
 
 class Reason(Answer):
     """One thing that is not as it should be."""
 
-    code: str
-    message: str
-    remedy: str
+    code: str = Field(examples=["watcher_down"])
+    message: str = Field(examples=["The watcher is not running, so jobs wait."])
+    remedy: str = Field(examples=["Start it with `steady serve` or `steady watch`."])
 
 
 class Health(Answer):
     """Alive, and how well."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "status": "degraded",
-                "version": "0.1.0",
-                "reasons": [
-                    {
-                        "code": "watcher_down",
-                        "message": "The watcher is not running, so jobs wait.",
-                        "remedy": "Start it with `steady serve` or `steady watch`.",
-                    }
-                ],
-                "notices": [],
-                "watcher": {"alive": False, "state": None},
-                "model": None,
-                "workers": [],
-            }
-        },
-    )
-
-    status: Literal["healthy", "degraded"]
+    status: Literal["healthy", "degraded"] = Field(examples=["degraded"])
     version: str
     reasons: list[Reason]
     notices: list[str] = Field(
@@ -503,8 +358,6 @@ class Health(Answer):
 
 class Readiness(Answer):
     """May jobs be made right now?"""
-
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"ready": True}})
 
     ready: Literal[True]
 
@@ -535,23 +388,10 @@ class Pause(BaseModel):
 class Attention(Answer):
     """What needs a person."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "failed": [],
-                "more": False,
-                "refused": [_example(BatchView)],
-                "reasons": [],
-                "notices": [],
-            }
-        },
-    )
-
-    failed: list[JobView] = Field(description="jobs that failed, the newest sixty")
+    failed: list[JobView] = Field(description="jobs that failed, the newest sixty", examples=[[]])
     more: bool = Field(description="are there further ones?")
     refused: list[BatchView] = Field(description="files of which nothing could be made")
-    reasons: list[Reason]
+    reasons: list[Reason] = Field(examples=[[]])
     notices: list[str]
 
 

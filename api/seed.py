@@ -34,8 +34,6 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
 
     @router.post(
         "/generate-image",
-        operation_id="generate_image",
-        summary="Start one picture",
         response_model=models.Generated,
         responses=documented(
             "bad_request", "key_conflict", "wrong_type", "too_large", "bad_content_type",
@@ -44,7 +42,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         openapi_extra=json_body({"$ref": "#/components/schemas/OneJob"}, EXAMPLE),
     )  # fmt: skip
     async def generate_image(request: Request, idempotency_key: KEY = None) -> Response:
-        """Answers at once; ask `/status/{job_id}` how it goes."""
+        """Start one picture. Answers at once; ask `/status/{job_id}` how it goes."""
         data = await read_body(request, "application/json")
         body = Body(data, ".json", "prompt")
         done = await run_in_threadpool(
@@ -58,14 +56,11 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         return JSONResponse(answer, headers=replay_headers(done))
 
     @router.get(
-        "/status/{job_id}",
-        operation_id="status",
-        summary="How a picture is doing",
-        response_model=models.Status,
-        responses=documented("job_not_found"),
+        "/status/{job_id}", response_model=models.Status, responses=documented("job_not_found")
     )
     async def status(job_id: str) -> Response:
-        """`status` is one of generating, completed and failed; `state` knows more words."""
+        """How a picture is doing. `status` is one of generating, completed and failed; `state`
+        knows more words."""
         job = door.store.job(job_id) if door.near else None
         if job is None or job.state is JobState.QUEUED:  # a file or the queue is to be read
             return JSONResponse(await run_in_threadpool(_status, job_id))
@@ -75,32 +70,24 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         return views.status(views.find(job_id))
 
     @router.get(
-        "/image/by-name/{image_name:path}",
-        operation_id="image_by_name",
-        summary="A picture by its name",
-        response_class=Response,
-        responses=images.DOCUMENTED,
+        "/image/by-name/{image_name:path}", response_class=Response, responses=images.DOCUMENTED
     )
     def image_by_name(
         image_name: str,
         request: Request,
     ) -> Response:
-        """`ImgGen_143022`, or `folder/name`. When several have the name, the newest."""
+        """A picture by its name: `ImgGen_143022`, or `folder/name`. When several have the name,
+        the newest."""
         folder, _, name = image_name.rpartition("/")
         job = door.store.job_by_image(name, folder or None)
         if job is None:
             raise SteadyError("image_not_found")
         return images.picture(door, job, request, fixed=False)
 
-    @router.get(
-        "/image/{job_id}",
-        operation_id="image",
-        summary="A picture by its job",
-        response_class=Response,
-        responses=images.DOCUMENTED,
-    )
+    @router.get("/image/{job_id}", response_class=Response, responses=images.DOCUMENTED)
     def image(job_id: str, request: Request) -> Response:
-        """404 for an unknown job, 400 while the picture is not ready, 410 once deleted."""
+        """A picture by its job. 404 for an unknown job, 400 while the picture is not ready, 410
+        once deleted."""
         return images.picture(door, views.find(job_id), request)
 
     return router

@@ -5,6 +5,7 @@ allows, the bodies that routes read themselves, and the errors any request may m
 """
 
 import copy
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -168,7 +169,11 @@ def _codes(path: dict[str, Any]) -> Iterator[str]:
 
 
 def _complete(method: str, operation: dict[str, Any]) -> None:
-    """Add what every operation may answer; drop FastAPI's own form of 422."""
+    """Tell it by its function's words, add what any may answer; drop FastAPI's form of 422."""
+    first, *more = re.split(
+        r"(?<=[.?]) ", " ".join(operation.pop("description").split()), maxsplit=1
+    )
+    operation |= {"summary": first.rstrip("."), **({"description": more[0]} if more else {})}
     responses = operation["responses"]
     given = responses.get("422", {}).get("content", {})
     foreign = "HTTPValidationError" in str(given.get("application/json", {}))

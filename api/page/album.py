@@ -39,8 +39,6 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
 
     @router.get(
         "/images.zip",
-        operation_id="chosen_images",
-        summary="Some pictures in one archive",
         response_class=Response,
         responses={
             **documented("image_not_ready", "wrong_type", "out_of_range"),
@@ -50,18 +48,16 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
             },
         },
     )
-    def images_zip(
+    def chosen_images(
         id: Annotated[list[ID], Query(min_length=1, max_length=MOST, description="ids of jobs")],
     ) -> Response:
-        """Sent as it is read. Unknown ids and jobs without a picture are left out."""
+        """Some pictures in one archive. Unknown ids and jobs without a picture are left out."""
         found = [door.store.job(one) for one in dict.fromkeys(id) if is_uuid(one)]
         jobs = (j for j in found if j and j.state is JobState.COMPLETED and j.deleted_at is None)
         return archive(door, jobs, "pictures", "None of these has a picture.")
 
     @router.post(
         "/{job_id}/again",
-        operation_id="again",
-        summary="A new job like this one",
         status_code=202,
         response_model=models.Accepted,
         responses={
@@ -81,7 +77,8 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         smaller: Annotated[bool, Query(description="with sides half as long")] = False,
         idempotency_key: KEY = None,
     ) -> Response:
-        """Unlike a retry it gets an id and a picture of its own; the old ones stay."""
+        """A new job like this one. Unlike a retry it gets an id and a picture of its own; the old
+        ones stay."""
         job = views.find(job_id)
         request = again_of(job.request, new_seed=seed == "new")
         if smaller:

@@ -121,20 +121,15 @@ def routes(door: Door, views: Views) -> APIRouter:
             }
         )
 
-    @router.get(
-        "",
-        operation_id="attention",
-        summary="What needs a person",
-        response_model=models.Attention,
-    )
+    @router.get("", name="attention", response_model=models.Attention)
     def what_needs_a_person() -> Response:
-        """Failed jobs and refused files nobody has dismissed, and trouble around the service."""
+        """What needs a person: failed jobs and refused files nobody has dismissed, and trouble
+        around the service."""
         return told()
 
     @router.post(
         "/dismiss",
-        operation_id="dismiss",
-        summary="Do not tell of these again",
+        name="dismiss",
         response_model=models.Attention,
         responses=documented(
             "job_not_found", "batch_not_found", "wrong_type", "bad_content_type", "bad_request"
@@ -142,7 +137,7 @@ def routes(door: Door, views: Views) -> APIRouter:
         openapi_extra=json_body({"$ref": "#/components/schemas/Dismiss"}, {"all": True}),
     )
     async def dismiss_some(request: Request) -> Response:
-        """Nothing is deleted. A job that fails again is told again."""
+        """Do not tell of these again. Nothing is deleted. A job that fails again is told again."""
         what = _dismiss_body(await read_body(request, "application/json"))
         return await run_in_threadpool(_dismiss, what)
 
