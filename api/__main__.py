@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ from typing import Any, cast
 
 import uvicorn
 
+from api import events
 from api.app import create_app
 from api.connections import ACCEPTS, BACKLOG, Connections, most_connections
 from api.door import Stopping
@@ -60,8 +62,9 @@ def serve_http(config: Config) -> int:
     with _listen(config) as listener:
         most = most_connections()
         app = create_app(config, streams=max(1, most // 4))
+        gc.freeze()  # what is loaded by now stays; looking at it again and again takes long
         throttled: ThrottledLog = app.state.throttled
-        connections = Connections(most, ThrottledLog())
+        connections = Connections(most, ThrottledLog(), stays_open=events.stays_open)
 
         async def tell() -> None:
             throttled.tell()

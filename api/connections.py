@@ -4,15 +4,21 @@ A connection is kept for as long as we work for it. One that waits for its clien
 of a request, for the next one, for the answer to be read) has a time limit, and is closed
 before that, the oldest first, when its place is needed. So a client that sends its request is
 answered however many others hold on, also when all of them come from one address.
+The application, by far the dearest part of a request, is asked for one request in a turn of
+the event loop, and those that are soon done go first: when thousands come at once, what is new
+is looked at between them, and a stream that has not begun gives its place up like one that waits.
 Requests that stay open by their nature (event streams, calls that wait for a picture) are
 counted apart, in events.py. Knows nothing of routes and tokens.
 """
 
 import asyncio
 import errno
+import heapq
+import itertools
 import logging
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -20,6 +26,7 @@ from http import HTTPStatus
 from typing import Any
 
 import h11
+from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 from uvicorn.protocols.http.h11_impl import H11Protocol, RequestResponseCycle
 
@@ -35,6 +42,11 @@ _SPARE_FILES = 128  #: for the record, pictures and threads
 #: Connections accepted between two looks at the bound; what waits is kept by the system.
 ACCEPTS = 16
 BACKLOG = 2048  #: connections the system keeps until we accept them
+
+#: Seconds that others go before a request whose body is not complete, and before one that stays
+#: open. After those its turn comes like any other's.
+_AFTER_WHOLE = 5.0
+_AFTER_SHORT = 10.0
 
 _NO_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
@@ -66,18 +78,28 @@ class ClientLimits:
 
 
 class Waits(StrEnum):
-    """What a connection waits for its client to do."""
+    """What a connection waits for its client to do, or why its place can be taken."""
 
     HEAD = "head"  #: send a request
     BODY = "body"  #: send the rest of it
     NEXT = "next"  #: ask again, or hang up
     READ = "read"  #: read the answer
+    TURN = "turn"  #: (nothing: a request that will stay open has not begun)
 
 
 class Connections:
-    """All connections of a process: at most ``most``, half of them from one address."""
+    """All connections of a process: at most ``most``, half of them from one address.
 
-    def __init__(self, most: int, log: ThrottledLog, patience: ClientLimits | None = None) -> None:
+    ``stays_open``: does a request for this path stay open by its nature?
+    """
+
+    def __init__(
+        self,
+        most: int,
+        log: ThrottledLog,
+        patience: ClientLimits | None = None,
+        stays_open: Callable[[str], bool] = lambda _path: False,
+    ) -> None:
         self.log = log
         self.patience = patience or ClientLimits()
         self._most = most
@@ -85,6 +107,10 @@ class Connections:
         self._open: dict[str, int] = defaultdict(int)
         self._waiting: dict[str, dict[Connection, None]] = defaultdict(dict)  #: oldest first
         self._unfinished = 0
+        self.stays_open = stays_open
+        self._line: list[tuple[float, int, asyncio.Future[None], Connection]] = []
+        self._numbers = itertools.count()
+        self._calling = False  #: is somebody's turn due?
 
     def protocol(self, **how: Any) -> "Connection":
         """One more connection, as uvicorn asks for it."""
@@ -121,6 +147,30 @@ class Connections:
         if change > 0 and self._unfinished > self.patience.unfinished:
             self._make_room(None)
 
+    def line_up(self, connection: "Connection", turn: "asyncio.Future[None]") -> None:
+        """``turn`` is done when the application may be asked for the connection's request."""
+        due = connection.loop.time()
+        if connection.held:
+            due += _AFTER_SHORT
+        elif not connection.whole:
+            due += _AFTER_WHOLE
+        heapq.heappush(self._line, (due, next(self._numbers), turn, connection))
+        if not self._calling:
+            self._calling = True
+            connection.loop.call_soon(self._call, connection.loop)
+
+    def _call(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Give the next in the line its turn, and with it those who have hung up."""
+        while self._line:
+            *_, turn, connection = heapq.heappop(self._line)
+            if not turn.done():
+                turn.set_result(None)
+                if not connection.gone:
+                    break
+        self._calling = bool(self._line)
+        if self._calling:
+            loop.call_soon(self._call, loop)
+
     def on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
         """asyncio's exception handler: no file was left for a connection, or something else."""
         error = context.get("exception")
@@ -147,6 +197,8 @@ class Connection(H11Protocol):
 
     def __init__(self, all_: Connections, **how: Any) -> None:
         super().__init__(**how)
+        self._app = self.app
+        self.app = self._in_turn
         self.address = ""
         self.since = 0.0  #: when it began to wait for its client
         self._all = all_
@@ -154,6 +206,7 @@ class Connection(H11Protocol):
         self._admitted = False
         self._unread = False
         self._received = 0  #: bytes of the body that is not complete
+        self._turn: asyncio.Future[None] | None = None  #: of the request that has not begun
         self._timer: asyncio.TimerHandle | None = None
 
     @override
@@ -173,7 +226,10 @@ class Connection(H11Protocol):
 
     @override
     def data_received(self, data: bytes) -> None:
+        behind = self._turn is not None and not self.whole
         super().data_received(data)
+        if behind and self._turn is not None and self.whole:
+            self._all.line_up(self, self._turn)
         self._judge()
         if self._waits is Waits.BODY:
             self._received += len(data)
@@ -195,6 +251,37 @@ class Connection(H11Protocol):
         super().resume_writing()
         self._unread = False
         self._judge()
+
+    @property
+    def held(self) -> bool:
+        """Will the request stay open?"""
+        return self._all.stays_open(self.scope["path"])
+
+    @property
+    def whole(self) -> bool:
+        """Has all of the request arrived?"""
+        return not self.cycle.more_body
+
+    @property
+    def gone(self) -> bool:
+        """Is there nobody any more to answer?"""
+        return self.cycle.disconnected
+
+    async def _in_turn(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI: the application, when it is this request's turn."""
+        self._turn = self.loop.create_future()
+        self._all.line_up(self, self._turn)
+        self._judge()
+        try:
+            await self._turn
+            self._turn = None
+            self._judge()
+            if not self.gone:
+                await self._app(scope, receive, send)
+        except asyncio.CancelledError:  # the service stops, and has waited long enough
+            self._turn = None
+            self.cycle.disconnected = True
+            self.transport.abort()
 
     @override
     def send_400_response(self, msg: str) -> None:
@@ -238,6 +325,8 @@ class Connection(H11Protocol):
         elif self.conn.their_state is h11.IDLE:
             first = self._request() is None
             self._wait_for(Waits.HEAD if first or self._begun else Waits.NEXT)
+        elif self._turn is not None and self.held:
+            self._wait_for(Waits.TURN)
         else:
             self._wait_for(None)
 
@@ -254,7 +343,7 @@ class Connection(H11Protocol):
             return
         self.since = time.monotonic()
         self._all.waits(self)
-        if what is not Waits.NEXT:  # for which the server's own time holds
+        if what not in (Waits.NEXT, Waits.TURN):  # the server's own time holds for the one
             seconds: float = getattr(self._all.patience, what)
             self._timer = self.loop.call_later(seconds, self._expired)
 

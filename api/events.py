@@ -373,6 +373,11 @@ class Stream(EventSourceResponse):
             self._over()
 
 
+def stays_open(path: str) -> bool:
+    """Is ``path`` that of a stream?"""
+    return path.endswith("/events")
+
+
 def rev_of(header: str | None) -> int | None:
     """Last-Event-ID as a rev; None when it is none of ours."""
     if header is None or not header.isascii() or not header.isdecimal() or len(header) > 18:

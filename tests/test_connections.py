@@ -17,7 +17,7 @@ import uvicorn
 from conftest import until
 from doors import Running, Stream, running
 
-from api.connections import MOST, ClientLimits, Connections, most_connections
+from api.connections import BACKLOG, MOST, ClientLimits, Connections, most_connections
 from watcher.log import ThrottledLog
 
 STRANGERS = 3000
@@ -179,8 +179,11 @@ class Small:
     def __init__(self, most: int, patience: ClientLimits | None = None) -> None:
         self.go = threading.Event()
         self.seen = 0
+        self.begun: list[str] = []
         self._said: list[socket.socket] = []
-        self.connections = Connections(most, ThrottledLog(), patience)
+        self.connections = Connections(
+            most, ThrottledLog(), patience, stays_open=lambda path: path == "/stream"
+        )
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listener.getsockname()[1]
         self._server = uvicorn.Server(
@@ -192,6 +195,13 @@ class Small:
         self._thread = threading.Thread(target=self._server.run, args=([self._listener],))
 
     async def _app(self, scope: Any, receive: Any, send: Any) -> None:
+        self.begun.append(scope["path"])
+        if scope["path"] == "/busy":
+            self.go.wait()  # and with it all others: what comes meanwhile has come at once
+        elif scope["path"] == "/stream":
+            await receive()
+            await receive()
+            return
         if scope["path"] == "/body":
             while (message := await receive()).get("more_body"):
                 pass
@@ -211,6 +221,7 @@ class Small:
     def __enter__(self) -> "Small":
         self._thread.start()
         until(lambda: self._server.started)
+        self._listener.listen(BACKLOG)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -264,6 +275,23 @@ def test_who_is_being_answered_makes_room_for_nobody():
         for each in held:
             assert b"200 OK" in each.recv(4096)
         assert b"200 OK" in small.get("/").recv(4096), "its place is free again"
+
+
+def test_of_those_that_come_at_once_what_is_soon_done_goes_first():
+    with Small(most=128) as small:
+        small.get("/busy")
+        until(lambda: small.begun == ["/busy"])
+        streams = [small.get("/stream") for _ in range(100)]
+        halves = [small.say(HALF) for _ in range(20)]
+        late = small.get("/last")
+        small.go.set()
+        assert b"200 OK" in late.recv(4096)
+        assert small.begun.index("/last") < 20, "it waited for few of those before it"
+        refused = [rest_of(each) for each in streams[20:40]]
+        assert all(answer.startswith(b"HTTP/1.1 503 ") for answer in refused), "gave up its place"
+        halves[-1].sendall(b"c" * 98)
+        assert b"200 OK" in halves[-1].recv(4096)
+        until(lambda: small.begun.count("/stream") > 20, what="the rest of the streams begin")
 
 
 def test_a_head_that_does_not_come_is_waited_for_so_long():
