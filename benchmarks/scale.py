@@ -184,7 +184,7 @@ class _Server:
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
-        backend = store._db.poll("SELECT pg_backend_pid() AS pid")[0]["pid"]
+        backend = store.poll("SELECT pg_backend_pid() AS pid")[0]["pid"]
         parent = psutil.Process(backend).parent()
         assert parent is not None
         self._parent = parent
@@ -194,7 +194,7 @@ class _Server:
         processes = [self._parent, *self._parent.children(recursive=True)]
         cpu = sum(sum(process.cpu_times()[:2]) for process in processes)
         sql = "SELECT xact_commit AS n FROM pg_stat_database WHERE datname = current_database()"
-        return cpu, int(self._store._db.poll(sql)[0]["n"])
+        return cpu, int(self._store.poll(sql)[0]["n"])
 
     def since(self, jobs: int) -> dict[str, Any]:
         time.sleep(1.5)  # the server counts once a second

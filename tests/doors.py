@@ -22,14 +22,16 @@ from typing import Any
 from conftest import until
 from forked import Forked
 from starlette.testclient import TestClient
+from store_children import claim_one, record_jobs
 
 from api.app import create_app
 from watcher import jobfile, live
 from watcher.config import Config
 from watcher.jobs import Job, Limits, Priority, job_id_of
+from watcher.log import now_us
 from watcher.models import limits_known
 from watcher.pictures import Outputs
-from watcher.store import JobStore, NewJob, now_us
+from watcher.store import JobStore, NewJob
 
 HERE = "http://127.0.0.1"
 PICTURE = b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 40
@@ -75,8 +77,8 @@ class Watcher:
             )
             for index, plan in enumerate(planned)
         ]
-        return self.store.record(
-            ticket, new, first_index=0, final=True, now=now_us(), local=datetime.now()
+        return record_jobs(
+            self.store, ticket, new, first_index=0, final=True, now=now_us(), local=datetime.now()
         )
 
     def drop(self, text: str, ticket: str, name: str = "dropped.yaml") -> list[str]:
@@ -88,7 +90,7 @@ class Watcher:
         )
 
     def claim(self) -> Job:
-        job = self.store.claim(now_us())
+        job = claim_one(self.store, now_us())
         assert job is not None
         return job
 

@@ -4,13 +4,14 @@ import os
 import signal
 import sqlite3
 import uuid
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from watcher.errors import SteadyError
-from watcher.jobs import JobRequest, Priority
-from watcher.store import JobStore, NewJob
+from watcher.jobs import Job, JobRequest, Priority
+from watcher.store import JobStore, NewJob, Recording
 
 LOCAL = datetime(2026, 11, 22, 10, 29, 59)
 
@@ -26,12 +27,30 @@ def new_jobs(count: int, **fields: Any) -> list[NewJob]:
     return [NewJob.of(request(f"fox {k}"), **fields) for k in range(count)]
 
 
+def record_jobs(
+    store: JobStore,
+    ticket: str,
+    jobs: Sequence[NewJob],
+    *,
+    now: int,
+    local: datetime,
+    **how: Any,
+) -> list[str]:
+    """Put the jobs of one batch on record; their ids."""
+    return store.record_all([Recording(ticket, jobs, **how)], now=now, local=local)[0]
+
+
+def claim_one(store: JobStore, now: int, *, window_open: bool = True) -> Job | None:
+    """The next job, now ``generating``."""
+    return next(iter(store.claim_many(now, 1, window_open=window_open)), None)
+
+
 def put_batch(store: JobStore, count: int = 1, *, now: int = 1, **fields: Any) -> list[str]:
     """A recorded batch of ``count`` jobs; their ids (the first is the ticket)."""
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
-    return store.record(
-        ticket, new_jobs(count, **fields), first_index=0, final=True, now=now, local=LOCAL
+    return record_jobs(
+        store, ticket, new_jobs(count, **fields), first_index=0, final=True, now=now, local=LOCAL
     )
 
 
@@ -50,7 +69,7 @@ def claim_all(url: str, barrier: Any, queue: Any, jobs: int, me: int) -> None:
             put_batch(store, 100)
     mine: list[str] = []
     while sum(n for state, n in store.counts().items() if state != "queued") < jobs:
-        job = store.claim(1)
+        job = claim_one(store, 1)
         if job is None:
             continue
         done = store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={"by": me}, now=2)
@@ -68,7 +87,7 @@ def write_until_killed(url: str, told: int, round_: int) -> None:
 
     while True:
         say("batch", *put_batch(store, 3, stem=f"r{round_}", priority=Priority.NORMAL))
-        job = store.claim(1)
+        job = claim_one(store, 1)
         if job is not None:
             say("claimed", job.id, job.attempt)
             if store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from doors import Bench, running
+from store_children import claim_one
 
 from watcher.errors import ERRORS
 
@@ -64,7 +65,7 @@ def prepare(bench: Bench, line: str, words: dict[str, str]) -> None:
         words["JOB"] = bench.post()["job_id"]
         bench.watcher.take_in()
     elif "size=256" in line:
-        job = bench.watcher.finish(bench.store.claim(10**18))
+        job = bench.watcher.finish(claim_one(bench.store, 10**18))
         words["JOB"] = job.id
 
 

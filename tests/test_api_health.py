@@ -14,7 +14,8 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from api.models import Health
 from watcher import live
-from watcher.store import JobStore, now_us
+from watcher.log import now_us
+from watcher.store import JobStore
 
 
 @pytest.fixture
@@ -121,7 +122,7 @@ def test_the_disk_under_its_floor(root: Path):
 def test_the_record_that_cannot_be_written(bench: Bench):
     hurried = create_app(bench.config, _impatient(bench))
     # another writer that does not end
-    with bench.store._db.write(), TestClient(hurried, base_url=HERE) as client:
+    with bench.store.write(), TestClient(hurried, base_url=HERE) as client:
         bench.watcher.pulse()
         answer = client.get("/ready")
         assert answer.status_code == 503
@@ -236,7 +237,7 @@ def test_figures_without_a_watcher_or_a_disk(bench: Bench):
 
 
 def test_health_stays_quick_while_the_record_is_locked(bench: Bench):
-    with bench.store._db.write():
+    with bench.store.write():
         begun = time.monotonic()
         for _ in range(10):
             assert bench.client.get("/health").status_code == 200

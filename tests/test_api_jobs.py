@@ -13,6 +13,7 @@ import pytest
 from conftest import until
 from doors import HERE, PICTURE, Bench
 from starlette.testclient import TestClient
+from store_children import claim_one
 from test_api_seed import refused
 
 from api.app import create_app
@@ -530,7 +531,7 @@ def test_a_batch_from_begin_to_end(bench: Bench):
     assert state() == "running"
     refused(bench.client.get(f"{address}/images.zip"), 400, "image_not_ready")
     assert bench.client.post(f"{address}/pause").json()["state"] == "paused"
-    assert bench.store.claim(10**18) is None
+    assert claim_one(bench.store, 10**18) is None
     assert bench.client.post(f"{address}/resume").json()["state"] == "running"
     bench.watcher.finish()
     bench.watcher.fail()
@@ -635,11 +636,11 @@ def test_the_queue_is_paused_and_resumed_and_says_by_whom(bench: Bench):
     bench.watcher.take_in()
     body = bench.client.post("/queue/pause", json={"reason": "the GPU is needed"}).json()
     assert (body["paused"]["by"], body["paused"]["reason"]) == ("http", "the GPU is needed")
-    assert bench.store.claim(10**18) is None
+    assert claim_one(bench.store, 10**18) is None
     assert bench.client.post("/queue/pause").json()["paused"]["reason"] == "the GPU is needed"
     assert bench.client.post("/queue/resume").json()["paused"] is None
     assert bench.client.post("/queue/resume").status_code == 200
-    assert bench.store.claim(10**18) is not None
+    assert claim_one(bench.store, 10**18) is not None
     refused(bench.client.post("/queue/pause", json={"reason": 7}), 422, "wrong_type")
     counts = bench.client.get("/queue").json()["counts"]
     assert counts == {"queued": 0, "generating": 1, "completed": 0, "failed": 0, "cancelled": 0}

@@ -11,9 +11,11 @@ import psutil
 import pytest
 from conftest import until
 from doors import Bench, Running, running
+from store_children import record_jobs
 
 from watcher.jobs import JobRequest
-from watcher.store import NewJob, now_us
+from watcher.log import now_us
+from watcher.store import NewJob
 
 BARE = """
 import sys
@@ -108,7 +110,7 @@ def test_pages_of_a_hundred_thousand_jobs_come_in_a_tenth_of_a_second(bench: Ben
     for batch in range(total // 2000):
         ticket = f"00000000-0000-4000-8000-{batch:012}"
         store.begin_reading(ticket, name="many.csv", suffix=".csv", source="file")
-        store.record(
+        record_jobs(store,
             ticket,
             [NewJob.of(request=request, stem=f"fox_{batch}_{n}") for n in range(2000)],
             first_index=0, final=True, now=now_us(), local=datetime.now(),

@@ -19,13 +19,15 @@ from doors import Bench
 from engines import expected
 from house_of_clients import House, house
 from PIL import Image
+from store_children import claim_one
 
 from api.compat.calls import Attempt, Call, Calls
 from api.door import Door
 from api.submit import Submissions
 from api.views import Views
 from watcher.jobs import Batch, Job, JobState
-from watcher.store import JobStore, now_us
+from watcher.log import now_us
+from watcher.store import JobStore
 from watcher.submission import Body
 
 
@@ -397,7 +399,7 @@ def test_what_is_claimed_while_its_caller_hangs_up_goes_on(tmp_path: Path, read:
             if at in (moment, "withdraw"):
                 bench.watcher.take_in()
                 if not bench.store.generating():
-                    bench.store.claim(now_us())
+                    claim_one(bench.store, now_us())
 
         async def gone() -> None:
             calls.leave(call, hung_up=True)

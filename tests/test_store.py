@@ -24,10 +24,12 @@ from postgres import fresh_record
 from store_children import (
     LOCAL,
     claim_all,
+    claim_one,
     hold_lock,
     new_jobs,
     pause_and_die,
     put_batch,
+    record_jobs,
     request,
     write_until_killed,
 )
@@ -109,14 +111,14 @@ def code(call: Callable[[], object]) -> str:
 
 
 def claim(store: JobStore, now: int = 1) -> Job:
-    job = store.claim(now)
+    job = claim_one(store, now)
     assert job is not None
     return job
 
 
 def drain(store: JobStore, window_open: bool = True) -> list[str]:
     """Claim until nothing is left; the ids in order."""
-    jobs = iter(lambda: store.claim(1, window_open=window_open), None)
+    jobs = iter(lambda: claim_one(store, 1, window_open=window_open), None)
     return [job.id for job in jobs]
 
 
@@ -138,7 +140,7 @@ TO_STATE = {
 
 #: action -> (the verb of TRANSITIONS, the state it leads to, how it is done)
 ACTIONS: dict[str, tuple[str, JobState, Callable[[JobStore, Job], object]]] = {
-    "claim": ("claim", JobState.GENERATING, lambda s, j: s.claim(5)),
+    "claim": ("claim", JobState.GENERATING, lambda s, j: claim_one(s, 5)),
     "complete": (
         "complete",
         JobState.COMPLETED,
@@ -274,7 +276,7 @@ def test_unknown_jobs_and_batches(store: JobStore) -> None:
     for batch_call in (
         store.progress, store.cancel_batch, store.pause_batch, store.resume_batch,
         store.retry_failed, lambda t: store.withdraw(t, 1),
-        lambda t: store.record(t, [], first_index=0, final=True, now=1, local=LOCAL),
+        lambda t: record_jobs(store, t, [], first_index=0, final=True, now=1, local=LOCAL),
     ):  # fmt: skip
         assert code(lambda call=batch_call: call(nobody)) == "batch_not_found"  # type: ignore[misc]
     assert not store.archived(nobody)
@@ -303,7 +305,7 @@ def test_counters_agree_with_the_rows_after_anything(opened: Opener, seed: int) 
                     not_before=dice.choice([None, None, step + 20]),
                 )
             case 2 | 3 | 4:
-                store.claim(step, window_open=dice.random() < 0.8)
+                claim_one(store, step, window_open=dice.random() < 0.8)
             case 5:
                 store.release_due(step)
             case _ if ids:
@@ -343,7 +345,7 @@ def test_whoever_follows_the_revs_misses_nothing(store: JobStore) -> None:
 
     def work() -> None:
         try:
-            while job := store.claim(1):
+            while job := claim_one(store, 1):
                 store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
         except BaseException as error:
             errors.append(error)
@@ -371,10 +373,10 @@ def test_recording_again_gives_the_same_rows(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
     jobs = new_jobs(3)
-    ids = store.record(ticket, jobs, first_index=0, final=True, now=1, local=LOCAL)
+    ids = record_jobs(store, ticket, jobs, first_index=0, final=True, now=1, local=LOCAL)
     rows = store.jobs_of(ticket)
     later = LOCAL + timedelta(hours=20)
-    assert store.record(ticket, jobs, first_index=0, final=True, now=9, local=later) == ids
+    assert record_jobs(store, ticket, jobs, first_index=0, final=True, now=9, local=later) == ids
     assert store.jobs_of(ticket) == rows
     assert ids == [job_id_of(ticket, k) for k in range(3)]
     batch = store.batch(ticket)
@@ -397,17 +399,17 @@ def test_the_ids_of_a_batch_count_on_from_its_ticket() -> None:
 def test_a_long_file_is_resumed_where_it_stood(opened: Opener) -> None:
     store, ticket = opened(), str(uuid.uuid4())
     store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
-    store.record(
+    record_jobs(store,
         ticket, new_jobs(4), first_index=0, final=False, next_line=5, warnings=["w"], now=1,
         local=LOCAL,
     )  # fmt: skip
-    assert [b.ticket for b in store.unrecorded_claims()] == [ticket]
+    assert [b.recorded_at for b in store.batches()] == [None]
     assert claim(store).id == ticket  # each chunk may run at once
     store.close()
     store = opened()
     batch = store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
     assert (batch.tries, batch.next_line, batch.jobs, batch.recorded_at) == (1, 5, 4, None)
-    store.record(
+    record_jobs(store,
         ticket, new_jobs(3), first_index=4, final=True, next_line=8, warnings=["w", "v"], now=2,
         local=LOCAL,
     )  # fmt: skip
@@ -416,7 +418,6 @@ def test_a_long_file_is_resumed_where_it_stood(opened: Opener) -> None:
     assert batch.warnings == ("w", "v")
     assert [job.index for job in store.jobs_of(ticket)] == list(range(7))
     assert [job.index for job in store.jobs_of(ticket, after_index=2, limit=2)] == [3, 4]
-    assert store.unrecorded_claims() == []
 
 
 def test_a_chunk_is_recorded_whole_or_not_at_all(store: JobStore) -> None:
@@ -424,10 +425,10 @@ def test_a_chunk_is_recorded_whole_or_not_at_all(store: JobStore) -> None:
     store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
     bad = [*new_jobs(3), NewJob.of(request(), not_before=2**70)]  # no database takes this integer
     with pytest.raises(Exception):  # noqa: B017 - each driver has its own
-        store.record(ticket, bad, first_index=0, final=True, now=1, local=LOCAL)
+        record_jobs(store, ticket, bad, first_index=0, final=True, now=1, local=LOCAL)
     assert store.jobs_of(ticket) == []
     assert store.last_rev() == 0 and store.counts()[JobState.QUEUED] == 0
-    ids = store.record(ticket, new_jobs(1), first_index=0, final=True, now=1, local=LOCAL)
+    ids = record_jobs(store, ticket, new_jobs(1), first_index=0, final=True, now=1, local=LOCAL)
     assert get(store, ids[0]).image_name == "ImgGen_102959"  # the name was not lost either
 
 
@@ -439,7 +440,7 @@ def test_the_request_comes_back_as_it_was(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a", suffix=".json", source="cli")
     new = NewJob.of(asked, warnings=("no effect",), priority=Priority.BULK, not_before=77)
-    (id,) = store.record(ticket, [new], first_index=0, final=True, now=1, local=LOCAL)
+    (id,) = record_jobs(store, ticket, [new], first_index=0, final=True, now=1, local=LOCAL)
     job = get(store, id)
     assert job.request == asked
     assert (job.path, job.warnings, job.not_before, job.held) == (
@@ -458,7 +459,7 @@ def test_a_reserved_name_is_found_again(store: JobStore) -> None:
     begun = store.begin_reading(ticket, name="api", suffix=".json", source="http")
     assert (begun.claim, begun.tries) == (ticket, 1)
     assert store.stale_reservations(0) == [] and not store.sweep(ticket)
-    store.record(
+    record_jobs(store,
         ticket, [NewJob.of(request(), priority=Priority.INTERACTIVE), NewJob.of(request())],
         first_index=0, final=True, now=2, local=midnight + timedelta(seconds=5),
     )  # fmt: skip
@@ -483,9 +484,9 @@ def test_a_batch_cancelled_before_it_was_read_never_runs(store: JobStore) -> Non
     store.reserve(ticket, name="n", suffix=".json", source="http", digest="d", local=LOCAL)
     assert store.cancel_batch(ticket).cancelled
     store.begin_reading(ticket, name="n", suffix=".json", source="http")
-    store.record(ticket, new_jobs(2), first_index=0, final=True, now=5, local=LOCAL)
+    record_jobs(store, ticket, new_jobs(2), first_index=0, final=True, now=5, local=LOCAL)
     assert [(j.state, j.completed_at) for j in store.jobs_of(ticket)] == [("cancelled", 5)] * 2
-    assert store.claim(6) is None
+    assert claim_one(store, 6) is None
     assert [b.ticket for b in store.unarchived()] == [ticket]
 
 
@@ -493,20 +494,23 @@ def test_a_key_makes_a_repeat_harmless(store: JobStore) -> None:
     one, two, three = (str(uuid.uuid4()) for _ in range(3))
     words = {"name": "n.yaml", "suffix": ".yaml", "source": "file"}
     store.begin_reading(one, **words)
-    mine = store.adopt_key(one, "night", digest="d")
-    assert (mine.ticket, mine.claim, mine.digest) == (ticket_of_key("night"), one, "d")
-    assert store.adopt_key(one, "night") == mine  # after a crash
+    night = ticket_of_key("night")
+    mine = store.adopt(one, night, key="night", digest="d")
+    assert (mine.ticket, mine.claim, mine.digest) == (night, one, "d")
+    assert store.adopt(one, night, key="night") == mine  # after a crash
     assert store.begin_reading(one, **words).ticket == mine.ticket
-    store.record(mine.ticket, new_jobs(2), first_index=0, final=True, now=1, local=LOCAL)
+    record_jobs(store, mine.ticket, new_jobs(2), first_index=0, final=True, now=1, local=LOCAL)
     store.begin_reading(two, **words)
-    other = store.adopt_key(two, "night", digest="e")
+    other = store.adopt(two, night, key="night", digest="e")
     assert (other.claim, other.digest, other.recorded_at) == (one, "d", 1)
-    assert store.forget(two) and store.batch_by_claim(two) is None
+    assert store.forget(two) and not store.forget(two)
     assert not store.forget(one)  # recorded batches stay
     # an API file of the same key has the ticket in its name
     same = store.begin_reading(mine.ticket, **words)
     assert (same.claim, same.tries, same.jobs) == (one, 0, 2)
-    assert code(lambda: store.adopt_key(three, "other")) == "batch_not_found"
+    assert (
+        code(lambda: store.adopt(three, ticket_of_key("other"), key="other")) == "batch_not_found"
+    )
 
 
 def test_a_job_with_a_key_of_its_own_runs_once(store: JobStore) -> None:
@@ -514,8 +518,14 @@ def test_a_job_with_a_key_of_its_own_runs_once(store: JobStore) -> None:
     tickets = [str(uuid.uuid4()) for _ in range(2)]
     for ticket in tickets:
         store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
-        ids = store.record(
-            ticket, [keyed, keyed, *new_jobs(1)], first_index=0, final=True, now=1, local=LOCAL
+        ids = record_jobs(
+            store,
+            ticket,
+            [keyed, keyed, *new_jobs(1)],
+            first_index=0,
+            final=True,
+            now=1,
+            local=LOCAL,
         )
         assert ids[:2] == [keyed.id, keyed.id]
     assert store.counts()[JobState.QUEUED] == 3
@@ -526,8 +536,14 @@ def test_changed_rows_of_a_resumed_batch_come_last(store: JobStore) -> None:
     ticket = put_batch(store, 3)[0]
     new = [NewJob.of(request(f"new {k}"), id=str(uuid.uuid4())) for k in range(2)]
     old = new_jobs(3)
-    ids = store.record(
-        ticket, [old[0], new[0], old[2], new[1]], first_index=0, final=True, now=1, local=LOCAL
+    ids = record_jobs(
+        store,
+        ticket,
+        [old[0], new[0], old[2], new[1]],
+        first_index=0,
+        final=True,
+        now=1,
+        local=LOCAL,
     )
     assert [(j.index, j.id) for j in store.jobs_of(ticket)] == [
         (0, ids[0]), (1, job_id_of(ticket, 1)), (2, ids[2]), (3, ids[3]), (4, ids[1]),
@@ -570,7 +586,7 @@ def test_batches_in_pages(store: JobStore) -> None:
 def names(store: JobStore, jobs: list[NewJob], local: datetime = LOCAL) -> list[str]:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
-    ids = store.record(ticket, jobs, first_index=0, final=True, now=1, local=local)
+    ids = record_jobs(store, ticket, jobs, first_index=0, final=True, now=1, local=local)
     return [get(store, id).path.removesuffix(".png") for id in ids]
 
 
@@ -635,7 +651,7 @@ def test_pictures_are_found_by_name(store: JobStore) -> None:
     ids = [put_batch(store, stem="Cat")[0]]
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
-    ids += store.record(
+    ids += record_jobs(store,
         ticket, [NewJob.of(request(name="cat", folder="Zoo"))], first_index=0, final=True, now=1,
         local=LOCAL,
     )  # fmt: skip
@@ -687,7 +703,7 @@ def test_chunks_of_one_bulk_batch_stay_in_line(store: JobStore) -> None:
     store.begin_reading(ticket, name="n", suffix=".csv", source="file")
     ids = []
     for first in (0, 4):
-        ids += store.record(
+        ids += record_jobs(store,
             ticket, new_jobs(4, priority=Priority.BULK), first_index=first, final=first == 4, now=1,
             local=LOCAL,
         )  # fmt: skip
@@ -832,14 +848,14 @@ def test_a_paused_queue_is_not_walked_through_by_every_claim(file: Path) -> None
 def test_not_before(store: JobStore) -> None:
     later, now = put_batch(store, not_before=50), put_batch(store)
     soon = put_batch(store, not_before=40)
-    assert (store.held(), store.next_due()) == (2, 40)
+    assert (store.held(), store.held_back()[0].not_before) == (2, 40)
     assert get(store, later[0]).held == "not_before"
     assert store.position(later[0]) is None
     assert drain(store) == now
     assert store.release_due(39) == 0
     assert store.release_due(40) == 1
     assert drain(store) == soon
-    assert store.release_due(60) == 1 and store.next_due() is None
+    assert store.release_due(60) == 1 and store.held_back() == []
     assert drain(store) == later
 
 
@@ -855,12 +871,12 @@ def test_paused_batches(store: JobStore) -> None:
     ids = put_batch(store, 3)
     running = claim(store)
     assert store.pause_batch(ids[0]).paused
-    assert store.claim(1) is None
+    assert claim_one(store, 1) is None
     assert store.release(running.id, 1, why="x", now=2).held == "paused"  # type: ignore[union-attr]
     store.cancel(ids[2], 2)
     assert store.retry(ids[2], 3).held == "paused"
-    store.record(ids[0], new_jobs(1), first_index=3, final=True, now=1, local=LOCAL)
-    assert store.held() == 4 and store.claim(1) is None
+    record_jobs(store, ids[0], new_jobs(1), first_index=3, final=True, now=1, local=LOCAL)
+    assert store.held() == 4 and claim_one(store, 1) is None
     assert not store.resume_batch(ids[0]).paused
     assert drain(store) == [ids[0], ids[1], ids[2], job_id_of(ids[0], 3)]
 
@@ -878,11 +894,11 @@ def test_the_pause_is_looked_at_by_the_claim_itself(opened: Opener) -> None:
     version = store.data_version()
     other.put("paused", {"by": "person", "reason": "é", "since": 3})
     until(lambda: store.data_version() != version)
-    assert store.claim(1) is None
+    assert claim_one(store, 1) is None
     assert store.get("paused") == {"by": "person", "reason": "é", "since": 3}
     other.drop("paused")
     assert store.get("paused") is None
-    assert store.claim(1) is not None
+    assert claim_one(store, 1) is not None
 
 
 def test_cancel_batch(store: JobStore) -> None:
@@ -1051,7 +1067,7 @@ def test_forty_pollers_and_a_writer_never_stall(store: JobStore) -> None:
 
     def write() -> None:
         try:
-            while job := store.claim(1):
+            while job := claim_one(store, 1):
                 store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
         finally:
             busy.set()
@@ -1073,7 +1089,7 @@ def test_two_hundred_threads_share_the_pool(store: JobStore) -> None:
 
 
 def test_a_transaction_inside_a_transaction_is_a_mistake(store: JobStore) -> None:
-    with store._db.write(), pytest.raises(RuntimeError), store._db.write():
+    with store.write(), pytest.raises(RuntimeError), store.write():
         pass
     put_batch(store)
 
@@ -1116,7 +1132,7 @@ def test_another_program_holds_the_lock(file: Path) -> None:
     try:
         assert locked.wait(30)
         for _ in range(3):
-            assert code(lambda: store.claim(1)) == "database_trouble"
+            assert code(lambda: claim_one(store, 1)) == "database_trouble"
         assert get(store, id).state is JobState.QUEUED
     finally:
         free.set()
@@ -1234,7 +1250,7 @@ def test_a_record_of_the_first_edition_opens_and_nothing_is_lost(
         JobState.QUEUED: 3, JobState.GENERATING: 1, JobState.COMPLETED: 1,
         JobState.FAILED: 1, JobState.CANCELLED: 0,
     }  # fmt: skip
-    [half] = store.unrecorded_claims()
+    [half] = [b for b in store.batches() if b.claim and b.recorded_at is None]
     assert (half.name, half.next_line, half.jobs) == ("night.csv", 3, 3)
     [refused] = store.refused()
     assert refused.error == {"code": "bad_yaml", "message": "no"}
@@ -1249,7 +1265,7 @@ def test_jobs_come_in_the_order_of_their_rows(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
     jobs = [job._replace(row=row) for job, row in zip(new_jobs(5), (1, 4, 4, 5, 9), strict=True)]
-    ids = store.record(ticket, jobs, first_index=0, final=True, now=1, local=LOCAL)
+    ids = record_jobs(store, ticket, jobs, first_index=0, final=True, now=1, local=LOCAL)
     assert [job.id for job in store.jobs_by_row(ticket)] == ids
     moved = Recording(ticket, (), rows=[(0, 6), (1, None), (4, 2)])
     store.record_all([moved], now=2, local=LOCAL)

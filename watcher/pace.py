@@ -79,10 +79,6 @@ class Pace:
             each = statistics.fmean(self.seconds(*size) or 0.0 for size in sizes)
         return None if each is None else each * waiting / max(1, hands)
 
-    def average(self) -> float | None:
-        """The mean of the recent pictures, whatever they were."""
-        return self._mean
-
 
 def _apart(durations: Sequence[Duration]) -> Iterator[tuple[Cost, float]]:
     """Cost and seconds of each picture, without the time it stood behind the one before.

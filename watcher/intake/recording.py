@@ -149,11 +149,12 @@ class Recorder:
             if earlier is not None:  # its jobs are on record: this file speaks for them now
                 self._put_by(earlier, earlier.ticket, {"continued_in": ticket})
             http = known is not None and known.source == "http" and claim.source == "cli"
-            return self._store.take_over(
-                claim.ticket, ticket, name=claim.name, suffix=claim.suffix,
-                source="http" if http else claim.source, digest=digest, key=key,
-            )  # fmt: skip
-        mine = known if key is None else self._store.adopt_key(claim.ticket, key, digest=digest)
+            source = "http" if http else claim.source
+            file = {"name": claim.name, "suffix": claim.suffix, "source": source}
+            return self._store.adopt(claim.ticket, ticket, key=key, digest=digest, file=file)
+        mine = known
+        if key is not None:
+            mine = self._store.adopt(claim.ticket, ticket, key=key, digest=digest)
         if mine is not None and mine.claim == claim.ticket:
             return mine
         if mine is None or mine.digest not in (None, digest):

@@ -16,13 +16,15 @@ from typing import Any, Literal
 
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, Priority
+from watcher.store import imagenames
 from watcher.store.batches import Batches
-from watcher.store.deliveries import Delivery
-from watcher.store.entries import batch_of, job_of, now_us, to_json
+from watcher.store.deliveries import Deliveries, Delivery
+from watcher.store.entries import batch_of, job_of, to_json
+from watcher.store.record import Record
 from watcher.store.recording import NewJob, Recorded, Recording
 from watcher.store.views import READY, JobFilter, JobQueries
 
-__all__ = ["Completion", "Delivery", "JobFilter", "JobStore", "NewJob", "Recording", "now_us"]
+__all__ = ["Completion", "Delivery", "JobFilter", "JobStore", "NewJob", "Recording"]
 
 #: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
 BULK_TURN = 20
@@ -83,7 +85,7 @@ class Completion:
     facts: Mapping[str, Any]
 
 
-class JobStore(Recorded, Batches, JobQueries):
+class JobStore(Recorded, Batches, Deliveries, JobQueries, Record):
     """The record. Safe to share between threads; any number of processes may have it open.
 
     JobStore(url, *, synchronous="full", clock=now_us, checkpointer=True, busy_seconds=10.0):
@@ -93,25 +95,18 @@ class JobStore(Recorded, Batches, JobQueries):
 
     # -- a job's life
 
-    def claim(self, now: int, *, window_open: bool = True) -> Job | None:
-        """The next job, now ``generating`` and its attempt counted; None when none may run.
-
-        ``window_open`` False leaves the bulk class waiting. A crash after it: the job is found
-        by :meth:`generating`.
-        """
-        jobs = self.claim_many(now, 1, window_open=window_open)
-        return jobs[0] if jobs else None
-
     def claim_many(self, now: int, most: int, *, window_open: bool = True) -> list[Job]:
-        """The same for up to ``most`` jobs in one transaction, each as if claimed by itself."""
+        """The next jobs, now ``generating`` and their attempts counted; fewer when few may run.
+
+        In one transaction, each as if claimed by itself. ``window_open`` False leaves the bulk
+        class waiting. A crash after it: the jobs are found by :meth:`generating`.
+        """
         worst = _BULK if window_open else _BULK - 1
         jobs: list[Job] = []
-        with self._db.write():
-            while len(jobs) < most and (rows := self._db.run(_CLAIM, now=now, worst=worst)):
+        with self.write():
+            while len(jobs) < most and (rows := self.run(_CLAIM, now=now, worst=worst)):
                 row = rows[0]
-                self._db.run(
-                    _CLAIMED, **{"class": row["class"], "rank": row["rank"], "worst": worst}
-                )
+                self.run(_CLAIMED, **{"class": row["class"], "rank": row["rank"], "worst": worst})
                 jobs.append(job_of(row))
         return jobs
 
@@ -123,7 +118,7 @@ class JobStore(Recorded, Batches, JobQueries):
 
     def complete_many(self, done: Sequence[Completion], *, now: int) -> list[Job | None]:
         """The same for several pictures in one transaction, in their order."""
-        with self._db.write():
+        with self.write():
             return [
                 self._move(
                     "state = 'completed', completed_at = :now, sha256 = :sha256, bytes = :bytes,"
@@ -151,7 +146,7 @@ class JobStore(Recorded, Batches, JobQueries):
     ) -> Job | None:
         """It ended without a picture; ``cancelled`` when ``code`` says so. None: fenced."""
         cancelled = code == "cancelled"
-        with self._db.write():
+        with self.write():
             return self._move(
                 "state = :state, completed_at = :now, error_code = :code,"
                 " error_message = :message, facts = :facts, cancel_requested = 0",
@@ -180,7 +175,7 @@ class JobStore(Recorded, Batches, JobQueries):
         ``why`` is kept in ``facts["attempts"]``. ``death``, ``watcher_death``: count one.
         """
         line = to_json({"attempt": attempt, "why": why, "at": now}) + "\n"
-        with self._db.write():
+        with self.write():
             return self._move(
                 "state = CASE WHEN cancel_requested = 1 THEN 'cancelled' ELSE 'queued' END,"
                 " completed_at = CASE WHEN cancel_requested = 1 THEN :now ELSE NULL END,"
@@ -203,8 +198,8 @@ class JobStore(Recorded, Batches, JobQueries):
         The row changes first, so a crash before the picture is written leaves a name without
         a picture, never a picture without a name.
         """
-        with self._db.write():
-            rows = self._db.run(
+        with self.write():
+            rows = self.run(
                 "SELECT * FROM jobs WHERE id = :id AND attempt = :attempt AND state = 'generating'",
                 id=id,
                 attempt=attempt,
@@ -212,7 +207,7 @@ class JobStore(Recorded, Batches, JobQueries):
             if not rows:
                 return None
             row = rows[0]
-            name = self._names.next_of(id, row["folder"], row["image_name"])
+            name = imagenames.next_of(self, id, row["folder"], row["image_name"])
             suffix = row["path"].rpartition(".")[2]
             return self._move(
                 "image_name = :name, path = :path",
@@ -227,7 +222,7 @@ class JobStore(Recorded, Batches, JobQueries):
 
         SteadyError ``job_not_found``, ``wrong_state`` (ended already).
         """
-        with self._db.write():
+        with self.write():
             job = self._move(
                 "state = CASE WHEN state = 'queued' THEN 'cancelled' ELSE state END,"
                 " completed_at = CASE WHEN state = 'queued' THEN :now ELSE completed_at END,"
@@ -244,11 +239,11 @@ class JobStore(Recorded, Batches, JobQueries):
         SteadyError ``job_not_found``, ``wrong_state`` (not failed or cancelled).
         """
         ended = "id = :id AND state IN ('failed', 'cancelled')"
-        with self._db.write():
-            rows = self._db.run(f"SELECT * FROM jobs WHERE {ended}", id=id)
+        with self.write():
+            rows = self.run(f"SELECT * FROM jobs WHERE {ended}", id=id)
             old = job_of(rows[0]) if rows else self._refused(id)
             rank = self._rank(old, old.priority, None)
-            self._db.run("UPDATE batches SET archived = 0 WHERE ticket = :t", t=old.ticket)
+            self.run("UPDATE batches SET archived = 0 WHERE ticket = :t", t=old.ticket)
             return self._moved(f"{_RETRY}, rank = :rank", ended, id=id, now=now, rank=rank)
 
     def reorder(
@@ -261,8 +256,8 @@ class JobStore(Recorded, Batches, JobQueries):
 
         SteadyError ``job_not_found``, ``wrong_state`` (not queued).
         """
-        with self._db.write():
-            rows = self._db.run("SELECT * FROM jobs WHERE id = :id AND state = 'queued'", id=id)
+        with self.write():
+            rows = self.run("SELECT * FROM jobs WHERE id = :id AND state = 'queued'", id=id)
             job = job_of(rows[0]) if rows else self._refused(id)
             if position is None and priority in (None, job.priority):
                 return job
@@ -273,7 +268,7 @@ class JobStore(Recorded, Batches, JobQueries):
 
     def mark_deleted(self, id: str, now: int) -> Job | None:
         """A person deleted the picture; the row stays. None: there was none to delete."""
-        with self._db.write():
+        with self.write():
             return self._move(
                 "deleted_at = :now",
                 "id = :id AND state = 'completed' AND deleted_at IS NULL",
@@ -286,16 +281,14 @@ class JobStore(Recorded, Batches, JobQueries):
     def release_due(self, now: int) -> int:
         """Let jobs run whose ``not_before`` has come; how many. Cheap when there are none."""
         due = "state = 'queued' AND held = 'not_before' AND not_before <= :now"
-        if not self._db.poll(
-            f"SELECT 1 FROM jobs INDEXED BY jobs_held WHERE {due} LIMIT 1", now=now
-        ):
+        if not self.poll(f"SELECT 1 FROM jobs INDEXED BY jobs_held WHERE {due} LIMIT 1", now=now):
             return 0
-        with self._db.write():
+        with self.write():
             return self._move_many("held = NULL", due, now=now)
 
     def cancel_batch(self, ticket: str, now: int | None = None) -> Batch:
         """All of it: waiting jobs end, running ones are flagged, unread ones never start."""
-        with self._db.write():
+        with self.write():
             self._set_batch("cancelled = 1", ticket=ticket)
             self._move_many(
                 "state = 'cancelled', held = NULL, completed_at = :now",
@@ -315,7 +308,7 @@ class JobStore(Recorded, Batches, JobQueries):
 
         A job that is claimed in between runs on. SteadyError ``batch_not_found``.
         """
-        with self._db.write():
+        with self.write():
             self._move_many(
                 "state = 'cancelled', held = NULL, completed_at = :now",
                 "ticket = :ticket AND state = 'queued'",
@@ -330,7 +323,7 @@ class JobStore(Recorded, Batches, JobQueries):
 
     def pause_batch(self, ticket: str) -> Batch:
         """Its waiting jobs are held back, also those still to be read."""
-        with self._db.write():
+        with self.write():
             self._set_batch("paused = 1", ticket=ticket)
             self._move_many(
                 "held = 'paused'", "ticket = :ticket AND state = 'queued'", ticket=ticket
@@ -339,7 +332,7 @@ class JobStore(Recorded, Batches, JobQueries):
 
     def resume_batch(self, ticket: str, now: int | None = None) -> Batch:
         """Its jobs wait in their old places again."""
-        with self._db.write():
+        with self.write():
             batch = batch_of(self._set_batch("paused = 0", ticket=ticket))
             self._move_many(
                 "held = CASE WHEN not_before > :now THEN 'not_before' ELSE NULL END",
@@ -355,13 +348,13 @@ class JobStore(Recorded, Batches, JobQueries):
 
     def retry_ended(self, ticket: str, ids: Sequence[str], now: int | None = None) -> int:
         """Those of ``ids`` that failed or were cancelled again; how many. Meant for thousands."""
-        which = f"state IN ('failed', 'cancelled') AND id IN {self._db.each('ids')}"
+        which = f"state IN ('failed', 'cancelled') AND id IN {self.each('ids')}"
         return self._retry_many(ticket, which, now, ids=to_json(ids))
 
     def _retry_many(self, ticket: str, which: str, now: int | None, **values: Any) -> int:
-        with self._db.write():
+        with self.write():
             batch = self._set_batch("ticket = ticket", ticket=ticket)
-            bulk_time = self._db.run("SELECT bulk_time FROM queue")[0]["bulk_time"]
+            bulk_time = self.run("SELECT bulk_time FROM queue")[0]["bulk_time"]
             start = max(bulk_time, batch["last_rank"])
             count = self._move_many(
                 f"{_RETRY}, rank = n.k + CASE WHEN class = {_BULK} THEN :start"
@@ -382,20 +375,20 @@ class JobStore(Recorded, Batches, JobQueries):
 
     def _move(self, assignment: str, guard: str, **values: Any) -> Job | None:
         """The one guarded statement of a transition, and the next rev."""
-        rows = self._db.run(
+        rows = self.run(
             f"UPDATE jobs SET {assignment}, rev = (SELECT rev FROM queue) + 1"
             f" WHERE {guard} RETURNING *",
             **values,
         )
         if not rows:
             return None
-        self._db.run("UPDATE queue SET rev = rev + 1")
+        self.run("UPDATE queue SET rev = rev + 1")
         return job_of(rows[0])
 
     def _move_many(self, assignment: str, guard: str, **values: Any) -> int:
         """The same for every job the guard lets through, in order, each with its own rev."""
         moved = len(
-            self._db.run(
+            self.run(
                 f"UPDATE jobs SET {assignment}, rev = n.k + (SELECT rev FROM queue)"
                 " FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS k FROM jobs"
                 f" WHERE {guard}) AS n WHERE jobs.seq = n.seq RETURNING jobs.seq",
@@ -403,12 +396,12 @@ class JobStore(Recorded, Batches, JobQueries):
             )
         )
         if moved:
-            self._db.run("UPDATE queue SET rev = rev + :moved", moved=moved)
+            self.run("UPDATE queue SET rev = rev + :moved", moved=moved)
         return moved
 
     def _refused(self, id: str) -> Job:
         """Why a guarded statement changed nothing; always raises."""
-        rows = self._db.run("SELECT state FROM jobs WHERE id = :id", id=id)
+        rows = self.run("SELECT state FROM jobs WHERE id = :id", id=id)
         if not rows:
             raise SteadyError("job_not_found")
         state = rows[0]["state"]
@@ -433,7 +426,7 @@ class JobStore(Recorded, Batches, JobQueries):
         elif position == "back":
             sql = f"SELECT COALESCE(max(rank), 0) + 1 AS rank {ready}"
         else:
-            bulk_time = self._db.run("SELECT bulk_time FROM queue")[0]["bulk_time"]
+            bulk_time = self.run("SELECT bulk_time FROM queue")[0]["bulk_time"]
             batch = self._set_batch(
                 "last_rank = 1 + CASE WHEN last_rank > :bulk_time THEN last_rank"
                 " ELSE :bulk_time END",
@@ -441,4 +434,4 @@ class JobStore(Recorded, Batches, JobQueries):
                 bulk_time=bulk_time,
             )
             return float(batch["last_rank"])
-        return float(self._db.run(sql)[0]["rank"])
+        return float(self.run(sql)[0]["rank"])

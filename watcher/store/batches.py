@@ -10,13 +10,15 @@ from datetime import datetime
 from typing import Any
 
 from watcher.errors import SteadyError
-from watcher.jobs import Batch, JobState, ticket_of_key
-from watcher.store.deliveries import Deliveries
-from watcher.store.entries import Row, batch_of, to_json
+from watcher.jobs import Batch, JobState
+from watcher.store import imagenames
+from watcher.store.database import Database
+from watcher.store.entries import batch_of, to_json
 from watcher.store.imagenames import Wish, default_name
+from watcher.store.schema import Row
 
 
-class Batches(Deliveries):
+class Batches(Database):
     """Batches, but for their jobs."""
 
     # -- batches before they are recorded
@@ -43,7 +45,7 @@ class Batches(Deliveries):
         gets its existing row back: compare ``digest``. A crash after it leaves a row without a
         file (:meth:`stale_reservations`).
         """
-        with self._db.write():
+        with self.write():
             row = self._batch_row("ticket", ticket)
             if row is not None:
                 return batch_of(row)
@@ -52,9 +54,9 @@ class Batches(Deliveries):
             if image_name is not False:
                 base = default_name(local) if image_name is True else image_name
                 wish = Wish(ticket, folder, base, everywhere=image_name is True)
-                picture = self._names.give([wish])[0]
+                picture = imagenames.give(self, [wish])[0]
             return batch_of(
-                self._db.run(
+                self.run(
                     "INSERT INTO batches (ticket, name, suffix, source, created_at, digest, key,"
                     " image_name, folder) VALUES (:ticket, :name, :suffix, :source, :now, :digest,"
                     " :key, :picture, :folder) RETURNING *",
@@ -71,14 +73,7 @@ class Batches(Deliveries):
             )
 
     def begin_reading(
-        self,
-        claim: str,
-        *,
-        name: str,
-        suffix: str,
-        source: str,
-        digest: str | None = None,
-        now: int | None = None,
+        self, claim: str, *, name: str, suffix: str, source: str, now: int | None = None
     ) -> Batch:
         """Count one more try at reading the claimed file, committed before it is read.
 
@@ -86,140 +81,88 @@ class Batches(Deliveries):
         this file was recorded before. ``claim`` of the answer differing from the one passed:
         another file holds this ticket; in both cases no try is counted.
         """
-        with self._db.write():
-            row = self._batch_row("claim", claim)
-            if row is None:
-                self._db.run(
-                    _INSERT_BATCH,
-                    claim=claim,
-                    name=name,
-                    suffix=suffix,
-                    source=source,
-                    now=self._clock() if now is None else now,
-                )
-            rows = self._db.run(
-                "UPDATE batches SET tries = tries + 1, digest = COALESCE(digest, :digest)"
-                " WHERE claim = :claim AND recorded_at IS NULL RETURNING *",
-                claim=claim,
-                digest=digest,
-            )
-            row = rows[0] if rows else None
-            row = row or self._batch_row("claim", claim) or self._batch_row("ticket", claim)
-            if row is None:  # inserted above, or the reason why the insert met a conflict
-                raise RuntimeError("another writer inside our transaction")
-            return batch_of(row)
+        file = {"claim": claim, "name": name, "suffix": suffix, "source": source}
+        begun = self.begin_readings([file], again=True, now=now)
+        if claim in begun:
+            return begun[claim]
+        with self.read():
+            row = self._batch_row("claim", claim) or self._batch_row("ticket", claim)
+        if row is None:  # somebody has dropped it in this very moment
+            raise SteadyError("batch_not_found")
+        return batch_of(row)
 
-    def begin_readings(self, files: Sequence[Row], *, now: int | None = None) -> dict[str, Batch]:
-        """:meth:`begin_reading` for many files in one transaction, as far as nothing is known
-        against them: batches by claim.
+    def begin_readings(
+        self, files: Sequence[Row], *, again: bool = False, now: int | None = None
+    ) -> dict[str, Batch]:
+        """The same for many files in one transaction: batches by claim.
 
-        ``files``: mappings with ``claim``, ``name``, ``suffix`` and ``source``. Left out, and no try
-        counted: a file whose reading was begun before, or whose ticket is another file's.
+        ``files``: mappings with ``claim``, ``name``, ``suffix`` and ``source``. Left out, and no
+        try counted: a file that was recorded before, or whose ticket is another file's; unless
+        ``again`` also one whose reading was begun before.
         """
         claims = to_json([file["claim"] for file in files])
         now = self._clock() if now is None else now
-        with self._db.write():
-            known = {
-                row["claim"]
-                for row in self._db.run(
-                    f"SELECT claim FROM batches WHERE claim IN {self._db.each('claims')}",
-                    claims=claims,
-                )
-            }
-            self._db.run_many(
+        ours = f"claim IN {self.each('claims')}"
+        with self.write():
+            rows = self.run(f"SELECT claim FROM batches WHERE {ours}", claims=claims)
+            known = {row["claim"] for row in rows}
+            self.run_many(
                 _INSERT_BATCH, [{**f, "now": now} for f in files if f["claim"] not in known]
             )
-            rows = self._db.run(
-                f"UPDATE batches SET tries = 1 WHERE claim IN {self._db.each('claims')}"
-                " AND recorded_at IS NULL AND tries = 0 RETURNING *",
+            rows = self.run(
+                f"UPDATE batches SET tries = tries + 1 WHERE {ours} AND recorded_at IS NULL"
+                f"{'' if again else ' AND tries = 0'} RETURNING *",
                 claims=claims,
             )
         return {row["claim"]: batch_of(row) for row in rows}
 
-    def adopt_key(self, claim: str, key: str, *, digest: str | None = None) -> Batch:
-        """Give the batch of ``claim`` the ticket that belongs to ``key``.
-
-        Another claim's batch (or an API reservation) that has this ticket already is returned
-        instead: its ``claim`` differs, and the caller decides by ``digest`` whether this is a
-        repeat or a conflict. ``digest`` is noted on the claim's own row. Before :meth:`record`.
-        """
-        ticket = ticket_of_key(key)
-        with self._db.write():
-            other = self._batch_row("ticket", ticket)
-            if other is not None:
-                if other["claim"] != claim:
-                    return batch_of(other)
-                assignment = "key = :key, digest = COALESCE(:digest, digest)"
-                return batch_of(self._set_batch(assignment, ticket=ticket, key=key, digest=digest))
-            rows = self._db.run(
-                "UPDATE batches SET ticket = :ticket, key = :key,"
-                " digest = COALESCE(:digest, digest)"
-                " WHERE claim = :claim AND recorded_at IS NULL RETURNING *",
-                ticket=ticket,
-                key=key,
-                digest=digest,
-                claim=claim,
-            )
-            if not rows:
-                raise SteadyError("batch_not_found")
-            return batch_of(rows[0])
-
-    def take_over(
+    def adopt(
         self,
         claim: str,
         ticket: str,
         *,
-        name: str,
-        suffix: str,
-        source: str,
-        digest: str,
         key: str | None = None,
+        digest: str | None = None,
+        file: Mapping[str, str] | None = None,
     ) -> Batch:
-        """Let the file of ``claim`` go on with the batch ``ticket``, which is read anew by it.
+        """Give the batch of ``claim`` another ticket, that of its key; before it is recorded.
 
-        What is on record of the batch stays as it is; it counts as unrecorded, unarchived and
-        not cancelled until :meth:`record` has seen the file's end. A ticket nobody has becomes
-        the claim's own. Repeating it changes nothing.
+        When another claim's batch (or an API reservation) has the ticket, that one is returned:
+        its ``claim`` differs, and the caller decides by ``digest`` whether this is a repeat or a
+        conflict. With ``file`` (``name``, ``suffix``, ``source``) this file goes on with that
+        batch instead: its jobs stay as they are, and it counts as unrecorded, unarchived and not
+        cancelled until the file was read to its end. Repeating it changes nothing.
         """
-        with self._db.write():
+        words = {"ticket": ticket, "key": key, "digest": digest}
+        keep = "key = COALESCE(:key, key), digest = COALESCE(:digest, digest)"
+        with self.write():
             other = self._batch_row("ticket", ticket)
-            if other is not None and other["claim"] == claim:
-                return batch_of(other)
             if other is None:
-                rows = self._db.run(
-                    "UPDATE batches SET ticket = :ticket, key = :key, digest = :digest"
+                rows = self.run(
+                    f"UPDATE batches SET ticket = :ticket, {keep}"
                     " WHERE claim = :claim AND recorded_at IS NULL RETURNING *",
-                    ticket=ticket,
-                    key=key,
-                    digest=digest,
                     claim=claim,
+                    **words,
                 )
                 if not rows:
                     raise SteadyError("batch_not_found")
                 return batch_of(rows[0])
-            self._db.run("DELETE FROM batches WHERE claim = :c AND recorded_at IS NULL", c=claim)
-            assignment = (
+            if other["claim"] == claim:
+                return batch_of(self._set_batch(keep, **words))
+            if file is None:
+                return batch_of(other)
+            self.run("DELETE FROM batches WHERE claim = :c AND recorded_at IS NULL", c=claim)
+            goes_on = (
                 "claim = :claim, name = :name, suffix = :suffix, source = :source,"
                 " digest = :digest, key = COALESCE(key, :key), error = NULL, tries = 1,"
                 " next_line = 0, refused_rows = 0, recorded_at = NULL, cancelled = 0, archived = 0"
             )
-            return batch_of(
-                self._set_batch(
-                    assignment,
-                    ticket=ticket,
-                    claim=claim,
-                    name=name,
-                    suffix=suffix,
-                    source=source,
-                    digest=digest,
-                    key=key,
-                )
-            )
+            return batch_of(self._set_batch(goes_on, claim=claim, **file, **words))
 
     def refuse(self, claim: str, error: Mapping[str, Any], *, now: int | None = None) -> Batch:
         """Nothing of this file ran: keep the reason. Repeating it changes nothing."""
-        with self._db.write():
-            self._db.run(
+        with self.write():
+            self.run(
                 "UPDATE batches SET error = :error, recorded_at = :now"
                 " WHERE claim = :claim AND recorded_at IS NULL",
                 error=to_json(error),
@@ -233,9 +176,9 @@ class Batches(Deliveries):
 
     def spare(self, claims: Sequence[str]) -> None:
         """Take back the try of readings that ended without a verdict on their file."""
-        with self._db.write():
-            self._db.run(
-                f"UPDATE batches SET tries = tries - 1 WHERE claim IN {self._db.each('claims')}"
+        with self.write():
+            self.run(
+                f"UPDATE batches SET tries = tries - 1 WHERE claim IN {self.each('claims')}"
                 " AND recorded_at IS NULL AND tries > 0 RETURNING seq",
                 claims=to_json(claims),
             )
@@ -249,9 +192,9 @@ class Batches(Deliveries):
         return self._drop_unrecorded("ticket = :one AND claim IS NULL", ticket)
 
     def _drop_unrecorded(self, which: str, one: str) -> bool:
-        with self._db.write():
+        with self.write():
             return bool(
-                self._db.run(
+                self.run(
                     f"DELETE FROM batches WHERE {which} AND recorded_at IS NULL"
                     " AND n_queued + n_generating + n_completed + n_failed + n_cancelled = 0"
                     " RETURNING seq",
@@ -261,36 +204,14 @@ class Batches(Deliveries):
 
     # -- batches once they are recorded
 
-    def archived(self, ticket: str, *, tell: Sequence[str] = ()) -> bool:
-        """The file lies in done/ with its results; False when a retry made jobs open again.
-
-        ``tell``: the endpoints that are told so.
-        """
-        with self._db.write():
-            done = bool(
-                self._db.run(
-                    "UPDATE batches SET archived = 1 WHERE ticket = :ticket"
-                    " AND recorded_at IS NOT NULL AND n_queued + n_generating = 0 RETURNING seq",
-                    ticket=ticket,
-                )
-            )
-            if done and tell:
-                self._tell("batch.completed", ticket, tell, self._clock())
-            return done
-
     def unarchive(self, ticket: str) -> None:
         """The file is to be put away (again)."""
-        with self._db.write():
+        with self.write():
             self._set_batch("archived = 0", ticket=ticket)
 
     def batch(self, ticket: str) -> Batch | None:
         """The batch with this ticket."""
-        rows = self._db.poll("SELECT * FROM batches WHERE ticket = :ticket", ticket=ticket)
-        return batch_of(rows[0]) if rows else None
-
-    def batch_by_claim(self, claim: str) -> Batch | None:
-        """The batch of the claimed file whose name starts with ``claim``."""
-        rows = self._db.poll("SELECT * FROM batches WHERE claim = :claim", claim=claim)
+        rows = self.poll("SELECT * FROM batches WHERE ticket = :ticket", ticket=ticket)
         return batch_of(rows[0]) if rows else None
 
     def batches(self, before: str | None = None, limit: int = 50) -> list[Batch]:
@@ -309,7 +230,7 @@ class Batches(Deliveries):
 
     def progress(self, ticket: str) -> dict[JobState, int]:
         """How many jobs of the batch are in each state; counted by triggers, never by reading."""
-        rows = self._db.poll("SELECT * FROM batches WHERE ticket = :ticket", ticket=ticket)
+        rows = self.poll("SELECT * FROM batches WHERE ticket = :ticket", ticket=ticket)
         if not rows:
             raise SteadyError("batch_not_found")
         return {state: rows[0][f"n_{state}"] for state in JobState}
@@ -319,14 +240,6 @@ class Batches(Deliveries):
         return self._batches(
             "INDEXED BY batches_unarchived WHERE archived = 0 AND recorded_at IS NOT NULL"
             " AND n_queued + n_generating = 0 ORDER BY seq LIMIT :limit",
-            limit=limit,
-        )
-
-    def unrecorded_claims(self, limit: int = 1000) -> list[Batch]:
-        """Batches whose file was claimed and not read to its end; oldest first."""
-        return self._batches(
-            "INDEXED BY batches_unrecorded WHERE recorded_at IS NULL AND claim IS NOT NULL"
-            " ORDER BY seq LIMIT :limit",
             limit=limit,
         )
 
@@ -343,7 +256,7 @@ class Batches(Deliveries):
 
     def prunable(self, before: int, after: int = 0, limit: int = 100) -> list[tuple[int, Batch]]:
         """(place, batch) of those put away whose last job ended before then; ``after``: a place."""
-        rows = self._db.poll(
+        rows = self.poll(
             "SELECT * FROM batches AS b WHERE seq > :after AND archived = 1"
             " AND recorded_at < :before AND n_queued + n_generating = 0 AND NOT EXISTS"
             " (SELECT 1 FROM jobs WHERE ticket = b.ticket AND completed_at >= :before)"
@@ -359,10 +272,10 @@ class Batches(Deliveries):
 
         Their picture names stay taken for ever.
         """
-        with self._db.write():
+        with self.write():
             return len(
-                self._db.run(
-                    f"DELETE FROM jobs WHERE ticket = :ticket AND id IN {self._db.each('ids')}"
+                self.run(
+                    f"DELETE FROM jobs WHERE ticket = :ticket AND id IN {self.each('ids')}"
                     " AND EXISTS (SELECT 1 FROM batches AS b WHERE b.ticket = :ticket"
                     " AND archived = 1 AND n_queued + n_generating = 0) RETURNING id",
                     ticket=ticket,
@@ -372,22 +285,22 @@ class Batches(Deliveries):
 
     def drop_batch(self, ticket: str) -> bool:
         """Forget a batch of which no job is left, and what was told of it."""
-        with self._db.write():
+        with self.write():
             gone = bool(
-                self._db.run(
+                self.run(
                     "DELETE FROM batches WHERE ticket = :ticket AND archived = 1 AND n_queued"
                     " + n_generating + n_completed + n_failed + n_cancelled = 0 RETURNING seq",
                     ticket=ticket,
                 )
             )
             if gone:
-                self._db.run("DELETE FROM deliveries WHERE ticket = :ticket", ticket=ticket)
+                self.run("DELETE FROM deliveries WHERE ticket = :ticket", ticket=ticket)
             return gone
 
     def claims_begin(self, beginning: str) -> bool:
         """Is there a batch whose claimed file has a ticket with this beginning?"""
         return bool(
-            self._db.poll(
+            self.poll(
                 "SELECT 1 FROM batches WHERE claim >= :low AND claim < :high LIMIT 1",
                 low=beginning,
                 high=beginning + "g",
@@ -395,17 +308,15 @@ class Batches(Deliveries):
         )
 
     def _batches(self, rest: str, **values: Any) -> list[Batch]:
-        with self._db.read():
-            return [
-                batch_of(row) for row in self._db.run(f"SELECT * FROM batches {rest}", **values)
-            ]
+        with self.read():
+            return [batch_of(row) for row in self.run(f"SELECT * FROM batches {rest}", **values)]
 
     def _batch_row(self, column: str, value: str) -> Row | None:
-        rows = self._db.run(f"SELECT * FROM batches WHERE {column} = :value", value=value)
+        rows = self.run(f"SELECT * FROM batches WHERE {column} = :value", value=value)
         return rows[0] if rows else None
 
-    def _set_batch(self, assignment: str, *, ticket: str, **values: Any) -> Row:
-        rows = self._db.run(
+    def _set_batch(self, assignment: str, *, ticket: str | None, **values: Any) -> Row:
+        rows = self.run(
             f"UPDATE batches SET {assignment} WHERE ticket = :ticket RETURNING *",
             ticket=ticket,
             **values,

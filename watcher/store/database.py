@@ -12,7 +12,8 @@ import itertools
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -23,9 +24,11 @@ from sqlalchemy import TextClause, event, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from watcher.errors import SteadyError
+from watcher.log import now_us
 from watcher.store import schema
-from watcher.store.entries import Row
+from watcher.store.entries import to_json
 from watcher.store.file import RecordFile, forget_pages
+from watcher.store.schema import Row
 
 POOL = 8  #: connections for transactions
 _SERVER_SECONDS = 0.2  #: between looks for changes on a server
@@ -69,10 +72,12 @@ class Database:
         url: str,
         *,
         synchronous: str = "full",
+        clock: Callable[[], int] = now_us,
         checkpointer: bool = True,
         busy_seconds: float = 10.0,
     ) -> None:
         self._url = url
+        self._clock = clock
         self._busy = busy_seconds
         self._how: dict[str, Any] = {
             "synchronous": synchronous, "checkpointer": checkpointer, "busy_seconds": busy_seconds,
@@ -82,7 +87,7 @@ class Database:
             self._file = RecordFile(Path(url.removeprefix("sqlite:///")), **self._how)
         self._server = None if self._file is not None else _server()
         self.dialect = schema.SQLITE if self._file is not None else schema.POSTGRES
-        #: What ``settings`` must say of the watcher, or nothing is written; see ``Record.lead``.
+        #: What ``settings`` must say of the watcher, or nothing is written; see ``lead``.
         self.mark: str | None = None
         self._lock = None if self._server is None else self._server.WatcherLock(url)
         # Never more threads inside dataset than its pool has connections: one more would wait
@@ -166,7 +171,7 @@ class Database:
             return int(rows[0]["value"]) if rows else 0
 
     def close(self) -> None:
-        """Give all connections back. Using the database afterwards is a mistake."""
+        """Give all connections back; the last one out moves SQLite's log into the file."""
         if self._lock is not None:
             self._lock.release()
         if self._file is not None:
@@ -191,13 +196,20 @@ class Database:
             self.close()
             self._db, self._readers, self._file = fresh._db, fresh._readers, fresh._file
 
-    def lead(self, mark: str) -> bool:
-        """Be the one watcher of a record on a server, if nobody is; see ``Record.lead``."""
+    def lead(self, who: Mapping[str, Any]) -> bool:
+        """Be the record's one watcher from now on, unless another one lives; never waits.
+
+        A server frees the lock of a watcher whose process died, or whose machine was not heard of
+        for five seconds. That one may only have been away (frozen, cut off), so a mark is left:
+        what it still writes is refused with ``already_running``. ``who``: words for people. On
+        SQLite always True. SteadyError ``database_trouble``.
+        """
         if self._lock is None:
             return True
         with self._typed():
             if not self._lock.take():
                 return False
+        mark = to_json({**who, "mark": uuid.uuid4().hex})
         with self.write():
             self.run(
                 "INSERT INTO settings (key, value) VALUES ('watcher', :mark)"
@@ -241,7 +253,7 @@ class Database:
             with self._typed():
                 self._file.verify()
 
-    def sync(self) -> None:
+    def flush(self) -> None:
         """Make what is committed outlive a power cut; SteadyError ``database_trouble``."""
         if self._file is not None:
             try:

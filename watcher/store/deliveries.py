@@ -8,8 +8,8 @@ import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from watcher.store.entries import Row
-from watcher.store.record import Record
+from watcher.store.database import Database
+from watcher.store.schema import Row
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,42 @@ class Delivery:
     created_at: int
 
 
-class Deliveries(Record):
+class Deliveries(Database):
     """The outbox."""
+
+    def archived(self, ticket: str, *, tell: Sequence[str] = ()) -> bool:
+        """The file lies in done/ with its results; False when a retry made jobs open again.
+
+        ``tell``: the endpoints that are told so.
+        """
+        with self.write():
+            done = bool(
+                self.run(
+                    "UPDATE batches SET archived = 1 WHERE ticket = :ticket"
+                    " AND recorded_at IS NOT NULL AND n_queued + n_generating = 0 RETURNING seq",
+                    ticket=ticket,
+                )
+            )
+            if done and tell:
+                now = self._clock()
+                self.insert(
+                    "deliveries",
+                    ["id", "event", "ticket", "endpoint", "next_at", "created_at"],
+                    [(str(uuid.uuid4()), "batch.completed", ticket, e, now, now) for e in tell],
+                )
+            return done
 
     def next_delivery(self, now: int) -> Delivery | None:
         """The oldest that is due, its attempt counted; None when nothing is."""
-        due = self._db.poll(
+        due = self.poll(
             "SELECT seq FROM deliveries WHERE state = 'pending' AND next_at <= :now"
             " ORDER BY next_at, seq LIMIT 1",
             now=now,
         )
         if not due:
             return None
-        with self._db.write():
-            rows = self._db.run(
+        with self.write():
+            rows = self.run(
                 "UPDATE deliveries SET attempt = attempt + 1 WHERE seq = :seq"
                 " AND state = 'pending' RETURNING *",
                 seq=due[0]["seq"],
@@ -46,8 +68,8 @@ class Deliveries(Record):
 
     def delivered(self, id: str, *, error: str | None = None, now: int) -> None:
         """It is told; with ``error``: it could not be, and is not tried again."""
-        with self._db.write():
-            self._db.run(
+        with self.write():
+            self.run(
                 "UPDATE deliveries SET state = :state, last_error = :error, delivered_at = :at"
                 " WHERE id = :id",
                 id=id,
@@ -58,20 +80,14 @@ class Deliveries(Record):
 
     def last_end(self, ticket: str) -> int | None:
         """When the last of the batch's jobs ended; reads them all."""
-        rows = self._db.poll("SELECT max(completed_at) AS t FROM jobs WHERE ticket = :t", t=ticket)
+        rows = self.poll("SELECT max(completed_at) AS t FROM jobs WHERE ticket = :t", t=ticket)
         end: int | None = rows[0]["t"]
         return end
 
     def undelivered(self) -> int:
         """How many are still to be told."""
-        rows = self._db.poll("SELECT count(*) AS n FROM deliveries WHERE state = 'pending'")
+        rows = self.poll("SELECT count(*) AS n FROM deliveries WHERE state = 'pending'")
         return int(rows[0]["n"])
-
-    def _tell(self, event: str, ticket: str, endpoints: Sequence[str], now: int) -> None:
-        """Within the transaction of the event."""
-        columns = ["id", "event", "ticket", "endpoint", "next_at", "created_at"]
-        rows = [(str(uuid.uuid4()), event, ticket, each, now, now) for each in endpoints]
-        self._db.insert("deliveries", columns, rows)
 
 
 def _delivery_of(row: Row) -> Delivery:

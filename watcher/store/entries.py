@@ -4,9 +4,7 @@ import json
 from typing import Any
 
 from watcher.jobs import Batch, Job, JobRequest, JobState, Priority, forwards_of
-from watcher.log import now_us as now_us
-
-Row = dict[str, Any]
+from watcher.store.schema import Row
 
 _PRIORITIES = {priority.level: priority for priority in Priority}
 

@@ -14,7 +14,7 @@ from urllib.parse import quote
 from watcher import publish
 from watcher.errors import SteadyError
 from watcher.store import schema
-from watcher.store.entries import Row
+from watcher.store.schema import Row
 
 _OLDEST = (3, 35)  #: the first SQLite that knows RETURNING
 _CHECKED_AT_OPEN = 64 * 2**20  #: bytes of a file that is small enough to be checked at once

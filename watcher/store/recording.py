@@ -14,9 +14,11 @@ from typing import NamedTuple
 
 from watcher.errors import SteadyError
 from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, forwards_of, job_ids_of
-from watcher.store.entries import Row, batch_of, to_json
+from watcher.store import imagenames
+from watcher.store.database import Database
+from watcher.store.entries import batch_of, to_json
 from watcher.store.imagenames import Wish, default_name
-from watcher.store.record import Record
+from watcher.store.schema import Row
 
 #: What the request column leaves out: it has a column of its own or is the same for all.
 _OWN_COLUMN = {"prompt", "count", "priority", "not_before", "key"}
@@ -104,29 +106,8 @@ class Recording:
 _Fresh = tuple[str, int, str, NewJob]
 
 
-class Recorded(Record):
+class Recorded(Database):
     """Recording."""
-
-    def record(
-        self,
-        ticket: str,
-        jobs: Sequence[NewJob],
-        *,
-        first_index: int,
-        final: bool,
-        next_line: int = 0,
-        warnings: Sequence[str] = (),
-        refused_rows: int = 0,
-        digest: str | None = None,
-        now: int,
-        local: datetime,
-    ) -> list[str]:
-        """Put ``jobs`` on record in one transaction, and how far the file is read.
-
-        Returns the ids, in order. For the rest see :meth:`record_all`.
-        """
-        one = Recording(ticket, jobs, first_index, final, next_line, warnings, refused_rows, digest)
-        return self.record_all([one], now=now, local=local)[0]
 
     def record_all(
         self, recordings: Sequence[Recording], *, now: int, local: datetime
@@ -139,11 +120,11 @@ class Recorded(Record):
         zone, for default names and folders. Returns the ids, in order. A batch that was
         cancelled meanwhile is recorded as cancelled, a paused one is held.
         """
-        with self._db.write():
+        with self.write():
             batches = {
                 row["ticket"]: row
-                for row in self._db.run(
-                    f"SELECT * FROM batches WHERE ticket IN {self._db.each('tickets')}",
+                for row in self.run(
+                    f"SELECT * FROM batches WHERE ticket IN {self.each('tickets')}",
                     tickets=to_json([each.ticket for each in recordings]),
                 )
             }
@@ -156,8 +137,8 @@ class Recorded(Record):
             }
             if fresh:
                 self._insert(fresh, batches, told, now=now, local=local)
-            self._db.run_many(_TELL_BATCH, list(told.values()))
-            self._db.run_many(
+            self.run_many(_TELL_BATCH, list(told.values()))
+            self.run_many(
                 "UPDATE jobs SET row = :row WHERE ticket = :ticket AND idx = :idx",
                 [
                     {"ticket": each.ticket, "idx": index, "row": row}
@@ -177,9 +158,7 @@ class Recorded(Record):
         asked = to_json([id_ for some in ids for id_ in some])
         known = {
             row["id"]
-            for row in self._db.run(
-                f"SELECT id FROM jobs WHERE id IN {self._db.each('ids')}", ids=asked
-            )
+            for row in self.run(f"SELECT id FROM jobs WHERE id IN {self.each('ids')}", ids=asked)
         }
         found: list[_Fresh] = []
         for recording, some in zip(recordings, ids, strict=True):
@@ -197,7 +176,7 @@ class Recorded(Record):
         """Changed rows of a resumed batch come after its old ones: their places are taken."""
         taken = {
             row["idx"]
-            for row in self._db.run(
+            for row in self.run(
                 "SELECT idx FROM jobs WHERE ticket = :ticket AND idx BETWEEN :low AND :high",
                 ticket=ticket,
                 low=fresh[0][1],
@@ -206,7 +185,7 @@ class Recorded(Record):
         }
         if not taken:
             return fresh
-        last = self._db.run("SELECT max(idx) AS n FROM jobs WHERE ticket = :t", t=ticket)[0]["n"]
+        last = self.run("SELECT max(idx) AS n FROM jobs WHERE ticket = :t", t=ticket)[0]["n"]
         end = max(last, fresh[-1][1])
         placed = []
         for _, index, id_, job in fresh:
@@ -226,7 +205,7 @@ class Recorded(Record):
         local: datetime,
     ) -> None:
         """The rows of the jobs; adds to ``told`` what their batches have to know of them."""
-        queue = self._db.run(
+        queue = self.run(
             "UPDATE queue SET rev = rev + :count RETURNING rev, bulk_time", count=len(fresh)
         )[0]
         rev = queue["rev"] - len(fresh)
@@ -235,7 +214,7 @@ class Recorded(Record):
             if not (id_ == ticket and batches[ticket]["image_name"]):
                 base = job.name or default_name(local)
                 wishes.append(Wish(id_, job.folder or day, base, everywhere=not job.name))
-        names = iter(zip(wishes, self._names.give(wishes), strict=True))
+        names = iter(zip(wishes, imagenames.give(self, wishes), strict=True))
         rows = []
         for ticket, index, id_, job in fresh:
             batch, tell = batches[ticket], told[ticket]
@@ -279,9 +258,9 @@ class Recorded(Record):
                     job.forwards,
                 )
             )
-        self._db.insert("jobs", _JOB_COLUMNS, rows)
+        self.insert("jobs", _JOB_COLUMNS, rows)
         for state in (JobState.QUEUED, JobState.CANCELLED):
-            self._db.run(
+            self.run(
                 "UPDATE job_counts SET n = n + :n WHERE state = :s",
                 n=sum(tell[state.value] for tell in told.values()),
                 s=state.value,

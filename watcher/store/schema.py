@@ -7,6 +7,10 @@ Knows nothing of connections.
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
 from dataclasses import dataclass
+from typing import Any
+
+#: A row of a table as both drivers give it: column -> value.
+Row = dict[str, Any]
 
 #: ``PRAGMA application_id`` of our files ("STDY"), so that a foreign one is recognised.
 APPLICATION_ID = 0x53544459

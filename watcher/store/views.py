@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from watcher.jobs import Job, JobState, Priority
+from watcher.store.database import Database
 from watcher.store.entries import job_of
 from watcher.store.imagenames import folded
-from watcher.store.record import Record
 
 #: The ready jobs, as their own index has them. Without the hint SQLite prefers the index of the
 #: lists and sorts the whole backlog for each claim: a second at a million rows.
@@ -72,12 +72,12 @@ class Tally:
     run: Spread
 
 
-class JobQueries(Record):
+class JobQueries(Database):
     """Every question the record answers about jobs."""
 
     def job(self, id: str) -> Job | None:
         """The job with this id. The fastest look there is; meant for polling."""
-        rows = self._db.poll("SELECT * FROM jobs WHERE id = :id", id=id)
+        rows = self.poll("SELECT * FROM jobs WHERE id = :id", id=id)
         return job_of(rows[0]) if rows else None
 
     def job_by_image(self, name: str, folder: str | None = None) -> Job | None:
@@ -94,7 +94,7 @@ class JobQueries(Record):
     def _named(self, name: str, folder: str | None) -> Job | None:
         where = "n.folded = :name" + (" AND n.folder = :folder" if folder is not None else "")
         values = {"name": folded(name)} | ({"folder": folded(folder)} if folder is not None else {})
-        rows = self._db.poll(
+        rows = self.poll(
             "SELECT j.* FROM image_names AS n JOIN jobs AS j ON j.id = n.job_id"
             f" WHERE {where} ORDER BY j.seq DESC LIMIT 1",
             **values,
@@ -107,7 +107,7 @@ class JobQueries(Record):
 
     def cancels(self) -> list[tuple[str, int]]:
         """(id, attempt) of running jobs somebody wants cancelled."""
-        rows = self._db.poll(
+        rows = self.poll(
             "SELECT id, attempt FROM jobs WHERE state = 'generating' AND cancel_requested = 1"
         )
         return [(row["id"], row["attempt"]) for row in rows]
@@ -180,7 +180,7 @@ class JobQueries(Record):
         """
         places = array("q")
         after = -1
-        while page := self._db.poll(
+        while page := self.poll(
             "SELECT row, idx FROM jobs INDEXED BY jobs_by_place WHERE ticket = :ticket"
             " AND idx > :after ORDER BY idx LIMIT 10000",
             ticket=ticket,
@@ -212,15 +212,13 @@ class JobQueries(Record):
 
     def neighbours(self, seq: int) -> tuple[str | None, str | None]:
         """The ids of the jobs recorded just before and just after the row ``seq``."""
-        older = self._db.poll(
-            "SELECT id FROM jobs WHERE seq < :seq ORDER BY seq DESC LIMIT 1", seq=seq
-        )
-        newer = self._db.poll("SELECT id FROM jobs WHERE seq > :seq ORDER BY seq LIMIT 1", seq=seq)
+        older = self.poll("SELECT id FROM jobs WHERE seq < :seq ORDER BY seq DESC LIMIT 1", seq=seq)
+        newer = self.poll("SELECT id FROM jobs WHERE seq > :seq ORDER BY seq LIMIT 1", seq=seq)
         return (older[0]["id"] if older else None, newer[0]["id"] if newer else None)
 
     def sibling(self, job: Job) -> Job | None:
         """The picture made last before ``job`` in its batch, of the 200 places before it."""
-        found = self._db.poll(
+        found = self.poll(
             "SELECT * FROM (SELECT * FROM jobs INDEXED BY jobs_by_place"
             " WHERE ticket = :ticket AND idx < :idx ORDER BY idx DESC LIMIT 200) AS before_it"
             " WHERE state = 'completed' AND deleted_at IS NULL ORDER BY idx DESC LIMIT 1",
@@ -252,7 +250,7 @@ class JobQueries(Record):
 
     def ready_by_class(self) -> dict[Priority, int]:
         """How many ready jobs wait in each class. Reads the index of the ready ones."""
-        rows = self._db.poll(f"SELECT class, count(*) AS n FROM jobs {READY} GROUP BY class")
+        rows = self.poll(f"SELECT class, count(*) AS n FROM jobs {READY} GROUP BY class")
         counted = {row["class"]: row["n"] for row in rows}
         return {each: counted.get(each.level, 0) for each in Priority}
 
@@ -262,7 +260,7 @@ class JobQueries(Record):
         Looks only at the ``most`` latest transitions, so that it never reads a whole record.
         """
         hour = 3_600_000_000
-        rows = self._db.poll(
+        rows = self.poll(
             "SELECT completed_at / :hour AS h, count(*) AS n,"
             " avg(started_at - created_at) AS wait, avg(completed_at - started_at) AS run"
             " FROM jobs INDEXED BY jobs_by_rev WHERE rev > :rev AND state = 'completed'"
@@ -278,7 +276,7 @@ class JobQueries(Record):
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""
-        rows = self._db.poll("SELECT state, n FROM job_counts")
+        rows = self.poll("SELECT state, n FROM job_counts")
         counted = {row["state"]: row["n"] for row in rows}
         return {state: counted[state] for state in JobState}
 
@@ -290,7 +288,7 @@ class JobQueries(Record):
         """
         # Three ranges of the index. As one comparison of (class, rank, seq) it would be bounded by
         # the class alone, and read the whole class behind the job.
-        rows = self._db.poll(
+        rows = self.poll(
             "SELECT (SELECT count(*) FROM ("
             f" SELECT 1 FROM jobs {READY} AND class < j.class"
             f" UNION ALL SELECT 1 FROM jobs {READY} AND class = j.class AND rank < j.rank"
@@ -312,7 +310,7 @@ class JobQueries(Record):
 
     def last_rev(self) -> int:
         """The rev of the latest transition; 0 in an empty record."""
-        return int(self._db.poll("SELECT rev FROM queue")[0]["rev"])
+        return int(self.poll("SELECT rev FROM queue")[0]["rev"])
 
     def durations(self, limit: int = 200) -> list[tuple[int, int, int, int, int]]:
         """(width, height, forwards, started_at, completed_at) of completed jobs, newest first."""
@@ -348,37 +346,26 @@ class JobQueries(Record):
         )
         return jobs[0] if jobs else None
 
-    def next_due(self) -> int | None:
-        """When the first of the jobs that wait for their ``not_before`` may run."""
-        rows = self._db.poll(
-            "SELECT min(not_before) AS t FROM jobs INDEXED BY jobs_held"
-            " WHERE state = 'queued' AND held = 'not_before'"
-        )
-        due: int | None = rows[0]["t"]
-        return due
-
     def held(self, *, window_open: bool = True) -> int:
         """How many queued jobs may not run now: held back, or bulk while its window is closed."""
-        rows = self._db.poll(
+        rows = self.poll(
             "SELECT count(*) AS n FROM jobs INDEXED BY jobs_held"
             " WHERE state = 'queued' AND held IS NOT NULL"
         )
         if not window_open:
-            rows += self._db.poll(
+            rows += self.poll(
                 f"SELECT count(*) AS n FROM jobs {READY} AND class = {Priority.BULK.level}"
             )
         return sum(row["n"] for row in rows)
 
     def oldest_waiting(self) -> int | None:
         """When the queued job that came first was created; None when none is queued."""
-        rows = self._db.poll(
-            "SELECT created_at FROM jobs WHERE state = 'queued' ORDER BY seq LIMIT 1"
-        )
+        rows = self.poll("SELECT created_at FROM jobs WHERE state = 'queued' ORDER BY seq LIMIT 1")
         return int(rows[0]["created_at"]) if rows else None
 
     def arrivals(self) -> list[tuple[str, bool, int]]:
         """(source, refused?, how many) of all batches that were read. Reads every batch."""
-        rows = self._db.poll(
+        rows = self.poll(
             "SELECT source, CASE WHEN error IS NULL THEN 0 ELSE 1 END AS refused, count(*) AS n"
             " FROM batches WHERE recorded_at IS NOT NULL GROUP BY 1, 2"
         )
@@ -403,7 +390,7 @@ class JobQueries(Record):
         )
         rev = self.last_rev()
         new = "AND rev > :after AND deleted_at IS NULL" if after else ""
-        row = self._db.poll(
+        row = self.poll(
             f"SELECT count(*) AS n, {sums} FROM jobs WHERE state = 'completed'"
             f" AND started_at IS NOT NULL AND rev <= :rev {new}",
             rev=rev,
@@ -417,4 +404,4 @@ class JobQueries(Record):
         return Tally(rev, int(row["n"]), wait, run)
 
     def _jobs(self, rest: str, **values: Any) -> list[Job]:
-        return [job_of(row) for row in self._db.poll(f"SELECT * FROM jobs {rest}", **values)]
+        return [job_of(row) for row in self.poll(f"SELECT * FROM jobs {rest}", **values)]
