@@ -13,7 +13,7 @@ from watcher import executor as ex
 from watcher.finish import MOST_THREADS, THREADS, Finisher
 from watcher.inbox import Inbox
 from watcher.jobs import Job, JobState
-from watcher.live import Troubles
+from watcher.parts import Shared
 from watcher.pictures import Outputs
 from watcher.store import JobStore
 
@@ -53,16 +53,8 @@ def finisher(tmp_path: Path, store: JobStore, disk: Disk) -> Iterator[Finisher]:
     outputs.open()
     inbox = Inbox(tmp_path / "inbox", settle=0.1, rescan=1.0)
     inbox.open(first=True)
-    finisher = Finisher(
-        store=store,
-        outputs=outputs,
-        inbox=inbox,
-        troubles=Troubles(now=lambda: 1),
-        now=lambda: 1,
-        checkpoint=lambda step: None,
-        refused_rows=lambda batch: None,
-        wake=lambda: None,
-    )
+    shared = Shared(store, inbox, now=lambda: 1)
+    finisher = Finisher(shared, outputs=outputs, refused_rows=lambda batch: None)
     finisher.start()
     yield finisher
     disk.lets_go.set()

@@ -14,9 +14,8 @@ from watcher import inbox as folder
 from watcher.config import Config
 from watcher.inbox import Inbox
 from watcher.intake import Intake, Reading
-from watcher.live import Troubles
-from watcher.log import now_us
 from watcher.models import limits_known
+from watcher.parts import Shared
 from watcher.store import JobStore
 
 SENT = [str(uuid.uuid4()) for _ in range(3)]
@@ -67,10 +66,12 @@ def test_a_submission_does_not_wait_for_a_table_that_is_being_read(root: Path):
     reading.store, reading.path, reading.seen = store, config.inbox, []
     recorded = threading.Event()
     intake = Intake(
-        inbox=inbox, store=store, reading=reading, state=config.state, max_queued=1000,
-        troubles=Troubles(now=now_us), now=now_us, announce=lambda: None, wake=recorded.set,
-        checkpoint=lambda step: None,
-    )  # fmt: skip
+        Shared(store, inbox, wake=recorded.set),
+        reading=reading,
+        state=config.state,
+        max_queued=1000,
+        announce=lambda: None,
+    )
     inbox.open()
     intake.start()
     try:

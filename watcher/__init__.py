@@ -4,7 +4,7 @@ Read in this order. A folder is a part with a front door (its ``__init__.py``); 
 inside is its own business.
 
 jobs.py       the nouns: JobRequest, Job, Batch, the states
-service.py    the story, told in intake/, dispatch.py and finish.py
+service.py    the story, told in intake/, dispatch.py and finish.py; parts.py: what they share
 jobfile/      bytes of a job file -> JobRequests, or an error a person can act on
 inbox/        the folder as an interface: submit, wait, claim, archive, refuse, recover
 root.py       may we work here: the layout, one watcher by lock, standbys that wait for it;

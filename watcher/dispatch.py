@@ -23,9 +23,8 @@ from watcher.errors import ERRORS, ErrorClass, SteadyError, Trouble
 from watcher.executor import Executor
 from watcher.finish import Finisher
 from watcher.jobs import Job, JobState
-from watcher.live import Troubles
 from watcher.log import say
-from watcher.store import JobStore
+from watcher.parts import Part, Shared
 
 
 @dataclass(frozen=True)
@@ -100,7 +99,7 @@ class Running:
         }
 
 
-class Dispatcher:
+class Dispatcher(Part):
     """Feeds the executor from the store and settles what comes back.
 
     One thread only. ``turn`` is one look at everything and returns after at most
@@ -108,23 +107,12 @@ class Dispatcher:
     """
 
     def __init__(
-        self,
-        *,
-        store: JobStore,
-        executor: Executor,
-        finisher: Finisher,
-        troubles: Troubles,
-        window: RunWindow,
-        now: Callable[[], int],
-        checkpoint: Callable[[str], None],
+        self, shared: Shared, *, executor: Executor, finisher: Finisher, window: RunWindow
     ) -> None:
-        self._store = store
+        super().__init__(shared)
         self._executor = executor
         self._finisher = finisher
-        self._troubles = troubles
         self._window = window
-        self._now = now
-        self._checkpoint = checkpoint
         self._running: dict[str, Running] = {}
         #: What the workers said and the record does not know yet: kept while it is in trouble.
         self._owed: collections.deque[ex.Event] = collections.deque()

@@ -21,15 +21,14 @@ from PIL import Image
 
 from watcher import executor as ex
 from watcher.errors import ERRORS, SteadyError, Trouble
-from watcher.inbox import Inbox
 from watcher.jobfile import MAX_TABLE, has_batch_lines, result_lines
 from watcher.jobs import Batch, Job
-from watcher.live import Troubles
 from watcher.log import say
+from watcher.parts import Part, Shared
 from watcher.pictures import NameTaken, Outputs, Saved
 from watcher.pictures.recipe import recipe_of
 from watcher.results import day_of, result_json, result_table
-from watcher.store import Completion, JobStore
+from watcher.store import Completion
 from watcher.suffixes import FORMS, LINE_SUFFIXES
 
 logger = logging.getLogger("steady.finish")
@@ -49,43 +48,33 @@ class _Published:
     facts: dict[str, Any]
 
 
-class Finisher:
+class Finisher(Part):
     """Two threads (more when pictures queue) that encode and publish pictures, one that records
     them, one that archives batches.
 
     Whatever was published while the last group was being recorded is recorded as one group, in
     one transaction: a lone picture never waits, and hundreds of devices do not queue for the disk.
 
-    ``wake`` is called whenever something ended, so that the dispatcher looks again. ``tell``: the
-    endpoints that hear of a batch that was put away; ``told`` is called when one of them may.
+    ``tell``: the endpoints that hear of a batch that was put away; ``told`` is called when one of
+    them may.
     """
 
     def __init__(
         self,
+        shared: Shared,
         *,
-        store: JobStore,
         outputs: Outputs,
-        inbox: Inbox,
-        troubles: Troubles,
-        now: Callable[[], int],
-        checkpoint: Callable[[str], None],
+        refused_rows: Callable[[Batch], Iterable[bytes] | None],
         tell: Sequence[str] = (),
         told: Callable[[], None] = lambda: None,
-        refused_rows: Callable[[Batch], Iterable[bytes] | None],
-        wake: Callable[[], None],
         address: str = "",
     ) -> None:
-        self._store = store
+        super().__init__(shared)
         self._refused_rows = refused_rows
         self._address = address  #: where the door serves pictures
         self._outputs = outputs
-        self._inbox = inbox
-        self._troubles = troubles
-        self._now = now
-        self._checkpoint = checkpoint
         self._tell = tell
         self._told = told
-        self._wake = wake
         self._work: queue.Queue[tuple[Job, ex.Picture] | None] = queue.Queue()
         self._busy = 0
         self._lock = threading.Lock()

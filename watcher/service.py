@@ -32,6 +32,7 @@ from watcher.jobs import JobState, Limits
 from watcher.live import Troubles, each_once
 from watcher.log import now_us, say
 from watcher.notify import Notifier
+from watcher.parts import Shared
 from watcher.pictures import Outputs
 from watcher.root import Turn, check_layout
 from watcher.store import JobStore
@@ -161,39 +162,29 @@ class Service:
             address=address,
             now=now_us,
         )
+        shared = Shared(
+            store, self._inbox, self._troubles, self._executor.wake, checkpoint=checkpoint
+        )
         self._finisher = Finisher(
-            store=store,
+            shared,
             outputs=self._outputs,
-            inbox=self._inbox,
-            troubles=self._troubles,
-            now=now_us,
-            checkpoint=checkpoint,
+            refused_rows=reading.refused_rows,
             tell=self._notifier.endpoints,
             told=self._notifier.ring,
-            refused_rows=reading.refused_rows,
-            wake=self._executor.wake,
             address=address,
         )
         self._intake = Intake(
-            inbox=self._inbox,
-            store=store,
+            shared,
             reading=reading,
             state=config.state,
             max_queued=config.max_queued,
-            troubles=self._troubles,
-            now=now_us,
-            checkpoint=checkpoint,
             announce=self._finisher.announce,
-            wake=self._executor.wake,
         )
         self._dispatcher = Dispatcher(
-            store=store,
+            shared,
             executor=self._executor,
             finisher=self._finisher,
-            troubles=self._troubles,
             window=RunWindow.parse(config.run_window),
-            now=now_us,
-            checkpoint=checkpoint,
         )
         self._started_at = now_us()
         self._left: list[str] = []  #: what lies where a setting led before, in words

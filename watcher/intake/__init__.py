@@ -22,16 +22,15 @@ from pathlib import Path
 from typing import Any
 
 from watcher.errors import SteadyError, Trouble
-from watcher.inbox import Claim, Inbox
+from watcher.inbox import Claim
 from watcher.intake.groups import Groups, group_of
 from watcher.intake.reading import Reading
 from watcher.intake.recording import Recorder
 from watcher.intake.suspect import Suspect
 from watcher.intake.tables import Stopped, Tables
 from watcher.jobs import Batch, JobState
-from watcher.live import Troubles
 from watcher.log import say
-from watcher.store import JobStore
+from watcher.parts import Part, Shared
 from watcher.suffixes import LINE_SUFFIXES
 
 __all__ = ["Intake", "Reading"]
@@ -50,44 +49,31 @@ _SWEEP_SECONDS = 60.0  #: between looks for reservations whose file never came
 _SWEEP_AGE = 600_000_000  #: microseconds a reservation waits for its file
 
 
-class Intake:
-    """Turns claims into batches. ``wake`` is called after every recording."""
+class Intake(Part):
+    """Turns claims into batches. ``announce`` is called when one of them may be put away."""
 
     def __init__(
         self,
+        shared: Shared,
         *,
-        inbox: Inbox,
-        store: JobStore,
         reading: Reading,
         state: Path,
         max_queued: int,
-        troubles: Troubles,
-        now: Callable[[], int],
-        checkpoint: Callable[[str], None],
         announce: Callable[[], None],
-        wake: Callable[[], None],
     ) -> None:
-        self._inbox = inbox
-        self._store = store
+        super().__init__(shared)
         self._max_queued = max_queued
-        self._troubles = troubles
-        self._checkpoint = checkpoint
         self._announce = announce
-        self._wake = wake
         self._stopping = threading.Event()
-        self._suspect = Suspect(state / "reading")
-        self._recorder = Recorder(
-            inbox=inbox, store=store, reading=reading, suspect=self._suspect, now=now,
-            checkpoint=checkpoint,
-        )  # fmt: skip
+        self._suspect = suspect = Suspect(state / "reading")
+        self._recorder = recorder = Recorder(shared, reading=reading, suspect=suspect)
         self._tables = Tables(
-            reading=reading, recorder=self._recorder, suspect=self._suspect, state=state,
-            stopping=self._stopping, checkpoint=checkpoint, wake=wake, between=self._between,
+            shared, reading=reading, recorder=recorder, suspect=suspect, state=state,
+            stopping=self._stopping, between=self._between,
         )  # fmt: skip
         self._groups = Groups(
-            store=store, reading=reading, recorder=self._recorder, suspect=self._suspect,
-            alone=self.take, checkpoint=checkpoint, wake=wake,
-        )  # fmt: skip
+            shared, reading=reading, recorder=recorder, suspect=suspect, alone=self.take
+        )
         self._claims: collections.deque[Claim] = collections.deque()
         #: Claims whose last reading was ended by their surroundings.
         self._spared = set(self._suspect.innocent)

@@ -21,7 +21,8 @@ from watcher.intake.recording import Recorder, recording
 from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch
 from watcher.log import say
-from watcher.store import JobStore, Recording
+from watcher.parts import Part, Shared
+from watcher.store import Recording
 from watcher.suffixes import TREE_SUFFIXES
 
 logger = logging.getLogger("steady.intake")
@@ -51,31 +52,27 @@ def _is_small(claim: Claim) -> bool:
     return claim.size <= SMALL and claim.suffix in TREE_SUFFIXES
 
 
-class Groups:
+class Groups(Part):
     """Records groups of small files.
 
     ``alone`` takes one file the usual way: whatever is out of the ordinary about a file is left
-    to it. ``wake`` is called after every recording.
+    to it.
     """
 
     def __init__(
         self,
+        shared: Shared,
         *,
-        store: JobStore,
         reading: Reading,
         recorder: Recorder,
         suspect: Suspect,
         alone: Callable[[Claim], None],
-        checkpoint: Callable[[str], None],
-        wake: Callable[[], None],
     ) -> None:
-        self._store = store
+        super().__init__(shared)
         self._reading = reading
         self._recorder = recorder
         self._suspect = suspect
         self._alone = alone
-        self._checkpoint = checkpoint
-        self._wake = wake
 
     def take(self, claims: Sequence[Claim], spared: set[str]) -> None:
         """Record or refuse them all, in order.

@@ -7,18 +7,19 @@ crash finds its jobs there already.
 import datetime
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from watcher import jobfile
 from watcher.errors import SteadyError
-from watcher.inbox import Claim, Inbox
+from watcher.inbox import Claim
 from watcher.intake.reading import Reading
 from watcher.intake.resume import Standing
 from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch, Priority, job_ids_of, ticket_of_key
 from watcher.log import say
-from watcher.store import JobStore, NewJob, Recording
+from watcher.parts import Part, Shared
+from watcher.store import NewJob, Recording
 
 logger = logging.getLogger("steady.intake")
 
@@ -38,25 +39,13 @@ class Made(NamedTuple):
     rows: list[Row]
 
 
-class Recorder:
+class Recorder(Part):
     """Puts what ``reading`` reads on record. ``checkpoint`` is called after every step."""
 
-    def __init__(
-        self,
-        *,
-        inbox: Inbox,
-        store: JobStore,
-        reading: Reading,
-        suspect: Suspect,
-        now: Callable[[], int],
-        checkpoint: Callable[[str], None],
-    ) -> None:
-        self._inbox = inbox
-        self._store = store
+    def __init__(self, shared: Shared, *, reading: Reading, suspect: Suspect) -> None:
+        super().__init__(shared)
         self._reading = reading
         self._suspect = suspect
-        self._now = now
-        self._checkpoint = checkpoint
 
     # -- a whole file
 

@@ -26,6 +26,7 @@ from watcher.intake.resume import Standing
 from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch, Priority
 from watcher.log import say
+from watcher.parts import Part, Shared
 from watcher.store import NewJob, Recording
 
 logger = logging.getLogger("steady.intake")
@@ -96,33 +97,30 @@ def _spool_errors() -> Iterator[None]:
         raise SteadyError("disk_full" if full else "folder_gone", why) from error
 
 
-class Tables:
+class Tables(Part):
     """Records .csv, .tsv and .jsonl.
 
-    ``wake`` is called after every chunk, ``between`` at every row: what it does then happens
-    before the rest of the table.
+    ``between`` is called at every row: what it does then happens before the rest of the table.
     """
 
     def __init__(
         self,
+        shared: Shared,
         *,
         reading: Reading,
         recorder: Recorder,
         suspect: Suspect,
         state: Path,
         stopping: threading.Event,
-        checkpoint: Callable[[str], None],
-        wake: Callable[[], None],
         between: Callable[[], None],
     ) -> None:
+        super().__init__(shared)
         self._between = between
         self._reading = reading
         self._recorder = recorder
         self._suspect = suspect
         self._state = state
         self._stopping = stopping
-        self._checkpoint = checkpoint
-        self._wake = wake
 
     def record(self, claim: Claim, batch: Batch) -> None:
         """Judge all rows, then record them; goes on where an earlier call was cut off.

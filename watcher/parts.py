@@ -1,0 +1,40 @@
+"""What the working parts of a watcher share: built once by the service, handed to each of them.
+
+Keeps nothing of its own, so a crash leaves nothing.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from watcher.inbox import Inbox
+from watcher.live import Troubles
+from watcher.log import now_us
+from watcher.store import JobStore
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What is shared.
+
+    ``wake``: called when there may be something to hand out. ``now``: microseconds UTC.
+    ``checkpoint``: called with a name after every step of the protocol.
+    """
+
+    store: JobStore
+    inbox: Inbox
+    troubles: Troubles = field(default_factory=Troubles)
+    wake: Callable[[], None] = lambda: None
+    now: Callable[[], int] = now_us
+    checkpoint: Callable[[str], None] = lambda _step: None
+
+
+class Part:
+    """A working part, with what it shares at hand."""
+
+    def __init__(self, shared: Shared) -> None:
+        self._store = shared.store
+        self._inbox = shared.inbox
+        self._troubles = shared.troubles
+        self._wake = shared.wake
+        self._now = shared.now
+        self._checkpoint = shared.checkpoint
