@@ -62,7 +62,7 @@ def test_a_submission_does_not_wait_for_a_table_that_is_being_read(root: Path):
     config.state.mkdir()
     store = JobStore(config.database_url)
     inbox = Inbox(config.inbox, settle=0, rescan=0.05)
-    reading = Long(inbox=inbox, limits=limits_known(None, config), root=root)
+    reading = Long(inbox=inbox, limits=limits_known(config, None), root=root)
     reading.store, reading.path, reading.seen = store, config.inbox, []
     recorded = threading.Event()
     intake = Intake(
