@@ -55,7 +55,12 @@ def moment_bound(name: str, text: str | None, *, end: bool = False) -> int | Non
         if end and len(text) <= 10:
             moment += datetime.timedelta(days=1)
     try:
-        aware = moment.astimezone(datetime.UTC)
+        # Not astimezone: a local time that the clock leaps over in spring would come out an hour early.
+        aware = (
+            moment
+            if moment.tzinfo
+            else datetime.datetime.fromtimestamp(moment.timestamp(), datetime.UTC)
+        )
     except (OverflowError, ValueError, OSError):  # at the ends of the calendar
         aware = moment.replace(tzinfo=datetime.UTC)
     return (aware - _EPOCH) // datetime.timedelta(microseconds=1)

@@ -942,7 +942,14 @@ def test_an_empty_list_is_no_job_file() -> None:
     ],
 )
 def test_a_local_time_is_never_early(said: str, meant: str) -> None:
-    code = "import sys; from watcher.jobfile.fields import moment_of; print(moment_of(sys.argv[1]))"
+    code = """
+import sys
+from api.paging import moment_bound
+from watcher.jobfile.fields import moment_of
+said = sys.argv[1]
+assert moment_of(said) == moment_bound("since", said)  # a job file and a query mean the same
+print(moment_of(said))
+"""
     done = subprocess.run(
         [sys.executable, "-c", code, said],
         env=os.environ | {"TZ": "Europe/Berlin"},

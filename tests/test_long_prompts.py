@@ -85,9 +85,14 @@ def test_every_way_in_and_every_place_says_it(here: House) -> None:
     assert len([w for w in answer["warnings"] if SAID in w]) == 1
     here.root.drop("long.json", json.dumps([{**job, "prompt": "a red house"}, job]))
     result = until(lambda: next(here.root.folder.rglob("long~*.result.json"), None), 250)
-    short, long = json.loads(result.read_text())["jobs"]
+    told = json.loads(result.read_text())
+    short, long = told["jobs"]
     assert SAID in long["warnings"][0] and not short.get("warnings")
     shown = here.root.steady("status", long["id"])
     assert SAID in shown.stdout
     assert SAID in get(here, f"/jobs/{long['id']}", Accept="text/html")
     assert SAID in get(here, f"/jobs/{long['id']}", Accept="application/json")
+    batch = f"/batches/{told['ticket']}"
+    assert SAID in get(here, batch, Accept="text/html")
+    assert SAID in " ".join(json.loads(get(here, batch))["warnings"])
+    assert SAID in here.root.steady("status", told["ticket"]).stdout

@@ -448,6 +448,22 @@ def test_the_request_comes_back_as_it_was(store: JobStore) -> None:
     )  # fmt: skip
 
 
+def test_a_batch_says_what_is_said_of_its_jobs_once(store: JobStore) -> None:
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="a", suffix=".json", source="cli")
+    jobs = [NewJob.of(request(), warnings=(word,)) for word in ("no effect", "long", "no effect")]
+    ids = store.record(
+        ticket, jobs, first_index=0, final=True, warnings=["left out"], now=1, local=LOCAL
+    )
+    for _ in ids:
+        job = claim(store)
+        found = ["long", "found by the worker"] if job.id == ids[2] else []
+        store.complete(job.id, 1, sha256="0", bytes=1, facts={"warnings": found}, now=2)
+    assert get(store, ids[2]).warnings == ("no effect", "long", "found by the worker")
+    (batch,) = (b for b in store.batches() if b.ticket == ticket)
+    assert batch.warnings == ("left out", "no effect", "long", "found by the worker")
+
+
 def test_a_reserved_name_is_found_again(store: JobStore) -> None:
     ticket, midnight = str(uuid.uuid4()), datetime(2026, 11, 22, 23, 59, 59)
     words = {"name": "api", "suffix": ".json", "source": "http", "digest": "d"}

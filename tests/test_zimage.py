@@ -33,6 +33,7 @@ from watcher.engines.zimage import ZImage, probe, sigmas_of
 from watcher.errors import SteadyError
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
 from watcher.executor.local import LocalExecutor
+from watcher.models.tokens import cut_of
 
 HERE = Path(__file__).parent
 STARTER = HERE.parent / "starter" / "model"
@@ -209,7 +210,22 @@ def test_cache_forgets_the_least_used_prompt_first() -> None:
 def test_overlong_prompt_is_said_to_be_cut(engine: ZImage) -> None:
     cut = engine.generate(ask("house " * 600, steps=2), nothing).facts
     assert (cut["prompt_truncated"], cut["prompt_tokens"]) == (True, 512)
-    assert not engine.generate(ask(steps=2), nothing).facts["prompt_truncated"]
+    assert cut["warnings"] == [cut_of(STARTER, "house " * 600)]  # what was said before the queue
+    short = engine.generate(ask(steps=2), nothing).facts
+    assert (short["prompt_truncated"], "warnings" in short) == (False, False)
+
+
+def test_an_exact_fit_is_not_said_to_be_cut(engine: ZImage) -> None:
+    words = next(n for n in range(100, 600) if cut_of(STARTER, " ".join(["house"] * n)))
+    for prompt in (
+        " ".join(["house"] * (words - k)) + " a" * more for k in (1, 2) for more in range(3)
+    ):
+        facts = engine.generate(ask(prompt, steps=2), nothing).facts
+        assert facts["prompt_truncated"] == (cut_of(STARTER, prompt) is not None)
+        if facts["prompt_tokens"] == 512 and not facts["prompt_truncated"]:
+            break
+    else:
+        pytest.fail("none of these fills the encoder exactly")
 
 
 def test_cancel_stops_at_the_step_and_leaves_the_engine_as_it_was(engine: ZImage) -> None:

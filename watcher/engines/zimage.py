@@ -48,7 +48,7 @@ from watcher.engines.trials import (
 )
 from watcher.errors import SteadyError
 from watcher.jobs import Card
-from watcher.models.tokens import MAX_TOKENS
+from watcher.models.tokens import MAX_TOKENS, cut_by
 
 __all__ = ["ZImage", "probe", "sigmas_of"]
 
@@ -219,11 +219,13 @@ class ZImage:
         clock.append(time.perf_counter())
         names = ("encode", "denoise", "decode")
         spans = [round(b - a, 6) for a, b in itertools.pairwise(clock)]
+        cut = self._cut(request.prompt) if tokens >= MAX_TOKENS else None
         facts = {
             **{name: count - before[name] for name, count in self.counters.items()},
             "cfg_scale": _COUNTS.unguided,  # whatever the request says
             "prompt_tokens": tokens,
-            "prompt_truncated": tokens >= MAX_TOKENS,
+            "prompt_truncated": cut is not None,
+            **({"warnings": [cut]} if cut else {}),
             "details": self._details_now(tiled),
         }
         return Result(image, facts, dict(zip(names, spans, strict=True)))
@@ -245,6 +247,24 @@ class ZImage:
                 )
             self._embeddings.put(prompt, known)
         return known, int(known.shape[0])
+
+    def _cut(self, prompt: str) -> str | None:
+        """The warning of what the encoder does not read; None for an exact fit."""
+        tokenizer = self._pipe.tokenizer
+
+        def template(text: str) -> str:  # as the pipeline does it
+            messages = [{"role": "user", "content": text}]
+            return str(
+                tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, enable_thinking=True
+                )
+            )
+
+        return cut_by(
+            lambda text: tokenizer(text, return_offsets_mapping=True).offset_mapping,
+            template,
+            prompt,
+        )
 
     def _denoise(
         self, request: EngineRequest, embedding: torch.Tensor, report: Report

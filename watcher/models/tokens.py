@@ -6,6 +6,7 @@ matter. Where it cannot be read nothing is said: the worker counts again. Keeps 
 
 import functools
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,21 +28,34 @@ def cut_of(folder: Path | None, prompt: str) -> str | None:
         tokenizer, template = _tokenizer(folder)
     except Exception:  # a template or a tokenizer may fail in any way, and then nothing is known
         return None
+    return cut_by(lambda text: tokenizer.encode(text).offsets, template, prompt)
+
+
+def cut_by(
+    places: Callable[[str], Sequence[tuple[int, int]]],
+    template: Callable[[str], str],
+    prompt: str,
+) -> str | None:
+    """The same with a tokenizer at hand.
+
+    ``places``: where each token of a text begins and ends. ``template``: what makes a prompt the
+    text that is encoded.
+    """
     before, _, after = template(_HERE).partition(_HERE)
     whole = template(prompt)
-    encoding = tokenizer.encode(whole, add_special_tokens=True)
-    if len(encoding.ids) <= MAX_TOKENS:
+    tokens = places(whole)
+    if len(tokens) <= MAX_TOKENS:
         return None
     read = whole[len(before) : len(whole) - len(after)]
     shown = prompt if len(prompt) == len(read) else read
-    place = _word_at(shown, encoding.offsets[MAX_TOKENS][0] - len(before))
+    place = _word_at(shown, tokens[MAX_TOKENS][0] - len(before))
     rest = shown[place:].lstrip()
     if not rest:  # of what the template adds, but nothing a person wrote
         return None
     place = len(shown) - len(rest)
     words = rest if len(rest) <= _SHOWN else rest[:_SHOWN].rsplit(None, 1)[0] + " …"
     return (
-        f"The prompt is longer than this model reads: {MAX_TOKENS} tokens of {len(encoding.ids)}."
+        f"The prompt is longer than this model reads: {MAX_TOKENS} tokens of {len(tokens)}."
         f' Not read, from character {place + 1} on: "{" ".join(words.split())}"'
     )
 

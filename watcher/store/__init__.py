@@ -19,7 +19,7 @@ from watcher.jobs import Batch, Job, Priority
 from watcher.store import imagenames
 from watcher.store.batches import Batches
 from watcher.store.deliveries import Deliveries, Delivery
-from watcher.store.entries import batch_of, job_of, to_json
+from watcher.store.entries import batch_of, job_of, to_json, with_warnings
 from watcher.store.record import Record
 from watcher.store.recording import NewJob, Recorded, Recording
 from watcher.store.views import READY, JobFilter, JobQueries
@@ -119,7 +119,7 @@ class JobStore(Recorded, Batches, Deliveries, JobQueries, Record):
     def complete_many(self, done: Sequence[Completion], *, now: int) -> list[Job | None]:
         """The same for several pictures in one transaction, in their order."""
         with self.write():
-            return [
+            ended = [
                 self._move(
                     "state = 'completed', completed_at = :now, sha256 = :sha256, bytes = :bytes,"
                     " facts = :facts, cancel_requested = 0",
@@ -133,6 +133,19 @@ class JobStore(Recorded, Batches, Deliveries, JobQueries, Record):
                 )
                 for each in done
             ]
+            for job in ended:
+                if job is not None and job.facts.get("warnings"):  # of the worker
+                    self._warn(job)
+            return ended
+
+    def _warn(self, job: Job) -> None:
+        """Let the batch of ``job`` say what is said of the job."""
+        known = self.run("SELECT warnings FROM batches WHERE ticket = :t", t=job.ticket)
+        self.run(
+            "UPDATE batches SET warnings = :warnings WHERE ticket = :ticket",
+            warnings=with_warnings(known[0]["warnings"], job.warnings),
+            ticket=job.ticket,
+        )
 
     def fail(
         self,

@@ -1,10 +1,13 @@
 """What a row of the record says: rows to nouns, nouns to columns. No SQL in here."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 
 from watcher.jobs import Batch, Job, JobRequest, JobState, Priority, forwards_of
 from watcher.store.schema import Row
+
+_MOST_WARNINGS = 100  #: of a batch
 
 _PRIORITIES = {priority.level: priority for priority in Priority}
 
@@ -92,3 +95,9 @@ def _warnings_of(planned: str | None, found: Any) -> tuple[str, ...]:
         return ()
     said = json.loads(planned) if planned else []
     return tuple(dict.fromkeys([*said, *map(str, found if isinstance(found, list) else ())]))
+
+
+def with_warnings(known: str, said: Iterable[str]) -> str:
+    """A batch's warnings as its row has them, with what else is said of it or of its jobs."""
+    every = dict.fromkeys([*json.loads(known), *said])
+    return to_json(list(every)[:_MOST_WARNINGS])

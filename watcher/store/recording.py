@@ -6,7 +6,6 @@ derives from its ticket. A crash leaves a whole chunk on record or nothing of it
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,7 +15,7 @@ from watcher.errors import SteadyError
 from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, forwards_of, job_ids_of
 from watcher.store import imagenames
 from watcher.store.database import Database
-from watcher.store.entries import batch_of, to_json
+from watcher.store.entries import batch_of, to_json, with_warnings
 from watcher.store.imagenames import Wish, default_name
 from watcher.store.schema import Row
 
@@ -269,12 +268,12 @@ class Recorded(Database):
 
 def _batch_columns(recording: Recording, batch: Row, now: int) -> Row:
     """What a recording tells its batch, before its jobs are counted."""
-    noted = dict.fromkeys([*json.loads(batch["warnings"]), *recording.warnings])
+    said = [*recording.warnings, *(w for job in recording.jobs for w in job.warnings)]
     return {
         "ticket": recording.ticket,
         "digest": recording.digest,
         "line": recording.next_line,
-        "warnings": to_json(list(noted)),
+        "warnings": with_warnings(batch["warnings"], said),
         "refused": recording.refused_rows,
         "final": int(recording.final),
         "now": now,
