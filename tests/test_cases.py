@@ -7,8 +7,12 @@ with slips, pictures made elsewhere.
 import gzip
 import http.client
 import json
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +26,8 @@ from test_page import Eyes, browser, drop  # noqa: F401  (browser is a fixture)
 
 from watcher.errors import SteadyError
 from watcher.jobfile import Parsed, dump_refused, parse
-from watcher.jobs import Limits
+from watcher.jobs import Card, Limits
+from watcher.models import starter_folder
 from watcher.suffixes import FORMS
 
 HERE = Path(__file__).parent
@@ -67,6 +72,7 @@ def refusal(name: str) -> SteadyError:
         ("inbox/meant.ndjson", ["a lighthouse"], ()),
         ("inbox/meant.jsonlines", ["a lighthouse"], ()),
         ("inbox/meant.tab", ["a boat"], ()),
+        ("inbox/not_before_in_the_spring_gap.yaml", ["gap", "after", "fold"], ()),
         ("pictures/webui_a_size8.png", ["a red fox"], ("608x912 is used instead of 600x904.",)),
         ("pictures/webui_a_steps150.png", ["a red fox"], ("99 steps are used instead of 150.",)),
         ("pictures/webui_a_cfg30.png", ["a red fox"], ("CFG scale: 31 is used instead of 32.",)),
@@ -92,6 +98,31 @@ def test_settings_of_other_programs_are_taken_over() -> None:
         parse(b'{"prompt": "x", "width": 512.5}', ".json", Limits())
     pair = parse(b'{"prompt": "x", "count": 2.0, "seed": 7.0}', ".json", Limits())
     assert [planned.request.seed for planned in pair.requests] == [7, 8]
+
+
+def test_what_the_encoder_does_not_read_is_named_for_each_job() -> None:
+    data = (CASES / "text/longer_than_the_encoder.json").read_bytes()
+    parsed = parse(data, ".json", Limits(Card(folder=starter_folder())))
+    told = [planned.warnings for planned in parsed.requests]
+    prompts = [each["prompt"] for each in json.loads(data)]
+    assert [planned.request.prompt for planned in parsed.requests] == prompts
+    for prompt, (words,) in zip(prompts, told, strict=True):
+        assert "512 tokens of" in words and words.split('"')[1].removesuffix(" …") in prompt
+
+
+def test_a_time_in_the_spring_gap_is_never_early() -> None:
+    code = (
+        "import sys; from watcher.jobfile import parse; from watcher.jobs import Limits\n"
+        "for each in parse(sys.stdin.buffer.read(), '.yaml', Limits()).requests:\n"
+        "    print(each.not_before)"
+    )
+    data = (CASES / "inbox/not_before_in_the_spring_gap.yaml").read_bytes()
+    zone = os.environ | {"TZ": "Europe/Berlin"}
+    done = subprocess.run([sys.executable, "-c", code], input=data, env=zone, capture_output=True)
+    right = ["2027-03-28T03:30+02:00", "2027-03-28T03:30+02:00", "2027-10-31T02:30+02:00"]
+    assert [int(line) for line in done.stdout.split()] == [
+        int(datetime.fromisoformat(moment).timestamp()) * 1_000_000 for moment in right
+    ]
 
 
 @pytest.mark.parametrize(
@@ -168,8 +199,9 @@ def test_remedies_name_the_line(text: str, suffix: str, line: int, word: str) ->
     assert word in str(caught.value)
 
 
-def test_a_collection_of_1632_prompts_is_kept_byte_for_byte() -> None:
-    """Tabs, capital headers, columns of its own and quotes: the shape of a public collection."""
+def collection() -> tuple[list[str], bytes]:
+    """1,632 prompts, and the table that holds them: tabs, capital headers, columns of its own and
+    quotes, the shape of a public collection."""
     parts = [
         '"{}" on a sign',
         'a {} that says "OPEN"',
@@ -181,8 +213,12 @@ def test_a_collection_of_1632_prompts_is_kept_byte_for_byte() -> None:
     ]
     written = [parts[n % len(parts)].format(f"a harbour {n}") for n in range(1632)]
     lines = [f"{text}\tAnimals\t{n % 7}\t" for n, text in enumerate(written)]
-    data = "\ufeffPrompt\tCategory\tChallenge\tNote\n" + "\n".join(lines) + "\n"
-    parsed = parse(data.encode(), ".tsv", Limits(max_jobs_per_file=2000))
+    return written, ("\ufeffPrompt\tCategory\tChallenge\tNote\n" + "\n".join(lines) + "\n").encode()
+
+
+def test_a_collection_of_1632_prompts_is_read_byte_for_byte() -> None:
+    written, data = collection()
+    parsed = parse(data, ".tsv", Limits(max_jobs_per_file=2000))
     assert [planned.request.prompt for planned in parsed.requests] == written
     assert [planned.row for planned in parsed.requests] == list(range(1, 1633))
     assert parsed.requests[9].request.metadata == {"Category": "Animals", "Challenge": "2"}
@@ -199,11 +235,18 @@ def content(path: Path, way: str) -> bytes:
 def made(root: Root, ticket: str, path: Path) -> list[dict[str, Any]]:
     """What a batch's jobs ask for, without what hangs on the ticket or the way."""
     said = parse(content(path, "x"), path.suffix, Limits(), keyed=True).requests
-    jobs = [json.loads(job["request"]) for job in root.jobs() if job["ticket"] == ticket]
+    jobs = [
+        json.loads(job["request"])
+        | {"prompt on record": job["prompt"], "not before": job["not_before"]}
+        for job in root.jobs()
+        if job["ticket"] == ticket
+    ]
     assert len(jobs) == len(said)
     for job, planned in zip(jobs, said, strict=True):
         for name in ("priority", "key", *(["seed"] if planned.request.seed is None else [])):
             job.pop(name, None)
+        assert job.pop("prompt on record").encode() == planned.request.prompt.encode()
+        assert job.pop("not before") == planned.not_before
     return jobs
 
 
@@ -292,6 +335,24 @@ def post(service: Running, path: str, data: bytes, **headers: str) -> tuple[int,
     said = json.loads(answer.read())
     connection.close()
     return answer.status, said
+
+
+def test_a_collection_of_1632_prompts_is_on_record_byte_for_byte(
+    house: tuple[Root, Running],
+) -> None:
+    root, _ = house
+    written, data = collection()
+    root.drop("collection.tsv", data)
+
+    def recorded() -> str:
+        found = [b for b in batches(root) if b["name"].startswith("collection")]
+        return found[0]["ticket"] if found and found[0]["recorded_at"] else ""
+
+    ticket = until(recorded, 60)
+    query = "SELECT prompt, row FROM jobs WHERE ticket = ? ORDER BY idx"
+    found = [dict(row) for row in rows(root.folder, query, ticket)]
+    assert [row["prompt"].encode() for row in found] == [text.encode() for text in written]
+    assert [row["row"] for row in found] == list(range(1, 1633))
 
 
 def test_what_is_not_read_is_said_everywhere(house: tuple[Root, Running]) -> None:
