@@ -24,6 +24,7 @@ from watcher import log
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.log import ThrottledLog
+from watcher.root import keep_private
 
 logger = logging.getLogger("steady.api")
 
@@ -62,6 +63,7 @@ def serve_http(config: Config) -> int:
     with _listen(config) as listener:
         most = most_connections()
         app = create_app(config, streams=max(1, most // 4))
+        keep_private(config)
         gc.freeze()  # what is loaded by now stays; looking at it again and again takes long
         throttled: ThrottledLog = app.state.throttled
         connections = Connections(most, ThrottledLog(), stays_open=events.stays_open)

@@ -224,6 +224,8 @@ def test_a_seed_with_a_leading_zero_is_text_and_refused() -> None:
         ("name: ../x", "bad_name", "'../x'", "letters", "name: x"),
         ("name: a b", "bad_name", "'a b'", "letters", "name: a-b"),
         ("name: .x", "bad_name", "'.x'", "letters", "name: x"),
+        ("name: -rf", "bad_name", "'-rf'", "letters", "name: rf"),
+        ("folder: a/-b", "bad_name", "'a/-b'", "names", "folder: a/b"),
         ("name: CON", "bad_name", "'CON'", "letters", "name: _CON"),
         ("name: nul.txt", "bad_name", "'nul.txt'", "letters", "name: _nul.txt"),
         ("name: cat.png", "bad_name", "'cat.png'", "letters", "name: cat"),
@@ -381,7 +383,7 @@ def test_every_code_raised_here_is_registered() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["cat", "Füchse-1", "狐_2", "हिन्दी", "แมว", "a.b", "_x", "-x", "1", "x" * 80, "é"]
+    "name", ["cat", "Füchse-1", "狐_2", "हिन्दी", "แมว", "a.b", "_x", "x-", "1", "x" * 80, "é"]
 )
 def test_names_of_any_script(name: str) -> None:
     (planned,) = yaml(f"prompt: x\nname: '{name}'").requests

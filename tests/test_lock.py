@@ -1,16 +1,20 @@
 """One watcher a root: the second waits, then says who has it; death frees the lock at once."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from conftest import until
+from doors import running
+from forked import run
+from roots import Root
 
 from watcher.errors import SteadyError
 from watcher.root import RootLock, held, holder
@@ -145,3 +149,37 @@ def test_words_that_are_no_words_do_no_harm(path: Path) -> None:
     assert holder(path) == {}
     with RootLock(path):
         assert holder(path)["pid"] == os.getpid()
+
+
+@pytest.mark.parametrize("name", ["inbox", "outputs", ".steady"])
+@pytest.mark.parametrize("loop", ["itself", "each other"])
+def test_a_folder_that_is_a_link_to_itself_is_refused_in_words(
+    root: Path, name: str, loop: str
+) -> None:
+    folder, other = root / name, root / "other"
+    folder.symlink_to(folder if loop == "itself" else other)
+    other.symlink_to(folder)
+    done = run(["-m", "watcher.cli", "--root", str(root), "watch"], cwd=root, env=dict(os.environ))
+    assert done.returncode == 4, done.stderr
+    assert f"`{name}` is a link that leads back to itself." in done.stderr
+    assert "Remove the link" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_with_a_token_other_users_of_the_machine_read_nothing(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root(database="steady.db")
+    root.drop("before.yaml", "prompt: before the token\nsteps: 1")
+    root.finish()
+    record = root.folder / "steady.db"
+    assert record.stat().st_mode & 0o777 == 0o644
+    config = root.folder / "config.yaml"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"token": "auto"}))
+    root.watch()
+    root.drop("after.yaml", "prompt: after it\nsteps: 1")
+    root.wait_for("completed", "completed")
+    with running(root.folder):
+        assert root.pulse()
+        shown = {p.name: p.stat().st_mode & 0o777 for p in root.folder.glob("steady.db*")}
+        assert shown == dict.fromkeys(("steady.db", "steady.db-wal", "steady.db-shm"), 0o600)
+        assert (root.folder / ".steady").stat().st_mode & 0o777 == 0o700

@@ -1218,6 +1218,22 @@ def test_a_newer_or_foreign_database_is_refused(file: Path) -> None:
     assert other.read_bytes() == before
 
 
+def test_a_record_of_another_shape_is_refused_whatever_version_it_says(file: Path) -> None:
+    sqlite(file).close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("ALTER TABLE batches DROP COLUMN refused_rows")
+    before = file.read_bytes()
+    with pytest.raises(SteadyError, match="lacks columns") as strange:
+        sqlite(file)
+    assert (strange.value.code, strange.value.kind.exit) == ("database_damaged", 4)
+    assert file.read_bytes() == before
+    more = file.with_name("more.db")
+    sqlite(more).close()
+    with contextlib.closing(sqlite3.connect(more)) as connection:
+        connection.execute("ALTER TABLE jobs ADD COLUMN mine TEXT")
+    sqlite(more).close()  # what a person added is theirs
+
+
 #: A record as the first edition (18540e6) left it: one job of each kind, a table half read.
 OF_VERSION_1 = Path(__file__).with_name("record_of_version_1.sql")
 

@@ -58,7 +58,7 @@ ERRORS: dict[str, ErrorKind] = {
     "wrong_type": ErrorKind(422, 2, "A value has the wrong type.", "Write the type that is asked for."),
     "out_of_range": ErrorKind(422, 2, "A value is outside the allowed range.", "Choose a value inside the range given."),
     "size_not_multiple_of_16": ErrorKind(422, 2, "Width and height must be multiples of 16.", "Take one of the two nearest sizes given."),
-    "bad_name": ErrorKind(422, 2, "The name cannot be used for a file or folder.", "Use letters, digits, `.`, `_` and `-`, at most 80, not starting with a dot."),
+    "bad_name": ErrorKind(422, 2, "The name cannot be used for a file or folder.", "Use letters, digits, `.`, `_` and `-`, at most 80, not starting with `.` or `-`."),
     "bad_placeholder": ErrorKind(422, 2, "A placeholder or a list of the batch does not fit.", "Declare the name under `matrix` or `zip`, and give lists of the lengths asked for."),
     "too_large": ErrorKind(413, 2, "The file or body is larger than allowed.", "Split it, or use .jsonl or .csv for many jobs."),
     "too_many_jobs": ErrorKind(422, 2, "The file makes more jobs than allowed.", "Split it, or use .jsonl or .csv."),

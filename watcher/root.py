@@ -6,6 +6,7 @@ Knows nothing of jobs; owns nothing that a crash could leave.
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -30,6 +31,18 @@ if TYPE_CHECKING:
 
 def check_layout(config: Config) -> None:
     """Refuse a root in which the parts would eat each other. Raises SteadyError bad_config."""
+    for name, folder in (
+        ("inbox", config.inbox), ("outputs", config.outputs), (".steady", config.state)
+    ):  # fmt: skip
+        try:
+            folder.stat()
+        except OSError as error:
+            if error.errno == errno.ELOOP:
+                raise SteadyError(
+                    "bad_config",
+                    f"`{name}` is a link that leads back to itself.",
+                    remedy=f"Remove the link {folder}, or point it at a folder.",
+                ) from None
     inbox, outputs = config.inbox.resolve(), config.outputs.resolve()
     if inbox == outputs or inbox in outputs.parents or outputs in inbox.parents:
         raise SteadyError("bad_config", "`inbox` and `outputs` must not lie inside each other.")
@@ -41,6 +54,22 @@ def check_layout(config: Config) -> None:
                 f"`{what}` lies on a network file system ({kind}), where locks cannot be trusted.",
                 remedy="Keep the root on a local disk; inbox and outputs may be elsewhere.",
             )
+
+
+def keep_private(config: Config) -> None:
+    """Where a token is asked for, other users of this machine read nothing past it.
+
+    ``.steady/`` is closed to them (0700) with all it holds, the record is 0600; SQLite gives the
+    files beside it the record's mode. What somebody else owns stays as it is.
+    """
+    record = config.database_path
+    if not config.token:
+        return
+    with contextlib.suppress(OSError):
+        config.state.chmod(0o700)
+    for end in ("", "-wal", "-shm") if record is not None else ():
+        with contextlib.suppress(OSError):
+            os.chmod(f"{record}{end}", 0o600)
 
 
 _NETWORK = {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "fuse.sshfs", "glusterfs", "ceph", "afs"}

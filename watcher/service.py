@@ -34,7 +34,7 @@ from watcher.log import now_us, say
 from watcher.notify import Notifier
 from watcher.parts import Shared
 from watcher.pictures import Outputs
-from watcher.root import Turn, check_layout
+from watcher.root import Turn, check_layout, keep_private
 from watcher.store import JobStore
 
 logger = logging.getLogger("steady.watcher")
@@ -89,6 +89,7 @@ def run(
         while True:
             store = _open_record(config)
             try:
+                keep_private(config)
                 if not turn.record(store):
                     return 0
                 code = Service(config, store, checkpoint=checkpoint, probe=probe).run(once=once)

@@ -132,7 +132,7 @@ def allowed_for(field: str, card: Card) -> str:
         "width": sides,
         "height": sides,
         "size": f"WIDTHxHEIGHT, each {sides}, at most {card.max_pixels} pixels",
-        "name": f"letters, digits, `.`, `_`, `-`, at most {MAX_NAME}",
+        "name": f"letters, digits, `.`, `_`, `-`, at most {MAX_NAME}; not first `.` or `-`",
         "folder": f"1 to {MAX_SEGMENTS} names with `/` between them",
         "not_before": "date and time, e.g. 2026-11-23T22:00 or 2026-11-23T22:00+01:00",
         "metadata": f"mapping of at most {MAX_METADATA} names to text, numbers, true/false or null, "

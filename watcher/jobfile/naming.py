@@ -1,6 +1,6 @@
 """Names of pictures and folders that work on every file system.
 
-Letters of any script, digits, ``.``, ``_`` and ``-``; nothing hidden, nothing Windows reserves.
+Letters of any script, digits, ``.``, ``_`` and ``-``; nothing hidden, nothing Windows or commands reserve.
 Knows nothing of files: paths are put together elsewhere, from names that passed here.
 """
 
@@ -30,6 +30,8 @@ def bad_name(text: str) -> str:
         return "has an empty part"
     if text[0] == "." or text[-1] == ".":
         return "begins or ends with a dot"
+    if text[0] == "-":
+        return "begins with `-`, which commands take for an option"
     if len(text) > MAX_NAME or len(text.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         return f"is longer than {MAX_NAME} characters ({MAX_NAME_BYTES} bytes)"
     if not all(_fits(c, first=not number) for number, c in enumerate(text)):
