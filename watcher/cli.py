@@ -8,7 +8,6 @@ usage or a bad file (nothing queued), 3 no such job, 4 not ready or doctor found
 import os
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +28,8 @@ app = typer.Typer(
 
 def version_words() -> str:
     """The installed version, and where the code was loaded from."""
+    from importlib import metadata  # slow, and wanted here alone
+
     try:
         number = metadata.version("steadydiffusion")
     except metadata.PackageNotFoundError:

@@ -13,10 +13,10 @@ import typer
 
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
-from watcher.jobs import Job, JobState
 from watcher.log import now_us
 
 if TYPE_CHECKING:
+    from watcher.jobs import Job, JobState
     from watcher.store import JobStore
 
 Ids = Annotated[
@@ -39,7 +39,9 @@ def list_jobs(
     state: Annotated[
         str | None,
         typer.Option(
-            "--state", "--status", help=f"Only jobs in this state: {', '.join(JobState)}."
+            "--state",
+            "--status",
+            help="Only jobs in this state: queued, generating, completed, failed, cancelled.",
         ),
     ] = None,
     text: Annotated[str | None, typer.Option(help="Only prompts with this text.")] = None,
@@ -68,7 +70,9 @@ def list_jobs(
         desk.talk("No such jobs." if state or text or batch else "No jobs yet.")
 
 
-def _state_of(word: str) -> JobState:
+def _state_of(word: str) -> "JobState":
+    from watcher.jobs import JobState
+
     if word in list(JobState):
         return JobState(word)
     raise SteadyError(
@@ -173,6 +177,7 @@ def cancel(desk: Desk, jobs: Ids = None, batch: Whole = None) -> int:
     """Cancel jobs: a waiting one at once, a running one after its current step."""
     if batch is not None:
         from watcher.commands.show import counts_line
+        from watcher.jobs import JobState
 
         with desk.record() as store:
             ticket = ticket_of(store, batch)
@@ -249,7 +254,7 @@ class _NotRecorded(SteadyError):
     """No row of the record has this id; its file may still wait in the inbox."""
 
 
-def find_job(store: "JobStore", text: str) -> Job:
+def find_job(store: "JobStore", text: str) -> "Job":
     """The job with this id, this unique beginning of an id, or this image name.
 
     Raises SteadyError ``job_not_found``, or ``bad_request`` when several ids begin so.
@@ -301,7 +306,7 @@ def _cancel_one(desk: Desk, store: "JobStore", one: str) -> None:
     except _NotRecorded:
         _cancel_unread(desk, store, one)
         return
-    at_once = job.state is JobState.CANCELLED
+    at_once = job.state == "cancelled"
     desk.answer(
         {"id": job.id, "state": str(job.state), "cancel_requested": not at_once},
         f"{job.id} " + ("cancelled" if at_once else "stops after its current step"),
@@ -336,6 +341,7 @@ def _retry_one(desk: Desk, store: "JobStore", one: str) -> None:
 
 
 def _retry_failed(desk: Desk) -> int:
+    from watcher.jobs import JobState
     from watcher.store import JobFilter
 
     if not desk.has_record():

@@ -5,7 +5,6 @@ A crash of an export leaves a part of the copy, never less of what was copied.
 """
 
 import shutil
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -14,10 +13,10 @@ import typer
 from watcher.commands.ask import ticket_of
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
-from watcher.jobs import Batch, JobState
 from watcher.log import now_us
 
 if TYPE_CHECKING:
+    from watcher.jobs import Batch
     from watcher.pictures import Outputs
     from watcher.store import JobStore
 
@@ -60,7 +59,7 @@ def export(
 
 
 def _write(
-    store: "JobStore", outputs: "Outputs", inbox: Path, batch: Batch, target: Path, page: int
+    store: "JobStore", outputs: "Outputs", inbox: Path, batch: "Batch", target: Path, page: int
 ) -> int:
     from watcher.pictures.sheet import PICTURES, contact_sheet
     from watcher.results import result_json, result_table, zip_entry
@@ -85,10 +84,12 @@ def _write(
     pictures = [
         (job, outputs.path(job))
         for job in store.jobs_in_order(batch.ticket)
-        if job.state is JobState.COMPLETED and job.deleted_at is None
+        if job.state == "completed" and job.deleted_at is None
     ]
     there = [(job, path) for job, path in pictures if path.is_file()]
     if kind == ".zip":
+        import zipfile
+
         with zipfile.ZipFile(target, "x", zipfile.ZIP_STORED) as archive:
             for job, path in there:
                 entry = zip_entry(job.path, job.completed_at or job.created_at)

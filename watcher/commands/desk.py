@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.log import harmless
@@ -179,10 +180,26 @@ def _fault(problem: ValueFault) -> str:
     return " ".join([*words, problem.remedy or ""])
 
 
+class DeferredCommand(TyperCommand):
+    """A line in the list of commands. Its options are made when it is called.
+
+    To make those of every command takes longer than most commands run.
+    """
+
+    def make_context(self, *args: Any, **named: Any) -> Any:
+        """Make the whole command, and let that one read its words."""
+        if self.callback is None:
+            raise RuntimeError("a deferred command is made from a function")
+        return self.callback().make_context(*args, **named)
+
+
 def command(
-    app: typer.Typer, name: str | None = None
-) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
-    """Register a function as a command of ``app``.
+    app: typer.Typer,
+    name: str | None = None,
+    *,
+    options: Callable[[Callable[..., int]], Callable[..., int]] | None = None,
+) -> Callable[[Callable[..., int | None]], None]:
+    """Register a function as a command of ``app``; ``options`` decorates it when it is called.
 
     The function's first parameter ``desk`` is filled in; its others are the command's own.
     ``--root``, ``--json`` and ``-q`` are added (they may also stand before the command).
@@ -190,33 +207,46 @@ def command(
     from the registry, Ctrl-C with 130.
     """
 
-    def register(function: Callable[..., int | None]) -> Callable[..., None]:
-        own = inspect.signature(function, eval_str=True)
+    def register(function: Callable[..., int | None]) -> None:
+        own_name = name or function.__name__
 
-        @functools.wraps(function)
-        def run(**given: Any) -> None:
-            context: typer.Context = given.pop("context")
-            desk = _desk(context, given.pop("root"), given.pop("as_json"), given.pop("quiet"))
-            raise typer.Exit(_run_guarded(desk, functools.partial(function, desk, **given)))
+        def whole() -> Any:
+            alone = typer.Typer(
+                add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
+            )
+            dressed = options(function) if options else function  # type: ignore[arg-type]
+            alone.command(own_name)(_with_desk(dressed))
+            return typer.main.get_command(alone)
 
-        def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
-            kind = inspect.Parameter.KEYWORD_ONLY
-            return inspect.Parameter(name, kind, default=default, annotation=annotation)
-
-        parameters = [p for p in own.parameters.values() if p.name != "desk"]
-        run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [
-                *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters),
-                option("root", Root, None),
-                option("as_json", Json, False),
-                option("quiet", Quiet, False),
-                option("context", typer.Context, inspect.Parameter.empty),
-            ]
-        )
-        app.command(name)(run)
-        return run
+        app.command(own_name, cls=DeferredCommand, help=inspect.getdoc(function))(whole)
 
     return register
+
+
+def _with_desk(function: Callable[..., int | None]) -> Callable[..., None]:
+    own = inspect.signature(function, eval_str=True)
+
+    @functools.wraps(function)
+    def run(**given: Any) -> None:
+        context: typer.Context = given.pop("context")
+        desk = _desk(context, given.pop("root"), given.pop("as_json"), given.pop("quiet"))
+        raise typer.Exit(_run_guarded(desk, functools.partial(function, desk, **given)))
+
+    def option(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        return inspect.Parameter(name, kind, default=default, annotation=annotation)
+
+    parameters = [p for p in own.parameters.values() if p.name != "desk"]
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [
+            *(p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in parameters),
+            option("root", Root, None),
+            option("as_json", Json, False),
+            option("quiet", Quiet, False),
+            option("context", typer.Context, inspect.Parameter.empty),
+        ]
+    )
+    return run
 
 
 def _desk(context: typer.Context, root: Path | None, as_json: bool, quiet: bool) -> Desk:

@@ -11,7 +11,6 @@ from typing import Annotated, Any
 import typer
 
 from watcher.errors import SteadyError
-from watcher.jobs import field_schemas
 
 _TYPES: dict[str, Any] = {
     "integer": int,
@@ -29,6 +28,8 @@ def with_fields(function: Callable[..., int]) -> Callable[..., int]:
 
     Not for ``prompt`` and ``key``, which commands ask for in their own way.
     """
+    from watcher.jobs import field_schemas
+
     own = inspect.signature(function, eval_str=True)
     asked = {name: said for name, said in field_schemas().items() if name not in ("prompt", "key")}
 

@@ -20,10 +20,10 @@ import typer
 from watcher.commands.desk import Desk, command, fitted_line, in_time
 from watcher.commands.fields import pairs, with_fields
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobs import JobRequest, Limits, job_id_of, ticket_of_key
 from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
+    from watcher.jobs import JobRequest, Limits
     from watcher.submission import Body, Plan, Reader
 
 _SHOWN_IDS = 1000
@@ -32,7 +32,7 @@ _FILLED = ("prompt", "count")  #: fields a request has also when nothing says th
 
 def register(app: typer.Typer) -> None:
     """Add the command of this module to ``app``."""
-    command(app)(submit)
+    command(app, options=with_fields)(submit)
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Submission:
         return self.plan.count or 0
 
     @property
-    def requests(self) -> list[JobRequest]:
+    def requests(self) -> "list[JobRequest]":
         """What they are to show; at most of the first thousand."""
         return [planned.request for planned in self.plan.requests[:_SHOWN_IDS]]
 
@@ -61,7 +61,6 @@ class Submission:
         return [*self.plan.warnings, *([words] if refused else [])]
 
 
-@with_fields
 def submit(
     desk: Desk,
     what: Annotated[
@@ -177,7 +176,7 @@ def _content_and_suffix(path: Path) -> bytes:
         raise SteadyError("unreadable", f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _set(words: list[str], limits: Limits) -> dict[str, Any]:
+def _set(words: list[str], limits: "Limits") -> dict[str, Any]:
     """What ``--set`` says, each value as its field wants it. Raises SteadyError."""
     from watcher import jobfile
 
@@ -229,6 +228,8 @@ def _errors_name_file(file: str) -> Iterator[None]:
 
 def _with_tickets(sheets: Sequence[Submission], key: str | None) -> list[tuple[Submission, str]]:
     """A ticket for each file: from its key, from --key (and its name, where several), or new."""
+    from watcher.jobs import ticket_of_key
+
     names = [sheet.name for sheet in sheets]
     if key and len(set(names)) < len(names):
         raise SteadyError("bad_request", "With --key every file needs a name of its own.")
@@ -242,6 +243,8 @@ def _with_tickets(sheets: Sequence[Submission], key: str | None) -> list[tuple[S
 
 
 def _send(desk: Desk, sheet: Submission, ticket: str, *, known: bool, resume: bool = False) -> str:
+    from watcher.jobs import job_id_of
+
     name = sheet.name if sheet.name and sheet.name != "-" else ""
     keyed = sheet.plan.key is not None or uuid.UUID(ticket).version == 5
     resume = resume and keyed
@@ -286,7 +289,7 @@ def _is_repeat(desk: Desk, sheet: Submission, ticket: str) -> bool:
     return True
 
 
-def _show(desk: Desk, sheets: Sequence[Submission], limits: Limits) -> None:
+def _show(desk: Desk, sheets: Sequence[Submission], limits: "Limits") -> None:
     """The expansion as a table: what each job would be, and how many there are."""
     number = 0
     for sheet in sheets:
@@ -328,7 +331,7 @@ def _count_pictures(number: int) -> str:
 # -- what the root knows
 
 
-def _from_record(desk: Desk) -> tuple[Limits, bool]:
+def _from_record(desk: Desk) -> "tuple[Limits, bool]":
     """What the model in use allows (before the first start: the one the settings name), and
     whether there were jobs before, so that an inbox without its mark is an absent disk.
     """

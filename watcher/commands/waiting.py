@@ -13,9 +13,9 @@ import typer
 from watcher.commands.bar import Bar
 from watcher.commands.desk import Desk, command, fitted_line
 from watcher.errors import SteadyError
-from watcher.jobs import Job, JobState
 
 if TYPE_CHECKING:
+    from watcher.jobs import Job
     from watcher.store import JobStore
 
 _LOOK_SECONDS = 0.1
@@ -44,7 +44,7 @@ def follow(
             changed, rev = _changes(store, rev)
             screen.show(changed)
             counts = store.counts()
-            open_jobs = counts.get(JobState.QUEUED, 0) + counts.get(JobState.GENERATING, 0)
+            open_jobs = sum(number for state, number in counts.items() if not state.ended)
             pulse = screen.progress(open_jobs)
             if until_idle and not open_jobs and not pulse.get("inbox", {}).get("waiting"):
                 return
@@ -81,7 +81,7 @@ def wait(desk: Desk, tickets: Sequence[str], since: int, deadline: float | None)
                 _rest(deadline)
 
 
-def _changes(store: "JobStore", rev: int) -> tuple[list[Job], int]:
+def _changes(store: "JobStore", rev: int) -> "tuple[list[Job], int]":
     """The jobs that changed after ``rev``, in order, and the newest rev."""
     jobs: list[Job] = []
     while page := store.since(rev, limit=_PAGE):
@@ -102,7 +102,7 @@ def _ended(screen: "Screen", store: "JobStore", ticket: str) -> int | None:
     counts = store.progress(ticket)
     if any(number and not state.ended for state, number in counts.items()):
         return None
-    bad = counts.get(JobState.FAILED, 0) + counts.get(JobState.CANCELLED, 0)
+    bad = any(number and state != "completed" for state, number in counts.items())
     return 1 if bad or batch.cancelled else 0
 
 
@@ -147,7 +147,7 @@ class Screen:
     def __exit__(self, *_: object) -> None:
         self._bar.wipe()
 
-    def show(self, jobs: Iterable[Job]) -> None:
+    def show(self, jobs: "Iterable[Job]") -> None:
         """One line (or object) for each change."""
         from watcher.commands.show import job_json, where
 
@@ -158,9 +158,9 @@ class Screen:
                 self._desk.answer(job_json(job, self._desk.config, pulse), "")
                 continue
             words = f"{job.id[:8]} {job.state}"
-            if job.state is JobState.COMPLETED:
+            if job.state == "completed":
                 words += f"  {self._desk.config.outputs / job.path}"
-            elif job.state is JobState.FAILED:
+            elif job.state == "failed":
                 words += f"  {job.error_code}: {fitted_line(job.error_message or '', 300)}"
             elif job.held:
                 words += f"  ({where(job, pulse)})"

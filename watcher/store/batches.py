@@ -308,8 +308,7 @@ class Batches(Database):
         )
 
     def _batches(self, rest: str, **values: Any) -> list[Batch]:
-        with self.read():
-            return [batch_of(row) for row in self.run(f"SELECT * FROM batches {rest}", **values)]
+        return [batch_of(row) for row in self.poll(f"SELECT * FROM batches {rest}", **values)]
 
     def _batch_row(self, column: str, value: str) -> Row | None:
         rows = self.run(f"SELECT * FROM batches WHERE {column} = :value", value=value)

@@ -1,7 +1,8 @@
 """The connection to the record: short transactions, typed errors, no deadlocks.
 
-The only importer of ``dataset`` (and of SQLAlchemy below it). ``dataset`` connects, keeps
-the pool and runs ``with db:``; this class keeps it from its three traps (a pool that runs dry
+The only importer of ``dataset`` (and of SQLAlchemy below it), and only for the first transaction:
+a command that only looks asks the driver, and does not wait for that import. ``dataset`` connects,
+keeps the pool and runs ``with db:``; this class keeps it from its three traps (a pool that runs dry
 locks every thread, a write outside ``with db:`` is never committed, a failed commit keeps the
 connection). What only SQLite has is in ``file.py``, what only PostgreSQL has in ``server.py``.
 Knows tables only to create them. A crash leaves whole transactions.
@@ -17,11 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-import dataset
-from sqlalchemy import TextClause, event, text
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+from typing import TYPE_CHECKING, Any
 
 from watcher.errors import SteadyError
 from watcher.log import now_us
@@ -29,6 +26,10 @@ from watcher.store import schema
 from watcher.store.entries import to_json
 from watcher.store.file import RecordFile, forget_pages
 from watcher.store.schema import Row
+
+if TYPE_CHECKING:
+    import dataset
+    from sqlalchemy import TextClause
 
 POOL = 8  #: connections for transactions
 _SERVER_SECONDS = 0.2  #: between looks for changes on a server
@@ -46,7 +47,9 @@ def _insertion(table: str, columns: tuple[str, ...], rows: int, mark: str) -> st
 
 
 @lru_cache(maxsize=512)
-def _statement(sql: str) -> TextClause:
+def _statement(sql: str) -> "TextClause":
+    from sqlalchemy import text
+
     return text(sql)
 
 
@@ -96,6 +99,8 @@ class Database:
         # One writer at a time per process waits here, not in SQLite's sleep-and-try-again.
         self._writer = threading.Lock()
         self._inside = threading.local()
+        self._pool: dataset.Database | None = None
+        self._pooling = threading.Lock()
         self._readers = _Readers(self._open_reader)
         self._version_seen = (0.0, 0)
         self._open()
@@ -103,23 +108,9 @@ class Database:
     # -- opening and closing
 
     def _open(self) -> None:
-        pool: dict[str, Any] = {"pool_size": POOL, "max_overflow": 0}
         if self._file is not None:
             with self._typed():
                 self._file.prepare()
-            pool |= {"creator": self._file.connect, "pool_use_lifo": True}
-        elif self._server is not None:
-            pool |= {"pool_pre_ping": True, "connect_args": self._server.PATIENCE}
-        with self._typed():
-            self._db = dataset.Database(
-                self._url,
-                ensure_schema=False,
-                row_type=dict,
-                sqlite_wal_mode=False,
-                engine_kwargs=pool,
-            )
-        if self._file is not None:
-            event.listen(self._db.engine, "checkin", forget_pages)
         try:
             self._migrate()
         except BaseException:
@@ -127,6 +118,34 @@ class Database:
             raise
         if self._file is not None:
             self._file.note_logs()
+
+    @property
+    def _db(self) -> "dataset.Database":
+        """dataset's connections, made for the first transaction of this process."""
+        with self._pooling:
+            if self._pool is None:
+                self._pool = self._open_pool()
+            return self._pool
+
+    def _open_pool(self) -> "dataset.Database":
+        import dataset
+        from sqlalchemy import event
+
+        pool: dict[str, Any] = {"pool_size": POOL, "max_overflow": 0}
+        if self._file is not None:
+            pool |= {"creator": self._file.connect, "pool_use_lifo": True}
+        elif self._server is not None:
+            pool |= {"pool_pre_ping": True, "connect_args": self._server.PATIENCE}
+        opened = dataset.Database(
+            self._url,
+            ensure_schema=False,
+            row_type=dict,
+            sqlite_wal_mode=False,
+            engine_kwargs=pool,
+        )
+        if self._file is not None:
+            event.listen(opened.engine, "checkin", forget_pages)
+        return opened
 
     def _open_reader(self) -> Any:
         """A driver connection for polls, which gives rows as dicts."""
@@ -158,17 +177,16 @@ class Database:
                 )
 
     def _version(self, *, inside: bool = False) -> int:
-        with contextlib.nullcontext() if inside else self.read():
-            if self._file is not None:
-                return int(self.run("PRAGMA user_version")[0]["user_version"])
-            # Not to_regclass: what that once did not find it goes on not finding in a transaction.
-            if not self.run(
-                "SELECT 1 FROM pg_tables WHERE schemaname = current_schema()"
-                " AND tablename = 'settings'"
-            ):
-                return 0
-            rows = self.run("SELECT value FROM settings WHERE key = 'schema_version'")
-            return int(rows[0]["value"]) if rows else 0
+        ask = self.run if inside else self.poll
+        if self._file is not None:
+            return int(ask("PRAGMA user_version")[0]["user_version"])
+        # Not to_regclass: what that once did not find it goes on not finding in a transaction.
+        if not ask(
+            "SELECT 1 FROM pg_tables WHERE schemaname = current_schema() AND tablename = 'settings'"
+        ):
+            return 0
+        rows = ask("SELECT value FROM settings WHERE key = 'schema_version'")
+        return int(rows[0]["value"]) if rows else 0
 
     def close(self) -> None:
         """Give all connections back; the last one out moves SQLite's log into the file."""
@@ -177,7 +195,8 @@ class Database:
         if self._file is not None:
             self._file.drop_stale_log()
         self._readers.close()
-        self._db.close()
+        if self._pool is not None:
+            self._pool.close()
 
     def reopen(self) -> None:
         """Start anew on whatever now lies at the path (after ``check`` complained).
@@ -194,7 +213,7 @@ class Database:
                 self._file.drop_stale_log()
             fresh = Database(self._url, **self._how)
             self.close()
-            self._db, self._readers, self._file = fresh._db, fresh._readers, fresh._file
+            self._pool, self._readers, self._file = fresh._pool, fresh._readers, fresh._file
 
     def lead(self, who: Mapping[str, Any]) -> bool:
         """Be the record's one watcher from now on, unless another one lives; never waits.
@@ -306,6 +325,8 @@ class Database:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
+        from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+
         self._forbid_nesting()
         if not self._slots.acquire(timeout=self._busy * 2):
             raise SteadyError("database_trouble", "All connections to the record are in use.")
@@ -315,13 +336,15 @@ class Database:
                 try:
                     with self._db:
                         yield
-                except BaseException:
+                except BaseException as error:
                     # After a commit that failed dataset has forgotten its transaction and keeps
                     # the connection; so once more by hand, and it goes back clean.
                     with contextlib.suppress(SQLAlchemyError):
                         self._db.executable.rollback()
                         self._db.begin()
                         self._db.rollback()
+                    if isinstance(error, DBAPIError) and error.orig is not None:
+                        raise error.orig from error
                     raise
         finally:
             self._inside.now = False
@@ -396,10 +419,6 @@ class Database:
             yield
         except driver.Error as error:
             raise driver.typed(error) from error
-        except DBAPIError as error:
-            if error.orig is None:
-                raise
-            raise driver.typed(error.orig) from error
 
 
 def _server() -> ModuleType:

@@ -4,7 +4,6 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look, Machine
@@ -33,6 +32,8 @@ def package() -> Iterator[Finding]:
         words = f"`api` is another program's: {where}" if where else "`api` is not installed"
         yield Finding("package", FAIL, words, anew)
         return
+    from importlib import metadata  # slow, and wanted here alone
+
     try:
         version = metadata.version("steadydiffusion")
     except metadata.PackageNotFoundError:
