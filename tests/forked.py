@@ -126,6 +126,7 @@ def _become(command: list[str], cwd: str, env: dict[str, str], streams: list[str
     sys.path[:0] = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path]
     try:
         if module:
+            sys.modules.pop(command[1], None)  # runpy warns of what was imported already
             runpy.run_module(command[1], run_name="__main__", alter_sys=True)
         else:
             sys.path.insert(0, str(Path(command[0]).parent))
