@@ -452,8 +452,8 @@ def test_a_batch_says_what_is_said_of_its_jobs_once(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a", suffix=".json", source="cli")
     jobs = [NewJob.of(request(), warnings=(word,)) for word in ("no effect", "long", "no effect")]
-    ids = store.record(
-        ticket, jobs, first_index=0, final=True, warnings=["left out"], now=1, local=LOCAL
+    ids = record_jobs(
+        store, ticket, jobs, first_index=0, final=True, warnings=["left out"], now=1, local=LOCAL
     )
     for _ in ids:
         job = claim(store)
