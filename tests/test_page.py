@@ -205,6 +205,27 @@ def test_a_dropped_file_is_shown_before_it_is_queued(eyes: Eyes, house: House):
     expect(page.locator("#sheet .card")).to_have_count(3)
 
 
+def test_a_dropped_folder_is_named_and_not_read(eyes: Eyes, house: House, tmp_path: Path):
+    """Let go of as a person does: only the browser itself can make a folder's entry."""
+    (tmp_path / "my jobs").mkdir()
+    (tmp_path / "my jobs" / "inner.yaml").write_text("prompt: never read\n")
+    (tmp_path / "beside.yaml").write_text("prompt: beside a folder\nwidth: 64\nheight: 64\n")
+    page = eyes.open()
+    hand = page.context.new_cdp_session(page)
+    files = [str(tmp_path / "my jobs"), str(tmp_path / "beside.yaml")]
+    for step in ("dragEnter", "dragOver", "drop"):
+        data = {"items": [], "files": files, "dragOperationsMask": 1}
+        hand.send("Input.dispatchDragEvent", {"type": step, "x": 300, "y": 300, "data": data})
+    shown = page.locator("#preview")
+    folder = shown.locator("section", has_text="my jobs")
+    expect(folder.locator(".wrong")).to_have_text(
+        "This is a folder; folders are not read. Drop its files."
+    )
+    page.get_by_role("button", name="Queue 1 picture").click()
+    house.done("beside a folder")
+    assert not [job for job in house.root.jobs() if job["prompt"] == "never read"]
+
+
 def test_a_dropped_picture_is_made_again(eyes: Eyes, house: House):
     page = eyes.open()
     submit(page, "to be dropped")

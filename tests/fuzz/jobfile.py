@@ -3,13 +3,16 @@
     pip install atheris
     python tests/fuzz/jobfile.py .fuzz tests/fuzz/corpus -max_total_time=600 -max_len=4096
 
-The first byte chooses the format. Any bytes must give planned jobs or a SteadyError that can
-be written as JSON, within a second; anything else is a finding.
+The first byte chooses the suffix, of all that people may drop; a picture's recipe is one more
+format, whose text is put into a whole PNG. Any bytes must give planned jobs or a SteadyError that
+can be written as JSON, within a second; anything else is a finding.
 """
 
 import json
+import struct
 import sys
 import time
+import zlib
 from datetime import datetime
 from pathlib import Path
 
@@ -21,8 +24,11 @@ with atheris.instrument_imports(include=["watcher"]):
     from watcher.errors import ERRORS, SteadyError
     from watcher.jobfile import dump_refused, parse, seeded
     from watcher.jobs import Limits
+    from watcher.suffixes import FORMS
 
-SUFFIXES = (".yaml", ".json", ".csv", ".jsonl", ".tsv", ".txt")
+RECIPE = "parameters in a .png"
+#: The six first ones keep their place: the corpus counts on it.
+SUFFIXES = tuple(dict.fromkeys((".yaml", ".json", ".csv", ".jsonl", ".tsv", ".txt", *FORMS, RECIPE)))
 LIMITS = Limits(max_jobs_per_file=50, max_lines=200)
 NOW = datetime(2026, 11, 22)
 
@@ -31,14 +37,29 @@ def wildcards(name: str) -> list[str] | None:
     return {"a": ["x", "{y|__a__}"], "b": ["__b__"]}.get(name)
 
 
+def png(text: bytes) -> bytes:
+    """A picture of one pixel, with ``text`` where other programs put their settings."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        whole = kind + body
+        return struct.pack(">I", len(body)) + whole + struct.pack(">I", zlib.crc32(whole))
+
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 0, 0, 0, 0))
+    said = chunk(b"tEXt", b"parameters\0" + text)
+    pixels = chunk(b"IDAT", zlib.compress(b"\0\0"))
+    return b"\x89PNG\r\n\x1a\n" + head + said + pixels + chunk(b"IEND", b"")
+
+
 def read(data: bytes) -> None:
     """One input."""
     if not data:
         return
     begun = time.process_time()
-    suffix = SUFFIXES[data[0] % len(SUFFIXES)]
+    suffix, data = SUFFIXES[data[0] % len(SUFFIXES)], data[1:]
+    if suffix == RECIPE:
+        suffix, data = ".png", png(data)
     try:
-        parsed = parse(data[1:], suffix, LIMITS, stem="fuzz", now=NOW, wildcards=wildcards)
+        parsed = parse(data, suffix, LIMITS, stem="fuzz", now=NOW, wildcards=wildcards)
         for planned in parsed.requests:
             seeded(planned.request, "id").model_dump_json().encode()
         dump_refused(parsed.refused)
