@@ -28,7 +28,9 @@ with atheris.instrument_imports(include=["watcher"]):
 
 RECIPE = "parameters in a .png"
 #: The six first ones keep their place: the corpus counts on it.
-SUFFIXES = tuple(dict.fromkeys((".yaml", ".json", ".csv", ".jsonl", ".tsv", ".txt", *FORMS, RECIPE)))
+SUFFIXES = tuple(
+    dict.fromkeys((".yaml", ".json", ".csv", ".jsonl", ".tsv", ".txt", *FORMS, RECIPE))
+)
 LIMITS = Limits(max_jobs_per_file=50, max_lines=200)
 NOW = datetime(2026, 11, 22)
 
