@@ -89,11 +89,11 @@ def test_trouble_the_watcher_tells_of(bench: Bench, code: str):
 def test_a_worker_that_does_not_run_beside_one_that_does(bench: Bench):
     trouble = {"code": "device_lost", "message": "It is so.", "remedy": "Do this.", "slot": 1}
     bench.watcher.pulse(warnings=[trouble])
-    assert bench.http.get("/ready").status_code == 200
-    health = bench.http.get("/health").json()
+    assert bench.client.get("/ready").status_code == 200
+    health = bench.client.get("/health").json()
     assert health["status"] == "degraded"
     told = {k: trouble[k] for k in ("code", "message", "remedy")}
-    assert health["reasons"] == bench.http.get("/attention").json()["reasons"] == [told]
+    assert health["reasons"] == bench.client.get("/attention").json()["reasons"] == [told]
 
 
 def test_the_queue_paused_by_failures_but_not_by_a_person(bench: Bench):
