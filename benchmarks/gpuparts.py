@@ -19,6 +19,10 @@ from typing import Any
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from engines import a_job
+
 from benchmarks.fullsize import a_request, nothing, outline, picture_of, read_random
 from benchmarks.gpu import HOUSE, Say, outcomes
 from watcher.engine import EngineSettings
@@ -74,14 +78,14 @@ def _service(card: str, say: Say) -> None:
     try:
         info = wait(Ready).info
         say("worker ready", time.monotonic() - begun, "s", f"{info['dtype']}, {info['attention']}")
-        executor.send(0, "one", 1, a_request(256))
+        executor.send(0, a_job("one", a_request(256)))
         first = wait(Picture).rgb
         os.kill(executor.status()[0]["pid"], signal.SIGKILL)
         begun = time.monotonic()
         wait(Died)
         wait(Ready, 2)
         say("ready again after a kill", time.monotonic() - begun, "s")
-        executor.send(0, "two", 1, a_request(256))
+        executor.send(0, a_job("two", a_request(256)))
         _same(say, "after a kill", wait(Picture, 2).rgb == first)
     finally:
         executor.stop(2)

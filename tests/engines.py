@@ -59,7 +59,7 @@ from watcher.engine import (
     Result,
 )
 from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import JobRequest
+from watcher.jobs import Job, JobRequest, JobState, Priority, forwards_of
 
 FAULTS = (
     *(
@@ -91,6 +91,16 @@ FAULTS = (
         "unsayable",
     ),
 )
+
+
+def a_job(id: str, request: JobRequest) -> Job:
+    """A job as the record hands it out for the first time."""
+    forwards = forwards_of(request.num_inference_steps or 1)
+    return Job(
+        seq=1, id=id, ticket=id, index=0, state=JobState.GENERATING, rev=1, request=request,
+        image_name=id, folder="x", path=f"x/{id}.png", priority=Priority.NORMAL, created_at=1,
+        forwards=forwards, attempt=1,
+    )  # fmt: skip
 
 
 def expected(prompt: str, seed: int, width: int, height: int) -> Image.Image:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import pytest
 from conftest import until
-from engines import expected, read_log
+from engines import a_job, expected, read_log
 
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.executor import (
@@ -86,7 +86,7 @@ class Bench:
     def send(self, job: str, prompt: str, slot: int = 0, **more: Any) -> None:
         """Hand a job over as soon as the slot wants one."""
         self.until(lambda: slot in self.executor.wants(), what=f"slot {slot} wants {job}")
-        self.executor.send(slot, job, 1, ask(prompt, **more))
+        self.executor.send(slot, a_job(job, ask(prompt, **more)))
 
     def run(self, job: str, prompt: str, **more: Any) -> Picture:
         self.send(job, prompt, **more)
@@ -183,7 +183,7 @@ def test_device_does_not_wait_between_jobs(start: Start) -> None:
 def test_refuses_a_job_nobody_wanted(start: Start) -> None:
     bench = start()
     with pytest.raises(ValueError, match="takes no job"):
-        bench.executor.send(0, "early", 1, ask("x"))
+        bench.executor.send(0, a_job("early", ask("x")))
 
 
 def test_one_slot_per_device(start: Start) -> None:
@@ -643,6 +643,7 @@ def test_worker_dies_with_its_parent(start: Start, tmp_path: Path, prompt: str) 
     log = tmp_path / "orphan.log"
     code = f"""
 import os, signal
+from engines import a_job
 from watcher.executor import Ready, WorkerSpec
 from watcher.executor.local import LocalExecutor
 from watcher.jobs import JobRequest
@@ -653,7 +654,7 @@ while not executor.wants():
 print(executor.status()[0]["pid"], flush=True)
 if {prompt!r} != "idle":
     request = JobRequest(prompt={prompt!r}, width=16, height=16, num_inference_steps=2, seed=1)
-    executor.send(0, "a", 1, request)
+    executor.send(0, a_job("a", request))
     while '"fault"' not in open({str(log)!r}).read():
         executor.events(0.05)
 os.kill(os.getpid(), signal.SIGKILL)
@@ -709,5 +710,5 @@ def test_too_large_a_message_is_not_sent(start: Start) -> None:
     bench.wait(Ready)
     huge = ask("x").model_copy(update={"metadata": {"x": "y" * MAX_LINE}})
     with pytest.raises(ValueError, match="over the limit"):
-        bench.executor.send(0, "huge", 1, huge)
+        bench.executor.send(0, a_job("huge", huge))
     assert dataclasses.asdict(bench.run("a", "a"))["job_id"] == "a"  # nothing was left behind

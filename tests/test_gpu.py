@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import until
+from engines import a_job
 
 from watcher.engine import Cancelled, EngineInfo, EngineRequest, EngineSettings, Report, Result
 from watcher.engines.zimage import ZImage, probe
@@ -99,7 +100,7 @@ def test_gpu_same_request_same_pixels_across_processes() -> None:
     executor.start()
     try:
         wait(Ready)
-        executor.send(0, "a", 1, ask())
+        executor.send(0, a_job("a", ask()))
         assert wait(Picture, "a").rgb == first
     finally:
         executor.stop(2)
@@ -207,12 +208,12 @@ def test_gpu_poisoned_context_costs_the_worker_and_not_the_service(
     executor.start()
     try:
         wait(Ready)
-        executor.send(0, "bad", 1, ask(prompt="poison"))
+        executor.send(0, a_job("bad", ask(prompt="poison")))
         died = wait(Died)
         assert died.lost == [("bad", 1, True)]
         assert died.how.startswith("left on purpose after")
         wait(Ready, count=2)
-        executor.send(0, "good", 1, ask())
+        executor.send(0, a_job("good", ask()))
         wait(Picture, "good")
     finally:
         executor.stop(2)
@@ -224,7 +225,7 @@ def test_gpu_cancel_of_a_worker_takes_one_step() -> None:
     executor.start()
     try:
         wait(Ready)
-        executor.send(0, "a", 1, ask(1024))
+        executor.send(0, a_job("a", ask(1024)))
         wait(Step, "a")
         executor.cancel("a")
         assert wait(Failed, "a").code == "cancelled"

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from conftest import until
 from doors import running
+from engines import a_job
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from roots import Root
@@ -59,7 +60,7 @@ class Mad:
             def turn() -> bool:
                 events.extend(executor.events(0.05))
                 if after and not sent and executor.wants():
-                    executor.send(0, "a", 1, request)
+                    executor.send(0, a_job("a", request))
                     sent.append("a")
                 told(executor.status())
                 return any(isinstance(e, Died) for e in events)

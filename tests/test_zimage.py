@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import until
+from engines import a_job
 from PIL import Image
 
 from watcher.engine import (
@@ -155,11 +156,11 @@ def test_another_process_draws_the_same_and_survives_a_cancel(engine: ZImage) ->
     executor.start()
     try:
         ready = wait(Ready)
-        executor.send(0, "a", 1, ask())
+        executor.send(0, a_job("a", ask()))
         wait(Step, "a")
         executor.cancel("a")
         failed = wait(Failed, "a")
-        executor.send(0, "b", 1, ask())
+        executor.send(0, a_job("b", ask()))
         picture = wait(Picture, "b")
     finally:
         executor.stop(2)

@@ -193,7 +193,7 @@ class Dispatcher(Part):
         for slot, job in zip(slots, jobs, strict=False):
             self._checkpoint("dispatched")
             self._running[job.id] = Running(job, slot, job.forwards)
-            self._executor.send(slot, job.id, job.attempt, job.request)
+            self._executor.send(slot, job)
             self.changed = True
             say(logger, "job.claimed", job_id=job.id, attempt=job.attempt, slot=slot)
 

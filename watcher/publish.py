@@ -10,8 +10,10 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from watcher.errors import SteadyError
 
 _RENAME_NOREPLACE = 1
 _AT_FDCWD = -100
@@ -140,3 +142,26 @@ def replace(path: Path, data: bytes, *, temporary: Path, sync: bool = True) -> N
     os.replace(temporary, path)
     if sync:
         sync_folder(path.parent)
+
+
+# -- trouble with the disk
+
+
+@contextlib.contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """The file system's errors become environment errors: nothing is lost, all waits."""
+    try:
+        yield
+    except OSError as error:
+        raise disk_trouble(error, what) from error
+
+
+def disk_trouble(error: OSError, what: str) -> SteadyError:
+    """disk_full or folder_gone; ``what`` could not be done, in words without a path."""
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return SteadyError("disk_full" if full else "folder_gone", f"{what} ({reason(error)}).")
+
+
+def reason(error: OSError) -> str:
+    """Why, in the system's words."""
+    return os.strerror(error.errno) if error.errno else str(error)

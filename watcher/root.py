@@ -24,6 +24,7 @@ from watcher import live
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.log import say
+from watcher.publish import disk_errors
 
 if TYPE_CHECKING:
     from watcher.store import JobStore
@@ -148,17 +149,13 @@ class RootLock:
 
         ``give_up`` is asked between tries (a standby waits with ``float("inf")`` until it is
         told to stop). Raises SteadyError already_running, naming the holder, or folder_gone
-        when the file cannot be opened.
+        or disk_full when the file cannot be used.
         """
         wait = self._wait_seconds if wait_seconds is None else wait_seconds
         deadline = time.monotonic() + wait
-        try:
+        with disk_errors("The lock file cannot be used"), contextlib.ExitStack() as unless_held:
             fd = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
-        except OSError as error:
-            raise SteadyError(
-                "folder_gone", f"The lock file cannot be opened: {error.strerror}."
-            ) from error
-        try:
+            unless_held.callback(os.close, fd)
             while not _try_lock(fd, exclusive=True):
                 if time.monotonic() >= deadline or (give_up is not None and give_up()):
                     raise _already_running(holder(self._path))
@@ -171,14 +168,7 @@ class RootLock:
             os.ftruncate(fd, 0)
             os.lseek(fd, 0, os.SEEK_SET)
             os.write(fd, json.dumps(words).encode() + b"\n")
-        except OSError as error:
-            os.close(fd)
-            raise SteadyError(
-                "folder_gone", f"The lock file cannot be used: {error.strerror}."
-            ) from error
-        except BaseException:
-            os.close(fd)
-            raise
+            unless_held.pop_all()
         self._fd = fd
 
     def release(self) -> None:

@@ -52,7 +52,7 @@ def cards() -> Cards:
         for index in range(count):
             try:
                 card = torch.cuda.get_device_properties(index)
-            except Exception as error:  # torch has a class of its own for its deferred calls
+            except (RuntimeError, AssertionError, torch.cuda.DeferredCudaCallError) as error:
                 unusable.append(f"cuda:{index}: {_fault_words(error)}")
                 broken = True
                 continue

@@ -2,9 +2,9 @@
 
 An executor has slots, one per device. It is handed one job a slot and tells what becomes of
 it; how it reaches the device is its own business. ``local.py`` keeps worker processes on this
-machine: ``seat.py`` is one slot, ``child.py`` one process, ``patience.py`` tells slow from stuck.
-``afar.py`` keeps slots on other machines, ``far.py`` is such a slot, and ``ray.py`` (with
-``rayenv.py`` before it) the line between them. ``build.py`` chooses.
+machine: ``seat.py`` is one slot, ``child.py`` one process. ``ray/slots.py`` keeps slots on other
+machines, ``ray/actor.py`` is such a slot, and ``ray/__init__.py`` (with ``ray/environment.py``
+before it) the line between them. ``build.py`` chooses.
 """
 
 from collections.abc import Mapping
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from watcher.errors import SteadyError
-from watcher.jobs import JobRequest
+from watcher.jobs import Job
 from watcher.wire import line
 
 Slot = int  #: 0 .. n-1, one per device
@@ -109,7 +109,7 @@ class Executor(Protocol):
         """Slots that should be given a job now, the most urgent first."""
         ...
 
-    def send(self, slot: Slot, job_id: str, attempt: int, request: JobRequest) -> None:
+    def send(self, slot: Slot, job: Job) -> None:
         """Hand a (resolved) job to a slot that ``wants`` one; ValueError otherwise."""
 
     def cancel(self, job_id: str) -> None:

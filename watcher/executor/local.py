@@ -14,7 +14,7 @@ import socket
 import statistics
 import sys
 import time
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,8 +24,6 @@ from watcher import wire
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.executor import (
     Died,
-    Event,
-    Executor,
     Failed,
     Picture,
     Ready,
@@ -35,8 +33,8 @@ from watcher.executor import (
     WorkerSpec,
 )
 from watcher.executor.child import Child
-from watcher.executor.seat import Seat, Task
-from watcher.jobs import JobRequest, forwards_of
+from watcher.executor.seat import Seat, Slots, Task
+from watcher.jobs import Job
 from watcher.log import now_us
 from watcher.wire import BadFrame, Said, line
 
@@ -92,7 +90,7 @@ KILL_AFTER = 5.0
 SILENCE = 60.0
 
 
-class LocalExecutor(Executor):
+class LocalExecutor(Slots[Seat]):
     """Worker processes on this machine (see Executor for the promises).
 
     Args:
@@ -123,6 +121,12 @@ class LocalExecutor(Executor):
         kill_after: float = KILL_AFTER,
         silence: float = SILENCE,
     ) -> None:
+        super().__init__(
+            [
+                Seat(slot, device, spec.order(device))
+                for slot, device in enumerate(devices or [spec.device])
+            ]
+        )
         self._load_timeout = load_timeout
         self._job_timeout = job_timeout
         self._idle_unload = idle_unload
@@ -131,15 +135,6 @@ class LocalExecutor(Executor):
         self._kill_after = kill_after
         self._silence = silence
         self._patience = Patience(step_timeout)
-        self._seats = [
-            Seat(slot, device, spec.order(device))
-            for slot, device in enumerate(devices or [spec.device])
-        ]
-        self._events: list[Event] = []
-        self._changed = False  #: wants() may answer differently now
-        self._stopping = False
-        self._closed = False
-        self.counters: Counter[str] = Counter()
         self._selector = selectors.DefaultSelector()
         self._bell, self._ringer = socket.socketpair()
         self._bell.setblocking(False)
@@ -153,18 +148,6 @@ class LocalExecutor(Executor):
         for seat in self._seats:
             if seat.state == "off":
                 self._spawn(seat)
-
-    @override
-    def events(self, timeout: float) -> list[Event]:
-        if not self._closed:
-            deadline = time.monotonic() + max(0.0, timeout)
-            while True:
-                self._turn(0.0 if self._events else deadline - time.monotonic())
-                if self._events or self._changed or time.monotonic() >= deadline:
-                    break
-        self._changed = False
-        found, self._events = self._events, []
-        return found
 
     @override
     def wake(self) -> None:
@@ -188,24 +171,18 @@ class LocalExecutor(Executor):
         return idle + nearly + asleep
 
     @override
-    def send(self, slot: Slot, job_id: str, attempt: int, request: JobRequest) -> None:
-        if slot not in self.wants():
-            raise ValueError(f"slot {slot} takes no job now")
-        seat = self._seats[slot]
-        steps = request.num_inference_steps or 1
-        task = Task(job_id, attempt, request, total=forwards_of(steps), moved=time.monotonic())
-        message = task.message()  # ValueError for one too large, before anything changed
-        seat.tasks.append(task)
+    def send(self, slot: Slot, job: Job) -> None:
+        seat, task = self._take(slot, job)
         if seat.state == "unloaded":
             self._spawn(seat)  # sent when it is ready
         elif seat.child is not None:
-            seat.child.post(message)
+            seat.child.post(task.message())
 
     @override
     def cancel(self, job_id: str) -> None:
         for seat in self._seats:
             for task in list(seat.tasks):
-                if task.job_id == job_id and not task.cancelled:
+                if task.job.id == job_id and not task.cancelled:
                     self._cancel(seat, task)
 
     @override
@@ -228,20 +205,15 @@ class LocalExecutor(Executor):
         for seat in self._seats:
             if seat.child is not None:  # in uninterruptible sleep: leave it to the system
                 seat.child.forget()
-        unfinished = [(t.job_id, t.attempt) for seat in self._seats for t in seat.tasks]
         self._closed = True
         self._selector.close()
         self._bell.close()
         self._ringer.close()
-        return unfinished
-
-    @override
-    def status(self) -> list[dict[str, Any]]:
-        now = time.monotonic()
-        return [seat.status(now) for seat in self._seats]
+        return self._unfinished()
 
     # -- one turn of the loop
 
+    @override
     def _turn(self, timeout: float) -> None:
         """Wait for something, take in everything there is, then look at the clock."""
         wait = max(0.0, min(timeout, self._next_alarm() - time.monotonic()))
@@ -389,7 +361,7 @@ class LocalExecutor(Executor):
         if self._stopping:
             seat.state = "stopped"
             return
-        lost = [(t.job_id, t.attempt, t.started is not None) for t in seat.tasks]
+        lost = [(*t.who, t.started is not None) for t in seat.tasks]
         seat.tasks.clear()
         seat.state = "waiting"
         seat.last_death = how
@@ -448,7 +420,7 @@ class LocalExecutor(Executor):
 
     def _progress(self, seat: Seat, child: Child, said: wire.SaidOfJob) -> None:
         who = (said.job_id, said.attempt)
-        task = next((t for t in seat.tasks if (t.job_id, t.attempt) == who), None)
+        task = seat.task(*who)
         if task is None and child.ended is not None:
             return  # it was given up together with its worker
         if task is None:
@@ -490,7 +462,7 @@ class LocalExecutor(Executor):
         self._fail(seat, task, code, message)
 
     def _fail(self, seat: Seat, task: Task, code: str, message: str) -> None:
-        self._events.append(Failed(seat.slot, task.job_id, task.attempt, code, message))
+        self._events.append(Failed(seat.slot, *task.who, code, message))
 
     def _overdue_words(self) -> str:
         return f"The job took longer than {self._job_timeout:g} seconds."
@@ -512,4 +484,4 @@ class LocalExecutor(Executor):
             self._fail(seat, task, "cancelled", "The job was cancelled.")
             self._changed = True
         elif seat.child is not None:
-            seat.child.post(line({"type": "cancel", "job_id": task.job_id}))
+            seat.child.post(line({"type": "cancel", "job_id": task.job.id}))

@@ -3,14 +3,17 @@
 Knows nothing of processes. Kept in memory: with the watcher goes what it knew.
 """
 
-from collections import deque
+import time
+from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from typing_extensions import override
 
 from watcher.errors import SteadyError
-from watcher.executor import Slot
+from watcher.executor import Event, Executor, Slot
 from watcher.executor.child import Child
-from watcher.jobs import JobRequest
+from watcher.jobs import Job
 from watcher.log import now_us
 from watcher.wire import line
 
@@ -19,10 +22,8 @@ from watcher.wire import line
 class Task:
     """A job that was handed to a slot."""
 
-    job_id: str
-    attempt: int
-    request: JobRequest
-    total: int
+    job: Job
+    total: int  #: forwards, as far as is known
     done: int = 0
     started: float | None = None  #: monotonic
     started_at: int | None = None  #: microseconds UTC, for people
@@ -31,16 +32,20 @@ class Task:
     overdue: float | None = None  #: monotonic: when its deadline passed
 
     @property
+    def who(self) -> tuple[str, int]:
+        """Id and attempt of the job."""
+        return self.job.id, self.job.attempt
+
+    @property
     def size(self) -> tuple[int, int]:
         """Width and height in pixels."""
-        return (self.request.width or 0, self.request.height or 0)
+        return (self.job.request.width or 0, self.job.request.height or 0)
 
     def message(self) -> bytes:
         """The order for the worker. ValueError when it is too large for a frame."""
-        request = self.request.model_dump(mode="json", exclude_none=True)
-        return line(
-            {"type": "run", "job_id": self.job_id, "attempt": self.attempt, "request": request}
-        )
+        request = self.job.request.model_dump(mode="json", exclude_none=True)
+        who = {"job_id": self.job.id, "attempt": self.job.attempt}
+        return line({"type": "run", **who, "request": request})
 
 
 @dataclass
@@ -61,6 +66,10 @@ class Seat:
     last_death: str | None = None
     #: Why it cannot draw: what its last worker said or met before it was ready, and since when.
     trouble: dict[str, Any] | None = None
+
+    def task(self, job_id: str, attempt: int) -> Task | None:
+        """The job it has by this id, in this very attempt."""
+        return next((task for task in self.tasks if task.who == (job_id, attempt)), None)
 
     def suffer(self, error: SteadyError) -> None:
         """Have ``error`` as trouble until it is taken back (None), when the next worker is ready."""
@@ -84,17 +93,66 @@ class Seat:
             "job": None
             if running is None
             else {
-                "job_id": running.job_id,
-                "attempt": running.attempt,
+                "job_id": running.job.id,
+                "attempt": running.job.attempt,
                 "step": running.done,
                 "steps": running.total,
                 "started_at": running.started_at,
                 "step_seconds_ago": round(now - running.moved, 3),
             },
-            "prefetched": [t.job_id for t in self.tasks if t is not running],
+            "prefetched": [t.job.id for t in self.tasks if t is not running],
             "restarts": self.restarts,
             "failures": self.failures,
             "retry_in": round(max(0.0, self.retry_at - now), 3) if state == "waiting" else None,
             "last_death": self.last_death,
             "trouble": self.trouble,
         }
+
+
+_Seat = TypeVar("_Seat", bound=Seat)
+
+
+class Slots(Executor, Generic[_Seat]):
+    """What every executor does alike: it keeps seats, and collects what happens to them."""
+
+    def __init__(self, seats: list[_Seat]) -> None:
+        self._seats = seats
+        self._events: list[Event] = []
+        self._changed = False  #: wants() may answer differently now
+        self._stopping = False
+        self._closed = False
+        self.counters: Counter[str] = Counter()
+
+    def _turn(self, timeout: float) -> None:
+        """Take in everything there is; wait up to ``timeout`` seconds for the first of it."""
+        raise NotImplementedError
+
+    @override
+    def events(self, timeout: float) -> list[Event]:
+        if not self._closed:
+            deadline = time.monotonic() + max(0.0, timeout)
+            while True:
+                self._turn(0.0 if self._events else deadline - time.monotonic())
+                if self._events or self._changed or time.monotonic() >= deadline:
+                    break
+        self._changed = False
+        found, self._events = self._events, []
+        return found
+
+    @override
+    def status(self) -> list[dict[str, Any]]:
+        now = time.monotonic()
+        return [seat.status(now) for seat in self._seats]
+
+    def _take(self, slot: Slot, job: Job) -> tuple[_Seat, Task]:
+        """Give the seat of ``slot`` this job. ValueError when it wants none, or for one too large
+        for a message: nothing has changed then."""
+        if slot not in self.wants():
+            raise ValueError(f"slot {slot} takes no job now")
+        task = Task(job, job.forwards, moved=time.monotonic())
+        task.message()
+        self._seats[slot].tasks.append(task)
+        return self._seats[slot], task
+
+    def _unfinished(self) -> list[tuple[str, int]]:
+        return [task.who for seat in self._seats for task in seat.tasks]

@@ -42,16 +42,14 @@ from watcher.inbox.claims import (
     Claim,
     claim_of,
     cut,
-    disk_errors,
     entry_of,
-    environment_error,
     open_claim,
     read_claim,
-    reason,
 )
 from watcher.inbox.submit import drop_file
 from watcher.inbox.writers import Writer, ignore_lease_signal, writer_of
 from watcher.log import say
+from watcher.publish import disk_errors, disk_trouble, reason
 from watcher.root import RootLock, held, holder
 
 __all__ = [
@@ -243,7 +241,7 @@ class Inbox:
             self._shelves.make()
             self._home.settle()
         except OSError as error:
-            failure = environment_error(error, "The inbox cannot be used")
+            failure = disk_trouble(error, "The inbox cannot be used")
             self._home.lose(failure.message)
             self._leave()
             raise failure from error

@@ -207,17 +207,15 @@ class Shelves:
     def _write(self, path: Path, parts: Iterable[bytes]) -> None:
         """``publish.replace`` for content that comes in pieces."""
         temporary = self._temporary()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(temporary.unlink, missing_ok=True)
             with temporary.open("xb") as file:
                 for part in parts:
                     file.write(part)
                 file.flush()
                 publish.sync_fd(file.fileno())
             os.replace(temporary, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(temporary)
-            raise
+            undo.pop_all()
         publish.sync_folder(path.parent)
 
 

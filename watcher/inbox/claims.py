@@ -7,13 +7,11 @@ very same jobs when it is found again. Reading trusts nothing: links are not fol
 pipes and devices not opened, sizes checked before memory is spent.
 """
 
-import contextlib
 import errno
 import os
 import re
 import stat
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -21,6 +19,7 @@ from typing import BinaryIO
 from watcher.errors import SteadyError
 from watcher.inbox.writers import Writer, writer_of
 from watcher.log import harmless
+from watcher.publish import disk_errors, disk_trouble
 from watcher.suffixes import JOB_SUFFIXES
 
 NAME_BYTES = 180  #: of a person's file name that are kept
@@ -148,7 +147,7 @@ def open_claim(claim: Claim, limit: int) -> BinaryIO:
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise SteadyError("not_a_regular_file") from None
-        raise environment_error(error, "A claimed file cannot be read") from error
+        raise disk_trouble(error, "A claimed file cannot be read") from error
     try:
         _refuse_odd(os.fstat(stream.fileno()), limit)
     except SteadyError:
@@ -183,23 +182,3 @@ def read_claim(claim: Claim, limit: int) -> bytes:
             return data
         time.sleep(_READ_PAUSE)
     raise SteadyError("unreadable", "The file is still being written.")
-
-
-@contextlib.contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """The file system's errors become environment errors: nothing is lost, all waits."""
-    try:
-        yield
-    except OSError as error:
-        raise environment_error(error, what) from error
-
-
-def environment_error(error: OSError, what: str) -> SteadyError:
-    """disk_full or folder_gone; ``what`` could not be done, in words without a path."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return SteadyError("disk_full" if full else "folder_gone", f"{what} ({reason(error)}).")
-
-
-def reason(error: OSError) -> str:
-    """Why, in the system's words."""
-    return os.strerror(error.errno) if error.errno else str(error)

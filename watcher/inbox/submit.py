@@ -14,7 +14,8 @@ from watcher import publish
 from watcher.errors import SteadyError
 from watcher.folder import real_folder, unmarked
 from watcher.inbox.archive import MARK, TMP
-from watcher.inbox.claims import disk_errors, own_name
+from watcher.inbox.claims import own_name
+from watcher.publish import disk_errors
 
 
 def drop_file(

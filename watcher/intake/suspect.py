@@ -51,14 +51,16 @@ class Suspect:
         with contextlib.suppress(OSError):
             note = [self._named, self._boot, *self._begun]
             self._path.write_text("\n".join(note) + "\n", "ascii")
+        counts = True
         try:
             yield
+            counts = False
         except SteadyError:
-            raise
-        except BaseException:
-            self._drop()
+            counts = False
             raise
         finally:
+            if counts:
+                self._drop()
             self._begun = outer
 
     @contextlib.contextmanager

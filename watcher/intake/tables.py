@@ -7,7 +7,6 @@ away; the table is then judged anew, and recorded from its first row that is not
 """
 
 import contextlib
-import errno
 import logging
 import pickle
 import tempfile
@@ -27,6 +26,7 @@ from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch, Priority
 from watcher.log import say
 from watcher.parts import Part, Shared
+from watcher.publish import disk_errors
 from watcher.store import NewJob, Recording
 
 logger = logging.getLogger("steady.intake")
@@ -35,6 +35,7 @@ logger = logging.getLogger("steady.intake")
 FIRST_CHUNK = jobfile.FEW_JOBS
 CHUNK = 2000  #: … and of every later one
 _IN_MEMORY = 1 << 20  #: bytes of judged rows that need no file
+_UNKEPT = "A table cannot be kept while it is judged"
 
 
 class Stopped(Exception):
@@ -66,7 +67,7 @@ class Spool:
     def put(self, chunk: Chunk) -> None:
         """Raises SteadyError disk_full or folder_gone."""
         jobs = [tuple(job) for job in chunk.made.new]
-        with _spool_errors():
+        with disk_errors(_UNKEPT):
             pickle.dump((chunk.row, chunk.before, jobs, *chunk.made[1:]), self._file, protocol=5)
         self._chunks += 1
 
@@ -75,26 +76,16 @@ class Spool:
         if not self._chunks:
             yield Chunk(0, self.pictures, Made([], [], [])), True
             return
-        with _spool_errors():
+        with disk_errors(_UNKEPT):
             self._file.seek(0)
         for left in reversed(range(self._chunks)):
-            with _spool_errors():
+            with disk_errors(_UNKEPT):
                 row, before, jobs, again, rows = pickle.load(self._file)  # noqa: S301  # ours alone
             yield Chunk(row, before, Made([*map(NewJob._make, jobs)], again, rows)), not left
 
     def close(self) -> None:
         """The file goes, and all that was judged."""
         self._file.close()
-
-
-@contextlib.contextmanager
-def _spool_errors() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        why = f"A table cannot be kept while it is judged ({error.strerror})."
-        raise SteadyError("disk_full" if full else "folder_gone", why) from error
 
 
 class Tables(Part):

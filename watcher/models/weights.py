@@ -6,7 +6,6 @@ download leaves its beginning, and the next one goes on there.
 """
 
 import contextlib
-import errno
 import hashlib
 import json
 import os
@@ -412,19 +411,15 @@ def convert_model(
     part = target.with_name(target.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
-        files = _write_converted(source, part, progress)
-        _write_json(part / PROFILE, profile_of(model, root) | {"name": target.name})
-        revision = f"{revision_of(source) or 'unknown'}-bfloat16"
-        _write_json(part / MANIFEST, {"model": model, "revision": revision, "files": files})
-        os.replace(part, target)
-        publish.sync_folder(target.parent)
+        with publish.disk_errors("The copy cannot be written"):
+            files = _write_converted(source, part, progress)
+            _write_json(part / PROFILE, profile_of(model, root) | {"name": target.name})
+            revision = f"{revision_of(source) or 'unknown'}-bfloat16"
+            _write_json(part / MANIFEST, {"model": model, "revision": revision, "files": files})
+            os.replace(part, target)
+            publish.sync_folder(target.parent)
     except (ValueError, LookupError, TypeError, struct.error) as error:
         raise SteadyError("model_damaged", f"`{model}` cannot be converted: {error}.") from error
-    except OSError as error:
-        code = "disk_full" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "folder_gone"
-        raise SteadyError(
-            code, f"The copy cannot be written: {error.strerror}.", remedy="Choose another place."
-        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return target

@@ -49,7 +49,6 @@ THUMBNAIL_SIDE = 256  #: pixels, the longer one
 
 _FORMATS = {suffix: name for name, suffix in SUFFIXES.items()}
 _MARKER = ".steadydiffusion"
-_FULL = {errno.ENOSPC, errno.EDQUOT}
 _BAD_NAME = {errno.ENAMETOOLONG, errno.EILSEQ, errno.ELOOP, errno.EINVAL}
 _OURS = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}  #: no fault of the folder
 
@@ -398,8 +397,6 @@ def _disk_errors() -> Iterator[None]:
 def _error_of(error: OSError) -> Exception:
     if error.errno in _OURS:
         return error
-    if error.errno in _FULL:
-        return SteadyError("disk_full", "There is no room left for pictures.")
     if error.errno in _BAD_NAME:
         return SteadyError("bad_name", f"The picture cannot have this name: {error.strerror}.")
-    return SteadyError("folder_gone", f"The outputs folder cannot be used: {error.strerror}.")
+    return publish.disk_trouble(error, "The outputs folder cannot be used")

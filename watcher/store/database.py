@@ -111,11 +111,10 @@ class Database:
         if self._file is not None:
             with self._typed():
                 self._file.prepare()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self.close)
             self._migrate()
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
         if self._file is not None:
             self._file.note_logs()
 
@@ -325,30 +324,36 @@ class Database:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        from sqlalchemy.exc import DBAPIError, SQLAlchemyError
+        from sqlalchemy.exc import DBAPIError
 
         self._forbid_nesting()
         if not self._slots.acquire(timeout=self._busy * 2):
             raise SteadyError("database_trouble", "All connections to the record are in use.")
         self._inside.now = True
         try:
-            with self._typed():
+            with self._typed(), contextlib.ExitStack() as undo:
+                undo.callback(self._clean)
                 try:
                     with self._db:
                         yield
-                except BaseException as error:
-                    # After a commit that failed dataset has forgotten its transaction and keeps
-                    # the connection; so once more by hand, and it goes back clean.
-                    with contextlib.suppress(SQLAlchemyError):
-                        self._db.executable.rollback()
-                        self._db.begin()
-                        self._db.rollback()
-                    if isinstance(error, DBAPIError) and error.orig is not None:
-                        raise error.orig from error
-                    raise
+                except DBAPIError as error:
+                    if error.orig is None:
+                        raise
+                    raise error.orig from error
+                undo.pop_all()
         finally:
             self._inside.now = False
             self._slots.release()
+
+    def _clean(self) -> None:
+        """After a commit that failed dataset has forgotten its transaction and keeps the
+        connection; so once more by hand, and it goes back clean."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        with contextlib.suppress(SQLAlchemyError):
+            self._db.executable.rollback()
+            self._db.begin()
+            self._db.rollback()
 
     def _forbid_nesting(self) -> None:
         if getattr(self._inside, "now", False):
@@ -451,12 +456,11 @@ class _Readers:
                 connection = self._idle.pop()
             except IndexError:
                 connection = self._connect()
-            try:
+            with contextlib.ExitStack() as undo:
+                undo.callback(self._drop)  # a server that went took the others along
+                undo.callback(connection.close)
                 yield connection
-            except BaseException:
-                connection.close()
-                self._drop()  # a server that went took the others along
-                raise
+                undo.pop_all()
             self._idle.append(connection)
 
     def data_version(self) -> int:

@@ -1,14 +1,14 @@
 """The line to slots on the machines of a Ray cluster: one actor each.
 
 Ray places the actors, starts them anew and carries bytes; which job runs where, and whether it
-runs again, is decided by the watcher alone (afar.py). An actor asks for what one slot needs
+runs again, is decided by the watcher alone (slots.py). An actor asks for what one slot needs
 (``resources``), so that further slots wait for machines that come later.
 
 All of Ray lives in one thread, which also must be the one that starts a cluster of our own:
 its processes end with that thread, however the watcher ends. Nothing else ever waits for Ray.
 
 The only importer of Ray, itself imported only when the configuration asks for it, and after
-rayenv.py has settled what Ray reads at its import.
+environment.py has settled what Ray reads at its import.
 """
 
 import asyncio

@@ -15,7 +15,7 @@ from typing import Any
 
 from watcher.executor import Died, Event, WorkerSpec
 from watcher.executor.local import LocalExecutor
-from watcher.jobs import JobRequest
+from watcher.jobs import Job
 
 BEAT = 1.0  #: seconds after which something is said though nothing happened
 
@@ -60,15 +60,15 @@ class FarSlot:
         host = os.uname().nodename
         return {"name": self._name, "pid": os.getpid(), "parent": os.getppid(), "host": host}
 
-    def take(self, name: str, job_id: str, attempt: int, request: dict[str, Any]) -> None:
+    def take(self, name: str, job: Job) -> None:
         """Run a (resolved) job."""
 
         def order() -> None:
             self._taken += 1
             try:
-                self._executor.send(0, job_id, attempt, JobRequest.model_validate(request))
+                self._executor.send(0, job)
             except ValueError:  # its worker went while the job was on its way
-                lost = [(job_id, attempt, False)]
+                lost = [(job.id, job.attempt, False)]
                 self._refused.append(Died(0, lost, "was gone before the job came", blame=False))
 
         self._give(name, order)

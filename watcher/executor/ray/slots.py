@@ -1,6 +1,6 @@
 """Slots elsewhere, seen from the watcher: what is said of them, and which jobs they have.
 
-The slots are far.py's; who carries words there and back is the ``Line``. Here is decided what
+The slots are actor.py's; who carries words there and back is the ``Line``. Here is decided what
 counts: a word about a job that the slot does not have, or no longer in this attempt, is
 dropped. So a result that comes late or twice changes nothing. Knows nothing of Ray.
 """
@@ -11,7 +11,7 @@ import queue
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -19,10 +19,10 @@ from typing import Any, Protocol
 from typing_extensions import override
 
 from watcher.errors import SteadyError
-from watcher.executor import Died, Event, Executor, Picture, Ready, Slot, Started, Step, WorkerSpec
+from watcher.executor import Died, Event, Picture, Ready, Slot, Started, Step, WorkerSpec
 from watcher.executor.ray.actor import SlotReport
-from watcher.executor.seat import Seat, Task
-from watcher.jobs import JobRequest, forwards_of
+from watcher.executor.seat import Seat, Slots
+from watcher.jobs import Job
 
 log = logging.getLogger("watcher.executor")
 
@@ -85,10 +85,10 @@ class _FarSlot(Seat):
         """Not while a job is on its way: what was said before it arrived does not count."""
         return self.report is not None and self.report.wants and self.report.taken == self.sent
 
-    def told(self, now: float) -> dict[str, Any]:
-        """For live.json; ``now`` is monotonic."""
+    @override
+    def status(self, now: float) -> dict[str, Any]:
         if self.met is None or self.report is None:
-            return self.status(now)
+            return super().status(now)
         return self.report.status | {
             "slot": self.slot,
             "host": self.met.host,
@@ -98,11 +98,8 @@ class _FarSlot(Seat):
             "last_death": self.report.status["last_death"] or self.last_death,
         }
 
-    def task(self, job_id: str, attempt: int) -> Task | None:
-        return next((t for t in self.tasks if (t.job_id, t.attempt) == (job_id, attempt)), None)
 
-
-class FarExecutor(Executor):
+class FarExecutor(Slots[_FarSlot]):
     """Slots at the other end of ``line`` (see Executor for the promises).
 
     A slot exists from the first word about it on. Nothing is claimed for one before it has
@@ -112,34 +109,15 @@ class FarExecutor(Executor):
     def __init__(self, spec: WorkerSpec, line: Line) -> None:
         spec.order(spec.device)  # options that are no plain data are refused now
         self._device = spec.device
+        super().__init__([self._place(0)])  # one at least is wanted
         self._line = line
-        self._places = [self._place(0)]  # one at least is wanted
         self._news: queue.SimpleQueue[tuple[Slot | None, News] | None] = queue.SimpleQueue()
-        self._events: list[Event] = []
-        self._changed = False
-        self._stopping = False
-        self._closed = False
-        self.counters: Counter[str] = Counter()
 
     # -- the protocol
 
     @override
     def start(self) -> None:
         self._line.start(lambda slot, news: self._news.put((slot, news)))
-
-    @override
-    def events(self, timeout: float) -> list[Event]:
-        if self._line.joining:
-            _keep_signals()
-        if not self._closed:
-            deadline = time.monotonic() + max(0.0, timeout)
-            while True:
-                self._listen(0.0 if self._events else deadline - time.monotonic())
-                if self._events or self._changed or time.monotonic() >= deadline:
-                    break
-        self._changed = False
-        found, self._events = self._events, []
-        return found
 
     @override
     def wake(self) -> None:
@@ -149,28 +127,21 @@ class FarExecutor(Executor):
     def wants(self) -> list[Slot]:
         if self._stopping:
             return []
-        asking = [place for place in self._places if place.wants()]
+        asking = [place for place in self._seats if place.wants()]
         asking.sort(key=lambda place: (place.state == "unloaded", len(place.tasks)))
         return [place.slot for place in asking]
 
     @override
-    def send(self, slot: Slot, job_id: str, attempt: int, request: JobRequest) -> None:
-        if slot not in self.wants():
-            raise ValueError(f"slot {slot} takes no job now")
-        total = forwards_of(request.num_inference_steps or 1)
-        task = Task(job_id, attempt, request, total=total)
-        task.message()  # ValueError for one too large
-        place = self._places[slot]
-        place.tasks.append(task)
+    def send(self, slot: Slot, job: Job) -> None:
+        place, _ = self._take(slot, job)
         place.sent += 1
-        plain = request.model_dump(mode="json", exclude_none=True)
-        self._order(place, "take", job_id, attempt, plain)
+        self._order(place, "take", job)
 
     @override
     def cancel(self, job_id: str) -> None:
-        for place in self._places:
+        for place in self._seats:
             for task in place.tasks:
-                if task.job_id == job_id and not task.cancelled:
+                if task.job.id == job_id and not task.cancelled:
                     task.cancelled = True
                     self._order(place, "cancel", job_id)
 
@@ -179,19 +150,14 @@ class FarExecutor(Executor):
         if self._closed:
             return []
         self._stopping = True
-        for place in self._places:
+        for place in self._seats:
             self._order(place, "leave", grace)
         deadline = time.monotonic() + grace + 3
-        while any(place.met for place in self._places) and time.monotonic() < deadline:
-            self._listen(deadline - time.monotonic())
+        while any(place.met for place in self._seats) and time.monotonic() < deadline:
+            self._turn(deadline - time.monotonic())
         self._line.stop()
         self._closed = True
-        return [(t.job_id, t.attempt) for place in self._places for t in place.tasks]
-
-    @override
-    def status(self) -> list[dict[str, Any]]:
-        now = time.monotonic()
-        return [place.told(now) for place in self._places]
+        return self._unfinished()
 
     # -- what is told
 
@@ -199,8 +165,10 @@ class FarExecutor(Executor):
         if place.met is not None:
             self._line.order(place.slot, place.met.name, method, *arguments)
 
-    def _listen(self, timeout: float) -> None:
-        """Take in all there is; wait for the first of it."""
+    @override
+    def _turn(self, timeout: float) -> None:
+        if self._line.joining:
+            _keep_signals()
         with contextlib.suppress(queue.Empty):
             news = self._news.get(timeout=timeout) if timeout > 0 else self._news.get_nowait()
             while True:
@@ -214,13 +182,13 @@ class FarExecutor(Executor):
 
     def _take_in(self, slot: Slot | None, news: News) -> None:
         if slot is None:
-            for place in self._places:
+            for place in self._seats:
                 if isinstance(news, SlotTrouble) and place.met is None:
                     self._suffer(place, news)
             return
-        while len(self._places) <= slot:
-            self._places.append(self._place(len(self._places)))
-        place = self._places[slot]
+        while len(self._seats) <= slot:
+            self._seats.append(self._place(len(self._seats)))
+        place = self._seats[slot]
         match news:
             case Met():
                 place.met, place.report, place.sent, place.trouble = news, None, 0, None
@@ -255,9 +223,8 @@ class FarExecutor(Executor):
         if isinstance(event, Died):
             self.counters["deaths"] += 1
             lost = [one for one in event.lost if place.task(one[0], one[1])]
-            gone = {(job_id, attempt) for job_id, attempt, _ in lost}
-            kept = [task for task in place.tasks if (task.job_id, task.attempt) not in gone]
-            place.tasks = deque(kept)
+            gone = {one[:2] for one in lost}
+            place.tasks = deque(task for task in place.tasks if task.who not in gone)
             return replace(event, slot=slot, lost=lost)
         task = place.task(event.job_id, event.attempt)
         if task is None:
@@ -279,7 +246,7 @@ class FarExecutor(Executor):
         The one in turn also where nothing was heard of its start: the word may have died too.
         """
         jobs = [
-            (task.job_id, task.attempt, task.started is not None or (lost.died and not turn))
+            (*task.who, task.started is not None or (lost.died and not turn))
             for turn, task in enumerate(place.tasks)
         ]
         met, place.met, place.report = place.met, None, None
