@@ -47,7 +47,8 @@ class Rows:
         for last in self._lines:
             yield last
         for number, ticket in enumerate(SENT):
-            body = json.dumps({"prompt": f"a fox {number}"}).encode()
+            many = 500 if number == 0 else 1
+            body = json.dumps([{"prompt": f"a fox {number} " + "and " * 40}] * many).encode()
             folder.drop_file(self._reading.path, body, ".json", ticket)
         for number in range(MOST):
             if number % 1000 == 0 and self._reading.served():
@@ -81,7 +82,7 @@ def test_a_submission_does_not_wait_for_a_table_that_is_being_read(root: Path):
         until(lambda: reading.seen, 60, "all submissions are on record")
         assert reading.seen[0].recorded_at is None, "and the table is not yet"
         until(lambda: store.batch(reading.seen[0].ticket).recorded_at, 30)
-        assert [len(store.jobs_of(ticket)) for ticket in SENT] == [1, 1, 1]
+        assert [len(store.jobs_of(ticket)) for ticket in SENT] == [500, 1, 1]
     finally:
         intake.stop()
         inbox.close()

@@ -43,7 +43,8 @@ MAX_TRIES = 2
 MAX_TRIES_TABLE = 9
 AHEAD = 20_000  #: claims that may wait to be read, about a kilobyte each
 _LOOK_SECONDS = 0.1  #: between looks while there is something to read
-_SHORT = 32 << 10  #: bytes of a submission for which a table is interrupted
+_SHORT_TABLE = 32 << 10  #: bytes of a submitted table for which another is interrupted …
+_SHORT = 1 << 20  #: … and of any other submission: read in a third of a second
 _AGAIN_SECONDS = 2.0
 _SWEEP_SECONDS = 60.0  #: between looks for reservations whose file never came
 _SWEEP_AGE = 600_000_000  #: microseconds a reservation waits for its file
@@ -275,4 +276,5 @@ class Intake(Part):
 
 def _is_short(claim: Claim) -> bool:
     """Did somebody ask for it by HTTP or command, and is it soon read?"""
-    return claim.source != "file" and claim.size <= _SHORT
+    table = claim.suffix in LINE_SUFFIXES
+    return claim.source != "file" and claim.size <= (_SHORT_TABLE if table else _SHORT)
