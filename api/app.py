@@ -16,7 +16,7 @@ from api import batches, errors, events, health, jobs, login, page, seed
 from api.compat import a1111, openai, openai_batch
 from api.compat.calls import Calls
 from api.docs import pages, spec
-from api.door import Door
+from api.door import Door, installed_version
 from api.guard import Guard, Rules
 from api.page import album
 from api.page import needs as attention
@@ -53,7 +53,7 @@ def create_app(
     )
     door = Door(config, record)
     views = Views(door)
-    submissions = Submissions(door, views)
+    submissions = Submissions(door)
     outputs = Outputs(config.outputs, embed_metadata=config.embed_metadata)
     large = [
         ("/jobs", TABLE_BODY),
@@ -62,7 +62,7 @@ def create_app(
     ]
     rules = Rules.of(config, body_limits=large)
     throttled = ThrottledLog(_LINES)
-    feed = events.Feed(door, views, most=streams)
+    feed = events.Feed(door, views.brief, most=streams)
     calls = Calls(door, submissions, feed)
     paint = Painter()
     people = page.Pages(door, views, paint)
@@ -78,7 +78,7 @@ def create_app(
 
     app = FastAPI(
         title="SteadyDiffusion",
-        version=health.installed_version(),
+        version=installed_version(),
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -94,7 +94,7 @@ def create_app(
         health.routes(door, views),
         seed.routes(door, views, submissions),
         jobs.routes(door, views, submissions, outputs),
-        events.routes(door, views, feed),
+        events.routes(door, feed),
         batches.routes(door, views),
         openai.routes(door, calls, feed, rules.token),
         openai_batch.routes(door, calls, rules.token),

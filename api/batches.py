@@ -3,23 +3,18 @@
 Each verb is one statement of the record, so a crash leaves it done or not done.
 """
 
-import contextlib
-import functools
-import io
-import itertools
 import os
-import zipfile
 from collections.abc import Callable, Iterator
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import Response
 
 from api import models
 from api.door import Door
 from api.errors import documented
-from api.images import disposition, open_inside
+from api.images import archive, binary
 from api.paging import Limit, link_of
 from api.views import Views
 from watcher.errors import SteadyError
@@ -27,9 +22,7 @@ from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
 from watcher.pictures import Outputs
 from watcher.pictures.sheet import PICTURES, contact_sheet
-from watcher.results import result_table, zip_entry
-
-_CHUNK = 256 * 1024
+from watcher.results import result_table
 
 
 def routes(door: Door, views: Views) -> APIRouter:
@@ -83,10 +76,7 @@ def _taking_home(router: APIRouter, door: Door) -> None:
         response_class=Response,
         responses={
             **documented("batch_not_found", "image_not_ready"),
-            200: {
-                "description": "The pictures there are, as a zip.",
-                "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
-            },
+            200: binary("application/zip", "The pictures there are, as a zip."),
         },
     )
     def batch_images(ticket: str) -> Response:
@@ -103,10 +93,7 @@ def _taking_home(router: APIRouter, door: Door) -> None:
         response_class=Response,
         responses={
             **documented("batch_not_found", "image_not_ready"),
-            200: {
-                "description": "A contact sheet of up to 64 pictures.",
-                "content": {"image/jpeg": {"schema": {"type": "string", "format": "binary"}}},
-            },
+            200: binary("image/jpeg", "A contact sheet of up to 64 pictures."),
         },
     )
     def batch_sheet(
@@ -161,88 +148,8 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
         )
 
 
-def archive(
-    door: Door,
-    jobs: Iterator[Job],
-    name: str,
-    none: str,
-    table: tuple[str, Iterator[bytes]] | None = None,
-) -> Response:
-    """The pictures of ``jobs`` as ``<name>.zip``, then ``table`` (name, pieces), as they are read.
-
-    Raises SteadyError image_not_ready, in the words ``none``, when there are no jobs.
-    """
-    first = next(jobs, None)
-    if first is None:
-        raise SteadyError("image_not_ready", none)
-    return StreamingResponse(
-        zipped(door, itertools.chain([first], jobs), lambda: bool(door.stopping), table),
-        media_type="application/zip",
-        headers={"Content-Disposition": disposition("attachment", f"{name}.zip")},
-    )
-
-
 def _finished_jobs(door: Door, ticket: str) -> Iterator[Job]:
     """The batch's jobs that have a picture, in order."""
     for job in door.store.jobs_in_order(ticket):
         if job.state is JobState.COMPLETED and job.deleted_at is None:
             yield job
-
-
-class _Outbox(io.RawIOBase):
-    """Where zipfile writes: collects bytes until they are sent."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self._parts.append(bytes(data))
-        return len(data)
-
-    def take(self) -> bytes:
-        taken = b"".join(self._parts)
-        self._parts.clear()
-        return taken
-
-
-def zipped(
-    door: Door,
-    jobs: Iterator[Job],
-    stop: Callable[[], bool],
-    table: tuple[str, Iterator[bytes]] | None = None,
-) -> Iterator[bytes]:
-    """The pictures of these jobs and ``table`` as a zip, a piece at a time.
-
-    Each entry has the time its picture was made. Ends early when ``stop`` says so.
-    """
-    outbox = _Outbox()
-    with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for entry, pieces in itertools.chain(_entries(door, jobs), _table_entry(table)):
-            with archive.open(entry, "w", force_zip64=True) as target:
-                for piece in pieces:
-                    if stop():
-                        return
-                    target.write(piece)
-                    yield outbox.take()
-    yield outbox.take()
-
-
-_Entry = tuple[zipfile.ZipInfo, Iterator[bytes]]
-
-
-def _entries(door: Door, jobs: Iterator[Job]) -> Iterator[_Entry]:
-    for job in jobs:
-        # taken away by hand since: the others are still worth having
-        with contextlib.suppress(SteadyError):
-            fd = open_inside(door.outputs, job.path)
-            with os.fdopen(fd, "rb") as file:
-                pieces = iter(functools.partial(file.read, _CHUNK), b"")
-                yield zip_entry(job.path, job.completed_at or job.created_at), pieces
-
-
-def _table_entry(table: tuple[str, Iterator[bytes]] | None) -> Iterator[_Entry]:
-    if table is not None:
-        yield zip_entry(table[0], now_us()), table[1]

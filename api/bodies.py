@@ -1,18 +1,39 @@
 """Bodies as they arrive: their type, their bytes, their key; and the answer to those taken."""
 
-from typing import Annotated, Any
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Header
+from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
 
-from api.errors import fault_entry
-from api.submit import MAX_KEY, MEDIA_TYPES, Submitted
 from watcher import jobfile
-from watcher.errors import SteadyError
+from watcher.errors import SteadyError, ValueFault
 from watcher.submission import Body
 from watcher.suffixes import FORMS, remedy_for, suffix_of
 
+#: media type -> how the watcher reads such a body
+MEDIA_TYPES = {
+    "application/json": ".json",
+    "application/yaml": ".yaml",
+    "application/x-yaml": ".yaml",
+    "text/yaml": ".yaml",
+    "text/x-yaml": ".yaml",
+    "application/jsonl": ".jsonl",
+    "application/x-ndjson": ".jsonl",
+    "application/x-jsonlines": ".jsonl",
+    "text/csv": ".csv",
+    "text/tab-separated-values": ".tsv",
+    "text/plain": ".txt",
+    # pictures that carry a recipe: they are made again
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "image/jpeg": ".jpg",
+}
+
+Given = TypeVar("Given", bound=BaseModel)
+
+MAX_KEY = 200
 KEY = Annotated[
     str | None,
     Header(
@@ -24,8 +45,6 @@ KEY = Annotated[
         examples=["order-4711"],
     ),
 ]
-
-REPLAYED = "Idempotency-Replayed"
 
 
 def media_type(request: Request) -> str:
@@ -42,6 +61,26 @@ async def read_body(request: Request, *types: str) -> bytes:
     if given not in types and not (given.endswith("+json") and "application/json" in types):
         raise SteadyError("bad_content_type", remedy=f"Send {' or '.join(types)}.")
     return await unpacked(request)
+
+
+async def read_model(request: Request, model: type[Given]) -> Given:
+    """The JSON body as a ``model``. Raises SteadyError with the faulty keys."""
+    data = await read_body(request, "application/json")
+    try:
+        return model.model_validate_json(data)
+    except ValidationError as error:
+        problems = [
+            ValueFault(
+                {"extra_forbidden": "unknown_field", "json_invalid": "bad_json"}.get(
+                    found["type"], "wrong_type"
+                ),
+                f"{found['msg']}.",
+                key=str(found["loc"][-1]) if found["loc"] else None,
+                pointer="/" + "/".join(map(str, found["loc"])) if found["loc"] else None,
+            )
+            for found in error.errors(include_url=False, include_input=False, include_context=False)
+        ]
+        raise SteadyError(problems[0].code, problems=problems) from None
 
 
 async def read_file(request: Request, filename: str) -> Body:
@@ -71,33 +110,43 @@ async def unpacked(request: Request) -> bytes:
     return await request.body()
 
 
-def replay_headers(done: Submitted) -> dict[str, str]:
-    """Headers that tell a repeat of a key from the first time."""
-    return {REPLAYED: "true"} if done.replayed else {}
+def json_object(data: bytes) -> dict[str, Any]:
+    """The body as a mapping. Raises SteadyError encoding, bad_json, duplicate_key, bad_shape."""
+    try:
+        value = jobfile.read_json(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise SteadyError("encoding", "The body is not UTF-8 text.") from None
+    if not isinstance(value, dict):
+        words = "The body must be a JSON mapping."
+        raise SteadyError("bad_shape", words, remedy="Send e.g. a mapping with a prompt.")
+    return value
 
 
-def accepted(done: Submitted) -> Response:
-    """202: what became of a body, and where to ask (`models.Accepted`)."""
-    batch, plan = done.batch, done.plan
-    one = plan.count == 1 if plan else batch.jobs == 1
-    location = f"/jobs/{batch.ticket}" if one else f"/batches/{batch.ticket}"
-    answer = {
-        "ticket": batch.ticket,
-        "jobs": plan.count if plan else batch.jobs,
-        "job_id": batch.ticket if one else None,
-        "image_name": batch.image_name if one else None,
-        "location": location,
-        "warnings": list(plan.warnings if plan else batch.warnings),
-        "refused": [fault_entry(p) for p in plan.refused] if plan else [],
-    }
-    return JSONResponse(answer, 202, replay_headers(done) | {"Location": location})
+def json_body(schema: str, *, required: bool = True) -> dict[str, Any]:
+    """``openapi_extra`` of a route that reads its own JSON body of the component ``schema``."""
+    content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{schema}"}}}
+    return {"requestBody": {"required": required, "content": content}}
 
 
-def json_body(schema: dict[str, Any], example: Any) -> dict[str, Any]:
-    """``openapi_extra`` of a route that reads its own JSON body."""
-    return {
-        "requestBody": {
-            "required": True,
-            "content": {"application/json": {"schema": schema, "example": example}},
-        }
-    }
+def whole(raw: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+    """``raw[name]`` if it is a whole number in the range; None when unset. Else SteadyError."""
+    value = raw.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise fault("wrong_type", name, "must be a whole number")
+    if not low <= value <= high:
+        raise fault("out_of_range", name, f"must be {low}..{high}")
+    return value
+
+
+def choice(raw: Mapping[str, Any], name: str, *words: str) -> None:
+    """SteadyError out_of_range unless ``raw[name]`` is unset or one of ``words``."""
+    value = raw.get(name)
+    if value is not None and value not in words:
+        raise fault("out_of_range", name, f"must be one of {', '.join(words)}")
+
+
+def fault(code: str, name: str, words: str) -> SteadyError:
+    """A refusal of one parameter, by its name."""
+    return SteadyError(code, problems=[ValueFault(code, f"`{name}` {words}.", key=name)])

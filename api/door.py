@@ -6,20 +6,26 @@ the model) is looked up at most once in a short while.
 """
 
 import asyncio
+import collections
+import contextlib
 import logging
+import os
+import shutil
 import threading
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from watcher import live, models
+from watcher import jobfile, live, models
 from watcher.config import Config
-from watcher.errors import SteadyError
-from watcher.jobs import Job, JobState, Limits
+from watcher.errors import ERRORS, SteadyError
+from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Limits, Priority
 from watcher.log import now_us, say
 from watcher.pace import Pace, Size, size_of
+from watcher.pictures.recipe import model_name
 from watcher.store import JobStore
 
 logger = logging.getLogger("steady.api")
@@ -29,6 +35,8 @@ _FAR_SECONDS = 0.2  #: the same where the pulse lies on a server
 _PACE_SECONDS = 2.0
 _LIMITS_SECONDS = 1.0
 _POSITION_CAP = 10_000
+_REMEMBERED = 512  #: submitted requests kept in memory until they are recorded
+_PROBE = "api_probe"  #: the settings key written to learn whether the record can be written
 
 
 class Kept:
@@ -92,6 +100,8 @@ class Door:
         self.inbox: Path = config.inbox
         self.outputs: Path = config.outputs
         self.stopping = Stopping()
+        self._requests: collections.OrderedDict[str, JobRequest] = collections.OrderedDict()
+        self._lock = threading.Lock()
         self._other: object = None  #: how the file looks that took the record's place
         #: One look by id takes some 40 µs and waits for nobody, so it need not leave the loop.
         self.near = config.database_path is not None
@@ -115,6 +125,11 @@ class Door:
         """What the model in use allows; before the first choice, what it would allow."""
         return models.limits_known(self.config, self.store)
 
+    def model_in_use(self) -> str:
+        """The model's name as people know it; never a path of this machine."""
+        chosen = self.store.get("model") or {}
+        return model_name(str(chosen.get("name") or self.config.model)) or "unknown"
+
     def follow(self) -> None:
         """When another file was put in the record's place and lies still, go on with that one.
 
@@ -129,6 +144,82 @@ class Door:
             except SteadyError as error:
                 say(logger, "record.unusable", logging.ERROR, message=error.message)
         self._other = other
+
+    # -- the jobs, recorded or on their way
+
+    def find(self, job_id: str) -> Job:
+        """The job, recorded or on its way. Raises SteadyError job_not_found."""
+        job = self.store.job(job_id)
+        if job is not None:
+            return job
+        batch = self.store.batch(job_id)
+        if batch is None or batch.source != "http":
+            raise SteadyError("job_not_found")
+        request = self._submitted(batch)
+        # Recorded while we looked for the file? Then the record knows better.
+        return self.store.job(job_id) or self._on_its_way(batch, request)
+
+    def remember(self, ticket: str, request: JobRequest) -> None:
+        """Keep what was just submitted, so that a first look needs no file."""
+        with self._lock:
+            self._requests[ticket] = request
+            while len(self._requests) > _REMEMBERED:
+                self._requests.popitem(last=False)
+
+    def _submitted(self, batch: Batch) -> JobRequest:
+        """The first request of a submitted file that is not recorded."""
+        with self._lock:
+            known = self._requests.get(batch.ticket)
+        if known is not None:
+            return known
+        nothing: dict[str, Any] = {"prompt": ""}
+        self.limits().fill(nothing)
+        request = self._read_back(batch) or JobRequest(**nothing)
+        request = jobfile.seeded(request, batch.ticket)
+        if request.prompt:
+            self.remember(batch.ticket, request)
+        return request
+
+    def _read_back(self, batch: Batch) -> JobRequest | None:
+        """From the inbox or from the claimed files; None when it is in neither."""
+        inbox = self.inbox
+        paths = [inbox / f"api-{batch.ticket}{batch.suffix}"]
+        with contextlib.suppress(OSError):
+            paths += (inbox / ".claimed").glob(f"{batch.ticket}~*")
+        for path in paths:
+            with contextlib.suppress(OSError, SteadyError):
+                fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+                with os.fdopen(fd, "rb") as file:
+                    data = file.read(jobfile.most_bytes(batch.suffix))
+                parsed = jobfile.parse(data, batch.suffix, self.limits())
+                return parsed.requests[0].request
+        return None
+
+    def _on_its_way(self, batch: Batch, request: JobRequest) -> Job:
+        error = dict(batch.error or {})
+        state = JobState.QUEUED
+        if batch.cancelled:
+            state = JobState.CANCELLED
+        if error:
+            state = JobState.FAILED
+        return Job(
+            seq=0,
+            id=batch.ticket,
+            ticket=batch.ticket,
+            index=0,
+            state=state,
+            rev=0,
+            request=request,
+            image_name=batch.image_name or "",
+            folder="",
+            path="",
+            priority=Priority(request.priority or Priority.INTERACTIVE),
+            created_at=batch.created_at,
+            forwards=self.limits().forwards(request),
+            completed_at=batch.recorded_at if state in ENDED else None,
+            error_code=error.get("code"),
+            error_message=error.get("message"),
+        )
 
     # -- the running jobs, from the watcher's pulse
 
@@ -193,3 +284,75 @@ def is_uuid(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
+
+
+def installed_version() -> str:
+    """The installed version; 0.0.0 in a tree that was never installed."""
+    try:
+        return metadata.version("steadydiffusion")
+    except metadata.PackageNotFoundError:
+        return "0.0.0"
+
+
+# -- what is wrong
+
+
+def pulse_troubles(pulse: dict[str, Any]) -> Iterator[SteadyError]:
+    """What the watcher's pulse says is wrong, also where the queue goes on all the same."""
+    yield from _holding(pulse)
+    if pulse["alive"]:
+        for words in (pulse.get("inbox") or {}).get("problems", ()):
+            yield SteadyError("inbox_degraded", str(words))
+        yield from map(_as_error, pulse.get("warnings", ()))
+
+
+def _holding(pulse: dict[str, Any]) -> Iterator[SteadyError]:
+    """Why nothing is begun; the absence of the pulse most of all."""
+    if pulse["alive"]:
+        yield from map(_as_error, pulse.get("trouble", ()))
+    else:
+        yield SteadyError("watcher_down")
+
+
+def _as_error(entry: dict[str, Any]) -> SteadyError:
+    code = entry["code"] if entry.get("code") in ERRORS else "internal"
+    return SteadyError(code, entry.get("message", ""), remedy=entry.get("remedy", ""))
+
+
+def unready(door: Door) -> Iterator[SteadyError]:
+    """Every reason why no picture can be made now."""
+    if door.stopping:
+        yield SteadyError("stopping")
+    pulse = door.pulse()
+    reasons = list(_holding(pulse))
+    yield from reasons
+    if pulse["alive"] and not _has_hands(pulse):
+        yield SteadyError("model_loading")
+    try:
+        door.store.put(_PROBE, now_us() // 60_000_000)
+        paused = door.store.get("paused")
+    except SteadyError as error:
+        yield error
+        return
+    if paused and paused.get("by") == "failures":
+        yield SteadyError("repeated_failures", paused.get("reason") or "")
+    yield from _disk_warnings(door, {error.code for error in reasons})
+
+
+def _disk_warnings(door: Door, seen: set[str]) -> Iterator[SteadyError]:
+    try:
+        free = shutil.disk_usage(door.outputs).free
+    except OSError:
+        if "folder_gone" not in seen:
+            yield SteadyError("folder_gone", "The outputs folder is not there.")
+        return
+    if free < door.config.min_free_disk and "disk_full" not in seen:
+        yield SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")
+
+
+def _has_hands(pulse: dict[str, Any]) -> bool:
+    """Is there a worker whose model is loaded, or one that sleeps until work comes?"""
+    return any(w.get("state") in _WORKING for w in pulse.get("workers", ()))
+
+
+_WORKING = {"ready", "busy", "unloaded"}

@@ -28,10 +28,8 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
-from api.door import PULSE_SECONDS, Door
+from api.door import PULSE_SECONDS, Door, pulse_troubles
 from api.errors import documented
-from api.health import pulse_troubles
-from api.views import Views
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
 from watcher.log import say
@@ -99,13 +97,15 @@ class Places:
 class Feed:
     """What the poller saw, and who waits for it. Lives in one event loop.
 
-    ``most``: ``places`` for requests that stay open. Whoever listens takes one first.
+    ``tell``: a job as events show it. ``most``: ``places`` for requests that stay open. Whoever listens takes one first.
     """
 
-    def __init__(self, door: Door, views: Views, *, most: int = STREAMS) -> None:
+    def __init__(
+        self, door: Door, tell: Callable[[Job], dict[str, Any]], *, most: int = STREAMS
+    ) -> None:
         self._door = door
         self.places = Places(most)
-        self._views = views
+        self._tell = tell
         self._every = _SERVER_SECONDS if door.config.database_path is None else PULSE_SECONDS
         self._listeners = 0
         self._wanted = asyncio.Event()
@@ -241,7 +241,7 @@ class Feed:
 
     def change_of(self, job: Job) -> Transition:
         """How ``job`` stands now, as an event to send."""
-        body = json.dumps(self._views.job(job, place=False), ensure_ascii=False)
+        body = json.dumps(self._tell(job), ensure_ascii=False)
         return Transition(job.rev, job.id, job.state.ended, body)
 
     # -- listening
@@ -319,7 +319,7 @@ class Feed:
         return [self.change_of(found) for found in jobs]
 
 
-def routes(door: Door, views: Views, feed: Feed) -> APIRouter:
+def routes(door: Door, feed: Feed) -> APIRouter:
     """``/events`` and ``/jobs/{job_id}/events``."""
     router = APIRouter(tags=["events"])
 
@@ -342,7 +342,7 @@ def routes(door: Door, views: Views, feed: Feed) -> APIRouter:
     async def job_events(job_id: str, last_event_id: LastEventId = None) -> Response:
         """One job as it happens: the job as it is, then its steps and transitions; ends when it
         has ended."""
-        job = await run_in_threadpool(views.find, job_id)
+        job = await run_in_threadpool(door.find, job_id)
         seen = rev_of(last_event_id)
         if job.state.ended and seen is not None and seen >= job.rev:
             # All was told: 204 is how a browser learns not to come back.

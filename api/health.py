@@ -4,9 +4,7 @@
 ``/ready`` looks at everything a picture needs.
 """
 
-import shutil
-from collections.abc import Iterator, Sequence
-from importlib import metadata
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,27 +12,16 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
-from pydantic import ValidationError
 from starlette.responses import Response
 
 from api import metrics, models
-from api.bodies import read_body
-from api.door import Door
+from api.bodies import json_body, read_model
+from api.door import Door, installed_version, pulse_troubles, unready
 from api.errors import documented, problem
 from api.views import Views
-from watcher.errors import ERRORS, SteadyError, ValueFault
+from watcher.errors import SteadyError, ValueFault
 from watcher.log import now_us
 from watcher.pictures.recipe import model_name
-
-_PROBE = "api_probe"  #: the settings key written to learn whether the record can be written
-
-
-def installed_version() -> str:
-    """The installed version; 0.0.0 in a tree that was never installed."""
-    try:
-        return metadata.version("steadydiffusion")
-    except metadata.PackageNotFoundError:
-        return "0.0.0"
 
 
 def routes(door: Door, views: Views) -> APIRouter:
@@ -103,19 +90,14 @@ def routes(door: Door, views: Views) -> APIRouter:
         "/queue/pause",
         response_model=models.QueueView,
         responses=documented("wrong_type", "bad_content_type", "bad_request"),
-        openapi_extra={
-            "requestBody": {
-                "required": False,
-                "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Pause"}}},
-            }
-        },
+        openapi_extra=json_body("Pause", required=False),
     )
     async def pause_queue(request: Request) -> Response:
         """Stop handing out jobs. Running ones end; the rest waits, also over a restart, until
         resumed."""
         reason = None
         if await request.body():
-            reason = _reason(await read_body(request, "application/json"))
+            reason = (await read_model(request, models.Pause)).reason
         return await run_in_threadpool(_pause, reason)
 
     def _pause(reason: str | None) -> Response:
@@ -144,75 +126,3 @@ def _public_members(entry: dict[str, Any] | None, names: Sequence[str]) -> dict[
     if "name" in told:
         told["name"] = model_name(str(told["name"]))
     return told
-
-
-def _reason(data: bytes) -> str | None:
-    try:
-        return models.Pause.model_validate_json(data).reason
-    except ValidationError:
-        fault = ValueFault("wrong_type", "`reason` must be a text of at most 500 characters.")
-        raise SteadyError("wrong_type", problems=[fault]) from None
-
-
-# -- reasons
-
-
-def pulse_troubles(pulse: dict[str, Any]) -> Iterator[SteadyError]:
-    """What the watcher's pulse says is wrong, also where the queue goes on all the same."""
-    yield from _holding(pulse)
-    if pulse["alive"]:
-        for words in (pulse.get("inbox") or {}).get("problems", ()):
-            yield SteadyError("inbox_degraded", str(words))
-        yield from map(_as_error, pulse.get("warnings", ()))
-
-
-def _holding(pulse: dict[str, Any]) -> Iterator[SteadyError]:
-    """Why nothing is begun; the absence of the pulse most of all."""
-    if pulse["alive"]:
-        yield from map(_as_error, pulse.get("trouble", ()))
-    else:
-        yield SteadyError("watcher_down")
-
-
-def _as_error(entry: dict[str, Any]) -> SteadyError:
-    code = entry["code"] if entry.get("code") in ERRORS else "internal"
-    return SteadyError(code, entry.get("message", ""), remedy=entry.get("remedy", ""))
-
-
-def unready(door: Door) -> Iterator[SteadyError]:
-    """Every reason why no picture can be made now."""
-    if door.stopping:
-        yield SteadyError("stopping")
-    pulse = door.pulse()
-    reasons = list(_holding(pulse))
-    yield from reasons
-    if pulse["alive"] and not _has_hands(pulse):
-        yield SteadyError("model_loading")
-    try:
-        door.store.put(_PROBE, now_us() // 60_000_000)
-        paused = door.store.get("paused")
-    except SteadyError as error:
-        yield error
-        return
-    if paused and paused.get("by") == "failures":
-        yield SteadyError("repeated_failures", paused.get("reason") or "")
-    yield from _disk_warnings(door, {error.code for error in reasons})
-
-
-def _disk_warnings(door: Door, seen: set[str]) -> Iterator[SteadyError]:
-    try:
-        free = shutil.disk_usage(door.outputs).free
-    except OSError:
-        if "folder_gone" not in seen:
-            yield SteadyError("folder_gone", "The outputs folder is not there.")
-        return
-    if free < door.config.min_free_disk and "disk_full" not in seen:
-        yield SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")
-
-
-def _has_hands(pulse: dict[str, Any]) -> bool:
-    """Is there a worker whose model is loaded, or one that sleeps until work comes?"""
-    return any(w.get("state") in _WORKING for w in pulse.get("workers", ()))
-
-
-_WORKING = {"ready", "busy", "unloaded"}

@@ -7,23 +7,30 @@ Changes nothing.
 
 import contextlib
 import errno
+import functools
+import io
+import itertools
 import os
 import re
 import stat
 import urllib.parse
+import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from api.door import Door
 from api.errors import documented
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
+from watcher.log import now_us
 from watcher.pictures.container import NotAPicture, strip
+from watcher.results import zip_entry
 
 TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -35,6 +42,13 @@ _HEADERS = {
     "Cache-Control": {"schema": {"type": "string"}},
     "Content-Disposition": {"schema": {"type": "string"}},
 }
+
+
+def binary(media: str, words: str) -> dict[str, Any]:
+    """OpenAPI's answer of bytes of one type."""
+    return {"description": words, "content": {media: _BINARY}}
+
+
 _CONTENT = dict.fromkeys(TYPES.values(), _BINARY)
 
 #: OpenAPI's responses of every route that serves a picture.
@@ -133,11 +147,8 @@ def picture(
 
 def bare(door: Door, job: Job, *, download: bool = False) -> Response:
     """The picture of ``job`` without its recipe: the same pixels, nothing about their making."""
-    check_ready(job)
-    with os.fdopen(open_inside(door.outputs, job.path), "rb") as file:
-        data = file.read()
     try:
-        stripped = strip(data)
+        stripped = strip(picture_bytes(door, job))
     except NotAPicture:
         raise SteadyError("image_not_found", "The picture's file is damaged.") from None
     return Response(
@@ -150,6 +161,13 @@ def bare(door: Door, job: Job, *, download: bool = False) -> Response:
             ),
         },
     )
+
+
+def picture_bytes(door: Door, job: Job) -> bytes:
+    """The picture's file. Raises SteadyError image_deleted, image_not_found."""
+    check_ready(job)
+    with os.fdopen(open_inside(door.outputs, job.path), "rb") as file:
+        return file.read()
 
 
 def thumbnail(door: Door, job: Job, request: Request) -> Response:
@@ -277,3 +295,86 @@ def disposition(kind: str, filename: str) -> str:
         return f'{kind}; filename="{filename}"'
     quoted = urllib.parse.quote(filename, safe="")
     return f"{kind}; filename*=UTF-8''{quoted}"
+
+
+# -- many in one file
+
+
+def archive(
+    door: Door,
+    jobs: Iterator[Job],
+    name: str,
+    none: str,
+    table: tuple[str, Iterator[bytes]] | None = None,
+) -> Response:
+    """The pictures of ``jobs`` as ``<name>.zip``, then ``table`` (name, pieces), as they are read.
+
+    Raises SteadyError image_not_ready, in the words ``none``, when there are no jobs.
+    """
+    first = next(jobs, None)
+    if first is None:
+        raise SteadyError("image_not_ready", none)
+    return StreamingResponse(
+        zipped(door, itertools.chain([first], jobs), lambda: bool(door.stopping), table),
+        media_type="application/zip",
+        headers={"Content-Disposition": disposition("attachment", f"{name}.zip")},
+    )
+
+
+class _Outbox(io.RawIOBase):
+    """Where zipfile writes: collects bytes until they are sent."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken
+
+
+def zipped(
+    door: Door,
+    jobs: Iterator[Job],
+    stop: Callable[[], bool],
+    table: tuple[str, Iterator[bytes]] | None = None,
+) -> Iterator[bytes]:
+    """The pictures of these jobs and ``table`` as a zip, a piece at a time.
+
+    Each entry has the time its picture was made. Ends early when ``stop`` says so.
+    """
+    outbox = _Outbox()
+    with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+        for entry, pieces in itertools.chain(_entries(door, jobs), _table_entry(table)):
+            with archive.open(entry, "w", force_zip64=True) as target:
+                for piece in pieces:
+                    if stop():
+                        return
+                    target.write(piece)
+                    yield outbox.take()
+    yield outbox.take()
+
+
+_Entry = tuple[zipfile.ZipInfo, Iterator[bytes]]
+
+
+def _entries(door: Door, jobs: Iterator[Job]) -> Iterator[_Entry]:
+    for job in jobs:
+        # taken away by hand since: the others are still worth having
+        with contextlib.suppress(SteadyError):
+            fd = open_inside(door.outputs, job.path)
+            with os.fdopen(fd, "rb") as file:
+                pieces = iter(functools.partial(file.read, _CHUNK), b"")
+                yield zip_entry(job.path, job.completed_at or job.created_at), pieces
+
+
+def _table_entry(table: tuple[str, Iterator[bytes]] | None) -> Iterator[_Entry]:
+    if table is not None:
+        yield zip_entry(table[0], now_us()), table[1]

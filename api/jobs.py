@@ -9,17 +9,16 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.responses import Response
 
 from api import images, models
-from api.bodies import KEY, accepted, read_body, read_file
+from api.bodies import KEY, json_body, read_file, read_model
 from api.door import Door
 from api.errors import Refused, documented, fault_entry
 from api.paging import Cursor, Limit, cursor_of, day, link_of, moment_bound, seq_of, without_nul
-from api.submit import Submissions
+from api.submit import ON_ITS_WAY, Submissions, accepted
 from api.views import Views
-from watcher.errors import SteadyError, ValueFault
+from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState, Priority
 from watcher.log import now_us
 from watcher.pictures import Outputs
@@ -100,7 +99,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         )
         rows = store.jobs(chosen, before_seq=seq_of(cursor), limit=limit + 1)
         following = cursor_of(rows[limit - 1].seq) if len(rows) > limit else None
-        body = {"jobs": [views.job(job, place=False) for job in rows[:limit]], "next": following}
+        body = {"jobs": [views.brief(job) for job in rows[:limit]], "next": following}
         return JSONResponse(body, headers=link_of(request, following))
 
     @router.post(
@@ -113,10 +112,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
                 "bad_content_type", "queue_full", "disk_full", "folder_gone", "stopping",
             ),
             200: {"description": "The dry run's expansion.", "model": models.DryRun},
-            202: {
-                "description": "On its way.",
-                "headers": {"Location": {"schema": {"type": "string"}}},
-            },
+            202: ON_ITS_WAY,
         },
         openapi_extra=_BODY,
     )  # fmt: skip
@@ -158,29 +154,22 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
     @router.get("/{job_id}", response_model=models.JobView, responses=documented("job_not_found"))
     def job(job_id: str) -> Response:
         """One job. Also before the watcher has read it, so that no id ever answers 404 in between."""
-        return JSONResponse(views.job(views.find(job_id)))
+        return JSONResponse(views.job(door.find(job_id)))
 
     @router.patch(
         "/{job_id}",
         response_model=models.JobView,
         responses=documented("job_not_found", "wrong_state", "wrong_type", "bad_content_type"),
-        openapi_extra={
-            "requestBody": {
-                "required": True,
-                "content": {
-                    "application/json": {"schema": {"$ref": "#/components/schemas/Change"}}
-                },
-            }
-        },
+        openapi_extra=json_body("Change"),
     )
     async def reorder_job(job_id: str, request: Request) -> Response:
         """Give a waiting job another place. `priority` changes its class, `position` puts it first
         or last in its class."""
-        change = change_of(await read_body(request, "application/json"))
+        change = await read_model(request, models.Change)
         return await run_in_threadpool(_reorder, job_id, change)
 
     def _reorder(job_id: str, change: models.Change) -> Response:
-        found = _read_already(views.find(job_id))
+        found = _read_already(door.find(job_id))
         try:
             store.reorder(
                 job_id,
@@ -189,7 +178,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
             )
         except SteadyError as error:
             raise _with_state(error, found) from None
-        return JSONResponse(views.job(views.find(job_id)))
+        return JSONResponse(views.job(door.find(job_id)))
 
     @router.delete(
         "/{job_id}",
@@ -199,10 +188,10 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
     def cancel_job(job_id: str) -> Response:
         """Cancel a job. A waiting one ends at once; a running one within a step
         (`cancel_requested`)."""
-        found = views.find(job_id)
+        found = door.find(job_id)
         if found.seq == 0 and not found.state.ended:
             store.cancel_batch(found.ticket, now_us())
-            return JSONResponse(views.job(views.find(job_id)))
+            return JSONResponse(views.job(door.find(job_id)))
         try:
             return JSONResponse(views.job(store.cancel(job_id, now_us())))
         except SteadyError as error:
@@ -216,7 +205,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
     def retry_job(job_id: str) -> Response:
         """Run a failed or cancelled job again. It keeps its id, seed, name and place of the
         picture."""
-        found = _read_already(views.find(job_id))
+        found = _read_already(door.find(job_id))
         try:
             return JSONResponse(views.job(store.retry(job_id, now_us())))
         except SteadyError as error:
@@ -239,7 +228,7 @@ def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Output
         ] = True,
     ) -> Response:
         """A job's picture, whole or as its thumbnail."""
-        found = views.find(job_id)
+        found = door.find(job_id)
         if size is not None:
             return images.thumbnail(door, found, request)
         if not recipe:
@@ -257,7 +246,7 @@ def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Output
     )
     def delete_image(job_id: str) -> Response:
         """Delete a job's picture. Twice is as good as once."""
-        found = views.find(job_id)
+        found = door.find(job_id)
         if found.deleted_at is None:
             images.check_ready(found)
             # The row first: after a crash in between the picture is no longer shown.
@@ -265,31 +254,6 @@ def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Output
             door.store.sync()
         outputs.delete(found)
         return Response(status_code=204)
-
-
-# -- what goes in
-
-
-def change_of(data: bytes) -> models.Change:
-    """The body of PATCH. Raises SteadyError with the faulty keys."""
-    try:
-        return models.Change.model_validate_json(data)
-    except ValidationError as error:
-        problems = [
-            ValueFault(
-                {"extra_forbidden": "unknown_field", "json_invalid": "bad_json"}.get(
-                    fault["type"], "wrong_type"
-                ),
-                f"{fault['msg']}.",
-                key=str(fault["loc"][-1]) if fault["loc"] else None,
-                pointer="/" + "/".join(map(str, fault["loc"])) if fault["loc"] else None,
-            )
-            for fault in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        raise SteadyError(problems[0].code, problems=problems) from None
-
-
-# -- what comes out
 
 
 def _read_already(job: Job) -> Job:

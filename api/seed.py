@@ -11,21 +11,14 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from api import images, models
-from api.bodies import KEY, json_body, read_body, replay_headers
+from api.bodies import KEY, json_body, read_body
 from api.door import Door
 from api.errors import documented
-from api.submit import Submissions
+from api.submit import Submissions, replay_headers
 from api.views import Views
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import JobState
 from watcher.submission import Body, Plan
-
-EXAMPLE = {
-    "prompt": "a beautiful sunset over mountains",
-    "height": 1024,
-    "width": 1024,
-    "num_inference_steps": 9,
-}
 
 
 def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
@@ -39,7 +32,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
             "bad_request", "key_conflict", "wrong_type", "too_large", "bad_content_type",
             "queue_full", "disk_full", "folder_gone", "stopping",
         ),
-        openapi_extra=json_body({"$ref": "#/components/schemas/OneJob"}, EXAMPLE),
+        openapi_extra=json_body("OneJob"),
     )  # fmt: skip
     async def generate_image(request: Request, idempotency_key: KEY = None) -> Response:
         """Start one picture. Answers at once; ask `/status/{job_id}` how it goes."""
@@ -51,7 +44,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         batch = done.batch
         name = batch.image_name
         if name is None:  # a key that first came with a file: its job tells the name
-            name = (await run_in_threadpool(views.find, batch.ticket)).image_name
+            name = (await run_in_threadpool(door.find, batch.ticket)).image_name
         answer = {"job_id": batch.ticket, "image_name": name, "status": "generating"}
         return JSONResponse(answer, headers=replay_headers(done))
 
@@ -67,7 +60,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         return JSONResponse(views.status(job))
 
     def _status(job_id: str) -> dict[str, Any]:
-        return views.status(views.find(job_id))
+        return views.status(door.find(job_id))
 
     @router.get(
         "/image/by-name/{image_name:path}", response_class=Response, responses=images.DOCUMENTED
@@ -88,7 +81,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
     def image(job_id: str, request: Request) -> Response:
         """A picture by its job. 404 for an unknown job, 400 while the picture is not ready, 410
         once deleted."""
-        return images.picture(door, views.find(job_id), request)
+        return images.picture(door, door.find(job_id), request)
 
     return router
 

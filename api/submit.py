@@ -12,8 +12,10 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starlette.responses import JSONResponse, Response
+
 from api.door import Door
-from api.views import Views
+from api.errors import fault_entry
 from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
@@ -24,27 +26,7 @@ logger = logging.getLogger("steady.api")
 
 SMALL_BODY = 1 << 20  #: bytes; of longer tables only the head is read before the answer
 TABLE_BODY = 32 << 20  #: bytes of a table or picture
-MAX_KEY = 200
 _HEAD = 100  #: rows
-
-#: media type -> how the watcher reads such a body
-MEDIA_TYPES = {
-    "application/json": ".json",
-    "application/yaml": ".yaml",
-    "application/x-yaml": ".yaml",
-    "text/yaml": ".yaml",
-    "text/x-yaml": ".yaml",
-    "application/jsonl": ".jsonl",
-    "application/x-ndjson": ".jsonl",
-    "application/x-jsonlines": ".jsonl",
-    "text/csv": ".csv",
-    "text/tab-separated-values": ".tsv",
-    "text/plain": ".txt",
-    # pictures that carry a recipe: they are made again
-    "image/png": ".png",
-    "image/webp": ".webp",
-    "image/jpeg": ".jpg",
-}
 
 
 @dataclass(frozen=True)
@@ -54,6 +36,15 @@ class Submitted:
     batch: Batch
     plan: Plan | None
     replayed: bool
+
+
+REPLAYED = "Idempotency-Replayed"
+
+#: OpenAPI's answer of every route that takes a body.
+ON_ITS_WAY = {
+    "description": "On its way.",
+    "headers": {"Location": {"schema": {"type": "string"}}},
+}
 
 
 class QueueFull(SteadyError):
@@ -67,10 +58,9 @@ class QueueFull(SteadyError):
 class Submissions:
     """Takes bodies. Safe for several threads and processes."""
 
-    def __init__(self, door: Door, views: Views) -> None:
+    def __init__(self, door: Door) -> None:
         self._door = door
         self._store = door.store
-        self._views = views
 
     def plan(self, body: Body, *, keyed: bool = False) -> Plan:
         """Read ``body`` as the watcher will. Raises SteadyError, nothing is queued.
@@ -164,7 +154,7 @@ class Submissions:
         if replayed and batch.digest != body.digest:
             raise SteadyError("key_conflict")
         first = plan.requests[0].request
-        self._views.remember(ticket, jobfile.seeded(first, job_id_of(ticket, 0)))
+        self._door.remember(ticket, jobfile.seeded(first, job_id_of(ticket, 0)))
         try:
             self._store.sync()  # the answer names the picture
             self._publish(body, batch)
@@ -182,3 +172,25 @@ class Submissions:
             return
         # Written into the bare mount point of an absent disk, it would never be found again.
         body.publish(self._door.inbox, batch.ticket, known=bool(self._store.get("inbox_ours")))
+
+
+def replay_headers(done: Submitted) -> dict[str, str]:
+    """Headers that tell a repeat of a key from the first time."""
+    return {REPLAYED: "true"} if done.replayed else {}
+
+
+def accepted(done: Submitted) -> Response:
+    """202: what became of a body, and where to ask (`models.Accepted`)."""
+    batch, plan = done.batch, done.plan
+    one = plan.count == 1 if plan else batch.jobs == 1
+    location = f"/jobs/{batch.ticket}" if one else f"/batches/{batch.ticket}"
+    answer = {
+        "ticket": batch.ticket,
+        "jobs": plan.count if plan else batch.jobs,
+        "job_id": batch.ticket if one else None,
+        "image_name": batch.image_name if one else None,
+        "location": location,
+        "warnings": list(plan.warnings if plan else batch.warnings),
+        "refused": [fault_entry(p) for p in plan.refused] if plan else [],
+    }
+    return JSONResponse(answer, 202, replay_headers(done) | {"Location": location})

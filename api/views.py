@@ -1,29 +1,15 @@
 """The record's rows as answers: the seed's words for its routes, everything for ours.
 
-Also finds a job that is not recorded yet: between a POST and its reading by the watcher
-the batch row and the submitted file tell what will be recorded.
 Changes nothing.
 """
 
-import collections
-import contextlib
 import datetime
-import os
-import threading
 from typing import Any
 
 from api.door import Door
 from api.models import Asked
-from watcher import jobfile
-from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import (
-    ENDED,
-    Batch,
-    Job,
-    JobRequest,
-    JobState,
-    Priority,
-)
+from watcher.errors import ERRORS
+from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState
 from watcher.pictures.recipe import model_name
 
 #: the record's five words -> the seed's three
@@ -40,7 +26,6 @@ _FACTS = (
     "model", "revision", "device", "dtype", "attention", "versions", "timings", "attempts",
     "adopted",
 )  # fmt: skip
-_REMEMBERED = 512  #: submitted requests kept in memory until they are recorded
 
 
 def local_time(us: int | None) -> str | None:
@@ -66,91 +51,11 @@ def rounded(seconds: float | None) -> float | None:
 
 
 class Views:
-    """Rows of the record, found and told."""
+    """Rows of the record, told."""
 
     def __init__(self, door: Door) -> None:
         self._door = door
         self._store = door.store
-        self._requests: collections.OrderedDict[str, JobRequest] = collections.OrderedDict()
-        self._lock = threading.Lock()
-
-    # -- finding
-
-    def find(self, job_id: str) -> Job:
-        """The job, recorded or on its way. Raises SteadyError job_not_found."""
-        job = self._store.job(job_id)
-        if job is not None:
-            return job
-        batch = self._store.batch(job_id)
-        if batch is None or batch.source != "http":
-            raise SteadyError("job_not_found")
-        request = self._submitted(batch)
-        # Recorded while we looked for the file? Then the record knows better.
-        return self._store.job(job_id) or self._on_its_way(batch, request)
-
-    def remember(self, ticket: str, request: JobRequest) -> None:
-        """Keep what was just submitted, so that a first look needs no file."""
-        with self._lock:
-            self._requests[ticket] = request
-            while len(self._requests) > _REMEMBERED:
-                self._requests.popitem(last=False)
-
-    def _submitted(self, batch: Batch) -> JobRequest:
-        """The first request of a submitted file that is not recorded."""
-        with self._lock:
-            known = self._requests.get(batch.ticket)
-        if known is not None:
-            return known
-        nothing: dict[str, Any] = {"prompt": ""}
-        self._door.limits().fill(nothing)
-        request = self._read_back(batch) or JobRequest(**nothing)
-        request = jobfile.seeded(request, batch.ticket)
-        if request.prompt:
-            self.remember(batch.ticket, request)
-        return request
-
-    def _read_back(self, batch: Batch) -> JobRequest | None:
-        """From the inbox or from the claimed files; None when it is in neither."""
-        inbox = self._door.inbox
-        paths = [inbox / f"api-{batch.ticket}{batch.suffix}"]
-        with contextlib.suppress(OSError):
-            paths += (inbox / ".claimed").glob(f"{batch.ticket}~*")
-        for path in paths:
-            with contextlib.suppress(OSError, SteadyError):
-                fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
-                with os.fdopen(fd, "rb") as file:
-                    data = file.read(jobfile.most_bytes(batch.suffix))
-                parsed = jobfile.parse(data, batch.suffix, self._door.limits())
-                return parsed.requests[0].request
-        return None
-
-    def _on_its_way(self, batch: Batch, request: JobRequest) -> Job:
-        error = dict(batch.error or {})
-        state = JobState.QUEUED
-        if batch.cancelled:
-            state = JobState.CANCELLED
-        if error:
-            state = JobState.FAILED
-        return Job(
-            seq=0,
-            id=batch.ticket,
-            ticket=batch.ticket,
-            index=0,
-            state=state,
-            rev=0,
-            request=request,
-            image_name=batch.image_name or "",
-            folder="",
-            path="",
-            priority=Priority(request.priority or Priority.INTERACTIVE),
-            created_at=batch.created_at,
-            forwards=self._door.limits().forwards(request),
-            completed_at=batch.recorded_at if state in ENDED else None,
-            error_code=error.get("code"),
-            error_message=error.get("message"),
-        )
-
-    # -- telling
 
     def _progress(self, job: Job) -> tuple[float, int | None, int]:
         """Fraction done, forwards done (None while unknown), forwards in all."""
@@ -245,6 +150,10 @@ class Views:
                 "batch": f"/batches/{job.ticket}",
             },
         }
+
+    def brief(self, job: Job) -> dict[str, Any]:
+        """The same without what costs a look at the whole queue: for lists and events."""
+        return self.job(job, place=False)
 
     def batch(self, batch: Batch) -> dict[str, Any]:
         """Everything about one batch, its jobs counted."""

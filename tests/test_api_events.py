@@ -203,7 +203,7 @@ def test_a_stream_that_begins_while_the_service_stops_gets_no_id(bench: Bench):
         door = Door(bench.config, bench.store)
         door.stopping.bind()
         door.stopping.set()
-        feed = Feed(door, Views(door))
+        feed = Feed(door, Views(door).brief)
         return [event async for event in feed.listen(after)]
 
     bench.done()

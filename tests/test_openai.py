@@ -24,7 +24,6 @@ from store_children import claim_one
 from api.compat.calls import Attempt, Call, Calls
 from api.door import Door
 from api.submit import Submissions
-from api.views import Views
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
 from watcher.store import JobStore
@@ -284,7 +283,7 @@ def test_each_try_joins_a_run_nobody_waits_for_any_more(tmp_path):
     with Bench(tmp_path) as bench:
         door = bench.app.state.door
         feed: Any = None
-        calls = Calls(door, Submissions(door, Views(door)), feed)
+        calls = Calls(door, Submissions(door), feed)
         body = Body(b'{"prompt": "a fox"}', ".json", "openai")
 
         def begin(number: int) -> Call:
@@ -390,7 +389,7 @@ def test_what_is_claimed_while_its_caller_hangs_up_goes_on(tmp_path: Path, read:
         store = Racing(bench.config.database_url)
         door = Door(bench.config, store)
         feed: Any = None
-        calls = Calls(door, Submissions(door, Views(door)), feed)
+        calls = Calls(door, Submissions(door), feed)
         call = calls.begin(Body(b'{"prompt": "a fox", "count": 2}', ".json", "openai"))
         if read:
             bench.watcher.take_in()

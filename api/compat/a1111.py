@@ -18,11 +18,11 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from api.bodies import read_body
+from api.bodies import fault, json_object, read_body
 from api.compat.calls import Call, Calls, Snapshot
-from api.compat.openai import fault, json_object, model_in_use, picture_bytes
 from api.compat.txt2img import Txt2ImgBody, check_model, txt2img_of, words_of
 from api.door import Door
+from api.images import picture_bytes
 from watcher.errors import SteadyError
 from watcher.jobs import Card, Job, JobState
 from watcher.log import now_us
@@ -77,7 +77,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
         return await run_in_threadpool(_answer, raw, asked, call, over)
 
     def _asked(raw: dict[str, Any]) -> Txt2ImgBody:
-        return txt2img_of(raw, door.limits().usual, model_in_use(door))
+        return txt2img_of(raw, door.limits().usual, door.model_in_use())
 
     def _answer(raw: dict[str, Any], asked: Txt2ImgBody, call: Call, over: Snapshot) -> Response:
         try:
@@ -89,7 +89,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
         images = [base64.b64encode(picture_bytes(door, job)).decode() for job in made]
         warnings = _all_warnings(asked, call, over)
         card = door.limits().usual
-        info = info_of(made or over.jobs, asked, warnings, model_in_use(door), card)
+        info = info_of(made or over.jobs, asked, warnings, door.model_in_use(), card)
         answer = {
             "images": images if asked.send_images else [],
             "parameters": raw,
@@ -113,7 +113,7 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
 
     def options() -> dict[str, Any]:
         return {
-            "sd_model_checkpoint": model_in_use(door),
+            "sd_model_checkpoint": door.model_in_use(),
             "samples_format": door.config.image_format,
             "sd_vae": "None",
             "CLIP_stop_at_last_layers": 1,
@@ -141,12 +141,12 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
     async def set_options(request: Request) -> Response:
         """Any options are taken and none changes anything; another model is refused."""
         raw = json_object(await read_body(request, "application/json"))
-        check_model(raw, await run_in_threadpool(model_in_use, door))
+        check_model(raw, await run_in_threadpool(door.model_in_use))
         return JSONResponse(None)
 
     @router.get("/sd-models")
     def sd_models() -> Response:
-        name = model_in_use(door)
+        name = door.model_in_use()
         entry = {"title": name, "model_name": name, "hash": None, "sha256": None}
         return JSONResponse([{**entry, "filename": name, "config": None}])
 

@@ -10,7 +10,6 @@ import dataclasses
 import functools
 import io
 import json
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -25,14 +24,13 @@ from PIL import Image, ImageDraw
 from starlette.responses import Response
 
 from api import dialects, images, links
-from api.bodies import KEY, read_body
+from api.bodies import KEY, choice, fault, json_object, read_body, whole
 from api.compat.calls import Attempt, Call, Calls, Snapshot
 from api.door import Door
 from api.events import Feed, Stream
 from watcher import jobfile
-from watcher.errors import SteadyError, ValueFault
+from watcher.errors import SteadyError
 from watcher.jobs import MAX_STEPS, Job, JobState, Limits
-from watcher.pictures.recipe import model_name
 from watcher.submission import Body
 
 NAME = "openai"  #: the batch's name: tells in lists which door a job came in by
@@ -66,7 +64,7 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
         """Answers when the pictures are there, or with ``stream`` as they come."""
         data = await read_body(request, "application/json")
         raw = await run_in_threadpool(json_object, data)
-        named, limits = await run_in_threadpool(lambda: (model_in_use(door), door.limits()))
+        named, limits = await run_in_threadpool(lambda: (door.model_in_use(), door.limits()))
         asked = generation_of(raw, named, limits)
         begin = functools.partial(
             calls.begin,
@@ -103,7 +101,7 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
     def _form(form: str, job: Job, base: str) -> str:
         if form == "url":
             return links.url_of(job, base, token)
-        return base64.b64encode(picture_bytes(door, job)).decode()
+        return base64.b64encode(images.picture_bytes(door, job)).decode()
 
     @router.get("/images/pictures/{file}")
     def picture(file: str, request: Request) -> Response:
@@ -152,7 +150,7 @@ class Streams:
     def _completed(self, job: Job, asked: GenerationBody, call: Call) -> bytes:
         event = {
             "type": f"{_PREFIX}.completed",
-            "b64_json": base64.b64encode(picture_bytes(self._door, job)).decode(),
+            "b64_json": base64.b64encode(images.picture_bytes(self._door, job)).decode(),
             "created_at": int(time.time()),
             **jobfile.look_of(job),
             "usage": jobfile.USAGE,
@@ -189,19 +187,13 @@ def _models(router: APIRouter, door: Door) -> None:
     @router.get("/models")
     def models() -> Response:
         """The one model in use."""
-        return JSONResponse({"object": "list", "data": [_model(model_in_use(door))]})
+        return JSONResponse({"object": "list", "data": [_model(door.model_in_use())]})
 
     @router.get("/models/{name:path}")
     def model(name: str) -> Response:
-        if name != model_in_use(door):
+        if name != door.model_in_use():
             raise SteadyError("model_not_found")
         return JSONResponse(_model(name))
-
-
-def model_in_use(door: Door) -> str:
-    """The model's name as people know it; never a path of this machine."""
-    chosen = door.store.get("model") or {}
-    return model_name(str(chosen.get("name") or door.config.model)) or "unknown"
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -209,18 +201,6 @@ def _model(name: str) -> dict[str, Any]:
 
 
 # -- what goes in
-
-
-def json_object(data: bytes) -> dict[str, Any]:
-    """The body as a mapping. Raises SteadyError encoding, bad_json, duplicate_key, bad_shape."""
-    try:
-        value = jobfile.read_json(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
-        raise SteadyError("encoding", "The body is not UTF-8 text.") from None
-    if not isinstance(value, dict):
-        words = "The body must be a JSON mapping."
-        raise SteadyError("bad_shape", words, remedy="Send e.g. a mapping with a prompt.")
-    return value
 
 
 def generation_of(raw: Mapping[str, Any], model: str, limits: Limits) -> GenerationBody:
@@ -265,30 +245,6 @@ def _forms(wanted: Any, model: Any) -> tuple[str, ...]:
     return ("b64_json",) if "gpt-image" in name else ("url", "b64_json")
 
 
-def whole(raw: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
-    """``raw[name]`` if it is a whole number in the range; None when unset. Else SteadyError."""
-    value = raw.get(name)
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise fault("wrong_type", name, "must be a whole number")
-    if not low <= value <= high:
-        raise fault("out_of_range", name, f"must be {low}..{high}")
-    return value
-
-
-def choice(raw: Mapping[str, Any], name: str, *words: str) -> None:
-    """SteadyError out_of_range unless ``raw[name]`` is unset or one of ``words``."""
-    value = raw.get(name)
-    if value is not None and value not in words:
-        raise fault("out_of_range", name, f"must be one of {', '.join(words)}")
-
-
-def fault(code: str, name: str, words: str) -> SteadyError:
-    """A refusal of one parameter, by its name."""
-    return SteadyError(code, problems=[ValueFault(code, f"`{name}` {words}.", key=name)])
-
-
 def in_their_words(error: SteadyError, raw: Mapping[str, Any]) -> SteadyError:
     """``error`` with the names the caller used: ``size`` for width and height, ``n`` for count."""
     theirs = {"count": "n", "format": "output_format"}
@@ -327,13 +283,6 @@ def _renamed(message: str, theirs: Mapping[str, str]) -> str:
 def _planned(call: Call) -> list[str]:
     plan = call.submitted.plan
     return list(plan.warnings) if plan else []
-
-
-def picture_bytes(door: Door, job: Job) -> bytes:
-    """The picture's file. Raises SteadyError image_deleted, image_not_found."""
-    images.check_ready(job)
-    with os.fdopen(images.open_inside(door.outputs, job.path), "rb") as file:
-        return file.read()
 
 
 def unfinished(job: Job, done: float) -> bytes:

@@ -20,9 +20,8 @@ from starlette.datastructures import UploadFile
 from starlette.responses import Response, StreamingResponse
 
 from api import dialects, links
-from api.bodies import KEY, media_type, read_body
+from api.bodies import KEY, fault, json_object, media_type, read_body
 from api.compat.calls import Attempt, Calls
-from api.compat.openai import fault, json_object
 from api.compat.uploads import Shelf
 from api.door import Door
 from watcher import jobfile

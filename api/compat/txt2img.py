@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from api.compat.openai import fault
+from api.bodies import fault
 from watcher.errors import SteadyError
 from watcher.jobs import MAX_STEPS, Card
 

@@ -44,7 +44,7 @@ def _body_of(document: dict[str, Any]) -> Iterator[str]:
     yield '<p><a href="/openapi.json">openapi.json</a></p><h2>Addresses</h2>'
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            yield from _operation(method.upper(), path, operation)
+            yield from _operation(method.upper(), path, operation, document)
     yield "<h2>What a job may say</h2><dl>"
     for name, field in document["components"]["schemas"]["JobRequest"]["properties"].items():
         rules = {k: v for k, v in field.items() if k not in ("title", "description")}
@@ -58,7 +58,9 @@ def _body_of(document: dict[str, Any]) -> Iterator[str]:
     yield "</dl></main></html>"
 
 
-def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[str]:
+def _operation(
+    method: str, path: str, operation: dict[str, Any], document: dict[str, Any]
+) -> Iterator[str]:
     yield (
         f'<details id="{_escaped(operation["operationId"])}"><summary><b>{method}</b> '
         f"<code>{_escaped(path)}</code> {_escaped(operation.get('summary', ''))}</summary>"
@@ -73,7 +75,9 @@ def _operation(method: str, path: str, operation: dict[str, Any]) -> Iterator[st
             )
         yield "</dl>"
     for media, body in operation.get("requestBody", {}).get("content", {}).items():
+        form = body["schema"].get("$ref", "").rpartition("/")[2]
         example = body.get("example") or [e["value"] for e in body.get("examples", {}).values()]
+        example = example or document["components"]["schemas"].get(form, {}).get("example")
         if example:
             yield f"<p>Body: {_escaped(media)}</p><pre>{_escaped(_pretty(example))}</pre>"
     yield "<ul>"

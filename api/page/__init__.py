@@ -22,8 +22,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 from typing_extensions import override
 
-from api.door import Door, Kept
-from api.health import installed_version, unready
+from api.door import Door, Kept, installed_version, unready
 from api.page import paint
 from api.page.album import again_of, curl_of, smaller_size, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
@@ -224,7 +223,7 @@ class Pages:
 
     def job(self, job_id: str, base: str) -> Response:
         """One job: its picture, everything about it, and how to make it again."""
-        job = self._views.find(job_id)
+        job = self._door.find(job_id)
         older, newer = self._store.neighbours(job.seq) if job.seq else (None, None)
         batch = self._store.batch(job.ticket)
         state = job.state

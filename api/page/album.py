@@ -14,11 +14,11 @@ from pydantic import StringConstraints
 from starlette.responses import Response
 
 from api import models
-from api.batches import archive
-from api.bodies import KEY, accepted
+from api.bodies import KEY
 from api.door import Door, is_uuid
 from api.errors import documented
-from api.submit import Submissions
+from api.images import archive, binary
+from api.submit import ON_ITS_WAY, Submissions, accepted
 from api.views import Views
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import Card, JobRequest, JobState
@@ -42,10 +42,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         response_class=Response,
         responses={
             **documented("image_not_ready", "wrong_type", "out_of_range"),
-            200: {
-                "description": "Those of them that there are, as a zip.",
-                "content": {"application/zip": {"schema": {"type": "string", "format": "binary"}}},
-            },
+            200: binary("application/zip", "Those of them that there are, as a zip."),
         },
     )
     def chosen_images(
@@ -63,10 +60,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         responses={
             **documented("job_not_found", "key_conflict", "wrong_type", "out_of_range",
                          "queue_full", "disk_full", "folder_gone", "stopping"),
-            202: {
-                "description": "On its way.",
-                "headers": {"Location": {"schema": {"type": "string"}}},
-            },
+            202: ON_ITS_WAY,
         },
     )  # fmt: skip
     def again(
@@ -79,7 +73,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
     ) -> Response:
         """A new job like this one. Unlike a retry it gets an id and a picture of its own; the old
         ones stay."""
-        job = views.find(job_id)
+        job = door.find(job_id)
         request = again_of(job.request, new_seed=seed == "new")
         if smaller:
             half = smaller_size(job.request, door.limits().usual)

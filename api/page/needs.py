@@ -11,16 +11,14 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
 from starlette.responses import Response
 
 from api import models
-from api.bodies import json_body, read_body
-from api.door import Door
+from api.bodies import json_body, read_model
+from api.door import Door, pulse_troubles
 from api.errors import documented
-from api.health import pulse_troubles
 from api.views import Views
-from watcher.errors import ERRORS, SteadyError, ValueFault
+from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import Batch, Job, JobState
 from watcher.store import JobFilter
 
@@ -113,7 +111,7 @@ def routes(door: Door, views: Views) -> APIRouter:
         found = attention(door)
         return JSONResponse(
             {
-                "failed": [views.job(job, place=False) for job in found.failed],
+                "failed": [views.brief(job) for job in found.failed],
                 "more": found.more,
                 "refused": [views.batch(batch) for batch in found.refused],
                 "reasons": [error.as_dict() for error in found.troubles],
@@ -134,11 +132,11 @@ def routes(door: Door, views: Views) -> APIRouter:
         responses=documented(
             "job_not_found", "batch_not_found", "wrong_type", "bad_content_type", "bad_request"
         ),
-        openapi_extra=json_body({"$ref": "#/components/schemas/Dismiss"}, {"all": True}),
+        openapi_extra=json_body("Dismiss"),
     )
     async def dismiss_some(request: Request) -> Response:
         """Do not tell of these again. Nothing is deleted. A job that fails again is told again."""
-        what = _dismiss_body(await read_body(request, "application/json"))
+        what = await read_model(request, models.Dismiss)
         return await run_in_threadpool(_dismiss, what)
 
     def _dismiss(what: models.Dismiss) -> Response:
@@ -146,17 +144,3 @@ def routes(door: Door, views: Views) -> APIRouter:
         return told()
 
     return router
-
-
-def _dismiss_body(data: bytes) -> models.Dismiss:
-    try:
-        return models.Dismiss.model_validate_json(data)
-    except ValidationError as error:
-        fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        code = {"extra_forbidden": "unknown_field", "json_invalid": "bad_json"}.get(
-            fault["type"], "wrong_type"
-        )
-        problem = ValueFault(
-            code, f"{fault['msg']}.", key=str(fault["loc"][-1]) if fault["loc"] else None
-        )
-        raise SteadyError(code, problems=[problem]) from None
