@@ -45,7 +45,7 @@ def find_batch(door: Door, ticket: str) -> Batch:
 def _reading_routes(router: APIRouter, door: Door, views: Views) -> None:
     """The list, and one of it."""
 
-    @router.get("", response_model=models.BatchPage, responses=documented("wrong_type"))
+    @router.get("", response_model=models.BatchPage)
     def list_batches(
         request: Request,
         cursor: Annotated[
@@ -60,9 +60,7 @@ def _reading_routes(router: APIRouter, door: Door, views: Views) -> None:
         body = {"batches": [views.batch(b) for b in rows[:limit]], "next": following}
         return JSONResponse(body, headers=link_of(request, following))
 
-    @router.get(
-        "/{ticket}", response_model=models.BatchView, responses=documented("batch_not_found")
-    )
+    @router.get("/{ticket}", response_model=models.BatchView)
     def batch(ticket: str) -> Response:
         """One batch. Its jobs are in `/jobs?batch=`."""
         return JSONResponse(views.batch(find_batch(door, ticket)))
@@ -75,7 +73,7 @@ def _taking_home(router: APIRouter, door: Door) -> None:
         "/{ticket}/images.zip",
         response_class=Response,
         responses={
-            **documented("batch_not_found", "image_not_ready"),
+            **documented("image_not_ready"),
             200: binary("application/zip", "The pictures there are, as a zip."),
         },
     )
@@ -92,7 +90,7 @@ def _taking_home(router: APIRouter, door: Door) -> None:
         "/{ticket}/sheet",
         response_class=Response,
         responses={
-            **documented("batch_not_found", "image_not_ready"),
+            **documented("image_not_ready"),
             200: binary("image/jpeg", "A contact sheet of up to 64 pictures."),
         },
     )
@@ -117,7 +115,6 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
         @router.post(
             f"/{{ticket}}/{name}",
             response_model=models.BatchView,
-            responses=documented("batch_not_found"),
             name=f"{name}_batch",
             description=summary,
         )
@@ -133,11 +130,7 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
     verb("pause", "Hold its waiting jobs back", store.pause_batch)
     verb("resume", "Let its held jobs run", lambda t: store.resume_batch(t, now_us()))
 
-    @router.post(
-        "/{ticket}/retry-failed",
-        response_model=models.Retried,
-        responses=documented("batch_not_found"),
-    )
+    @router.post("/{ticket}/retry-failed", response_model=models.Retried)
     def retry_failed(ticket: str) -> Response:
         """Run its failed jobs again. Each keeps its id, seed, name and place."""
         return JSONResponse(

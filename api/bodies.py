@@ -128,14 +128,16 @@ def json_body(schema: str, *, required: bool = True) -> dict[str, Any]:
     return {"requestBody": {"required": required, "content": content}}
 
 
-def whole(raw: Mapping[str, Any], name: str, low: int, high: int) -> int | None:
+def whole(
+    raw: Mapping[str, Any], name: str, low: int | None = None, high: int | None = None
+) -> int | None:
     """``raw[name]`` if it is a whole number in the range; None when unset. Else SteadyError."""
     value = raw.get(name)
     if value is None:
         return None
     if not isinstance(value, int) or isinstance(value, bool):
         raise fault("wrong_type", name, "must be a whole number")
-    if not low <= value <= high:
+    if low is not None and high is not None and not low <= value <= high:
         raise fault("out_of_range", name, f"must be {low}..{high}")
     return value
 

@@ -29,7 +29,6 @@ from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
 from api.door import PULSE_SECONDS, Door, pulse_troubles
-from api.errors import documented
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
 from watcher.log import say
@@ -334,7 +333,6 @@ def routes(door: Door, feed: Feed) -> APIRouter:
         "/jobs/{job_id}/events",
         response_class=Response,
         responses={
-            **documented("job_not_found"),
             **_DOCUMENTED,
             204: {"description": "It has ended, and you know."},
         },

@@ -89,7 +89,6 @@ def routes(door: Door, views: Views) -> APIRouter:
     @router.post(
         "/queue/pause",
         response_model=models.QueueView,
-        responses=documented("wrong_type", "bad_content_type", "bad_request"),
         openapi_extra=json_body("Pause", required=False),
     )
     async def pause_queue(request: Request) -> Response:

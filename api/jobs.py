@@ -69,7 +69,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
     """The list, and how to add to it."""
     store = door.store
 
-    @router.get("", response_model=models.JobPage, responses=documented("wrong_type"))
+    @router.get("", response_model=models.JobPage)
     def list_jobs(
         request: Request,
         state: Annotated[models.State | None, Query(description="only these")] = None,
@@ -107,15 +107,12 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         status_code=202,
         response_model=models.Accepted,
         responses={
-            **documented(
-                "bad_request", "key_conflict", "wrong_type", "bad_yaml", "too_large",
-                "bad_content_type", "queue_full", "disk_full", "folder_gone", "stopping",
-            ),
+            **documented("bad_yaml"),
             200: {"description": "The dry run's expansion.", "model": models.DryRun},
             202: ON_ITS_WAY,
         },
         openapi_extra=_BODY,
-    )  # fmt: skip
+    )
     async def submit_jobs(
         request: Request,
         dry_run: Annotated[bool, Query(description="show what it would become")] = False,
@@ -151,7 +148,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
     """One job: look, reorder, cancel, retry."""
     store = door.store
 
-    @router.get("/{job_id}", response_model=models.JobView, responses=documented("job_not_found"))
+    @router.get("/{job_id}", response_model=models.JobView)
     def job(job_id: str) -> Response:
         """One job. Also before the watcher has read it, so that no id ever answers 404 in between."""
         return JSONResponse(views.job(door.find(job_id)))
@@ -159,7 +156,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
     @router.patch(
         "/{job_id}",
         response_model=models.JobView,
-        responses=documented("job_not_found", "wrong_state", "wrong_type", "bad_content_type"),
+        responses=documented("wrong_state"),
         openapi_extra=json_body("Change"),
     )
     async def reorder_job(job_id: str, request: Request) -> Response:
@@ -180,11 +177,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
             raise _with_state(error, found) from None
         return JSONResponse(views.job(door.find(job_id)))
 
-    @router.delete(
-        "/{job_id}",
-        response_model=models.JobView,
-        responses=documented("job_not_found", "wrong_state"),
-    )
+    @router.delete("/{job_id}", response_model=models.JobView, responses=documented("wrong_state"))
     def cancel_job(job_id: str) -> Response:
         """Cancel a job. A waiting one ends at once; a running one within a step
         (`cancel_requested`)."""
@@ -198,9 +191,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
             raise _with_state(error, store.job(job_id) or found) from None
 
     @router.post(
-        "/{job_id}/retry",
-        response_model=models.JobView,
-        responses=documented("job_not_found", "wrong_state"),
+        "/{job_id}/retry", response_model=models.JobView, responses=documented("wrong_state")
     )
     def retry_job(job_id: str) -> Response:
         """Run a failed or cancelled job again. It keeps its id, seed, name and place of the
@@ -240,7 +231,7 @@ def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Output
         status_code=204,
         response_class=Response,
         responses={
-            **documented("job_not_found", "image_not_ready", "folder_gone"),
+            **documented("image_not_ready", "folder_gone"),
             204: {"description": "It is gone; the job's row stays."},
         },
     )

@@ -1,7 +1,6 @@
 """What answers look like: the documents behind the OpenAPI page.
 
-Answers are built in views.py; these models describe them, and a test holds the two
-together. The fields of the five first routes are the seed's own.
+views.py answers with the fields these models have, so what is described is what is sent. The fields of the five first routes are the seed's own.
 Nothing is computed here.
 """
 

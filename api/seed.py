@@ -13,7 +13,6 @@ from starlette.responses import Response
 from api import images, models
 from api.bodies import KEY, json_body, read_body
 from api.door import Door
-from api.errors import documented
 from api.submit import Submissions, replay_headers
 from api.views import Views
 from watcher.errors import SteadyError, ValueFault
@@ -26,14 +25,8 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
     router = APIRouter(tags=["pictures"])
 
     @router.post(
-        "/generate-image",
-        response_model=models.Generated,
-        responses=documented(
-            "bad_request", "key_conflict", "wrong_type", "too_large", "bad_content_type",
-            "queue_full", "disk_full", "folder_gone", "stopping",
-        ),
-        openapi_extra=json_body("OneJob"),
-    )  # fmt: skip
+        "/generate-image", response_model=models.Generated, openapi_extra=json_body("OneJob")
+    )
     async def generate_image(request: Request, idempotency_key: KEY = None) -> Response:
         """Start one picture. Answers at once; ask `/status/{job_id}` how it goes."""
         data = await read_body(request, "application/json")
@@ -48,9 +41,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         answer = {"job_id": batch.ticket, "image_name": name, "status": "generating"}
         return JSONResponse(answer, headers=replay_headers(done))
 
-    @router.get(
-        "/status/{job_id}", response_model=models.Status, responses=documented("job_not_found")
-    )
+    @router.get("/status/{job_id}", response_model=models.Status)
     async def status(job_id: str) -> Response:
         """How a picture is doing. `status` is one of generating, completed and failed; `state`
         knows more words."""

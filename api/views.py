@@ -4,10 +4,13 @@ Changes nothing.
 """
 
 import datetime
+from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
+
+from api import models
 from api.door import Door
-from api.models import Asked
 from watcher.errors import ERRORS
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState
 from watcher.pictures.recipe import model_name
@@ -50,6 +53,24 @@ def rounded(seconds: float | None) -> float | None:
     return None if seconds is None else round(seconds, 1)
 
 
+def _told(
+    model: type[BaseModel], row: Job | Batch, known: Mapping[str, Any] | None = None, **more: Any
+) -> dict[str, Any]:
+    """What ``model`` describes, no more and no less: from ``more``, ``known``, else the row."""
+    values = {**(known or {}), **more}
+    return {
+        name: values[name] if name in values else _plain(name, getattr(row, name))
+        for name in model.model_fields
+    }
+
+
+def _plain(name: str, value: Any) -> Any:
+    """A row's value as JSON has it; a moment in UTC."""
+    if name.endswith("_at") or name == "not_before":
+        return utc_time(value)
+    return list(value) if isinstance(value, tuple) else value
+
+
 class Views:
     """Rows of the record, told."""
 
@@ -71,30 +92,25 @@ class Views:
 
     def status(self, job: Job) -> dict[str, Any]:
         """The seed's answer to ``GET /status/{job_id}``, then our own fields."""
-        request = job.request
         progress, step, steps = self._progress(job)
         position = self._position(job)
-        return {
-            "job_id": job.id,
-            "image_name": job.image_name or None,
-            "status": SEED_WORDS[job.state],
-            "prompt": request.prompt,
-            "height": request.height,
-            "width": request.width,
-            "num_inference_steps": request.num_inference_steps,
-            "created_at": local_time(job.created_at),
-            "completed_at": local_time(job.completed_at),
-            "error_message": _error_message(job),
-            "state": job.state.value,
-            "position": position,
-            "progress": progress,
-            "step": step,
-            "steps": steps,
-            "seed": request.seed,
-            "eta_seconds": rounded(self._door.eta(job, position)),
-            "error_code": _error_code(job),
-            "warnings": list(job.warnings),
-        }
+        return _told(
+            models.Status,
+            job,
+            self.asked(job.request),
+            job_id=job.id,
+            image_name=job.image_name or None,
+            status=SEED_WORDS[job.state],
+            created_at=local_time(job.created_at),
+            completed_at=local_time(job.completed_at),
+            error_code=_error_code(job),
+            error_message=_error_message(job),
+            position=position,
+            progress=progress,
+            step=step,
+            steps=steps,
+            eta_seconds=rounded(self._door.eta(job, position)),
+        )
 
     def _position(self, job: Job) -> int | None:
         if job.seq == 0 and job.state is JobState.QUEUED:
@@ -103,7 +119,7 @@ class Views:
 
     def asked(self, request: JobRequest) -> dict[str, Any]:
         """The fields of ``request`` that answers show."""
-        told = {name: getattr(request, name) for name in Asked.model_fields}
+        told = {name: getattr(request, name) for name in models.Asked.model_fields}
         return told | {"format": request.format or self._door.config.image_format}
 
     def job(self, job: Job, *, place: bool = True) -> dict[str, Any]:
@@ -112,44 +128,29 @@ class Views:
         position = self._position(job) if place else None
         known = place or job.state is JobState.GENERATING
         code = _error_code(job)
-        return {
-            "id": job.id,
-            "ticket": job.ticket,
-            "index": job.index,
-            "state": job.state.value,
-            "rev": job.rev,
-            "image_name": job.image_name or None,
-            "path": job.path or None,
-            **self.asked(job.request),
-            "priority": job.priority.value,
-            "created_at": utc_time(job.created_at),
-            "started_at": utc_time(job.started_at),
-            "completed_at": utc_time(job.completed_at),
-            "not_before": utc_time(job.not_before),
-            "held": job.held,
-            "attempt": job.attempt,
-            "cancel_requested": job.cancel_requested,
-            "position": position,
-            "progress": progress,
-            "step": step,
-            "steps": steps,
-            "eta_seconds": rounded(self._door.eta(job, position)) if known else None,
-            "error_code": code,
-            "error_message": _error_message(job),
-            "remedy": ERRORS[code].do if code in ERRORS else None,
-            "warnings": list(job.warnings),
-            "sha256": job.sha256,
-            "bytes": job.bytes,
-            "deleted_at": utc_time(job.deleted_at),
-            "facts": _facts_of(job),
-            "links": {
+        return _told(
+            models.JobView,
+            job,
+            self.asked(job.request),
+            image_name=job.image_name or None,
+            path=job.path or None,
+            position=position,
+            progress=progress,
+            step=step,
+            steps=steps,
+            eta_seconds=rounded(self._door.eta(job, position)) if known else None,
+            error_code=code,
+            error_message=_error_message(job),
+            remedy=ERRORS[code].do if code in ERRORS else None,
+            facts=_facts_of(job),
+            links={
                 "self": f"/jobs/{job.id}",
                 "image": f"/jobs/{job.id}/image",
                 "thumbnail": f"/jobs/{job.id}/image?size=256",
                 "events": f"/jobs/{job.id}/events",
                 "batch": f"/batches/{job.ticket}",
             },
-        }
+        )
 
     def brief(self, job: Job) -> dict[str, Any]:
         """The same without what costs a look at the whole queue: for lists and events."""
@@ -161,29 +162,21 @@ class Views:
         progress |= {JobState(k).value: n for k, n in self._store.progress(batch.ticket).items()}
         ended = sum(progress[state.value] for state in ENDED)
         waiting = batch.jobs - ended
-        return {
-            "ticket": batch.ticket,
-            "name": batch.name,
-            "source": batch.source,
-            "state": _batch_state(batch, waiting),
-            "created_at": utc_time(batch.created_at),
-            "recorded_at": utc_time(batch.recorded_at),
-            "jobs": batch.jobs,
-            "progress": progress,
-            "done": round(ended / batch.jobs, 4) if batch.jobs else 0.0,
-            "eta_seconds": rounded(self._door.batch_seconds(batch.ticket)) if waiting else None,
-            "paused": batch.paused,
-            "cancelled": batch.cancelled,
-            "archived": batch.archived,
-            "keyed": batch.key is not None,
-            "error": _public_error(batch),
-            "warnings": list(batch.warnings),
-            "links": {
+        return _told(
+            models.BatchView,
+            batch,
+            state=_batch_state(batch, waiting),
+            progress=progress,
+            done=round(ended / batch.jobs, 4) if batch.jobs else 0.0,
+            eta_seconds=rounded(self._door.batch_seconds(batch.ticket)) if waiting else None,
+            keyed=batch.key is not None,
+            error=_public_error(batch),
+            links={
                 "self": f"/batches/{batch.ticket}",
                 "jobs": f"/jobs?batch={batch.ticket}",
                 "images": f"/batches/{batch.ticket}/images.zip",
             },
-        }
+        )
 
     def queue(self) -> dict[str, Any]:
         """Counts, what runs, when all is done, and who paused it."""

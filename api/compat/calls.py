@@ -3,7 +3,7 @@
 Such a call is an ordinary job in the queue; only its caller stays on the line. Whoever hangs
 up before a job has started cancels that job; what runs goes on, and its picture is in the
 gallery. A client that tries again after its time-out joins its first run: it sends no key, so
-the key is the body's digest and a number, kept in the record as any key is, and a later start
+the key begins with the body's digest, is kept in the record as any key is, and a later start
 of the service finds it too.
 
 Waiting is fed by the one poller of events.py: nothing here looks at a clock or sleeps.
@@ -13,10 +13,10 @@ A crash ends the lines, not the jobs.
 import asyncio
 import collections
 import hashlib
-import itertools
 import logging
 import threading
 import time
+import uuid
 from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -150,9 +150,14 @@ class Calls:
         """
         self._feed.places.take()
         try:
+            first = None
             if key is None and attempt is not None:
-                digest = hashlib.sha256(asked).hexdigest()
-                call = self._by_digest(body, attempt, digest, check, before)
+                same = f"call/{hashlib.sha256(asked).hexdigest()}/"
+                key = f"{same}{uuid.uuid4()}"
+                first = self._first_run(same, attempt) if attempt.number else None
+            if first is not None:
+                say(logger, "http.joined", ticket=first.ticket, attempt=attempt and attempt.number)
+                call = Call(Submitted(first, None, replayed=True), again=True)
             else:
                 if key is not None:
                     before(ticket_of_key(key))
@@ -166,43 +171,14 @@ class Calls:
             self._here.add(call)
         return call
 
-    def _by_digest(
-        self,
-        body: Body,
-        attempt: Attempt,
-        digest: str,
-        check: Callable[[Plan], None],
-        before: Callable[[str], None],
-    ) -> Call:
-        def key(number: int) -> str:
-            return f"call/{digest}/{number}"
-
-        latest = _last_true(lambda n: self._store.batch(ticket_of_key(key(n))) is not None)
-        if attempt.number:
-            first = self._first_run([ticket_of_key(key(n)) for n in _back_from(latest)], attempt)
-            if first is not None:
-                say(logger, "http.joined", ticket=first.ticket, attempt=attempt.number)
-                return Call(Submitted(first, None, replayed=True), again=True)
-        for number in itertools.count(latest + 1):
-            before(ticket_of_key(key(number)))
-            done = self._submissions.submit(body, key(number), check=check)
-            if not done.replayed:  # else an equal call came in between: this is another
-                self._enter(done.batch.ticket)
-                return Call(done)
-        raise AssertionError
-
-    def _first_run(self, tickets: list[str], attempt: Attempt) -> Batch | None:
+    def _first_run(self, same: str, attempt: Attempt) -> Batch | None:
         """The run this try belongs to: not answered, and best one nobody waits for any more.
 
-        The caller is entered, so that two tries at once find two runs.
+        ``same``: how the keys of all runs of this body begin. The caller is entered, so that two
+        tries at once find two runs.
         """
         oldest = now_us() - int(attempt.reach * 1e6)
-        found: list[Batch] = []
-        for ticket in tickets:
-            batch = self._store.batch(ticket)
-            if batch is None or batch.created_at < oldest:
-                break
-            found.append(batch)
+        found = self._store.keyed(same, since=oldest, limit=_LOOKED_BACK)
         with self._lock:
             open_ = [b for b in found if b.ticket not in self._answered]
             left = [b for b in open_ if not self._waiting[b.ticket]]
@@ -338,18 +314,3 @@ class Calls:
 async def _hung_up(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def _back_from(latest: int) -> range:
-    return range(latest, max(0, latest - _LOOKED_BACK), -1)
-
-
-def _last_true(holds: Callable[[int], bool]) -> int:
-    """The largest n from 1 on for which ``holds``, where it holds up to some n; 0 for none."""
-    low, high = 0, 1
-    while holds(high):
-        low, high = high, high * 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low

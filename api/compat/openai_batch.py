@@ -7,6 +7,7 @@ out of date and take no room.
 
 import datetime
 import functools
+import itertools
 import json
 import re
 import uuid
@@ -276,7 +277,7 @@ class Results:
         jobs = self._store.jobs_by_row(ticket)
         lines = jobfile.result_lines(jobs, url_of, good=kind == "output")
         if kind == "error" and batch.refused_rows:
-            return _chain(lines, self._refused(batch))
+            return itertools.chain(lines, self._refused(batch))
         return lines
 
     def _refused(self, batch: Batch) -> Iterator[bytes]:
@@ -321,11 +322,6 @@ def _errors(batch: Batch) -> dict[str, Any] | None:
             for p in problems
         ],
     }
-
-
-def _chain(*parts: Iterator[bytes]) -> Iterator[bytes]:
-    for part in parts:
-        yield from part
 
 
 def _blocks(lines: Iterator[bytes]) -> Iterator[bytes]:

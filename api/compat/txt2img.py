@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from api.bodies import fault
+from api.bodies import fault, whole
 from watcher.errors import SteadyError
 from watcher.jobs import MAX_STEPS, Card
 
@@ -189,11 +189,7 @@ def _whole_field(raw: Mapping[str, Any], name: str) -> int | None:
     value = raw.get(name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # JavaScript and pydantic make no difference either
-    if value is None:
-        return None
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise fault("wrong_type", name, "must be a whole number")
-    return value
+    return whole({name: value}, name)
 
 
 def _text_field(raw: Mapping[str, Any], name: str) -> str | None:

@@ -52,6 +52,14 @@ _FORMS: dict[str, dict[str, Any]] = {
 _UNSAFE = {"post", "put", "patch", "delete"}
 
 
+#: What an operation may answer because it has this parameter.
+_OF_PARAMETERS = {
+    "job_id": ("job_not_found",),
+    "ticket": ("batch_not_found",),
+    "Idempotency-Key": ("key_conflict", "queue_full", "disk_full", "folder_gone", "stopping"),
+}
+
+
 def job_schema(limits: Limits) -> dict[str, Any]:
     """What one job may say, with this model's ranges."""
     card = limits.usual
@@ -176,12 +184,14 @@ def _complete(method: str, operation: dict[str, Any]) -> None:
     operation |= {"summary": first.rstrip("."), **({"description": more[0]} if more else {})}
     responses = operation["responses"]
     given = responses.get("422", {}).get("content", {})
-    foreign = "HTTPValidationError" in str(given.get("application/json", {}))
-    if foreign:
+    if "HTTPValidationError" in str(given.get("application/json", {})):
         del responses["422"]
     codes = ["bad_host", "unauthorized", "internal", "database_trouble"]
     codes += ["cross_origin", "too_large"] if method in _UNSAFE else []
-    codes += ["wrong_type"] if foreign else []
+    codes += ["wrong_type"] if operation.get("parameters") else []
+    codes += ["bad_content_type", "bad_request", "wrong_type"] if "requestBody" in operation else []
+    for parameter in operation.get("parameters", ()):
+        codes += _OF_PARAMETERS.get(parameter["name"], ())
     for status, added in documented(*codes).items():
         known = responses.setdefault(str(status), added)
         content = known.setdefault("content", {})

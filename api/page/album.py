@@ -41,7 +41,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         "/images.zip",
         response_class=Response,
         responses={
-            **documented("image_not_ready", "wrong_type", "out_of_range"),
+            **documented("image_not_ready", "out_of_range"),
             200: binary("application/zip", "Those of them that there are, as a zip."),
         },
     )
@@ -58,11 +58,10 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         status_code=202,
         response_model=models.Accepted,
         responses={
-            **documented("job_not_found", "key_conflict", "wrong_type", "out_of_range",
-                         "queue_full", "disk_full", "folder_gone", "stopping"),
+            **documented("out_of_range"),
             202: ON_ITS_WAY,
         },
-    )  # fmt: skip
+    )
     def again(
         job_id: str,
         seed: Annotated[

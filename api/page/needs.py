@@ -129,9 +129,7 @@ def routes(door: Door, views: Views) -> APIRouter:
         "/dismiss",
         name="dismiss",
         response_model=models.Attention,
-        responses=documented(
-            "job_not_found", "batch_not_found", "wrong_type", "bad_content_type", "bad_request"
-        ),
+        responses=documented("job_not_found", "batch_not_found"),
         openapi_extra=json_body("Dismiss"),
     )
     async def dismiss_some(request: Request) -> Response:

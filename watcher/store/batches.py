@@ -220,6 +220,18 @@ class Batches(Database):
         values = {"before": before} if before else {}
         return self._batches(f"{where} ORDER BY seq DESC LIMIT :limit", limit=limit, **values)
 
+    def keyed(self, begin: str, *, since: int, limit: int) -> list[Batch]:
+        """Batches whose key begins so, newest first, of those made since and the latest 100,000."""
+        return self._batches(
+            "WHERE seq > (SELECT COALESCE(max(seq), 0) FROM batches) - 100000"
+            " AND created_at >= :since AND substr(key, 1, :length) = :begin"
+            " ORDER BY seq DESC LIMIT :limit",
+            begin=begin,
+            length=len(begin),
+            since=since,
+            limit=limit,
+        )
+
     def refused(self, limit: int = 20) -> list[Batch]:
         """The newest batches that were refused, of the latest 10,000 batches."""
         return self._batches(
