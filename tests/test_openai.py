@@ -23,7 +23,9 @@ from store_children import claim_one
 
 from api.compat.calls import Attempt, Call, Calls
 from api.door import Door
+from api.events import Feed
 from api.submit import Submissions
+from api.views import Views
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
 from watcher.store import JobStore
@@ -282,8 +284,7 @@ def test_equal_calls_that_time_out_find_each_its_own_run(here: House):
 def test_each_try_joins_a_run_nobody_waits_for_any_more(tmp_path):
     with Bench(tmp_path) as bench:
         door = bench.app.state.door
-        feed: Any = None
-        calls = Calls(door, Submissions(door), feed)
+        calls = Calls(door, Submissions(door), Feed(door, Views(door).brief))
         body = Body(b'{"prompt": "a fox"}', ".json", "openai")
 
         def begin(number: int) -> Call:
@@ -388,8 +389,7 @@ def test_what_is_claimed_while_its_caller_hangs_up_goes_on(tmp_path: Path, read:
     with Bench(tmp_path) as bench:
         store = Racing(bench.config.database_url)
         door = Door(bench.config, store)
-        feed: Any = None
-        calls = Calls(door, Submissions(door), feed)
+        calls = Calls(door, Submissions(door), Feed(door, Views(door).brief))
         call = calls.begin(Body(b'{"prompt": "a fox", "count": 2}', ".json", "openai"))
         if read:
             bench.watcher.take_in()
