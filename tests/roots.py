@@ -130,11 +130,22 @@ class Root:
     def steady(
         self, *words: str, env: dict[str, str] | None = None, given: bytes = b""
     ) -> "subprocess.CompletedProcess[str]":
-        """The command ``steady`` on this root, with ``given`` as its input."""
+        """The command ``steady`` on this root, with ``given`` as its input.
+
+        With an ``env`` of its own it is an interpreter of its own: that reads it when it starts.
+        """
+        command = ["-m", "watcher.cli", "--root", str(self.folder), *words]
+        if env is not None:
+            done = subprocess.run(
+                [sys.executable, *command], cwd=self.folder, env=env, input=given,
+                capture_output=True, timeout=60, check=False,
+            )  # fmt: skip
+            out, err = done.stdout.decode(), done.stderr.decode()
+            return subprocess.CompletedProcess(done.args, done.returncode, out, err)
         return run(
-            ["-m", "watcher.cli", "--root", str(self.folder), *words],
+            command,
             cwd=self.folder,
-            env=self.environment() if env is None else env,
+            env=self.environment(),
             given=given,
         )
 

@@ -76,9 +76,10 @@ def test_a_healthy_root_passes_every_check(patient: Patient) -> None:
     assert patient.failed() == set()
 
 
-def test_an_empty_folder_is_healthy(tmp_path: Path) -> None:
+def test_an_empty_folder_is_no_root_and_stays_empty(tmp_path: Path) -> None:
     found = list(findings(Desk(tmp_path), Machine(devices=lambda: SEEN)))
-    assert not [one for one in found if one.level == FAIL]
+    [wrong] = [one for one in found if one.level == FAIL]
+    assert wrong.check == "record" and "no folder of the service" in wrong.message
     assert list(tmp_path.iterdir()) == []
 
 

@@ -82,7 +82,7 @@ def job_of(row: Row) -> Job:
         deleted_at=row["deleted_at"],
         row=row["row"],
         model=row["model"],
-        forwards=row["forwards"] or forwards_of(request["num_inference_steps"]),
+        forwards=row["forwards"] or forwards_of(request.get("num_inference_steps") or 1),
         rating=row["rating"],
         warnings=_warnings_of(row["warnings"], facts.get("warnings")),
         facts=facts,
