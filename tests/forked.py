@@ -118,6 +118,7 @@ def _become(command: list[str], cwd: str, env: dict[str, str], streams: list[str
             opened = os.open(path, mode, 0o644)
             os.dup2(opened, number)
             os.close(opened)
+    sys.stdin = open(0, encoding="utf-8", closefd=False)  # noqa: SIM115  as at a start
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
