@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from watcher.errors import SteadyError
 from watcher.log import now_us
 from watcher.publish import replace
+
+if TYPE_CHECKING:
+    from watcher.store import JobStore
 
 
 @dataclass
@@ -87,14 +90,6 @@ STALE_SECONDS = 5.0
 WATCHER, STANDBY = "watcher", "standby"
 
 
-class Pulses(Protocol):
-    """Where pulses lie on a server (the record): by whom, seconds old, what."""
-
-    def pulses(self) -> Mapping[str, tuple[float, dict[str, Any]]]:
-        """Every pulse that was put there, also one long gone."""
-        ...
-
-
 def write(state: Path, pulse: dict[str, Any]) -> None:
     """Replace ``<state>/live.json`` with ``pulse``, stamped with the time. Raises OSError.
 
@@ -135,7 +130,7 @@ def read_pulse(state: Path) -> dict[str, Any]:
     return dict(pulse) | {"alive": _alive(pulse, age)}
 
 
-def seen(record: Pulses) -> dict[str, Any]:
+def seen(record: "JobStore") -> dict[str, Any]:
     """The same from a record on a server, with ``standbys``: how many wait to take over."""
     said = record.pulses()
     age, pulse = said.get(WATCHER, (STALE_SECONDS, {}))

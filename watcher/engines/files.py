@@ -3,7 +3,6 @@
 import hashlib
 import json
 import re
-import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from watcher.engine import ModelMissing
 from watcher.engines.plan import Weights
 from watcher.errors import SteadyError
 from watcher.models import folder_of, revision_of
+from watcher.models.catalogue import outline
 
 PARTS = ("transformer", "text_encoder", "vae")
 
@@ -93,18 +93,13 @@ def weight_files(part: Path) -> Iterator[Path]:
 
 def header(path: Path) -> tuple[dict[str, Any], int]:
     """What a safetensors file says of its weights, and the file's size, which must agree."""
-    size = path.stat().st_size
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            entries: dict[str, Any] = json.loads(file.read(length)) if length < size else {}
-        entries.pop("__metadata__", None)
-        end = max(entry["data_offsets"][1] for entry in entries.values())
-    except (struct.error, ValueError, KeyError, TypeError):
-        raise _not_whole(path) from None
-    if 8 + length + end != size:
-        raise _not_whole(path)
-    return entries, size
+        entries = outline(path)
+    except ValueError:
+        words = f"{path.parent.name}/{path.name} is not whole."
+        raise SteadyError("model_damaged", words) from None
+    entries.pop("__metadata__", None)
+    return entries, path.stat().st_size
 
 
 def _samples(path: Path, size: int) -> Iterator[bytes]:
@@ -114,10 +109,6 @@ def _samples(path: Path, size: int) -> Iterator[bytes]:
         for number in range(64):
             file.seek(size * number // 64)
             yield file.read(size * (number + 1) // 64 - file.tell() if whole else 1 << 12)
-
-
-def _not_whole(path: Path) -> SteadyError:
-    return SteadyError("model_damaged", f"{path.parent.name}/{path.name} is not whole.")
 
 
 def _elements(entry: Mapping[str, Any]) -> int:

@@ -1,4 +1,4 @@
-"""Which model is used, and what it allows. (Where it lies: places.py.)
+"""Which model is used, and what it allows. (Where it lies: catalogue.py.)
 
 A model is named ``auto``, ``starter`` (the small one we ship), a folder, or a name on the
 Hugging Face hub (``owner/name``, or ``owner/name@revision``). What a model allows is its
@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 from watcher.config import Config
 from watcher.engine import Feature
@@ -44,6 +44,9 @@ from watcher.models.catalogue import (
     split,
     starter_folder,
 )
+
+if TYPE_CHECKING:
+    from watcher.store import JobStore
 
 __all__ = [
     "STARTER",
@@ -92,13 +95,6 @@ _APPLE_BYTES = 30e9  #: memory of a 32 GB chip: 20.5 GB of weights, a picture, a
 _LOOK_AGAIN_SECONDS = 30.0  #: between looks for a device that is gone
 
 
-class Settings(Protocol):
-    """Where the choice is kept: the store's settings."""
-
-    def get(self, key: str) -> Any: ...
-    def put(self, key: str, value: Any) -> None: ...
-
-
 @dataclass
 class Choice:
     """The model of this root.
@@ -130,7 +126,7 @@ class Choice:
 # -- which
 
 
-def choose(config: Config, store: Settings, probe: Probe | None = None) -> Choice:
+def choose(config: Config, store: "JobStore", probe: Probe | None = None) -> Choice:
     """The model that ``config.model`` means here.
 
     ``auto`` is resolved once per root, by ``probe``: a CUDA or MPS device means
@@ -358,7 +354,7 @@ def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
     return asdict(profile)
 
 
-def limits_known(config: Config, store: Settings | None) -> Limits:
+def limits_known(config: Config, store: "JobStore | None") -> Limits:
     """The limits for processes that do not choose: by what the watcher kept, or will keep.
 
     Before its first start (or without a record) ``auto`` is taken for Z-Image-Turbo.

@@ -6,6 +6,7 @@ Looks only: nothing is downloaded, written or loaded here, so a crash leaves not
 import json
 import os
 import re
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,22 @@ def _json_or_none(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return value if isinstance(value, dict) else None
+
+
+def outline(path: Path) -> dict[str, Any]:
+    """What a safetensors file says of its weights, ``__metadata__`` among it; nothing is loaded.
+
+    Raises ValueError unless the file ends where its own words say, OSError.
+    """
+    size = path.stat().st_size
+    try:
+        with path.open("rb") as file:
+            (length,) = struct.unpack("<Q", file.read(8))
+            entries: dict[str, Any] = json.loads(file.read(length)) if length < size else {}
+        ends = [e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"]
+        whole = 8 + length + max(ends) == size
+    except (struct.error, ValueError, LookupError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise ValueError(f"{path.name} is no whole weight file")
+    return entries

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from watcher import publish
+from watcher.models.catalogue import outline
 
 _STEP = 1 << 24  #: bytes read at once
 
@@ -23,7 +24,7 @@ def converted_size(source: Path) -> int:
     """Bytes that ``source`` will have once converted."""
     if source.suffix != ".safetensors":
         return source.stat().st_size
-    new = _header_in_bfloat16(_header(source)[0])
+    new = _header_in_bfloat16(outline(source))
     return 8 + len(_packed(new)) + _length(new)
 
 
@@ -38,7 +39,8 @@ def to_bfloat16(source: Path, target: Path) -> None:
         publish.sync_fd(fd)
         os.close(fd)
         return
-    header, start = _header(source)
+    header = outline(source)
+    start = source.stat().st_size - _length(header)
     new = _header_in_bfloat16(header)
     packed = _packed(new)
     with source.open("rb") as old, target.open("xb") as out:
@@ -48,8 +50,6 @@ def to_bfloat16(source: Path, target: Path) -> None:
             old.seek(start + begin)
             for at in range(begin, end, _STEP):
                 chunk = old.read(min(_STEP, end - at))
-                if len(chunk) != min(_STEP, end - at):
-                    raise ValueError(f"{source.name} is shorter than its header says")
                 out.write(_halved(chunk) if header[name]["dtype"] == "F32" else chunk)
         out.flush()
         publish.sync_fd(out.fileno())
@@ -62,14 +62,6 @@ def _halved(chunk: bytes) -> bytes:
     quiet = (bits >> 16) | 0x40
     nan = (bits & 0x7FFFFFFF) > 0x7F800000
     return np.where(nan, quiet, rounded).astype("<u2").tobytes()
-
-
-def _header(path: Path) -> tuple[dict[str, Any], int]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        if length > 100_000_000:
-            raise ValueError(f"{path.name} is no safetensors file")
-        return json.loads(file.read(length)), 8 + length
 
 
 def _header_in_bfloat16(header: dict[str, Any]) -> dict[str, Any]:

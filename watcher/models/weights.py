@@ -16,14 +16,14 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from typing_extensions import override
 
 from watcher import publish
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.models import Settings, profile_of
+from watcher.models import profile_of
 from watcher.models.catalogue import (
     CATALOGUE,
     MANIFEST,
@@ -36,12 +36,16 @@ from watcher.models.catalogue import (
     manifest_of,
     missing_files,
     missing_remedy,
+    outline,
     present,
     repository,
     revision_of,
     split,
     starter_folder,
 )
+
+if TYPE_CHECKING:
+    from watcher.store import JobStore
 
 #: Is told (bytes done, bytes in all) now and then.
 Progress = Callable[[int, int], None]
@@ -327,12 +331,14 @@ def _fault_of(path: Path, facts: Mapping[str, Any], progress: Callable[[int], No
         for kind, begin in (("sha256", b""), ("sha1", b"blob %d\0" % size)):
             if facts.get(kind) and _digest(path, kind, begin, progress) != facts[kind]:
                 return "is not what it should be: its check sum differs."
-        if path.suffix == ".safetensors" and not _outline_fits(path, size):
-            return "is not a whole weight file."
+        if path.suffix == ".safetensors":
+            outline(path)
     except FileNotFoundError:
         return "is missing."
     except OSError as error:
         return f"cannot be read: {error.strerror}."
+    except ValueError:
+        return "is not a whole weight file."
     return None
 
 
@@ -347,18 +353,6 @@ def _digest(path: Path, kind: str, begin: bytes, progress: Callable[[int], None]
     return machine.hexdigest()
 
 
-def _outline_fits(path: Path, size: int) -> bool:
-    """Does a safetensors file end where its own header says?"""
-    with path.open("rb") as file:
-        try:
-            (length,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(min(length, 100_000_000)))
-            ends = [e["data_offsets"][1] for k, e in header.items() if k != "__metadata__"]
-        except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError):
-            return False
-    return bool(8 + length + max(ends, default=0) == size)
-
-
 @dataclass(frozen=True)
 class Listed:
     """One model as ``steady model list`` shows it."""
@@ -371,7 +365,7 @@ class Listed:
     revision: str | None
 
 
-def listed(config: Config, store: Settings | None = None) -> list[Listed]:
+def listed(config: Config, store: "JobStore | None" = None) -> list[Listed]:
     """The models we know and the one in use, wherever they are."""
     told = store.get("model") if store else None
     used = str(told["name"]) if isinstance(told, dict) and "name" in told else config.model

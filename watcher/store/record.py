@@ -61,7 +61,7 @@ class Record(Database):
 
     # -- settings
 
-    def get(self, key: str) -> Any | None:
+    def get(self, key: str) -> Any:
         """The value of a setting, or None."""
         rows = self.poll("SELECT value FROM settings WHERE key = :key", key=key)
         return json.loads(rows[0]["value"]) if rows else None
