@@ -59,12 +59,12 @@ def _told(
     """What ``model`` describes, no more and no less: from ``more``, ``known``, else the row."""
     values = {**(known or {}), **more}
     return {
-        name: values[name] if name in values else _plain(name, getattr(row, name))
+        name: values[name] if name in values else _json_value(name, getattr(row, name))
         for name in model.model_fields
     }
 
 
-def _plain(name: str, value: Any) -> Any:
+def _json_value(name: str, value: Any) -> Any:
     """A row's value as JSON has it; a moment in UTC."""
     if name.endswith("_at") or name == "not_before":
         return utc_time(value)
