@@ -3,7 +3,6 @@
 Changes nothing.
 """
 
-import datetime
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from pydantic import BaseModel
 
 from api import models
 from api.door import Door
+from watcher.describe import describe_batch, describe_job, local_time, utc_time
 from watcher.errors import ERRORS
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState
 from watcher.pictures.recipe import model_name
@@ -31,44 +31,15 @@ _FACTS = (
 )  # fmt: skip
 
 
-def local_time(us: int | None) -> str | None:
-    """Naive local ISO time with microseconds, as the seed writes it."""
-    if us is None:
-        return None
-    moment = datetime.datetime.fromtimestamp(us // 1_000_000)
-    return moment.replace(microsecond=us % 1_000_000).isoformat(timespec="microseconds")
-
-
-def utc_time(us: int | None) -> str | None:
-    """``2026-01-21T14:30:22.123456Z``."""
-    if us is None:
-        return None
-    moment = datetime.datetime.fromtimestamp(us // 1_000_000, datetime.UTC)
-    moment = moment.replace(microsecond=us % 1_000_000, tzinfo=None)
-    return moment.isoformat(timespec="microseconds") + "Z"
-
-
 def rounded(seconds: float | None) -> float | None:
     """Seconds to a tenth: no guess is better."""
     return None if seconds is None else round(seconds, 1)
 
 
-def _told(
-    model: type[BaseModel], row: Job | Batch, known: Mapping[str, Any] | None = None, **more: Any
-) -> dict[str, Any]:
-    """What ``model`` describes, no more and no less: from ``more``, ``known``, else the row."""
-    values = {**(known or {}), **more}
-    return {
-        name: values[name] if name in values else _json_value(name, getattr(row, name))
-        for name in model.model_fields
-    }
-
-
-def _json_value(name: str, value: Any) -> Any:
-    """A row's value as JSON has it; a moment in UTC."""
-    if name.endswith("_at") or name == "not_before":
-        return utc_time(value)
-    return list(value) if isinstance(value, tuple) else value
+def _told(model: type[BaseModel], told: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+    """What ``model`` describes, no more and no less: from ``more``, else from ``told``."""
+    values = {**told, **more}
+    return {name: values[name] for name in model.model_fields}
 
 
 class Views:
@@ -96,13 +67,9 @@ class Views:
         position = self._position(job)
         return _told(
             models.Status,
-            job,
-            self.asked(job.request),
+            describe_job(job, local_time) | self.asked(job.request),
             job_id=job.id,
-            image_name=job.image_name or None,
             status=SEED_WORDS[job.state],
-            created_at=local_time(job.created_at),
-            completed_at=local_time(job.completed_at),
             error_code=_error_code(job),
             error_message=_error_message(job),
             position=position,
@@ -130,10 +97,7 @@ class Views:
         code = _error_code(job)
         return _told(
             models.JobView,
-            job,
-            self.asked(job.request),
-            image_name=job.image_name or None,
-            path=job.path or None,
+            describe_job(job, utc_time) | self.asked(job.request),
             position=position,
             progress=progress,
             step=step,
@@ -164,11 +128,12 @@ class Views:
         waiting = batch.jobs - ended
         return _told(
             models.BatchView,
-            batch,
+            describe_batch(batch, utc_time),
             state=_batch_state(batch, waiting),
             progress=progress,
             done=round(ended / batch.jobs, 4) if batch.jobs else 0.0,
             eta_seconds=rounded(self._door.batch_seconds(batch.ticket)) if waiting else None,
+            archived=batch.archived,
             keyed=batch.key is not None,
             error=_public_error(batch),
             links={

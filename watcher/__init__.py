@@ -20,6 +20,7 @@ publish.py    how a file appears: whole or not at all; folder.py: is this folder
 results.py    a finished batch's result files
 submission.py  bytes and a name -> read, and put into the inbox: for every way in
 wildcards.py  word lists of the root; pace.py: every estimate of time
+describe.py   a job and a batch as plain data, for every answer and file that tells of one
 prune.py      what is old, tidied away
 notify.py     telling others that a batch is done, from the record's outbox
 live.py log.py            the pulse and what is wrong now; the log and the clock

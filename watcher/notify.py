@@ -7,7 +7,6 @@ once a batch, and ``STEADY_ATTEMPT`` says which time this is.
 """
 
 import contextlib
-import datetime
 import logging
 import os
 import signal
@@ -16,6 +15,7 @@ import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from watcher.describe import zoned_time
 from watcher.errors import Trouble
 from watcher.inbox import file_of
 from watcher.jobs import Batch, JobState
@@ -149,8 +149,8 @@ class Notifier:
             "JOBS": batch.jobs,
             **{state.name: counts[state] for state in JobState if state.ended},
             "REFUSED_ROWS": batch.refused_rows,
-            "CREATED_AT": _iso_seconds(batch.created_at),
-            "ENDED_AT": _iso_seconds(ended),
+            "CREATED_AT": zoned_time(batch.created_at, "seconds"),
+            "ENDED_AT": zoned_time(ended, "seconds"),
             "SECONDS": max(0, ended - batch.created_at) // 1_000_000,
             "ROOT": self._root,
             "OUTPUTS": self._outputs,
@@ -176,7 +176,3 @@ class Notifier:
         return {
             name: each if path and Path(each).is_file() else "" for name, each in beside.items()
         }
-
-
-def _iso_seconds(moment: int) -> str:
-    return datetime.datetime.fromtimestamp(moment / 1e6).astimezone().isoformat("T", "seconds")

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from watcher.describe import describe_job, nonzero_counts, zoned_time
 from watcher.inbox import file_of, open_claim
 from watcher.jobfile import MAX_TABLE, guarded, written
 from watcher.jobs import Batch, Job, JobState
@@ -36,8 +37,8 @@ def result_json(
     head = {
         "ticket": batch.ticket,
         "file": batch.name,
-        "created_at": iso_of(batch.created_at),
-        "counts": {state.value: n for state, n in counts.items() if n},
+        "created_at": zoned_time(batch.created_at, "auto"),
+        "counts": nonzero_counts(counts),
         "warnings": list(batch.warnings),
     }
     yield json.dumps(head, ensure_ascii=False, indent=1).removesuffix("\n}").encode()
@@ -51,12 +52,11 @@ def result_json(
 
 def result_of(job: Job) -> dict[str, Any]:
     """A job's entry in a result file: id, place, row, state, picture, seed, label, error."""
-    entry: dict[str, Any] = {
-        "id": job.id,
-        "index": job.index,
+    told = describe_job(job, zoned_time)
+    entry = {
+        **{name: told[name] for name in ("id", "index", "state")},
         "row": job.row,
-        "state": job.state.value,
-        "picture": job.path if job.state is JobState.COMPLETED else None,
+        "picture": told["path"] if job.state is JobState.COMPLETED else None,
         "seed": job.request.seed,
     }
     if job.request.label is not None:
@@ -65,8 +65,8 @@ def result_of(job: Job) -> dict[str, Any]:
         entry["metadata"] = job.request.metadata
     if job.error_code:
         entry["error"] = {"code": job.error_code, "message": job.error_message}
-    if job.warnings:
-        entry["warnings"] = list(job.warnings)
+    if told["warnings"]:
+        entry["warnings"] = told["warnings"]
     return entry
 
 
@@ -150,8 +150,3 @@ def _drained(out: io.StringIO) -> bytes:
 def day_of(moment: int) -> str:
     """YYYYMMDD in local time of ``moment`` (microseconds UTC)."""
     return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%Y%m%d")
-
-
-def iso_of(moment: int) -> str:
-    """Local time of ``moment`` (microseconds UTC) in ISO 8601."""
-    return datetime.datetime.fromtimestamp(moment / 1e6).astimezone().isoformat()

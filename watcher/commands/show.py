@@ -1,4 +1,4 @@
-"""A job, a batch and the service in words and as JSON: the same facts, two ways to say them."""
+"""A job and a batch in words for a terminal, and as the JSON of ``--json``."""
 
 import datetime
 import shutil
@@ -7,20 +7,10 @@ from typing import Any
 
 from watcher.commands.desk import fitted_line
 from watcher.config import Config
+from watcher.describe import describe_batch, describe_job, nonzero_counts, zoned_time
 from watcher.jobs import Batch, Job, JobState
 
 _WIDE = 500  #: characters of a line that goes into a pipe
-
-
-def iso(moment: int | None) -> str | None:
-    """Microseconds since 1970 as local ISO 8601 with zone, whole milliseconds."""
-    if moment is None:
-        return None
-    return (
-        datetime.datetime.fromtimestamp(moment / 1e6)
-        .astimezone()
-        .isoformat(timespec="milliseconds")
-    )
 
 
 def local_clock(moment: int | None) -> str:
@@ -30,51 +20,28 @@ def local_clock(moment: int | None) -> str:
     return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%d %b %H:%M")
 
 
+#: What of a job is told only where there is something to tell.
+_IF_ANY = ("held", "progress", "not_before", "error_code", "error_message", "sha256", "bytes",
+           "deleted_at")  # fmt: skip
+
+
 def job_json(job: Job, config: Config, pulse: dict[str, Any]) -> dict[str, Any]:
     """Everything about a job. ``path`` is absolute and null until the picture exists."""
-    done = job.state is JobState.COMPLETED
-    seen: dict[str, Any] = {
-        "id": job.id,
-        "ticket": job.ticket,
-        "index": job.index,
-        "state": str(job.state),
-        "image_name": job.image_name,
-        "path": str(config.outputs / job.path) if done and not job.deleted_at else None,
+    done = job.state is JobState.COMPLETED and not job.deleted_at
+    told = describe_job(job, zoned_time) | {
+        "path": str(config.outputs / job.path) if done else None,
         "request": job.request.model_dump(exclude_none=True),
         "seed": job.request.seed,
-        "priority": str(job.priority),
-        "attempt": job.attempt,
-        "created_at": iso(job.created_at),
-        "started_at": iso(job.started_at),
-        "completed_at": iso(job.completed_at),
-        "warnings": list(job.warnings),
-    }
-    extra: dict[str, Any] = {
-        "held": job.held,
         "progress": progress(job, pulse),
-        "error_code": job.error_code,
-        "error_message": job.error_message,
-        "sha256": job.sha256,
-        "bytes": job.bytes,
-        "deleted_at": iso(job.deleted_at),
     }
-    return seen | {key: value for key, value in extra.items() if value is not None}
+    return {name: value for name, value in told.items() if value is not None or name not in _IF_ANY}
 
 
 def batch_json(batch: Batch, counts: dict[JobState, int]) -> dict[str, Any]:
     """Everything about a batch and how many of its jobs stand where."""
-    return {
-        "ticket": batch.ticket,
-        "name": batch.name,
-        "source": batch.source,
-        "created_at": iso(batch.created_at),
+    return describe_batch(batch, zoned_time) | {
         "recorded": batch.recorded_at is not None,
-        "jobs": batch.jobs,
-        "counts": {str(state): number for state, number in counts.items() if number},
-        "cancelled": batch.cancelled,
-        "paused": batch.paused,
-        "warnings": list(batch.warnings),
-        "error": dict(batch.error) if batch.error else None,
+        "counts": nonzero_counts(counts),
     }
 
 
