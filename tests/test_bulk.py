@@ -8,6 +8,7 @@ import subprocess
 import urllib.request
 import uuid
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from history import faults, pictures, rows
 from PIL import Image
 from roots import Root
 
+from watcher.dispatch import RunWindow
 from watcher.pace import Pace
 from watcher.wildcards import Wildcards
 
@@ -272,6 +274,18 @@ def test_after_five_pictures_the_time_left_is_within_a_fifth(bench: Bench) -> No
         make(moods.uniform(7, 9))
     assert bench.store.claim(int(now * 1e6)) is None
     assert told == pytest.approx(now - asked, rel=0.2)
+
+
+def test_a_window_on_the_nights_the_clocks_change() -> None:
+    """In autumn 02:30 comes twice, in spring never."""
+
+    def opened(window: str, month: int, day: int, *hours: int) -> list[bool]:
+        at = [datetime(2027, month, day, hour, 30, tzinfo=UTC) for hour in hours]
+        return [RunWindow.parse(f"{window} Europe/Berlin").is_open(each) for each in at]
+
+    assert opened("02:00-03:00", 10, 31, 0, 1, 2) == [True, True, False]
+    assert opened("02:00-03:00", 3, 28, 0, 1) == [False, False]
+    assert opened("02:45-05:00", 3, 28, 0, 1, 2, 3) == [False, True, True, False]
 
 
 # -- made again from the picture
