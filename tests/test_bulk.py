@@ -93,6 +93,23 @@ def test_rows_of_a_table_are_told_apart_whatever_they_share(make_root: Make) -> 
     assert [r["state"] for r in table] == ["new", "", "old", "old"]
 
 
+def test_the_cases_of_tables_that_are_joined_back(make_root: Make) -> None:
+    root = make_root()
+    cases = Path(__file__).parent / "cases" / "tables"
+    for name in ("rows_that_share_a_key.csv", "own_columns.csv"):
+        root.drop(name, (cases / name).read_bytes())
+    root.finish()
+    shared = results(root, "rows_that_share_a_key~*.result.csv")
+    assert [(r["row"], r["prompt"]) for r in shared] == [
+        ("1", "a lighthouse"), ("3", "a boat"), ("4", "a cat"),
+    ]  # fmt: skip
+    own = results(root, "own_columns~*.result.csv")
+    assert list(own[0])[-4:] == ["prompt", "seed", "customer", "sku"]
+    assert [(r["customer"], r["sku"]) for r in own] == [
+        ("Miller & Sons", "LH-001"), ("Harbour Ltd", "BT-002"),
+    ]  # fmt: skip
+
+
 def test_rows_are_the_new_file_s_after_it_went_on(make_root: Make) -> None:
     """Sorted otherwise, with rows put in and one taken out: no row is guessed."""
     root = make_root()
