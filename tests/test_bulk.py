@@ -18,6 +18,7 @@ from engines import expected, read_log
 from history import faults, pictures, rows
 from PIL import Image
 from roots import Root
+from store_children import claim_one
 
 from watcher.dispatch import RunWindow
 from watcher.pace import Pace
@@ -275,7 +276,7 @@ def test_after_five_pictures_the_time_left_is_within_a_fifth(bench: Bench) -> No
 
     def make(seconds: float) -> None:
         nonlocal now
-        job = bench.store.claim(int(now * 1e6))
+        job = claim_one(bench.store, int(now * 1e6))
         assert job is not None
         now += seconds
         done = bench.store.complete(
@@ -289,7 +290,7 @@ def test_after_five_pictures_the_time_left_is_within_a_fifth(bench: Bench) -> No
     asked = now
     for _ in range(20):
         make(moods.uniform(7, 9))
-    assert bench.store.claim(int(now * 1e6)) is None
+    assert claim_one(bench.store, int(now * 1e6)) is None
     assert told == pytest.approx(now - asked, rel=0.2)
 
 
