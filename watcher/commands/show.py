@@ -96,7 +96,7 @@ def job_lines(job: Job, config: Config, pulse: dict[str, Any]) -> str:
         ("picture", _picture_path(job, config)),
         *(("warning", fitted_line(warning, 300)) for warning in job.warnings),
     ]
-    return _columns(facts)
+    return _aligned(facts)
 
 
 def batch_lines(batch: Batch, counts: dict[JobState, int]) -> str:
@@ -112,10 +112,10 @@ def batch_lines(batch: Batch, counts: dict[JobState, int]) -> str:
         *(("warning", fitted_line(warning, 300)) for warning in batch.warnings),
         ("each", f"steady list --batch {batch.ticket}"),
     ]
-    return _columns(facts)
+    return _aligned(facts)
 
 
-def _columns(facts: list[tuple[str, Any]]) -> str:
+def _aligned(facts: list[tuple[str, Any]]) -> str:
     return "\n".join(f"{name:<9} {value}" for name, value in facts if value is not None)
 
 
