@@ -89,9 +89,10 @@ def test_trouble_the_watcher_tells_of(bench: Bench, code: str):
 def test_a_worker_that_does_not_run_beside_one_that_does(bench: Bench):
     trouble = {"code": "device_lost", "message": "It is so.", "remedy": "Do this.", "slot": 1}
     bench.watcher.pulse(warnings=[trouble])
+    health = until(
+        lambda: (told := bench.client.get("/health").json())["status"] == "degraded" and told
+    )
     assert bench.client.get("/ready").status_code == 200
-    health = bench.client.get("/health").json()
-    assert health["status"] == "degraded"
     told = {k: trouble[k] for k in ("code", "message", "remedy")}
     assert health["reasons"] == bench.client.get("/attention").json()["reasons"] == [told]
 
