@@ -14,11 +14,11 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 LINES = """
-    mood: Annotated[str, Field(max_length=100)] | None = _said("how it should feel")
-    warmth: Annotated[float, Field(ge=0, le=1)] | None = _said("how warm")
-    grain: bool | None = _said("as on film")
-    inks: Annotated[list[str], Field(max_length=3)] | None = _said("by name")
-    knobs: dict[str, float] | None = _said("by name")
+    mood: Annotated[str, Field(max_length=100)] | None = _optional("how it should feel")
+    warmth: Annotated[float, Field(ge=0, le=1)] | None = _optional("how warm")
+    grain: bool | None = _optional("as on film")
+    inks: Annotated[list[str], Field(max_length=3)] | None = _optional("by name")
+    knobs: dict[str, float] | None = _optional("by name")
 """
 BEFORE = "\n\n@functools.cache\ndef field_schemas()"
 

@@ -71,7 +71,7 @@ def _on_ray(config: Config, spec: WorkerSpec, limits: Mapping[str, Any]) -> Exec
             remedy="Run `pip install 'steadydiffusion[ray]'`.",
         )
     rayenv.settle(config.ray_address, config.state)
-    from watcher.executor.ray import RayLine
+    from watcher.executor.ray.cluster import RayLine
 
     line = RayLine(
         spec,
