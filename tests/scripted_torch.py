@@ -51,6 +51,7 @@ cuda = types.SimpleNamespace(
     get_device_properties=properties,
     get_arch_list=lambda: told["code_for"],
     mem_get_info=mem_get_info,
+    DeferredCudaCallError=type("DeferredCudaCallError", (Exception,), {}),
 )
 """
 

@@ -8,15 +8,12 @@ Knows no queue and no names of pictures.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 from pydantic import ConfigDict
 
-from watcher.jobs import JobRequest
-
-#: What a job may ask for beside a prompt, a size, steps and a seed.
-Feature = Literal["image", "mask", "lora", "guidance", "negative_prompt", "preview", "upscale"]
+from watcher.jobs import Feature, JobRequest
 
 
 class Cancelled(Exception):

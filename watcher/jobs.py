@@ -71,6 +71,8 @@ class Priority(StrEnum):
 _LEVELS = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BULK: 2}
 
 ImageFormat = Literal["png", "webp", "jpeg"]
+#: What a job may ask of an engine beside a prompt, a size, steps and a seed.
+Feature = Literal["image", "mask", "lora", "guidance", "negative_prompt", "preview", "upscale"]
 #: format -> file suffix
 SUFFIXES: dict[str, str] = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 
@@ -162,7 +164,7 @@ class Card:
     min_side: int = 16
     max_side: int = 2048
     max_pixels: int = 2048 * 2048
-    #: what of a request has an effect (watcher.engine.Feature); None while nobody knows
+    #: what of a request has an effect; None while nobody knows
     accepts: tuple[str, ...] | None = ()
     sampler: str | None = "Euler"
     schedule: str | None = "Simple"

@@ -24,9 +24,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from watcher.config import Config
-from watcher.engine import Feature
 from watcher.errors import SteadyError
-from watcher.jobs import MAX_STEPS, Card, Limits
+from watcher.jobs import MAX_STEPS, Card, Feature, Limits
 from watcher.models.catalogue import (
     CATALOGUE,
     PROFILE,
