@@ -58,10 +58,10 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 
 # -- working on it -------------------------------------------------------------------------------
 test: $(VENV)/.installed-test ## all tests but the slow ones (real processes, the real pipeline)
-	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not ray and not postgres and not clients"
+	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not ray and not postgres and not clients and not powercut"
 
 again: $(VENV)/.installed-test ## only the tests that failed last, one at a time
-	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray and not postgres and not clients"
+	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray and not postgres and not clients and not powercut"
 
 slow: $(VENV)/.installed-test ## the slow tests: storms, thousands of files, fuzzing the routes
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu and not postgres"
@@ -105,6 +105,7 @@ torture: $(VENV)/.installed-test ## kill the service N times, then look for anyt
 	$(BIN)/python tests/torture.py --kills $(N)
 
 powercut: $(VENV)/.installed-test ## cut the power at 440 instants of a recorded run, then look for anything lost (STATES=all; DEVICE=20: on a real ext4)
+	$(BIN)/python -m pytest -m powercut tests/test_powercut.py
 	$(BIN)/python tests/powercut.py --states $(STATES) --seed $(SEED) --device $(DEVICE)
 
 lint: $(VENV)/.installed-test ## ruff, mypy --strict, and who may import whom

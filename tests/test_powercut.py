@@ -11,6 +11,8 @@ import pytest
 from cuttrace import Trace
 from powercut import Bench, record
 
+pytestmark = pytest.mark.powercut
+
 
 @pytest.fixture(scope="module")
 def traces(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Trace]]:
