@@ -96,6 +96,8 @@ FAULTS = (
 def a_job(id: str, request: JobRequest) -> Job:
     """A job as the record hands it out for the first time."""
     forwards = forwards_of(request.num_inference_steps or 1)
+    asked = request.model_dump(include=set(JobRequest.model_fields), exclude_none=True)
+    request = JobRequest.model_validate(asked)  # the record knows no opened files
     return Job(
         seq=1, id=id, ticket=id, index=0, state=JobState.GENERATING, rev=1, request=request,
         image_name=id, folder="x", path=f"x/{id}.png", priority=Priority.NORMAL, created_at=1,
