@@ -39,7 +39,7 @@ from benchmarks.lines import percentile
 from benchmarks.rig import Root
 from watcher import executor as ex
 from watcher.config import Config
-from watcher.jobs import JobRequest
+from watcher.jobs import Job
 from watcher.service import Service
 from watcher.store import JobStore
 
@@ -94,10 +94,10 @@ class Sleeping:
     def wants(self) -> list[ex.Slot]:
         return sorted(self._wished, key=lambda slot: (bool(self._tasks[slot]), self._wished[slot]))
 
-    def send(self, slot: ex.Slot, job_id: str, attempt: int, request: JobRequest) -> None:
+    def send(self, slot: ex.Slot, job: Job) -> None:
         now = time.monotonic()
         self.waits.append(now - self._wished.pop(slot))
-        self._tasks[slot].append((job_id, attempt))
+        self._tasks[slot].append((job.id, job.attempt))
         if len(self._tasks[slot]) == 1:
             self._begin(slot, now)
 
@@ -108,7 +108,9 @@ class Sleeping:
         return [task for tasks in self._tasks for task in tasks]
 
     def status(self) -> list[dict[str, Any]]:
-        return [{"slot": slot, "state": "busy"} for slot in range(len(self._tasks))]
+        return [
+            {"slot": slot, "state": "busy", "trouble": None} for slot in range(len(self._tasks))
+        ]
 
     def _begin(self, slot: int, at: float) -> None:
         self._done[slot] = 0

@@ -26,7 +26,7 @@ from engines import expected
 from watcher import executor as ex
 from watcher import log, service
 from watcher.config import Config
-from watcher.jobs import JobRequest
+from watcher.jobs import Job
 from watcher.pictures.recipe import read_recipe
 
 _SECONDS = 60  #: for a watcher to be done
@@ -62,7 +62,8 @@ class Player:
     def wants(self) -> list[int]:
         return [0] if self._events.empty() else []
 
-    def send(self, slot: int, job_id: str, attempt: int, request: JobRequest) -> None:
+    def send(self, slot: int, job: Job) -> None:
+        request, job_id, attempt = job.request, job.id, job.attempt
         image = expected(request.prompt, request.seed or 0, request.width or 0, request.height or 0)
         self._events.put(ex.Started(slot, job_id, attempt))
         self._events.put(
