@@ -29,7 +29,7 @@ from watcher.engine import (
 from watcher.engines.files import inspect
 from watcher.engines.placement import Placement
 from watcher.engines.shortage import sparing_memory
-from watcher.engines.trials import choose_attention
+from watcher.engines.trials import choose_attention, compile_if_faster
 from watcher.engines.zimage import ZImage, probe, sigmas_of
 from watcher.errors import SteadyError
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
@@ -485,6 +485,27 @@ def test_the_fastest_attention_is_kept_and_its_pixels_are_told(
     assert "the same pixels as native" in caplog.text
     assert choose_attention(scripted, ("slow", "native"), scripted.draw, race=True) == "native"
     assert scripted.now == "native"
+
+
+class Blocks(torch.nn.Module):
+    """A transformer whose compiled blocks draw nothing that is a picture."""
+
+    compiled = False
+
+    def compile_repeated_blocks(self, *, dynamic: bool) -> None:
+        self.compiled = True
+        self._compiled_call_impl = self.forward
+
+    def draw(self, side: int, forwards: int) -> Image.Image:
+        if self.compiled:
+            raise BadPicture("non_finite", "Not a number.")
+        return Image.new("RGB", (1, 1))
+
+
+def test_compiled_blocks_that_draw_no_picture_are_taken_back() -> None:
+    blocks = Blocks()
+    assert compile_if_faster(blocks, blocks.draw) is False
+    assert blocks._compiled_call_impl is None
 
 
 class Fickle(ZImage):
