@@ -298,6 +298,7 @@ def test_every_file_makes_the_same_jobs_at_every_way_in(
     page = eyes.open()
     drop(page, *((path.name, content(path, "page")) for path in FILES))
     page.locator("#preview-go").click(timeout=60_000)
+
     def sent() -> set[str]:
         by_page = {b["ticket"] for b in batches(root) if b["source"] != "file"}
         return by_page - before
