@@ -24,11 +24,12 @@ from watcher import models
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.executor.build import build
-from watcher.jobs import Limits
+from watcher.jobs import Card
 from watcher.models import STARTER, ZIMAGE_TURBO, Choice, convert, weights
+from watcher.models.catalogue import CATALOGUE
 from watcher.models.weights import HubFile
 
-PINNED = models.CATALOGUE[ZIMAGE_TURBO].revision
+PINNED = CATALOGUE[ZIMAGE_TURBO].revision
 COMMIT = "c0ffee" + "0" * 34
 
 
@@ -146,7 +147,8 @@ def test_what_the_settings_name_needs_no_probe(
 def test_the_profile_in_use_is_told_to_the_other_processes(root: Path) -> None:
     kept = Kept()
     plain = config(root)
-    assert models.limits_known(plain, kept) == models.limits_known(plain, None) == Limits()
+    assert models.limits_known(plain, kept) == models.limits_known(plain, None)
+    assert models.limits_known(plain, None).usual == Card()
     choice = models.choose(plain, kept, Probe("cpu"))
     assert models.limits_known(plain, kept) == models.limits_of(choice.profile, plain, choice.name)
     assert kept["model"] == choice.profile | {"device": "cpu", "why": choice.why, "starter": True}

@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import Field, PositiveFloat, ValidationError, field_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveFloat,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -47,6 +55,30 @@ def byte_count(text: str) -> int:
     if not match or unit not in _BYTES:
         raise ValueError("write a size such as 500MB or 2GB")
     return int(float(match[1]) * _BYTES[unit])
+
+
+class ModelSetting(BaseModel):
+    """What a name of `models` stands for. Left out: as the model and the other settings have it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    source: str = Field(min_length=1, validation_alias=AliasChoices("source", "model"))
+    engine: str | None = None
+    steps: int | None = Field(None, ge=1)
+    guidance: float | None = Field(None, ge=0, le=30)
+    width: int | None = Field(None, ge=16)
+    height: int | None = Field(None, ge=16)
+    max_side: int | None = Field(None, ge=16)
+    max_pixels: int | None = Field(None, ge=256)
+    url: str | None = None
+    key: str | None = Field(None, repr=False)
+    options: dict[str, Any] = Field(default_factory=dict, repr=False)
+
+    @property
+    def engine_options(self) -> dict[str, Any]:
+        """What the engine is given beside the source."""
+        said = {"url": self.url, "key": self.key}
+        return self.options | {name: value for name, value in said.items() if value is not None}
 
 
 class Config(BaseSettings):
@@ -85,7 +117,10 @@ class Config(BaseSettings):
 
     # -- the model
     engine: str = Field("zimage", description="zimage, or package.module:Class")
-    model: str = Field("auto", description="auto, starter, a hub name or a folder")
+    model: str = Field("auto", description="auto, starter, a name below, a hub name or a folder")
+    models: dict[str, ModelSetting] = Field(
+        default_factory=dict, description="what jobs may name as their model (docs/models.md)"
+    )
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
     devices: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -144,6 +179,22 @@ class Config(BaseSettings):
         return (
             [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
         )
+
+    @field_validator("models", mode="before")
+    @classmethod
+    def _sources(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        for name in value:
+            if not re.fullmatch(r"\w[\w.-]{0,79}", str(name)) or name in ("auto", "starter"):
+                raise ValueError(
+                    f"{name!r} cannot be a name here; take letters, digits, `.`, `_` and `-`,"
+                    " and neither auto nor starter"
+                )
+        return {
+            str(name): {"source": said} if isinstance(said, str) else said
+            for name, said in value.items()
+        }
 
     @field_validator("devices", mode="after")
     @classmethod
@@ -221,7 +272,7 @@ class Config(BaseSettings):
                 config = cls.model_validate(config.model_dump() | given)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            key = str(first["loc"][0]) if first["loc"] else "config.yaml"
+            key = ".".join(map(str, first["loc"])) or "config.yaml"
             raise SteadyError("bad_config", f"`{key}`: {first['msg']}.") from None
         return config.model_copy(
             update={

@@ -106,6 +106,7 @@ class JobRequest(BaseModel):
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = _optional(
         "no effect on Turbo models"
     )
+    model: Annotated[str, Field(max_length=100)] | None = _optional("its name in config.yaml")
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = _optional(
         "the same seed gives the same picture"
     )
@@ -172,6 +173,8 @@ class Card:
     unguided: float = 1.0  #: the web UI's CFG scale that is guidance 0 here
     #: where the model lies, if it is here: tells which prompts are longer than it reads
     folder: Path | None = field(default=None, compare=False)
+    #: further settings of its engine
+    options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
     def takes(self, feature: str) -> bool:
         """Has this an effect, as far as anybody knows?"""
@@ -206,13 +209,25 @@ class Limits:
     """What the jobs of a root may be: its models, and how many jobs one file may hold."""
 
     usual: Card = Card()  #: the model of a job that names none
+    others: Mapping[str, Card] = field(default_factory=dict)  #: by name
     max_jobs_per_file: int = 1000  #: .yaml and .json
     max_lines: int = 100_000  #: .jsonl, .csv, .tsv
     default_format: str = "png"
 
+    @property
+    def names(self) -> list[str]:
+        """What a job may give as its model, the usual one first."""
+        return [self.usual.name, *self.others]
+
+    def named(self, name: str) -> Card | None:
+        """The model of this name."""
+        return self.usual if name == self.usual.name else self.others.get(name)
+
     def card(self, values: Mapping[str, Any]) -> Card:
-        """The model that judges a job of these ``values``."""
-        return self.usual
+        """The model that judges a job of these ``values``; the usual one where they name none
+        that there is."""
+        name = values.get("model")
+        return (isinstance(name, str) and self.named(name)) or self.usual
 
     def forwards(self, request: JobRequest) -> int:
         """How often the model of this job is called for it."""

@@ -150,7 +150,9 @@ class Service:
         )
         self._executor = executor or build(config, self._choice, self._probe)
         self._reading = reading = Reading(
-            inbox=self._inbox, limits=self._judged_by(store.get("engine_said")), root=config.root
+            inbox=self._inbox,
+            limits=self._judged_by(store.get(models.ENGINES_SAID)),
+            root=config.root,
         )
         self._heard: object = None  #: the EngineInfo that jobs are judged by
         address = config.public_url or f"http://{config.host}:{config.port}"
@@ -297,10 +299,13 @@ class Service:
 
     def _heed(self, info: dict[str, Any]) -> None:
         """From now on jobs are judged by what the engine says it accepts."""
-        said = models.said_by(info, self._config, self._choice.name)
-        if self._store.get("engine_said") != said:
-            self._store.put("engine_said", said)
-        self._reading.limits = self._judged_by(said)
+        card = self._reading.limits.usual
+        said = models.said_by(info, card)
+        known = self._store.get(models.ENGINES_SAID) or {}
+        if known.get(card.name) != said:
+            known = known | {card.name: said}
+            self._store.put(models.ENGINES_SAID, known)
+        self._reading.limits = self._judged_by(known)
         self._heard = info
 
     def _judged_by(self, said: Any) -> Limits:

@@ -174,6 +174,9 @@ def _of_picture(data: bytes, planner: Planner) -> Parsed:
     fields, warnings = again(recipe), list[str]()
     if recipe.get("source") == "a1111":
         fields, warnings = fitted(recipe["request"], planner.limits)
+    if "model" in fields and planner.limits.named(fields["model"]) is None:
+        usual = planner.limits.usual.name
+        warnings.append(f"The model `{fields.pop('model')}` is not known here; {usual} is used.")
     parsed = _of_sheets(json.dumps(fields).encode(), ".json", planner, None, False)
     return replace(parsed, warnings=(*warnings, *parsed.warnings))
 

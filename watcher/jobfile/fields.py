@@ -9,6 +9,7 @@ Only line ends are made alike, outer blanks removed, and control characters refu
 Knows nothing of files, batches or lines.
 """
 
+import difflib
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -24,6 +25,7 @@ from watcher.jobfile.hints import (
     MAX_METADATA,
     MAX_METADATA_TEXT,
     MULTIPLE,
+    SPELLINGS,
     TEXT_FIELDS,
     WHOLE,
     advice_for,
@@ -45,13 +47,15 @@ from watcher.models.tokens import cut_of
 
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS
+#: What a job that uses one of these asks of its model.
+NEEDED = ("image", "mask", "lora", "upscale")
 _MOST_UNKNOWN = 10  #: unknown keys named in one mapping
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _ODD_BREAKS = re.compile("\r\n?")
 _OUTER = " \t\n"  #: what is taken off the ends of a text; all other blanks are the person's
 _POINT_NOUGHT = re.compile(r"(-?\d{1,30})\.0{1,9}", re.ASCII)
-_WHOLE = WHOLE | {"steps"}
+_WHOLE = WHOLE | {key for key, field in SPELLINGS.items() if field in WHOLE}
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*", re.ASCII)
 
 
@@ -81,8 +85,8 @@ def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], 
     for key, value in raw.items():
         if key in _FIELDS:
             put(key, value, key)
-        elif key == "steps":
-            put("num_inference_steps", value, key)
+        elif key in SPELLINGS:
+            put(SPELLINGS[key], value, key)
         elif key == "size" and (size := _size_word(value)):
             put("width", size[0], key)
             put("height", size[1], key)
@@ -208,10 +212,20 @@ class Checker:
     def _beyond_types(self, request: JobRequest, card: Card) -> list[ValueFault]:
         """What pydantic cannot know: the model's sizes, names, dates."""
         problems: list[ValueFault] = []
+        if request.model is not None and self.limits.named(request.model) is None:
+            return [unknown_model(request.model, self.limits.names)]
+        for feature in NEEDED:
+            if getattr(request, feature, None) and not card.takes(feature):
+                message = f"The model `{card.name}` does not take `{feature}`."
+                problems.append(ValueFault(
+                    "not_accepted", message, key=feature,
+                    remedy="Remove it, or name another `model`: `steady model list`.",
+                ))  # fmt: skip
         size = (card.name, request.width, request.height)
         if size not in self._good_sizes:
-            problems = _size_problems(request.width or 0, request.height or 0, card)
-            if not problems and len(self._good_sizes) < 10_000:
+            faults = _size_problems(request.width or 0, request.height or 0, card)
+            problems += faults
+            if not faults and len(self._good_sizes) < 10_000:
                 self._good_sizes.add(size)
         if request.seed is not None and request.seed > MAX_SEED - request.count + 1:
             message = "`seed` plus `count` goes beyond the largest seed."
@@ -245,6 +259,19 @@ class Checker:
         if request.negative_prompt and not card.takes("negative_prompt"):
             found.append("`negative_prompt` has no effect on this model.")
         return tuple(found)
+
+
+def unknown_model(name: str, names: list[str]) -> ValueFault:
+    """The problem of a model that nobody knows, with the nearest right name."""
+    near = difflib.get_close_matches(name[:100], names, n=1)
+    return ValueFault(
+        "model_not_found",
+        "`model` is no name that is known here.",
+        key="model",
+        value=shown(name),
+        allowed=", ".join(names),
+        remedy=f"Did you mean `{near[0]}`?" if near else "Take one of: " + ", ".join(names) + ".",
+    )
 
 
 def _size_problems(width: int, height: int, card: Card) -> list[ValueFault]:
@@ -345,7 +372,7 @@ def request_of(raw: Any, limits: Limits, *, text: bool = False) -> JobRequest:
         )
     if text:
         raw = {
-            key: value_of_text("num_inference_steps" if key == "steps" else key, value)
+            key: value_of_text(SPELLINGS.get(str(key), str(key)), value)
             if isinstance(value, str)
             else value
             for key, value in raw.items()

@@ -25,6 +25,15 @@ BATCH_KEYS = frozenset(
     {"defaults", "jobs", "matrix", "zip", "sample", "expand", "on_error", "key", "resume", "count"}
 )
 
+#: Keys that are read as fields of ours, as people bring them along.
+SPELLINGS = {
+    "steps": "num_inference_steps",
+    "checkpoint": "model",
+    "sd_model_checkpoint": "model",
+}
+#: Every key of a job.
+KNOWN = (*FIELDS, *SPELLINGS, "size")
+
 #: What other programs and people call our fields.
 _ALSO_CALLED = {
     "prompt": "text description caption positive positive_prompt prompts input content",
@@ -33,6 +42,7 @@ _ALSO_CALLED = {
     "guidance_scale": "cfg cfg_scale guidance scale cfgscale guidance_rescale distilled_cfg",
     "count": "n batch_size n_iter num_images num_images_per_prompt images batch_count batch "
     "samples num_samples runs repeat repeats times copies num_outputs amount number",
+    "model": "model_name ckpt ckpt_name base_model sd_model",
     "size": "resolution dimensions image_size dims wxh output_size",
     "width": "w image_width",
     "height": "h image_height",
@@ -55,9 +65,6 @@ _NOT_HERE = {
         "The model comes with one sampler and one schedule; remove it."
     ),
     "aspect_ratio aspect ar ratio": "Give `width` and `height`, or `size: 1024x768`.",
-    "model checkpoint sd_model_checkpoint model_name ckpt base_model": (
-        "The model is chosen in config.yaml (`model`), not by a job; remove it."
-    ),
     "lora loras adapter": "LoRAs are not supported; remove it.",
     "image init_image init_images image_url mask strength denoising_strength denoise": (
         "Pictures are made from text alone; remove it."
@@ -84,13 +91,13 @@ def plain_key(name: str) -> str:
 def meant_by(key: str) -> str | None:
     """The field of ours that ``key`` is taken to mean, from other programs' names or a typing slip."""
     plain = plain_key(key[:60])
-    if plain in FIELDS or plain in ("steps", "size"):
+    if plain in KNOWN:
         return plain
     if plain in _NAMES_FOR:
         return _NAMES_FOR[plain]
     if plain in _REASONS:
         return None
-    near = difflib.get_close_matches(plain[:30], [*FIELDS, "steps", "size"], n=1, cutoff=0.75)
+    near = difflib.get_close_matches(plain[:30], KNOWN, n=1, cutoff=0.75)
     return near[0] if near else None
 
 
@@ -106,7 +113,7 @@ def advice_for(key: str) -> str:
         near = difflib.get_close_matches(plain[:30], sorted(BATCH_KEYS), n=1, cutoff=0.7)
         if near:
             return f"Did you mean `{near[0]}`, beside the jobs?"
-        return "Remove it; known are " + ", ".join([*FIELDS, "steps", "size"]) + "."
+        return "Remove it; known are " + ", ".join(KNOWN) + "."
     if plain in _NAMES_FOR:
         return f"Here it is called `{ours}`" + (
             ", e.g. `size: 1024x768`." if ours == "size" else "."

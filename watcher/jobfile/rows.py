@@ -11,7 +11,7 @@ from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.batchline import batch_line_fields, is_batch_line
 from watcher.jobfile.cells import reader_of
 from watcher.jobfile.foreign import fitted, line_fields
-from watcher.jobfile.hints import FIELDS, meant_by, plain_key
+from watcher.jobfile.hints import FIELDS, SPELLINGS, meant_by, plain_key
 from watcher.jobfile.planner import TEXTS, PlannedJob, Planner, Template, template_of
 from watcher.jobfile.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
 from watcher.jobfile.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
@@ -19,7 +19,7 @@ from watcher.jobs import Limits, Priority
 
 #: Columns that are no fields and yet no metadata.
 _ALSO_READ = frozenset({"size", "expand"})
-_SPELLINGS = {"steps": "num_inference_steps", "id": "label"}
+_COLUMNS = SPELLINGS | {"id": "label"}
 
 
 class Columns:
@@ -42,7 +42,7 @@ class Columns:
 
     def _assign(self, cell: int, name: str) -> None:
         plain = plain_key(name)
-        field = _SPELLINGS.get(plain, plain)
+        field = _COLUMNS.get(plain, plain)
         if plain in ("", "error"):  # the error column of a .refused.csv
             return
         if plain == "id" and "label" in map(plain_key, self.header):

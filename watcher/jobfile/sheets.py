@@ -25,7 +25,7 @@ from watcher.jobfile.expand import (
 )
 from watcher.jobfile.fields import normalised, unknown_field
 from watcher.jobfile.foreign import is_workflow
-from watcher.jobfile.hints import BATCH_KEYS, FIELDS, TEXT_FIELDS
+from watcher.jobfile.hints import BATCH_KEYS, KNOWN, TEXT_FIELDS
 from watcher.jobfile.planner import (
     BUILT_IN,
     TEXTS,
@@ -43,7 +43,7 @@ Path = tuple[str | int, ...]
 
 #: A mapping with one of these is a batch.
 _MARKS = BATCH_KEYS - {"key", "count", "expand"}
-_FIELD_NAMES = frozenset({*FIELDS, "steps", "size"})
+_FIELD_NAMES = frozenset(KNOWN)
 #: A YAML comment may follow these: their values hold no ``#``.
 _COMMENT_KEYS = (_FIELD_NAMES - TEXT_FIELDS - {"metadata"}) | {
     *("name", "folder", "not_before", "size"),

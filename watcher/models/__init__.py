@@ -1,4 +1,4 @@
-"""Which model is used, and what it allows. (Where it lies: catalogue.py.)
+"""Which model is used. (What it allows: cards.py. Where it lies: catalogue.py.)
 
 A model is named ``auto``, ``starter`` (the small one we ship), a folder, or a name on the
 Hugging Face hub (``owner/name``, or ``owner/name@revision``). What a model allows is its
@@ -10,7 +10,6 @@ crash leaves it made or not yet made.
 """
 
 import contextlib
-import dataclasses
 import json
 import logging
 import os
@@ -18,17 +17,22 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any
 
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.jobs import MAX_STEPS, Card, Feature, Limits
+from watcher.models.cards import (
+    ENGINES_SAID,
+    limits_known,
+    limits_of,
+    profile_of,
+    said_by,
+    usual_source,
+)
 from watcher.models.catalogue import (
-    CATALOGUE,
-    PROFILE,
     STARTER,
     ZIMAGE_TURBO,
     Profile,
@@ -40,7 +44,6 @@ from watcher.models.catalogue import (
     present,
     repository,
     revision_of,
-    split,
     starter_folder,
 )
 
@@ -48,6 +51,7 @@ if TYPE_CHECKING:
     from watcher.store import JobStore
 
 __all__ = [
+    "ENGINES_SAID",
     "STARTER",
     "ZIMAGE_TURBO",
     "Choice",
@@ -154,13 +158,14 @@ def choose(config: Config, store: "JobStore", probe: Probe | None = None) -> Cho
         name, why = kept["name"], kept["why"]
         device = kept["device"]
         watched = wanted == "auto" and device != "cpu"
+    source = usual_source(config, name)
     choice = Choice(
         name=name,
-        location=str(locate(name, config.root) or name),
+        location=str(locate(source, config.root) or source),
         device=device,
-        profile=profile_of(name, config.root),
+        profile=profile_of(source, config.root),
         why=why,
-        starter=name == STARTER,
+        starter=source == STARTER,
         watched=watched,
         _lost=lost,
     )
@@ -323,128 +328,3 @@ def names_of(answer: Any) -> list[str]:
     """Names, best first, out of the probe's ``{"cuda": [{"device": "cuda:0", …}], "mps": false, …}``."""
     found = [str(card["device"]) for card in answer["cuda"]]
     return [*found, *(["mps"] if answer["mps"] else []), "cpu"]
-
-
-# -- what it allows
-
-
-def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
-    """The profile of a model: its ``profile.json``, the table's, or Z-Image-Turbo's.
-
-    Raises SteadyError ``model_damaged`` for a profile.json that cannot be used.
-    """
-    name, _ = split(model)
-    known = CATALOGUE[name].profile if name in CATALOGUE else Profile(name=model)
-    folder = folder_of(model, root)
-    path = folder / PROFILE if folder else None
-    if path is None or not path.is_file():
-        return asdict(known)
-    try:
-        values: dict[str, Any] = {**json.loads(path.read_text(encoding="utf-8"))}
-        kept = {f.name: values[f.name] for f in dataclasses.fields(Profile) if f.name in values}
-        profile = dataclasses.replace(known, **kept)
-    except (OSError, ValueError, TypeError) as error:
-        raise SteadyError("model_damaged", f"The model's {PROFILE} cannot be read.") from error
-    for name, value in asdict(profile).items():
-        if type(value) is not type(getattr(Profile(), name)) or (
-            type(value) is int and not 1 <= value <= 2**31
-        ):
-            raise SteadyError("model_damaged", f"`{name}` in the model's {PROFILE} is no good.")
-    return asdict(profile)
-
-
-def limits_known(config: Config, store: "JobStore | None") -> Limits:
-    """The limits for processes that do not choose: by what the watcher kept, or will keep.
-
-    Before its first start (or without a record) ``auto`` is taken for Z-Image-Turbo.
-    """
-    told = store.get("model") if store else None
-    if isinstance(told, dict) and {f.name for f in dataclasses.fields(Profile)} <= told.keys():
-        return limits_of(told, config, told["name"], store.get("engine_said") if store else None)
-    name = ZIMAGE_TURBO if config.model == "auto" else config.model
-    return limits_of(profile_of(name, config.root), config, name)
-
-
-def said_by(info: Mapping[str, Any], config: Config, name: str) -> dict[str, Any]:
-    """What of an EngineInfo (as a worker sent it) is kept under ``engine_said``, to judge jobs by."""
-    accepts = info.get("accepts")
-    told: dict[str, Any] = {
-        key: value if isinstance(value := info.get(key), str) and len(value) <= 100 else None
-        for key in ("sampler", "schedule")
-    }
-    told["accepts"] = (
-        [each for each in accepts if each in get_args(Feature)]
-        if isinstance(accepts, list)
-        else None
-    )
-    return {"engine": config.engine, "name": name, **told}
-
-
-def _card_words(profile: Mapping[str, Any], config: Config, name: str, said: Any) -> dict[str, Any]:
-    """How a model counts, what it accepts and calls its sampler: its engine's own word on it."""
-    if isinstance(said, dict) and (said.get("engine"), said.get("name")) == (config.engine, name):
-        accepts = said.get("accepts")
-        known: dict[str, Any] = {
-            "accepts": None if accepts is None else tuple(accepts),
-            "sampler": said.get("sampler"),
-            "schedule": said.get("schedule"),
-        }
-    elif config.engine == "zimage":
-        features = ("guidance", "negative_prompt")
-        known = {"accepts": tuple(feature for feature in features if profile[feature])}
-    else:
-        known = {"accepts": None, "sampler": None, "schedule": None}
-    return known if config.engine == "zimage" else known | {"idle_steps": 0, "unguided": 0.0}
-
-
-def limits_of(
-    profile: Mapping[str, Any], config: Config, name: str | None = None, said: Any = None
-) -> Limits:
-    """What a request may ask and gets, for this model under this configuration.
-
-    ``said``: what its engine said when it was last loaded (:func:`said_by`). The configuration
-    wins over the profile. Defaults that nobody set are made to fit the
-    largest side and area. Raises SteadyError ``bad_config`` for a default outside the
-    limits or a side that is no multiple of 16.
-    """
-    max_side = config.max_side or int(profile["max_side"])
-    max_pixels = config.max_pixels or int(profile["max_pixels"])
-    min_side = int(profile["min_side"])
-    width, height = int(profile["native_width"]), int(profile["native_height"])
-    if max(width, height) > max_side or width * height > max_pixels:
-        scale = min(max_side / max(width, height), (max_pixels / (width * height)) ** 0.5)
-        width, height = (max(min_side, int(side * scale) // 16 * 16) for side in (width, height))
-    sides = {
-        "default_width": config.default_width or width,
-        "default_height": config.default_height or height,
-    }
-    for key, side in sides.items():
-        if side % 16 or not min_side <= side <= max_side:
-            raise SteadyError(
-                "bad_config", f"`{key}` must be a multiple of 16 from {min_side} to {max_side}."
-            )
-    if sides["default_width"] * sides["default_height"] > max_pixels:
-        raise SteadyError("bad_config", f"The default size has more than {max_pixels} pixels.")
-    steps = config.default_steps or int(profile["default_steps"])
-    if steps > MAX_STEPS:
-        raise SteadyError("bad_config", f"`default_steps` must be at most {MAX_STEPS}.")
-    name = name or str(profile["name"])
-    card = Card(
-        name=name,
-        engine=config.engine,
-        source=name,
-        default_width=sides["default_width"],
-        default_height=sides["default_height"],
-        default_steps=steps,
-        min_side=min_side,
-        max_side=max_side,
-        max_pixels=max_pixels,
-        folder=folder_of(name, config.root) if config.engine == "zimage" else None,
-        **_card_words(profile, config, name, said),
-    )
-    return Limits(
-        card,
-        max_jobs_per_file=config.max_jobs_per_file,
-        max_lines=config.max_lines,
-        default_format=config.image_format,
-    )
