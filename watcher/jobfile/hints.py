@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
-from watcher.jobs import MAX_PROMPT, Card, JobRequest, field_schemas, text_fields
+from watcher.jobs import MAX_LORAS, MAX_PROMPT, Card, JobRequest, field_schemas, text_fields
 
 FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 #: Keys whose value is free text or read from text: an unquoted YAML value stays text.
@@ -30,6 +30,7 @@ SPELLINGS = {
     "steps": "num_inference_steps",
     "checkpoint": "model",
     "sd_model_checkpoint": "model",
+    "loras": "lora",
 }
 #: Every key of a job.
 KNOWN = (*FIELDS, *SPELLINGS, "size")
@@ -52,6 +53,7 @@ _ALSO_CALLED = {
     "format": "output_format ext extension file_format image_format type filetype suffix",
     "priority": "prio urgency order",
     "not_before": "schedule run_at at start start_at delay after when scheduled_at",
+    "lora": "adapter adapters lora_name lora_names lycoris",
     "label": "id custom_id tag tags row_id ref reference",
     "metadata": "meta extra extras user info data",
     "key": "idempotency_key idempotencykey request_id unique_id",
@@ -65,7 +67,6 @@ _NOT_HERE = {
         "The model comes with one sampler and one schedule; remove it."
     ),
     "aspect_ratio aspect ar ratio": "Give `width` and `height`, or `size: 1024x768`.",
-    "lora loras adapter": "LoRAs are not supported; remove it.",
     "image init_image init_images image_url mask strength denoising_strength denoise": (
         "Pictures are made from text alone; remove it."
     ),
@@ -142,6 +143,7 @@ def allowed_for(field: str, card: Card) -> str:
         "name": f"letters, digits, `.`, `_`, `-`, at most {MAX_NAME}; not first `.` or `-`",
         "folder": f"1 to {MAX_SEGMENTS} names with `/` between them",
         "not_before": "date and time, e.g. 2026-11-23T22:00 or 2026-11-23T22:00+01:00",
+        "lora": f"at most {MAX_LORAS} of NAME, NAME:WEIGHT or {{name, weight}}, weights -2..2",
         "metadata": f"mapping of at most {MAX_METADATA} names to text, numbers, true/false or null, "
         f"{MAX_METADATA_TEXT} characters in all",
     }

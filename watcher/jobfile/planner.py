@@ -27,7 +27,7 @@ from watcher.jobfile.foreign import Marks
 from watcher.jobfile.hints import allowed_for
 from watcher.jobfile.naming import slug
 from watcher.jobfile.problems import shown
-from watcher.jobs import MAX_COUNT, Card, JobRequest, Limits, Priority
+from watcher.jobs import MAX_COUNT, Card, JobRequest, Limits, Priority, lora_words
 
 #: Fields in which ``{name}`` is replaced.
 TEXTS = ("prompt", "negative_prompt", "name", "folder", "label")
@@ -35,7 +35,7 @@ _NAMES = frozenset({"name", "folder"})
 #: Fields in which ``{a|b}`` is, where wildcards are asked for.
 _WILD_TEXTS = ("prompt", "negative_prompt")
 #: Names that need no declaring.
-BUILT_IN = frozenset({"index", "date", "seed"})
+BUILT_IN = frozenset({"index", "date", "seed", "lora"})
 
 
 @dataclass(slots=True)
@@ -249,13 +249,14 @@ class Planner:
     ) -> str:
         used: dict[str, str] = {}
         for name in set(placeholders_in(text)):
-            value = names[name] if name in names else self._built_in(name, values, index)
+            plain = name in names and name != "lora"  # whose values may be lists
+            value = names[name] if plain else self._built_in(name, values, index)
             if value is not None:
                 used[name] = slug(value) if key in _NAMES else value
         return fill(text, used)
 
     def _built_in(self, name: str, values: dict[str, Any], index: int) -> str | None:
-        """``{index}``, ``{index:04}``, ``{date}`` and ``{seed}``; None for all other names.
+        """``{index}``, ``{index:04}``, ``{date}``, ``{lora}`` and ``{seed}``; None for all others.
 
         A seed that is not given and is wanted in a text is drawn here and now.
         """
@@ -264,6 +265,8 @@ class Planner:
             return None
         if head == "date":
             return self._date
+        if head == "lora":
+            return lora_words(values.get("lora"))
         if head == "seed" and values.get("seed") is None:
             values["seed"] = digest(self.salt, "seed", index, str(values.get("prompt"))) % 2**32
         return str(index + 1 if head == "index" else values["seed"]).zfill(int(width or 0))

@@ -25,7 +25,7 @@ from watcher.jobfile.expand import (
 )
 from watcher.jobfile.fields import normalised, unknown_field
 from watcher.jobfile.foreign import is_workflow
-from watcher.jobfile.hints import BATCH_KEYS, KNOWN, TEXT_FIELDS
+from watcher.jobfile.hints import BATCH_KEYS, KNOWN, SPELLINGS, TEXT_FIELDS
 from watcher.jobfile.planner import (
     BUILT_IN,
     TEXTS,
@@ -36,7 +36,7 @@ from watcher.jobfile.planner import (
     wants_wildcards,
 )
 from watcher.jobfile.problems import at, refusal, shown, shown_key
-from watcher.jobs import MAX_PROMPT, JobRequest, Limits
+from watcher.jobs import MAX_PROMPT, JobRequest, Limits, field_schemas
 
 OnError = Literal["reject", "skip"]
 Path = tuple[str | int, ...]
@@ -44,6 +44,8 @@ Path = tuple[str | int, ...]
 #: A mapping with one of these is a batch.
 _MARKS = BATCH_KEYS - {"key", "count", "expand"}
 _FIELD_NAMES = frozenset(KNOWN)
+#: Fields whose values are lists, so that an axis of theirs holds lists as well.
+_LISTS = frozenset(n for n, said in field_schemas().items() if said["type"] == "array")
 #: A YAML comment may follow these: their values hold no ``#``.
 _COMMENT_KEYS = (_FIELD_NAMES - TEXT_FIELDS - {"metadata"}) | {
     *("name", "folder", "not_before", "size"),
@@ -336,7 +338,8 @@ def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:
         return "bad_placeholder", "has no values"
     if isinstance(several, range):
         return "", ""
-    if any(isinstance(v, list | dict) for v in several):
+    lists = SPELLINGS.get(name, name) in _LISTS
+    if not lists and any(isinstance(v, list | dict) for v in several):
         return "wrong_type", "must list plain values"
     if any(isinstance(v, str) and len(v) > MAX_PROMPT for v in several):
         return "out_of_range", f"holds a text of more than {MAX_PROMPT} characters"

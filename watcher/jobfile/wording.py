@@ -22,11 +22,13 @@ def translated(error: Any, card: Card) -> ValueFault:
     field = str(error["loc"][0])
     kind, given = error["type"], error.get("input")
     allowed = allowed_for(field, card)
-    if kind == "missing":
+    if kind == "missing" and len(error["loc"]) == 1:
         return ValueFault("missing_field", f"`{field}` is missing.", key=field, allowed=allowed)
     code, remedy = "out_of_range", None
     bounds = error.get("ctx", {})
-    if "ge" in bounds or "le" in bounds:
+    if len(error["loc"]) > 1:
+        message = f"`{field}` must be {allowed}."  # something inside a value of several parts
+    elif "ge" in bounds or "le" in bounds:
         message = f"`{field}` must be " + _bound(bounds, "ge", "le") + "."
         if field in ("width", "height"):
             message = f"`{field}` must be {card.min_side}..{card.max_side}."
@@ -40,6 +42,8 @@ def translated(error: Any, card: Card) -> ValueFault:
             return ValueFault(
                 code, message, key=field, value=f"{len(given)} characters", allowed=allowed
             )
+    elif kind == "value_error":
+        message = str(bounds["error"])
     elif kind == "literal_error":
         message = f"`{field}` must be one of {allowed}."
         remedy = _nearest_word(given, allowed)
