@@ -222,7 +222,7 @@ def train(style: str, target: Path, *, seconds: float, peak: float) -> None:
         if step % 25 == 0:
             print(f"{style} {step}\t{spent:.0f}\t{mean / 25:.4f}", flush=True)
             mean = 0.0
-        if spent - told > 240:
+        if spent - told > 120:
             told = spent
             _write(model, learned, average, style, target)
     _write(model, learned, average, style, target)
