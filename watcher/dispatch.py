@@ -20,7 +20,7 @@ from typing import Any
 
 from watcher import executor as ex
 from watcher.errors import ERRORS, ErrorClass, SteadyError, Trouble
-from watcher.executor import Executor
+from watcher.executor import Executor, Files
 from watcher.finish import Finisher
 from watcher.jobs import Job, JobState
 from watcher.log import say
@@ -74,6 +74,7 @@ MAX_TRANSIENT = 3  #: attempts of a job that meets passing device errors
 BACKLOG = 4  #: pictures waiting to be saved before no further job is handed out
 STREAK = 5  #: failures of one class in a row that pause the queue
 _LOOK_SECONDS = 1.0  #: also without a change in the record: held rows, window
+_AGAIN_SECONDS = 5.0  #: after the files of a job could not be had
 
 
 @dataclass
@@ -103,13 +104,21 @@ class Dispatcher(Part):
     """Feeds the executor from the store and settles what comes back.
 
     One thread only. ``turn`` is one look at everything and returns after at most
-    ``timeout`` seconds.
+    ``timeout`` seconds. ``files_of`` gives the files of a job that is about to run; a SteadyError
+    of it is what the job fails with.
     """
 
     def __init__(
-        self, shared: Shared, *, executor: Executor, finisher: Finisher, window: RunWindow
+        self,
+        shared: Shared,
+        *,
+        executor: Executor,
+        finisher: Finisher,
+        window: RunWindow,
+        files_of: Callable[[Job], Files],
     ) -> None:
         super().__init__(shared)
+        self._files_of = files_of
         self._executor = executor
         self._finisher = finisher
         self._window = window
@@ -192,8 +201,17 @@ class Dispatcher(Part):
         jobs = self._store.claim_many(self._now(), len(slots), window_open=self.window_open())
         for slot, job in zip(slots, jobs, strict=False):
             self._checkpoint("dispatched")
+            try:
+                files = self._files_of(job)
+            except Trouble as error:
+                self._troubles.report("files", error, seconds=_AGAIN_SECONDS)
+                self._release(job, error.message)
+                continue
+            except SteadyError as error:
+                self._fail(job, error.code, error.message)
+                continue
             self._running[job.id] = Running(job, slot, job.forwards)
-            self._executor.send(slot, job)
+            self._executor.send(slot, job, files)
             self.changed = True
             say(logger, "job.claimed", job_id=job.id, attempt=job.attempt, slot=slot)
 

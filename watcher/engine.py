@@ -93,8 +93,8 @@ class EngineRequest(JobRequest):
     height: int  #: pixels
     num_inference_steps: int
     seed: int
-    image: Image.Image | None = None  #: RGB, width x height pixels
-    mask: Image.Image | None = None  #: L, width x height pixels, white is repainted
+    image: Image.Image | None = None  # type: ignore[assignment]  #: RGB, width x height pixels
+    mask: Image.Image | None = None  # type: ignore[assignment]  #: L, the same; white is repainted
     loras: tuple[Lora, ...] = ()  #: in order of name, no name twice
 
 

@@ -26,6 +26,7 @@ MAX_PROMPT = 4000  #: characters
 MAX_STEPS = 100
 MAX_COUNT = 1000
 MAX_LORAS = 4  #: of one job
+MAX_REFERENCE = 500  #: characters that name a picture to start from
 
 
 class JobState(StrEnum):
@@ -214,6 +215,28 @@ class JobRequest(BaseModel):
     key: Annotated[str, Field(min_length=1, max_length=200)] | None = _optional(
         "asking again with this key is harmless"
     )
+    image: Annotated[str, Field(max_length=MAX_REFERENCE)] | None = _optional(
+        "the picture to start from, by its name"
+    )
+    mask: Annotated[str, Field(max_length=MAX_REFERENCE)] | None = _optional(
+        "a picture of the same view, white where it is to be painted anew"
+    )
+    strength: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] | None = _optional(
+        "how far from `image`: a little above 0, and 1 for nothing of it"
+    )
+    resize: Literal["crop", "pad", "stretch"] | None = _optional(
+        "how `image` is brought to the size: crop, pad or stretch"
+    )
+    mask_blur: Annotated[int, Field(ge=0, le=64)] | None = _optional(
+        "pixels over which the edge of `mask` fades"
+    )
+    mask_invert: bool | None = _optional("paint anew what is black in `mask`")
+    mask_only: bool | None = _optional(
+        "draw what `mask` covers at the whole size, then put it back"
+    )
+    mask_padding: Annotated[int, Field(ge=0, le=512)] | None = _optional(
+        "pixels around `mask` that `mask_only` draws with it"
+    )
 
 
 @functools.cache
@@ -328,9 +351,12 @@ class Limits:
         Returns the model that judges the job.
         """
         card = self.card(values)
-        for name, usual in (*card.defaults, ("format", self.default_format)):
+        usual = (*card.defaults, ("format", self.default_format))
+        if values.get("image"):
+            usual += (("strength", 1.0 if values.get("mask") else 0.6), ("resize", "crop"))
+        for name, value in usual:
             if values.get(name) is None:
-                values[name] = usual
+                values[name] = value
         return card
 
 

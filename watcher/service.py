@@ -188,6 +188,7 @@ class Service:
             executor=self._executor,
             finisher=self._finisher,
             window=RunWindow.parse(config.run_window),
+            files_of=lambda job: {},
         )
         self._started_at = now_us()
         self._left: list[str] = []  #: what lies where a setting led before, in words

@@ -30,6 +30,7 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from PIL import Image
@@ -42,11 +43,13 @@ from watcher.engine import (
     EngineInfo,
     EngineRequest,
     EngineSettings,
+    Lora,
     ModelMissing,
     Result,
 )
 from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
+from watcher.pictures.source import mask_of, pixels_of
 from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames, line
 
 EXIT_NOT_LOADED = 69  #: the engine could not be loaded; the reason was sent
@@ -55,6 +58,7 @@ EXIT_NONSENSE = 76  #: the watcher sent what cannot be a message
 
 HEARTBEAT_SECONDS = 1.0
 _STRIP = 64  #: rows of a picture copied at once
+_FILES = ("image", "mask")  #: fields that name a picture; the engine gets its pixels
 
 log = logging.getLogger("watcher.worker")
 
@@ -66,6 +70,7 @@ class _Order:
     job_id: str
     attempt: int
     request: EngineRequest
+    files: Mapping[str, Any]
     cancelled: bool = False
 
     def says(self, kind: str, **more: Any) -> dict[str, Any]:
@@ -213,8 +218,10 @@ class _Reader(threading.Thread):
                 self._load = message
             elif kind == "run":
                 try:
-                    request = EngineRequest.model_validate(message["request"])
-                    order = _Order(str(message["job_id"]), int(message["attempt"]), request)
+                    asked = {k: v for k, v in message["request"].items() if k not in _FILES}
+                    request = EngineRequest.model_validate(asked)
+                    who = str(message["job_id"]), int(message["attempt"])
+                    order = _Order(*who, request, dict(message["files"]))
                 except (KeyError, TypeError, ValueError) as error:
                     raise BadFrame(f"a job that cannot be read ({error})") from None
                 if not self._stopping:
@@ -265,7 +272,7 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     sender.settle()
     began = time.perf_counter()
     try:
-        made = engine.generate(order.request, report)
+        made = engine.generate(_with_files(order.request, order.files), report)
         result = made if isinstance(made, Result) else Result(made)
         told = {"info": {**facts, **result.facts}, "timings": dict(result.timings)}
         line(told)  # what cannot be said is found before the picture takes its place
@@ -274,6 +281,8 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
         sender.post(_cancelled(order))
     except BadPicture as error:
         sender.post(order.says("failed", code=error.code, message=str(error)))
+    except SteadyError as error:
+        sender.post(order.says("failed", code=error.code, message=error.message))
     except DeviceLost as error:
         _leave(sender, "device_lost", _one_line(error))
     except Exception as error:  # an engine may raise anything; the next job must still run
@@ -287,6 +296,24 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     else:
         told["timings"]["total"] = round(time.perf_counter() - began, 6)
         sender.post(order.says("picture", place=place, width=size[0], height=size[1], **told))
+
+
+def _with_files(request: EngineRequest, files: Mapping[str, Any]) -> EngineRequest:
+    """``request`` with its files opened. Raises SteadyError bad_picture, unreadable."""
+    opened: dict[str, Any] = {}
+    size, how = (request.width, request.height), request.resize or "crop"
+    for name, pixels in (("image", pixels_of), ("mask", mask_of)):
+        if name in files:
+            try:
+                opened[name] = pixels(Path(files[name]).read_bytes(), size, how)
+            except OSError as error:
+                raise SteadyError("unreadable", f"`{name}`: {error.strerror}.") from None
+            except SteadyError as error:
+                raise SteadyError(error.code, f"`{name}` {error.message}") from None
+    loras = [
+        Lora(each["name"], each["weight"], Path(each["file"])) for each in files.get("loras", ())
+    ]
+    return request.model_copy(update=opened | {"loras": tuple(loras)})
 
 
 def _leave(sender: _Sender, code: str, message: str) -> NoReturn:

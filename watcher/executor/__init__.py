@@ -7,7 +7,7 @@ machines, ``ray/actor.py`` is such a slot, and ``ray/__init__.py`` (with ``ray/e
 before it) the line between them. ``build.py`` chooses.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -16,6 +16,18 @@ from watcher.jobs import Job
 from watcher.wire import line
 
 Slot = int  #: 0 .. n-1, one per device
+
+#: The files a job needs, as plain data: ``image`` and ``mask`` are paths, ``loras`` a list of
+#: ``{"name", "weight", "file"}``. What it does not need is left out.
+Files = Mapping[str, Any]
+NO_FILES: Files = {}
+
+
+def relocated(files: Files, place: Callable[[str], str]) -> dict[str, Any]:
+    """``files`` with ``place(path)`` for each path in it."""
+    found = {name: place(files[name]) for name in ("image", "mask") if name in files}
+    loras = [{**lora, "file": place(lora["file"])} for lora in files.get("loras", ())]
+    return found | ({"loras": loras} if loras else {})
 
 
 @dataclass(frozen=True)
@@ -109,7 +121,7 @@ class Executor(Protocol):
         """Slots that should be given a job now, the most urgent first."""
         ...
 
-    def send(self, slot: Slot, job: Job) -> None:
+    def send(self, slot: Slot, job: Job, files: Files = NO_FILES) -> None:
         """Hand a (resolved) job to a slot that ``wants`` one; ValueError otherwise."""
 
     def cancel(self, job_id: str) -> None:

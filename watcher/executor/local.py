@@ -23,8 +23,10 @@ from typing_extensions import override
 from watcher import wire
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.executor import (
+    NO_FILES,
     Died,
     Failed,
+    Files,
     Picture,
     Ready,
     Slot,
@@ -171,8 +173,8 @@ class LocalExecutor(Slots[Seat]):
         return idle + nearly + asleep
 
     @override
-    def send(self, slot: Slot, job: Job) -> None:
-        seat, task = self._take(slot, job)
+    def send(self, slot: Slot, job: Job, files: Files = NO_FILES) -> None:
+        seat, task = self._take(slot, job, files)
         if seat.state == "unloaded":
             self._spawn(seat)  # sent when it is ready
         elif seat.child is not None:

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from typing_extensions import override
 
 from watcher.errors import SteadyError
-from watcher.executor import Event, Executor, Slot
+from watcher.executor import Event, Executor, Files, Slot
 from watcher.executor.child import Child
 from watcher.jobs import Job
 from watcher.log import now_us
@@ -24,6 +24,7 @@ class Task:
 
     job: Job
     total: int  #: forwards, as far as is known
+    files: Files = field(default_factory=dict)
     done: int = 0
     started: float | None = None  #: monotonic
     started_at: int | None = None  #: microseconds UTC, for people
@@ -45,7 +46,7 @@ class Task:
         """The order for the worker. ValueError when it is too large for a frame."""
         request = self.job.request.model_dump(mode="json", exclude_none=True)
         who = {"job_id": self.job.id, "attempt": self.job.attempt}
-        return line({"type": "run", **who, "request": request})
+        return line({"type": "run", **who, "request": request, "files": dict(self.files)})
 
 
 @dataclass
@@ -144,12 +145,12 @@ class Slots(Executor, Generic[_Seat]):
         now = time.monotonic()
         return [seat.status(now) for seat in self._seats]
 
-    def _take(self, slot: Slot, job: Job) -> tuple[_Seat, Task]:
+    def _take(self, slot: Slot, job: Job, files: Files) -> tuple[_Seat, Task]:
         """Give the seat of ``slot`` this job. ValueError when it wants none, or for one too large
         for a message: nothing has changed then."""
         if slot not in self.wants():
             raise ValueError(f"slot {slot} takes no job now")
-        task = Task(job, job.forwards, moved=time.monotonic())
+        task = Task(job, job.forwards, files, moved=time.monotonic())
         task.message()
         self._seats[slot].tasks.append(task)
         return self._seats[slot], task

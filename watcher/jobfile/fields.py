@@ -49,13 +49,14 @@ _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS
 #: What a job that uses one of these asks of its model.
 NEEDED = ("image", "mask", "lora", "upscale")
+#: What says how a picture is started from.
+_OF_IMAGE = ("strength", "resize", "mask_blur", "mask_invert", "mask_only", "mask_padding")
 _MOST_UNKNOWN = 10  #: unknown keys named in one mapping
 
 _CONTROL = re.compile(r"[\x00-\x08\x0e-\x1f\x7f-\x9f\ud800-\udfff]")
 _ODD_BREAKS = re.compile("\r\n?")
 _OUTER = " \t\n"  #: what is taken off the ends of a text; all other blanks are the person's
 _POINT_NOUGHT = re.compile(r"(-?\d{1,30})\.0{1,9}", re.ASCII)
-_WHOLE = WHOLE | {key for key, field in SPELLINGS.items() if field in WHOLE}
 _SIZE = re.compile(r"\s*(\d{1,6})\s*[xX×*]\s*(\d{1,6})\s*", re.ASCII)
 
 
@@ -65,7 +66,7 @@ def normalised(raw: Mapping[Any, Any]) -> tuple[dict[str, Any], dict[str, str], 
     Returns the values by field name, which key of ``raw`` each came from, and what is wrong
     with the keys (unknown ones, a thing said twice). Values are not looked at but for ``size``.
     """
-    raw = {key: _whole_number(value) if key in _WHOLE else value for key, value in raw.items()}
+    raw = {key: _whole_number(value) if key in WHOLE else value for key, value in raw.items()}
     if raw.keys() <= _FIELDS:  # as in most of a million lines
         return raw, dict(zip(raw, raw, strict=True)), []
     values: dict[str, Any] = {}
@@ -221,6 +222,10 @@ class Checker:
                     "not_accepted", message, key=feature,
                     remedy="Remove it, or name another `model`: `steady model list`.",
                 ))  # fmt: skip
+        if request.mask is not None and request.image is None:
+            remedy = "Name the picture it belongs to as `image`."
+            words = "`mask` needs an `image`."
+            problems.append(ValueFault("missing_field", words, key="mask", remedy=remedy))
         size = (card.name, request.width, request.height)
         if size not in self._good_sizes:
             faults = _size_problems(request.width or 0, request.height or 0, card)
@@ -258,6 +263,10 @@ class Checker:
             found.append("`guidance_scale` has no effect on this model.")
         if request.negative_prompt and not card.takes("negative_prompt"):
             found.append("`negative_prompt` has no effect on this model.")
+        if request.image is None:
+            idle = [f"`{name}`" for name in _OF_IMAGE if getattr(request, name) is not None]
+            if idle:
+                found.append(f"{', '.join(idle)}: no effect without `image`.")
         return tuple(found)
 
 

@@ -12,10 +12,25 @@ from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
 from watcher.jobs import MAX_LORAS, MAX_PROMPT, Card, JobRequest, field_schemas, text_fields
 
 FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
+#: Keys that are read as fields of ours, as people bring them along.
+SPELLINGS = {
+    "steps": "num_inference_steps",
+    "checkpoint": "model",
+    "sd_model_checkpoint": "model",
+    "loras": "lora",
+    "init_image": "image",
+    "mask_image": "mask",
+    "denoising_strength": "strength",
+    "denoise": "strength",
+}
+_MEANT = dict(zip(FIELDS, FIELDS, strict=True)) | SPELLINGS
+_TEXTS = text_fields()
 #: Keys whose value is free text or read from text: an unquoted YAML value stays text.
-TEXT_FIELDS = text_fields() | {"size"}
-#: Fields that hold a whole number.
-WHOLE = frozenset(name for name, said in field_schemas().items() if said["type"] == "integer")
+TEXT_FIELDS = {key for key, field in _MEANT.items() if field in _TEXTS} | {"size"}
+#: Keys that say a whole number.
+WHOLE = frozenset(k for k, f in _MEANT.items() if field_schemas()[f].get("type") == "integer")
+#: Every key of a job.
+KNOWN = (*FIELDS, *SPELLINGS, "size")
 MULTIPLE = 16  #: pixels; what sides must be multiples of
 MAX_METADATA = 50  #: names
 MAX_METADATA_TEXT = 4000  #: characters of all names and values together
@@ -25,15 +40,6 @@ BATCH_KEYS = frozenset(
     {"defaults", "jobs", "matrix", "zip", "sample", "expand", "on_error", "key", "resume", "count"}
 )
 
-#: Keys that are read as fields of ours, as people bring them along.
-SPELLINGS = {
-    "steps": "num_inference_steps",
-    "checkpoint": "model",
-    "sd_model_checkpoint": "model",
-    "loras": "lora",
-}
-#: Every key of a job.
-KNOWN = (*FIELDS, *SPELLINGS, "size")
 
 #: What other programs and people call our fields.
 _ALSO_CALLED = {
@@ -67,8 +73,8 @@ _NOT_HERE = {
         "The model comes with one sampler and one schedule; remove it."
     ),
     "aspect_ratio aspect ar ratio": "Give `width` and `height`, or `size: 1024x768`.",
-    "image init_image init_images image_url mask strength denoising_strength denoise": (
-        "Pictures are made from text alone; remove it."
+    "init_images image_url image_urls url": (
+        "Write `image:` with the name of a picture that is here; addresses are never fetched."
     ),
     "webhook callback callback_url webhook_url notify": (
         "Jobs name no addresses; use `on_batch_done` in config.yaml, or follow /events."
@@ -154,6 +160,8 @@ def schema_words(said: dict[str, Any]) -> str:
     """What a schema allows."""
     if "enum" in said:
         return ", ".join(said["enum"])
+    if "exclusiveMinimum" in said:
+        return f"number above {said['exclusiveMinimum']:g}, at most {said['maximum']:g}"
     if said.get("type") == "string":
         least, most = said.get("minLength"), said.get("maxLength")
         if most is None:

@@ -28,6 +28,8 @@ def translated(error: Any, card: Card) -> ValueFault:
     bounds = error.get("ctx", {})
     if len(error["loc"]) > 1:
         message = f"`{field}` must be {allowed}."  # something inside a value of several parts
+    elif "gt" in bounds:
+        message = f"`{field}` must be above {bounds['gt']:g}."
     elif "ge" in bounds or "le" in bounds:
         message = f"`{field}` must be " + _bound(bounds, "ge", "le") + "."
         if field in ("width", "height"):

@@ -2,18 +2,21 @@
 
 The engine runs in a worker process below this one, as on the watcher's own machine: the same
 loading, deadlines and error classes hold, and a worker that crashes leaves this process alone.
-Owns nothing on disk: a kill costs the jobs in hand. Imports neither torch nor Ray.
+A kill costs the jobs in hand, and leaves the files they started from in a temporary folder.
+Imports neither torch nor Ray.
 """
 
 import os
 import queue
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from watcher.executor import Died, Event, WorkerSpec
+from watcher.executor import Died, Event, Files, WorkerSpec, relocated
 from watcher.executor.local import LocalExecutor
 from watcher.jobs import Job
 
@@ -48,9 +51,10 @@ class FarSlot:
         os.environ.update(environment)
         self._name = uuid.uuid4().hex
         self._taken = 0
+        self._files = tempfile.TemporaryDirectory(prefix="steady-files-")
         self._refused: list[Event] = []
         self._leaving: float | None = None  #: seconds of grace
-        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
         self._reports: queue.SimpleQueue[SlotReport | None] = queue.SimpleQueue()
         self._executor = LocalExecutor(spec, **limits)
         threading.Thread(target=self._work, name="slot", daemon=True).start()
@@ -60,13 +64,24 @@ class FarSlot:
         host = os.uname().nodename
         return {"name": self._name, "pid": os.getpid(), "parent": os.getppid(), "host": host}
 
-    def take(self, name: str, job: Job) -> None:
-        """Run a (resolved) job."""
+    def keep(self, name: str, mark: str, data: bytes) -> None:
+        """Have a file that jobs may name by its ``mark`` until it is dropped."""
+        self._give(name, lambda: self._path(mark).write_bytes(data))
+
+    def drop(self, name: str, mark: str) -> None:
+        """Let go of a file, behind all jobs that were taken so far."""
+        self._give(name, lambda: self._path(mark).unlink(missing_ok=True))
+
+    def _path(self, mark: str) -> Path:
+        return Path(self._files.name, os.path.basename(mark))
+
+    def take(self, name: str, job: Job, files: Files) -> None:
+        """Run a (resolved) job; ``files`` by their marks."""
 
         def order() -> None:
             self._taken += 1
             try:
-                self._executor.send(0, job)
+                self._executor.send(0, job, relocated(files, lambda mark: str(self._path(mark))))
             except ValueError:  # its worker went while the job was on its way
                 lost = [(job.id, job.attempt, False)]
                 self._refused.append(Died(0, lost, "was gone before the job came", blame=False))
@@ -105,7 +120,7 @@ class FarSlot:
             reports.append(report)
             wait = False
 
-    def _give(self, name: str, order: Callable[[], None]) -> None:
+    def _give(self, name: str, order: Callable[[], object]) -> None:
         if name == self._name:
             self._orders.put(order)
             self._executor.wake()

@@ -7,24 +7,40 @@ dropped. So a result that comes late or twice changes nothing. Knows nothing of 
 
 import contextlib
 import logging
+import os
 import queue
 import signal
 import threading
 import time
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from typing_extensions import override
 
 from watcher.errors import SteadyError
-from watcher.executor import Died, Event, Picture, Ready, Slot, Started, Step, WorkerSpec
+from watcher.executor import (
+    NO_FILES,
+    Died,
+    Event,
+    Files,
+    Picture,
+    Ready,
+    Slot,
+    Started,
+    Step,
+    WorkerSpec,
+    relocated,
+)
 from watcher.executor.ray.actor import SlotReport
 from watcher.executor.seat import Seat, Slots
 from watcher.jobs import Job
 
 log = logging.getLogger("watcher.executor")
+
+_FILES_THERE = 64  #: files of jobs that a process elsewhere keeps
 
 
 @dataclass(frozen=True)
@@ -80,6 +96,7 @@ class _FarSlot(Seat):
     report: SlotReport | None = None
     heard: float = 0.0
     sent: int = 0  #: jobs given to this very process
+    there: OrderedDict[str, None] = field(default_factory=OrderedDict)  #: files it has, by mark
 
     def wants(self) -> bool:
         """Not while a job is on its way: what was said before it arrived does not count."""
@@ -132,10 +149,25 @@ class FarExecutor(Slots[_FarSlot]):
         return [place.slot for place in asking]
 
     @override
-    def send(self, slot: Slot, job: Job) -> None:
-        place, _ = self._take(slot, job)
+    def send(self, slot: Slot, job: Job, files: Files = NO_FILES) -> None:
+        place, _ = self._take(slot, job, files)
         place.sent += 1
-        self._order(place, "take", job)
+        self._order(place, "take", job, relocated(files, lambda path: self._bring(place, path)))
+
+    def _bring(self, place: _FarSlot, path: str) -> str:
+        """The mark of a file that is there before the next order; by content, once a process."""
+        try:
+            facts = os.stat(path)
+            mark = f"{facts.st_ino}-{facts.st_mtime_ns}-{facts.st_size}{Path(path).suffix}"
+            if mark not in place.there:
+                self._order(place, "keep", mark, Path(path).read_bytes())
+        except OSError:
+            return path  # gone in this very moment: the worker will say so
+        place.there[mark] = None
+        place.there.move_to_end(mark)
+        if len(place.there) > _FILES_THERE:
+            self._order(place, "drop", place.there.popitem(last=False)[0])
+        return mark
 
     @override
     def cancel(self, job_id: str) -> None:
@@ -192,6 +224,7 @@ class FarExecutor(Slots[_FarSlot]):
         match news:
             case Met():
                 place.met, place.report, place.sent, place.trouble = news, None, 0, None
+                place.there.clear()
                 place.state, place.heard = "loading", time.monotonic()
             case SlotReport():
                 self._heard(place, news)
