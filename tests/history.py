@@ -8,6 +8,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import os
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -141,6 +142,7 @@ def _folder_faults(root: Path) -> list[str]:
             f"left in {folder}: {p.name}"
             for p in (root / folder).iterdir()
             if not p.name.startswith("submit-")  # of an API that died; swept after an hour
+            and not (p.is_dir() and os.listdir(p) == ["preset.yaml"])  # goes at the next start
         ]
     for result in (root / "inbox" / "done").rglob("*.result.json"):
         body = json.loads(result.read_bytes())

@@ -67,11 +67,17 @@ class Root:
         return kept | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"} | self.extra
 
     def drop(self, name: str, content: str | bytes) -> Path:
-        """Put a file into the inbox whole, as ``mv`` does."""
+        """Put a file into the inbox whole, as ``mv`` does; ``hot/x.yaml`` into a hot folder."""
         data = content.encode() if isinstance(content, str) else content
-        draft = self.folder / f"draft-{name}"
+        draft = self.folder / f"draft-{Path(name).name}"
         draft.write_bytes(data)
         return draft.rename(self.inbox / name)
+
+    def preset(self, name: str, text: str) -> None:
+        """Write a preset, and make its hot folder."""
+        (self.folder / "presets").mkdir(exist_ok=True)
+        (self.inbox / name).mkdir(exist_ok=True)
+        (self.folder / "presets" / f"{name}.yaml").write_text(text)
 
     def spawn(self, *command: str, wrapper: Sequence[str] = ()) -> Started:
         """A process in this root's environment; what it says is added to watcher.log."""

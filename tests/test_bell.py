@@ -136,6 +136,7 @@ def test_a_file_is_heard_long_before_the_rescan(folder: Path) -> None:
     inbox.scan()
     assert inbox.health() == {
         "watch": "events", "problems": [], "notices": [], "waiting": 0, "overflows": 0,
+        "hot": [],
     }  # fmt: skip
     begun = time.monotonic()
     drop(folder, "a.yaml")

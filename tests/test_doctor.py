@@ -125,6 +125,11 @@ def outputs_inside_inbox(patient: Patient) -> None:
     patient.save(outputs="inbox/pictures")
 
 
+def wrong_preset(patient: Patient) -> None:
+    (patient.folder / "presets").mkdir()
+    (patient.folder / "presets" / "ink.yaml").write_text("stepps: 4\n")
+
+
 def file_for_inbox(patient: Patient) -> None:
     (patient.folder / "inbox").rmdir()
     (patient.folder / "inbox").touch()
@@ -206,6 +211,7 @@ def absent_extra(patient: Patient) -> None:
         (outputs_inside_inbox, "layout"),
         (file_for_inbox, "inbox"),
         (file_for_outputs, "outputs"),
+        (wrong_preset, "presets"),
         (claims_on_another_disk, "disks"),
         (damaged_record, "record"),
         (newer_record, "record"),

@@ -12,7 +12,7 @@ from torture import kill_on_sight, storm
 
 #: Every step of the protocol that leaves something behind, in the order of a job's journey.
 POINTS = [
-    "claimed", "claim_synced", "tries_committed", "parsed", "recorded",
+    "preset_kept", "claimed", "claim_synced", "tries_committed", "parsed", "recorded",
     "group_begun", "group_read", "group_recorded", "chunk_recorded",
     "dispatched", "picture_received", "tmp_written", "linked", "folder_synced",
     "thumbnail_written", "completed", "archived_moved", "sidecar_written", "archived_files",
@@ -26,11 +26,12 @@ if ON_RAY:  # where a watcher takes seconds to start: each side of what Ray has 
 KILLS, ROUNDS = (12, 2) if ON_RAY else (60, 6)  #: of the storm, on sight
 
 ROWS = 25
-JOBS = 1 + 3 + ROWS
+JOBS = 1 + 3 + ROWS + 1
 
 
 def fill(root: Root, *, grouped: bool = False) -> None:
-    """One job, a list of three, a table in two chunks, and a file that must be refused.
+    """One job, a list of three, a table in two chunks, a file in a hot folder, and one that must
+    be refused.
 
     ``grouped``: the first two lie side by side and are taken together.
     """
@@ -38,7 +39,8 @@ def fill(root: Root, *, grouped: bool = False) -> None:
     three = json.dumps([{"prompt": f"three-{i} steps=2"} for i in range(3)])
     files = [("one.yaml", "prompt: one steps=2\n"), ("table.csv", "prompt\n" + lines)]
     files.insert(1 if grouped else 2, ("three.json", three))
-    for name, content in files:
+    root.preset("hot", "prompt: hot steps=2\n")
+    for name, content in [*files, ("hot/five.yaml", "label: five\n")]:
         root.drop(name, content)
     root.drop("bad.yaml", "prompt: x\nwidht: 64\n")
 
@@ -50,7 +52,8 @@ def check(root: Root, *, kills: int, jobs: int = JOBS) -> None:
     left = [p.name for p in root.inbox.iterdir() if p.is_file() and not p.name.startswith(".")]
     assert left == []
     done = [p for p in (root.inbox / "done").rglob("*") if p.is_file()]
-    assert len(done) == 7, done  # the files, a result each, and the table's rows
+    assert [p.name for p in (root.inbox / "hot").iterdir()] == []
+    assert len(done) == 9, done  # the files, a result each, and the table's rows
 
 
 @pytest.mark.parametrize("point", POINTS)

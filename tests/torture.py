@@ -165,7 +165,10 @@ class Client(threading.Thread):
 
 def _feed(root: Root, dice: random.Random, number: int) -> int:
     """Drop one file of a random kind; returns the jobs in it."""
-    kind = dice.choice(["yaml", "list", "csv", "jsonl"])
+    kind = dice.choice(["yaml", "hot", "list", "csv", "jsonl"])
+    if kind == "hot":
+        root.drop(f"hot/f{number}.yaml", f"prompt: f{number} steps=2\n")
+        return 1
     if kind == "yaml":
         root.drop(f"f{number}.yaml", f"prompt: f{number} steps=2\n")
         return 1
@@ -217,6 +220,7 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
     dice = random.Random(seed)
     tally = Tally()
     begun = time.monotonic()
+    root.preset("hot", "label: hot\n")
     observer = Observer(root)
     watcher = root.watch()
     port = _free_port()

@@ -113,6 +113,9 @@ class Config(BaseSettings):
     rescan_seconds: float = Field(5.0, gt=0, description="looks into the inbox without an event")
     max_jobs_per_file: int = Field(1000, ge=1, description="jobs in one .yaml or .json file")
     max_lines: int = Field(100_000, ge=1, le=1_000_000, description="rows in one .jsonl or .csv")
+    presets: Path = Field(
+        Path("presets"), description="NAME.yaml here makes NAME/ in the inbox a hot folder"
+    )
     max_queued: int = Field(1_000_000, ge=1, description="waiting jobs before the doors close")
 
     # -- the model
@@ -279,6 +282,7 @@ class Config(BaseSettings):
                 "root": root,
                 "inbox": root / config.inbox.expanduser(),
                 "outputs": root / config.outputs.expanduser(),
+                "presets": root / config.presets.expanduser(),
             }
         )
 

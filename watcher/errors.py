@@ -65,6 +65,7 @@ ERRORS: dict[str, ErrorKind] = {
     "all_rows_refused": ErrorKind(422, 2, "No row of the file can be used.", "Mend the rows; each is listed with its reason."),
     "bad_picture": ErrorKind(422, 2, "The picture cannot be started from.", "Use a whole PNG, JPEG, WebP, BMP, TIFF, GIF or AVIF."),
     "no_recipe": ErrorKind(422, 2, "The picture carries no recipe.", "Drop a picture made by this service or one with an A1111 `parameters` text."),
+    "bad_preset": ErrorKind(422, 2, "The preset cannot be used.", "Mend the preset, then drop the file again."),
     "not_a_regular_file": ErrorKind(422, 2, "This is not a regular file.", "Copy the file itself into the inbox; links, pipes and folders are not followed."),
     "unreadable": ErrorKind(422, 2, "The service may not read this file.", "Give the service's user or group read permission (chmod g+r) and drop it again."),
     "crashed_service": ErrorKind(422, 2, "Reading this file stopped the service twice, so it was set aside unread.", "Look at the file; move it back to the inbox to try again."),

@@ -147,6 +147,7 @@ class Service:
             settle=config.settle_seconds,
             rescan=config.rescan_seconds,
             checkpoint=checkpoint,
+            presets=config.presets,
         )
         self._executor = executor or build(config, self._choice, self._probe)
         self._reading = reading = Reading(

@@ -1,6 +1,7 @@
 """The folder as an interface: files land, are claimed, and end in ``done/`` or ``refused/``.
 
     inbox/x.yaml                        somebody's file, or api-<ticket>.json of our own making
+    inbox/ink/x.jpg                     the same, below the preset ``ink`` (``hot``)
     inbox/.claimed/<ticket>~x.yaml      ours: the rename is the claim, the name carries the id
     inbox/done/YYYYMMDD/x~<ticket8>.yaml    all its jobs ended; .result.json beside it
     inbox/refused/x.yaml                nothing of it ran; x.yaml.error.json says why
@@ -14,6 +15,7 @@ What a crash between two of its steps leaves is found by ``leftovers`` at the ne
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import threading
@@ -29,9 +31,12 @@ from watcher.errors import SteadyError
 from watcher.folder import Folder
 from watcher.inbox.archive import (
     CLAIMED,
+    DONE,
     MARK,
+    REFUSED,
     Shelves,
     claimed_files,
+    claimed_paths,
     done_files,
     drop_done,
     file_of,
@@ -46,6 +51,7 @@ from watcher.inbox.claims import (
     open_claim,
     read_claim,
 )
+from watcher.inbox.hot import HotFolders
 from watcher.inbox.submit import drop_file
 from watcher.inbox.writers import Writer, ignore_lease_signal, writer_of
 from watcher.log import say
@@ -75,7 +81,10 @@ _CHUNK = 256  #: claims that share one pair of syncs
 _DOUBT_SECONDS = 60.0  #: between proofs that a silent bell still works
 
 #: One file cannot be moved (sticky folder, read-only, in use): its own matter, not the disk's.
-_UNMOVABLE = {errno.EPERM, errno.EACCES, errno.EROFS, errno.EBUSY, errno.ETXTBSY}
+_UNMOVABLE = {
+    *(errno.EPERM, errno.EACCES, errno.EROFS, errno.EBUSY, errno.ETXTBSY),
+    errno.EXDEV,  # a hot folder that is a mount of its own
+}
 
 
 class Inbox:
@@ -87,12 +96,14 @@ class Inbox:
     Args:
         settle: seconds a file must lie unchanged.
         rescan: seconds between looks that no event asked for.
-        checkpoint: called with the step's name after ``claimed``, ``claim_synced``,
-            ``archived_moved``, ``sidecar_written``, ``refused_moved``.
+        checkpoint: called with the step's name after ``preset_kept``, ``claimed``,
+            ``claim_synced``, ``archived_moved``, ``sidecar_written``, ``refused_moved``.
         ways: how files are published, see ``publish``.
         settle_blind: ``settle`` where nobody can tell whether a file is still written.
         empty_grace: seconds an empty file waits to be filled.
         room: entries remembered at a time; bounds the memory of a look.
+        presets: folder whose ``NAME.yaml`` makes ``NAME/`` in the inbox a hot folder (``hot``);
+            without one, the folder ``presets`` beside the inbox.
     """
 
     def __init__(
@@ -106,6 +117,7 @@ class Inbox:
         settle_blind: float = 10.0,
         empty_grace: float = 30.0,
         room: int = 20_000,
+        presets: Path | None = None,
     ) -> None:
         self.folder = folder
         self._rescan = rescan
@@ -113,13 +125,12 @@ class Inbox:
         self._home = Folder(folder, name="inbox", mark=MARK, fresh=_inbox_mark)
         self._bell = Bell(folder)
         self._shelves = Shelves(folder, checkpoint=checkpoint, ways=ways)
-        self._arrivals = Arrivals(
-            folder,
-            settle=settle,
-            settle_blind=settle_blind,
-            empty_grace=empty_grace,
-            room=room,
+        arrivals_of = functools.partial(
+            Arrivals, settle=settle, settle_blind=settle_blind, empty_grace=empty_grace, room=room
         )
+        self._arrivals = arrivals_of(folder)
+        self._hot = HotFolders(folder, presets or folder.parent / "presets", arrivals_of)
+        self._watched: object = None  #: the hot folders that events are heard of
         self._ready: deque[Arrival] = deque()  #: settled in the last look, not yet claimed
         self._unsynced: list[Claim] = []  #: renamed, not yet handed out
         self._left: dict[tuple[int, str], Claim] = {}  #: of earlier runs, by inode and name
@@ -181,7 +192,9 @@ class Inbox:
         return self._settling + len(self._ready)
 
     def health(self) -> dict[str, Any]:
-        """``watch`` (events | polling), ``problems`` and ``notices`` in words, ``waiting`` files."""
+        """``watch`` (events | polling), ``problems`` and ``notices`` in words, ``waiting`` files,
+        ``hot`` folders.
+        """
         problems = []
         gone, deaf = self._home.gone, self._bell.trouble
         listening = self._home.held and self._bell.alive and deaf is None
@@ -206,6 +219,7 @@ class Inbox:
             "notices": list(self._notices),
             "waiting": self._waiting + len(self._ready),
             "overflows": self._bell.overflows,
+            "hot": sorted(self._hot.folders),
         }
 
     def _tend(self) -> None:
@@ -230,6 +244,7 @@ class Inbox:
         self._due = float("inf")
         self._ready.clear()
         self._arrivals.forget()
+        self._hot.forget()
         self._bell.unsubscribe()
         self._bell.hush()
         self._say_changes()
@@ -237,6 +252,7 @@ class Inbox:
     def _move_in(self) -> None:
         self._ready.clear()
         self._arrivals.forget()
+        self._hot.forget()
         try:
             self._shelves.make()
             self._home.settle()
@@ -262,7 +278,8 @@ class Inbox:
 
     def _subscribe(self) -> None:
         self._subscribed_at = time.monotonic()
-        if self._bell.subscribe():
+        self._watched = dict(self._hot.places)
+        if self._bell.subscribe(self._hot.places):
             self._prove()
 
     def _prove(self) -> None:
@@ -271,7 +288,7 @@ class Inbox:
         canary = self.folder / _CANARY
         with contextlib.suppress(OSError):  # read-only or full: said when it matters
             self._bell.hears(lambda: canary.write_bytes(b""))
-            self._arrivals.leases = writer_of(canary) is Writer.NONE
+            self._arrivals.leases = self._hot.leases = writer_of(canary) is Writer.NONE
         with contextlib.suppress(OSError):
             os.unlink(canary)
 
@@ -301,11 +318,16 @@ class Inbox:
         rang = self._bell.hush()
         begun = time.monotonic()
         try:
-            glance = self._arrivals.look(begun)
+            hot = self._hot.look(begun)
+            glance = self._arrivals.look(begun, {DONE, REFUSED, *self._hot.names})
         except OSError as error:
             failure = self._home.lose(f"The inbox cannot be read ({reason(error)}).")
             self._leave()
             raise failure from error
+        glance.add(hot)
+        if self._watched != self._hot.places:
+            self._subscribe()
+            self._bell.ring()  # subscribe first, look second
         self._looked_at = time.monotonic()
         self._look_seconds = self._looked_at - begun
         self._ready.extend(glance.ready)
@@ -331,13 +353,23 @@ class Inbox:
 
     def _sync_claims(self) -> None:
         """Both folders, before any row: else a power cut could put a file back that ran."""
+        rooms = {claim.folder for claim in self._unsynced}
+        homes = {self.folder / claim.hot for claim in self._unsynced}
         with disk_errors("The inbox cannot be written"):
-            publish.sync_folder(self.folder / CLAIMED)
-            publish.sync_folder(self.folder)
+            for path in [*rooms, *filter(os.path.lexists, homes)]:  # a hot folder may go
+                publish.sync_folder(path)
 
     def _claim(self, arrival: Arrival) -> Claim | None:
         """Rename it into ``.claimed``; None when it has to wait or went away."""
-        again_at = self._arrivals.confirm(arrival)
+        arrivals = self._hot.folders[arrival.hot] if arrival.hot else self._arrivals
+        again_at = arrivals.confirm(arrival)
+        room = self.folder / CLAIMED
+        if again_at is None and arrival.hot:
+            preset = self._hot.preset(arrival.hot)
+            if preset is None:
+                again_at = time.monotonic() + self._rescan  # being written: heard of, or seen then
+            else:
+                room = self._shelves.room(arrival.hot, preset)
         if again_at is not None:
             self._waiting += 1
             self._settling += 1
@@ -347,11 +379,11 @@ class Inbox:
             self._waiting += 1
             return None  # a repeat: judged when the first has ended
         entry = entry_of(arrival.ticket or str(uuid.uuid4()), arrival.name)
-        source, target = self.folder / arrival.name, self.folder / CLAIMED / entry
+        source, target = arrivals.folder / arrival.name, room / entry
         left = self._left.pop((arrival.signature[0], cut(arrival.name)), None)
         if left is not None and self._shelves.is_other_name(source, left):
             os.unlink(source)  # a power cut undid half of the claim
-            publish.sync_folder(self.folder)
+            publish.sync_folder(arrivals.folder)
             return None
         try:
             os.rename(source, target)
@@ -363,10 +395,10 @@ class Inbox:
         except OSError as error:
             if error.errno not in _UNMOVABLE:
                 raise
-            self._arrivals.block(arrival, f"cannot be taken and does not run ({reason(error)})")
+            arrivals.block(arrival, f"cannot be taken and does not run ({reason(error)})")
             self._waiting += 1
             return None
-        self._arrivals.taken(arrival)
+        arrivals.taken(arrival)
         if arrival.ticket and arrival.size == 0 and os.lstat(target).st_size == 0:
             os.unlink(target)  # a name reserved by a submitter that died; it holds nothing
             return None
@@ -378,17 +410,15 @@ class Inbox:
         While the inbox is gone they are owed: the first ``scan`` after it is back gives them.
         """
         found: list[tuple[int, Claim]] = []
-        folder = self.folder / CLAIMED
         self._owing = True
         try:
             self._home.guard()
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    status = os.lstat(entry)
-                    claim = claim_of(folder, entry.name, status.st_size)
-                    if claim is not None:
-                        found.append((status.st_ctime_ns, claim))
-                        self._left[status.st_ino, entry.name.partition("~")[2]] = claim
+            for path in claimed_paths(self.folder / CLAIMED):
+                status = os.lstat(path)
+                claim = claim_of(path.parent, path.name, status.st_size)
+                if claim is not None:
+                    found.append((status.st_ctime_ns, claim))
+                    self._left[status.st_ino, path.name.partition("~")[2]] = claim
         except (OSError, SteadyError):
             return []
         self._owing = False

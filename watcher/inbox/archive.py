@@ -8,6 +8,8 @@ Every step may be done again: a crash between any two is finished by the next ca
 """
 
 import contextlib
+import glob
+import hashlib
 import itertools
 import json
 import os
@@ -18,7 +20,7 @@ from typing import Any
 
 from watcher import publish
 from watcher.folder import real_folder
-from watcher.inbox.claims import Claim, claim_of, cut, own_ticket
+from watcher.inbox.claims import PRESET, ROOM, Claim, claim_of, cut, own_ticket
 from watcher.suffixes import JOB_SUFFIXES
 
 MARK = ".steady"  #: tells our inbox from the bare mount point below it
@@ -54,8 +56,30 @@ class Shelves:
             publish.sync_folder(folder.parent)
             self._synced.add(folder)
 
+    def room(self, name: str, preset: bytes) -> Path:
+        """Where files of the hot folder ``name`` are claimed to, with its preset beside them.
+
+        The room is named after the preset's content, so what a claimed file was to become is
+        known as long as the file lies there, whatever happens to the preset meanwhile.
+        """
+        digest = hashlib.sha256(preset).hexdigest()[:16]
+        room = self._claimed / f"{name}{ROOM}{digest}"
+        self._make(room)
+        if not os.path.lexists(room / PRESET):
+            self._write(room / PRESET, [preset])
+            self._checkpoint("preset_kept")
+        return room
+
     def sweep(self) -> None:
-        """Remove temporary files nobody will publish: ours at once, submitters' after an hour."""
+        """Remove what nobody needs any more: rooms without a file, and temporary files nobody
+        will publish, ours at once, submitters' after an hour.
+        """
+        for room in self._rooms("*"):
+            with contextlib.suppress(OSError):
+                if os.listdir(room) in ([], [PRESET]):
+                    (room / PRESET).unlink(missing_ok=True)
+                    room.rmdir()
+                    self._synced.discard(room)
         mine = self._temporary()
         with contextlib.suppress(OSError):  # what is left does no harm
             mine.write_bytes(b"")
@@ -150,22 +174,27 @@ class Shelves:
 
     def _find(self, ticket: str, name: str) -> Path | None:
         """Where the claimed file lies, or None when it was moved before."""
-        path = self._claimed / f"{ticket}~{name}"
-        if os.path.lexists(path):
-            return path
+        preset, _, plain = name.rpartition("/")
+        for room in self._rooms(glob.escape(preset)) if preset else [self._claimed]:
+            path = room / f"{ticket}~{plain}"
+            if os.path.lexists(path):
+                return path
         if "\\" in name:  # shown differently from what the file system has: look for it
             return next(self._all_of(ticket), None)
         return None
+
+    def _rooms(self, name: str) -> Iterator[Path]:
+        """The rooms of hot folders whose name fits the pattern ``name``."""
+        return self._claimed.glob(f"{name}{ROOM}*/")
 
     def _all_of(self, ticket: str) -> Iterator[Path]:
         ours = self.in_work(ticket)
         if ours is not None:
             yield ours
             return
-        with os.scandir(self._claimed) as entries:
-            for entry in entries:
-                if entry.name.startswith(f"{ticket}~"):
-                    yield self._claimed / entry.name
+        for path in claimed_paths(self._claimed):
+            if path.name.startswith(f"{ticket}~"):
+                yield path
 
     def _day_of(self, file: str, day: str) -> Path:
         """The day's folder, or the one into which an earlier archiving put ``file``."""
@@ -222,8 +251,18 @@ class Shelves:
 def claimed_files(inbox: Path) -> list[str]:
     """The names of the files in work. Raises OSError, but not for a folder that is not there."""
     with contextlib.suppress(FileNotFoundError):
-        return [name for name in os.listdir(inbox / CLAIMED) if "~" in name]
+        return [path.name for path in claimed_paths(inbox / CLAIMED)]
     return []
+
+
+def claimed_paths(claimed: Path) -> Iterator[Path]:
+    """Every file in work: in the folder ``claimed`` itself and in the rooms of hot folders."""
+    with os.scandir(claimed) as entries:
+        for entry in entries:
+            if "~" in entry.name:
+                yield claimed / entry.name
+            elif ROOM in entry.name and entry.is_dir(follow_symlinks=False):
+                yield from (Path(entry.path, n) for n in os.listdir(entry.path) if "~" in n)
 
 
 def done_files(inbox: Path) -> Iterator[Path]:
@@ -238,11 +277,9 @@ def file_of(inbox: Path, ticket: str, name: str = "", suffix: str = "") -> Claim
 
     Raises OSError.
     """
-    folder = inbox / CLAIMED
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith(f"{ticket}~"):
-                return claim_of(folder, entry.name, os.lstat(entry).st_size)
+    for path in claimed_paths(inbox / CLAIMED):
+        if path.name.startswith(f"{ticket}~"):
+            return claim_of(path.parent, path.name, os.lstat(path).st_size)
     if not name:
         return None
     kept = _kept(inbox / DONE, ticket, name, suffix)
@@ -279,7 +316,7 @@ def _stem_in_done(claim_ticket: str, name: str) -> str:
 
 def _plain_stem(name: str) -> str:
     """The stem of a display name as part of a new file name."""
-    return os.path.splitext(name)[0].replace("\\", "_")
+    return os.path.splitext(os.path.basename(name))[0].replace("\\", "_")
 
 
 def _reason_beside(path: Path) -> Path:

@@ -9,11 +9,10 @@ for writing. Looks only: it moves, opens for reading and changes nothing.
 import os
 import stat
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from watcher.inbox.archive import DONE, REFUSED
 from watcher.inbox.claims import Signature, display, own_ticket, signature_of
 from watcher.inbox.writers import Writer, writer_of
 from watcher.suffixes import JOB_SUFFIXES, passing, remedy_for, suffix_of
@@ -37,6 +36,7 @@ class Arrival:
     retry_at: float = 0.0
     delay: float = 0.0
     why: str | None = None  #: it cannot be moved, in words
+    hot: str = ""  #: the hot folder it lies in
 
     @property
     def size(self) -> int:
@@ -56,6 +56,20 @@ class Glance:
     notices: list[str] = field(default_factory=list)
     blocked: list[str] = field(default_factory=list)  #: files that cannot be moved, in words
 
+    def add(self, other: "Glance") -> None:
+        """What a look at one more folder found."""
+        self.ready = sorted(self.ready + other.ready, key=_by_age)
+        self.waiting += other.waiting
+        self.settling += other.settling
+        self.due = min(self.due, other.due)
+        self.fresh += other.fresh
+        self.notices += other.notices
+        self.blocked += other.blocked
+
+
+def _by_age(arrival: Arrival) -> tuple[int, str]:
+    return arrival.signature[3], arrival.name
+
 
 class Arrivals:
     """Remembers how the entries of ``folder`` looked, and says which are ready.
@@ -67,6 +81,9 @@ class Arrivals:
         settle: seconds between the two looks.
         settle_blind: the same where leases do not work.
         empty_grace: seconds an empty file waits to be filled.
+        suffixes: of the files that are taken.
+        hot: the hot folder this is; files of our own making come to the inbox itself only.
+        shown: what stands before a file's name in words.
     """
 
     def __init__(
@@ -77,8 +94,14 @@ class Arrivals:
         settle_blind: float = 10.0,
         empty_grace: float = 30.0,
         room: int = 20_000,
+        suffixes: Collection[str] = JOB_SUFFIXES,
+        hot: str = "",
+        shown: str = "",
     ) -> None:
-        self._folder = folder
+        self.folder = folder
+        self._suffixes = suffixes
+        self._hot = hot
+        self._shown = shown
         self._settle = settle
         self._settle_blind = max(settle, settle_blind)
         self._empty_grace = empty_grace
@@ -90,8 +113,9 @@ class Arrivals:
         """Another folder has taken the place of the one looked at."""
         self._known.clear()
 
-    def look(self, now: float) -> Glance:
-        """One pass over the folder; linear, one ``lstat`` for each entry that needs it.
+    def look(self, now: float, apart: Collection[str] = ()) -> Glance:
+        """One pass over the folder but for what is ``apart``, by name; linear, one ``lstat`` for
+        each entry that needs it.
 
         Raises OSError when the folder cannot be read.
         """
@@ -99,16 +123,16 @@ class Arrivals:
         known: dict[str, Arrival] = {}
         room = self._room - len(self._known)
         extra = 0
-        with os.scandir(self._folder) as entries:
+        with os.scandir(self.folder) as entries:
             for entry in entries:
                 name = entry.name
-                if passing(name) or name in (DONE, REFUSED):
+                if passing(name) or name in apart:
                     continue
                 try:
                     if entry.is_dir(follow_symlinks=False):
                         extra += self._notice(glance, name, _FOLDER)
                         continue
-                    if suffix_of(name) not in JOB_SUFFIXES:
+                    if suffix_of(name) not in self._suffixes:
                         extra += self._notice(glance, name, "is no job file.", remedy_for)
                         continue
                     arrival = self._known.get(name)
@@ -130,7 +154,7 @@ class Arrivals:
         if len(glance.blocked) > _MOST_NOTICES:
             rest = len(glance.blocked) - _MOST_NOTICES
             glance.blocked[_MOST_NOTICES:] = [f"… and {rest} more."]
-        glance.ready.sort(key=lambda a: (a.signature[3], a.name))
+        glance.ready.sort(key=_by_age)
         return glance
 
     def _notice(
@@ -138,7 +162,7 @@ class Arrivals:
     ) -> int:
         if len(glance.notices) >= _MOST_NOTICES:
             return 1
-        glance.notices.append(f"{display(name)} {what} {remedy(name)}".rstrip())
+        glance.notices.append(f"{self._shown}{display(name)} {what} {remedy(name)}".rstrip())
         return 0
 
     def _update(self, arrival: Arrival | None, entry: "os.DirEntry[str]", now: float) -> Arrival:
@@ -159,7 +183,8 @@ class Arrivals:
             signature=signature,
             since=now,
             regular=stat.S_ISREG(found.st_mode),
-            ticket=own_ticket(entry.name),
+            ticket=None if self._hot else own_ticket(entry.name),
+            hot=self._hot,
         )
 
     def _ready_at(self, arrival: Arrival) -> float:
@@ -178,7 +203,7 @@ class Arrivals:
     def _judge(self, arrival: Arrival, glance: Glance, now: float) -> None:
         ready_at = self._ready_at(arrival)
         if arrival.why is not None:
-            glance.blocked.append(f"{display(arrival.name)} {arrival.why}.")
+            glance.blocked.append(f"{self._shown}{display(arrival.name)} {arrival.why}.")
         if now >= ready_at:
             glance.ready.append(arrival)
             return
@@ -192,7 +217,7 @@ class Arrivals:
         None when it may be claimed, else when to look again, monotonic seconds (infinite
         when only its writer can say). Raises OSError when the folder's disk fails.
         """
-        path = self._folder / arrival.name
+        path = self.folder / arrival.name
         now = time.monotonic()
         try:
             if signature_of(os.lstat(path)) != arrival.signature:

@@ -13,7 +13,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from watchdog.events import (
@@ -33,7 +33,7 @@ _JOIN_SECONDS = 2.0
 
 
 class Bell:
-    """Rings on changes directly in ``folder``. ``subscribe`` may be called again and again.
+    """Rings on changes directly in ``folder``, or in one of those it is told to watch as well.
 
     Attributes:
         trouble: why there are no events, one sentence, or None.
@@ -71,8 +71,11 @@ class Bell:
         self._rung.clear()
         return rang
 
-    def subscribe(self) -> bool:
-        """Watch the folder anew with fresh threads. False, with ``trouble`` set, when it cannot."""
+    def subscribe(self, also: Iterable[Path] = ()) -> bool:
+        """Watch the folder anew with fresh threads, and those that are ``also`` given.
+
+        False, with ``trouble`` set, when it cannot. May be called again and again.
+        """
         self.unsubscribe()
         logging.getLogger("watchdog").addHandler(self._listener)
         _no_move_delay()
@@ -80,8 +83,9 @@ class Bell:
         try:
             observer = Observer()
             observer.start()
-            # inotify would watch the link itself if the inbox is one
-            observer.schedule(_Ringer(self), os.path.realpath(self._folder), event_filter=_WATCHED)
+            for folder in (self._folder, *also):
+                # inotify would watch the link itself if the inbox is one
+                observer.schedule(_Ringer(self), os.path.realpath(folder), event_filter=_WATCHED)
         except (OSError, RuntimeError) as error:
             if observer is not None:
                 _stop(observer)

@@ -1,6 +1,7 @@
 """A claimed file: its name carries its identity, and reading it is safe whatever it is.
 
-    <ticket>~<up to 180 bytes of the name it was dropped with>
+    .claimed/<ticket>~<up to 180 bytes of the name it was dropped with>
+    .claimed/<hot folder>@<digest of its preset>/<ticket>~<the same>
 
 The ticket is in the name, so a crash between any two steps leaves a file that becomes the
 very same jobs when it is found again. Reading trusts nothing: links are not followed,
@@ -23,6 +24,8 @@ from watcher.publish import disk_errors, disk_trouble
 from watcher.suffixes import JOB_SUFFIXES
 
 NAME_BYTES = 180  #: of a person's file name that are kept
+ROOM = "@"  #: in the name of a folder: the claims of one hot folder under one preset
+PRESET = "preset.yaml"  #: lies in such a folder: the preset's text as it was at the claim
 _UUID = r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 #: Files of our own making: api-<ticket>[+<batch it goes on with>][~<a person's file name>].<suffix>
 _OWN_STEM = re.compile(rf"api-({_UUID})(?:\+({_UUID}))?(?:~(.{{1,120}}))?", re.DOTALL)
@@ -46,6 +49,7 @@ class Claim:
     folder: Path
     entry: str  #: its name in ``folder``, as the file system has it
     resumes: str | None = None  #: the batch a file of our own making goes on with
+    hot: str = ""  #: the hot folder it was dropped into, which then begins its ``name``
 
     @property
     def path(self) -> Path:
@@ -54,8 +58,13 @@ class Claim:
 
     @property
     def stem(self) -> str:
-        """``name`` without its suffix."""
-        return os.path.splitext(self.name)[0]
+        """``name`` without its folder and its suffix."""
+        return os.path.splitext(os.path.basename(self.name))[0]
+
+    @property
+    def preset(self) -> Path | None:
+        """Where the text of its hot folder's preset lies."""
+        return self.folder / PRESET if self.hot else None
 
 
 def entry_of(ticket: str, name: str) -> str:
@@ -71,15 +80,18 @@ def claim_of(folder: Path, entry: str, size: int) -> Claim | None:
     ticket, name = match.groups()
     stem, suffix = os.path.splitext(name)
     own = _OWN_STEM.fullmatch(stem) if own_ticket(name) == ticket else None
+    hot = folder.name.rpartition(ROOM)[0]
+    shown = display(own[3] + suffix if own and own[3] else name)
     return Claim(
         ticket=ticket,
-        name=display(own[3] + suffix if own and own[3] else name),
+        name=f"{hot}/{shown}" if hot else shown,
         suffix=suffix.lower(),
         source="cli" if own else "file",
         size=size,
         folder=folder,
         entry=entry,
         resumes=own[2] if own else None,
+        hot=hot,
     )
 
 

@@ -6,6 +6,7 @@ Knows nothing of the record.
 """
 
 import datetime
+import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -13,8 +14,10 @@ from pathlib import Path
 from typing import BinaryIO
 
 from watcher import jobfile
+from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox
 from watcher.jobs import Batch, Limits
+from watcher.publish import disk_trouble
 from watcher.suffixes import LINE_SUFFIXES
 from watcher.wildcards import Wildcards
 
@@ -35,7 +38,7 @@ class Reading:
         data = self._inbox.read(claim, jobfile.most_bytes(claim.suffix))
         parsed = jobfile.parse(
             data, claim.suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
-            salt=batch.ticket, wildcards=Wildcards(self._root),
+            salt=batch.ticket, wildcards=Wildcards(self._root), preset=self._preset(claim),
             keyed=claim.resumes is not None or batch.key is not None,
         )  # fmt: skip
         return parsed, hashlib.sha256(data).hexdigest()
@@ -48,8 +51,22 @@ class Reading:
         """The rows of a table, one at a time."""
         return jobfile.read_lines(
             stream, claim.suffix, self.limits, now=_local(batch), salt=batch.ticket,
-            wildcards=Wildcards(self._root),
+            wildcards=Wildcards(self._root), preset=self._preset(claim),
         )  # fmt: skip
+
+    def _preset(self, claim: Claim) -> jobfile.Template | None:
+        """What holds for every job of the hot folder that ``claim`` was dropped into.
+
+        Raises SteadyError bad_preset.
+        """
+        if claim.preset is None:
+            return None
+        try:
+            return _preset_at(claim.preset, self.limits)
+        except SteadyError as error:
+            raise jobfile.in_preset(error, claim.hot) from error
+        except OSError as error:
+            raise disk_trouble(error, "A preset cannot be read") from error
 
     def digest(self, claim: Claim) -> str:
         """The sha256 of a table."""
@@ -74,6 +91,11 @@ class Reading:
                         yield each
         else:
             yield from self.whole(claim, batch)[0].refused
+
+
+@functools.lru_cache(maxsize=16)  # what lies there is named after its content
+def _preset_at(path: Path, limits: Limits) -> jobfile.Template:
+    return jobfile.read_preset(path.read_bytes(), limits)
 
 
 def stem_of(claim: Claim, batch: Batch) -> str:

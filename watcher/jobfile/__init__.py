@@ -40,7 +40,8 @@ from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.fields import request_of, seeded
 from watcher.jobfile.foreign import fitted
 from watcher.jobfile.naming import numbered
-from watcher.jobfile.planner import PlannedJob, Planner
+from watcher.jobfile.planner import PlannedJob, Planner, Template
+from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.problems import MAX_PROBLEMS, refusal, shown_key
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.sheets import OnError
@@ -69,6 +70,7 @@ __all__ = [
     "PlannedJob",
     "Row",
     "RowIterator",
+    "Template",
     "batch_line_fields",
     "begins_as_json",
     "body_fields",
@@ -76,6 +78,7 @@ __all__ = [
     "guarded",
     "has_batch_lines",
     "images_body",
+    "in_preset",
     "is_batch_line",
     "look_of",
     "most_bytes",
@@ -85,6 +88,7 @@ __all__ = [
     "parse",
     "read_json",
     "read_lines",
+    "read_preset",
     "refused_csv",
     "refused_lines",
     "request_of",
@@ -127,6 +131,7 @@ def parse(
     now: datetime | None = None,
     salt: str = "",
     wildcards: Wildcards | None = None,
+    preset: Template | None = None,
     on_error: OnError | None = None,
     keyed: bool = False,
 ) -> Parsed:
@@ -134,7 +139,8 @@ def parse(
 
     ``suffix``, one of suffixes.FORMS, decides how it is read. ``stem`` names the pictures of a file of many; empty leaves them unnamed. ``now`` (local
     time) gives ``{date}``. ``salt`` (the ticket) varies what is drawn: ``sample``, wildcards,
-    ``{seed}``. ``wildcards`` looks up a list by name. ``on_error`` replaces the default, not what
+    ``{seed}``. ``wildcards`` looks up a list by name. ``preset`` (:func:`read_preset`) is what holds
+    where the file says nothing. ``on_error`` replaces the default, not what
     the file says. ``keyed``: a key comes from outside, so ``resume`` needs none.
 
     Raises SteadyError; under ``reject`` with every problem of the file, up to 50.
@@ -142,7 +148,7 @@ def parse(
     form = form_of(suffix)
     if not data.strip():
         raise SteadyError("empty_file")
-    planner = Planner(limits, now=now, salt=salt, wildcards=wildcards)
+    planner = Planner(limits, now=now, salt=salt, wildcards=wildcards, preset=preset)
     if form == "picture":
         parsed = _of_picture(data, planner)
     elif form in (".yaml", ".json"):
@@ -202,6 +208,7 @@ def _of_sheets(
     problems = dict.fromkeys(p for sheet in read for p in sheet.problems)
     if problems:
         raise refusal(_by_line(problems))
+    sheets.inherit(read, planner.preset)
     sheets.choose_combinations(read, planner, planner.limits)
 
     how = next((s.on_error for s in read if s.on_error), None) or on_error or "reject"
@@ -293,6 +300,7 @@ def read_lines(
     now: datetime | None = None,
     salt: str = "",
     wildcards: Wildcards | None = None,
+    preset: Template | None = None,
 ) -> RowIterator:
     """The rows of a table or list, one at a time: an iterator of Planned and refused Row.
 
@@ -301,5 +309,5 @@ def read_lines(
     Raises SteadyError, at once or while iterating, for what spoils the whole file: no header,
     not text, too many rows.
     """
-    planner = Planner(limits, now=now, salt=salt, wildcards=wildcards)
+    planner = Planner(limits, now=now, salt=salt, wildcards=wildcards, preset=preset)
     return RowIterator(stream, form_of(suffix), planner)

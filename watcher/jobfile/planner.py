@@ -68,6 +68,11 @@ class Template:
     wild: bool = False
     warnings: tuple[str, ...] = ()
 
+    def inherit(self, base: "Template") -> None:
+        """Puts what ``base`` says under what this says itself."""
+        self.values = base.values | self.values
+        self.wild = self.wild or base.wild
+
 
 def template_of(raw: Any) -> Template:
     """A mapping of fields (and perhaps ``expand: wildcards``), or a prompt alone."""
@@ -119,7 +124,7 @@ class Planner:
     """Turns templates into pictures, for one file.
 
     ``salt`` (the ticket) and a picture's number decide everything that is drawn, so reading
-    a file again gives the same pictures.
+    a file again gives the same pictures. ``preset`` is what holds where the file says nothing.
     """
 
     def __init__(
@@ -129,8 +134,10 @@ class Planner:
         now: datetime | None = None,
         salt: str = "",
         wildcards: Wildcards | None = None,
+        preset: Template | None = None,
     ) -> None:
         self.limits = limits
+        self.preset = preset or Template()
         self.salt = salt
         self.marks = Marks()  #: of other programs, in the prompts planned so far
         self._checker = Checker(limits)

@@ -25,10 +25,11 @@ _COLUMNS = SPELLINGS | {"id": "label"}
 class Columns:
     """What the columns of a table mean.
 
-    Raises SteadyError bad_csv without a ``prompt`` column, duplicate_key for one said twice.
+    Raises SteadyError bad_csv without a ``prompt`` column where one is ``needed``, duplicate_key
+    for one said twice.
     """
 
-    def __init__(self, header: list[str]) -> None:
+    def __init__(self, header: list[str], *, needed: bool = True) -> None:
         self.header = header
         self.warnings: list[str] = []
         self._fields: list[tuple[int, str, Callable[[str], Any]]] = []  # cell, field, its reader
@@ -37,7 +38,7 @@ class Columns:
         self._shown: dict[str, str] = {}  # field -> header
         for cell, name in enumerate(header):
             self._assign(cell, name)
-        if "prompt" not in self._shown:
+        if needed and "prompt" not in self._shown:
             raise self._no_prompt()
 
     def _assign(self, cell: int, name: str) -> None:
@@ -178,7 +179,8 @@ class RowIterator:
     ) -> tuple[Iterator[RawRow], Callable[[RawRow], Template]]:
         if form in (".csv", ".tsv"):
             table = Table(stream, form)
-            self._columns = columns = Columns(table.header)
+            needed = "prompt" not in self._planner.preset.values
+            self._columns = columns = Columns(table.header, needed=needed)
             self._warnings = columns.warnings
             self._warnings += table.warnings
             return table.rows(), lambda raw: columns.template(raw.cells)
@@ -222,6 +224,7 @@ class RowIterator:
                 yield self._refused(raw, [raw.problem], {})
                 continue
             template = self._read(raw)
+            template.inherit(planner.preset)
             values = template.values
             names: Mapping[str, str] = {}
             if columns is not None and _has_braces(values):

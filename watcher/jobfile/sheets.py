@@ -78,9 +78,7 @@ class Item:
 
     def inherit(self, base: "Item") -> None:
         """Puts the file's defaults under what the item says itself."""
-        mine = self.template
-        mine.values = base.template.values | mine.values
-        mine.wild = mine.wild or base.template.wild
+        self.template.inherit(base.template)
         self.origins = base.origins | self.origins
 
 
@@ -90,6 +88,7 @@ class Sheet:
 
     place: Callable[[Path], tuple[int, int]]
     number: int | None = None
+    batch: bool = False
     items: list[Item] = field(default_factory=list)
     product: Product = field(default_factory=lambda: Product({}, {}))
     axes: dict[str, Path] = field(default_factory=dict)
@@ -220,6 +219,7 @@ def _items(raws: Sequence[Any], path: Path) -> list[Item]:
 
 
 def _read_batch(sheet: Sheet, value: Mapping[str, Any]) -> None:
+    sheet.batch = True
     base = _read_defaults(sheet, value)
     rest = {key: v for key, v in value.items() if key not in BATCH_KEYS}
     jobs = value.get("jobs")
@@ -347,6 +347,13 @@ def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:
 
 
 # -- expansion
+
+
+def inherit(sheets: Sequence[Sheet], preset: Template) -> None:
+    """Puts what holds for every job under what each item says."""
+    for sheet in sheets:
+        for item in sheet.items:
+            item.template.inherit(preset)
 
 
 def choose_combinations(sheets: Sequence[Sheet], planner: Planner, limits: Limits) -> None:

@@ -73,6 +73,7 @@ _CHECKS: dict[str, Callable[[Look], Iterator[Finding]]] = {
     "layout": root.layout,
     "inbox": root.inbox,
     "outputs": root.outputs,
+    "presets": root.presets,
     "disks": root.disks,
     "record": root.record,
     "watcher": root.watcher,

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look
+from watcher.errors import SteadyError
 
 
 def layout(look: Look) -> Iterator[Finding]:
@@ -42,6 +43,24 @@ def _writable(name: str, folder: Path) -> Finding:
 
 def _folder_read_only(folder: Path) -> bool:
     return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+
+
+def presets(look: Look) -> Iterator[Finding]:
+    """Can jobs be made with every preset?"""
+    from watcher import jobfile, models
+
+    config = look.config
+    files = sorted(config.presets.glob("*.yaml"))
+    limits = models.limits_known(config, None)
+    for file in files:
+        try:
+            jobfile.read_preset(file.read_bytes(), limits)
+        except SteadyError as error:
+            yield Finding("presets", FAIL, f"{file}: {error.message}", error.remedy)
+        else:
+            yield Finding(
+                "presets", OK, f"{file.name} makes {config.inbox / file.stem} a hot folder"
+            )
 
 
 def disks(look: Look) -> Iterator[Finding]:

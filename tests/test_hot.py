@@ -1,0 +1,253 @@
+"""Hot folders: ``presets/NAME.yaml`` makes ``inbox/NAME/`` an inbox of its own."""
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from conftest import until
+from roots import Root
+
+from watcher.errors import SteadyError
+from watcher.inbox import Claim, Inbox
+from watcher.jobfile import parse, read_preset
+from watcher.jobs import Limits
+
+
+class Box:
+    """An inbox with its presets, and what was claimed from it."""
+
+    def __init__(self, root: Path, *, rescan: float = 0.2) -> None:
+        self.presets = root / "presets"
+        self.presets.mkdir(exist_ok=True)
+        self.folder = root / "inbox"
+        self.inbox = Inbox(self.folder, settle=0.05, rescan=rescan)
+        self.inbox.open()
+        self.claims: list[Claim] = []
+
+    def preset(self, name: str, text: str) -> None:
+        draft = self.presets / f".{name}"
+        draft.write_text(text)
+        draft.rename(self.presets / f"{name}.yaml")
+
+    def look(self) -> None:
+        self.claims += self.inbox.scan()
+        self.inbox.wait(0.05)
+
+    def until(self, done: Callable[[], object], what: str) -> None:
+        def looked() -> object:
+            self.look()
+            return done()
+
+        until(looked, 20, what)
+
+    def hot(self, name: str) -> Path:
+        """The folder of a preset, once it is watched."""
+        folder = self.folder / name
+        self.until(lambda: name in self.inbox.health()["hot"], f"{name}/ is hot")
+        return folder
+
+
+@pytest.fixture
+def box(root: Path) -> Iterator[Box]:
+    box = Box(root)
+    yield box
+    box.inbox.close()
+
+
+def test_a_file_there_is_claimed_together_with_the_preset_as_it_is(box: Box) -> None:
+    box.preset("ink", "prompt: old\n")
+    folder = box.hot("ink")
+    (folder / "a.yaml").write_text("prompt: a")
+    box.until(lambda: box.claims, "the file is claimed")
+    box.preset("ink", "prompt: new\n")
+    box.until(lambda: box.hot("ink"), "the new preset lies still")
+    (folder / "b.yaml").write_text("prompt: b")
+    box.until(lambda: len(box.claims) == 2, "the second file is claimed")
+    assert [(c.name, c.hot, c.stem, c.source) for c in box.claims] == [
+        ("ink/a.yaml", "ink", "a", "file"),
+        ("ink/b.yaml", "ink", "b", "file"),
+    ]
+    assert [c.preset and c.preset.read_text() for c in box.claims] == [
+        "prompt: old\n",
+        "prompt: new\n",
+    ]
+    assert list(folder.iterdir()) == []
+    box.inbox.close()
+    again = Inbox(box.folder, settle=0.05, rescan=0.2)
+    again.open()
+    assert again.leftovers() == box.claims, "the path alone tells all of it"
+    for claim in box.claims:
+        assert again.find(claim.ticket) == claim
+    again.archive(box.claims[0].ticket, "ink/a.yaml", ".yaml", day="20260101", result=[b"{}"])
+    kept = box.folder / "done" / "20260101" / f"a~{box.claims[0].ticket[:8]}.yaml"
+    assert kept.read_text() == "prompt: a"
+    again.refuse(box.claims[1], {"code": "bad_yaml"})
+    reason = json.loads((box.folder / "refused" / "b.yaml.error.json").read_text())
+    assert reason["file"] == "ink/b.yaml"
+    again.close()
+    last = Inbox(box.folder, settle=0.05, rescan=0.2)
+    last.open()
+    last.close()
+    assert list((box.folder / ".claimed").iterdir()) == [], "rooms go when nothing lies in them"
+
+
+def test_folders_come_and_go_with_their_presets_while_it_runs(root: Path) -> None:
+    (root / "presets").mkdir()
+    box = Box(root, rescan=600)  # so that only events tell
+    box.preset("ink", "prompt: x\n")
+    folder = box.hot("ink")
+    box.preset("pen", "prompt: y\n")
+    second = box.hot("pen")
+    for each in (folder, second):
+        (each / "a.yaml").write_text("prompt: a")
+    box.until(lambda: len(box.claims) == 2, "both folders are heard of")
+    (box.presets / "pen.yaml").unlink()
+    box.inbox.ring()  # that something went makes no event
+    (second / "b.yaml").write_text("prompt: b")
+    words = "pen/ is no hot folder any more, as presets/pen.yaml is gone."
+    box.until(lambda: any(words in n for n in box.inbox.health()["notices"]), "it is said")
+    assert len(box.claims) == 2
+    box.preset("pen", "prompt: z\n")
+    box.until(lambda: len(box.claims) == 3, "what waited is taken")
+    assert box.inbox.health()["notices"] == []
+    box.inbox.close()
+
+
+def test_a_folder_that_was_made_anew_is_watched_again(root: Path) -> None:
+    (root / "presets").mkdir()
+    box = Box(root, rescan=600)
+    box.preset("ink", "prompt: x\n")
+    folder = box.hot("ink")
+    folder.rename(root / "elsewhere")
+    box.inbox.ring()
+    box.until(folder.exists, "it is made anew")
+    (folder / "a.yaml").write_text("prompt: a")
+    box.until(lambda: box.claims, "its file is heard of")
+    box.inbox.close()
+
+
+def test_nothing_is_claimed_while_the_preset_is_being_written(box: Box) -> None:
+    box.preset("ink", "prompt: x\n")
+    folder = box.hot("ink")
+    with (box.presets / "ink.yaml").open("w") as writer:
+        writer.write("prompt: half")
+        writer.flush()
+        (folder / "a.yaml").write_text("prompt: a")
+        begun = time.monotonic()
+        while time.monotonic() < begun + 0.6:
+            box.look()
+        assert box.claims == []
+        writer.write(" and whole\n")
+    box.until(lambda: box.claims, "the preset is whole")
+    assert box.claims[0].preset and box.claims[0].preset.read_text() == "prompt: half and whole\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("done", "presets/done.yaml makes no hot folder: a folder of this name means"),
+        ("a@b", "presets/a@b.yaml makes no hot folder: `@`, `~`, `\\` and control"),
+        ("ink.yml", "presets/ink.yml.yaml"),
+    ],
+)
+def test_what_makes_no_hot_folder_is_said(box: Box, name: str, words: str) -> None:
+    if name == "ink.yml":
+        (box.presets / "ink.yml").write_text("prompt: x")
+        words = "presets/ink.yml is no job file."
+    else:
+        box.preset(name, "prompt: x\n")
+    box.until(lambda: any(words in n for n in box.inbox.health()["notices"]), words)
+
+
+def test_a_link_in_its_place_is_not_followed(box: Box, tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "a.yaml").write_text("prompt: a")
+    os.symlink(elsewhere, box.folder / "ink")
+    box.preset("ink", "prompt: x\n")
+    words = "The hot folder ink/ cannot be used"
+    box.until(lambda: any(words in n for n in box.inbox.health()["notices"]), words)
+    assert box.claims == []
+
+
+# ---------------------------------------------------------------- what a preset says
+
+
+def read(text: str, suffix: str, preset: str) -> list[dict[str, object]]:
+    limits = Limits()
+    parsed = parse(text.encode(), suffix, limits, preset=read_preset(preset.encode(), limits))
+    return [each.request.model_dump(exclude_none=True) for each in parsed.requests]
+
+
+PRESET = "prompt: a fox in ink\nsteps: 5\nsize: 512x256\nlabel: ours\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "suffix"),
+    [
+        ("prompt: a cat\nlabel: mine\n", ".yaml"),
+        ('[{"prompt": "a cat", "label": "mine"}]', ".json"),
+        ("defaults: {label: mine}\njobs: [a cat]\n", ".yaml"),
+        ('{"prompt": "a cat", "label": "mine"}\n', ".jsonl"),
+        ("prompt,label\na cat,mine\n", ".csv"),
+    ],
+)
+def test_what_the_file_says_goes_before_the_preset(text: str, suffix: str) -> None:
+    (made,) = read(text, suffix, PRESET)
+    assert (made["prompt"], made["label"]) == ("a cat", "mine")
+    assert (made["num_inference_steps"], made["width"], made["height"]) == (5, 512, 256)
+
+
+def test_a_table_needs_no_prompt_column_where_the_preset_has_one() -> None:
+    made = read("seed\n1\n2\n", ".csv", PRESET)
+    assert [(m["prompt"], m["seed"]) for m in made] == [("a fox in ink", 1), ("a fox in ink", 2)]
+    with pytest.raises(SteadyError, match="one of them `prompt`"):
+        read("seed\n1\n", ".csv", "steps: 4\n")
+
+
+@pytest.mark.parametrize(
+    ("preset", "words"),
+    [
+        ("stepps: 4\n", "`stepps` is not known"),
+        ("steps: 400\n", "Line 1: `steps` must be"),
+        ("prompt: x\nkey: k\n", "`key` cannot stand in a preset."),
+        ("- prompt: x\n", "A preset is one mapping"),
+        ("jobs: [x]\n", "A preset is one mapping"),
+        ("prompt: a: b\n", "Line 1"),
+        ("name: a/b\n", "`name` may hold"),
+    ],
+)
+def test_a_preset_that_is_wrong_is_refused_in_words(preset: str, words: str) -> None:
+    with pytest.raises(SteadyError) as refused:
+        read_preset(preset.encode(), Limits())
+    assert words in str(refused.value)
+
+
+# ---------------------------------------------------------------- from the drop to the picture
+
+
+def test_the_preset_of_the_claim_decides_also_after_a_crash(make_root: Callable[..., Root]) -> None:
+    root = make_root()
+    root.preset("ink", "prompt: old steps=1\n")
+    root.drop("ink/a.yaml", "label: mine\n")
+    assert root.watch(point="claimed", once=True).wait(60) == -signal.SIGKILL
+    (root.folder / "presets" / "ink.yaml").unlink()
+    root.finish()
+    assert [(job["prompt"], job["state"]) for job in root.jobs()] == [("old steps=1", "completed")]
+
+
+def test_a_file_under_a_wrong_preset_is_refused_and_told_which_line(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    root.preset("ink", "prompt: x\nstepps: 3\n")
+    root.drop("ink/a.yaml", "label: mine\n")
+    root.finish()
+    reason = json.loads((root.inbox / "refused" / "a.yaml.error.json").read_text())
+    assert reason["code"] == "bad_preset"
+    assert reason["message"] == "presets/ink.yaml: Line 2: `stepps` is not known."
+    assert [(p["file"], p["line"]) for p in reason["problems"]] == [("presets/ink.yaml", 2)]

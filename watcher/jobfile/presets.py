@@ -1,0 +1,46 @@
+"""A preset: one job without its picture or its prompt, under which other jobs are read.
+
+What a file says itself goes before what the preset says, as with ``defaults``. Pure.
+"""
+
+from dataclasses import replace
+
+from watcher.errors import SteadyError, ValueFault
+from watcher.jobfile import sheets
+from watcher.jobfile.planner import Planner, Template
+from watcher.jobfile.problems import refusal
+from watcher.jobfile.tables import decoded
+from watcher.jobs import Limits
+
+#: Fields that would be the same for all that the preset is for, and what to do instead.
+_NOT_SHARED = {"key": "Write it in the job file."}
+
+
+def read_preset(data: bytes, limits: Limits) -> Template:
+    """What the YAML ``data`` says, each value checked as in a job.
+
+    Raises SteadyError with every problem; :func:`in_preset` says whose they are.
+    """
+    read = sheets.read_sheets(decoded(data), ".yaml")
+    if len(read) > 1 or read[0].batch or [item.path for item in read[0].items] != [()]:
+        raise SteadyError("bad_shape", "A preset is one mapping of a job's fields.")
+    sheet, (item,) = read[0], read[0].items
+    said = item.template.values
+    for key in said.keys() & _NOT_SHARED.keys():
+        message = f"`{key}` cannot stand in a preset."
+        sheet.fault("bad_placeholder", message, (key,), remedy=_NOT_SHARED[key])
+    probe = replace(item, template=replace(item.template, values={"prompt": "a picture"} | said))
+    planner = Planner(limits)
+    sheets.choose_combinations([probe_sheet := replace(sheet, items=[probe])], planner, limits)
+    for _, _, made in sheets.pictures([probe_sheet], planner):
+        sheet.problems += [each for each in made if isinstance(each, ValueFault)]
+    if sheet.problems:
+        raise refusal(sheet.problems)
+    return item.template
+
+
+def in_preset(error: SteadyError, name: str) -> SteadyError:
+    """What is wrong with the preset ``name``, said of whatever was to be made with it."""
+    file = f"presets/{name}.yaml"
+    problems = [replace(problem, file=file) for problem in error.problems]
+    return SteadyError("bad_preset", f"{file}: {error.message}", problems=problems)
