@@ -6,7 +6,6 @@ Knows nothing of the record.
 """
 
 import datetime
-import functools
 import hashlib
 import os
 from collections.abc import Iterable, Iterator
@@ -62,7 +61,7 @@ class Reading:
         if claim.preset is None:
             return None
         try:
-            return _preset_at(claim.preset, self.limits)
+            return jobfile.read_preset(claim.preset.read_bytes(), self.limits)
         except SteadyError as error:
             raise jobfile.in_preset(error, claim.hot) from error
         except OSError as error:
@@ -91,11 +90,6 @@ class Reading:
                         yield each
         else:
             yield from self.whole(claim, batch)[0].refused
-
-
-@functools.lru_cache(maxsize=16)  # what lies there is named after its content
-def _preset_at(path: Path, limits: Limits) -> jobfile.Template:
-    return jobfile.read_preset(path.read_bytes(), limits)
 
 
 def stem_of(claim: Claim, batch: Batch) -> str:
