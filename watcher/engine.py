@@ -5,7 +5,7 @@ keeps this protocol. Imports no torch, so an engine of one's own needs none eith
 Knows no queue and no names of pictures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -113,11 +113,15 @@ class Result:
     timings: Mapping[str, float] = field(default_factory=dict)
 
 
+#: How a picture looks so far, small; or what draws that, called only when somebody will see it.
+Preview = Image.Image | Callable[[], Image.Image | None] | None
+
+
 class Report(Protocol):
     """What an engine calls after every forward."""
 
-    def __call__(self, done: int, total: int, preview: Image.Image | None = None) -> None:
-        """``preview`` is how the picture looks so far, small; it may be dropped.
+    def __call__(self, done: int, total: int, preview: Preview = None) -> None:
+        """``preview`` may be dropped.
 
         Raises Cancelled when the job was cancelled.
         """

@@ -5,6 +5,7 @@ Pure data. Knows nothing of files, SQL, HTTP or models.
 
 import functools
 import hashlib
+import math
 import re
 import uuid
 from collections.abc import Callable, Mapping
@@ -291,9 +292,12 @@ class Card:
         """Has this an effect, as far as anybody knows?"""
         return self.accepts is None or feature in self.accepts
 
-    def forwards(self, steps: int) -> int:
-        """Calls of the model for so many ``num_inference_steps``; at least one."""
-        return max(1, steps - self.idle_steps)
+    def forwards(self, steps: int, strength: float = 1.0) -> int:
+        """Calls of the model for so many ``num_inference_steps``; at least one.
+
+        ``strength``: the part of them that an input is redrawn by.
+        """
+        return max(1, math.ceil(round(max(1, steps - self.idle_steps) * strength, 6)))
 
     def steps(self, forwards: int) -> int:
         """The ``num_inference_steps`` of so many forwards."""

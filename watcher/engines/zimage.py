@@ -9,7 +9,7 @@ This page is the story, load and generate. Its rooms: ``files.py`` (what lies in
 folder), ``reading.py`` (from there into memory), ``device.py`` (what this machine has),
 ``placement.py`` (where the weights are, and what is done when memory is short),
 ``trials.py`` (attention, compiling, decoding), ``embeddings.py`` (prompts that were encoded
-before).
+before), ``latents.py`` (where a picture begins and what of it stays).
 """
 
 import gc
@@ -20,7 +20,7 @@ import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from PIL import Image
@@ -37,6 +37,7 @@ from watcher.engine import (
 from watcher.engines.device import describe, probe
 from watcher.engines.embeddings import Embeddings
 from watcher.engines.files import inspect, locate_model, name_of
+from watcher.engines.latents import Source, levels_of, noise_of, pooled, sigmas_of
 from watcher.engines.loading import read_pipeline
 from watcher.engines.placement import Placement
 from watcher.engines.plan import DevicePlan, Options, plan
@@ -50,10 +51,11 @@ from watcher.errors import SteadyError
 from watcher.jobs import Card
 from watcher.models.tokens import MAX_TOKENS, cut_by
 
-__all__ = ["ZImage", "probe", "sigmas_of"]
+__all__ = ["ZImage", "probe"]
 
 log = logging.getLogger("watcher.engines.zimage")
 
+_T = TypeVar("_T")
 _COUNTS = Card()  #: how Z-Image counts, and the words for what it does
 
 
@@ -146,7 +148,7 @@ class ZImage:
                 "python": platform.python_version(),
             },
             details=dict(self._details),
-            accepts=(),
+            accepts=("image", "mask"),
             sampler=_COUNTS.sampler,
             schedule=_COUNTS.schedule,
         )
@@ -215,7 +217,10 @@ class ZImage:
         clock.append(time.perf_counter())
         if not bool(torch.isfinite(latents).all()):
             raise BadPicture("non_finite", "The model's last numbers are not finite.")
-        image, tiled = self._decode_somehow(latents, request.width * request.height)
+        pixels = request.width * request.height
+        image, tiled = self._in_one_or_tiled(
+            pixels, lambda tiled: self._decode(latents, tiled=tiled)
+        )
         clock.append(time.perf_counter())
         names = ("encode", "denoise", "decode")
         spans = [round(b - a, 6) for a, b in itertools.pairwise(clock)]
@@ -270,47 +275,82 @@ class ZImage:
         self, request: EngineRequest, embedding: torch.Tensor, report: Report
     ) -> torch.Tensor:
         """The final latents. Whatever ``report`` raises passes, and the pipeline stays usable."""
-        forwards = _COUNTS.forwards(request.num_inference_steps)
+        forwards = _COUNTS.forwards(request.num_inference_steps, request.strength_used)
+        # Spelt out, since what "steps" means changed between versions of diffusers.
+        sigmas = sigmas_of(forwards, request.strength_used)
+        # On the processor: the same noise on every device, drawn before anything else.
+        latents = noise_of(
+            request.width, request.height, request.seed, self._pipe.transformer.in_channels
+        ).to(self._device)
+        source = self._source(request, latents)
+        if source is not None:
+            levels = levels_of(self._pipe.scheduler, sigmas, latents)
+            latents = source.at(levels[0])
 
         def after_step(_pipe: Any, index: int, _time: Any, kept: dict[str, Any]) -> dict[str, Any]:
             self._placement.wait()  # else the processor runs steps ahead: false progress, late cancel
             report(index + 1, forwards)
+            if source is not None:
+                kept["latents"] = source.kept(kept["latents"], levels[index + 1])
             return kept
 
-        latents: torch.Tensor = self._pipe(
+        latents = self._pipe(
             prompt_embeds=[embedding],
             width=request.width,
             height=request.height,
             num_inference_steps=forwards,
-            # Spelt out, since what "steps" means changed between versions of diffusers.
-            sigmas=sigmas_of(forwards),
+            sigmas=sigmas,
             guidance_scale=0.0,
-            # On the processor: the same noise on every device.
-            generator=torch.Generator("cpu").manual_seed(request.seed),
+            latents=latents,
             output_type="latent",
             callback_on_step_end=after_step,
         ).images
         return latents
 
-    def _decode_somehow(self, latents: torch.Tensor, pixels: int) -> tuple[Image.Image, bool]:
-        """The picture, and whether it was decoded in tiles."""
+    def _source(self, request: EngineRequest, noise: torch.Tensor) -> Source | None:
+        """The input as latents; None where nothing of it would be left."""
+        image = request.image
+        if image is None or (request.mask is None and request.strength_used == 1):
+            return None
+        latents, _ = self._in_one_or_tiled(
+            request.width * request.height, lambda tiled: self._into_latents(image, tiled=tiled)
+        )
+        mask = None if request.mask is None else pooled(request.mask).to(self._device)
+        return Source(latents, noise, mask)
+
+    def _into_latents(self, image: Image.Image, *, tiled: bool) -> torch.Tensor:
+        """The middle of what the encoder sees in ``image``, so that no seed has a part in it."""
+        vae = self._pipe.vae
+        self._set_tiles(tiled)
+        with torch.no_grad():
+            pixels = self._pipe.image_processor.preprocess(image).to(self._device, vae.dtype)
+            latents = vae.encode(pixels).latent_dist.mode().float()
+        latents = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+        return torch.as_tensor(latents)
+
+    def _in_one_or_tiled(self, pixels: int, work: Callable[[bool], _T]) -> tuple[_T, bool]:
+        """``work(tiled)``, and whether it was done in tiles: it is where a whole is too large."""
         if pixels <= self._chosen.tile_above:
             try:
-                return sparing_memory(lambda: self._decode(latents, tiled=False)), False
+                return sparing_memory(lambda: work(False)), False
             except OutOfMemory:
-                log.warning("%d pixels: out of memory in the decode; trying tiles", pixels)
+                log.warning("%d pixels: out of memory in the decoder; trying tiles", pixels)
             self._placement.free()
-        return sparing_memory(lambda: self._decode(latents, tiled=True)), True
+        return sparing_memory(lambda: work(True)), True
+
+    def _set_tiles(self, tiled: bool) -> None:
+        vae = self._pipe.vae
+        if tiled:
+            vae.tile_sample_min_size = self.tile
+            vae.tile_latent_min_size = self.tile // self._pipe.vae_scale_factor
+        vae.use_tiling = tiled
 
     def _decode(self, latents: torch.Tensor, *, tiled: bool) -> Image.Image:
         """As the pipeline itself does it, with a look at the numbers in between."""
         pipe = self._pipe
         vae = pipe.vae
         self.counters["decodes"] += 1
-        if tiled:
-            vae.tile_sample_min_size = self.tile
-            vae.tile_latent_min_size = self.tile // pipe.vae_scale_factor
-        vae.use_tiling = tiled
+        self._set_tiles(tiled)
         with torch.no_grad():
             latents = latents.to(vae.dtype)
             latents = (latents / vae.config.scaling_factor) + vae.config.shift_factor
@@ -347,10 +387,3 @@ class ZImage:
         self._embeddings.clear()
         gc.collect()
 
-
-def sigmas_of(forwards: int) -> list[float]:
-    """The distilled schedule of so many forwards: 1 down to 1/forwards, evenly."""
-    if forwards == 1:
-        return [1.0]
-    last = 1 / forwards
-    return [1 + (last - 1) * i / (forwards - 1) for i in range(forwards)]
