@@ -3,7 +3,7 @@
 Read in this order. A folder is a part with a front door (its ``__init__.py``); what lies
 inside is its own business.
 
-jobs.py       the nouns: JobRequest, Job, Batch, the states
+jobs.py       the nouns: JobRequest, Job, Batch, the states; upscaling.py: how much larger
 service.py    the story, told in intake/, dispatch.py and finish.py; parts.py: what they share
 jobfile/      bytes of a job file -> JobRequests, or an error a person can act on
 inbox/        the folder as an interface: submit, wait, claim, archive, refuse, recover
@@ -14,6 +14,7 @@ pictures/     the only writer of pictures; the recipe inside them; formats witho
 executor/     who runs engines; worker.py: the child process that owns the device; wire.py
 engine.py     what an engine is; engines/: Z-Image on diffusers, devices, placement, loading, trials;
               shortage.py: which errors mean what
+retouch.py    what is done to a picture around any engine: mask, enlarging, tiles
 models/       which model, what it allows, and getting it onto this machine
 suffixes.py   which files people may drop, and what is said about others
 publish.py    how a file appears: whole or not at all; folder.py: is this folder still ours

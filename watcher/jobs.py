@@ -17,6 +17,18 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from typing_extensions import TypedDict
 
+from watcher.upscaling import (
+    LANCZOS,
+    MAX_LARGE_SIDE,
+    REFINE,
+    UPSCALE_SCHEMA,
+    USUAL_STRENGTH,
+    Upscale,
+    enlarged,
+    tiles_of,
+    upscale_of,
+)
+
 #: Namespace of every id that is derived from a person's ``key``.
 KEY_NAMESPACE = uuid.UUID("6f1a4f0e-8a55-5a0e-9b5e-2f6a3f1c7d10")
 
@@ -238,6 +250,24 @@ class JobRequest(BaseModel):
     mask_padding: Annotated[int, Field(ge=0, le=512)] | None = _optional(
         "pixels around `mask` that `mask_only` draws with it"
     )
+    upscale: (
+        Annotated[Upscale, BeforeValidator(upscale_of), WithJsonSchema(UPSCALE_SCHEMA)] | None
+    ) = _optional("make it larger: FACTOR, and how (refine, lanczos or a file in upscalers/)")
+
+    @property
+    def strength_used(self) -> float:
+        """The part of the steps by which the input is redrawn; 1 where there is none."""
+        return 1.0 if self.image is None or self.strength is None else self.strength
+
+    @property
+    def only_enlarged(self) -> bool:
+        """Is the input taken as it is, to be made larger?"""
+        return self.image is not None and self.upscale is not None and self.strength is None
+
+    @property
+    def final_size(self) -> tuple[int, int]:
+        """Width and height of the picture, when it is done."""
+        return enlarged(self.width or 0, self.height or 0, self.upscale)
 
 
 @functools.cache
@@ -307,6 +337,18 @@ class Card:
         """The ``guidance_scale`` of what the web UI calls a CFG scale."""
         return max(0.0, cfg_scale - self.unguided)
 
+    def upscaling(self, said: Any) -> Any:
+        """What a job says of `upscale`, with all that it leaves open."""
+        found = upscale_of(said)
+        if not isinstance(found, dict):
+            return said
+        method = found.get("method") or (REFINE if self.takes("image") else LANCZOS)
+        usual: dict[str, Any] = {}
+        if method == REFINE:
+            tile = min(self.max_side, math.isqrt(self.max_pixels), MAX_LARGE_SIDE) // 16 * 16
+            usual = {"strength": USUAL_STRENGTH, "tile": max(64, tile)}
+        return usual | found | {"method": method}
+
     @functools.cached_property
     def defaults(self) -> tuple[tuple[str, Any], ...]:
         """Fields of a request and what they are when it leaves them open."""
@@ -347,7 +389,13 @@ class Limits:
     def forwards(self, request: JobRequest) -> int:
         """How often the model of this job is called for it."""
         card = self.card(dict(request))
-        return card.forwards(request.num_inference_steps or card.default_steps)
+        steps = request.num_inference_steps or card.default_steps
+        total = 0 if request.only_enlarged else card.forwards(steps, request.strength_used)
+        up = request.upscale
+        if up is not None and up.get("method") == REFINE:
+            tiles = tiles_of(*request.final_size, up.get("tile", MAX_LARGE_SIDE))
+            total += len(tiles) * card.forwards(steps, up.get("strength", USUAL_STRENGTH))
+        return max(1, total)
 
     def fill(self, values: dict[str, Any]) -> Card:
         """Set in ``values`` what a job leaves open, but for its seed; nobody else does.
@@ -356,8 +404,12 @@ class Limits:
         """
         card = self.card(values)
         usual = (*card.defaults, ("format", self.default_format))
+        if values.get("upscale") is not None:
+            values["upscale"] = card.upscaling(values["upscale"])
         if values.get("image"):
-            usual += (("strength", 1.0 if values.get("mask") else 0.6), ("resize", "crop"))
+            usual += (("resize", "crop"),)
+            if values.get("mask") or values.get("upscale") is None:  # else it is enlarged as it is
+                usual += (("strength", 1.0 if values.get("mask") else 0.6),)
         for name, value in usual:
             if values.get(name) is None:
                 values[name] = value

@@ -22,7 +22,7 @@ RECENT = 25  #: pictures of one cost that count; older ones may be of another ma
 
 def size_of(job: Job) -> Size:
     """What a job says of its cost."""
-    return job.request.width or 1, job.request.height or 1, job.forwards
+    return *job.request.final_size, job.forwards
 
 
 def cost_of(width: int, height: int, forwards: int) -> Cost:

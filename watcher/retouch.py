@@ -12,7 +12,7 @@ from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from watcher.engine import Engine, EngineRequest, Preview, Report, Result
 from watcher.jobs import MAX_SEED
-from watcher.upscaling import LANCZOS, REFINE, overlap_of, tiles_of
+from watcher.upscaling import LANCZOS, REFINE, Upscale, overlap_of, tiles_of
 
 #: Makes a picture several times as large; calls its argument now and then, which may raise.
 Upscaler = Callable[[Image.Image, Callable[[], None]], Image.Image]
@@ -103,22 +103,19 @@ class Retouch:
     # -- larger
 
     def _enlarge(self, request: EngineRequest, image: Image.Image) -> Image.Image:
-        upscale = request.upscale
-        if upscale is None:
-            return image
+        upscale = request.upscale or Upscale(factor=1.0)
         method = upscale.get("method", LANCZOS)
         if self._upscaler is not None and method not in (LANCZOS, REFINE):
             image = self._upscaler(image, self._still_here)
         large = image.resize(request.final_size, Image.Resampling.LANCZOS)
-        return self._refine(request, large) if method == REFINE else large
+        return self._refine(request, large, upscale) if method == REFINE else large
 
     def _still_here(self) -> None:
         """Raises Cancelled where that is wanted; whoever watches the clock sees that we live."""
         self._report(self._done, max(1, self._forwards, self._done))
 
-    def _refine(self, request: EngineRequest, large: Image.Image) -> Image.Image:
+    def _refine(self, request: EngineRequest, large: Image.Image, upscale: Upscale) -> Image.Image:
         """``large``, redrawn tile by tile; each fades into those before it."""
-        upscale = request.upscale or {"factor": 1.0}
         tile = upscale.get("tile", max(large.size))
         canvas = large.copy()
         for number, box in enumerate(tiles_of(*large.size, tile)):

@@ -12,10 +12,10 @@ from typing_extensions import TypedDict
 
 #: Methods that need no file. `refine`: Lanczos, then the model redraws it a little.
 LANCZOS, REFINE = "lanczos", "refine"
-MAX_SIDE = 8192  #: of a picture that was made larger
+MAX_LARGE_SIDE = 8192  #: of a picture that was made larger
 USUAL_FACTOR, USUAL_STRENGTH = 2.0, 0.3
 MIN_FACTOR, MAX_FACTOR = 1.5, 4.0
-MULTIPLE = 16  #: pixels, as of every picture
+_MULTIPLE = 16  #: pixels, as of every picture
 
 
 class Upscale(TypedDict):
@@ -30,7 +30,7 @@ class Upscale(TypedDict):
     factor: Annotated[float, Field(ge=MIN_FACTOR, le=MAX_FACTOR, allow_inf_nan=False)]
     method: NotRequired[Annotated[str, Field(min_length=1, max_length=200)]]
     strength: NotRequired[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]]
-    tile: NotRequired[Annotated[int, Field(ge=64, le=MAX_SIDE, multiple_of=MULTIPLE)]]
+    tile: NotRequired[Annotated[int, Field(ge=64, le=MAX_LARGE_SIDE, multiple_of=_MULTIPLE)]]
 
 
 UPSCALE_SCHEMA = {
@@ -43,7 +43,7 @@ UPSCALE_SCHEMA = {
                 "factor": {"type": "number", "minimum": MIN_FACTOR, "maximum": MAX_FACTOR},
                 "method": {"type": "string", "minLength": 1, "maxLength": 200},
                 "strength": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-                "tile": {"type": "integer", "minimum": 64, "maximum": MAX_SIDE},
+                "tile": {"type": "integer", "minimum": 64, "maximum": MAX_LARGE_SIDE},
             },
             "additionalProperties": False,
         },
@@ -84,7 +84,7 @@ def enlarged(width: int, height: int, upscale: Upscale | None) -> tuple[int, int
     """The size a picture of ``width`` x ``height`` has in the end: multiples of 16."""
     if upscale is None:
         return width, height
-    sides = (round(side * upscale["factor"] / MULTIPLE) * MULTIPLE for side in (width, height))
+    sides = (round(side * upscale["factor"] / _MULTIPLE) * _MULTIPLE for side in (width, height))
     return next(sides), next(sides)
 
 

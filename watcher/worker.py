@@ -45,11 +45,12 @@ from watcher.engine import (
     EngineSettings,
     Lora,
     ModelMissing,
-    Result,
+    Preview,
 )
 from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
 from watcher.pictures.source import mask_of, pixels_of
+from watcher.retouch import Retouch
 from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames, line
 
 EXIT_NOT_LOADED = 69  #: the engine could not be loaded; the reason was sent
@@ -71,6 +72,7 @@ class _Order:
     attempt: int
     request: EngineRequest
     files: Mapping[str, Any]
+    forwards: int  #: as they were planned
     cancelled: bool = False
 
     def says(self, kind: str, **more: Any) -> dict[str, Any]:
@@ -221,7 +223,7 @@ class _Reader(threading.Thread):
                     asked = {k: v for k, v in message["request"].items() if k not in _FILES}
                     request = EngineRequest.model_validate(asked)
                     who = str(message["job_id"]), int(message["attempt"])
-                    order = _Order(*who, request, dict(message["files"]))
+                    order = _Order(*who, request, dict(message["files"]), int(message["forwards"]))
                 except (KeyError, TypeError, ValueError) as error:
                     raise BadFrame(f"a job that cannot be read ({error})") from None
                 if not self._stopping:
@@ -256,13 +258,13 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
 
     facts: dict[str, Any] = {}
 
-    def report(done: int, total: int, preview: Image.Image | None = None) -> None:
+    def report(done: int, total: int, preview: Preview = None) -> None:
         if order.cancelled:
             raise Cancelled
         facts["forwards"] = total
         sender.post(order.says("step", done=done, total=total))
 
-    size = (order.request.width, order.request.height)
+    size = order.request.final_size
     if order.cancelled:
         sender.post(_cancelled(order))
         return
@@ -272,8 +274,8 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     sender.settle()
     began = time.perf_counter()
     try:
-        made = engine.generate(_with_files(order.request, order.files), report)
-        result = made if isinstance(made, Result) else Result(made)
+        retouch = Retouch(engine, report, forwards=order.forwards)
+        result = retouch.draw(_with_files(order.request, order.files))
         told = {"info": {**facts, **result.facts}, "timings": dict(result.timings)}
         line(told)  # what cannot be said is found before the picture takes its place
         place = shelf.put(result.image, size)

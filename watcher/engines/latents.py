@@ -54,7 +54,7 @@ def pooled(mask: Image.Image) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Source:
+class Origin:
     """What a picture starts from. ``mask``: where it is repainted; None for everywhere."""
 
     latents: torch.Tensor

@@ -37,7 +37,7 @@ from watcher.engine import (
 from watcher.engines.device import describe, probe
 from watcher.engines.embeddings import Embeddings
 from watcher.engines.files import inspect, locate_model, name_of
-from watcher.engines.latents import Source, levels_of, noise_of, pooled, sigmas_of
+from watcher.engines.latents import Origin, levels_of, noise_of, pooled, sigmas_of
 from watcher.engines.loading import read_pipeline
 from watcher.engines.placement import Placement
 from watcher.engines.plan import DevicePlan, Options, plan
@@ -282,19 +282,19 @@ class ZImage:
         latents = noise_of(
             request.width, request.height, request.seed, self._pipe.transformer.in_channels
         ).to(self._device)
-        source = self._source(request, latents)
-        if source is not None:
+        origin = self._origin(request, latents)
+        if origin is not None:
             levels = levels_of(self._pipe.scheduler, sigmas, latents)
-            latents = source.at(levels[0])
+            latents = origin.at(levels[0])
 
         def after_step(_pipe: Any, index: int, _time: Any, kept: dict[str, Any]) -> dict[str, Any]:
             self._placement.wait()  # else the processor runs steps ahead: false progress, late cancel
             report(index + 1, forwards)
-            if source is not None:
-                kept["latents"] = source.kept(kept["latents"], levels[index + 1])
+            if origin is not None:
+                kept["latents"] = origin.kept(kept["latents"], levels[index + 1])
             return kept
 
-        latents = self._pipe(
+        drawn: torch.Tensor = self._pipe(
             prompt_embeds=[embedding],
             width=request.width,
             height=request.height,
@@ -305,9 +305,9 @@ class ZImage:
             output_type="latent",
             callback_on_step_end=after_step,
         ).images
-        return latents
+        return drawn
 
-    def _source(self, request: EngineRequest, noise: torch.Tensor) -> Source | None:
+    def _origin(self, request: EngineRequest, noise: torch.Tensor) -> Origin | None:
         """The input as latents; None where nothing of it would be left."""
         image = request.image
         if image is None or (request.mask is None and request.strength_used == 1):
@@ -316,7 +316,7 @@ class ZImage:
             request.width * request.height, lambda tiled: self._into_latents(image, tiled=tiled)
         )
         mask = None if request.mask is None else pooled(request.mask).to(self._device)
-        return Source(latents, noise, mask)
+        return Origin(latents, noise, mask)
 
     def _into_latents(self, image: Image.Image, *, tiled: bool) -> torch.Tensor:
         """The middle of what the encoder sees in ``image``, so that no seed has a part in it."""
@@ -386,4 +386,3 @@ class ZImage:
         self._pipe = self._weights = None
         self._embeddings.clear()
         gc.collect()
-

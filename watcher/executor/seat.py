@@ -39,13 +39,13 @@ class Task:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height in pixels."""
-        return (self.job.request.width or 0, self.job.request.height or 0)
+        """Width and height of its picture in pixels."""
+        return self.job.request.final_size
 
     def message(self) -> bytes:
         """The order for the worker. ValueError when it is too large for a frame."""
         request = self.job.request.model_dump(mode="json", exclude_none=True)
-        who = {"job_id": self.job.id, "attempt": self.job.attempt}
+        who = {"job_id": self.job.id, "attempt": self.job.attempt, "forwards": self.job.forwards}
         return line({"type": "run", **who, "request": request, "files": dict(self.files)})
 
 

@@ -317,8 +317,7 @@ class JobQueries(Database):
         jobs = self.jobs(JobFilter(state=JobState.COMPLETED), limit=limit)
         return [
             (
-                job.request.width or 0,
-                job.request.height or 0,
+                *job.request.final_size,
                 job.forwards,
                 job.started_at,
                 job.completed_at,
@@ -335,7 +334,7 @@ class JobQueries(Database):
             for order in ("", " DESC")
             for job in self._jobs(f"{few}{order} LIMIT :limit", limit=limit // 2)
         }
-        return [(j.request.width or 1, j.request.height or 1, j.forwards) for j in jobs.values()]
+        return [(*j.request.final_size, j.forwards) for j in jobs.values()]
 
     def last_waiting(self, ticket: str) -> Job | None:
         """The batch's last job that waits its turn."""
