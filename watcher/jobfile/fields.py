@@ -44,6 +44,7 @@ from watcher.jobs import (
     derived_seed,
 )
 from watcher.models.tokens import cut_of
+from watcher.upscaling import MAX_LARGE_SIDE, REFINE
 
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS
@@ -226,6 +227,7 @@ class Checker:
             remedy = "Name the picture it belongs to as `image`."
             words = "`mask` needs an `image`."
             problems.append(ValueFault("missing_field", words, key="mask", remedy=remedy))
+        problems += _upscale_problems(request, card)
         size = (card.name, request.width, request.height)
         if size not in self._good_sizes:
             faults = _size_problems(request.width or 0, request.height or 0, card)
@@ -268,6 +270,24 @@ class Checker:
             if idle:
                 found.append(f"{', '.join(idle)}: no effect without `image`.")
         return tuple(found)
+
+
+def _upscale_problems(request: JobRequest, card: Card) -> list[ValueFault]:
+    """What of `upscale` the model or the largest size forbids."""
+    if request.upscale is None:
+        return []
+    allowed = allowed_for("upscale", card)
+    if request.upscale.get("method") == REFINE and not card.takes("image"):
+        message = f"`upscale`: the model `{card.name}` cannot redraw a picture."
+        remedy = "Write e.g. `upscale: 2 lanczos`."
+        fault = ValueFault("not_accepted", message, key="upscale", allowed=allowed, remedy=remedy)
+    elif max(request.final_size) > MAX_LARGE_SIDE:
+        width, height = request.final_size
+        message = f"`upscale` makes a picture of {width}x{height}."
+        fault = ValueFault("out_of_range", message, key="upscale", allowed=allowed)
+    else:
+        return []
+    return [fault]
 
 
 def unknown_model(name: str, names: list[str]) -> ValueFault:

@@ -10,6 +10,7 @@ from typing import Any
 
 from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
 from watcher.jobs import MAX_LORAS, MAX_PROMPT, Card, JobRequest, field_schemas, text_fields
+from watcher.upscaling import MAX_FACTOR, MAX_LARGE_SIDE, MIN_FACTOR
 
 FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 #: Keys that are read as fields of ours, as people bring them along.
@@ -50,6 +51,7 @@ _ALSO_CALLED = {
     "count": "n batch_size n_iter num_images num_images_per_prompt images batch_count batch "
     "samples num_samples runs repeat repeats times copies num_outputs amount number",
     "model": "model_name ckpt ckpt_name base_model sd_model",
+    "upscale": "upscaler hr_scale upscale_factor upscale_by enlarge",
     "size": "resolution dimensions image_size dims wxh output_size",
     "width": "w image_width",
     "height": "h image_height",
@@ -82,7 +84,7 @@ _NOT_HERE = {
     "quality hd style response_format background moderation": (
         "Only the OpenAI door (/v1) takes it; remove it."
     ),
-    "clip_skip vae eta tiling restore_faces enable_hr hires_fix upscale upscaler": (
+    "clip_skip vae eta tiling restore_faces enable_hr hires_fix": (
         "This model has no such thing; remove it."
     ),
 }
@@ -150,6 +152,8 @@ def allowed_for(field: str, card: Card) -> str:
         "folder": f"1 to {MAX_SEGMENTS} names with `/` between them",
         "not_before": "date and time, e.g. 2026-11-23T22:00 or 2026-11-23T22:00+01:00",
         "lora": f"at most {MAX_LORAS} of NAME, NAME:WEIGHT or {{name, weight}}, weights -2..2",
+        "upscale": f"FACTOR {MIN_FACTOR:g}..{MAX_FACTOR:g}, then perhaps refine, lanczos or a file of upscalers/; "
+        f"or a mapping of factor, method, strength and tile; at most {MAX_LARGE_SIDE} pixels a side",
         "metadata": f"mapping of at most {MAX_METADATA} names to text, numbers, true/false or null, "
         f"{MAX_METADATA_TEXT} characters in all",
     }

@@ -192,7 +192,8 @@ def _card_words(profile: Mapping[str, Any], engine: str, source: str, said: Any)
         }
     elif engine == "zimage":
         features = ("guidance", "negative_prompt")
-        known = {"accepts": tuple(feature for feature in features if profile[feature])}
+        told = tuple(feature for feature in features if profile[feature])
+        known = {"accepts": (*told, "image", "mask", "upscale")}
     else:
         known = {"accepts": None, "sampler": None, "schedule": None}
     return known if engine == "zimage" else known | {"idle_steps": 0, "unguided": 0.0}
