@@ -48,7 +48,7 @@ _FIELD_NAMES = frozenset(KNOWN)
 _LISTS = frozenset(n for n, said in field_schemas().items() if said["type"] == "array")
 #: A YAML comment may follow these: their values hold no ``#``.
 _COMMENT_KEYS = (_FIELD_NAMES - TEXT_FIELDS - {"metadata"}) | {
-    *("name", "folder", "not_before", "size"),
+    *("name", "folder", "not_before", "size", "upscale"),
     *("sample", "expand", "on_error", "resume"),
 }
 _TEXT_LISTS = ("jobs", "prompt", "negative_prompt", "name", "folder", "label")

@@ -26,7 +26,7 @@ def translated(error: Any, card: Card) -> ValueFault:
         return ValueFault("missing_field", f"`{field}` is missing.", key=field, allowed=allowed)
     code, remedy = "out_of_range", None
     bounds = error.get("ctx", {})
-    if len(error["loc"]) > 1:
+    if len(error["loc"]) > 1 or field == "upscale":
         message = f"`{field}` must be {allowed}."  # something inside a value of several parts
     elif "gt" in bounds:
         message = f"`{field}` must be above {bounds['gt']:g}."
