@@ -129,12 +129,20 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             bool,
             Query(description="with the key of an earlier batch: run what is missing or changed"),
         ] = False,
+        preset: Annotated[
+            str | None,
+            Query(
+                max_length=80, description="a file of presets/: what holds where nothing is said"
+            ),
+        ] = None,
         idempotency_key: KEY = None,
     ) -> Response:
         """Submit one job, a list or a batch. The body is a job file: JSON, YAML, lines of JSON,
         a table, or plain text with one prompt a line. It is taken whole or, but for rows of a table, not at all. A picture
         (PNG, WebP, JPEG) that carries its recipe is made again."""
         body = await read_file(request, filename)
+        if preset is not None:
+            body = await run_in_threadpool(submissions.under, body, preset)
         return await run_in_threadpool(_submit, body, idempotency_key, dry_run, resume)
 
     def _submit(body: Body, key: str | None, dry_run: bool, resume: bool) -> Response:

@@ -20,7 +20,7 @@ from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
 from watcher.log import now_us, say
-from watcher.submission import Body, Plan, Reader
+from watcher.submission import Body, Plan, Reader, preset_named
 
 logger = logging.getLogger("steady.api")
 
@@ -70,6 +70,12 @@ class Submissions:
         reader = Reader(self._door.limits(), self._door.config.root, keyed)
         long = body.table and len(body.data) > SMALL_BODY
         return reader.plan(body, head=_HEAD if long else None)
+
+    def under(self, body: Body, preset: str) -> Body:
+        """``body`` with what a preset says where it says nothing itself. SteadyError."""
+        limits, config = self._door.limits(), self._door.config
+        usual = preset_named(preset, config.presets, limits)
+        return Reader(limits, config.root, preset=usual).changed(body, {})[0]
 
     def submit(
         self,

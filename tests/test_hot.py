@@ -6,6 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import until
@@ -251,3 +252,34 @@ def test_a_file_under_a_wrong_preset_is_refused_and_told_which_line(
     assert reason["code"] == "bad_preset"
     assert reason["message"] == "presets/ink.yaml: Line 2: `stepps` is not known."
     assert [(p["file"], p["line"]) for p in reason["problems"]] == [("presets/ink.yaml", 2)]
+
+
+def test_a_prompt_and_a_file_are_submitted_under_a_preset(make_root: Callable[..., Root]) -> None:
+    root = make_root()
+    root.preset("ink", "steps: 3\nlabel: ours\n")
+    (root.folder / "many.csv").write_text("prompt,label\na cat,\na dog,mine\n")
+    assert root.steady("submit", "--preset", "ink", "a fox").returncode == 0
+    assert root.steady("submit", "--preset", "ink", str(root.folder / "many.csv")).returncode == 0
+    refused = root.steady("submit", "--preset", "oil", "never")
+    assert refused.returncode == 2 and "no preset `oil`" in refused.stderr
+    assert "There are: ink." in refused.stderr
+    root.finish()
+    made = [json.loads(job["request"]) for job in root.jobs()]
+    assert [(job["prompt"]) for job in root.jobs()] == ["a fox", "a cat", "a dog"]
+    assert [(m["num_inference_steps"], m["label"]) for m in made] == [
+        (3, "ours"),
+        (3, "ours"),
+        (3, "mine"),
+    ]
+
+
+def test_a_body_is_posted_under_a_preset(bench: Any) -> None:
+    folder = bench.config.presets
+    folder.mkdir()
+    (folder / "ink.yaml").write_text("steps: 3\n")
+    body = {"prompt": "a fox"}
+    plan = bench.client.post("/jobs?preset=ink&dry_run=true", json=body).json()
+    assert plan["jobs"][0]["num_inference_steps"] == 3
+    assert bench.client.post("/jobs?preset=ink", json=body).status_code == 202
+    answer = bench.client.post("/jobs?preset=oil", json=body)
+    assert answer.status_code == 422 and "no preset `oil`" in answer.json()["detail"]

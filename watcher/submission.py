@@ -90,11 +90,15 @@ class Body:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads bodies as the watcher of ``root`` will. ``keyed``: a key comes from outside."""
+    """Reads bodies as the watcher of ``root`` will. ``keyed``: a key comes from outside.
+
+    Under a ``preset`` (:func:`preset_named`) only what :meth:`changed` gives may be published.
+    """
 
     limits: Limits
     root: Path
     keyed: bool = False
+    preset: jobfile.Template | None = None
 
     def plan(self, body: Body, *, head: int | None = None) -> Plan:
         """What ``body`` would become.
@@ -131,7 +135,7 @@ class Reader:
             raise SteadyError("too_large", f"{body.name} has more than {most:,} bytes.")
         parsed = jobfile.parse(
             body.data, body.suffix, self.limits, stem=body.name, keyed=self.keyed,
-            wildcards=Wildcards(self.root),
+            wildcards=Wildcards(self.root), preset=self.preset,
         )  # fmt: skip
         if parsed.key is not None and not parsed.key.strip():
             fault = ValueFault("out_of_range", "`key` is empty.", key="key", pointer="/key")
@@ -171,8 +175,23 @@ class Reader:
 
     def _rows(self, body: Body) -> jobfile.RowIterator:
         return jobfile.read_lines(
-            io.BytesIO(body.data), body.suffix, self.limits, wildcards=Wildcards(self.root)
-        )
+            io.BytesIO(body.data), body.suffix, self.limits, wildcards=Wildcards(self.root),
+            preset=self.preset,
+        )  # fmt: skip
+
+
+def preset_named(name: str, presets: Path, limits: Limits) -> jobfile.Template:
+    """The preset ``name`` of the folder ``presets``. SteadyError bad_preset."""
+    known = sorted(path.stem for path in presets.glob("*.yaml"))
+    if name not in known:
+        remedy = f"There are: {', '.join(known)}." if known else f"Write {presets}/{name}.yaml."
+        raise SteadyError("bad_preset", f"There is no preset `{name}`.", remedy=remedy)
+    try:
+        return jobfile.read_preset((presets / f"{name}.yaml").read_bytes(), limits)
+    except SteadyError as error:
+        raise jobfile.in_preset(error, name) from error
+    except OSError as error:
+        raise SteadyError("bad_preset", f"presets/{name}.yaml cannot be read.") from error
 
 
 def _over(request: JobRequest, given: dict[str, Any]) -> dict[str, Any]:

@@ -90,18 +90,22 @@ def submit(
         typer.Option("--set", help="FIELD=VALUE for every job, as in width=768; may be repeated."),
     ] = None,
     size: Annotated[str | None, typer.Option(help="Width and height, as in 1024x768.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A file of presets/: what holds where nothing else is said.")
+    ] = None,
     *,
     fields: dict[str, Any],
 ) -> int:
     """Put a prompt or job files into the queue; works with the service down."""
     from watcher.commands.waiting import deadline_of
     from watcher.commands.waiting import wait as until_done
-    from watcher.submission import Reader
+    from watcher.submission import Reader, preset_named
 
     deadline = deadline_of(timeout)
     limits, known = _from_record(desk)
     given = _set(set_ or [], limits) | ({} if size is None else {"size": size}) | fields
-    reader = Reader(limits, desk.root, keyed=key is not None)
+    usual = preset_named(preset, desk.config.presets, limits) if preset is not None else None
+    reader = Reader(limits, desk.root, keyed=key is not None, preset=usual)
     sheets = list(_sheets(what, given, key, kind, reader))
     if dry_run:
         _show(desk, sheets, limits)
@@ -194,7 +198,8 @@ def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: "Rea
     fields = {"prompt": prompt} | given | ({"key": key} if key else {})
     data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
     body = Body(data, ".json", "")
-    return Submission(body, None, reader.plan(body))
+    body, plan = reader.changed(body, {}) if reader.preset else (body, reader.plan(body))
+    return Submission(body, None, plan)
 
 
 def _of_file(
@@ -203,7 +208,8 @@ def _of_file(
     from watcher.submission import Body
 
     body = Body.of(data, path.name, suffix)
-    body, plan = reader.changed(body, given) if given else (body, reader.plan(body))
+    own = given or reader.preset
+    body, plan = reader.changed(body, given) if own else (body, reader.plan(body))
     return Submission(body, path.name, plan)
 
 
