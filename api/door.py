@@ -21,11 +21,11 @@ from typing import Any
 
 from watcher import jobfile, live, models
 from watcher.config import Config
+from watcher.describe import model_name
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Limits, Priority
 from watcher.log import now_us, say
 from watcher.pace import Pace, Size, size_of
-from watcher.pictures.recipe import model_name
 from watcher.store import JobStore
 
 logger = logging.getLogger("steady.api")

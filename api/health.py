@@ -19,9 +19,9 @@ from api.bodies import json_body, read_model
 from api.door import Door, installed_version, pulse_troubles, unready
 from api.errors import documented, problem
 from api.views import Views
+from watcher.describe import model_name
 from watcher.errors import SteadyError, ValueFault
 from watcher.log import now_us
-from watcher.pictures.recipe import model_name
 
 
 def routes(door: Door, views: Views) -> APIRouter:

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, Field, create_model
 from pydantic.fields import FieldInfo
 
+from watcher.describe import TOLD_APART
 from watcher.jobs import JobRequest
 
 State = Literal["queued", "generating", "completed", "failed", "cancelled"]
@@ -160,7 +161,7 @@ def _asked() -> dict[str, Any]:
     """The fields of JobRequest that stay with a job, as answers show them."""
     shown: dict[str, Any] = {}
     for name, field in JobRequest.model_fields.items():
-        if name in _TOLD_APART:
+        if name in TOLD_APART:
             continue
         kind: Any = field.annotation
         if name in ("height", "width", "num_inference_steps", "format"):  # a job has them all
@@ -169,8 +170,6 @@ def _asked() -> dict[str, Any]:
     return shown
 
 
-#: Fields that answers tell by other names or not at all.
-_TOLD_APART = frozenset({"count", "name", "folder", "priority", "not_before", "key"})
 _UNLIKE = {"seed": "null: chosen when the job is recorded"}
 
 #: What a person asked for that stays with the job: fields of JobRequest, by its names.

@@ -10,10 +10,8 @@ from pydantic import BaseModel
 
 from api import models
 from api.door import Door
-from watcher.describe import describe_batch, describe_job, local_time, utc_time
-from watcher.errors import ERRORS
-from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState
-from watcher.pictures.recipe import model_name
+from watcher.describe import local_time, utc_time, whole_batch, whole_job
+from watcher.jobs import Batch, Job, JobRequest, JobState
 
 #: the record's five words -> the seed's three
 SEED_WORDS = {
@@ -23,12 +21,6 @@ SEED_WORDS = {
     JobState.FAILED: "failed",
     JobState.CANCELLED: "failed",
 }
-
-#: What of a job's facts is told.
-_FACTS = (
-    "model", "revision", "device", "dtype", "attention", "versions", "timings", "attempts",
-    "adopted",
-)  # fmt: skip
 
 
 def rounded(seconds: float | None) -> float | None:
@@ -67,11 +59,9 @@ class Views:
         position = self._position(job)
         return _told(
             models.Status,
-            describe_job(job, local_time) | self.asked(job.request),
+            whole_job(job, local_time),
             job_id=job.id,
             status=SEED_WORDS[job.state],
-            error_code=_error_code(job),
-            error_message=_error_message(job),
             position=position,
             progress=progress,
             step=step,
@@ -94,26 +84,15 @@ class Views:
         progress, step, steps = self._progress(job)
         position = self._position(job) if place else None
         known = place or job.state is JobState.GENERATING
-        code = _error_code(job)
         return _told(
             models.JobView,
-            describe_job(job, utc_time) | self.asked(job.request),
+            whole_job(job, utc_time),
+            format=job.request.format or self._door.config.image_format,
             position=position,
             progress=progress,
             step=step,
             steps=steps,
             eta_seconds=rounded(self._door.eta(job, position)) if known else None,
-            error_code=code,
-            error_message=_error_message(job),
-            remedy=ERRORS[code].do if code in ERRORS else None,
-            facts=_facts_of(job),
-            links={
-                "self": f"/jobs/{job.id}",
-                "image": f"/jobs/{job.id}/image",
-                "thumbnail": f"/jobs/{job.id}/image?size=256",
-                "events": f"/jobs/{job.id}/events",
-                "batch": f"/batches/{job.ticket}",
-            },
         )
 
     def brief(self, job: Job) -> dict[str, Any]:
@@ -122,26 +101,9 @@ class Views:
 
     def batch(self, batch: Batch) -> dict[str, Any]:
         """Everything about one batch, its jobs counted."""
-        progress = {state.value: 0 for state in JobState}
-        progress |= {JobState(k).value: n for k, n in self._store.progress(batch.ticket).items()}
-        ended = sum(progress[state.value] for state in ENDED)
-        waiting = batch.jobs - ended
-        return _told(
-            models.BatchView,
-            describe_batch(batch, utc_time),
-            state=_batch_state(batch, waiting),
-            progress=progress,
-            done=round(ended / batch.jobs, 4) if batch.jobs else 0.0,
-            eta_seconds=rounded(self._door.batch_seconds(batch.ticket)) if waiting else None,
-            archived=batch.archived,
-            keyed=batch.key is not None,
-            error=_public_error(batch),
-            links={
-                "self": f"/batches/{batch.ticket}",
-                "jobs": f"/jobs?batch={batch.ticket}",
-                "images": f"/batches/{batch.ticket}/images.zip",
-            },
-        )
+        told = whole_batch(batch, self._store.progress(batch.ticket))
+        left = self._door.batch_seconds(batch.ticket) if told["done"] < 1 else None
+        return _told(models.BatchView, told, eta_seconds=rounded(left))
 
     def queue(self) -> dict[str, Any]:
         """Counts, what runs, when all is done, and who paused it."""
@@ -182,42 +144,3 @@ def _paused(value: Any) -> dict[str, Any] | None:
         "reason": value.get("reason"),
         "since": utc_time(value.get("since")),
     }
-
-
-def _error_code(job: Job) -> str | None:
-    return "cancelled" if job.state is JobState.CANCELLED else job.error_code
-
-
-def _error_message(job: Job) -> str | None:
-    return "cancelled" if job.state is JobState.CANCELLED else job.error_message
-
-
-def _facts_of(job: Job) -> dict[str, Any]:
-    """What made the picture; never a path of this machine."""
-    facts = {name: job.facts[name] for name in _FACTS if job.facts.get(name) is not None}
-    if "model" in facts:
-        facts["model"] = model_name(str(facts["model"]))
-    return facts
-
-
-def _batch_state(batch: Batch, waiting: int) -> str:
-    if batch.error is not None:
-        return "refused"
-    if batch.cancelled:
-        return "cancelled"
-    if batch.recorded_at is None:
-        return "recording" if batch.tries else "waiting"
-    if waiting:
-        return "paused" if batch.paused else "running"
-    return "done"
-
-
-def _public_error(batch: Batch) -> dict[str, Any] | None:
-    """The refusal without the values people wrote (they stay in the file's own sidecar)."""
-    if batch.error is None:
-        return None
-    body = {k: v for k, v in batch.error.items() if k != "file"}
-    body["problems"] = [
-        {k: v for k, v in p.items() if k != "value"} for p in batch.error.get("problems", ())
-    ]
-    return body

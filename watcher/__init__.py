@@ -23,7 +23,7 @@ submission.py  bytes and a name -> read, and put into the inbox: for every way i
 wildcards.py  word lists of the root; pace.py: every estimate of time
 describe.py   a job and a batch as plain data, for every answer and file that tells of one
 prune.py      what is old, tidied away
-notify.py     telling others that a batch is done, from the record's outbox
+notify/       telling others, from the record's outbox; webhooks.py: how one is signed and posted
 live.py log.py            the pulse and what is wrong now; the log and the clock
 config.py errors.py                     every setting; everything that can go wrong
 cli.py commands/                        the command `steady`

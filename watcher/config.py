@@ -9,7 +9,7 @@ import difflib
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
     PositiveFloat,
     ValidationError,
     field_validator,
+    model_validator,
 )
 from pydantic_settings import (
     BaseSettings,
@@ -30,6 +31,7 @@ from pydantic_settings import (
 from typing_extensions import override
 
 from watcher.errors import SteadyError
+from watcher.webhooks import Address, key_of
 
 #: Environment names with our prefix that are no configuration keys.
 _NOT_KEYS = {"STEADY_ROOT"}
@@ -79,6 +81,40 @@ class ModelSetting(BaseModel):
         """What the engine is given beside the source."""
         said = {"url": self.url, "key": self.key}
         return self.options | {name: value for name, value in said.items() if value is not None}
+
+
+WebhookEvent = Literal["job.completed", "job.failed", "job.cancelled", "batch.completed"]
+
+
+class Webhook(BaseModel):
+    """A receiver of the operator's."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: str
+    secret: str
+    events: list[WebhookEvent] = Field(default=list(get_args(WebhookEvent)), min_length=1)
+
+    @model_validator(mode="after")
+    def _usable(self) -> "Webhook":
+        try:
+            Address.of(self.url)
+        except ValueError as error:
+            raise ValueError(f"the url {error}") from None
+        key_of(self.secret)
+        return self
+
+
+class Notify(BaseModel):
+    """Who is notified, by addresses of the library apprise, and when nobody is.
+
+    ``quiet``: a span of the day, "22:00-07:00"; what happens then is told when it is over.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    to: list[str] = []
+    quiet: str | None = None
 
 
 class Config(BaseSettings):
@@ -172,6 +208,16 @@ class Config(BaseSettings):
     on_batch_done: Annotated[list[str], NoDecode] = Field(
         default_factory=list, description="command run when a batch is done"
     )
+    webhooks: list[Webhook] = Field(
+        default_factory=list,
+        description="{url, secret, events}: who is told (docs/notifications.md)",
+    )
+    webhook_hosts: dict[str, str] = Field(
+        default_factory=dict, description="host: secret; where jobs may want to be told"
+    )
+    notify: Annotated[Notify | None, NoDecode] = Field(
+        None, description="addresses for mail, ntfy, Slack and others"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much")
 
     root: Path = Field(Path(), exclude=True, description="set by load, no key")
@@ -227,6 +273,25 @@ class Config(BaseSettings):
     @classmethod
     def _words(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
+
+    @field_validator("notify", mode="before")
+    @classmethod
+    def _addresses(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = value.split()
+        return {"to": value} if isinstance(value, list) else value
+
+    @field_validator("webhook_hosts", mode="after")
+    @classmethod
+    def _listed(cls, value: dict[str, str]) -> dict[str, str]:
+        for host, secret in value.items():
+            if "://" in host:
+                if Address.of(host).target != "/":
+                    raise ValueError(f"{host} must end with its host or port")
+            elif not re.fullmatch(r"(\*\.)?[a-zA-Z0-9.-]+", host):
+                raise ValueError(f"{host} is neither a host nor an origin such as http://host:port")
+            key_of(secret)
+        return value
 
     @field_validator("idle_unload", mode="before")
     @classmethod

@@ -13,7 +13,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,8 +55,7 @@ class Finisher(Part):
     Whatever was published while the last group was being recorded is recorded as one group, in
     one transaction: a lone picture never waits, and hundreds of devices do not queue for the disk.
 
-    ``tell``: the endpoints that hear of a batch that was put away; ``told`` is called when one of
-    them may.
+    ``told`` is called when the record has something new for others.
     """
 
     def __init__(
@@ -65,7 +64,6 @@ class Finisher(Part):
         *,
         outputs: Outputs,
         refused_rows: Callable[[Batch], Iterable[bytes] | None],
-        tell: Sequence[str] = (),
         told: Callable[[], None] = lambda: None,
         address: str = "",
     ) -> None:
@@ -73,7 +71,6 @@ class Finisher(Part):
         self._refused_rows = refused_rows
         self._address = address  #: where the door serves pictures
         self._outputs = outputs
-        self._tell = tell
         self._told = told
         self._work: queue.Queue[tuple[Job, ex.Picture] | None] = queue.Queue()
         self._busy = 0
@@ -202,6 +199,7 @@ class Finisher(Part):
             if published:
                 self._record(published)
                 self._over(len(published))
+                self._told()
 
     def _record(self, group: "list[_Published]") -> None:
         completions = [
@@ -312,7 +310,7 @@ class Finisher(Part):
         elif batch.error is None:
             self._inbox.discard(batch.claim or batch.ticket)
         self._checkpoint("archived_files")
-        self._store.archived(batch.ticket, tell=self._tell)
+        self._store.archived(batch.ticket)
         self._checkpoint("archived")
         say(logger, "batch.done", ticket=batch.ticket, name=batch.name)
         self._told()

@@ -253,6 +253,9 @@ class JobRequest(BaseModel):
     upscale: (
         Annotated[Upscale, BeforeValidator(upscale_of), WithJsonSchema(UPSCALE_SCHEMA)] | None
     ) = _optional("make it larger: FACTOR, and how (refine, lanczos or a file in upscalers/)")
+    webhook: Annotated[str, Field(max_length=1000)] | None = _optional(
+        "an address that is told when the job ends; config.yaml must allow its host"
+    )
 
     @property
     def strength_used(self) -> float:
@@ -370,6 +373,9 @@ class Limits:
     max_jobs_per_file: int = 1000  #: .yaml and .json
     max_lines: int = 100_000  #: .jsonl, .csv, .tsv
     default_format: str = "png"
+    webhook_hosts: tuple[
+        str, ...
+    ] = ()  #: where jobs may want to be told, as config.yaml lists them
 
     @property
     def names(self) -> list[str]:

@@ -1,14 +1,20 @@
 """How long pictures take, learned from those that were made, by size and forwards.
 
-The one place for every estimate: of a picture, a batch, the queue; at every door. Pure.
+The one place for every estimate: of a picture, a batch, the queue; at every door; and for spans
+of the day. Pure.
 """
 
 import bisect
 import collections
+import datetime
+import re
 import statistics
+import zoneinfo
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+from watcher.errors import SteadyError
 from watcher.jobs import Job
 
 #: (width, height, forwards, started_at, completed_at), newest first; microseconds.
@@ -95,3 +101,43 @@ def _apart(durations: Sequence[Duration]) -> Iterator[tuple[Cost, float]]:
             if behind <= 1.5 / cost[1] * (ended - started):
                 begun = ends[at]
         yield cost, max(0.0, (ended - begun) / 1e6)
+
+
+@dataclass(frozen=True)
+class RunWindow:
+    """From ``start`` (included) to ``end`` (excluded), past midnight when end <= start.
+
+    ``zone`` None is the machine's local time. No bounds: always open.
+    """
+
+    start: datetime.time | None = None
+    end: datetime.time | None = None
+    zone: datetime.tzinfo | None = None
+
+    @classmethod
+    def parse(cls, text: str | None, key: str = "run_window") -> "RunWindow":
+        """``"22:00-07:00"`` or ``"22:00-07:00 Europe/Berlin"``; raises SteadyError bad_config."""
+        if not text:
+            return cls()
+        match = re.fullmatch(r"\s*(\d{1,2}):(\d\d)\s*-\s*(\d{1,2}):(\d\d)(?:\s+(\S+))?\s*", text)
+        try:
+            if not match:
+                raise ValueError("no window")
+            start = datetime.time(int(match[1]), int(match[2]))
+            end = datetime.time(int(match[3]), int(match[4]))
+            zone = zoneinfo.ZoneInfo(match[5]) if match[5] else None
+        except (ValueError, zoneinfo.ZoneInfoNotFoundError, OSError):
+            raise SteadyError(
+                "bad_config",
+                f'`{key}` must look like "22:00-07:00" or "22:00-07:00 Europe/Berlin".',
+            ) from None
+        return cls(start, end, zone)
+
+    def is_open(self, moment: datetime.datetime) -> bool:
+        """Is ``moment`` (aware) inside?"""
+        if self.start is None or self.end is None:
+            return True
+        clock = moment.astimezone(self.zone).time().replace(tzinfo=None)
+        if self.start < self.end:
+            return self.start <= clock < self.end
+        return clock >= self.start or clock < self.end

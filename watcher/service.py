@@ -15,13 +15,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
 from watcher import live, models, moved
 from watcher.config import Config
-from watcher.dispatch import Dispatcher, RunWindow
+from watcher.dispatch import Dispatcher
 from watcher.errors import SteadyError, Trouble
 from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
@@ -31,7 +31,11 @@ from watcher.intake import Intake, Reading
 from watcher.jobs import JobState, Limits
 from watcher.live import Troubles, each_once
 from watcher.log import now_us, say
-from watcher.notify import Notifier
+from watcher.notify import SCHEDULE, Notifier
+from watcher.notify.command import Command
+from watcher.notify.hooks import Webhooks
+from watcher.notify.messages import Messages
+from watcher.pace import RunWindow
 from watcher.parts import Shared
 from watcher.pictures import Outputs
 from watcher.root import Turn, check_layout, keep_private
@@ -46,6 +50,7 @@ STOP_SECONDS = 5.0  #: the running job's time to end after SIGTERM
 _PULSE_SECONDS = 0.1  #: at most ten pulses a second …
 _BEAT_SECONDS = 1.0  #: … and at least one
 _TELL_SECONDS = 0.5  #: between those that are also told to a record on a server
+LASTS_SECONDS = 60.0  #: of trouble before people are told
 _CARE_SECONDS = 2.0  #: between looks at disk, folders and record
 _VERIFY_SECONDS = 30.0  #: until a record that was found damaged is read once more
 #: The longest wait for another program's lock on the record: shorter than a pulse may be old,
@@ -65,6 +70,8 @@ def run(
     standby: bool = False,
     checkpoint: Callable[[str], None] = ignore_step,
     probe: models.Probe = models.probe_devices,
+    schedule: Sequence[float] = SCHEDULE,
+    lasts: float = LASTS_SECONDS,
 ) -> int:
     """Be the watcher of ``config.root`` until SIGTERM or SIGINT; with ``once`` until all is done.
 
@@ -72,7 +79,8 @@ def run(
     died of a fault of ours, so that whoever keeps it alive starts it anew; 4 when ``once``
     could not go on. ``standby``: while another watcher has the root or the record, wait for as
     long as it takes (otherwise two seconds, then already_running). ``checkpoint`` is called with a
-    name after every step of the protocol (tests kill the process there). Raises SteadyError already_running, bad_config,
+    name after every step of the protocol (tests kill the process there). ``schedule``: seconds
+    before each attempt to tell others; ``lasts``: until trouble is told to people. Raises SteadyError already_running, bad_config,
     database_damaged, database_trouble. When another file takes the record's place, the
     watcher begins anew on that one; when another watcher took its own, it waits anew.
     """
@@ -92,7 +100,11 @@ def run(
                 keep_private(config)
                 if not turn.record(store):
                     return 0
-                code = Service(config, store, checkpoint=checkpoint, probe=probe).run(once=once)
+                service = Service(
+                    config, store, checkpoint=checkpoint, probe=probe, schedule=schedule,
+                    lasts=lasts,
+                )  # fmt: skip
+                code = service.run(once=once)
             finally:
                 store.close()
             if code is not None:
@@ -128,6 +140,8 @@ class Service:
         checkpoint: Callable[[str], None] = ignore_step,
         probe: models.Probe = models.probe_devices,
         executor: Executor | None = None,
+        schedule: Sequence[float] = SCHEDULE,
+        lasts: float = LASTS_SECONDS,
     ) -> None:
         self._config = config
         self._store = store
@@ -157,15 +171,20 @@ class Service:
         )
         self._heard: object = None  #: the EngineInfo that jobs are judged by
         address = config.public_url or f"http://{config.host}:{config.port}"
+        command = Command(
+            config.on_batch_done, store=store, root=config.root, inbox=config.inbox,
+            outputs=config.outputs, address=address,
+        )  # fmt: skip
+        webhooks = Webhooks(config.webhooks, config.webhook_hosts, now=now_us)
+        messages = Messages(config.notify, address=address, now=now_us)
         self._notifier = Notifier(
-            store=store,
-            command=config.on_batch_done,
-            root=config.root,
-            inbox=config.inbox,
-            outputs=config.outputs,
-            address=address,
-            now=now_us,
-        )
+            store, [command, webhooks, messages], now=now_us, schedule=schedule,
+            checkpoint=checkpoint,
+        )  # fmt: skip
+        self._lasts = lasts
+        self._sick_since: float | None = None  #: when the trouble of now began
+        self._told_trouble: dict[str, Any] | None = store.get("trouble_told")
+        self._undelivered: list[dict[str, Any]] = []
         shared = Shared(
             store, self._inbox, self._troubles, self._executor.wake, checkpoint=checkpoint
         )
@@ -173,7 +192,6 @@ class Service:
             shared,
             outputs=self._outputs,
             refused_rows=reading.refused_rows,
-            tell=self._notifier.endpoints,
             told=self._notifier.ring,
             address=address,
         )
@@ -341,7 +359,7 @@ class Service:
         open_now = self._dispatcher.window_open()
         waiting = self._store.counts()[JobState.QUEUED] - self._store.held(window_open=open_now)
         if waiting == 0 and not self._store.unarchived():
-            return None if self._store.undelivered() else 0
+            return 0 if self._notifier.idle else None
         stuck = self._store.get("paused") or self._trouble()[0] or self._finisher.stuck
         return 4 if stuck else None
 
@@ -369,6 +387,9 @@ class Service:
         self._guarded("outputs", self._look_at_outputs)
         self._look_at_device()
         self._look_behind()
+        self._tell_of_trouble()
+        with contextlib.suppress(SteadyError):  # said by whoever works with the record
+            self._undelivered = [each.as_dict() for each in self._notifier.troubles()]
 
     def _look_at_record(self) -> None:
         try:
@@ -408,6 +429,23 @@ class Service:
             self._troubles.report("device", lost)
         else:  # there again; or a worker has loaded the model, which is the better witness
             self._troubles.clear("device")
+
+    def _tell_of_trouble(self) -> None:
+        """People are told of trouble that lasts, once, and of its end, also after a restart."""
+        trouble = self._trouble()[0]
+        now = time.monotonic()
+        if not trouble:
+            self._sick_since = None
+            if self._told_trouble:
+                self._notifier.tell("trouble.over", self._told_trouble)
+                self._told_trouble = None
+                self._guarded("record", lambda: self._store.drop("trouble_told"))
+            return
+        self._sick_since = self._sick_since or now
+        if self._told_trouble is None and now - self._sick_since >= self._lasts:
+            self._told_trouble = trouble[0]
+            self._notifier.tell("trouble.lasts", trouble[0])
+            self._guarded("record", lambda: self._store.put("trouble_told", trouble[0]))
 
     def _trouble(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """What holds the queue, and what keeps single slots from drawing.
@@ -452,7 +490,7 @@ class Service:
             "workers": self._executor.status(),
             "running": self._dispatcher.running(),
             "trouble": trouble,
-            "warnings": warnings,
+            "warnings": warnings + self._undelivered,
             "inbox": self._inbox.health(),
             "notices": self._left,
         }

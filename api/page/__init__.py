@@ -30,10 +30,10 @@ from api.page.needs import Needs, attention, reason_of
 from api.page.paint import Painter
 from api.paging import cursor_of, moment_bound, seq_of, without_nul
 from api.views import Views
+from watcher.describe import model_name
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Card, Job, JobState
 from watcher.log import now_us
-from watcher.pictures.recipe import model_name
 from watcher.store import JobFilter
 from watcher.suffixes import FORMS
 

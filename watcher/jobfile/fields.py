@@ -45,6 +45,7 @@ from watcher.jobs import (
 )
 from watcher.models.tokens import cut_of
 from watcher.upscaling import MAX_LARGE_SIDE, REFINE
+from watcher.webhooks import not_allowed
 
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS
@@ -255,6 +256,8 @@ class Checker:
                     remedy="Write e.g. `not_before: 2026-11-23T22:00`.",
                 )
             )
+        if request.webhook is not None:
+            problems += _bad_webhook(request.webhook, self.limits)
         return problems
 
     def warnings(self, request: JobRequest) -> tuple[str, ...]:
@@ -335,6 +338,15 @@ def _size_problems(width: int, height: int, card: Card) -> list[ValueFault]:
             )
         )
     return problems
+
+
+def _bad_webhook(url: str, limits: Limits) -> list[ValueFault]:
+    reason = not_allowed(url, limits.webhook_hosts)
+    if reason is None:
+        return []
+    remedy = "The operator of the service lists the hosts that may be named: `webhook_hosts`."
+    message = f"`webhook` {reason}"
+    return [ValueFault("out_of_range", message, key="webhook", value=shown(url), remedy=remedy)]
 
 
 def _bad_name(key: str, text: str, why: str, card: Card) -> ValueFault:

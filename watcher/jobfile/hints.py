@@ -23,6 +23,8 @@ SPELLINGS = {
     "mask_image": "mask",
     "denoising_strength": "strength",
     "denoise": "strength",
+    "callback_url": "webhook",
+    "webhook_url": "webhook",
 }
 _MEANT = dict(zip(FIELDS, FIELDS, strict=True)) | SPELLINGS
 _TEXTS = text_fields()
@@ -65,6 +67,7 @@ _ALSO_CALLED = {
     "label": "id custom_id tag tags row_id ref reference",
     "metadata": "meta extra extras user info data",
     "key": "idempotency_key idempotencykey request_id unique_id",
+    "webhook": "callback hook notify_url",
 }
 _NAMES_FOR = {also: ours for ours, names in _ALSO_CALLED.items() for also in names.split()}
 
@@ -78,9 +81,7 @@ _NOT_HERE = {
     "init_images image_url image_urls url": (
         "Write `image:` with the name of a picture that is here; addresses are never fetched."
     ),
-    "webhook callback callback_url webhook_url notify": (
-        "Jobs name no addresses; use `on_batch_done` in config.yaml, or follow /events."
-    ),
+    "notify": "Who is notified stands in config.yaml; one job's own address is its `webhook`.",
     "quality hd style response_format background moderation": (
         "Only the OpenAI door (/v1) takes it; remove it."
     ),

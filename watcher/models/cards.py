@@ -108,6 +108,7 @@ def limits_of(
         max_jobs_per_file=config.max_jobs_per_file,
         max_lines=config.max_lines,
         default_format=config.image_format,
+        webhook_hosts=tuple(config.webhook_hosts),
     )
 
 

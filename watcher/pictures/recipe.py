@@ -10,7 +10,6 @@ Knows nothing of files, models or the record.
 """
 
 import functools
-import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from importlib import metadata
 from math import isfinite
 from typing import Any
 
+from watcher.describe import model_name
 from watcher.jobs import Job, JobRequest
 from watcher.pictures.container import NotAPicture, PictureFile, scan, unpadded, xmp_of
 
@@ -53,7 +53,7 @@ def recipe_of(
     recipe: dict[str, Any] = {
         "job_id": job.id,
         "image_name": job.image_name,
-        "request": job.request.model_dump(mode="json"),
+        "request": job.request.model_dump(mode="json", exclude={"webhook"}),  # nobody else's
         "seed": job.request.seed,
         "forwards": _finite(info.get("forwards")) or job.forwards,
         "sampler": _plain_word(info.get("sampler")),
@@ -80,19 +80,6 @@ def recipe_of(
 
 def _guidance_used(request: JobRequest, info: Mapping[str, Any]) -> float | None:
     return request.guidance_scale if "guidance" in info.get("accepts", ()) else None
-
-
-def model_name(model: str) -> str:
-    """A hub name as it is, also out of a hub cache's path; of a folder only its last part."""
-    if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", model):
-        return model
-    parts = [part for part in re.split(r"[\\/]", model) if part]
-    for repository, snapshots in itertools.pairwise(parts):
-        if repository.startswith("models--") and snapshots == "snapshots":
-            return repository.removeprefix("models--").replace("--", "/", 1)
-    if parts[-2:] == ["starter", "model"] or parts[-1:] == ["starter_model"]:
-        return "starter"
-    return parts[-1].lstrip("~.") if parts else ""
 
 
 def parameters_text(recipe: Mapping[str, Any]) -> str:

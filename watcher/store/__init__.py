@@ -18,13 +18,21 @@ from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, Priority
 from watcher.store import imagenames
 from watcher.store.batches import Batches
-from watcher.store.deliveries import Deliveries, Delivery
+from watcher.store.deliveries import Deliveries, Delivery, DeliveryState
 from watcher.store.entries import batch_of, job_of, to_json, with_warnings
 from watcher.store.record import Record
 from watcher.store.recording import NewJob, Recorded, Recording
 from watcher.store.views import READY, JobFilter, JobQueries
 
-__all__ = ["Completion", "Delivery", "JobFilter", "JobStore", "NewJob", "Recording"]
+__all__ = [
+    "Completion",
+    "Delivery",
+    "DeliveryState",
+    "JobFilter",
+    "JobStore",
+    "NewJob",
+    "Recording",
+]
 
 #: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
 BULK_TURN = 20
@@ -288,6 +296,12 @@ class JobStore(Recorded, Batches, Deliveries, JobQueries, Record):
                 id=id,
                 now=now,
             )
+
+    def pause_after_failures(self, reason: str, now: int) -> None:
+        """Hand out no further job until somebody resumes; people are told."""
+        with self.write():
+            self._put("paused", {"by": "failures", "reason": reason, "since": now})
+            self._tell("queue.paused", {"reason": reason})
 
     # -- many at once
 

@@ -306,7 +306,10 @@ class Batches(Database):
                 )
             )
             if gone:
-                self.run("DELETE FROM deliveries WHERE ticket = :ticket", ticket=ticket)
+                self.run(
+                    "DELETE FROM deliveries WHERE ticket = :ticket AND state <> 'pending'",
+                    ticket=ticket,
+                )
             return gone
 
     def claims_begin(self, beginning: str) -> bool:

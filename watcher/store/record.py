@@ -69,12 +69,15 @@ class Record(Database):
     def put(self, key: str, value: Any) -> None:
         """Set ``key`` to anything JSON knows. ``paused`` takes effect with the next claim."""
         with self.write():
-            self.run(
-                "INSERT INTO settings (key, value) VALUES (:key, :value)"
-                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                key=key,
-                value=to_json(value),
-            )
+            self._put(key, value)
+
+    def _put(self, key: str, value: Any) -> None:
+        self.run(
+            "INSERT INTO settings (key, value) VALUES (:key, :value)"
+            " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            key=key,
+            value=to_json(value),
+        )
 
     def drop(self, key: str) -> None:
         """Forget a setting."""

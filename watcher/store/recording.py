@@ -230,20 +230,17 @@ class Recorded(Database):
                 rank = tell["rank"] = max(queue["bulk_time"], tell["rank"]) + 1
             later = job.not_before is not None and job.not_before > now
             held = "paused" if batch["paused"] else "not_before" if later else None
-            cancelled = bool(batch["cancelled"])
-            state = JobState.CANCELLED if cancelled else JobState.QUEUED
             tell["fresh"] += 1
-            tell[state.value] += 1
             rows.append(
                 (
                     id_,
                     ticket,
                     index,
-                    state.value,
+                    JobState.QUEUED.value,
                     rev,
                     job.priority.level,
                     rank,
-                    None if cancelled else held,
+                    held,
                     job.not_before,
                     picture,
                     folder,
@@ -251,18 +248,19 @@ class Recorded(Database):
                     job.prompt,
                     job.request,
                     now,
-                    now if cancelled else None,
                     to_json(job.warnings) if job.warnings else None,
                     job.row,
                     job.forwards,
                 )
             )
         self.insert("jobs", _JOB_COLUMNS, rows)
-        for state in (JobState.QUEUED, JobState.CANCELLED):
+        self.run("UPDATE job_counts SET n = n + :n WHERE state = 'queued'", n=len(rows))
+        for ticket in {ticket for ticket, *_ in fresh if batches[ticket]["cancelled"]}:
             self.run(
-                "UPDATE job_counts SET n = n + :n WHERE state = :s",
-                n=sum(tell[state.value] for tell in told.values()),
-                s=state.value,
+                "UPDATE jobs SET state = 'cancelled', held = NULL, completed_at = :now"
+                " WHERE ticket = :ticket AND state = 'queued'",
+                ticket=ticket,
+                now=now,
             )
 
 
@@ -279,8 +277,6 @@ def _batch_columns(recording: Recording, batch: Row, now: int) -> Row:
         "now": now,
         "rank": batch["last_rank"],
         "fresh": 0,
-        JobState.QUEUED.value: 0,
-        JobState.CANCELLED.value: 0,
     }
 
 
@@ -290,7 +286,7 @@ _TELL_BATCH = (
     " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now) ELSE recorded_at END,"
     " archived = CASE WHEN :fresh > 0 THEN 0 ELSE archived END,"
     " digest = COALESCE(:digest, digest), last_rank = :rank,"
-    " n_queued = n_queued + :queued, n_cancelled = n_cancelled + :cancelled"
+    " n_queued = n_queued + :fresh"
     " WHERE ticket = :ticket"
 )
 
@@ -311,7 +307,6 @@ _JOB_COLUMNS = [
     "prompt",
     "request",
     "created_at",
-    "completed_at",
     "warnings",
     "row",
     "forwards",
