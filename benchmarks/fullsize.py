@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from watcher.engine import EngineSettings
-from watcher.engines.files import PARTS
 from watcher.engines.loading import read_pipeline
 from watcher.engines.plan import DevicePlan
 from watcher.engines.zimage import ZImage
@@ -29,6 +28,7 @@ from watcher.jobs import JobRequest
 from watcher.models import starter_folder
 
 PROMPT = "a red circle on a blue background"
+PARTS = ("transformer", "text_encoder", "vae")
 
 
 def outline(folder: Path, layers: int = 30, text_layers: int = 36) -> Path:

@@ -14,8 +14,8 @@ from watcher.errors import SteadyError
 from watcher.models import folder_of, revision_of
 from watcher.models.catalogue import outline
 
-PARTS = ("transformer", "text_encoder", "vae")
-
+_SINGLE = (".safetensors", ".gguf")  #: what a transformer in one file ends with
+_ROLES = ("transformer", "text_encoder", "vae")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -50,23 +50,36 @@ def name_of(folder: Path) -> str:
     return name if isinstance(name, str) and name else folder.resolve().name
 
 
-def inspect(folder: Path) -> Contents:
+def is_single_file(model: str) -> bool:
+    """Is ``model`` a transformer in one file, not a folder or a hub name?"""
+    return Path(model).suffix in _SINGLE
+
+
+def inspect(
+    folder: Path, *, kind: str | None = "ZImagePipeline", transformer: Path | None = None
+) -> Contents:
     """Are all files there, and whole? Cheap: reads headers, not weights.
 
-    Raises ModelMissing for what is absent, SteadyError ``model_damaged`` for what is torn.
+    ``kind``: the pipeline it must be (None: any). ``transformer``: a single file that stands in
+    for the folder's own. Raises ModelMissing for what is absent, SteadyError ``model_damaged`` for
+    what is torn.
     """
     index = folder / "model_index.json"
     if not index.is_file():
         raise ModelMissing(f"{folder.name} is no model: model_index.json is missing.")
-    kind = _json_file(index).get("_class_name")
-    if kind != "ZImagePipeline":
-        raise SteadyError("model_damaged", f"{folder.name} is a {kind}, not a ZImagePipeline.")
+    parts = _json_file(index)
+    named = parts.get("_class_name")
+    if kind is not None and named != kind:
+        raise SteadyError("model_damaged", f"{folder.name} is a {named}, not a {kind}.")
     digest = hashlib.sha256()
-    counts = dict.fromkeys(PARTS, 0)
-    for part in PARTS:
-        for path in weight_files(folder / part):
+    counts = dict.fromkeys(_ROLES, 0)
+    for part in model_parts(folder, parts):
+        alone = transformer if part == "transformer" else None
+        for path in weight_files(folder / part) if alone is None else [alone]:
             entries, size = header(path)
-            counts[part] += sum(_elements(entry) for entry in entries.values())
+            # As many weights of two bytes each: quantised ones stay as they are in the file.
+            count = sum(map(_elements, entries.values())) if entries else size // 2
+            counts[role_of(part)] += count
             digest.update(json.dumps([part, path.name, size, entries], sort_keys=True).encode())
             for piece in _samples(path, size):
                 digest.update(piece)
@@ -74,6 +87,26 @@ def inspect(folder: Path) -> Contents:
         if not path.name.endswith(".index.json"):
             digest.update(path.read_bytes())
     return Contents(f"sha256:{digest.hexdigest()}", Weights(**counts))
+
+
+def model_parts(folder: Path, index: Mapping[str, Any]) -> list[str]:
+    """The parts that have weights, transformer first. Raises ModelMissing for a folder that is not there."""
+    found = []
+    for part, named in index.items():
+        if not (isinstance(named, list) and len(named) == 2 and all(named)):
+            continue  # no part, or one that this model does without
+        if not (folder / part).is_dir():
+            raise ModelMissing(f"{part} is missing: the model is not complete.")
+        if (folder / part / "config.json").is_file():  # else a scheduler, or words
+            found.append(part)
+    return sorted(found, key=lambda part: (_ROLES.index(role_of(part)), part))
+
+
+def role_of(part: str) -> str:
+    """What a part of a pipeline does, under Z-Image's names: the rest of a kind moves as one."""
+    if "vae" in part or part in ("vqvae", "movq"):
+        return "vae"
+    return "text_encoder" if "encoder" in part else "transformer"
 
 
 def weight_files(part: Path) -> Iterator[Path]:
@@ -92,7 +125,16 @@ def weight_files(part: Path) -> Iterator[Path]:
 
 
 def header(path: Path) -> tuple[dict[str, Any], int]:
-    """What a safetensors file says of its weights, and the file's size, which must agree."""
+    """What a weight file says of its weights (GGUF: nothing), and its size, which must agree.
+
+    Raises ModelMissing, SteadyError ``model_damaged``.
+    """
+    if not path.is_file():
+        raise ModelMissing(f"{path.name} is not there.")
+    if path.suffix == ".gguf":
+        with path.open("rb") as file:
+            if file.read(4) == b"GGUF":
+                return {}, path.stat().st_size
     try:
         entries = outline(path)
     except ValueError:

@@ -2,7 +2,10 @@
 
 import contextlib
 import fcntl
+import importlib
 import importlib.metadata
+import json
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -11,36 +14,38 @@ from typing import Any
 
 import torch
 
-from watcher.engines.files import PARTS, header, weight_files
+from watcher.engines.files import header, model_parts, role_of
 from watcher.engines.plan import DevicePlan
 from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
 
 
-def read_pipeline(folder: Path, chosen: DevicePlan) -> Any:
+def read_pipeline(
+    folder: Path,
+    chosen: DevicePlan,
+    *,
+    kind: str = "ZImagePipeline",
+    transformer: Path | None = None,
+) -> Any:
     """The pipeline in main memory (quantised parts: on the device).
 
-    Raises SteadyError ``model_damaged``, ``extra_missing``.
+    ``kind``: the class of diffusers that puts the parts together. ``transformer``: a single file
+    that stands in for the folder's own. Raises ModelMissing, SteadyError ``model_damaged``,
+    ``extra_missing``.
     """
+    import diffusers
     import diffusers.utils.logging
     import transformers.utils.logging
-    from diffusers import ZImagePipeline
     from safetensors import SafetensorError
 
     diffusers.utils.logging.disable_progress_bar()  # their bars are noise in a log
     transformers.utils.logging.disable_progress_bar()
 
-    more = {} if chosen.quantize == "none" else {"quantization_config": _quantization(chosen)}
     try:
         with _one_at_a_time(folder):
-            pipe = ZImagePipeline.from_pretrained(
-                folder,
-                dtype=getattr(torch, chosen.dtype),
-                local_files_only=True,
-                use_safetensors=True,
-                **more,
-            )
-    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+            parts = _read_parts(folder, chosen, transformer)
+            pipe = getattr(diffusers, kind).from_pretrained(folder, **_how(chosen), **parts)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         words = " ".join(str(error).split())[:300]
         raise SteadyError("model_damaged", f"{type(error).__name__}: {words}") from error
     except RuntimeError as error:
@@ -50,10 +55,88 @@ def read_pipeline(folder: Path, chosen: DevicePlan) -> Any:
         if re.search(r"\b(cuda|cudnn|hip|gpu)", words, re.IGNORECASE):
             raise  # the device's fault, not the files'
         raise SteadyError("model_damaged", words) from error
-    for part in PARTS:
-        _must_be_whole(part, getattr(pipe, part), folder / part)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+def _how(chosen: DevicePlan) -> dict[str, Any]:
+    """Files of this machine alone, no pickles, no code that comes with a model."""
+    number = getattr(torch, chosen.dtype)
+    return {"dtype": number, "local_files_only": True, "use_safetensors": True}
+
+
+def _read_parts(folder: Path, chosen: DevicePlan, single: Path | None) -> dict[str, Any]:
+    """The parts with weights, one by one: so each tells what its files lack.
+
+    The libraries fill weights that are absent with noise, and only mention it.
+    """
+    index = json.loads((folder / "model_index.json").read_bytes())
+    parts = {}
+    for part in model_parts(folder, index):
+        library, name = index[part]
+        if part == "transformer" and single is not None:
+            parts[part] = _read_single(folder, chosen, single, name)
+        elif library in ("diffusers", "transformers"):  # else the pipeline reads its own
+            home = importlib.import_module(library)
+            more = {}
+            if chosen.quantize != "none" and role_of(part) != "vae":
+                more = {"quantization_config": _quantization(home, chosen)}
+            parts[part], told = getattr(home, name).from_pretrained(
+                folder / part, output_loading_info=True, **_how(chosen), **more
+            )
+            absent = sorted(told["missing_keys"])
+            if absent:
+                words = f"{part} lacks {len(absent)} of its weights, {absent[0]} for one."
+                raise SteadyError("model_damaged", words)
+    return parts
+
+
+def _read_single(folder: Path, chosen: DevicePlan, file: Path, name: str) -> Any:
+    """A transformer of one file, as the folder's configuration describes it."""
+    import diffusers
+
+    kind = getattr(diffusers, name)
+    how = _how(chosen)
+    if file.suffix == ".gguf":
+        how["quantization_config"] = _gguf(how["dtype"])
+    with torch.device("meta"):
+        wanted = kind.from_config(kind.load_config(folder, subfolder="transformer"))
+    size, held = sum(p.numel() for p in wanted.parameters()), _numbers_in(file)
+    if held != size:
+        words = f"{file.name} does not fit: it holds {held} numbers, the transformer has {size}."
+        raise SteadyError("model_damaged", words, remedy="Name a file with the transformer alone.")
+    try:
+        return kind.from_single_file(str(file), config=str(folder), subfolder="transformer", **how)
+    except NotImplementedError as error:  # of a weight that was never read
+        words = f"{file.name} lacks weights of this transformer, or calls them otherwise."
+        raise SteadyError("model_damaged", words) from error
+
+
+def _numbers_in(file: Path) -> int:
+    """How many numbers a single file gives to the transformer."""
+    if file.suffix == ".gguf":
+        from gguf import GGUFReader
+
+        counts = {str(t.name): int(t.n_elements) for t in GGUFReader(file).tensors}
+    else:
+        counts = {key: math.prod(entry["shape"]) for key, entry in header(file)[0].items()}
+    return sum(n for key, n in counts.items() if not key.endswith("norm_final.weight"))  # unused
+
+
+def _gguf(number: torch.dtype) -> Any:
+    """diffusers' own configuration for GGUF; the optional extra ``gguf``."""
+    from diffusers import GGUFQuantizationConfig
+
+    _needs("gguf", "gguf", "A .gguf file")
+    return GGUFQuantizationConfig(compute_dtype=number)
+
+
+def _needs(package: str, extra: str, what: str) -> None:
+    try:
+        importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        words = f"{what} needs the extra `{extra}` ({package})."
+        raise SteadyError("extra_missing", words) from None
 
 
 @contextlib.contextmanager
@@ -68,35 +151,11 @@ def _one_at_a_time(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _must_be_whole(name: str, module: torch.nn.Module, folder: Path) -> None:
-    """The libraries fill weights that are absent with noise, and only mention it."""
-    stored: set[str] = set()
-    for path in weight_files(folder):
-        stored |= {key.removeprefix("model.") for key in header(path)[0]}
-    absent = [
-        key for key, _ in module.named_parameters() if key.removeprefix("model.") not in stored
-    ]
-    if absent:
-        words = f"{name} lacks {len(absent)} of its weights, {absent[0]} for one."
-        raise SteadyError("model_damaged", words)
-
-
-def _quantization(chosen: DevicePlan) -> Any:
-    """diffusers' own configuration for bitsandbytes; the optional extra ``quantize``."""
-    from diffusers import PipelineQuantizationConfig
-
-    try:
-        importlib.metadata.version("bitsandbytes")
-    except importlib.metadata.PackageNotFoundError:
-        raise SteadyError(
-            "extra_missing", "`quantize` needs the extra `quantize` (bitsandbytes)."
-        ) from None
-    return PipelineQuantizationConfig(
-        quant_backend="bitsandbytes_4bit",
-        quant_kwargs={
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_compute_dtype": getattr(torch, chosen.dtype),
-        },
-        components_to_quantize=["transformer", "text_encoder"],
+def _quantization(library: Any, chosen: DevicePlan) -> Any:
+    """A library's own configuration for bitsandbytes; the optional extra ``quantize``."""
+    _needs("bitsandbytes", "quantize", "`quantize`")
+    return library.BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_compute_dtype=getattr(torch, chosen.dtype),
     )

@@ -7,13 +7,13 @@ that is remembered for pictures of its size for ten minutes: somebody else may h
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 
 from watcher.engine import OutOfMemory
-from watcher.engines.files import PARTS
+from watcher.engines.files import role_of
 from watcher.engines.plan import TIERS, DevicePlan
 from watcher.engines.shortage import sparing_memory
 
@@ -21,7 +21,7 @@ log = logging.getLogger("watcher.engines.zimage")
 
 T = TypeVar("T")
 
-#: Parts that come over when they are needed.
+#: What comes over when it is needed, by its role.
 _STREAMED = {
     "resident": (),
     "offload": ("text_encoder",),
@@ -43,6 +43,11 @@ class Placement:
     ) -> None:
         self.tier = ""
         self._pipe = pipe
+        self._parts = {
+            name: part
+            for name, part in pipe.components.items()
+            if isinstance(part, torch.nn.Module)
+        }
         self._plan = plan
         self._device = torch.device(plan.device)
         self._clock = clock
@@ -86,14 +91,14 @@ class Placement:
         self.free()
 
     def _move(self, tier: str) -> None:
-        _end_streaming(self._pipe)
+        _end_streaming(self._parts.values())
         self._set_compiled(tier == "resident")
-        streamed = _STREAMED[tier]
+        streamed = [name for name in self._parts if role_of(name) in _STREAMED[tier]]
         if not streamed:
             self._pipe.to(self._device)
             return
         for name in streamed:
-            getattr(self._pipe, name).to("cpu")
+            self._parts[name].to("cpu")
         self.free()
         locked = self._plan.locked
         if locked:
@@ -101,7 +106,7 @@ class Placement:
                 sparing_memory(lambda: self._stream(streamed, locked=True))
             except OutOfMemory as error:
                 log.warning("main memory cannot be locked (%s): slower copies", error)
-                _end_streaming(self._pipe)
+                _end_streaming(self._parts.values())
                 locked = False
         if not locked:
             self._stream(streamed, locked=False)
@@ -116,12 +121,12 @@ class Placement:
             use_stream=self._device.type == "cuda",
             low_cpu_mem_usage=not locked,
             # The VAE is small, and its tiles would confuse the order of loading.
-            exclude_modules=[name for name in PARTS if name not in streamed],
+            exclude_modules=[name for name in self._parts if name not in streamed],
         )
 
     def _set_compiled(self, wanted: bool) -> None:
         """Compiled blocks and the hooks of streaming would be compiled anew again and again."""
-        for block in self._pipe.transformer.modules():
+        for block in (m for part in self._parts.values() for m in part.modules()):
             if block._compiled_call_impl is not None and not wanted:
                 self._compiled[block] = block._compiled_call_impl
                 block._compiled_call_impl = None
@@ -147,14 +152,14 @@ class Placement:
         """Bytes the model takes on its device."""
         if self._device.type == "cuda":
             return int(torch.cuda.memory_allocated(self._device))
-        parts = [getattr(self._pipe, name) for name in PARTS]
-        return sum(p.numel() * p.element_size() for part in parts for p in part.parameters())
+        weights = (p for part in self._parts.values() for p in part.parameters())
+        return sum(p.numel() * p.element_size() for p in weights)
 
 
-def _end_streaming(pipe: Any) -> None:
+def _end_streaming(parts: Iterable[torch.nn.Module]) -> None:
     """Take off what streaming hung on the parts: the library itself never does."""
-    for part in PARTS:
-        for module in getattr(pipe, part).modules():
+    for part in parts:
+        for module in part.modules():
             registry = getattr(module, "_diffusers_hook", None)
             if registry is not None:
                 for name in list(registry.hooks):

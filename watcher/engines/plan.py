@@ -8,7 +8,7 @@ since bitsandbytes computes them in fp16.
 """
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,7 +62,7 @@ Z_IMAGE_TURBO = Weights(transformer=6_155_000_000, text_encoder=4_022_000_000, v
 
 @dataclass(frozen=True)
 class Options:
-    """``engine_options`` of ZImage, checked."""
+    """``engine_options`` of our own engines on a device, checked."""
 
     tier: str = "auto"  #: auto, resident, offload or stream
     quantize: str = "none"  #: none or nf4 (CUDA, needs bitsandbytes)
@@ -75,11 +75,17 @@ class Options:
     warm_up: bool = True  #: one tiny picture at load
     threads: int | None = None  #: CPU threads of one operation
     revision: str | None = None  #: of a model from the hub's cache
+    transformer: str | None = None  #: a file that stands in for the model's own transformer
+    base: str | None = None  #: the folder or hub name of all else, where the model is such a file
+    guidance: bool | None = None  #: does the model take guidance? unset: its profile says it
 
     @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "Options":
-        """``given`` as written in the configuration. Raises SteadyError ``bad_config``."""
-        names = list(cls.__dataclass_fields__)
+    def of(cls, given: Mapping[str, Any], *, without: Container[str] = ()) -> "Options":
+        """``given`` as written in the configuration; ``without``: names an engine does not have.
+
+        Raises SteadyError ``bad_config``.
+        """
+        names = [name for name in cls.__dataclass_fields__ if name not in without]
         for name, value in given.items():
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
@@ -115,6 +121,9 @@ _ALLOWED: dict[str, tuple[str, Any]] = {
     "warm_up": ("true or false", _is_flag),
     "threads": ("a number from 1", lambda v: v is None or (_is_whole(v) and v > 0)),
     "revision": ("the name of a revision", lambda v: v is None or _is_text(v)),
+    "transformer": ("a .safetensors or .gguf file", lambda v: v is None or _is_text(v)),
+    "base": ("a model's folder or hub name", lambda v: v is None or _is_text(v)),
+    "guidance": ("true or false", lambda v: v is None or _is_flag(v)),
 }
 
 

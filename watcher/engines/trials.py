@@ -15,14 +15,30 @@ from typing import Any
 import torch
 from PIL import Image
 
-from watcher.engine import OutOfMemory
-from watcher.engines.shortage import is_out_of_memory, is_poison
+from watcher.engine import BadPicture, OutOfMemory
+from watcher.engines.shortage import is_out_of_memory, is_poison, sparing_memory
+from watcher.errors import SteadyError
 
 log = logging.getLogger("watcher.engines.zimage")
 
 Draw = Callable[[int, int], Image.Image]
 
 _GAIN = 0.97  #: of the plain way's time: what is closer is noise
+
+
+def must_work(draw: Callable[[], Image.Image], dtype: str) -> None:
+    """Draw one small picture twice: a model that cannot would fail every job.
+
+    Raises SteadyError ``model_unfit`` for numbers that are none, and for a difference: there are
+    cards whose second picture is the bad one.
+    """
+    try:
+        first, second = (sparing_memory(draw).tobytes() for _ in range(2))
+    except BadPicture as error:
+        words = f"The model cannot compute here in {dtype}: {error}"
+        raise SteadyError("model_unfit", words) from error
+    if first != second:
+        raise SteadyError("model_unfit", "One small picture, drawn twice, came out different.")
 
 
 def choose_attention(

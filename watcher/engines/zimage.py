@@ -1,24 +1,26 @@
-"""Z-Image on diffusers: the one engine of the product, and the only importer of torch.
+"""The engine ``zimage``: Z-Image on diffusers.
 
 Loads a folder (or what lies in the hub's cache) and never downloads. The starter model and
-Z-Image-Turbo go through this same code. Everything a picture depends on is fixed here: the
-sigmas, the generator, guidance 0, the dtype; so one request gives the same pixels whenever it
-runs on the same kind of device.
+the whole family go through this same code: Turbo, base, fine-tunes, a transformer in one file.
+Everything a picture depends on is fixed here: the sigmas, the generator, the dtype, and guidance
+(0, unless the model takes it and the job asks); so one request gives the same pixels whenever
+it runs on the same kind of device.
 
 This page is the story, load and generate. Its rooms: ``files.py`` (what lies in the model's
-folder), ``reading.py`` (from there into memory), ``device.py`` (what this machine has),
+folder), ``loading.py`` (from there into memory), ``device.py`` (what this machine has),
 ``placement.py`` (where the weights are, and what is done when memory is short),
 ``trials.py`` (attention, compiling, decoding), ``embeddings.py`` (prompts that were encoded
 before), ``latents.py`` (where a picture begins and what of it stays).
 """
 
+import functools
 import gc
 import importlib.metadata
 import itertools
 import logging
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,7 +38,7 @@ from watcher.engine import (
 )
 from watcher.engines.device import describe, probe
 from watcher.engines.embeddings import Embeddings
-from watcher.engines.files import inspect, locate_model, name_of
+from watcher.engines.files import inspect, is_single_file, locate_model, name_of
 from watcher.engines.latents import Origin, levels_of, noise_of, pooled, sigmas_of
 from watcher.engines.loading import read_pipeline
 from watcher.engines.placement import Placement
@@ -46,9 +48,11 @@ from watcher.engines.trials import (
     channels_last_if_faster,
     choose_attention,
     compile_if_faster,
+    must_work,
 )
 from watcher.errors import SteadyError
 from watcher.jobs import Card
+from watcher.models import has_profile, profile_of
 from watcher.models.tokens import MAX_TOKENS, cut_by
 
 __all__ = ["ZImage", "probe"]
@@ -73,12 +77,13 @@ class ZImage:
         self,
         settings: EngineSettings,
         *,
-        read: Callable[[Path, DevicePlan], Any] = read_pipeline,
+        read: Callable[..., Any] = read_pipeline,
     ) -> None:
         """``read``: another way from the model's folder to a pipeline in main memory."""
         self._settings = settings
         self._read = read
         self._options = Options.of(settings.options)
+        self._guided = False  #: has guidance an effect?
         self._pipe: Any = None
         self._plan: DevicePlan | None = None
         self._weights: Placement | None = None
@@ -91,8 +96,10 @@ class ZImage:
     def load(self) -> EngineInfo:
         """Read the weights onto the device. Raises ModelMissing, DeviceLost, OutOfMemory, and
         SteadyError ``model_damaged``, ``bad_config`` or ``extra_missing``."""
-        folder, commit = locate_model(self._settings.model, self._options.revision)
-        contents = inspect(folder)
+        model, single = self._files()
+        folder, commit = locate_model(model, self._options.revision)
+        contents = inspect(folder, transformer=single)
+        self._guided = self._takes_guidance(model if commit else str(folder))
         description = describe(self._settings.device)
         chosen = plan(description, self._options, self._settings.dtype, contents.weights)
         self._plan = chosen
@@ -106,7 +113,8 @@ class ZImage:
             torch.set_float32_matmul_precision("high")
             torch.backends.cudnn.allow_tf32 = True
         torch.backends.cudnn.deterministic = True
-        self._pipe = sparing_memory(lambda: self._read(folder, chosen))
+        more = {} if single is None else {"transformer": single}
+        self._pipe = sparing_memory(lambda: self._read(folder, chosen, **more))
         self._weights = Placement(self._pipe, chosen)
         self._weights.run(0, lambda: None)
         tier = self._weights.tier
@@ -120,7 +128,7 @@ class ZImage:
             self._pipe.vae, self._try_decode
         )
         if self._options.warm_up:
-            self._must_work()
+            must_work(self._drawn_anew, chosen.dtype)
         self._embeddings.clear()
         self.counters.update(encodes=0, forwards=0, decodes=0)
         self._details = {
@@ -135,8 +143,8 @@ class ZImage:
             "because": list(chosen.because),
         }
         return EngineInfo(
-            model=self._settings.model if commit else name_of(folder),
-            revision=commit or contents.digest,
+            model=single.stem if single else model if commit else name_of(folder),
+            revision=contents.digest if single else commit or contents.digest,
             device=chosen.device,
             dtype=chosen.dtype,
             memory=self._weights.held(),
@@ -148,10 +156,30 @@ class ZImage:
                 "python": platform.python_version(),
             },
             details=dict(self._details),
-            accepts=("image", "mask"),
+            accepts=("image", "mask", *(("guidance", "negative_prompt") if self._guided else ())),
             sampler=_COUNTS.sampler,
             schedule=_COUNTS.schedule,
         )
+
+    def _files(self) -> tuple[str, Path | None]:
+        """The model, and the single file that stands in for its transformer."""
+        model, options = self._settings.model, self._options
+        if is_single_file(model):
+            if options.base is None or options.transformer is not None:
+                words = "A transformer in one file needs the engine option `base` beside it: the model whose text encoder and VAE it is used with."
+                raise SteadyError("bad_config", words)
+            return options.base, Path(model).expanduser().absolute()
+        if options.base is not None:
+            words = "Engine option `base` belongs to a model that is a transformer in one file."
+            raise SteadyError("bad_config", words)
+        single = options.transformer
+        return model, Path(single).expanduser().absolute() if single else None
+
+    def _takes_guidance(self, model: str) -> bool:
+        """As configured, or as its profile says; of a model without one nobody knows that it does not."""
+        if self._options.guidance is not None:
+            return self._options.guidance
+        return not has_profile(model) or bool(profile_of(model)["guidance"])
 
     def _count_calls(self) -> None:
         """Count what the parts really do, whoever calls them."""
@@ -168,10 +196,11 @@ class ZImage:
     def _try_out(self, side: int = 64, forwards: int = 1) -> Image.Image:
         """A small picture for nobody: loads kernels and shows whether the model works."""
         request = EngineRequest(
-            prompt="", width=side, height=side, num_inference_steps=forwards + 1, seed=0
-        )
+            prompt="", width=side, height=side, num_inference_steps=forwards + 1, seed=0,
+            guidance_scale=4.0,
+        )  # fmt: skip
         latents = self._denoise(
-            request, self._encode("")[0], lambda done, total, preview=None: None
+            request, [self._encode("")[0]], lambda done, total, preview=None: None
         )
         return self._decode(latents, tiled=False)
 
@@ -180,27 +209,21 @@ class ZImage:
         noise = torch.randn(1, 16, 64, 64, generator=torch.Generator("cpu").manual_seed(0))
         return self._decode(noise.to(self._device), tiled=False)
 
-    def _must_work(self) -> None:
-        """A model that cannot draw one small picture, twice the same, would fail every job."""
-        side = 64 if self._device.type == "cpu" else 256
-        drawn = []
-        for _ in range(2):  # there are cards whose second picture is the bad one
-            self._embeddings.clear()
-            try:
-                drawn.append(sparing_memory(lambda: self._try_out(side)).tobytes())
-            except BadPicture as error:
-                words = f"The model cannot compute here in {self._chosen.dtype}: {error}"
-                raise SteadyError("model_unfit", words) from error
-        if drawn[0] != drawn[1]:
-            raise SteadyError("model_unfit", "One small picture, drawn twice, came out different.")
+    def _drawn_anew(self) -> Image.Image:
+        self._embeddings.clear()
+        return self._try_out(64 if self._device.type == "cpu" else 256)
 
     # -- generate
 
     def generate(self, request: EngineRequest, report: Report) -> Result:
         """One picture. Out of memory is answered by tiles, then by lower tiers, each once."""
         self._check(request.width, request.height)
-        pixels = request.width * request.height
+        both = 2 if self._guidance_of(request) else 1  # with guidance two pictures at once
+        pixels = request.width * request.height * both
         return self._placement.run(pixels, lambda: self._draw(request, report))
+
+    def _guidance_of(self, request: EngineRequest) -> float:
+        return (request.guidance_scale or 0.0) if self._guided else 0.0
 
     def _check(self, width: int, height: int) -> None:
         """On a device a wrong index kills the context, so no bad size gets there."""
@@ -211,9 +234,15 @@ class ZImage:
     def _draw(self, request: EngineRequest, report: Report) -> Result:
         before = dict(self.counters)
         clock = [time.perf_counter()]
-        embedding, tokens = sparing_memory(lambda: self._encode(request.prompt))
+        words = [request.prompt]
+        if self._guidance_of(request):
+            words.append(request.negative_prompt or "")
+        encoded = [sparing_memory(functools.partial(self._encode, text)) for text in words]
+        tokens = encoded[0][1]
         clock.append(time.perf_counter())
-        latents = sparing_memory(lambda: self._denoise(request, embedding, report))
+        latents = sparing_memory(
+            lambda: self._denoise(request, [embedding for embedding, _ in encoded], report)
+        )
         clock.append(time.perf_counter())
         if not bool(torch.isfinite(latents).all()):
             raise BadPicture("non_finite", "The model's last numbers are not finite.")
@@ -227,7 +256,8 @@ class ZImage:
         cut = self._cut(request.prompt) if tokens >= MAX_TOKENS else None
         facts = {
             **{name: count - before[name] for name, count in self.counters.items()},
-            "cfg_scale": _COUNTS.unguided,  # whatever the request says
+            # What has an effect, whatever the request says.
+            "cfg_scale": _COUNTS.unguided + self._guidance_of(request),
             "prompt_tokens": tokens,
             "prompt_truncated": cut is not None,
             **({"warnings": [cut]} if cut else {}),
@@ -272,9 +302,12 @@ class ZImage:
         )
 
     def _denoise(
-        self, request: EngineRequest, embedding: torch.Tensor, report: Report
+        self, request: EngineRequest, embeddings: Sequence[torch.Tensor], report: Report
     ) -> torch.Tensor:
-        """The final latents. Whatever ``report`` raises passes, and the pipeline stays usable."""
+        """The final latents. Whatever ``report`` raises passes, and the pipeline stays usable.
+
+        ``embeddings``: of the prompt and, for guidance, of the negative one.
+        """
         forwards = _COUNTS.forwards(request.num_inference_steps, request.strength_used)
         # Spelt out, since what "steps" means changed between versions of diffusers.
         sigmas = sigmas_of(forwards, request.strength_used)
@@ -295,12 +328,13 @@ class ZImage:
             return kept
 
         drawn: torch.Tensor = self._pipe(
-            prompt_embeds=[embedding],
+            prompt_embeds=[embeddings[0]],
+            negative_prompt_embeds=[embeddings[-1]],
             width=request.width,
             height=request.height,
             num_inference_steps=forwards,
             sigmas=sigmas,
-            guidance_scale=0.0,
+            guidance_scale=self._guidance_of(request),
             latents=latents,
             output_type="latent",
             callback_on_step_end=after_step,

@@ -26,6 +26,7 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.models.cards import (
     ENGINES_SAID,
+    has_profile,
     limits_known,
     limits_of,
     profile_of,
@@ -62,6 +63,7 @@ __all__ = [
     "choose",
     "describe_devices",
     "folder_of",
+    "has_profile",
     "hub_cache",
     "is_hub_name",
     "limits_known",

@@ -23,6 +23,7 @@ from watcher.models.catalogue import (
     Profile,
     folder_of,
     is_hub_name,
+    locate,
     split,
 )
 
@@ -56,6 +57,12 @@ def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
         ):
             raise SteadyError("model_damaged", f"`{name}` in the model's {PROFILE} is no good.")
     return asdict(profile)
+
+
+def has_profile(model: str) -> bool:
+    """Does anything say what this model allows? Else :func:`profile_of` takes Z-Image-Turbo's word."""
+    folder = folder_of(model, None)
+    return split(model)[0] in CATALOGUE or bool(folder and (folder / PROFILE).is_file())
 
 
 def limits_known(config: Config, store: "JobStore | None") -> Limits:
@@ -151,7 +158,7 @@ def _card(
         name=name,
         engine=engine,
         source=entry.source,
-        options={**shared, **entry.engine_options},
+        options=_placed({**shared, **entry.engine_options}, config.root),
         default_width=sides["width"],
         default_height=sides["height"],
         default_steps=steps,
@@ -162,6 +169,12 @@ def _card(
         folder=folder_of(entry.source, config.root) if engine == "zimage" else None,
         **_card_words(profile, engine, entry.source, said),
     )
+
+
+def _placed(options: dict[str, Any], root: Path) -> dict[str, Any]:
+    """Engine options with the files among them found, as the source is: below ``root``."""
+    files = {key: options[key] for key in ("transformer", "base") if options.get(key)}
+    return options | {key: str(locate(str(file), root) or file) for key, file in files.items()}
 
 
 # -- what engines say of themselves

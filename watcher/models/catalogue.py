@@ -68,8 +68,11 @@ def starter_folder() -> Path:
 def locate(model: str, root: Path | None = None) -> Path | None:
     """The folder that holds the model's files, all of them, or None. Never downloads.
 
-    A relative folder is below ``root``.
+    Also the place of a model that is one file. What is relative is below ``root``.
     """
+    file = Path(root or ".", model).expanduser()
+    if file.is_file():
+        return file.resolve()
     folder = folder_of(model, root)
     return folder if folder is not None and not missing_files(folder) else None
 
