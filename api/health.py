@@ -1,4 +1,4 @@
-"""How the service is: alive, ready, in numbers; and the queue's one switch.
+"""How the service is: alive, ready, with which models, in numbers; and the queue's one switch.
 
 ``/health`` looks only at the watcher's pulse, so it answers whatever else hangs.
 ``/ready`` looks at everything a picture needs.
@@ -22,6 +22,7 @@ from api.views import Views
 from watcher.describe import model_name
 from watcher.errors import SteadyError, ValueFault
 from watcher.log import now_us
+from watcher.models import describe_card
 
 
 def routes(door: Door, views: Views) -> APIRouter:
@@ -55,6 +56,14 @@ def routes(door: Door, views: Views) -> APIRouter:
                 ],
             }
         )
+
+    @router.get("/models", response_model=models.ModelList)
+    def list_models() -> Response:
+        """The models that jobs may name, whether their files are here, and what each allows."""
+        limits = door.limits()
+        told = [describe_card(limits.usual, usual=True) | {"name": door.model_in_use()}]
+        told += [describe_card(card, usual=False) for card in limits.others.values()]
+        return JSONResponse({"models": told})
 
     @router.get("/ready", response_model=models.Readiness, responses=documented("not_ready"))
     def ready() -> Response:

@@ -354,6 +354,32 @@ class Health(Answer):
     workers: list[dict[str, Any]]
 
 
+class ModelView(Answer):
+    """A model that jobs may name, and what it allows."""
+
+    name: str = Field(examples=["starter"])
+    usual: bool = Field(description="of jobs that name none", examples=[True])
+    engine: str = Field(examples=["zimage"])
+    ready: bool = Field(description="are its files here, as far as is known?")
+    message: str | None = Field(description="what is missing")
+    remedy: str | None = Field(description="what to do about it")
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float | None
+    max_side: int = Field(examples=[1024])
+    max_pixels: int = Field(examples=[1048576])
+    accepts: list[str] | None = Field(
+        description="what of a job has an effect; null while nobody knows", examples=[["lora"]]
+    )
+
+
+class ModelList(Answer):
+    """The models that jobs may name, the usual one first."""
+
+    models: list[ModelView]
+
+
 class Readiness(Answer):
     """May jobs be made right now?"""
 

@@ -27,10 +27,11 @@ from datetime import datetime
 from pathlib import Path
 
 from watcher.jobs import JobRequest, JobState, Priority
-from watcher.store import JobFilter, JobStore, NewJob
+from watcher.store import JobFilter, JobStore, NewJob, Recording, Want
 
 LOCAL = datetime(2026, 11, 22, 10, 29, 59)
 CHUNK = 2_000
+MODELS = ("base", "ink", "turbo")  #: that the jobs name in turn
 
 #: goal -> (milliseconds or seconds at most, at this many rows)
 GOALS = {
@@ -45,7 +46,7 @@ GOALS = {
 def new_job(k: int) -> NewJob:
     request = JobRequest(
         prompt=f"a red fox in the snow, number {k}", width=1024, height=1024,
-        num_inference_steps=9, seed=k, format="png",
+        num_inference_steps=9, seed=k, format="png", model=MODELS[k % len(MODELS)],
     )  # fmt: skip
     return NewJob.of(request, stem=f"fox_{k:07d}", priority=Priority.BULK)
 
@@ -57,10 +58,11 @@ def fill(store: JobStore, count: int) -> tuple[str, float]:
     store.begin_reading(ticket, name="bulk.csv", suffix=".csv", source="file")
     for first in range(0, count, CHUNK):
         stop = min(first + CHUNK, count)
-        store.record(
+        read = Recording(
             ticket, [new_job(k) for k in range(first, stop)], first_index=first,
-            final=stop == count, next_line=stop, now=time.time_ns() // 1000, local=LOCAL,
+            final=stop == count, next_line=stop,
         )  # fmt: skip
+        store.record_all([read], now=time.time_ns() // 1000, local=LOCAL)
     return ticket, time.perf_counter() - began
 
 
@@ -112,7 +114,8 @@ def ours(folder: Path, size: int, column: str, table: Table, synchronous: str) -
     ticket, _ = fill(store, size)
     ids = [job.id for job in store.jobs_of(ticket, limit=1_000)]
 
-    jobs = iter(lambda: store.claim(1), None)
+    want = [Want(("", *MODELS), MODELS[0])]
+    jobs = iter(lambda: store.claim_many(1, want)[0], None)
     claims = timed(lambda: next(jobs), 300)
     put("claim", claims)
     table.put("claim p99", column, statistics.quantiles(claims, n=100)[98])

@@ -376,18 +376,18 @@ def test_numbers_and_truth_values_may_come_as_text():
         "seed": "-1", "batch_size": "2", "enable_hr": "false", "send_images": "False",
         "restore_faces": "false", "subseed": "-1",
     }  # fmt: skip
-    asked = txt2img_of(said, Limits().usual, "starter")
+    asked = txt2img_of(said, Limits().usual)
     assert asked.fields["prompt"] == "12" and asked.fields["count"] == 2
     assert (asked.fields["width"], asked.fields["height"]) == (512, 256)
     assert asked.fields["num_inference_steps"] == 5
     assert not asked.send_images and not asked.warnings
     for name, text in {"enable_hr": "True", "steps": "many"}.items():
         with pytest.raises(SteadyError) as caught:
-            txt2img_of({"prompt": "x", name: text}, Limits().usual, "starter")
+            txt2img_of({"prompt": "x", name: text}, Limits().usual)
         assert caught.value.problems[0].key == name
 
 
 def test_networks_inside_a_prompt_are_named_and_not_drawn():
-    asked = txt2img_of({"prompt": "a fox <lora:ink:0.8>, 3 < 4 > 2"}, Limits().usual, "starter")
+    asked = txt2img_of({"prompt": "a fox <lora:ink:0.8>, 3 < 4 > 2"}, Limits().usual)
     assert asked.fields["prompt"] == "a fox , 3 < 4 > 2"
     assert any("<lora:ink:0.8>" in warning for warning in asked.warnings)

@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 from typing_extensions import TypedDict
 
+from watcher.errors import SteadyError
 from watcher.upscaling import (
     LANCZOS,
     MAX_LARGE_SIDE,
@@ -318,6 +319,8 @@ class Card:
     unguided: float = 1.0  #: the web UI's CFG scale that is guidance 0 here
     #: where the model lies, if it is here: tells which prompts are longer than it reads
     folder: Path | None = field(default=None, compare=False)
+    #: why it cannot be loaded, where its files are not here
+    absent: SteadyError | None = field(default=None, compare=False)
     #: further settings of its engine
     options: Mapping[str, Any] = field(default_factory=dict, repr=False, hash=False)
 
@@ -486,7 +489,8 @@ class Job:
     created_at: int
     forwards: int  #: transformer calls its picture takes
     row: int | None = None  #: the row or item of its file, from 1; None for a job of before
-    model: str | None = None  #: by name; None for the root's
+    #: by name; None while it waits and names none: then it is the root's
+    model: str | None = None
     rating: int = 0  #: -1 rejected, 0 none, 1..5
     attempt: int = 0  #: claims so far; fences every later write
     deaths: int = 0  #: worker deaths between start and pixels

@@ -8,9 +8,11 @@ forwards.
 
 import base64
 import binascii
+import dataclasses
 import datetime
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -20,7 +22,7 @@ from starlette.responses import Response
 
 from api.bodies import fault, json_object, read_body
 from api.compat.calls import Call, Calls, Snapshot
-from api.compat.txt2img import Txt2ImgBody, check_model, txt2img_of, words_of
+from api.compat.txt2img import Txt2ImgBody, txt2img_of, words_of
 from api.door import Door
 from api.images import picture_bytes
 from watcher.errors import SteadyError
@@ -33,6 +35,7 @@ from watcher.submission import Body
 
 NAME = "a1111"  #: the batch's name: tells in lists which door a job came in by
 MAX_PICTURE = 48 << 20  #: bytes of a png-info body
+_CHOSEN = "a1111_model"  #: where the record keeps the model that this door was told to use
 _VERSION = "SteadyDiffusion"
 
 #: What clients ask for at their start and we have none of.
@@ -77,7 +80,10 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
         return await run_in_threadpool(_answer, raw, asked, call, over)
 
     def _asked(raw: dict[str, Any]) -> Txt2ImgBody:
-        return txt2img_of(raw, door.limits().usual, door.model_in_use())
+        card = _card_of(raw.get("override_settings"), door)
+        asked = txt2img_of(raw, card)
+        named = {} if card == door.limits().usual else {"model": card.name}
+        return dataclasses.replace(asked, fields=asked.fields | named)
 
     def _answer(raw: dict[str, Any], asked: Txt2ImgBody, call: Call, over: Snapshot) -> Response:
         try:
@@ -88,8 +94,8 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
             made = []  # interrupted: the web UI answers with what there is
         images = [base64.b64encode(picture_bytes(door, job)).decode() for job in made]
         warnings = _all_warnings(asked, call, over)
-        card = door.limits().usual
-        info = info_of(made or over.jobs, asked, warnings, door.model_in_use(), card)
+        card = door.limits().card(asked.fields)
+        info = info_of(made or over.jobs, asked, warnings, _shown(card, door), card)
         answer = {
             "images": images if asked.send_images else [],
             "parameters": raw,
@@ -113,7 +119,7 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
 
     def options() -> dict[str, Any]:
         return {
-            "sd_model_checkpoint": door.model_in_use(),
+            "sd_model_checkpoint": _shown(_card_of(None, door), door),
             "samples_format": door.config.image_format,
             "sd_vae": "None",
             "CLIP_stop_at_last_layers": 1,
@@ -122,14 +128,14 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
     @router.get("/samplers")
     def samplers() -> Response:
         """The one the model has."""
-        name, _ = words_of(door.limits().usual)
+        name, _ = words_of(_card_of(None, door))
         aliases = [name.lower(), f"k_{name.lower()}"]
         return JSONResponse([{"name": name, "aliases": aliases, "options": {}}])
 
     @router.get("/schedulers")
     def schedulers() -> Response:
         """The one the model has."""
-        _, name = words_of(door.limits().usual)
+        _, name = words_of(_card_of(None, door))
         entry = {"name": name.lower(), "label": name, "aliases": None}
         return JSONResponse([{**entry, "default_rho": -1, "need_inner_model": False}])
 
@@ -139,16 +145,39 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
 
     @router.post("/options")
     async def set_options(request: Request) -> Response:
-        """Any options are taken and none changes anything; another model is refused."""
+        """Any options are taken; but for the model of the calls to come none changes anything."""
         raw = json_object(await read_body(request, "application/json"))
-        check_model(raw, await run_in_threadpool(door.model_in_use))
+        await run_in_threadpool(lambda: door.store.put(_CHOSEN, _card_of(raw, door).name))
         return JSONResponse(None)
 
     @router.get("/sd-models")
     def sd_models() -> Response:
-        name = door.model_in_use()
-        entry = {"title": name, "model_name": name, "hash": None, "sha256": None}
-        return JSONResponse([{**entry, "filename": name, "config": None}])
+        nothing = {"hash": None, "sha256": None, "config": None}
+        names = [door.model_in_use(), *door.limits().others]
+        return JSONResponse(
+            [{"title": name, "model_name": name, "filename": name} | nothing for name in names]
+        )
+
+
+def _card_of(settings: Any, door: Door) -> Card:
+    """The model that ``settings`` name; else the one this door was told to use before, or the root's.
+
+    Raises SteadyError ``model_not_found``.
+    """
+    limits = door.limits()
+    named = settings.get("sd_model_checkpoint") if isinstance(settings, Mapping) else None
+    if named in (None, ""):
+        return limits.named(str(door.store.get(_CHOSEN))) or limits.usual
+    card = limits.named(named) if isinstance(named, str) else None
+    if card is None and named != door.model_in_use():
+        words = f"GET /sdapi/v1/sd-models names them: {', '.join(limits.names)}."
+        raise SteadyError("model_not_found", remedy=words)
+    return card or limits.usual
+
+
+def _shown(card: Card, door: Door) -> str:
+    """The model's name as people know it."""
+    return door.model_in_use() if card == door.limits().usual else card.name
 
 
 def _stopping(router: APIRouter, current: "Current") -> None:

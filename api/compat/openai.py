@@ -186,12 +186,13 @@ class Streams:
 def _models(router: APIRouter, door: Door) -> None:
     @router.get("/models")
     def models() -> Response:
-        """The one model in use."""
-        return JSONResponse({"object": "list", "data": [_model(door.model_in_use())]})
+        """The models that jobs may name, the one in use first."""
+        names = [door.model_in_use(), *door.limits().others]
+        return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
 
     @router.get("/models/{name:path}")
     def model(name: str) -> Response:
-        if name != door.model_in_use():
+        if name != door.model_in_use() and door.limits().named(name) is None:
             raise SteadyError("model_not_found")
         return JSONResponse(_model(name))
 
@@ -219,7 +220,7 @@ def generation_of(raw: Mapping[str, Any], model: str, limits: Limits) -> Generat
     if key is not None and not (isinstance(key, str) and 1 <= len(key) <= 200 and key.strip()):
         raise fault("wrong_type", "key", "must be a text of 1..200 characters")
     named = raw.get("model")
-    if isinstance(named, str) and named and named != model:
+    if isinstance(named, str) and named and named != model and "model" not in fields:
         warnings += (f"model has no effect here: {model} makes the pictures.",)
     data = json.dumps(fields, sort_keys=True).encode()
     return GenerationBody(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.bodies import fault, whole
-from watcher.errors import SteadyError
 from watcher.jobs import MAX_STEPS, Card
 
 AUTOMATIC = "Automatic"  #: the web UI's word for what the model has of its own
@@ -67,7 +66,7 @@ class Txt2ImgBody:
     send_images: bool
 
 
-def txt2img_of(raw: Mapping[str, Any], card: Card, model: str) -> Txt2ImgBody:
+def txt2img_of(raw: Mapping[str, Any], card: Card) -> Txt2ImgBody:
     """A txt2img body as our fields. Raises SteadyError naming the field that cannot be used."""
     raw = {name: value if name in _TEXTS else _plain(value) for name, value in raw.items()}
     for name in _REFUSED:
@@ -91,7 +90,6 @@ def txt2img_of(raw: Mapping[str, Any], card: Card, model: str) -> Txt2ImgBody:
     fields |= {"seed": secrets.randbelow(2**32) if seed in (None, -1) else seed, "count": count}
     settings = raw.get("override_settings")
     if isinstance(settings, Mapping):
-        check_model(settings, model)
         settings = {k: v for k, v in settings.items() if k != "sd_model_checkpoint"}
         wanted = settings.pop("samples_format", None)
         if wanted in ("png", "webp", "jpeg", "jpg"):
@@ -197,11 +195,3 @@ def _text_field(raw: Mapping[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise fault("wrong_type", name, "must be a text")
     return value
-
-
-def check_model(settings: Mapping[str, Any], model: str) -> None:
-    """SteadyError model_not_found when the settings name another model."""
-    named = settings.get("sd_model_checkpoint")
-    if named not in (None, "", model):
-        remedy = f"The model is chosen in config.yaml; `{model}` is in use."
-        raise SteadyError("model_not_found", remedy=remedy)

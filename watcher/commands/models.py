@@ -54,7 +54,9 @@ def list_models(desk: Desk) -> None:
     else:
         models = weights.listed(desk.config)
     for one in models:
-        where = str(one.folder) if one.folder else "not here: steady model pull " + one.name
+        where = str(one.folder or f"{one.engine}: {one.source}")
+        if one.folder is None and one.engine in ("zimage", "diffusers"):
+            where = "not here: steady model pull " + one.source
         state = "in use" if one.in_use else "" if one.complete or not one.folder else "incomplete"
         desk.answer(
             {
@@ -64,6 +66,8 @@ def list_models(desk: Desk) -> None:
                 "complete": one.complete,
                 "in_use": one.in_use,
                 "revision": one.revision,
+                "source": one.source,
+                "engine": one.engine,
             },
             f"{one.name:<26}  {one.bytes / 1e9:6.2f} GB  {state:<10}  {where}",
         )

@@ -25,7 +25,7 @@ _MARKS = ("custom_id", "method", "url", "body")
 #: No effect on the picture here or there: accepted without a word.
 _SILENT = frozenset(
     {
-        "model", "user", "response_format", "stream", "partial_images", "moderation",
+        "user", "response_format", "stream", "partial_images", "moderation",
         "safety_identifier", "output_compression",
     }
 )  # fmt: skip
@@ -62,7 +62,9 @@ def body_fields(body: Mapping[Any, Any], limits: Limits) -> tuple[dict[str, Any]
     fields: dict[str, Any] = {}
     warnings: list[str] = []
     for key, value in body.items():
-        if key in _OURS:
+        if key == "model":  # their own models' names are sent by every program of theirs
+            fields |= {key: value} if isinstance(value, str) and limits.named(value) else {}
+        elif key in _OURS:
             fields[key] = value
         elif key == "n":
             fields["count"] = 1 if value is None else value

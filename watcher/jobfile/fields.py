@@ -264,6 +264,8 @@ class Checker:
         """What is asked for and has no effect on the job's model, or is not read by it."""
         card = self.limits.card(dict(request))
         found = [cut] if (cut := cut_of(card.folder, request.prompt)) else []
+        if request.model is not None and card.absent is not None:
+            found.append(f"The model `{card.name}` is NOT READY, so the job waits. {card.absent}")
         if request.guidance_scale and not card.takes("guidance"):
             found.append("`guidance_scale` has no effect on this model.")
         if request.negative_prompt and not card.takes("negative_prompt"):

@@ -26,6 +26,7 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.models.cards import (
     ENGINES_SAID,
+    describe_card,
     has_profile,
     limits_known,
     limits_of,
@@ -61,6 +62,7 @@ __all__ = [
     "Profile",
     "check",
     "choose",
+    "describe_card",
     "describe_devices",
     "folder_of",
     "has_profile",

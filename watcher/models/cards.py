@@ -24,6 +24,7 @@ from watcher.models.catalogue import (
     folder_of,
     is_hub_name,
     locate,
+    present,
     split,
 )
 
@@ -119,6 +120,25 @@ def limits_of(
     )
 
 
+def describe_card(card: Card, *, usual: bool) -> dict[str, Any]:
+    """A model as plain data, for every list of them; never a path of this machine."""
+    return {
+        "name": card.name,
+        "usual": usual,
+        "engine": card.engine,
+        "ready": card.absent is None,
+        "message": card.absent.message if card.absent else None,
+        "remedy": card.absent.remedy if card.absent else None,
+        "width": card.default_width,
+        "height": card.default_height,
+        "num_inference_steps": card.default_steps,
+        "guidance_scale": card.default_guidance,
+        "max_side": card.max_side,
+        "max_pixels": card.max_pixels,
+        "accepts": None if card.accepts is None else list(card.accepts),
+    }
+
+
 def _profile_or_usual(source: str, config: Config) -> dict[str, Any]:
     """Its profile; of a damaged one its worker will tell, when a job asks for that model."""
     try:
@@ -167,6 +187,7 @@ def _card(
         max_side=max_side,
         max_pixels=max_pixels,
         folder=folder_of(entry.source, config.root) if engine == "zimage" else None,
+        absent=_lacking(engine, entry.source, config),
         **_card_words(profile, engine, entry.source, said),
     )
 
@@ -175,6 +196,18 @@ def _placed(options: dict[str, Any], root: Path) -> dict[str, Any]:
     """Engine options with the files among them found, as the source is: below ``root``."""
     files = {key: options[key] for key in ("transformer", "base") if options.get(key)}
     return options | {key: str(locate(str(file), root) or file) for key, file in files.items()}
+
+
+def _lacking(engine: str, source: str, config: Config) -> SteadyError | None:
+    """What is missing of a model's files on this machine; None where nothing is that we know of."""
+    if engine not in ("zimage", "diffusers") or config.executor != "local":
+        return None
+    try:
+        present(source, config.root)
+    except SteadyError as error:
+        remedy = f"Run `steady model pull {source}`." if is_hub_name(source) else error.remedy
+        return SteadyError(error.code, error.message, remedy=remedy)
+    return None
 
 
 # -- what engines say of themselves

@@ -14,7 +14,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -363,19 +363,28 @@ class Listed:
     complete: bool
     in_use: bool
     revision: str | None
+    source: str = ""  #: a folder, a hub name, or what a server calls it
+    engine: str = "zimage"
 
 
 def listed(config: Config, store: "JobStore | None" = None) -> list[Listed]:
     """The models we know and the one in use, wherever they are."""
     told = store.get("model") if store else None
     used = str(told["name"]) if isinstance(told, dict) and "name" in told else config.model
-    names = dict.fromkeys([STARTER, *CATALOGUE, *([] if used == "auto" else [used])])
-    return [_listed(name, config.root, used) for name in names]
+    named = {name: entry.source for name, entry in config.models.items()}
+    also = {} if used == "auto" or used in named else {used: used}
+    sources = {name: name for name in (STARTER, *CATALOGUE)} | also | named
+    engines = {name: entry.engine or config.engine for name, entry in config.models.items()}
+    return [
+        replace(_listed(name, source, config.root, used), source=source,
+                engine=engines.get(name, "zimage"))
+        for name, source in sources.items()
+    ]  # fmt: skip
 
 
-def _listed(name: str, root: Path, used: str) -> Listed:
-    folder = folder_of(name, root)
-    known = CATALOGUE.get(split(name)[0])
+def _listed(name: str, source: str, root: Path, used: str) -> Listed:
+    folder = folder_of(source, root)
+    known = CATALOGUE.get(split(source)[0])
     if folder is None:
         revision = known.revision if known else None
         return Listed(name, None, known.bytes if known else 0, False, name == used, revision)
