@@ -140,7 +140,7 @@ class Scripted:
 
     def load(self) -> EngineInfo:
         time.sleep(float(self._options.get("load_sleep", 0)))
-        self._note("load", device=self._settings.device)
+        self._note("load", device=self._settings.device, model=self._settings.model)
         gate = self._options.get("load_fault_while")
         place = self._options.get("load_fault_on", self._settings.device)
         if (gate is None or Path(gate).exists()) and place == self._settings.device:

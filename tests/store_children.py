@@ -11,7 +11,7 @@ from typing import Any
 
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobRequest, Priority
-from watcher.store import JobStore, NewJob, Recording
+from watcher.store import JobStore, NewJob, Recording, Want
 
 LOCAL = datetime(2026, 11, 22, 10, 29, 59)
 
@@ -42,7 +42,7 @@ def record_jobs(
 
 def claim_one(store: JobStore, now: int, *, window_open: bool = True) -> Job | None:
     """The next job, now ``generating``."""
-    return next(iter(store.claim_many(now, 1, window_open=window_open)), None)
+    return store.claim_many(now, [Want()], window_open=window_open)[0]
 
 
 def put_batch(store: JobStore, count: int = 1, *, now: int = 1, **fields: Any) -> list[str]:

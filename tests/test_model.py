@@ -24,7 +24,7 @@ from watcher import models
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.executor.build import build
-from watcher.jobs import Card
+from watcher.jobs import Card, Limits
 from watcher.models import STARTER, ZIMAGE_TURBO, Choice, convert, weights
 from watcher.models.catalogue import CATALOGUE
 from watcher.models.weights import HubFile
@@ -263,9 +263,8 @@ def test_a_driver_too_old_is_waited_for_in_words_and_then_the_real_model_is_take
     assert "Triggered" not in lost.message
     assert "device: cpu" in lost.remedy
     assert "model_auto" not in kept  # nothing is decided by a fault
-    build(config(root, devices=["auto"]), choice, models.probe_devices).stop(
-        0
-    )  # nor ends the start
+    wanted = config(root, devices=["auto"])
+    build(wanted, choice, models.probe_devices, Limits()).stop(0)  # nor ends the start
     machine.shows(("NVIDIA GeForce RTX 4090", 8, 9))
     choice._next_look = 0.0
     until(lambda: models.check(choice) is None, what="the card")

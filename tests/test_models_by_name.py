@@ -1,10 +1,13 @@
 """Models by name: what a job may name, and what becomes of jobs of several models."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import until
+from roots import Root
 
 from watcher.config import Config
 from watcher.errors import SteadyError
@@ -96,3 +99,101 @@ def test_an_entry_that_cannot_be_used_is_named(
 ) -> None:
     with pytest.raises(SteadyError, match=words):
         Config.load(tmp_path, models=models)
+
+
+# -- several models in one queue
+
+NAMES = {"a": "a", "b": {"source": "b"}}
+
+
+def loads(root: Root) -> list[str]:
+    """The models that workers loaded, in order."""
+    lines = [json.loads(line) for line in root.log.read_text().splitlines()]
+    return [line["model"] for line in lines if line["event"] == "load"]
+
+
+def drawn(root: Root) -> list[str]:
+    """The prompts in the order in which they were begun."""
+    lines = [json.loads(line) for line in root.log.read_text().splitlines()]
+    return [line["prompt"] for line in lines if line["event"] == "start"]
+
+
+def of_models(*models: str, **more: Any) -> str:
+    jobs = [{"prompt": f"{model} {n} steps=1", "model": model} | more
+            for n, model in enumerate(models)]  # fmt: skip
+    return json.dumps(jobs)
+
+
+def test_jobs_of_two_models_that_come_in_turns_cost_two_loads(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root(model="a", models=NAMES)
+    root.drop("turns.json", of_models(*"ab" * 20))
+    assert root.watch(once=True).wait(100) == 0
+    assert root.states() == ["completed"] * 40
+    assert loads(root) == ["a", "b"]
+    assert [job["model"] for job in root.jobs()] == list("ab" * 20)
+
+
+def test_one_that_waits_at_the_screen_goes_next_and_drags_no_bulk_behind_it(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root(model="a", models=NAMES)
+    gate = root.folder / "gate"
+    gate.touch()
+    held = json.dumps({"prompt": f"first held={gate} steps=1"})
+    root.drop("first.json", held)
+    root.watch()
+    until(lambda: root.log.is_file() and drawn(root), what="the first job")
+    root.drop("bulk.json", of_models(*"a" * 6, *"b" * 2, priority="bulk"))
+    root.drop("now.json", of_models("b", priority="interactive"))
+    until(lambda: len(root.jobs()) == 10, what="all are recorded")
+    gate.unlink()
+    root.wait_for(*["completed"] * 10)
+    order = [prompt.split()[0] for prompt in drawn(root)]
+    assert order == ["first", "b", *"aaaaaa", *"bb"]
+
+
+def test_a_model_that_cannot_be_loaded_keeps_its_own_jobs_waiting_and_no_others(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root(model="a", models=NAMES)
+    sick = root.folder / "sick"
+    sick.touch()
+    log = {"log": str(root.log)}
+    models = NAMES | {
+        "b": {"source": "b", "options": {"load_fault": "oom", "load_fault_while": str(sick)}},
+        "gone": {"source": "models/none", "engine": "zimage"},
+    }
+    config = json.loads((root.folder / "config.yaml").read_text()) | {"models": models}
+    (root.folder / "config.yaml").write_text(json.dumps(config | {"engine_options": log}))
+    root.drop("jobs.json", of_models("b", "gone", "a", "a"))
+    root.watch()
+    root.wait_for("queued", "queued", "completed", "completed")
+    until(lambda: len(root.pulse()["warnings"]) == 2, what="words for both models")
+    said = {warning["model"]: warning for warning in root.pulse()["warnings"]}
+    assert root.pulse()["trouble"] == []
+    assert said["b"]["message"].startswith("Jobs of the model `b` wait: ")
+    assert (said["b"]["code"], said["gone"]["code"]) == ("out_of_memory", "model_missing")
+    root.drop("more.json", of_models("a"))
+    root.wait_for("queued", "queued", "completed", "completed", "completed")
+
+
+def test_a_model_that_was_taken_out_of_the_settings_fails_nothing(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root(model="a", models=NAMES)
+    root.drop("jobs.json", of_models("b", not_before="2000-01-01T00:00"))
+    root.watch(point="recorded").wait(60)
+    config = json.loads((root.folder / "config.yaml").read_text())
+    (root.folder / "config.yaml").write_text(json.dumps(config | {"models": {}}))
+    assert root.watch(once=True).wait(60) == 4
+    assert root.states() == ["queued"]
+    root.watch()
+    until(lambda: "is no model of config.yaml any more" in str(root.pulse().get("warnings")),
+          what="words for its jobs")  # fmt: skip
+    (root.folder / "config.yaml").write_text(json.dumps(config))
+    root.processes[-1].send_signal(15)
+    root.processes[-1].wait(30)
+    assert root.watch(once=True).wait(60) == 0
+    assert root.states() == ["completed"]

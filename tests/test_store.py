@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import until
@@ -44,15 +45,15 @@ from watcher.jobs import (
     ticket_of_key,
 )
 from watcher.store import (
-    _CLAIM,
-    BULK_TURN,
     Completion,
     JobFilter,
     JobStore,
     NewJob,
     Recording,
+    Want,
     schema,
 )
+from watcher.store.claiming import _FIRSTS, BULK_TURN
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["dataset", "pydantic"])  # the slow half of starting a child
@@ -747,8 +748,7 @@ def test_several_are_claimed_as_one_after_the_other_would_be(opened: Opener) -> 
         put_batch(store, BULK_TURN + 5)
         before = store.last_rev()
         claimed: list[Job] = []
-        while jobs := store.claim_many(7, most):
-            assert len(jobs) <= most
+        while jobs := [job for job in store.claim_many(7, most * [Want()]) if job]:
             assert [job.rev for job in jobs] == sorted(job.rev for job in jobs)
             claimed += jobs
         assert {(job.state, job.attempt, job.started_at) for job in claimed} == {
@@ -767,8 +767,7 @@ def test_several_are_claimed_as_one_after_the_other_would_be(opened: Opener) -> 
 
 def test_pictures_recorded_together_are_each_fenced(store: JobStore) -> None:
     ids = put_batch(store, 3)
-    for job in store.claim_many(1, 3):
-        assert job.attempt == 1
+    assert [job and job.attempt for job in store.claim_many(1, 3 * [Want()])] == [1, 1, 1]
     store.release(ids[1], 1, why="taken away", now=2)
     asked = [Completion(id, 1, f"sha-{id}", 5, {"n": k}) for k, id in enumerate(ids)]
     done = store.complete_many([*asked, asked[0]], now=3)
@@ -783,6 +782,64 @@ def test_bulk_gets_no_turn_while_its_window_is_closed(store: JobStore) -> None:
     assert store.held(window_open=False) == 2 and store.held() == 0
     assert drain(store, window_open=False) == quick
     assert drain(store) == bulk
+
+
+def of_models(store: JobStore, names: str, **fields: Any) -> list[str]:
+    """A batch with a job of each of these models; their ids."""
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
+    jobs = [NewJob.of(request(model=None if name == "-" else name), **fields) for name in names]
+    return record_jobs(store, ticket, jobs, now=1, local=LOCAL)
+
+
+def served(store: JobStore, now: int = 1, step: int = 0, **how: Any) -> str:
+    """The models of the jobs that one worker claims, in order, and who has it loaded then."""
+    order, warm = "", how.pop("warm", "a")
+    while True:
+        [job] = store.claim_many(now, [Want(("", "a", "b", "c"), warm)], usual="a", **how)
+        if job is None:
+            return order
+        assert job.model is not None
+        store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
+        order, warm, now = order + job.model, job.model, now + step
+
+
+def test_within_a_class_the_loaded_model_goes_first(opened: Opener) -> None:
+    store = opened()
+    of_models(store, "ab" * 20)
+    of_models(store, "c", priority=Priority.INTERACTIVE)
+    assert served(store) == "c" + "a" * 20 + "b" * 20  # a was the first in its class
+    of_models(store, "-b-b")
+    assert store.waiting_models() == ["", "b"]
+    assert served(store) == "aabb"  # whoever names none has the root's
+
+
+def test_no_job_is_passed_by_for_longer_than_it_may_be(opened: Opener) -> None:
+    second = 1_000_000
+    store = opened()
+    ids = of_models(store, "b" + "a" * 200)
+    order = served(store, step=second, patience=60)
+    assert order == "a" * 60 + "b" + "a" * 140
+    of_models(store, "b" + "a" * 9)
+    for _ in range(5):
+        store.claim_many(1, [Want(("a", "b"), "a")])
+    store.close()
+    store = opened()  # when it was first passed by is on record
+    [job] = store.claim_many(1 + 60 * second, [Want(("a", "b"), "a")])
+    assert job is not None and job.model == "b"
+    assert store.job(ids[0]) is not None
+
+
+def test_what_a_worker_cannot_load_is_not_given_to_it(store: JobStore) -> None:
+    of_models(store, "b" * 3 + "a")
+    bulk = of_models(store, "b", priority=Priority.BULK)
+    of_models(store, "a" * (BULK_TURN + 5), priority=Priority.INTERACTIVE)
+    claimed = []
+    while (job := store.claim_many(1, [Want(("a",))])[0]) is not None:
+        claimed.append(job.model)
+    assert claimed == ["a"] * (BULK_TURN + 6)  # also where bulk, which it cannot make, has its turn
+    assert get(store, bulk[0]).state is JobState.QUEUED
+    assert store.waiting_models() == ["b"]
 
 
 def test_reorder_within_and_between_classes(opened: Opener) -> None:
@@ -830,32 +887,27 @@ def test_retry_failed_takes_only_the_failed_ones(store: JobStore) -> None:
     assert get(store, ids[3]).state is JobState.CANCELLED
 
 
-def test_the_next_job_is_one_look_into_its_index(file: Path) -> None:
+def test_the_next_job_is_one_look_into_its_index_for_each_model(file: Path) -> None:
     store = sqlite(file)
     put_batch(store, 20)
+    first = _FIRSTS.format(models=store.each("models"))
     store.close()
     with sqlite3.connect(file) as connection:
         connection.execute("ANALYZE")  # figures about the table must not change the plan
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {_CLAIM}", {"now": 1, "worst": 2})
+        values = {"models": '["", "a", "b"]', "best": 0, "worst": 2}
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {first}", values)
         steps = [row[3] for row in plan]
     connection.close()
-    assert any("INDEX jobs_ready" in step for step in steps)
+    assert any("INDEX jobs_by_model (model=? AND class>?" in step for step in steps)
     assert not [step for step in steps if "TEMP B-TREE" in step or "SCAN jobs" in step]
 
 
-def test_a_paused_queue_is_not_walked_through_by_every_claim(file: Path) -> None:
-    store = sqlite(file)
+def test_a_paused_queue_gives_nothing(store: JobStore) -> None:
+    ids = put_batch(store, 2)
     store.put("paused", {"by": "person", "reason": "", "since": 0})
-    taken = []
-    for more in (20, 2_000):
-        put_batch(store, more, priority=Priority.BULK)
-        with contextlib.closing(sqlite3.connect(file)) as connection:
-            steps = itertools.count()
-            connection.set_progress_handler(lambda steps=steps: next(steps) < 0, 1)
-            assert not connection.execute(_CLAIM, {"now": 1, "worst": 2}).fetchall()
-            taken.append(next(steps))
-    store.close()
-    assert taken[0] == taken[1]
+    assert store.claim_many(1, 2 * [Want()]) == [None, None]
+    store.drop("paused")
+    assert drain(store) == ids
 
 
 # -- held back
@@ -1312,8 +1364,11 @@ def test_no_row_is_rewritten_when_an_older_record_opens() -> None:
         for statements in schema.migrations(dialect)[1:]:
             there = re.compile(r"\b(jobs|batches|image_names)\b")
             changed = [s for s in statements if there.search(s.partition("(")[0])]
-            assert changed and all(s.startswith("ALTER TABLE") for s in changed)
-            assert all(" ADD COLUMN " in s and "CHECK" not in s for s in changed)
+            indexed = [s for s in changed if s.startswith("CREATE INDEX")]
+            assert all("WHERE state = 'queued'" in s for s in indexed)  # reads; few rows go in
+            added = [s for s in changed if s not in indexed]
+            assert added and all(s.startswith("ALTER TABLE") for s in added)
+            assert all(" ADD COLUMN " in s and "CHECK" not in s for s in added)
 
 
 def test_a_released_version_of_the_tables_is_never_changed(file: Path) -> None:

@@ -177,6 +177,9 @@ class Config(BaseSettings):
         default_factory=dict,
         description="what one takes; empty means {GPU: 1}, with `device: cpu` {CPU: 1}",
     )
+    model_patience: float = Field(
+        60, ge=0, description="seconds a job may be passed by for jobs of the loaded model"
+    )
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="further settings of the engine (docs/gpu.md)"
     )
@@ -293,7 +296,7 @@ class Config(BaseSettings):
             key_of(secret)
         return value
 
-    @field_validator("idle_unload", mode="before")
+    @field_validator("idle_unload", "model_patience", mode="before")
     @classmethod
     def _time(cls, value: Any) -> Any:
         return seconds_of(value) if isinstance(value, str) else value

@@ -12,7 +12,7 @@ import datetime
 import functools
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +20,36 @@ from watcher import executor as ex
 from watcher.errors import ERRORS, ErrorClass, SteadyError, Trouble
 from watcher.executor import Executor, Files
 from watcher.finish import Finisher
-from watcher.jobs import Job, JobState
+from watcher.jobs import Job, JobState, Priority
 from watcher.log import say
 from watcher.pace import RunWindow
 from watcher.parts import Part, Shared
+from watcher.store import PATIENCE, Want
 
 logger = logging.getLogger("steady.dispatch")
 
+LAST_MODEL = "last_model"  #: where the record keeps which model a run of jobs had last
 MAX_DEATHS = 2  #: worker deaths a job may cause
 MAX_TRANSIENT = 3  #: attempts of a job that meets passing device errors
 BACKLOG = 4  #: pictures waiting to be saved before no further job is handed out
 STREAK = 5  #: failures of one class in a row that pause the queue
 _LOOK_SECONDS = 1.0  #: also without a change in the record: held rows, window
 _AGAIN_SECONDS = 5.0  #: after the files of a job could not be had
+
+
+@dataclass(frozen=True)
+class Choosing:
+    """Which models there are for jobs to name, and how long one may be kept waiting by others.
+
+    ``usual``: of jobs that name none. ``absent``: names of those whose files are not here now.
+    ``patience``: seconds. ``begun``: the model that workers begin with.
+    """
+
+    usual: str = ""
+    others: Sequence[str] = ()
+    absent: Callable[[], Container[str]] = tuple
+    patience: float = PATIENCE
+    begun: str = ""
 
 
 @dataclass
@@ -74,12 +91,17 @@ class Dispatcher(Part):
         finisher: Finisher,
         window: RunWindow,
         files_of: Callable[[Job], Files],
+        choosing: Choosing = Choosing(),
     ) -> None:
         super().__init__(shared)
         self._files_of = files_of
         self._executor = executor
         self._finisher = finisher
         self._window = window
+        self._choosing = choosing
+        #: The model a slot stays with: of its last job that did not jump the queue.
+        self._warm: dict[ex.Slot, str] = collections.defaultdict(lambda: choosing.begun)
+        self._loaded: dict[ex.Slot, str] = {}
         self._running: dict[str, Running] = {}
         #: What the workers said and the record does not know yet: kept while it is in trouble.
         self._owed: collections.deque[ex.Event] = collections.deque()
@@ -89,6 +111,7 @@ class Dispatcher(Part):
         self._streak: tuple[ErrorClass | None, int] = (None, 0)
         self._ill: dict[ex.Slot, str] = {}  #: codes that were told, of slots that are not ready
         self.info: dict[str, Any] = {}
+        self.model = ""  #: the name of the model that ``info`` is of
         self.changed = True  #: something live.json should tell
 
     @property
@@ -156,8 +179,14 @@ class Dispatcher(Part):
         slots = self._executor.wants()
         if not slots:
             return
-        jobs = self._store.claim_many(self._now(), len(slots), window_open=self.window_open())
-        for slot, job in zip(slots, jobs, strict=False):
+        choosing = self._choosing
+        jobs = self._store.claim_many(
+            self._now(), [self._want(slot) for slot in slots], window_open=self.window_open(),
+            usual=choosing.usual, patience=choosing.patience,
+        )  # fmt: skip
+        for slot, job in zip(slots, jobs, strict=True):
+            if job is None:
+                continue
             self._checkpoint("dispatched")
             try:
                 files = self._files_of(job)
@@ -168,10 +197,27 @@ class Dispatcher(Part):
             except SteadyError as error:
                 self._fail(job, error.code, error.message)
                 continue
+            if job.priority is not Priority.INTERACTIVE and job.model != self._warm[slot]:
+                self._warm[slot] = job.model or choosing.usual
+                self._store.put(LAST_MODEL, self._warm[slot])
             self._running[job.id] = Running(job, slot, job.forwards)
             self._executor.send(slot, job, files)
             self.changed = True
             say(logger, "job.claimed", job_id=job.id, attempt=job.attempt, slot=slot)
+
+    def _want(self, slot: ex.Slot) -> Want:
+        """What this slot may be given: nothing that it could not load just now."""
+        choosing, unfit, absent = (
+            self._choosing,
+            self._executor.unfit(slot),
+            self._choosing.absent(),
+        )
+        names = [
+            name
+            for name in (choosing.usual, *choosing.others)
+            if name not in unfit and (name not in absent or name == self._loaded.get(slot))
+        ]
+        return Want(["", *names] if choosing.usual in names else names, self._warm[slot])
 
     def _pass_cancels(self) -> None:
         if not self._running:
@@ -190,7 +236,9 @@ class Dispatcher(Part):
         match event:
             case ex.Ready():
                 self.info = dict(event.info)
+                self.model = event.model
                 self._ill.pop(event.slot, None)
+                self._loaded[event.slot] = event.model
                 say(logger, "worker.ready", slot=event.slot, **_brief(event.info))
             case ex.Died():
                 self._settle_death(event)
@@ -221,6 +269,7 @@ class Dispatcher(Part):
 
     def _settle_death(self, event: ex.Died) -> None:
         trouble = event.environment
+        self._loaded.pop(event.slot, None)
         if trouble is not None and self._ill.get(event.slot) != trouble.code:
             self._ill[event.slot] = trouble.code
             say(logger, "worker.trouble", logging.ERROR, slot=event.slot, code=trouble.code,

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from watcher import live, models, moved
 from watcher.config import Config
-from watcher.dispatch import Dispatcher
+from watcher.dispatch import LAST_MODEL, Choosing, Dispatcher
 from watcher.errors import SteadyError, Trouble
 from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
@@ -56,6 +56,7 @@ _VERIFY_SECONDS = 30.0  #: until a record that was found damaged is read once mo
 #: The longest wait for another program's lock on the record: shorter than a pulse may be old,
 #: so that the pulse tells of it.
 _BUSY_SECONDS = 1.0
+_NAME_IT = "Name it under `models` again, or cancel its jobs."
 _OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
 
 
@@ -163,12 +164,10 @@ class Service:
             checkpoint=checkpoint,
             presets=config.presets,
         )
-        self._executor = executor or build(config, self._choice, self._probe)
-        self._reading = reading = Reading(
-            inbox=self._inbox,
-            limits=self._judged_by(store.get(models.ENGINES_SAID)),
-            root=config.root,
-        )
+        limits = self._judged_by(store.get(models.ENGINES_SAID))
+        first = self._first(limits)
+        self._executor = executor or build(config, self._choice, self._probe, limits, first)
+        self._reading = reading = Reading(inbox=self._inbox, limits=limits, root=config.root)
         self._heard: object = None  #: the EngineInfo that jobs are judged by
         address = config.public_url or f"http://{config.host}:{config.port}"
         command = Command(
@@ -208,8 +207,17 @@ class Service:
             finisher=self._finisher,
             window=RunWindow.parse(config.run_window),
             files_of=lambda job: {},
+            choosing=Choosing(
+                usual=limits.usual.name,
+                others=tuple(limits.others),
+                begun=first,
+                absent=lambda: self._absent,
+                patience=config.model_patience,
+            ),
         )
         self._started_at = now_us()
+        self._absent: dict[str, SteadyError] = {}  #: models whose files are not here, by name
+        self._kept: dict[str, dict[str, Any]] = {}  #: why jobs of a model wait, by its name
         self._left: list[str] = []  #: what lies where a setting led before, in words
         self._cared = 0.0
         self._paused = False
@@ -319,7 +327,7 @@ class Service:
 
     def _heed(self, info: dict[str, Any]) -> None:
         """From now on jobs are judged by what the engine says it accepts."""
-        card = self._reading.limits.usual
+        card = self._reading.limits.named(self._dispatcher.model) or self._reading.limits.usual
         said = models.said_by(info, card)
         known = self._store.get(models.ENGINES_SAID) or {}
         if known.get(card.name) != said:
@@ -361,7 +369,9 @@ class Service:
         if waiting == 0 and not self._store.unarchived():
             return 0 if self._notifier.idle else None
         stuck = self._store.get("paused") or self._trouble()[0] or self._finisher.stuck
-        return 4 if stuck else None
+        usual = self._reading.limits.usual.name
+        kept = {name or usual for name in self._store.waiting_models()} <= self._kept.keys()
+        return 4 if stuck or (waiting and kept) else None
 
     def _recover(self) -> None:
         for job in self._store.generating():
@@ -385,6 +395,7 @@ class Service:
         self._cared = time.monotonic()
         self._guarded("record", self._look_at_record)
         self._guarded("outputs", self._look_at_outputs)
+        self._guarded("record", self._look_at_models)
         self._look_at_device()
         self._look_behind()
         self._tell_of_trouble()
@@ -423,6 +434,30 @@ class Service:
                 say(logger, "setting.moved", logging.WARNING, message=words)
         self._left = left
 
+    def _first(self, limits: Limits) -> str:
+        """The model that workers begin with: the one they had, if jobs wait for it."""
+        waiting = [name or limits.usual.name for name in self._store.waiting_models()]
+        order = (self._store.get(LAST_MODEL), limits.usual.name, *waiting)
+        return next((name for name in order if name in waiting and limits.named(name)), "")
+
+    def _look_at_models(self) -> None:
+        """Which models' files are missing here, and why jobs of a model wait."""
+        limits = self._judged_by(self._store.get(models.ENGINES_SAID))
+        self._reading.limits = limits
+        cards = [(name, limits.named(name)) for name in limits.names]
+        self._absent = {name: card.absent for name, card in cards if card and card.absent}
+        kept = {}
+        for name in {name or limits.usual.name for name in self._store.waiting_models()}:
+            ailing = [slot["ailing"].get(name) for slot in self._executor.status()]
+            if limits.named(name) is None:
+                words = f"`{name}` is no model of config.yaml any more."
+                kept[name] = SteadyError("model_not_found", words, remedy=_NAME_IT).as_dict()
+            elif name in self._absent:
+                kept[name] = self._absent[name].as_dict()
+            elif ailing and all(ailing):
+                kept[name] = ailing[0]
+        self._kept = kept
+
     def _look_at_device(self) -> None:
         lost = models.check(self._choice, self._probe)
         if lost and not any(slot["info"] for slot in self._executor.status()):
@@ -448,24 +483,38 @@ class Service:
             self._guarded("record", lambda: self._store.put("trouble_told", trouble[0]))
 
     def _trouble(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """What holds the queue, and what keeps single slots from drawing.
+        """What holds the queue, and what keeps single slots or models from drawing.
 
-        A slot's trouble is the queue's only where every slot has one.
+        A slot's trouble is the queue's only where every slot has one, and a model's only where it
+        is the root's own.
         """
+        usual = self._reading.limits.usual.name
         slots = self._executor.status()
-        ill = [slot for slot in slots if slot["trouble"]]
+        ill = [
+            (slot, found)
+            for slot in slots
+            if (found := slot["trouble"]) and found.get("model", usual) in ("", usual)
+        ]
+        kept = [
+            error
+            | {"model": name, "message": f"Jobs of the model `{name}` wait: {error['message']}"}
+            for name, error in self._kept.items()
+            if name != usual
+        ]
+        held = [self._kept[usual]] if usual in self._kept else []
         if len(ill) == len(slots):
-            return each_once([*self._troubles.current(), *(slot["trouble"] for slot in ill)]), []
+            held = [found for _, found in ill]
+            ill = []
         warnings = [
-            slot["trouble"]
+            found
             | {
                 "slot": slot["slot"],
                 "message": f"Worker {slot['slot']} ({slot['device']}) does not run, the others do: "
-                + slot["trouble"]["message"],
+                + found["message"],
             }
-            for slot in ill
+            for slot, found in ill
         ]
-        return self._troubles.current(), warnings
+        return each_once([*self._troubles.current(), *held]), warnings + kept
 
     def _pulse(self, state: str | None = None) -> None:
         now = time.monotonic()

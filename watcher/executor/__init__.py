@@ -32,10 +32,11 @@ def relocated(files: Files, place: Callable[[str], str]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Ready:
-    """The engine is loaded; ``info`` is the EngineInfo as a dict."""
+    """The engine is loaded; ``info`` is the EngineInfo as a dict, ``model`` the name jobs give."""
 
     slot: Slot
     info: dict[str, Any]
+    model: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,16 @@ class Executor(Protocol):
         """Slots that should be given a job now, the most urgent first."""
         ...
 
+    def unfit(self, slot: Slot) -> frozenset[str]:
+        """Names of models that this slot could not load and is not to try again yet."""
+        ...
+
     def send(self, slot: Slot, job: Job, files: Files = NO_FILES) -> None:
-        """Hand a (resolved) job to a slot that ``wants`` one; ValueError otherwise."""
+        """Hand a (resolved) job to a slot that ``wants`` one; ValueError otherwise.
+
+        Where the slot has another model than the job's, its worker is ended first: that gives
+        all its memory back.
+        """
 
     def cancel(self, job_id: str) -> None:
         """End this job at its next step: Failed with code ``cancelled``, unless it was faster."""
@@ -142,17 +151,31 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class WorkerSpec:
-    """What every worker of an executor loads. ``device`` is used when no devices are listed."""
+    """What the workers of an executor load. ``device`` is used when no devices are listed.
+
+    ``name``: of this model, as jobs give it. ``others``: what is loaded for jobs of other models.
+    """
 
     engine: str
     model: str
     device: str = "auto"
     dtype: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
+    name: str = ""
+    others: Mapping[str, "WorkerSpec"] = field(default_factory=dict)
+    first: str = ""  #: the name of the model to begin with; this one's when left out
+
+    def check(self) -> None:
+        """SteadyError ``bad_config`` for options that are no plain data."""
+        for each in (self, *self.others.values()):
+            each.order(each.device)
+
+    def of(self, model: str | None) -> "WorkerSpec":
+        """What is loaded for a job of ``model``."""
+        return self.others.get(model or "", self)
 
     def order(self, device: str) -> bytes:
-        """The message that makes a worker load this. SteadyError ``bad_config`` for options
-        that are no plain data."""
+        """The message that makes a worker load this."""
         what = {"engine": self.engine, "model": self.model, "device": device, "dtype": self.dtype}
         try:
             return line({"type": "load", **what, "options": dict(self.options)})

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from watcher.config import Config
@@ -10,11 +11,14 @@ from watcher.executor import Executor, WorkerSpec
 from watcher.executor.local import LocalExecutor
 from watcher.executor.ray import environment as rayenv
 from watcher.executor.ray.slots import FarExecutor
-from watcher.models import Choice, Devices, Probe
+from watcher.jobs import Limits
+from watcher.models import Choice, Devices, Probe, locate
 
 
-def build(config: Config, choice: Choice, probe: Probe) -> Executor:
-    """The executor of this root, not started.
+def build(
+    config: Config, choice: Choice, probe: Probe, limits: Limits, first: str = ""
+) -> Executor:
+    """The executor of this root, not started; its workers begin with the model named ``first``.
 
     Raises SteadyError: ``bad_config``; ``extra_missing`` when Ray is asked for and not
     installed; ``worker_unavailable`` when the probe for ``devices: auto`` does not answer.
@@ -22,27 +26,38 @@ def build(config: Config, choice: Choice, probe: Probe) -> Executor:
     device = choice.device
     if config.executor == "ray" and device.startswith("cuda"):
         device = "cuda"  # an actor sees the card it was given, and no other
+    usual = limits.usual
     spec = WorkerSpec(
-        engine=config.engine,
+        engine=usual.engine,
         model=choice.location,
         device=device,
         dtype=config.dtype,
-        options=config.engine_options,
+        options=usual.options,
+        name=usual.name,
+        first=first,
     )
-    limits: dict[str, Any] = {
+    others = {
+        card.name: replace(
+            spec, engine=card.engine, model=str(locate(card.source, config.root) or card.source),
+            options=card.options, name=card.name,
+        )
+        for card in limits.others.values()
+    }  # fmt: skip
+    spec = replace(spec, others=others)
+    patience: dict[str, Any] = {
         "load_timeout": config.load_timeout_seconds,
         "step_timeout": config.step_timeout_seconds,
         "job_timeout": config.job_timeout_seconds,
         "idle_unload": config.idle_unload,
     }
     if config.executor == "ray":
-        return _on_ray(config, spec, limits)
+        return _on_ray(config, spec, patience)
     devices = config.devices
     if devices == ["auto"] and not choice.waits:
         devices = [found for found in probe().names if found != "cpu"]
     elif devices == ["auto"]:
         devices = []
-    return LocalExecutor(spec, devices or [device], **limits)
+    return LocalExecutor(spec, devices or [device], **patience)
 
 
 def probe_of(config: Config, probe: Probe) -> Probe:

@@ -35,7 +35,7 @@ from watcher.executor import (
     WorkerSpec,
 )
 from watcher.executor.child import Child
-from watcher.executor.seat import Seat, Slots, Task
+from watcher.executor.seat import Ailment, Seat, Slots, Task
 from watcher.jobs import Job
 from watcher.log import now_us
 from watcher.wire import BadFrame, Said, line
@@ -123,11 +123,11 @@ class LocalExecutor(Slots[Seat]):
         kill_after: float = KILL_AFTER,
         silence: float = SILENCE,
     ) -> None:
+        spec.check()
+        first = spec.of(spec.first)
         super().__init__(
-            [
-                Seat(slot, device, spec.order(device))
-                for slot, device in enumerate(devices or [spec.device])
-            ]
+            spec,
+            [Seat(slot, device, first) for slot, device in enumerate(devices or [spec.device])],
         )
         self._load_timeout = load_timeout
         self._job_timeout = job_timeout
@@ -170,15 +170,23 @@ class LocalExecutor(Slots[Seat]):
                     nearly.append(seat.slot)
             elif seat.state == "unloaded" and not seat.tasks:
                 asleep.append(seat.slot)
+            elif seat.state == "waiting" and self._spec.others and seat.spec.name in seat.ailing:
+                asleep.append(seat.slot)  # for another model
         return idle + nearly + asleep
+
+    @override
+    def unfit(self, slot: Slot) -> frozenset[str]:
+        return self._seats[slot].unfit(time.monotonic())
 
     @override
     def send(self, slot: Slot, job: Job, files: Files = NO_FILES) -> None:
         seat, task = self._take(slot, job, files)
-        if seat.state == "unloaded":
+        if seat.child is None:
             self._spawn(seat)  # sent when it is ready
-        elif seat.child is not None:
+        elif seat.fits(task):
             seat.child.post(task.message())
+        elif task is seat.tasks[0]:
+            self._dismiss(seat, seat.child)
 
     @override
     def cancel(self, job_id: str) -> None:
@@ -316,12 +324,14 @@ class LocalExecutor(Slots[Seat]):
             and now >= seat.idle_since + self._idle_unload
         ):
             log.info("slot %d: idle, worker %d ends", seat.slot, child.pid)
-            seat.idle_since = now
             self._dismiss(seat, child)
 
     # -- processes
 
     def _spawn(self, seat: Seat) -> None:
+        """Start a worker with the model of the job that waits for one, or the one it had."""
+        if seat.tasks:
+            seat.spec = seat.tasks[0].spec
         try:
             child = Child(seat.slot, self._python, self._selector)
         except OSError as error:
@@ -330,12 +340,12 @@ class LocalExecutor(Slots[Seat]):
             return
         seat.child, seat.state, seat.info = child, "loading", {}
         self.counters["spawned"] += 1
-        child.post(seat.order)
+        child.post(seat.spec.order(seat.device))
 
     def _dismiss(self, seat: Seat, child: Child) -> None:
         """Tell the worker to leave when the job in hand is done."""
         child.expected = True
-        seat.state = "leaving"
+        seat.state, seat.idle_since = "leaving", time.monotonic()
         child.post(line({"type": "stop"}))
 
     def _dying(self, seat: Seat, child: Child) -> None:
@@ -351,7 +361,10 @@ class LocalExecutor(Slots[Seat]):
         child.forget()
         seat.child = None
         self._changed = True
-        if child.expected and not (seat.tasks and not self._stopping):
+        if child.expected and seat.tasks and not self._stopping:
+            self._spawn(seat)
+            return
+        if child.expected:
             seat.state = "stopped" if self._stopping else "unloaded"
             return
         self._mourn(seat, *child.cause(code))
@@ -367,9 +380,14 @@ class LocalExecutor(Slots[Seat]):
         seat.tasks.clear()
         seat.state = "waiting"
         seat.last_death = how
+        name = seat.spec.name
+        before = seat.ailing[name].failures if name in seat.ailing else 0
+        failures = max(before, seat.failures)
+        seat.retry_at = time.monotonic() + self._backoff[min(failures, len(self._backoff) - 1)]
         if environment is not None:
             seat.suffer(environment)
-        seat.retry_at = time.monotonic() + self._backoff[min(seat.failures, len(self._backoff) - 1)]
+        if seat.trouble is not None and environment is not None:
+            seat.ailing[name] = Ailment(seat.trouble, before + 1, seat.retry_at)
         seat.failures += 1
         seat.restarts += 1
         self.counters["deaths"] += 1
@@ -413,10 +431,11 @@ class LocalExecutor(Slots[Seat]):
         self._changed = True
         now = time.monotonic()
         seat.info, seat.idle_since, seat.trouble = info, now, None
-        self._events.append(Ready(seat.slot, info))
+        seat.ailing.pop(seat.spec.name, None)
+        self._events.append(Ready(seat.slot, info, seat.spec.name))
         if seat.state == "loading":
             seat.state = "ready"
-            for task in seat.tasks:  # one that came while there was no worker
+            for task in filter(seat.fits, seat.tasks):  # that came while there was no worker
                 task.moved = now
                 child.post(task.message())
 
@@ -478,10 +497,12 @@ class LocalExecutor(Slots[Seat]):
         for waiting in seat.tasks:
             waiting.moved = max(waiting.moved, now)
         self.counters[counter] += 1
+        if seat.tasks and not seat.fits(seat.tasks[0]) and seat.child is not None:
+            self._dismiss(seat, seat.child)
 
     def _cancel(self, seat: Seat, task: Task) -> None:
         task.cancelled = True
-        if seat.state == "loading":  # it was never sent
+        if seat.state == "loading" or not seat.fits(task):  # it was never sent
             seat.tasks.remove(task)
             self._fail(seat, task, "cancelled", "The job was cancelled.")
             self._changed = True

@@ -11,7 +11,7 @@ from typing import Any, Generic, TypeVar
 from typing_extensions import override
 
 from watcher.errors import SteadyError
-from watcher.executor import Event, Executor, Files, Slot
+from watcher.executor import Event, Executor, Files, Slot, WorkerSpec
 from watcher.executor.child import Child
 from watcher.jobs import Job
 from watcher.log import now_us
@@ -24,6 +24,7 @@ class Task:
 
     job: Job
     total: int  #: forwards, as far as is known
+    spec: WorkerSpec  #: what its worker has to have loaded
     files: Files = field(default_factory=dict)
     done: int = 0
     started: float | None = None  #: monotonic
@@ -50,12 +51,26 @@ class Task:
 
 
 @dataclass
+class Ailment:
+    """A model that a slot could not load."""
+
+    trouble: dict[str, Any]
+    failures: int  #: in a row
+    retry_at: float  #: monotonic
+
+
+#: Seconds until a slot that has another model tries again what it could not load: each try costs
+#: it two loads. Files that are missing are cheap to miss again.
+TRY_AGAIN, LOOK_AGAIN = 600.0, 60.0
+
+
+@dataclass
 class Seat:
     """A slot across its workers. ``tasks[0]`` runs (or is about to), ``tasks[1]`` waits."""
 
     slot: Slot
     device: str
-    order: bytes  #: what its workers are told to load
+    spec: WorkerSpec  #: what its worker is told to load
     state: str = "off"  #: off loading ready leaving unloaded waiting dying stopped
     child: Child | None = None
     info: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +82,20 @@ class Seat:
     last_death: str | None = None
     #: Why it cannot draw: what its last worker said or met before it was ready, and since when.
     trouble: dict[str, Any] | None = None
+    ailing: dict[str, Ailment] = field(default_factory=dict)  #: by the model's name
+
+    def unfit(self, now: float) -> frozenset[str]:
+        """Names of models it could not load and is not to try again yet; ``now`` is monotonic."""
+        other = self.state not in ("waiting", "loading")
+        return frozenset(
+            name
+            for name, ailment in self.ailing.items()
+            if now < ailment.retry_at + other * _wait_of(ailment.trouble["code"])
+        )
+
+    def fits(self, task: Task) -> bool:
+        """Is what it has loaded, or loads, what this job needs?"""
+        return task.spec.order(self.device) == self.spec.order(self.device)
 
     def task(self, job_id: str, attempt: int) -> Task | None:
         """The job it has by this id, in this very attempt."""
@@ -76,7 +105,7 @@ class Seat:
         """Have ``error`` as trouble until it is taken back (None), when the next worker is ready."""
         same = self.trouble is not None and self.trouble["code"] == error.code
         since = self.trouble["since"] if self.trouble and same else now_us()
-        self.trouble = error.as_dict() | {"since": since}
+        self.trouble = error.as_dict() | {"since": since, "model": self.spec.name}
 
     def status(self, now: float) -> dict[str, Any]:
         """For live.json; ``now`` is monotonic."""
@@ -107,7 +136,13 @@ class Seat:
             "retry_in": round(max(0.0, self.retry_at - now), 3) if state == "waiting" else None,
             "last_death": self.last_death,
             "trouble": self.trouble,
+            "model": self.spec.name,
+            "ailing": {name: ailment.trouble for name, ailment in self.ailing.items()},
         }
+
+
+def _wait_of(code: str) -> float:
+    return LOOK_AGAIN if code == "model_missing" else TRY_AGAIN
 
 
 _Seat = TypeVar("_Seat", bound=Seat)
@@ -116,7 +151,8 @@ _Seat = TypeVar("_Seat", bound=Seat)
 class Slots(Executor, Generic[_Seat]):
     """What every executor does alike: it keeps seats, and collects what happens to them."""
 
-    def __init__(self, seats: list[_Seat]) -> None:
+    def __init__(self, spec: WorkerSpec, seats: list[_Seat]) -> None:
+        self._spec = spec
         self._seats = seats
         self._events: list[Event] = []
         self._changed = False  #: wants() may answer differently now
@@ -150,7 +186,7 @@ class Slots(Executor, Generic[_Seat]):
         for a message: nothing has changed then."""
         if slot not in self.wants():
             raise ValueError(f"slot {slot} takes no job now")
-        task = Task(job, job.forwards, files, moved=time.monotonic())
+        task = Task(job, job.forwards, self._spec.of(job.model), files, moved=time.monotonic())
         task.message()
         self._seats[slot].tasks.append(task)
         return self._seats[slot], task

@@ -5,7 +5,7 @@ whose guard does not hold changes nothing and says so (None, or a SteadyError). 
 nothing to undo after a crash: a transition is in the record or it is not. Times are
 microseconds since 1970, UTC. Knows no files, no HTTP and no models.
 
-Order: class, rank, seq. ``rank`` is the rev a job got when it came (plain arrival order), or,
+Order: class, rank, seq (and see claiming.py). ``rank`` is the rev a job got when it came (plain arrival order), or,
 in the bulk class, its start time in a fair queue between batches.
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
@@ -18,6 +18,7 @@ from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, Priority
 from watcher.store import imagenames
 from watcher.store.batches import Batches
+from watcher.store.claiming import PATIENCE, Claiming, Want
 from watcher.store.deliveries import Deliveries, Delivery, DeliveryState
 from watcher.store.entries import batch_of, job_of, to_json, with_warnings
 from watcher.store.record import Record
@@ -25,6 +26,7 @@ from watcher.store.recording import NewJob, Recorded, Recording
 from watcher.store.views import READY, JobFilter, JobQueries
 
 __all__ = [
+    "PATIENCE",
     "Completion",
     "Delivery",
     "DeliveryState",
@@ -32,34 +34,10 @@ __all__ = [
     "JobStore",
     "NewJob",
     "Recording",
+    "Want",
 ]
 
-#: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
-BULK_TURN = 20
-
 _BULK = Priority.BULK.level
-
-# Guarded by everything a claim depends on: queued, not held, its class allowed now, the queue
-# not paused, and whether bulk has waited long enough to go first. The pause stands outside: as one
-# more condition on each row it would be asked of every job that waits.
-_CLAIM = f"""
-UPDATE jobs SET state = 'generating', attempt = attempt + 1, started_at = :now,
-    rev = (SELECT rev FROM queue) + 1
-WHERE seq = (SELECT CASE WHEN EXISTS (SELECT 1 FROM settings WHERE key = 'paused') THEN NULL ELSE (
-    SELECT seq FROM jobs {READY} AND class <= :worst
-      AND class >= (SELECT CASE WHEN streak >= {BULK_TURN} AND :worst >= {_BULK}
-            AND EXISTS (SELECT 1 FROM jobs {READY} AND class = {_BULK})
-          THEN {_BULK} ELSE 0 END FROM queue)
-    ORDER BY class, rank, seq LIMIT 1) END)
-  AND state = 'queued' AND held IS NULL
-RETURNING *"""
-
-_CLAIMED = f"""
-UPDATE queue SET rev = rev + 1,
-    streak = CASE WHEN :class < {_BULK} AND :worst >= {_BULK}
-          AND EXISTS (SELECT 1 FROM jobs {READY} AND class = {_BULK})
-        THEN streak + 1 WHEN :class < {_BULK} THEN streak ELSE 0 END,
-    bulk_time = CASE WHEN :class = {_BULK} AND :rank > bulk_time THEN :rank ELSE bulk_time END"""
 
 # What a job that goes back to the queue is held by.
 _HELD = """CASE WHEN EXISTS (SELECT 1 FROM batches AS b WHERE b.ticket = jobs.ticket
@@ -68,7 +46,7 @@ _HELD = """CASE WHEN EXISTS (SELECT 1 FROM batches AS b WHERE b.ticket = jobs.ti
 # A fresh start for a failed or cancelled job, in its new place among those who wait.
 _RETRY = f"""state = 'queued', held = {_HELD}, deaths = 0, watcher_deaths = 0,
     cancel_requested = 0, started_at = NULL, completed_at = NULL, error_code = NULL,
-    error_message = NULL, facts = NULL"""
+    error_message = NULL, facts = NULL, passed_at = NULL"""
 
 
 #: What can be done with a job in this state, where something else was asked for.
@@ -93,7 +71,7 @@ class Completion:
     facts: Mapping[str, Any]
 
 
-class JobStore(Recorded, Batches, Deliveries, JobQueries, Record):
+class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
     """The record. Safe to share between threads; any number of processes may have it open.
 
     JobStore(url, *, synchronous="full", clock=now_us, checkpointer=True, busy_seconds=10.0):
@@ -102,21 +80,6 @@ class JobStore(Recorded, Batches, Deliveries, JobQueries, Record):
     """
 
     # -- a job's life
-
-    def claim_many(self, now: int, most: int, *, window_open: bool = True) -> list[Job]:
-        """The next jobs, now ``generating`` and their attempts counted; fewer when few may run.
-
-        In one transaction, each as if claimed by itself. ``window_open`` False leaves the bulk
-        class waiting. A crash after it: the jobs are found by :meth:`generating`.
-        """
-        worst = _BULK if window_open else _BULK - 1
-        jobs: list[Job] = []
-        with self.write():
-            while len(jobs) < most and (rows := self.run(_CLAIM, now=now, worst=worst)):
-                row = rows[0]
-                self.run(_CLAIMED, **{"class": row["class"], "rank": row["rank"], "worst": worst})
-                jobs.append(job_of(row))
-        return jobs
 
     def complete(
         self, id: str, attempt: int, *, sha256: str, bytes: int, facts: Mapping[str, Any], now: int

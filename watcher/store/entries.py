@@ -81,7 +81,7 @@ def job_of(row: Row) -> Job:
         bytes=row["bytes"],
         deleted_at=row["deleted_at"],
         row=row["row"],
-        model=row["model"],
+        model=row["model"] or None,
         forwards=row["forwards"] or forwards_of(request.get("num_inference_steps") or 1),
         rating=row["rating"],
         warnings=_warnings_of(row["warnings"], facts.get("warnings")),

@@ -43,6 +43,7 @@ class NewJob(NamedTuple):
     warnings: tuple[str, ...] = ()
     id: str | None = None
     row: int | None = None
+    model: str = ""
 
     @classmethod
     def of(
@@ -73,6 +74,7 @@ class NewJob(NamedTuple):
             warnings=warnings,
             id=id,
             row=row,
+            model=request.model or "",
         )
 
 
@@ -251,6 +253,7 @@ class Recorded(Database):
                     to_json(job.warnings) if job.warnings else None,
                     job.row,
                     job.forwards,
+                    job.model,
                 )
             )
         self.insert("jobs", _JOB_COLUMNS, rows)
@@ -310,4 +313,5 @@ _JOB_COLUMNS = [
     "warnings",
     "row",
     "forwards",
+    "model",
 ]

@@ -182,7 +182,10 @@ _VERSION_1 = (
 # small one. What is unknown of jobs recorded before is NULL: ``forwards`` is then computed on read.
 _VERSION_2 = (
     "ALTER TABLE jobs ADD COLUMN row {integer}",
-    "ALTER TABLE jobs ADD COLUMN model {key}",
+    "ALTER TABLE jobs ADD COLUMN model {key} NOT NULL DEFAULT ''",
+    "ALTER TABLE jobs ADD COLUMN passed_at {integer}",
+    """CREATE INDEX jobs_by_model ON jobs (model, class, rank, seq)
+        WHERE state = 'queued' AND held IS NULL""",
     "ALTER TABLE jobs ADD COLUMN forwards {integer}",
     "ALTER TABLE jobs ADD COLUMN rating {integer} NOT NULL DEFAULT 0",
     "ALTER TABLE batches ADD COLUMN axes TEXT",
@@ -289,7 +292,7 @@ POSTGRES = Dialect(
     integer="BIGINT",
     real="DOUBLE PRECISION",
     key='TEXT COLLATE "C"',
-    each="(SELECT json_array_elements_text(CAST({0} AS json)))",
+    each="(SELECT json_array_elements_text(CAST({0} AS json)) AS value)",
     mark="%s",
     begin="SELECT 1 FROM (SELECT pg_advisory_xact_lock(1398031449, hashtext(current_schema())))"
     " AS only_writer",

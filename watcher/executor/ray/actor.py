@@ -31,6 +31,7 @@ class SlotReport:
     wants: bool  #: a job should be sent now
     taken: int  #: jobs that have arrived here, ever
     status: dict[str, Any] = field(repr=False)  #: for live.json
+    unfit: frozenset[str] = frozenset()  #: names of models it cannot load now
     left: bool = False  #: nothing more will come
 
 
@@ -144,4 +145,5 @@ class FarSlot:
         wants = bool(self._executor.wants())
         told, self._refused = events + self._refused, []
         status = self._executor.status()[0]
-        self._reports.put(SlotReport(told, wants, self._taken, status, left))
+        unfit = self._executor.unfit(0)
+        self._reports.put(SlotReport(told, wants, self._taken, status, unfit, left))

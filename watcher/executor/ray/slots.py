@@ -124,9 +124,8 @@ class FarExecutor(Slots[_FarSlot]):
     """
 
     def __init__(self, spec: WorkerSpec, line: Line) -> None:
-        spec.order(spec.device)  # options that are no plain data are refused now
-        self._device = spec.device
-        super().__init__([self._place(0)])  # one at least is wanted
+        spec.check()
+        super().__init__(spec, [_place(0, spec)])  # one at least is wanted
         self._line = line
         self._news: queue.SimpleQueue[tuple[Slot | None, News] | None] = queue.SimpleQueue()
 
@@ -147,6 +146,11 @@ class FarExecutor(Slots[_FarSlot]):
         asking = [place for place in self._seats if place.wants()]
         asking.sort(key=lambda place: (place.state == "unloaded", len(place.tasks)))
         return [place.slot for place in asking]
+
+    @override
+    def unfit(self, slot: Slot) -> frozenset[str]:
+        report = self._seats[slot].report
+        return report.unfit if report else frozenset()
 
     @override
     def send(self, slot: Slot, job: Job, files: Files = NO_FILES) -> None:
@@ -209,9 +213,6 @@ class FarExecutor(Slots[_FarSlot]):
                     self._take_in(*news)
                 news = self._news.get_nowait()
 
-    def _place(self, slot: Slot) -> _FarSlot:
-        return _FarSlot(slot, self._device, b"", state="waiting")
-
     def _take_in(self, slot: Slot | None, news: News) -> None:
         if slot is None:
             for place in self._seats:
@@ -219,7 +220,7 @@ class FarExecutor(Slots[_FarSlot]):
                     self._suffer(place, news)
             return
         while len(self._seats) <= slot:
-            self._seats.append(self._place(len(self._seats)))
+            self._seats.append(_place(len(self._seats), self._spec))
         place = self._seats[slot]
         match news:
             case Met():
@@ -252,7 +253,7 @@ class FarExecutor(Slots[_FarSlot]):
         """``event`` with the slot's number here; None for one of a job the slot does not have."""
         slot = place.slot
         if isinstance(event, Ready):
-            return Ready(slot, event.info)
+            return replace(event, slot=slot)
         if isinstance(event, Died):
             self.counters["deaths"] += 1
             lost = [one for one in event.lost if place.task(one[0], one[1])]
@@ -291,6 +292,10 @@ class FarExecutor(Slots[_FarSlot]):
         self.counters["deaths"] += 1
         log.warning("slot %d: process %d on %s: %s", place.slot, met.pid, met.host, lost.how)
         self._events.append(Died(place.slot, jobs, lost.how, blame=lost.died))
+
+
+def _place(slot: Slot, spec: WorkerSpec) -> _FarSlot:
+    return _FarSlot(slot, spec.device, spec, state="waiting")
 
 
 def _keep_signals() -> None:

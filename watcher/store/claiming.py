@@ -1,0 +1,123 @@
+"""Claiming: which waiting job a free worker is given next. Part of :class:`watcher.store.JobStore`.
+
+Order: class, rank, seq; but within a class a job of the model that the worker has loaded goes
+before those of others, for as long as none of these has been passed by for longer than it may be.
+When a job was first passed by is in its row, so a restart changes nothing.
+"""
+# ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from watcher.jobs import Job, Priority
+from watcher.store.database import Database
+from watcher.store.entries import job_of, to_json
+from watcher.store.schema import Row
+from watcher.store.views import READY
+
+#: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
+BULK_TURN = 20
+PATIENCE = 60.0  #: seconds
+
+_BULK = Priority.BULK.level
+
+#: The ready jobs, model by model.
+_OF_MODEL = "INDEXED BY jobs_by_model WHERE state = 'queued' AND held IS NULL AND model"
+
+# Of each model the first job in the classes asked for: one look into the index for each.
+_FIRSTS = f"""
+SELECT j.seq, j.model, j.class, j.rank, j.passed_at FROM {{models}} AS m JOIN jobs AS j ON j.seq = (
+    SELECT seq FROM jobs {_OF_MODEL} = m.value AND class BETWEEN :best AND :worst
+    ORDER BY class, rank, seq LIMIT 1)"""
+
+_CLAIM = """
+UPDATE jobs SET state = 'generating', attempt = attempt + 1, started_at = :now,
+    model = CASE WHEN model = '' THEN :usual ELSE model END, rev = (SELECT rev FROM queue) + 1
+WHERE seq = :seq RETURNING *"""
+
+_CLAIMED = f"""
+UPDATE queue SET rev = rev + 1,
+    streak = CASE WHEN :class < {_BULK} AND :worst >= {_BULK}
+          AND EXISTS (SELECT 1 FROM jobs {READY} AND class = {_BULK})
+        THEN streak + 1 WHEN :class < {_BULK} THEN streak ELSE 0 END,
+    bulk_time = CASE WHEN :class = {_BULK} AND :rank > bulk_time THEN :rank ELSE bulk_time END"""
+
+
+class Want(NamedTuple):
+    """A free worker: the models it may be given jobs of, and the one it has loaded.
+
+    The name "" is that of jobs that named none.
+    """
+
+    models: Sequence[str] = ("",)
+    warm: str = ""
+
+
+class Claiming(Database):
+    """Claiming."""
+
+    def claim_many(
+        self,
+        now: int,
+        wants: Sequence[Want],
+        *,
+        window_open: bool = True,
+        usual: str = "",
+        patience: float = PATIENCE,
+    ) -> list[Job | None]:
+        """A job for each free worker, now ``generating`` and its attempt counted; None for none.
+
+        In one transaction, each as if claimed by itself. ``window_open`` False leaves the bulk
+        class waiting. ``usual``: the model of jobs that named none. ``patience``: seconds a job
+        may be passed by. A crash after it: the jobs are found by :meth:`generating`.
+        """
+        worst = _BULK if window_open else _BULK - 1
+        jobs: list[Job | None] = []
+        with self.write():
+            if self.run("SELECT 1 FROM settings WHERE key = 'paused'"):
+                return [None for _ in wants]
+            for want in wants:
+                firsts = self._firsts(want, worst)
+                if not firsts:
+                    jobs.append(None)
+                    continue
+                row, passed = _choose(firsts, want.warm, usual, now - int(patience * 1e6))
+                if passed is not None:
+                    self.run("UPDATE jobs SET passed_at = :now WHERE seq = :seq",
+                             now=now, seq=passed)  # fmt: skip
+                [claimed] = self.run(_CLAIM, now=now, seq=row["seq"], usual=usual)
+                self.run(_CLAIMED, **{"class": row["class"], "rank": row["rank"], "worst": worst})
+                jobs.append(job_of(claimed))
+        return jobs
+
+    def _firsts(self, want: Want, worst: int) -> list[Row]:
+        """The first job of each model; those of the bulk class alone when that has its turn."""
+        sql = _FIRSTS.format(models=self.each("models"))
+        models = to_json(list(want.models))
+        turn = worst >= _BULK and self.run("SELECT streak FROM queue")[0]["streak"] >= BULK_TURN
+        found = self.run(sql, models=models, best=_BULK, worst=worst) if turn else []
+        return found or self.run(sql, models=models, best=0, worst=worst)
+
+    def waiting_models(self) -> list[str]:
+        """The models of the ready jobs, by name; "" for jobs that named none."""
+        after = f"SELECT min(model) FROM jobs {_OF_MODEL}"
+        rows = self.poll(
+            f"WITH RECURSIVE m(model) AS ({after} >= '' UNION ALL SELECT ({after} > m.model)"
+            " FROM m WHERE m.model IS NOT NULL) SELECT model FROM m WHERE model IS NOT NULL"
+        )
+        return [row["model"] for row in rows]
+
+
+def _choose(firsts: Sequence[Row], warm: str, usual: str, before: int) -> tuple[Row, int | None]:
+    """The row to claim, and the seq of the one that is passed by for the first time.
+
+    ``before``: whoever was first passed by then or earlier is passed by no more.
+    """
+    first = min(firsts, key=lambda row: (row["class"], row["rank"], row["seq"]))
+    ours = [row for row in firsts if row["class"] == first["class"]]
+    warmed = [row for row in ours if (row["model"] or usual) == warm]
+    if first in warmed or not warmed:
+        return first, None
+    if first["passed_at"] is not None and first["passed_at"] <= before:
+        return first, None
+    return warmed[0], first["seq"] if first["passed_at"] is None else None
