@@ -107,6 +107,7 @@ class Door:
         self.near = config.database_path is not None
         self.pace: Callable[[], Pace] = Kept(lambda: Pace(store.durations()), _PACE_SECONDS)
         self._waiting: Callable[[], list[Size]] = Kept(store.waiting_sizes, _PACE_SECONDS)
+        self._models: Callable[[], list[str]] = Kept(store.waiting_models, _PACE_SECONDS)
         self.pulse: Callable[[], dict[str, Any]] = Kept(
             self._pulse, PULSE_SECONDS if self.near else _FAR_SECONDS
         )
@@ -247,7 +248,19 @@ class Door:
 
     def queue_seconds(self, waiting: int) -> float | None:
         """Seconds until ``waiting`` further jobs are done; None while nothing is known."""
-        return self.pace().queue(self._waiting() if waiting else [], waiting, self.hands)
+        sizes = self._waiting() if waiting else []
+        seconds = self.pace().queue(sizes, waiting, self.hands, self.config.cooldown)
+        return seconds and seconds + self._loads()
+
+    def _loads(self) -> float:
+        """Seconds the loads of models take that jobs wait for and no worker has."""
+        workers = self.pulse().get("workers", ())
+        taken = [each["load_seconds"] for each in workers if each.get("load_seconds")]
+        usual = self.limits().usual.name
+        wanted = {name or usual for name in self._models()} - {
+            each.get("model") for each in workers
+        }
+        return len(wanted) * max(taken, default=0.0) / self.hands
 
     def batch_seconds(self, ticket: str) -> float | None:
         """Seconds until the last of the batch's waiting jobs is done; None when not known."""

@@ -94,7 +94,10 @@ class Sleeping:
     def wants(self) -> list[ex.Slot]:
         return sorted(self._wished, key=lambda slot: (bool(self._tasks[slot]), self._wished[slot]))
 
-    def send(self, slot: ex.Slot, job: Job) -> None:
+    def unfit(self, slot: int) -> frozenset[str]:
+        return frozenset()
+
+    def send(self, slot: ex.Slot, job: Job, files: ex.Files = ex.NO_FILES) -> None:
         now = time.monotonic()
         self.waits.append(now - self._wished.pop(slot))
         self._tasks[slot].append((job.id, job.attempt))

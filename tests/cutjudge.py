@@ -62,7 +62,10 @@ class Player:
     def wants(self) -> list[int]:
         return [0] if self._events.empty() else []
 
-    def send(self, slot: int, job: Job) -> None:
+    def unfit(self, slot: int) -> frozenset[str]:
+        return frozenset()
+
+    def send(self, slot: int, job: Job, files: Any = None) -> None:
         request, job_id, attempt = job.request, job.id, job.attempt
         image = expected(request.prompt, request.seed or 0, request.width or 0, request.height or 0)
         self._events.put(ex.Started(slot, job_id, attempt))

@@ -204,6 +204,10 @@ class Config(BaseSettings):
     embed_metadata: bool = Field(True, description="the recipe inside the picture")
 
     # -- the queue
+    cooldown: float = Field(0, ge=0, description="seconds a worker rests after a picture, e.g. 5s")
+    max_temperature: int | None = Field(
+        None, ge=30, le=120, description="no job begins on a hotter card; degrees Celsius"
+    )
     run_window: str | None = Field(None, description='when bulk jobs run, e.g. "22:00-07:00"')
     min_free_disk: int = Field(
         500_000_000, ge=0, description="the queue waits below this, e.g. 2GB"
@@ -296,7 +300,7 @@ class Config(BaseSettings):
             key_of(secret)
         return value
 
-    @field_validator("idle_unload", "model_patience", mode="before")
+    @field_validator("idle_unload", "model_patience", "cooldown", mode="before")
     @classmethod
     def _time(cls, value: Any) -> Any:
         return seconds_of(value) if isinstance(value, str) else value

@@ -39,10 +39,12 @@ _AGAIN_SECONDS = 5.0  #: after the files of a job could not be had
 
 @dataclass(frozen=True)
 class Choosing:
-    """Which models there are for jobs to name, and how long one may be kept waiting by others.
+    """What is handed out when: which models there are for jobs to name, and what spares a card.
 
     ``usual``: of jobs that name none. ``absent``: names of those whose files are not here now.
-    ``patience``: seconds. ``begun``: the model that workers begin with.
+    ``patience``: seconds a job may be passed by for others of the loaded model. ``begun``: the
+    model that workers begin with. ``cooldown``: seconds a slot rests after a picture. ``hot``: is
+    a card too hot for the next job?
     """
 
     usual: str = ""
@@ -50,6 +52,8 @@ class Choosing:
     absent: Callable[[], Container[str]] = tuple
     patience: float = PATIENCE
     begun: str = ""
+    cooldown: float = 0
+    hot: Callable[[], bool] = bool
 
 
 @dataclass
@@ -102,6 +106,7 @@ class Dispatcher(Part):
         #: The model a slot stays with: of its last job that did not jump the queue.
         self._warm: dict[ex.Slot, str] = collections.defaultdict(lambda: choosing.begun)
         self._loaded: dict[ex.Slot, str] = {}
+        self._rests: dict[ex.Slot, float] = {}  #: monotonic: until when a slot rests
         self._running: dict[str, Running] = {}
         #: What the workers said and the record does not know yet: kept while it is in trouble.
         self._owed: collections.deque[ex.Event] = collections.deque()
@@ -176,8 +181,8 @@ class Dispatcher(Part):
         self._full = self._finisher.busy >= max(BACKLOG, len(self._running))
         if self._troubles or self._full:
             return
-        slots = self._executor.wants()
-        if not slots:
+        slots = [slot for slot in self._executor.wants() if self._rested(slot)]
+        if not slots or self._choosing.hot():
             return
         choosing = self._choosing
         jobs = self._store.claim_many(
@@ -204,6 +209,13 @@ class Dispatcher(Part):
             self._executor.send(slot, job, files)
             self.changed = True
             say(logger, "job.claimed", job_id=job.id, attempt=job.attempt, slot=slot)
+
+    def _rested(self, slot: ex.Slot) -> bool:
+        """Is nothing of it in work, and its rest over? Always, where slots need no rest."""
+        if not self._choosing.cooldown:
+            return True
+        busy = any(running.slot == slot for running in self._running.values())
+        return not busy and time.monotonic() >= self._rests.get(slot, 0.0)
 
     def _want(self, slot: ex.Slot) -> Want:
         """What this slot may be given: nothing that it could not load just now."""
@@ -252,6 +264,8 @@ class Dispatcher(Part):
         self, running: Running, event: ex.Started | ex.Step | ex.Picture | ex.Failed
     ) -> None:
         job = running.job
+        if isinstance(event, ex.Picture | ex.Failed):
+            self._rests[running.slot] = time.monotonic() + self._choosing.cooldown
         match event:
             case ex.Started():
                 running.started_at = self._now()

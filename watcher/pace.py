@@ -76,14 +76,19 @@ class Pace:
             return max(0.0, min(whole, whole - spent))
         return whole
 
-    def queue(self, sizes: Sequence[Size], waiting: int, hands: int = 1) -> float | None:
-        """Until ``waiting`` pictures are done, ``hands`` at a time; ``sizes``: those of some."""
+    def queue(
+        self, sizes: Sequence[Size], waiting: int, hands: int = 1, rest: float = 0.0
+    ) -> float | None:
+        """Until ``waiting`` pictures are done, ``hands`` at a time; ``sizes``: those of some.
+
+        ``rest``: seconds a worker rests after each.
+        """
         if not waiting:
             return 0.0
         each = self._mean
         if sizes and self._rate is not None:
             each = statistics.fmean(self.seconds(*size) or 0.0 for size in sizes)
-        return None if each is None else each * waiting / max(1, hands)
+        return None if each is None else (each + rest) * waiting / max(1, hands)
 
 
 def _apart(durations: Sequence[Duration]) -> Iterator[tuple[Cost, float]]:

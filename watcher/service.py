@@ -26,6 +26,7 @@ from watcher.errors import SteadyError, Trouble
 from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
+from watcher.heat import hottest_card
 from watcher.inbox import Inbox, ignore_lease_signal
 from watcher.intake import Intake, Reading
 from watcher.jobs import JobState, Limits
@@ -143,6 +144,7 @@ class Service:
         executor: Executor | None = None,
         schedule: Sequence[float] = SCHEDULE,
         lasts: float = LASTS_SECONDS,
+        thermometer: Callable[[], int | None] = hottest_card,
     ) -> None:
         self._config = config
         self._store = store
@@ -213,11 +215,16 @@ class Service:
                 begun=first,
                 absent=lambda: self._absent,
                 patience=config.model_patience,
+                cooldown=config.cooldown,
+                hot=lambda: self._heat is not None,
             ),
         )
         self._started_at = now_us()
         self._absent: dict[str, SteadyError] = {}  #: models whose files are not here, by name
         self._kept: dict[str, dict[str, Any]] = {}  #: why jobs of a model wait, by its name
+        self._thermometer = thermometer
+        self._notices: list[str] = []
+        self._heat: str | None = None  #: a card is too hot, in words
         self._left: list[str] = []  #: what lies where a setting led before, in words
         self._cared = 0.0
         self._paused = False
@@ -397,6 +404,7 @@ class Service:
         self._guarded("outputs", self._look_at_outputs)
         self._guarded("record", self._look_at_models)
         self._look_at_device()
+        self._look_at_heat()
         self._look_behind()
         self._tell_of_trouble()
         with contextlib.suppress(SteadyError):  # said by whoever works with the record
@@ -448,7 +456,7 @@ class Service:
         self._absent = {name: card.absent for name, card in cards if card and card.absent}
         kept = {}
         for name in {name or limits.usual.name for name in self._store.waiting_models()}:
-            ailing = [slot["ailing"].get(name) for slot in self._executor.status()]
+            ailing = [slot.get("ailing", {}).get(name) for slot in self._executor.status()]
             if limits.named(name) is None:
                 words = f"`{name}` is no model of config.yaml any more."
                 kept[name] = SteadyError("model_not_found", words, remedy=_NAME_IT).as_dict()
@@ -481,6 +489,21 @@ class Service:
             self._told_trouble = trouble[0]
             self._notifier.tell("trouble.lasts", trouble[0])
             self._guarded("record", lambda: self._store.put("trouble_told", trouble[0]))
+
+    def _look_at_heat(self) -> None:
+        """Is a card too hot for the next job? It goes on by itself when that has cooled."""
+        most = self._config.max_temperature
+        if most is None:
+            return
+        heat = self._thermometer()
+        if heat is None:
+            words = "`max_temperature` is set, but nobody can tell how hot a card is here"
+            self._notices = [f"{words} (`pip install 'steadydiffusion[care]'`)."]
+            return
+        self._heat = None
+        if heat >= most:
+            self._heat = f"A card has {heat} °C: the next job begins below {most} °C."
+        self._notices = [self._heat] if self._heat else []
 
     def _trouble(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """What holds the queue, and what keeps single slots or models from drawing.
@@ -541,7 +564,7 @@ class Service:
             "trouble": trouble,
             "warnings": warnings + self._undelivered,
             "inbox": self._inbox.health(),
-            "notices": self._left,
+            "notices": [*self._left, *self._notices],
         }
         try:
             live.write(self._config.state, pulse)

@@ -325,7 +325,7 @@ def _show(desk: Desk, sheets: Sequence[Submission], limits: "Limits") -> None:
         from watcher.pace import Pace
 
         with desk.record() as store:
-            seconds = Pace(store.durations()).queue(sizes, total)
+            seconds = Pace(store.durations()).queue(sizes, total, rest=desk.config.cooldown)
     time = "" if seconds is None else f", about {in_time(seconds)}"
     desk.talk(f"{_count_pictures(total)}, {forwards} steps of work{time}; nothing was queued.")
 

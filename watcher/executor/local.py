@@ -431,6 +431,7 @@ class LocalExecutor(Slots[Seat]):
         self._changed = True
         now = time.monotonic()
         seat.info, seat.idle_since, seat.trouble = info, now, None
+        seat.load_seconds = round(now - child.born, 3)
         seat.ailing.pop(seat.spec.name, None)
         self._events.append(Ready(seat.slot, info, seat.spec.name))
         if seat.state == "loading":

@@ -82,6 +82,7 @@ class Seat:
     last_death: str | None = None
     #: Why it cannot draw: what its last worker said or met before it was ready, and since when.
     trouble: dict[str, Any] | None = None
+    load_seconds: float | None = None  #: the last load took
     ailing: dict[str, Ailment] = field(default_factory=dict)  #: by the model's name
 
     def unfit(self, now: float) -> frozenset[str]:
@@ -137,6 +138,7 @@ class Seat:
             "last_death": self.last_death,
             "trouble": self.trouble,
             "model": self.spec.name,
+            "load_seconds": self.load_seconds,
             "ailing": {name: ailment.trouble for name, ailment in self.ailing.items()},
         }
 

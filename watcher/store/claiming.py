@@ -24,11 +24,14 @@ _BULK = Priority.BULK.level
 #: The ready jobs, model by model.
 _OF_MODEL = "INDEXED BY jobs_by_model WHERE state = 'queued' AND held IS NULL AND model"
 
-# Of each model the first job in the classes asked for: one look into the index for each.
+# Of each model the first job in the classes asked for: one look into the index for each. None
+# while the queue is paused.
 _FIRSTS = f"""
-SELECT j.seq, j.model, j.class, j.rank, j.passed_at FROM {{models}} AS m JOIN jobs AS j ON j.seq = (
+SELECT j.seq, j.model, j.class, j.rank, j.passed_at, queue.streak FROM queue, {{models}} AS m
+JOIN jobs AS j ON j.seq = (
     SELECT seq FROM jobs {_OF_MODEL} = m.value AND class BETWEEN :best AND :worst
-    ORDER BY class, rank, seq LIMIT 1)"""
+    ORDER BY class, rank, seq LIMIT 1)
+WHERE NOT EXISTS (SELECT 1 FROM settings WHERE key = 'paused')"""
 
 _CLAIM = """
 UPDATE jobs SET state = 'generating', attempt = attempt + 1, started_at = :now,
@@ -74,8 +77,6 @@ class Claiming(Database):
         worst = _BULK if window_open else _BULK - 1
         jobs: list[Job | None] = []
         with self.write():
-            if self.run("SELECT 1 FROM settings WHERE key = 'paused'"):
-                return [None for _ in wants]
             for want in wants:
                 firsts = self._firsts(want, worst)
                 if not firsts:
@@ -94,9 +95,10 @@ class Claiming(Database):
         """The first job of each model; those of the bulk class alone when that has its turn."""
         sql = _FIRSTS.format(models=self.each("models"))
         models = to_json(list(want.models))
-        turn = worst >= _BULK and self.run("SELECT streak FROM queue")[0]["streak"] >= BULK_TURN
-        found = self.run(sql, models=models, best=_BULK, worst=worst) if turn else []
-        return found or self.run(sql, models=models, best=0, worst=worst)
+        found = self.run(sql, models=models, best=0, worst=worst)
+        if found and found[0]["streak"] >= BULK_TURN and worst >= _BULK:
+            return self.run(sql, models=models, best=_BULK, worst=worst) or found
+        return found
 
     def waiting_models(self) -> list[str]:
         """The models of the ready jobs, by name; "" for jobs that named none."""
