@@ -99,11 +99,13 @@ def _taking_home(router: APIRouter, door: Door) -> None:
         page: Annotated[int, Query(ge=1, le=100_000, description="64 pictures each")] = 1,
     ) -> Response:
         """Its pictures at a glance. A job without a picture leaves a grey square."""
-        found = find_batch(door, ticket).ticket
-        jobs = door.store.jobs_of(found, after_index=PICTURES * (page - 1) - 1, limit=PICTURES)
+        batch = find_batch(door, ticket)
+        jobs = door.store.jobs_of(
+            batch.ticket, after_index=PICTURES * (page - 1) - 1, limit=PICTURES
+        )
         if not jobs:
             raise SteadyError("image_not_ready", "The batch has no such page.")
-        data = contact_sheet(Outputs(door.outputs), jobs)
+        data = contact_sheet(Outputs(door.outputs), jobs, batch.axes)
         return Response(data, media_type="image/jpeg", headers={"Cache-Control": "no-cache"})
 
 

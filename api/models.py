@@ -280,6 +280,11 @@ class BatchView(Answer):
     progress: dict[str, int] = Field(examples=[_COUNTS])
     done: float
     eta_seconds: float | None = Field(examples=[21.5])
+    axes: dict[str, list[Any]] = Field(
+        description="of a plain matrix: each name with its values; jobs are in order, the last"
+        " name fastest",
+        examples=[{"model": ["turbo", "base"], "seed": [1, 2]}],
+    )
     paused: bool
     cancelled: bool
     archived: bool

@@ -1,5 +1,6 @@
 """Models by name: what a job may name, and what becomes of jobs of several models."""
 
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -7,6 +8,8 @@ from typing import Any
 
 import pytest
 from conftest import until
+from doors import Bench
+from PIL import Image
 from roots import Root
 
 from watcher.config import Config
@@ -14,6 +17,8 @@ from watcher.errors import SteadyError
 from watcher.jobfile import parse
 from watcher.jobs import Limits
 from watcher.models import limits_known
+from watcher.pictures import Outputs
+from watcher.pictures.sheet import contact_sheet
 
 MODELS = {
     "tiny": "starter",
@@ -197,3 +202,56 @@ def test_a_model_that_was_taken_out_of_the_settings_fails_nothing(
     root.processes[-1].wait(30)
     assert root.watch(once=True).wait(60) == 0
     assert root.states() == ["completed"]
+
+
+def test_a_matrix_of_models_is_a_sweep_whose_grid_is_shown(make_root: Callable[..., Root]) -> None:
+    root = make_root(model="a", models=NAMES)
+    sweep = {"prompt": "a fox steps=1", "matrix": {"seed": [1, 2, 3], "model": ["a", "b"]}}
+    root.drop("sweep.json", json.dumps(sweep))
+    root.finish()
+    assert [job["model"] for job in root.jobs()] == list("ababab")
+    assert loads(root) == ["a", "b"]
+    with Bench(root.folder) as bench:
+        [batch] = bench.store.batches()
+        assert batch.axes == {"seed": [1, 2, 3], "model": ["a", "b"]}
+        page = bench.client.get(f"/batches/{batch.ticket}", headers={"accept": "text/html"}).text
+        assert page.count('<th scope="row" dir="auto">seed: ') == 3
+        assert page.count('<th scope="col" dir="auto">model: ') == 2
+        jobs, outputs = bench.store.jobs_of(batch.ticket), Outputs(bench.config.outputs)
+        laid = bench.client.get(f"/batches/{batch.ticket}/sheet").content
+        with (
+            Image.open(io.BytesIO(contact_sheet(outputs, jobs))) as row,
+            Image.open(io.BytesIO(laid)) as grid,
+        ):
+            assert row.width > grid.width and grid.height > row.height
+
+
+def test_every_way_to_list_models_names_each_and_one_that_is_not_here(tmp_path: Path) -> None:
+    models = MODELS | {"gone": "models/gone"}
+    with Bench(tmp_path, model="starter", models=models) as bench:
+        told = {one["name"]: one for one in bench.client.get("/models").json()["models"]}
+        assert [name for name, one in told.items() if one["usual"]] == ["starter"]
+        assert (told["large"]["width"], told["large"]["ready"]) == (320, True)
+        assert (told["farm"]["engine"], told["farm"]["accepts"]) == ("engines:Guided", None)
+        assert told["gone"]["message"] == "`models/gone` is not on this machine."
+        listed = bench.client.get("/v1/models").json()["data"]
+        titles = bench.client.get("/sdapi/v1/sd-models").json()
+        assert [one["id"] for one in listed] == [one["title"] for one in titles] == list(told)
+        said = bench.post(model="gone")
+        warned = bench.client.get(f"/jobs/{said['job_id']}").json()["warnings"]
+        assert warned == [] or "`gone` is NOT READY" in warned[0]
+        bench.watcher.take_in()
+        [warning] = bench.client.get(f"/jobs/{said['job_id']}").json()["warnings"]
+        assert warning.startswith("The model `gone` is NOT READY, so the job waits.")
+        refused = bench.client.post("/generate-image", json={"prompt": "x", "model": "gnoe"})
+        assert (refused.status_code, refused.json()["code"]) == (404, "model_not_found")
+        assert "Did you mean `gone`?" in refused.text
+
+
+def test_a_web_ui_s_checkpoint_is_a_model_by_name(tmp_path: Path) -> None:
+    with Bench(tmp_path, model="starter", models=MODELS) as bench:
+        chosen = {"sd_model_checkpoint": "large"}
+        assert bench.client.post("/sdapi/v1/options", json=chosen).status_code == 200
+        assert bench.client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "large"
+        wrong = bench.client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "lerge"})
+        assert wrong.status_code == 404

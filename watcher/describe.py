@@ -75,6 +75,7 @@ def describe_batch(batch: Batch, time: TimeFormat) -> dict[str, Any]:
         "created_at": time(batch.created_at),
         "recorded_at": time(batch.recorded_at),
         "jobs": batch.jobs,
+        "axes": {name: list(values) for name, values in batch.axes.items()},
         "paused": batch.paused,
         "cancelled": batch.cancelled,
         "error": dict(batch.error) if batch.error else None,

@@ -8,7 +8,7 @@ import hashlib
 import math
 import re
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -532,4 +532,6 @@ class Batch:
     paused: bool = False
     archived: bool = False  #: done/ and result file are written (or the api- file removed)
     error: Mapping[str, Any] | None = None  #: set when the file was refused
+    #: of a plain matrix: each name with its values; jobs are in order, the last name fastest
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()

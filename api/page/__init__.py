@@ -34,6 +34,7 @@ from watcher.describe import model_name
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Card, Job, JobState
 from watcher.log import now_us
+from watcher.pictures.sheet import Grid
 from watcher.store import JobFilter
 from watcher.suffixes import FORMS
 
@@ -287,6 +288,7 @@ class Pages:
             waiting=waiting,
             eta=self._door.queue_seconds(waiting) if waiting else None,
             rows=rows[:_SHEET],
+            grid=Grid.of(batch.axes) if after < 0 and len(rows) <= _SHEET else None,
             steps={r.job.id: r for r in self.running()} if waiting else {},
             first=after < 0,
             after=after,

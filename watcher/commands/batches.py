@@ -79,7 +79,7 @@ def _write(
         jobs_ = store.jobs_of(batch.ticket, PICTURES * (page - 1) - 1, limit=PICTURES)
         if not jobs_:
             raise SteadyError("image_not_ready", f"The batch has no page {page}.")
-        target.write_bytes(contact_sheet(outputs, jobs_))
+        target.write_bytes(contact_sheet(outputs, jobs_, batch.axes))
         return len(jobs_)
     pictures = [
         (job, outputs.path(job))

@@ -187,7 +187,7 @@ def recording(
     """All of a whole file, as the record is told it."""
     return Recording(
         batch.ticket, made.new, first_index=first_index, final=True, warnings=parsed.warnings,
-        refused_rows=len(parsed.refused), digest=digest, rows=made.rows,
+        refused_rows=len(parsed.refused), digest=digest, rows=made.rows, axes=parsed.axes,
     )  # fmt: skip
 
 

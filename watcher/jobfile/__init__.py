@@ -17,9 +17,9 @@ import io
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import sheets
@@ -120,6 +120,7 @@ class Parsed:
     refused: Sequence[Row]
     warnings: tuple[str, ...]
     many: bool
+    axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)  #: see Batch
 
 
 def parse(
@@ -234,7 +235,9 @@ def _of_sheets(
     warnings = (*(w for sheet in read for w in sheet.warnings()), *planner.marks.warnings)
     key = first.key if len(read) == 1 else None
     many = len(planned) > 1
-    return Parsed(planned, key, first.resume, how, tuple(refused.values()), warnings, many)
+    plain = len(read) == len(first.items) == 1 and len(planned) == first.product.total
+    axes = first.product.axes if plain and many else {}
+    return Parsed(planned, key, first.resume, how, tuple(refused.values()), warnings, many, axes)
 
 
 def _by_line(problems: Mapping[ValueFault, None]) -> list[ValueFault]:

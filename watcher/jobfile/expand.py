@@ -81,6 +81,12 @@ class Product:
         for values in self._matrix.values():
             self.total *= length_of(values)
 
+    @property
+    def axes(self) -> dict[str, list[Any]]:
+        """The names of the matrix and their values; none where something is zipped."""
+        names = {} if self._zipped else self._matrix
+        return {name: [all_[n] for n in range(length_of(all_))] for name, all_ in names.items()}
+
     def __getitem__(self, index: int) -> dict[str, Any]:
         picked: dict[str, Any] = {}
         for name, values in reversed(self._matrix.items()):

@@ -6,9 +6,13 @@ Knows nothing of the record.
 """
 
 import io
-from collections.abc import Sequence
+import itertools
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from watcher.jobs import Job, JobState
 from watcher.pictures import Outputs
@@ -16,23 +20,56 @@ from watcher.pictures import Outputs
 COLUMNS = 8
 PICTURES = 64  #: on one sheet
 CELL = 192  #: pixels a side
+MOST_ACROSS = 16  #: columns of a matrix
 _GAP = 8
+_LINE = 48  #: pixels for the words above a matrix
+_INK = (228, 228, 231)
 _GROUND = (24, 24, 27)
 _EMPTY = (48, 48, 54)  #: where a picture is not there (yet)
 
 
-def contact_sheet(outputs: Outputs, jobs: Sequence[Job]) -> bytes:
+@dataclass(frozen=True)
+class Grid:
+    """A matrix laid out: its last name goes across, the others down."""
+
+    across: tuple[str, ...]
+    down: tuple[str, ...]
+
+    @classmethod
+    def of(cls, axes: Mapping[str, Sequence[Any]], most: int = MOST_ACROSS) -> "Grid | None":
+        """None for no matrix, and for one that is too wide to be looked at."""
+        words = [[f"{name}: {value}" for value in values] for name, values in axes.items()]
+        if not words or len(words[-1]) > most:
+            return None
+        return cls(tuple(words[-1]), tuple(map(", ".join, itertools.product(*words[:-1]))))
+
+
+def contact_sheet(
+    outputs: Outputs, jobs: Sequence[Job], axes: Mapping[str, Sequence[Any]] | None = None
+) -> bytes:
     """A JPEG with the pictures of ``jobs`` in order, at most PICTURES of them.
 
-    A job without a picture leaves a grey square in its place, so places can be counted.
+    A job without a picture leaves a grey square in its place, so places can be counted. A matrix
+    (``axes`` of the batch) whose pictures are all of ``jobs`` is laid out as one, with its words.
     """
     shown = jobs[:PICTURES]
-    columns = min(COLUMNS, max(1, len(shown)))
+    grid = Grid.of(axes or {})
+    if grid is not None and len(grid.across) * len(grid.down) > len(shown):
+        grid = None
+    columns = len(grid.across) if grid else min(COLUMNS, max(1, len(shown)))
     rows = max(1, -(-len(shown) // columns))
     step = CELL + _GAP
-    sheet = Image.new("RGB", (columns * step + _GAP, rows * step + _GAP), _GROUND)
+    left, top = (CELL, _LINE) if grid else (0, 0)
+    size = (left + columns * step + _GAP, top + rows * step + _GAP)
+    sheet = Image.new("RGB", size, _GROUND)
+    if grid:
+        write = ImageDraw.Draw(sheet).text
+        for place, words in enumerate(grid.across):
+            write((left + _GAP + place * step, _GAP), _fit(words), fill=_INK)
+        for place, words in enumerate(grid.down):
+            write((_GAP, top + _GAP + place * step), _fit(words), fill=_INK)
     for place, job in enumerate(shown):
-        x, y = _GAP + place % columns * step, _GAP + place // columns * step
+        x, y = left + _GAP + place % columns * step, top + _GAP + place // columns * step
         small = _cell_picture(outputs, job)
         if small is None:
             sheet.paste(_EMPTY, (x, y, x + CELL, y + CELL))
@@ -41,6 +78,11 @@ def contact_sheet(outputs: Outputs, jobs: Sequence[Job]) -> bytes:
     data = io.BytesIO()
     sheet.save(data, "JPEG", quality=85)
     return data.getvalue()
+
+
+def _fit(words: str) -> str:
+    """``words`` in lines that are no wider than a cell."""
+    return "\n".join(textwrap.wrap(words, 28, max_lines=6, placeholder=" …"))
 
 
 def _cell_picture(outputs: Outputs, job: Job) -> Image.Image | None:

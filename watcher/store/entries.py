@@ -40,6 +40,7 @@ def batch_of(row: Row) -> Batch:
         cancelled=bool(row["cancelled"]),
         paused=bool(row["paused"]),
         archived=bool(row["archived"]),
+        axes=json.loads(row["axes"]) if row["axes"] else {},
         error=json.loads(row["error"]) if row["error"] else None,
         warnings=tuple(json.loads(row["warnings"])),
     )

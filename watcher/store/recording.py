@@ -9,7 +9,7 @@ derives from its ticket. A crash leaves a whole chunk on record or nothing of it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from watcher.errors import SteadyError
 from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, forwards_of, job_ids_of
@@ -84,7 +84,7 @@ class Recording:
 
     ``next_line``: rows of the file dealt with so far. ``final``: that was all of it. ``digest``:
     sha256 of the file, if known. ``rows``: places of the batch whose jobs are on record already,
-    with the row of its new file each of them stands for (None for no row).
+    with the row of its new file each of them stands for (None for no row). ``axes``: see Batch.
     """
 
     ticket: str
@@ -96,6 +96,7 @@ class Recording:
     refused_rows: int = 0
     digest: str | None = None
     rows: Sequence[tuple[int, int | None]] = ()
+    axes: Mapping[str, Sequence[Any]] | None = None
 
     def ids(self) -> list[str]:
         """The jobs' ids, in order."""
@@ -273,6 +274,7 @@ def _batch_columns(recording: Recording, batch: Row, now: int) -> Row:
     return {
         "ticket": recording.ticket,
         "digest": recording.digest,
+        "axes": to_json(recording.axes) if recording.axes else None,
         "line": recording.next_line,
         "warnings": with_warnings(batch["warnings"], said),
         "refused": recording.refused_rows,
@@ -288,7 +290,7 @@ _TELL_BATCH = (
     " warnings = :warnings, refused_rows = :refused, tries = 0,"
     " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now) ELSE recorded_at END,"
     " archived = CASE WHEN :fresh > 0 THEN 0 ELSE archived END,"
-    " digest = COALESCE(:digest, digest), last_rank = :rank,"
+    " digest = COALESCE(:digest, digest), axes = COALESCE(:axes, axes), last_rank = :rank,"
     " n_queued = n_queued + :fresh"
     " WHERE ticket = :ticket"
 )
