@@ -123,7 +123,17 @@ def routes(door: Door, views: Views) -> APIRouter:
 
 
 _MODEL = ("name", "why", "starter", "revision", "device", "dtype", "attention", "memory")
-_WORKER = ("slot", "state", "device", "rss", "restarts", "failures", "retry_in", "last_death")
+_WORKER = (
+    "slot",
+    "state",
+    "model",
+    "device",
+    "rss",
+    "restarts",
+    "failures",
+    "retry_in",
+    "last_death",
+)
 
 
 def _public_members(entry: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:

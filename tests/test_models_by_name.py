@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,3 +256,42 @@ def test_a_web_ui_s_checkpoint_is_a_model_by_name(tmp_path: Path) -> None:
         assert bench.client.get("/sdapi/v1/options").json()["sd_model_checkpoint"] == "large"
         wrong = bench.client.post("/sdapi/v1/options", json={"sd_model_checkpoint": "lerge"})
         assert wrong.status_code == 404
+
+
+# -- sparing the card
+
+NVML = """
+from pathlib import Path
+NVML_TEMPERATURE_GPU = 0
+nvmlInit = bool
+nvmlDeviceGetCount = lambda: 2
+nvmlDeviceGetHandleByIndex = int
+nvmlDeviceGetTemperature = lambda card, kind: int(Path({file!r}).read_text()) - card
+"""
+
+
+def test_no_job_begins_on_a_card_that_is_too_hot(make_root: Callable[..., Root]) -> None:
+    root = make_root(max_temperature=80)
+    degrees, library = root.folder / "degrees", root.folder / "library"
+    library.mkdir()
+    (library / "pynvml.py").write_text(NVML.format(file=str(degrees)))
+    degrees.write_text("86")
+    root.extra["PYTHONPATH"] = os.pathsep.join([root.environment()["PYTHONPATH"], str(library)])
+    root.drop("one.json", json.dumps({"prompt": "a fox steps=1"}))
+    root.watch()
+    words = "A card has 86 °C: the next job begins below 80 °C."
+    until(lambda: words in root.pulse().get("notices", ()), what="words about the heat")
+    until(lambda: root.states() == ["queued"], what="the job is recorded")
+    degrees.write_text("79")
+    root.wait_for("completed")
+    until(lambda: root.pulse()["notices"] == [], what="nothing to say any more")
+
+
+def test_a_worker_rests_between_two_pictures(make_root: Callable[..., Root]) -> None:
+    root = make_root(cooldown="1s")
+    root.drop("two.json", json.dumps({"prompt": "a fox steps=2", "count": 2}))
+    root.finish()
+    lines = [json.loads(line) for line in root.log.read_text().splitlines()]
+    [_, begun] = [line["t"] for line in lines if line["event"] == "start"]
+    [ended, _] = [line["t"] for line in lines if line["event"] == "finish"]
+    assert begun - ended >= 1e9

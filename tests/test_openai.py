@@ -163,8 +163,9 @@ def test_what_the_real_service_accepts_is_accepted(client: openai.OpenAI):
 
 
 def test_models(client: openai.OpenAI):
-    [model] = client.models.list().data
-    assert model.id == "scripted" and client.models.retrieve("scripted").id == "scripted"
+    names = [model.id for model in client.models.list().data]
+    assert names == ["scripted", "starter", "Tongyi-MAI/Z-Image-Turbo"]
+    assert client.models.retrieve("scripted").id == "scripted"
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("no/such-model")
     assert caught.value.code == "model_not_found"

@@ -549,6 +549,7 @@ class Service:
         with contextlib.suppress(SteadyError):  # said by whoever works with the record
             self._paused = bool(self._store.get("paused"))
         trouble, warnings = self._trouble()
+        usual = self._reading.limits.usual.name
         pulse: dict[str, Any] = {
             "pid": os.getpid(),
             "started_at": self._started_at,
@@ -558,7 +559,7 @@ class Service:
                 "why": self._choice.why,
                 "starter": self._choice.starter,
             }
-            | self._dispatcher.info,
+            | (self._dispatcher.info if self._dispatcher.model in ("", usual) else {}),
             "workers": self._executor.status(),
             "running": self._dispatcher.running(),
             "trouble": trouble,

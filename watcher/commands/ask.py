@@ -150,6 +150,7 @@ def _service_status(desk: Desk) -> int:
     words += [f"trouble   {t['message']} {t['remedy']}" for t in troubles]
     words += [f"warning   {t['message']} {t['remedy']}" for t in warnings]
     notices = pulse.get("inbox", {}).get("notices", []) if pulse["alive"] else []
+    words += [f"note      {notice}" for notice in pulse.get("notices", ()) if pulse["alive"]]
     words += [f"inbox     {notice}" for notice in notices]
     desk.answer(
         {
