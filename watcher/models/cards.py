@@ -187,7 +187,7 @@ def _card(
         max_side=max_side,
         max_pixels=max_pixels,
         folder=folder_of(entry.source, config.root) if engine == "zimage" else None,
-        absent=_lacking(engine, entry.source, config),
+        absent=_lacking(engine, entry, config),
         **_card_words(profile, engine, entry.source, said),
     )
 
@@ -198,15 +198,22 @@ def _placed(options: dict[str, Any], root: Path) -> dict[str, Any]:
     return options | {key: str(locate(str(file), root) or file) for key, file in files.items()}
 
 
-def _lacking(engine: str, source: str, config: Config) -> SteadyError | None:
-    """What is missing of a model's files on this machine; None where nothing is that we know of."""
+def _lacking(engine: str, entry: ModelSetting, config: Config) -> SteadyError | None:
+    """What is missing of a model's files on this machine; None where nothing is that we know of.
+
+    Of one that is put together from several places only whether each is there.
+    """
     if engine not in ("zimage", "diffusers") or config.executor != "local":
         return None
-    try:
-        present(source, config.root)
-    except SteadyError as error:
-        remedy = f"Run `steady model pull {source}`." if is_hub_name(source) else error.remedy
-        return SteadyError(error.code, error.message, remedy=remedy)
+    parts = [entry.options[key] for key in ("transformer", "base") if entry.options.get(key)]
+    for name in (entry.source, *map(str, parts)):
+        if locate(name, config.root) or (parts and folder_of(name, config.root)):
+            continue
+        try:
+            present(name, config.root)
+        except SteadyError as error:
+            remedy = f"Run `steady model pull {name}`." if is_hub_name(name) else error.remedy
+            return SteadyError(error.code, error.message, remedy=remedy)
     return None
 
 
