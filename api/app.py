@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
 
-from api import batches, errors, events, health, jobs, login, page, seed
+from api import batches, errors, events, health, jobs, login, page, seed, telling
 from api.compat import a1111, openai, openai_batch
 from api.compat.calls import Calls
 from api.docs import pages, spec
@@ -96,6 +96,7 @@ def create_app(
         jobs.routes(door, views, submissions, outputs),
         events.routes(door, feed),
         batches.routes(door, views),
+        telling.routes(door),
         openai.routes(door, calls, feed, rules.token),
         openai_batch.routes(door, calls, rules.token),
         a1111.routes(door, calls),

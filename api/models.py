@@ -391,6 +391,36 @@ class Readiness(Answer):
     ready: Literal[True]
 
 
+class DeliveryView(Answer):
+    """One event for one receiver. Times are UTC."""
+
+    id: str = Field(examples=["msg_550e8400e29b41d4a716446655440000"])
+    type: str = Field(examples=["job.completed"])
+    endpoint: str = Field(examples=["https://hooks.example.com/pictures"])
+    ticket: str | None
+    job_id: str | None
+    state: Literal["pending", "delivered", "dead"] = Field(examples=["delivered"])
+    attempts: int = Field(examples=[1])
+    created_at: str
+    next_at: str | None = Field(description="when it is tried next")
+    ended_at: str | None = Field(description="when it was delivered or given up")
+    last_status: int | None = Field(description="of HTTP", examples=[204])
+    last_error: str | None
+
+
+class DeliveryPage(Answer):
+    """Some deliveries, newest first."""
+
+    deliveries: list[DeliveryView]
+    next: str | None
+
+
+class Tested(Answer):
+    """How many receivers hear of the test."""
+
+    told: int = Field(examples=[1])
+
+
 class Change(BaseModel):
     """A job's new place in the queue."""
 

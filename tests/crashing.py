@@ -24,6 +24,7 @@ from watcher import log, models, service
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.executor.build import build
+from watcher.notify import SCHEDULE
 
 
 class LateIdentity(service.Inbox):
@@ -92,6 +93,7 @@ def main() -> int:
     options.add_argument(
         "--silence", type=float, help="seconds until a silent actor counts as lost"
     )
+    options.add_argument("--pace", type=float, help="scales the schedule of telling others")
     options.add_argument("--probe", help="the machine's devices, best first: cuda:0,cpu")
     given = options.parse_args()
     left = given.nth
@@ -130,6 +132,8 @@ def main() -> int:
             probe=(lambda: models.Devices(given.probe.split(",")))
             if given.probe
             else models.probe_devices,
+            schedule=[each * (given.pace or 1.0) for each in SCHEDULE],
+            lasts=60.0 * (given.pace or 1.0),
         )
     except SteadyError as error:
         print(error, file=sys.stderr)

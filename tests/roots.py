@@ -109,12 +109,13 @@ class Root:
         silence: float | None = None,
         broken: bool = False,
         clock: Path | None = None,
+        pace: float | None = None,
         wrapper: Sequence[str] = (),
     ) -> Started:
         """A watcher, killed the ``nth`` time step ``point`` was done.
 
         ``broken``: the step raises instead. ``clock``: a file with the seconds by which the
-        wall clock is wrong. ``wrapper``: a command that runs it. ``stutter`` and ``silence``:
+        wall clock is wrong. ``pace`` scales the schedule of telling others. ``wrapper``: a command that runs it. ``stutter`` and ``silence``:
         see crashing.py.
         """
         command = [str(TESTS / "crashing.py"), str(self.folder)]
@@ -126,6 +127,7 @@ class Root:
         command += ["--silence", str(silence)] if silence else []
         command += ["--broken"] if broken else []
         command += ["--clock", str(clock)] if clock else []
+        command += ["--pace", str(pace)] if pace else []
         return self.spawn(*command, *(["--once"] if once else []), wrapper=wrapper)
 
     def finish(self, timeout: float = 60) -> None:

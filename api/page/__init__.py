@@ -22,7 +22,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 from typing_extensions import override
 
-from api.door import Door, Kept, installed_version, unready
+from api.door import Door, Kept, installed_version, pulse_troubles, unready
 from api.page import paint
 from api.page.album import again_of, curl_of, smaller_size, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
@@ -347,6 +347,8 @@ class Pages:
             card=self._door.limits().usual,
             versions=(made[0].facts.get("versions") or {}) if made else {},
             uptime=_seconds(pulse.get("started_at"), now_us()) if pulse["alive"] else None,
+            untold=[e for e in pulse_troubles(pulse) if e.code == "undelivered"],
+            told=len(self._store.listening()),
             config=self._door.config,
         )
 

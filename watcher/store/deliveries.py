@@ -63,6 +63,11 @@ class Deliveries(Database):
             pairs = {(event, endpoint) for endpoint, events in who.items() for event in events}
             self.insert("listeners", ["event", "endpoint"], sorted(pairs))
 
+    def listening(self) -> list[str]:
+        """Who hears of anything, beside those whom jobs name."""
+        rows = self.poll("SELECT DISTINCT endpoint FROM listeners ORDER BY endpoint")
+        return [row["endpoint"] for row in rows]
+
     def tell(self, event: str, body: Mapping[str, Any]) -> int:
         """Let those who listen hear of ``event``; how many they are."""
         with self.write():
@@ -195,8 +200,8 @@ class Deliveries(Database):
             raise SteadyError("delivery_not_found")
         return _delivery_of(rows[0])
 
-    def thin_out(self) -> None:
-        """Forget those that ended long ago, but for the newest KEPT of each state."""
+    def thin_out(self, *, kept: int = KEPT) -> None:
+        """Forget those that ended long ago, but for the newest of each state."""
         for state in ("delivered", "dead"):
             gone = _CHUNK
             while gone == _CHUNK:
@@ -205,7 +210,7 @@ class Deliveries(Database):
                         self.run(
                             "DELETE FROM deliveries WHERE seq IN (SELECT seq FROM deliveries"
                             " INDEXED BY deliveries_ended WHERE state = :state AND ended_at IS NOT"
-                            f" NULL ORDER BY ended_at DESC LIMIT {_CHUNK} OFFSET {KEPT})"
+                            f" NULL ORDER BY ended_at DESC LIMIT {_CHUNK} OFFSET {kept})"
                             " RETURNING seq",
                             state=state,
                         )
