@@ -7,6 +7,7 @@ import functools
 import hashlib
 import math
 import re
+import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -64,6 +65,7 @@ ENDED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 TRANSITIONS: dict[tuple[JobState, JobState], str] = {
     (JobState.QUEUED, JobState.GENERATING): "claim",
     (JobState.QUEUED, JobState.CANCELLED): "cancel",
+    (JobState.QUEUED, JobState.FAILED): "fail",
     (JobState.GENERATING, JobState.COMPLETED): "complete",
     (JobState.GENERATING, JobState.FAILED): "fail",
     (JobState.GENERATING, JobState.CANCELLED): "cancel",
@@ -425,6 +427,19 @@ class Limits:
         return card
 
 
+def input_digest(reference: str | None) -> str | None:
+    """The sha256 of a picture to start from, where that is known: ``sha256:…``, then a blank and
+    what people call it."""
+    match = re.match(r"sha256:([0-9a-f]{64})(?= |$)", reference or "")
+    return match[1] if match else None
+
+
+def input_job(reference: str | None) -> str | None:
+    """The id of the job whose picture is started from: ``job:…``, perhaps behind its sha256."""
+    match = re.fullmatch(r"(?:sha256:[0-9a-f]{64} )?job:([0-9a-f-]{36})", reference or "")
+    return match[1] if match else None
+
+
 def derived_seed(job_id: str) -> int:
     """The seed of a job whose request names none: 32 bits, the same whenever it is asked."""
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big")
@@ -495,7 +510,7 @@ class Job:
     attempt: int = 0  #: claims so far; fences every later write
     deaths: int = 0  #: worker deaths between start and pixels
     watcher_deaths: int = 0
-    held: str | None = None  #: why it may not run yet: not_before | window | paused
+    held: str | None = None  #: why it may not run yet: not_before | window | paused | input
     not_before: int | None = None
     cancel_requested: bool = False
     started_at: int | None = None

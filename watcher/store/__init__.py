@@ -21,6 +21,7 @@ from watcher.store.batches import Batches
 from watcher.store.claiming import PATIENCE, Claiming, Want
 from watcher.store.deliveries import Deliveries, Delivery, DeliveryState
 from watcher.store.entries import batch_of, job_of, to_json, with_warnings
+from watcher.store.inputs import HELD
 from watcher.store.record import Record
 from watcher.store.recording import NewJob, Recorded, Recording
 from watcher.store.views import READY, JobFilter, JobQueries
@@ -39,12 +40,9 @@ __all__ = [
 
 _BULK = Priority.BULK.level
 
-# What a job that goes back to the queue is held by.
-_HELD = """CASE WHEN EXISTS (SELECT 1 FROM batches AS b WHERE b.ticket = jobs.ticket
-    AND b.paused = 1) THEN 'paused' WHEN not_before > :now THEN 'not_before' ELSE NULL END"""
 
 # A fresh start for a failed or cancelled job, in its new place among those who wait.
-_RETRY = f"""state = 'queued', held = {_HELD}, deaths = 0, watcher_deaths = 0,
+_RETRY = f"""state = 'queued', held = {HELD}, deaths = 0, watcher_deaths = 0,
     cancel_requested = 0, started_at = NULL, completed_at = NULL, error_code = NULL,
     error_message = NULL, facts = NULL, passed_at = NULL"""
 
@@ -163,7 +161,7 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
             return self._move(
                 "state = CASE WHEN cancel_requested = 1 THEN 'cancelled' ELSE 'queued' END,"
                 " completed_at = CASE WHEN cancel_requested = 1 THEN :now ELSE NULL END,"
-                f" held = CASE WHEN cancel_requested = 1 THEN NULL ELSE {_HELD} END,"
+                f" held = CASE WHEN cancel_requested = 1 THEN NULL ELSE {HELD} END,"
                 " cancel_requested = 0, started_at = NULL, deaths = deaths + :death,"
                 " watcher_deaths = watcher_deaths + :watcher,"
                 " history = COALESCE(history, '') || :line",
@@ -228,7 +226,9 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
             old = job_of(rows[0]) if rows else self._refused(id)
             rank = self._rank(old, old.priority, None)
             self.run("UPDATE batches SET archived = 0 WHERE ticket = :t", t=old.ticket)
-            return self._moved(f"{_RETRY}, rank = :rank", ended, id=id, now=now, rank=rank)
+            job = self._moved(f"{_RETRY}, rank = :rank", ended, id=id, now=now, rank=rank)
+            self._settle(None, now=now)
+            return job
 
     def reorder(
         self,
@@ -286,6 +286,7 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
                 ticket=ticket,
                 now=self._clock() if now is None else now,
             )
+            self._settle(None, now=self._clock())
             self._move_many(
                 "cancel_requested = 1",
                 "ticket = :ticket AND state = 'generating' AND cancel_requested = 0",
@@ -305,6 +306,7 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
                 ticket=ticket,
                 now=now,
             )
+            self._settle(None, now=now)
             self._set_batch(
                 "cancelled = CASE WHEN recorded_at IS NULL AND error IS NULL"
                 " THEN 1 ELSE cancelled END",
@@ -325,7 +327,7 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
         with self.write():
             batch = batch_of(self._set_batch("paused = 0", ticket=ticket))
             self._move_many(
-                "held = CASE WHEN not_before > :now THEN 'not_before' ELSE NULL END",
+                f"held = {HELD}",
                 "ticket = :ticket AND state = 'queued' AND held = 'paused'",
                 ticket=ticket,
                 now=self._clock() if now is None else now,
@@ -356,6 +358,7 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
                 **values,
             )
             if count:
+                self._settle(None, now=self._clock())
                 self._set_batch(
                     "archived = 0, last_rank = :rank", ticket=ticket, rank=start + count
                 )
@@ -373,7 +376,10 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
         if not rows:
             return None
         self.run("UPDATE queue SET rev = rev + 1")
-        return job_of(rows[0])
+        job = job_of(rows[0])
+        if job.state.ended:
+            self._settle([job.id], now=values.get("now") or self._clock())
+        return job
 
     def _move_many(self, assignment: str, guard: str, **values: Any) -> int:
         """The same for every job the guard lets through, in order, each with its own rev."""

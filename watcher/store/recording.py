@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 from watcher.errors import SteadyError
 from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, forwards_of, job_ids_of
 from watcher.store import imagenames
-from watcher.store.database import Database
 from watcher.store.entries import batch_of, to_json, with_warnings
 from watcher.store.imagenames import Wish, default_name
+from watcher.store.inputs import JobInputs, awaited
 from watcher.store.schema import Row
 
 #: What the request column leaves out: it has a column of its own or is the same for all.
@@ -44,6 +44,7 @@ class NewJob(NamedTuple):
     id: str | None = None
     row: int | None = None
     model: str = ""
+    awaits: str | None = None  #: the job whose picture it starts from, while that is not made
 
     @classmethod
     def of(
@@ -75,6 +76,7 @@ class NewJob(NamedTuple):
             id=id,
             row=row,
             model=request.model or "",
+            awaits=awaited(request.__dict__),
         )
 
 
@@ -108,7 +110,7 @@ class Recording:
 _Fresh = tuple[str, int, str, NewJob]
 
 
-class Recorded(Database):
+class Recorded(JobInputs):
     """Recording."""
 
     def record_all(
@@ -139,6 +141,7 @@ class Recorded(Database):
             }
             if fresh:
                 self._insert(fresh, batches, told, now=now, local=local)
+            self._take_inputs(batches)
             self.run_many(_TELL_BATCH, list(told.values()))
             self.run_many(
                 "UPDATE jobs SET row = :row WHERE ticket = :ticket AND idx = :idx",
@@ -148,6 +151,8 @@ class Recorded(Database):
                     for index, row in each.rows
                 ],
             )
+            if any(job.awaits for *_, job in fresh):
+                self._settle(None, now=now)  # some were made, or failed, while the file was read
         return ids
 
     def _fresh(
@@ -232,7 +237,8 @@ class Recorded(Database):
                 # starts at the point the class has reached, so batches take turns.
                 rank = tell["rank"] = max(queue["bulk_time"], tell["rank"]) + 1
             later = job.not_before is not None and job.not_before > now
-            held = "paused" if batch["paused"] else "not_before" if later else None
+            held = "input" if job.awaits else "not_before" if later else None
+            held = "paused" if batch["paused"] else held
             tell["fresh"] += 1
             rows.append(
                 (
@@ -255,6 +261,7 @@ class Recorded(Database):
                     job.row,
                     job.forwards,
                     job.model,
+                    job.awaits,
                 )
             )
         self.insert("jobs", _JOB_COLUMNS, rows)
@@ -316,4 +323,5 @@ _JOB_COLUMNS = [
     "row",
     "forwards",
     "model",
+    "awaits",
 ]

@@ -189,17 +189,13 @@ _VERSION_2 = (
     "ALTER TABLE jobs ADD COLUMN forwards {integer}",
     "ALTER TABLE jobs ADD COLUMN rating {integer} NOT NULL DEFAULT 0",
     "ALTER TABLE batches ADD COLUMN axes TEXT",
-    # Pictures that jobs start from, by their content. An input may go when no batch needs it.
-    """CREATE TABLE inputs (
-        sha256 {key} PRIMARY KEY,
-        bytes {integer} NOT NULL,
-        width {integer} NOT NULL,
-        height {integer} NOT NULL,
-        format TEXT NOT NULL,
-        created_at {integer} NOT NULL) {plain_table}""",
-    """CREATE TABLE batch_inputs (sha256 {key} NOT NULL, ticket {key} NOT NULL,
-        PRIMARY KEY (sha256, ticket)) {plain_table}""",
-    "CREATE INDEX batch_inputs_of ON batch_inputs (ticket)",
+    # The job whose picture this one starts from, while that is not made.
+    "ALTER TABLE jobs ADD COLUMN awaits {key}",
+    "CREATE INDEX jobs_awaiting ON jobs (awaits) WHERE state = 'queued' AND awaits IS NOT NULL",
+    # Pictures that the jobs of a batch start from: by what its file calls them, and by content.
+    """CREATE TABLE inputs (ticket {key} NOT NULL, name {key} NOT NULL, sha256 {key} NOT NULL,
+        PRIMARY KEY (ticket, name, sha256)) {plain_table}""",
+    "CREATE INDEX inputs_by_content ON inputs (sha256)",
     # What others are told: written in the transaction of what is told, delivered afterwards.
     # ``body`` is the row of the job or batch as it was then, so every attempt says the same.
     # ``next_at`` is when to try; ``ended_at`` when it was delivered or given up.
