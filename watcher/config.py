@@ -127,6 +127,7 @@ class Config(BaseSettings):
     # -- where
     inbox: Path = Field(Path("inbox"), description="folder that is watched for job files")
     outputs: Path = Field(Path("outputs"), description="folder the pictures go to")
+    inputs: Path = Field(Path("inputs"), description="folder of pictures that jobs start from")
     database: str = Field("steady.db", description="the record: a file, or postgresql://…")
     synchronous: Literal["full", "normal"] = Field(
         "full", description="normal is faster and may forget the last moments at a power cut"
@@ -354,6 +355,7 @@ class Config(BaseSettings):
                 "root": root,
                 "inbox": root / config.inbox.expanduser(),
                 "outputs": root / config.outputs.expanduser(),
+                "inputs": root / config.inputs.expanduser(),
                 "presets": root / config.presets.expanduser(),
             }
         )

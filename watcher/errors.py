@@ -64,6 +64,7 @@ ERRORS: dict[str, ErrorKind] = {
     "too_many_jobs": ErrorKind(422, 2, "The file makes more jobs than allowed.", "Split it, or use .jsonl or .csv."),
     "all_rows_refused": ErrorKind(422, 2, "No row of the file can be used.", "Mend the rows; each is listed with its reason."),
     "bad_picture": ErrorKind(422, 2, "The picture cannot be started from.", "Use a whole PNG, JPEG, WebP, BMP, TIFF, GIF or AVIF."),
+    "bad_bundle": ErrorKind(422, 2, "The .zip cannot be read.", "Pack one job file and the pictures it names, without links or passwords."),
     "bad_reference": ErrorKind(422, 2, "This does not name a picture that may be started from.", "Name a file below inputs/, a picture made before, or job:ID."),
     "input_missing": ErrorKind(422, 2, "The picture to start from is not there.", "Put it below inputs/ under that name, or send it again."),
     "input_failed": ErrorKind(409, 1, "The picture to start from was not made.", "Run that job again, then this one."),

@@ -7,7 +7,6 @@ import functools
 import hashlib
 import math
 import re
-import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field

@@ -20,6 +20,7 @@ FORMS = {
     ".tsv": ".tsv",
     ".tab": ".tsv",
     ".txt": ".txt",
+    ".zip": "bundle",
     # pictures that carry a recipe: they are made again
     ".png": "picture",
     ".webp": "picture",
@@ -36,7 +37,7 @@ _INSTEAD = {
     ".xlsx .xls .xlsm .ods .numbers": "Save the table as .csv.",
     ".docx .doc .odt .rtf .md .pages .pdf .html": "Save the prompts as .txt, one a line.",
     ".toml .ini .xml": "Write it as .yaml or .json.",
-    ".gz .zip .tar .tgz .bz2 .xz .zst .7z .rar": "Unpack it and drop what is inside.",
+    ".gz .tar .tgz .bz2 .xz .zst .7z .rar": "Unpack it and drop what is inside.",
     ".gif .bmp .tif .tiff .heic .avif .jxl .svg": "Pictures are read as .png, .webp or .jpg.",
 }
 _REMEDIES = {suffix: words for names, words in _INSTEAD.items() for suffix in names.split()}

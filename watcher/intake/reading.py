@@ -1,7 +1,8 @@
 """What a claimed file says: its jobs, the rows that cannot be used, the digest of its bytes.
 
-Only reads, so whatever goes wrong in here leaves nothing behind, and reading again gives the
-same jobs: everything drawn is drawn from the ticket, and ``{date}`` is the day the file came.
+Only reads, and copies the pictures that jobs start from: whatever goes wrong in here leaves no
+more than copies. Reading again gives the same jobs: everything drawn is drawn from the ticket,
+``{date}`` is the day the file came, and pictures are those that were copied.
 Knows nothing of the record.
 """
 
@@ -15,6 +16,7 @@ from typing import BinaryIO
 from watcher import jobfile
 from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox
+from watcher.inputs import Finder, Inputs
 from watcher.jobs import Batch, Limits
 from watcher.publish import disk_trouble
 from watcher.suffixes import LINE_SUFFIXES
@@ -24,20 +26,24 @@ from watcher.wildcards import Wildcards
 class Reading:
     """Reads claimed files of ``inbox`` as jobs within ``limits``. Any thread."""
 
-    def __init__(self, *, inbox: Inbox, limits: Limits, root: Path) -> None:
+    def __init__(self, *, inbox: Inbox, limits: Limits, root: Path, inputs: Inputs) -> None:
         self.limits = limits
         self._inbox = inbox
         self._root = root
+        self._inputs = inputs
 
-    def whole(self, claim: Claim, batch: Batch) -> tuple[jobfile.Parsed, str]:
-        """All of a file that is no table, and its sha256.
+    def whole(
+        self, claim: Claim, batch: Batch, *, again: bool = False
+    ) -> tuple[jobfile.Parsed, str]:
+        """All of a file that is no table, and its sha256. The pictures it names are copied.
 
-        Raises SteadyError: what is wrong with the file, or the environment's trouble.
+        ``again``: it is on record already. Raises SteadyError: what is wrong with the file, or the environment's trouble.
         """
         data = self._inbox.read(claim, jobfile.most_bytes(claim.suffix))
         parsed = jobfile.parse(
             data, claim.suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
             salt=batch.ticket, wildcards=Wildcards(self._root), preset=self._preset(claim),
+            pictures=self._finder(claim, batch, again),
             keyed=claim.resumes is not None or batch.key is not None,
         )  # fmt: skip
         return parsed, hashlib.sha256(data).hexdigest()
@@ -46,12 +52,19 @@ class Reading:
         """The bytes of a table; the caller closes."""
         return self._inbox.open_stream(claim, jobfile.MAX_TABLE)
 
-    def lines(self, stream: BinaryIO, claim: Claim, batch: Batch) -> jobfile.RowIterator:
-        """The rows of a table, one at a time."""
+    def lines(
+        self, stream: BinaryIO, claim: Claim, batch: Batch, *, again: bool = False
+    ) -> jobfile.RowIterator:
+        """The rows of a table, one at a time; as :meth:`whole`."""
         return jobfile.read_lines(
             stream, claim.suffix, self.limits, now=_local(batch), salt=batch.ticket,
             wildcards=Wildcards(self._root), preset=self._preset(claim),
+            pictures=self._finder(claim, batch, again),
         )  # fmt: skip
+
+    def _finder(self, claim: Claim, batch: Batch, again: bool) -> Finder:
+        """What was copied for this very file is taken again, whatever lies in the folder now."""
+        return Finder(self._inputs, batch.ticket if again else claim.ticket, settled=again)
 
     def _preset(self, claim: Claim) -> jobfile.Template | None:
         """What holds for every job of the hot folder that ``claim`` was dropped into.
@@ -85,11 +98,11 @@ class Reading:
     def _bad(self, claim: Claim, batch: Batch) -> Iterator[jobfile.Row]:
         if claim.suffix in LINE_SUFFIXES:
             with self.open(claim) as stream:
-                for each in self.lines(stream, claim, batch):
+                for each in self.lines(stream, claim, batch, again=True):
                     if isinstance(each, jobfile.Row):
                         yield each
         else:
-            yield from self.whole(claim, batch)[0].refused
+            yield from self.whole(claim, batch, again=True)[0].refused
 
 
 def stem_of(claim: Claim, batch: Batch) -> str:

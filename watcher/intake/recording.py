@@ -7,7 +7,7 @@ crash finds its jobs there already.
 import datetime
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from watcher import jobfile
@@ -16,7 +16,7 @@ from watcher.inbox import Claim
 from watcher.intake.reading import Reading
 from watcher.intake.resume import Standing
 from watcher.intake.suspect import Suspect
-from watcher.jobs import Batch, Priority, job_ids_of, ticket_of_key
+from watcher.jobs import Batch, JobRequest, Priority, job_ids_of, ticket_of_key
 from watcher.log import say
 from watcher.parts import Part, Shared
 from watcher.store import NewJob, Recording
@@ -89,8 +89,13 @@ class Recorder(Part):
         *,
         first: int = 0,
         standing: Standing | None = None,
+        named: dict[str, str] | None = None,
     ) -> Made:
-        """What becomes of ``planned``; ``first``: the number, from 0, of its first in the file."""
+        """What becomes of ``planned``; ``first``: the number, from 0, of its first in the file.
+
+        ``named``: ids of the file's jobs before them, by the name they were given; added to.
+        """
+        named = {} if named is None else named
         jobs: list[NewJob] = []
         again: list[str] = []
         rows: list[Row] = []
@@ -99,8 +104,13 @@ class Recorder(Part):
         for index, plan in enumerate(planned, first):
             own = plan.request.key if several else None
             job_id = ticket_of_key(own) if own else ids(index)
+            name, plan.request = plan.request.name, _linked(plan.request, named)
+            if name:
+                named[name] = job_id
             if standing is not None:
                 verdict = standing.judge(plan.request, plan.row)
+                if name:
+                    named[name] = verdict.there or verdict.new or job_id
                 if verdict.moved is not None:
                     rows.append((verdict.moved, plan.row))
                 if verdict.again:
@@ -174,6 +184,12 @@ class Recorder(Part):
         if ids:
             self._store.retry_ended(batch.ticket, ids, self._now())
             self._checkpoint("retried")
+
+
+def _linked(request: JobRequest, named: Mapping[str, str]) -> JobRequest:
+    """``request`` with the ids of those jobs of its file whose pictures it starts from."""
+    links = {f: f"job:{named[r]}" for f in ("image", "mask") if (r := getattr(request, f)) in named}
+    return request.model_copy(update=links) if links else request
 
 
 def recording(

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from watcher.jobs import Job, JobRequest, JobState, derived_seed
+from watcher.jobs import Job, JobRequest, JobState, derived_seed, input_job
 
 #: What may differ without making another picture: when it runs, and under which key.
 _ASIDE = {"seed", "count", "priority", "not_before", "key"}
@@ -23,13 +23,14 @@ _ASIDE = {"seed", "count", "priority", "not_before", "key"}
 class Verdict:
     """``again``: the id of a job that ended without a picture; ``new``: an id for a new job.
 
-    Both None: the job stands as it is. ``moved``: the place of a job that is there and came from
+    Both None: the job stands as it is. ``there``: the id of one that is there and has a name. ``moved``: the place of a job that is there and came from
     another row of the earlier file.
     """
 
     again: str | None = None
     new: str | None = None
     moved: int | None = None
+    there: str | None = None
 
 
 class _There(NamedTuple):
@@ -38,6 +39,7 @@ class _There(NamedTuple):
     place: int
     row: int | None
     id: str | None  #: of one that ended without a picture
+    named: str | None  #: the id of one with a name
 
 
 class Standing:
@@ -57,7 +59,8 @@ class Standing:
             derived = job.request.seed == derived_seed(job.id)
             mark = _fingerprint(job.request, None if derived else job.request.seed)
             ended = job.state in (JobState.FAILED, JobState.CANCELLED)
-            there = _There(job.index, job.row, job.id if ended else None)
+            named = job.id if job.request.name else None
+            there = _There(job.index, job.row, job.id if ended else None, named)
             self._there.setdefault(mark, []).append(there)
         for some in self._there.values():  # those that stand as they are go first
             some.sort(key=lambda each: (each.id is not None, each.place), reverse=True)
@@ -69,7 +72,8 @@ class Standing:
         self._asked[mark] += 1
         if some := self._there.get(mark):
             there = some.pop()
-            return Verdict(again=there.id, moved=there.place if there.row != row else None)
+            moved = there.place if there.row != row else None
+            return Verdict(again=there.id, moved=moved, there=there.named)
         return Verdict(new=str(uuid.uuid5(self._ticket, f"{mark.hex()}/{turn}")))
 
     def gone(self) -> Iterator[int]:
@@ -81,5 +85,7 @@ class Standing:
 def _fingerprint(request: JobRequest, seed: int | None) -> bytes:
     """The same for requests that ask for the same; 16 bytes."""
     said = request.model_dump(exclude=_ASIDE, exclude_none=True)
+    for field in ("image", "mask"):  # the same before and after that picture was made
+        said |= {field: source} if (source := input_job(said.get(field))) else {}
     text = json.dumps([said, seed], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]

@@ -143,6 +143,7 @@ class Tables(Part):
         """Every row of the table: its jobs into ``spool``, but for those on record already."""
         problems: list[ValueFault] = []
         chunk: list[jobfile.PlannedJob] = []
+        named: dict[str, str] = {}
 
         def put(seen: int) -> None:
             # A first chunk that is full tells that there are more than a few, as later ones do.
@@ -151,7 +152,7 @@ class Tables(Part):
                 if plan.request.priority is None:
                     plan.priority = usual
             before = seen - len(chunk)
-            made = self._recorder.jobs(batch, chunk, first=before, standing=standing)
+            made = self._recorder.jobs(batch, chunk, first=before, standing=standing, named=named)
             spool.put(Chunk(chunk[-1].row or 0, before, made))
             chunk.clear()
             if self._stopping.is_set():
@@ -167,6 +168,7 @@ class Tables(Part):
                     continue
                 seen, spool.pictures = spool.pictures, spool.pictures + 1
                 if standing is None and (each.row or 0) <= batch.next_line:
+                    self._recorder.jobs(batch, [each], first=seen, named=named)
                     continue
                 full = CHUNK if seen > len(chunk) else FIRST_CHUNK
                 if len(chunk) >= full and each.row != chunk[-1].row:

@@ -35,6 +35,7 @@ from watcher.jobfile.batchline import (
     refused_lines,
     result_lines,
 )
+from watcher.jobfile.bundle import MAX_BUNDLE, Bundle
 from watcher.jobfile.cells import value_of_words
 from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.fields import request_of, seeded
@@ -45,6 +46,7 @@ from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.problems import MAX_PROBLEMS, refusal, shown_key
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.sheets import OnError
+from watcher.jobfile.sources import Found, Pictures, is_pattern
 from watcher.jobfile.strictjson import read_json
 from watcher.jobfile.tables import (
     Row,
@@ -66,7 +68,10 @@ __all__ = [
     "MAX_PROBLEMS",
     "MAX_TABLE",
     "USAGE",
+    "Bundle",
+    "Found",
     "Parsed",
+    "Pictures",
     "PlannedJob",
     "Row",
     "RowIterator",
@@ -80,6 +85,7 @@ __all__ = [
     "images_body",
     "in_preset",
     "is_batch_line",
+    "is_pattern",
     "look_of",
     "most_bytes",
     "name_all",
@@ -133,6 +139,7 @@ def parse(
     salt: str = "",
     wildcards: Wildcards | None = None,
     preset: Template | None = None,
+    pictures: Pictures | None = None,
     on_error: OnError | None = None,
     keyed: bool = False,
 ) -> Parsed:
@@ -141,7 +148,8 @@ def parse(
     ``suffix``, one of suffixes.FORMS, decides how it is read. ``stem`` names the pictures of a file of many; empty leaves them unnamed. ``now`` (local
     time) gives ``{date}``. ``salt`` (the ticket) varies what is drawn: ``sample``, wildcards,
     ``{seed}``. ``wildcards`` looks up a list by name. ``preset`` (:func:`read_preset`) is what holds
-    where the file says nothing. ``on_error`` replaces the default, not what
+    where the file says nothing. ``pictures`` finds what ``image`` and ``mask`` name; without it
+    they stay as they are. ``on_error`` replaces the default, not what
     the file says. ``keyed``: a key comes from outside, so ``resume`` needs none.
 
     Raises SteadyError; under ``reject`` with every problem of the file, up to 50.
@@ -149,7 +157,13 @@ def parse(
     form = form_of(suffix)
     if not data.strip():
         raise SteadyError("empty_file")
-    planner = Planner(limits, now=now, salt=salt, wildcards=wildcards, preset=preset)
+    if form == "bundle":
+        bundle = Bundle(data)
+        data, form = bundle.job(MAX_BYTES), form_of(bundle.suffix)
+        pictures = pictures.inside(bundle) if pictures else None
+    planner = Planner(
+        limits, now=now, salt=salt, wildcards=wildcards, preset=preset, pictures=pictures
+    )
     if form == "picture":
         parsed = _of_picture(data, planner)
     elif form in (".yaml", ".json"):
@@ -157,6 +171,8 @@ def parse(
     else:
         parsed = _parse_lines(data, form, planner, on_error)
     name_all(parsed.requests, stem, len(parsed.requests))
+    if pictures:
+        pictures.flush()
     return parsed
 
 
@@ -170,7 +186,7 @@ def form_of(suffix: str) -> str:
 
 def most_bytes(suffix: str) -> int:
     """The most bytes of a file that is read whole."""
-    return MAX_PICTURE if FORMS.get(suffix) == "picture" else MAX_BYTES
+    return {"picture": MAX_PICTURE, "bundle": MAX_BUNDLE}.get(FORMS.get(suffix, ""), MAX_BYTES)
 
 
 def _of_picture(data: bytes, planner: Planner) -> Parsed:
@@ -197,7 +213,7 @@ def _of_sheets(
     text = decoded(data)
     if not text.strip():
         raise SteadyError("empty_file")
-    read = sheets.read_sheets(text, form)
+    read = sheets.read_sheets(text, form, planner.finder)
     first = read[0]
     for sheet in read if len(read) > 1 else ():
         if sheet.resume or sheet.on_error or (sheet.key and len(sheet.items) != 1):
@@ -210,6 +226,7 @@ def _of_sheets(
     if problems:
         raise refusal(_by_line(problems))
     sheets.inherit(read, planner.preset)
+    sheets.spread_items(read, planner.finder)
     sheets.choose_combinations(read, planner, planner.limits)
 
     how = next((s.on_error for s in read if s.on_error), None) or on_error or "reject"
@@ -304,6 +321,7 @@ def read_lines(
     salt: str = "",
     wildcards: Wildcards | None = None,
     preset: Template | None = None,
+    pictures: Pictures | None = None,
 ) -> RowIterator:
     """The rows of a table or list, one at a time: an iterator of Planned and refused Row.
 
@@ -312,5 +330,7 @@ def read_lines(
     Raises SteadyError, at once or while iterating, for what spoils the whole file: no header,
     not text, too many rows.
     """
-    planner = Planner(limits, now=now, salt=salt, wildcards=wildcards, preset=preset)
+    planner = Planner(
+        limits, now=now, salt=salt, wildcards=wildcards, preset=preset, pictures=pictures
+    )
     return RowIterator(stream, form_of(suffix), planner)

@@ -54,6 +54,7 @@ class Marks:
 
     def __init__(self) -> None:
         self._found: dict[str, str] = {}
+        self._said: dict[str, None] = {}
         self._read: list[int] = []  #: the first line read as another program's
         self._more = -1  #: and how many more were
 
@@ -61,6 +62,11 @@ class Marks:
         """Notes that ``line`` was read as another program's settings."""
         self._read = self._read or [line]
         self._more += 1
+
+    def say(self, warning: str) -> None:
+        """Notes ``warning``, one of the first twenty."""
+        if len(self._said) < 20:
+            self._said[warning] = None
 
     def look(self, prompt: str) -> None:
         """Notes what ``prompt`` holds."""
@@ -72,7 +78,9 @@ class Marks:
         """One for each kind found so far."""
         more = f" and {self._more} more" if self._more else ""
         read = [f"Line {n}{more}: the settings of another program were read." for n in self._read]
-        return read + [_WORDS[kind].format(mark) for kind, mark in self._found.items()]
+        return [*read, *self._said] + [
+            _WORDS[kind].format(mark) for kind, mark in self._found.items()
+        ]
 
 
 def is_workflow(value: Mapping[str, Any]) -> bool:

@@ -5,12 +5,12 @@ Knows nothing of lines or files.
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from watcher.errors import ValueFault
+from watcher.errors import SteadyError, Trouble, ValueFault
 from watcher.jobfile.expand import (
     MAX_TEXT,
     ExpansionFault,
@@ -23,10 +23,11 @@ from watcher.jobfile.expand import (
     wild,
 )
 from watcher.jobfile.fields import Checker, moment_of, normalised
-from watcher.jobfile.foreign import Marks
+from watcher.jobfile.foreign import Marks, fitted_size
 from watcher.jobfile.hints import allowed_for
 from watcher.jobfile.naming import slug
 from watcher.jobfile.problems import shown
+from watcher.jobfile.sources import FIELDS_OF_PICTURES, Found, Pictures, spread
 from watcher.jobs import MAX_COUNT, Card, JobRequest, Limits, Priority, lora_words
 
 #: Fields in which ``{name}`` is replaced.
@@ -34,6 +35,8 @@ TEXTS = ("prompt", "negative_prompt", "name", "folder", "label")
 _NAMES = frozenset({"name", "folder"})
 #: Fields in which ``{a|b}`` is, where wildcards are asked for.
 _WILD_TEXTS = ("prompt", "negative_prompt")
+_MOST_NAMED = 20_000  #: names of a file that later jobs of it may start from
+_NAMED_AFTER = 40  #: characters of a prompt that stand in a name
 #: Names that need no declaring.
 BUILT_IN = frozenset({"index", "date", "seed", "lora"})
 
@@ -135,8 +138,12 @@ class Planner:
         salt: str = "",
         wildcards: Wildcards | None = None,
         preset: Template | None = None,
+        pictures: Pictures | None = None,
     ) -> None:
         self.limits = limits
+        self.finder = pictures
+        self._named: dict[str, Found] = {}  #: pictures of this file, by the name it gives them
+        self._stem: str | None = None  #: of the picture that the one in hand starts from
         self.preset = preset or Template()
         self.salt = salt
         self.marks = Marks()  #: of other programs, in the prompts planned so far
@@ -234,11 +241,73 @@ class Planner:
             )
         return None
 
+    def spread(self, template: Template, problems: list[ValueFault]) -> Iterator[dict[str, Any]]:
+        """The values of a row, once for each picture that its ``image`` matches."""
+        try:
+            images = spread(raw := template.values.get("image"), self.finder)
+        except Trouble:
+            raise
+        except SteadyError as error:
+            problems.append(_fault_of(error, "image", raw))
+            return
+        if isinstance(images, list):
+            yield from ({**template.values, "image": each} for each in images)
+        else:
+            yield template.values
+
+    def _start_from(
+        self, values: dict[str, Any], names: Mapping[str, str], index: int
+    ) -> list[ValueFault]:
+        """Find the pictures a job starts from; of what it says, and in which size."""
+        faults: list[ValueFault] = []
+        sizes: dict[str, tuple[int, int] | None] = {}
+        for key in FIELDS_OF_PICTURES:
+            name = values.get(key)
+            if self.finder is None or type(name) is not str or not (name := name.strip()):
+                continue
+            try:
+                if "{" in name:
+                    name = self._filled(key, name, values, names, index)
+                found = self._named.get(name) or self.finder.find(name)
+            except Trouble:
+                raise
+            except SteadyError as error:
+                faults.append(_fault_of(error, key, name))
+                continue
+            values[key], sizes[key] = found.reference, found.size
+            if key == "image":
+                self._stem = found.stem
+            if found.warning:
+                self.marks.say(found.warning)
+        size = sizes.get("image")
+        if size and sizes.get("mask") not in (None, size):
+            wide, tall = sizes["mask"] or (0, 0)
+            message = f"`mask` is {wide}x{tall}, and `image` {size[0]}x{size[1]}."
+            remedy = "Make both of the same size."
+            faults.append(ValueFault("bad_picture", message, key="mask", remedy=remedy))
+        elif size:
+            self._size_of(values, size)
+        return faults
+
+    def _size_of(self, values: dict[str, Any], size: tuple[int, int]) -> None:
+        """Width and height that are not said, from the picture's: its ratio, within the limits."""
+        said = [values.get("width"), values.get("height")]
+        if all(said) or not all(side is None or type(side) is int for side in said):
+            return
+        card = self.limits.card(values)
+        grow = next((s / own for s, own in zip(said, size, strict=True) if s), 1.0)
+        grow = min(grow, card.max_side / max(size))
+        near = fitted_size(round(size[0] * grow), round(size[1] * grow), card)
+        values["width"], values["height"] = (s or n for s, n in zip(said, near, strict=True))
+
     def _one(
         self, values: dict[str, Any], names: Mapping[str, str], index: int, wild_texts: bool
     ) -> JobRequest | list[ValueFault]:
         if "count" in values and values["count"] is None:
             del values["count"]
+        starts = values.get("image") is not None or values.get("mask") is not None
+        if starts and (faults := self._start_from(values, names, index)):
+            return faults
         for key in TEXTS:
             text = values.get(key)
             if type(text) is str and "{" in text:
@@ -249,7 +318,11 @@ class Planner:
                 if type(text) is str:
                     drawn = digest(self.salt, "wild", key, index, text)
                     values[key] = wild(text, drawn, self._wildcards)
-        return self._checker.check(values)
+        made = self._checker.check(values)
+        if isinstance(made, JobRequest) and made.name and len(self._named) < _MOST_NAMED:
+            size = (made.width or 0, made.height or 0)
+            self._named[made.name] = Found(made.name, size, made.name)
+        return made
 
     def _filled(
         self, key: str, text: str, values: dict[str, Any], names: Mapping[str, str], index: int
@@ -257,10 +330,22 @@ class Planner:
         used: dict[str, str] = {}
         for name in set(placeholders_in(text)):
             plain = name in names and name != "lora"  # whose values may be lists
-            value = names[name] if plain else self._built_in(name, values, index)
+            value = self._of_job(name, values) if key in _NAMES else None
+            if value is None:
+                value = names[name] if plain else self._built_in(name, values, index)
             if value is not None:
                 used[name] = slug(value) if key in _NAMES else value
         return fill(text, used)
+
+    def _of_job(self, name: str, values: dict[str, Any]) -> str | None:
+        """What a field of the job, or the picture it starts from, is called in names."""
+        if name == "image" and self._stem is not None:
+            return self._stem
+        if name not in ("strength", "prompt", "model"):
+            return None
+        self.limits.fill(values)
+        value = values.get(name)
+        return f"{value:g}" if isinstance(value, float) else value and str(value)[:_NAMED_AFTER]
 
     def _built_in(self, name: str, values: dict[str, Any], index: int) -> str | None:
         """``{index}``, ``{index:04}``, ``{date}``, ``{lora}`` and ``{seed}``; None for all others.
@@ -287,6 +372,13 @@ class Planner:
         own = priority if request.priority is None else Priority(request.priority)
         said = self._checker.warnings(request) + warnings
         return PlannedJob(request, request.name, said, row, moment, own)
+
+
+def _fault_of(error: SteadyError, key: str, value: Any) -> ValueFault:
+    """What is wrong with a picture's name, or with the picture."""
+    return ValueFault(
+        error.code, error.message, key=key, value=shown(value), remedy=error.remedy or None
+    )
 
 
 def keyed_apart(pictures: list[JobRequest], first: int = 1) -> list[JobRequest]:

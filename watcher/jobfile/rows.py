@@ -12,10 +12,17 @@ from watcher.jobfile.batchline import batch_line_fields, is_batch_line
 from watcher.jobfile.cells import reader_of
 from watcher.jobfile.foreign import fitted, line_fields
 from watcher.jobfile.hints import FIELDS, SPELLINGS, meant_by, plain_key
-from watcher.jobfile.planner import TEXTS, PlannedJob, Planner, Template, template_of
+from watcher.jobfile.planner import (
+    TEXTS,
+    PlannedJob,
+    Planner,
+    Template,
+    keyed_apart,
+    template_of,
+)
 from watcher.jobfile.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
 from watcher.jobfile.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
-from watcher.jobs import Limits, Priority
+from watcher.jobs import JobRequest, Limits, Priority
 
 #: Columns that are no fields and yet no metadata.
 _ALSO_READ = frozenset({"size", "expand"})
@@ -229,16 +236,24 @@ class RowIterator:
             names: Mapping[str, str] = {}
             if columns is not None and _has_braces(values):
                 names = columns.names(raw.cells)
-            made = planner.pictures(template, values, names, self._index)
-            for each in made:
-                if isinstance(each, ValueFault):
-                    problems = [m for m in made if isinstance(m, ValueFault)]
-                    yield self._refused(raw, problems, template.came_from)
-                    break
+            made: list[JobRequest] = []
+            problems: list[ValueFault] = []
+            for said in planner.spread(template, problems):
+                for each in planner.pictures(template, said, names, self._index + len(made)):
+                    if isinstance(each, ValueFault):
+                        problems.append(each)
+                    else:
+                        made.append(each)
+            if problems:
+                yield self._refused(raw, problems, template.came_from)
+                continue
+            for each in keyed_apart(made):
                 self._index += 1
                 if self._index > most:
                     raise _too_many("jobs", most)
                 yield planner.planned(each, raw.number, Priority.NORMAL, template.warnings)
+        if planner.finder:
+            planner.finder.flush()
 
     def _refused(
         self, raw: RawRow, problems: list[ValueFault], came_from: Mapping[str, str]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from watcher.errors import SteadyError, ValueFault
+from watcher.errors import SteadyError, Trouble, ValueFault
 from watcher.jobfile import strictjson, strictyaml
 from watcher.jobfile.expand import (
     ExpansionFault,
@@ -36,6 +36,7 @@ from watcher.jobfile.planner import (
     wants_wildcards,
 )
 from watcher.jobfile.problems import at, refusal, shown, shown_key
+from watcher.jobfile.sources import FIELDS_OF_PICTURES, Pictures, is_pattern, spread
 from watcher.jobs import MAX_PROMPT, JobRequest, Limits, field_schemas
 
 OnError = Literal["reject", "skip"]
@@ -62,6 +63,7 @@ class Item:
     raw: Any
     template: Template
     origins: dict[str, Path]
+    number: int = 0  #: among those of its sheet, as written
 
     @classmethod
     def of(cls, raw: Any, path: Path) -> "Item":
@@ -93,6 +95,7 @@ class Sheet:
     product: Product = field(default_factory=lambda: Product({}, {}))
     axes: dict[str, Path] = field(default_factory=dict)
     sample: int | None = None
+    many: bool = False  #: it has an item for each picture that matches a pattern
     key: str | None = None
     resume: bool = False
     on_error: OnError | None = None
@@ -131,13 +134,13 @@ class Sheet:
         return said
 
 
-def read_sheets(text: str, suffix: str) -> list[Sheet]:
+def read_sheets(text: str, suffix: str, pictures: Pictures | None = None) -> list[Sheet]:
     """The sheets of a file's text. Raises SteadyError for what cannot be read at all."""
     if fenced := _FENCED.fullmatch(text):  # as a chat writes it; lines keep their numbers
         text = "\n" + fenced[1]
     if suffix == ".json":
         document = strictjson.JsonDocument(text)
-        return [_sheet(document.value, document.place, None)]
+        return [_sheet(document.value, document.place, None, pictures)]
     try:
         documents = strictyaml.read_yaml(
             text, text_keys=TEXT_FIELDS, comment_keys=_COMMENT_KEYS, text_lists=_TEXT_LISTS
@@ -151,7 +154,8 @@ def read_sheets(text: str, suffix: str) -> list[Sheet]:
     filled = [(n, d) for n, d in enumerate(documents, 1) if d.value is not None]
     if not filled:
         raise SteadyError("empty_file")
-    return [_sheet(d.value, d.place, n if len(filled) > 1 else None) for n, d in filled]
+    several = len(filled) > 1
+    return [_sheet(d.value, d.place, n if several else None, pictures) for n, d in filled]
 
 
 _FENCED = re.compile(r"\s*```[\w-]*[ \t]*\r?\n(.*?)\s*```\s*", re.DOTALL)
@@ -185,7 +189,12 @@ def _is_slip(value: Any) -> bool:
     return any(isinstance(item, str) and _slip(item) for item in items)
 
 
-def _sheet(value: Any, place: Callable[[Path], tuple[int, int]], number: int | None) -> Sheet:
+def _sheet(
+    value: Any,
+    place: Callable[[Path], tuple[int, int]],
+    number: int | None,
+    pictures: Pictures | None,
+) -> Sheet:
     sheet = Sheet(place, number)
     if isinstance(value, Mapping) and is_workflow(value):
         instead = "Write the prompt, size, steps and seed you want as a job of ours."
@@ -193,7 +202,7 @@ def _sheet(value: Any, place: Callable[[Path], tuple[int, int]], number: int | N
     elif isinstance(value, list):
         sheet.items = _items(value, ())
     elif isinstance(value, Mapping) and (_MARKS & value.keys()):
-        _read_batch(sheet, value)
+        _read_batch(sheet, value, pictures)
     elif isinstance(value, Mapping):
         sheet.items = [Item.of(value, ())]
         key = value.get("key")
@@ -212,13 +221,16 @@ def _items(raws: Sequence[Any], path: Path) -> list[Item]:
     if len(raws) > _MOST_ITEMS:
         message = f"The file lists {len(raws)} jobs."
         raise SteadyError("too_many_jobs", message, problems=[ValueFault("too_many_jobs", message)])
-    return [Item.of(raw, (*path, number)) for number, raw in enumerate(raws)]
+    items = [Item.of(raw, (*path, number)) for number, raw in enumerate(raws)]
+    for number, item in enumerate(items):
+        item.number = number
+    return items
 
 
 # -- a batch
 
 
-def _read_batch(sheet: Sheet, value: Mapping[str, Any]) -> None:
+def _read_batch(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | None) -> None:
     sheet.batch = True
     base = _read_defaults(sheet, value)
     rest = {key: v for key, v in value.items() if key not in BATCH_KEYS}
@@ -243,7 +255,7 @@ def _read_batch(sheet: Sheet, value: Mapping[str, Any]) -> None:
             sheet.fault(code, message, ("jobs",), value=shown(jobs), allowed="list of jobs")
     for item in sheet.items:
         item.inherit(base)
-    _read_axes(sheet, value)
+    _read_axes(sheet, value, pictures)
     _read_settings(sheet, value)
 
 
@@ -295,13 +307,15 @@ def _read_settings(sheet: Sheet, value: Mapping[str, Any]) -> None:
         )
 
 
-def _read_axes(sheet: Sheet, value: Mapping[str, Any]) -> None:
+def _read_axes(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | None) -> None:
     axes: dict[str, dict[str, Sequence[Any]]] = {"matrix": {}, "zip": {}}
     for kind, read_axes in axes.items():
         raw = value.get(kind)
         if isinstance(raw, Mapping):
             for name, values in raw.items():
                 path = (kind, name)
+                if SPELLINGS.get(name, name) in FIELDS_OF_PICTURES:
+                    values = _matching(sheet, values, path, pictures)
                 code, why = _bad_axis(name, values, name in sheet.axes)
                 if why:
                     shown_values = shown(values) if code != "duplicate_key" else None
@@ -322,6 +336,17 @@ def _read_axes(sheet: Sheet, value: Mapping[str, Any]) -> None:
         sheet.fault("bad_placeholder", message, ("zip",), remedy="Give them the same length.")
         axes["zip"] = {}
     sheet.product = Product(axes["matrix"], axes["zip"])
+
+
+def _matching(sheet: Sheet, raw: Any, path: Path, pictures: Pictures | None) -> Any:
+    """``raw`` with the names that match for each pattern; a fault of the sheet for none."""
+    try:
+        return spread(raw, pictures)
+    except Trouble:
+        raise
+    except SteadyError as error:
+        sheet.fault(error.code, error.message, path, value=shown(raw), remedy=error.remedy)
+        return raw
 
 
 def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:
@@ -356,6 +381,27 @@ def inherit(sheets: Sequence[Sheet], preset: Template) -> None:
             item.template.inherit(preset)
 
 
+def spread_items(sheets: Sequence[Sheet], pictures: Pictures | None) -> None:
+    """One item for each picture that the ``image`` of an item matches. Raises SteadyError."""
+    for sheet in sheets if pictures else ():
+        items: list[Item] = []
+        for item in sheet.items:
+            values = item.template.values
+            raw = values.get("image")
+            if isinstance(raw, list) or is_pattern(raw):
+                found = _matching(sheet, raw, item.origins.get("image", item.path), pictures)
+                sheet.many = True
+                items += [
+                    replace(item, template=replace(item.template, values=values | {"image": each}))
+                    for each in (found if isinstance(found, list) else [found])
+                ]
+            else:
+                items.append(item)
+        sheet.items = items
+    if problems := [problem for sheet in sheets for problem in sheet.problems]:
+        raise refusal(problems)
+
+
 def choose_combinations(sheets: Sequence[Sheet], planner: Planner, limits: Limits) -> None:
     """Counts the pictures of a file and decides which combinations are made, building none.
 
@@ -370,21 +416,21 @@ def choose_combinations(sheets: Sequence[Sheet], planner: Planner, limits: Limit
         combinations = sheet.product.total
         if sheet.sample is None or sheet.sample >= combinations * len(each):
             total += combinations * sum(each)
-            _refuse_more(total, limits)
+            _refuse_more(total, limits.max_lines if sheet.many else limits.max_jobs_per_file)
             sheet.chosen = range(combinations * len(each))
         else:
-            _refuse_more(total + sheet.sample, limits)
+            _refuse_more(total + sheet.sample, limits.max_jobs_per_file)
             said = json.dumps([item.raw for item in sheet.items], sort_keys=True)
             drawn = digest(planner.salt, "sample", said)
             sheet.chosen = sampled(combinations * len(each), sheet.sample, drawn)
             total += sum(each[which // combinations] for which in sheet.chosen)
-            _refuse_more(total, limits)
+            _refuse_more(total, limits.max_jobs_per_file)
 
 
-def _refuse_more(total: int, limits: Limits) -> None:
-    if total > limits.max_jobs_per_file:
-        message = f"The file makes {total} jobs; {limits.max_jobs_per_file} are allowed."
-        allowed = f"at most {limits.max_jobs_per_file}"
+def _refuse_more(total: int, most: int) -> None:
+    if total > most:
+        message = f"The file makes {total} jobs; {most} are allowed."
+        allowed = f"at most {most}"
         problem = ValueFault("too_many_jobs", message, value=str(total), allowed=allowed)
         raise SteadyError("too_many_jobs", message, problems=[problem])
 
@@ -398,8 +444,9 @@ def pictures(
     for sheet in sheets:
         made_of: dict[int, int] = {}
         for which in sheet.chosen:
-            number, combination = divmod(which, sheet.product.total)
-            item = sheet.items[number]
+            place, combination = divmod(which, sheet.product.total)
+            item = sheet.items[place]
+            number = item.number
             if item.template.problems and number in made_of:
                 continue
             made = _pictures_of(sheet, item, sheet.product[combination], planner, index)
@@ -412,7 +459,7 @@ def pictures(
             made_of[number] = already + len(requests)
             index += len(requests)
             yield before + number, item, keyed_apart(requests, already + 1) if already else requests
-        before += len(sheet.items)
+        before += 1 + max((item.number for item in sheet.items), default=-1)
 
 
 def _pictures_of(

@@ -71,11 +71,11 @@ class JobInputs(Database):
 
     # -- inside a transaction
 
-    def _take_inputs(self, batches: Mapping[str, Row]) -> None:
+    def _take_inputs(self, batches: Sequence[Row]) -> None:
         """What was noted for a file belongs to its batch, where that has a ticket of its own."""
-        for ticket, row in batches.items():
-            if row["claim"] not in (None, ticket):
-                both = {"ticket": ticket, "claim": row["claim"]}
+        for row in batches:
+            if row["claim"] not in (None, row["ticket"]):
+                both = {"ticket": row["ticket"], "claim": row["claim"]}
                 self.run(
                     "INSERT INTO inputs (ticket, name, sha256) SELECT :ticket, name, sha256"
                     " FROM inputs WHERE ticket = :claim ON CONFLICT DO NOTHING",

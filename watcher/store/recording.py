@@ -141,7 +141,7 @@ class Recorded(JobInputs):
             }
             if fresh:
                 self._insert(fresh, batches, told, now=now, local=local)
-            self._take_inputs(batches)
+            self._take_inputs([batches[each.ticket] for each in recordings if each.final])
             self.run_many(_TELL_BATCH, list(told.values()))
             self.run_many(
                 "UPDATE jobs SET row = :row WHERE ticket = :ticket AND idx = :idx",

@@ -1,0 +1,372 @@
+"""Pictures that jobs start from: found by name, kept by content.
+
+A job file names a picture below ``inputs/``, in its own ``.zip``, by what it is (``sha256:…``), or
+one that is made here (``job:…``, or by name). Its bytes are judged and copied to
+``.steady/inputs/<sha256>`` before any job of the file is on record, so that what is changed or
+deleted later changes nothing.
+
+A crash leaves a temporary file, a copy that no batch needs (both go with :meth:`Inputs.sweep`),
+or a note without its copy, which is made when the file is read again.
+"""
+
+import contextlib
+import fnmatch
+import hashlib
+import itertools
+import os
+import re
+import stat
+import uuid
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from watcher import publish
+from watcher.config import Config
+from watcher.errors import SteadyError
+from watcher.jobfile import Bundle, Found
+from watcher.jobs import Job, JobState, input_digest, input_job
+from watcher.pictures.source import FORMATS, MAX_BYTES, SUFFIXES, Source, look_at
+from watcher.publish import disk_errors
+from watcher.store import JobStore
+from watcher.suffixes import suffix_of
+
+_MOST = 100_000  #: pictures that one pattern may match
+_AT_ONCE = 16 << 20  #: bytes that are copied together
+_NAME_KEPT = 300  #: characters of a name that are kept beside the sha256
+_SWEPT_AT_ONCE = 500
+_DIGEST = re.compile(r"[0-9a-f]{64}")
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+
+
+class Inputs:
+    """The pictures of one root. ``store`` is None where there is no record yet.
+
+    Any process may keep and find pictures; ``checkpoint`` is called after every step.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        store: JobStore | None,
+        *,
+        checkpoint: Callable[[str], None] = lambda _step: None,
+    ) -> None:
+        self.folder = config.inputs
+        self.store = store
+        self._outputs = config.outputs
+        self._kept = config.state / "inputs"
+        self.checkpoint = checkpoint
+
+    # -- by content
+
+    def keep(self, data: bytes) -> tuple[str, Source]:
+        """Judge a picture and have its bytes here: its reference, ``sha256:…``, and what it is.
+
+        Raises SteadyError bad_picture, in words that need a name before them; disk_full.
+        """
+        source, digest = look_at(data), hashlib.sha256(data).hexdigest()
+        self.copy(digest, data)
+        return f"sha256:{digest}", source
+
+    def copy(self, digest: str, data: bytes) -> None:
+        """Have ``data``, whose sha256 is known, under it, whole and durable."""
+        final = self._kept / digest
+        with disk_errors("A picture cannot be kept"):
+            self._kept.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                os.utime(final)  # wanted anew: it is not old any more
+                return
+            temporary = self._kept / f"new-{uuid.uuid4().hex}"
+            publish.write_synced(temporary, data)
+            self.checkpoint("input_written")
+            os.replace(temporary, final)
+            publish.sync_folder(self._kept)
+            self.checkpoint("input_copied")
+
+    def has(self, digest: str) -> bool:
+        """Is the picture of this sha256 here?"""
+        return (self._kept / digest).is_file()
+
+    def read(self, digest: str) -> bytes | None:
+        """The picture of this sha256; None when it is not here."""
+        try:
+            return (self._kept / digest).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise publish.disk_trouble(error, "A picture cannot be read") from error
+
+    def of_job(self, job: Job) -> bytes | None:
+        """The picture that ``job`` made, as it was made; None when it is not there any more."""
+        try:
+            data = (self._outputs / job.path).read_bytes()
+        except OSError:
+            return None
+        return data if hashlib.sha256(data).hexdigest() == job.sha256 else None
+
+    def files(self, job: Job) -> dict[str, Any]:
+        """The files a job needs, for its worker. Raises SteadyError input_missing."""
+        found: dict[str, Any] = {}
+        for field in ("image", "mask"):
+            reference = getattr(job.request, field)
+            digest = input_digest(reference)
+            if digest is not None:
+                self._ensure(job, reference, digest)
+                found[field] = str(self._kept / digest)
+            elif reference is not None:
+                raise _missing(reference)
+        return found
+
+    def _ensure(self, job: Job, reference: str, digest: str) -> None:
+        """See to it that the copy is there: one of another job's picture is made now."""
+        if self.has(digest):
+            return
+        source = input_job(reference)
+        made = self.store.job(source) if source and self.store else None
+        data = self.of_job(made) if made else None
+        if data is None or self.store is None:
+            raise _missing(reference)
+        self.store.note_inputs(job.ticket, [(reference.partition(" ")[2], digest)])
+        self.copy(digest, data)
+
+    def sweep(self, before: int) -> int:
+        """Remove copies that no batch needs and nobody asked for since ``before`` (us); how many."""
+        old = []
+        with contextlib.suppress(FileNotFoundError), os.scandir(self._kept) as entries:
+            for entry in entries:
+                if entry.stat().st_mtime_ns // 1000 < before:
+                    old.append(entry.name)
+        copies = [name for name in old if _DIGEST.fullmatch(name)]
+        for name in set(old) - set(copies):
+            self._drop(name)
+        if self.store is None:
+            return 0
+        parts = range(0, len(copies), _SWEPT_AT_ONCE)
+        return sum(
+            self.store.forget_inputs(copies[at : at + _SWEPT_AT_ONCE], self._drop) for at in parts
+        )
+
+    def _drop(self, name: str) -> None:
+        (self._kept / name).unlink(missing_ok=True)
+
+
+class Finder:
+    """Finds what one file names, for one reading of it. See jobfile.Pictures.
+
+    Args:
+        ticket: under which what is copied is noted. Without it and ``beside`` nothing is copied,
+            as by those who only look ahead.
+        beside: a folder whose pictures go before those of the root.
+        settled: the file was read before: only what was copied then is there.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        ticket: str | None = None,
+        *,
+        beside: Path | None = None,
+        settled: bool = False,
+    ) -> None:
+        self._inputs = inputs
+        self._ticket = ticket
+        self._beside = beside
+        self._settled = settled
+        self._bundle: Bundle | None = None
+        known = inputs.store.inputs_of(ticket) if ticket and inputs.store else {}
+        self._known = known
+        self._found: dict[str, Found] = {}
+        self._waiting: dict[str, tuple[str, bytes]] = {}  #: by name, not copied yet
+        self.sent = False  #: something beside was found
+
+    def inside(self, bundle: Bundle) -> "Finder":
+        """What lies in ``bundle`` goes first."""
+        self._bundle = bundle
+        return self
+
+    def matches(self, pattern: str) -> Sequence[str]:
+        """The names of pictures that match, in order. One that is a name itself stands for it."""
+        _check_name(pattern := pattern.removeprefix("./"))
+        inside = self._bundle.names if self._bundle else []
+        known = [*self._known, *inside]
+        if pattern in known or self._path(pattern) is not None:
+            return [pattern]
+        found = {name for name in known if _matches(name, pattern)}
+        for folder in () if self._settled else self._folders():
+            with contextlib.suppress(OSError, ValueError):
+                paths = itertools.islice(folder.glob(pattern), 2 * _MOST)
+                found |= {
+                    path.relative_to(folder).as_posix()
+                    for path in paths
+                    if suffix_of(path.name) in SUFFIXES and not path.name.startswith(".")
+                }
+        if not found:
+            raise SteadyError("input_missing", "No picture matches this pattern.")
+        if len(found) > _MOST:
+            raise SteadyError("too_many_jobs", f"More than {_MOST} pictures match.")
+        return sorted(found)
+
+    def find(self, name: str) -> Found:
+        """The picture ``name``, judged; copied at the next :meth:`flush` at the latest."""
+        if name not in self._found:
+            if len(self._found) >= _MOST:
+                self._found.clear()
+            self._found[name] = self._look_up(name)
+        return self._found[name]
+
+    def flush(self) -> None:
+        """Copy what was found. A crash in here leaves notes without copies, or all of it."""
+        if self._ticket is not None and self._inputs.store is not None and self._waiting:
+            noted = [(name, digest) for name, (digest, _) in self._waiting.items()]
+            self._inputs.store.note_inputs(self._ticket, noted)
+            self._inputs.checkpoint("input_noted")
+        for digest, data in self._waiting.values():
+            self._inputs.copy(digest, data)
+        self._waiting.clear()
+
+    # -- one name
+
+    def _look_up(self, name: str) -> Found:
+        if digest := input_digest(name):
+            return self._of_content(name, digest)
+        if name.startswith("job:"):
+            return self._of_job(name)
+        _check_name(name := name.removeprefix("./"))
+        if suffix_of(name) in SUFFIXES and (data := self._bytes_of(name)) is not None:
+            return self._judged(name, data)
+        store = self._inputs.store
+        job = store.job_by_image(name) if store and "/" not in name else None
+        if job is None:
+            raise _missing(name)
+        return self._of_made(job)
+
+    def _bytes_of(self, name: str) -> bytes | None:
+        """The picture of a path: what was copied for this file before, else what lies there."""
+        if name in self._known and (data := self._inputs.read(self._known[name])) is not None:
+            return data
+        if self._bundle and (inside := self._bundle.picture(name)) is not None:
+            return inside
+        path = None if self._settled else self._path(name)
+        if path is None:
+            return None
+        return _read(path, name)
+
+    def _path(self, name: str) -> Path | None:
+        """Where the picture lies; SteadyError bad_reference for a link that leads out."""
+        for folder in self._folders():
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path = (folder / name).resolve(strict=True)
+                if not path.is_relative_to(folder.resolve(strict=True)):
+                    raise SteadyError("bad_reference", "This leads out of the folder of pictures.")
+                self.sent = self.sent or folder == self._beside
+                return path
+        return None
+
+    def _folders(self) -> list[Path]:
+        return [each for each in (self._beside, self._inputs.folder) if each is not None]
+
+    def _judged(self, name: str, data: bytes) -> Found:
+        digest = hashlib.sha256(data).hexdigest()
+        try:
+            source = look_at(data)
+        except SteadyError as error:
+            raise SteadyError(error.code, f"`{_shown(name)}` {error.message}") from None
+        if self._known.get(name) != digest or not self._inputs.has(digest):
+            self._wait(name, digest, data)
+        warning = None
+        if source.frames > 1:
+            words = f"holds {source.frames} pictures; the first is used."
+            warning = f"`{_shown(name)}` {words}"
+        return Found(f"sha256:{digest} {name[-_NAME_KEPT:]}", source.size, Path(name).stem, warning)
+
+    def _wait(self, name: str, digest: str, data: bytes) -> None:
+        """Have it copied soon, together with others."""
+        if self._ticket is None and self._beside is None:
+            return
+        self._waiting[name] = digest, data
+        if sum(len(each) for _, each in self._waiting.values()) > _AT_ONCE:
+            self.flush()
+
+    def _of_content(self, name: str, digest: str) -> Found:
+        data = self._inputs.read(digest)
+        called = name.partition(" ")[2]
+        source = input_job(name)
+        if data is None and source and self._inputs.store:
+            job = self._inputs.store.job(source)
+            data = self._inputs.of_job(job) if job else None
+        if data is None or hashlib.sha256(data).hexdigest() != digest:
+            raise _missing(name)
+        stem = Path(called).stem if called and not source else (source or digest)[:8]
+        self._wait(name, digest, data)
+        return Found(name, look_at(data).size, stem)
+
+    def _of_job(self, name: str) -> Found:
+        store, id_ = self._inputs.store, input_job(name)
+        if id_ is None:
+            raise SteadyError("bad_reference", "`job:` wants the id of a job.")
+        if store is None:
+            return Found(name, None, id_[:8])
+        job = store.job(id_)
+        if job is None:
+            raise SteadyError("input_missing", "There is no job with this id.")
+        return self._of_made(job)
+
+    def _of_made(self, job: Job) -> Found:
+        """The picture of another job: as it is, or as it will be."""
+        size = job.request.width or 0, job.request.height or 0
+        if job.state in (JobState.QUEUED, JobState.GENERATING):
+            return Found(f"job:{job.id}", size, job.image_name)
+        data = self._inputs.of_job(job) if job.state is JobState.COMPLETED else None
+        if data is None:
+            gone = "was deleted or changed" if job.state is JobState.COMPLETED else "is not made"
+            words = f"The picture of job {job.id} {gone}."
+            raise SteadyError("input_missing", words, remedy="Run that job again first.")
+        digest = str(job.sha256)
+        self._wait(f"job:{job.id}", digest, data)
+        return Found(f"sha256:{digest} job:{job.id}", look_at(data).size, job.image_name)
+
+
+def _check_name(name: str) -> None:
+    """Raises SteadyError bad_reference for what is no name of a picture in our folders."""
+    if name.startswith("data:"):
+        words = "Pictures are written into a job only over HTTP."
+        raise SteadyError("bad_reference", words)
+    if _ADDRESS.match(name):
+        words = "Addresses are never fetched."
+        raise SteadyError("bad_reference", words)
+    parts = name.split("/")
+    if "\\" in name or not name.isprintable() or any(not p.strip(". ") for p in parts):
+        words = "A picture is named from the folder of pictures on, without `..` and `\\`."
+        raise SteadyError("bad_reference", words)
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """As a folder is searched: ``*`` stays within a part."""
+    ours, theirs = name.split("/"), pattern.split("/")
+    return len(ours) == len(theirs) and all(map(fnmatch.fnmatchcase, ours, theirs))
+
+
+def _read(path: Path, name: str) -> bytes:
+    """A regular file of at most MAX_BYTES. Raises SteadyError bad_picture, unreadable."""
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    try:
+        with open(os.open(path, flags), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise SteadyError("bad_reference", f"`{_shown(name)}` is no file.")
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        words = f"`{_shown(name)}` cannot be read: {error.strerror}."
+        raise SteadyError("unreadable", words) from None
+    return data
+
+
+def _missing(name: str) -> SteadyError:
+    kinds = (
+        "" if suffix_of(name) in SUFFIXES or ":" in name else f" Files are {', '.join(FORMATS)}."
+    )
+    return SteadyError("input_missing", f"There is no picture `{_shown(name)}`.{kinds}")
+
+
+def _shown(name: str) -> str:
+    return name if len(name) <= 80 else f"{name[:40]}…{name[-36:]}"
