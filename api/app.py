@@ -12,7 +12,7 @@ from fastapi import APIRouter, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
 
-from api import batches, errors, events, health, jobs, login, page, seed, telling
+from api import batches, errors, events, health, inputs, jobs, login, page, seed, telling
 from api.compat import a1111, openai, openai_batch
 from api.compat.calls import Calls
 from api.docs import pages, spec
@@ -26,6 +26,7 @@ from api.views import Views
 from watcher.config import Config
 from watcher.log import ThrottledLog
 from watcher.pictures import Outputs
+from watcher.pictures.source import MAX_BYTES
 from watcher.store import JobStore
 
 _LINES = 60  #: a minute that the log has of each kind of refusal
@@ -59,6 +60,7 @@ def create_app(
         ("/jobs", TABLE_BODY),
         ("/v1/files", openai_batch.ROOM),
         ("/sdapi/v1/png-info", a1111.MAX_PICTURE),
+        ("/inputs", MAX_BYTES),
     ]
     rules = Rules.of(config, body_limits=large)
     throttled = ThrottledLog(_LINES)
@@ -94,6 +96,7 @@ def create_app(
         health.routes(door, views),
         seed.routes(door, views, submissions),
         jobs.routes(door, views, submissions, outputs),
+        inputs.routes(door),
         events.routes(door, feed),
         batches.routes(door, views),
         telling.routes(door),

@@ -25,6 +25,7 @@ MEDIA_TYPES = {
     "text/csv": ".csv",
     "text/tab-separated-values": ".tsv",
     "text/plain": ".txt",
+    "application/zip": ".zip",
     # pictures that carry a recipe: they are made again
     "image/png": ".png",
     "image/webp": ".webp",

@@ -23,6 +23,7 @@ from watcher import jobfile, live, models
 from watcher.config import Config
 from watcher.describe import model_name
 from watcher.errors import ERRORS, SteadyError
+from watcher.inputs import Inputs
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Limits, Priority
 from watcher.log import now_us, say
 from watcher.pace import Pace, Size, size_of
@@ -99,6 +100,7 @@ class Door:
         self.store = store
         self.inbox: Path = config.inbox
         self.outputs: Path = config.outputs
+        self.inputs = Inputs(config, store)
         self.stopping = Stopping()
         self._requests: collections.OrderedDict[str, JobRequest] = collections.OrderedDict()
         self._lock = threading.Lock()

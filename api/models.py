@@ -239,6 +239,27 @@ class Accepted(Answer):
     refused: list[Fault] = Field(description="rows of a table that are left out", examples=[[]])
 
 
+class Input(Answer):
+    """A picture that jobs may start from. Sides are pixels, as it is seen."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra={
+            "example": {
+                "reference": f"sha256:{'4b' * 32}",
+                "sha256": "4b" * 32,
+                "width": 1024,
+                "height": 768,
+            }
+        },
+    )
+
+    reference: str = Field(description="names it as `image` or `mask` of a job")
+    sha256: str
+    width: int
+    height: int
+
+
 class Planned(Asked):
     """One job that would be made."""
 

@@ -20,7 +20,7 @@ from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
 from watcher.log import now_us, say
-from watcher.submission import Body, Plan, Reader, preset_named
+from watcher.submission import Body, Plan, Reader, lifted, preset_named
 
 logger = logging.getLogger("steady.api")
 
@@ -67,7 +67,8 @@ class Submissions:
 
         ``keyed``: a key came with the request. Of a long table only the head is looked at.
         """
-        reader = Reader(self._door.limits(), self._door.config.root, keyed)
+        body = lifted(body, self._door.inputs)
+        reader = Reader(self._door.limits(), self._door.config.root, self._door.inputs, keyed)
         long = body.table and len(body.data) > SMALL_BODY
         return reader.plan(body, head=_HEAD if long else None)
 
@@ -75,7 +76,10 @@ class Submissions:
         """``body`` with what a preset says where it says nothing itself. SteadyError."""
         limits, config = self._door.limits(), self._door.config
         usual = preset_named(preset, config.presets, limits)
-        return Reader(limits, config.root, preset=usual).changed(body, {})[0]
+        inputs = self._door.inputs
+        return Reader(limits, config.root, inputs, preset=usual).changed(lifted(body, inputs), {})[
+            0
+        ]
 
     def submit(
         self,
@@ -96,6 +100,7 @@ class Submissions:
         if resume and key is None:
             fault = ValueFault("missing_field", "`resume` needs an Idempotency-Key.", key="resume")
             raise SteadyError("missing_field", problems=[fault])
+        body = lifted(body, self._door.inputs)
         if key is not None and not resume and (known := self._repeat(body, key, early=True)):
             return known
         plan = self.plan(body, keyed=key is not None)

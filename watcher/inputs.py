@@ -155,9 +155,9 @@ class Finder:
     """Finds what one file names, for one reading of it. See jobfile.Pictures.
 
     Args:
-        ticket: under which what is copied is noted. Without it and ``beside`` nothing is copied,
-            as by those who only look ahead.
+        ticket: under which what is copied is noted.
         beside: a folder whose pictures go before those of the root.
+        copies: what is found is copied; those who only look ahead copy nothing.
         settled: the file was read before: only what was copied then is there.
     """
 
@@ -167,11 +167,13 @@ class Finder:
         ticket: str | None = None,
         *,
         beside: Path | None = None,
+        copies: bool = True,
         settled: bool = False,
     ) -> None:
         self._inputs = inputs
         self._ticket = ticket
         self._beside = beside
+        self._copies = copies
         self._settled = settled
         self._bundle: Bundle | None = None
         known = inputs.store.inputs_of(ticket) if ticket and inputs.store else {}
@@ -282,7 +284,7 @@ class Finder:
 
     def _wait(self, name: str, digest: str, data: bytes) -> None:
         """Have it copied soon, together with others."""
-        if self._ticket is None and self._beside is None:
+        if not self._copies:
             return
         self._waiting[name] = digest, data
         if sum(len(each) for _, each in self._waiting.values()) > _AT_ONCE:

@@ -1,4 +1,4 @@
-"""Tidying away what is old: finished batches of the record, their files, their thumbnails.
+"""Tidying away what is old: finished batches of the record, their files, thumbnails and inputs.
 
 Kill-safe by its order: of a batch first what lies on disk, then its jobs, last its own row.
 A prune that was cut off finds the batch again and goes on; what is left of it is never more
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from watcher.errors import SteadyError
 from watcher.inbox import done_files, drop_done
+from watcher.inputs import Inputs
 from watcher.jobs import Batch, Job, JobState
 from watcher.pictures import Outputs
 from watcher.store import JobStore
@@ -28,6 +29,7 @@ class Pruned:
     jobs: int = 0
     pictures: int = 0
     files: int = 0
+    inputs: int = 0
 
 
 class Pruner:
@@ -38,12 +40,14 @@ class Pruner:
         store: JobStore,
         outputs: Outputs,
         inbox: Path,
+        inputs: Inputs,
         *,
         checkpoint: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._store = store
         self._outputs = outputs
         self._inbox = inbox
+        self._inputs = inputs
         self._checkpoint = checkpoint
 
     def prune(self, before: int, *, images: bool = False, dry_run: bool = False) -> Pruned:
@@ -70,6 +74,7 @@ class Pruner:
                 self._checkpoint("batch_dropped")
         if not dry_run:
             pruned.files += self._drop_orphans(before)
+            pruned.inputs = self._inputs.sweep(before)
         return pruned
 
     def _drop_jobs(self, batch: Batch, pruned: Pruned, images: bool) -> None:

@@ -28,6 +28,7 @@ from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.heat import hottest_card
 from watcher.inbox import Inbox, ignore_lease_signal
+from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
 from watcher.jobs import JobState, Limits
 from watcher.live import Troubles, each_once
@@ -169,7 +170,12 @@ class Service:
         limits = self._judged_by(store.get(models.ENGINES_SAID))
         first = self._first(limits)
         self._executor = executor or build(config, self._choice, self._probe, limits, first)
-        self._reading = reading = Reading(inbox=self._inbox, limits=limits, root=config.root)
+        self._reading = reading = Reading(
+            inbox=self._inbox,
+            limits=limits,
+            root=config.root,
+            inputs=(inputs := Inputs(config, store, checkpoint=checkpoint)),
+        )
         self._heard: object = None  #: the EngineInfo that jobs are judged by
         address = config.public_url or f"http://{config.host}:{config.port}"
         command = Command(
@@ -208,7 +214,7 @@ class Service:
             executor=self._executor,
             finisher=self._finisher,
             window=RunWindow.parse(config.run_window),
-            files_of=lambda job: {},
+            files_of=inputs.files,
             choosing=Choosing(
                 usual=limits.usual.name,
                 others=tuple(limits.others),

@@ -5,6 +5,8 @@ watcher will make of them, so a file means the same wherever it comes from. Noth
 before it is checked. A crash in here leaves at most a temporary file, which the watcher sweeps.
 """
 
+import base64
+import binascii
 import dataclasses
 import hashlib
 import io
@@ -19,12 +21,16 @@ from typing import Any
 
 from watcher import inbox, jobfile
 from watcher.errors import SteadyError, ValueFault
+from watcher.inputs import Finder, Inputs
 from watcher.jobs import JobRequest, Limits
 from watcher.suffixes import FORMS, LINE_SUFFIXES, remedy_for, suffix_of
 from watcher.wildcards import Wildcards
 
 SHOWN = 1000  #: jobs of a plan that are kept
+_FEW = 200  #: jobs that are written as one list
 _TOLD = 100  #: problems of refused rows and warnings that are
+#: A data URI; JSON may put a backslash before each slash.
+_WRITTEN_IN = re.compile(rb"data:image\\?/[\w.+-]{2,20};base64,([A-Za-z0-9+/\\]{16,}={0,2})")
 _NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 
@@ -43,6 +49,7 @@ class Plan:
     refused: tuple[ValueFault, ...]
     refused_rows: int = 0
     resume: bool = False
+    beside: bool = False  #: it names pictures of the folder beside
 
 
 @dataclass(frozen=True)
@@ -92,13 +99,17 @@ class Body:
 class Reader:
     """Reads bodies as the watcher of ``root`` will. ``keyed``: a key comes from outside.
 
+    ``beside``: a folder of pictures that a body may name as well; they are sent along.
     Under a ``preset`` (:func:`preset_named`) only what :meth:`changed` gives may be published.
     """
 
     limits: Limits
     root: Path
+    inputs: Inputs
     keyed: bool = False
     preset: jobfile.Template | None = None
+    beside: Path | None = None
+    copies: bool = False  #: pictures that are found are kept
 
     def plan(self, body: Body, *, head: int | None = None) -> Plan:
         """What ``body`` would become.
@@ -110,15 +121,16 @@ class Reader:
 
     def changed(self, body: Body, given: dict[str, Any]) -> tuple[Body, Plan]:
         """``body`` with the fields ``given`` put over those of every job, as a file of our own."""
-        before = self.plan(body)
+        keeping = dataclasses.replace(self, copies=True)
+        before = keeping.plan(body)
         if before.refused_rows:
             words = f"{before.refused_rows} rows cannot be used."
             raise SteadyError("all_rows_refused", words, problems=before.refused)
         every: Iterator[Any] | Sequence[Any] = before.requests
         if body.table:
-            every = self._rows(body)
+            every = keeping._rows(body, self._finder())
         bodies = [_over(each.request, given) for each in every]
-        if body.table:
+        if body.table or len(bodies) > _FEW:
             lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in bodies]
             new = Body("".join(lines).encode(), ".jsonl", body.name)
         else:
@@ -133,9 +145,10 @@ class Reader:
         most = jobfile.most_bytes(body.suffix)
         if len(body.data) > most:
             raise SteadyError("too_large", f"{body.name} has more than {most:,} bytes.")
+        finder = self._finder()
         parsed = jobfile.parse(
             body.data, body.suffix, self.limits, stem=body.name, keyed=self.keyed,
-            wildcards=Wildcards(self.root), preset=self.preset,
+            wildcards=Wildcards(self.root), preset=self.preset, pictures=finder,
         )  # fmt: skip
         if parsed.key is not None and not parsed.key.strip():
             fault = ValueFault("out_of_range", "`key` is empty.", key="key", pointer="/key")
@@ -146,11 +159,14 @@ class Reader:
         refused = [problem for row in parsed.refused for problem in row.problems]
         return Plan(
             parsed.requests, len(parsed.requests), parsed.key, tuple(warnings)[:_TOLD],
-            tuple(refused[:_TOLD]), len(parsed.refused), parsed.resume,
+            tuple(refused[:_TOLD]), len(parsed.refused), parsed.resume, finder.sent,
         )  # fmt: skip
 
+    def _finder(self) -> Finder:
+        return Finder(self.inputs, beside=self.beside, copies=self.copies)
+
     def _of_rows(self, body: Body, head: int | None) -> Plan:
-        rows = self._rows(body)
+        rows = self._rows(body, finder := self._finder())
         planned: list[jobfile.PlannedJob] = []
         refused: list[ValueFault] = []
         said: dict[str, None] = {}
@@ -170,14 +186,35 @@ class Reader:
         jobfile.name_all(planned, body.name, count if head is None else max(count, 2))
         warnings = tuple(dict.fromkeys([*rows.warnings, *said]))[:_TOLD]
         return Plan(
-            planned, None if head is not None else count, None, warnings, tuple(refused), bad
-        )
+            planned, None if head is not None else count, None, warnings, tuple(refused), bad,
+            beside=finder.sent,
+        )  # fmt: skip
 
-    def _rows(self, body: Body) -> jobfile.RowIterator:
+    def _rows(self, body: Body, finder: Finder) -> jobfile.RowIterator:
         return jobfile.read_lines(
             io.BytesIO(body.data), body.suffix, self.limits, wildcards=Wildcards(self.root),
-            preset=self.preset,
+            preset=self.preset, pictures=finder,
         )  # fmt: skip
+
+
+def lifted(body: Body, inputs: Inputs) -> Body:
+    """``body`` with the pictures that are written into it kept, and named by their content.
+
+    Raises SteadyError bad_picture.
+    """
+    if b";base64," not in body.data or FORMS[body.suffix] in ("picture", "bundle"):
+        return body
+
+    def kept(match: re.Match[bytes]) -> bytes:
+        try:
+            data = base64.b64decode(match[1].replace(b"\\", b""), validate=True)
+            return inputs.keep(data)[0].encode()
+        except binascii.Error:
+            raise SteadyError("bad_picture", "A picture in the body is no base64.") from None
+        except SteadyError as error:
+            raise SteadyError(error.code, f"A picture in the body {error.message}") from None
+
+    return dataclasses.replace(body, data=_WRITTEN_IN.sub(kept, body.data))
 
 
 def preset_named(name: str, presets: Path, limits: Limits) -> jobfile.Template:

@@ -114,6 +114,7 @@ def prune(
 ) -> None:
     """Tidy old batches away: record, done files, results, thumbnails; pictures stay."""
     from watcher.config import seconds_of
+    from watcher.inputs import Inputs
     from watcher.pictures import Outputs
     from watcher.prune import Pruner
 
@@ -125,7 +126,8 @@ def prune(
         return
     before = now_us() - int(seconds * 1e6)
     with desk.record() as store:
-        pruner = Pruner(store, Outputs(desk.config.outputs), desk.config.inbox)
+        inputs = Inputs(desk.config, store)
+        pruner = Pruner(store, Outputs(desk.config.outputs), desk.config.inbox, inputs)
         gone = pruner.prune(before, images=images, dry_run=dry_run)
     verb = "would go" if dry_run else "gone"
     desk.answer(
@@ -134,6 +136,7 @@ def prune(
             "jobs": gone.jobs,
             "pictures": gone.pictures,
             "files": gone.files,
+            "inputs": gone.inputs,
             "dry_run": dry_run,
         },
         f"{gone.batches} batches with {gone.jobs} jobs {verb}"

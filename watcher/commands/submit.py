@@ -23,6 +23,7 @@ from watcher.errors import SteadyError, ValueFault
 from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
+    from watcher.jobfile import Template
     from watcher.jobs import JobRequest, Limits
     from watcher.submission import Body, Plan, Reader
 
@@ -99,14 +100,15 @@ def submit(
     """Put a prompt or job files into the queue; works with the service down."""
     from watcher.commands.waiting import deadline_of
     from watcher.commands.waiting import wait as until_done
-    from watcher.submission import Reader, preset_named
+    from watcher.submission import preset_named
 
     deadline = deadline_of(timeout)
     limits, known = _from_record(desk)
     given = _set(set_ or [], limits) | ({} if size is None else {"size": size}) | fields
     usual = preset_named(preset, desk.config.presets, limits) if preset is not None else None
-    reader = Reader(limits, desk.root, keyed=key is not None, preset=usual)
-    sheets = list(_sheets(what, given, key, kind, reader))
+    with _reader(desk, limits, keyed=key is not None, preset=usual) as reader:
+        given = _with_pictures(given, reader)
+        sheets = list(_sheets(what, given, key, kind, reader))
     if dry_run:
         _show(desk, sheets, limits)
         return 0
@@ -121,6 +123,33 @@ def submit(
         return until_done(desk, tickets, since, deadline)
     _mention_watcher(desk)
     return 0
+
+
+@contextlib.contextmanager
+def _reader(
+    desk: Desk, limits: "Limits", *, keyed: bool, preset: "Template | None"
+) -> "Iterator[Reader]":
+    """Reads as the watcher will; with the record, if there is one."""
+    from watcher.inputs import Inputs
+    from watcher.submission import Reader
+
+    with desk.record() if desk.has_record() else contextlib.nullcontext() as store:
+        yield Reader(limits, desk.root, Inputs(desk.config, store), keyed, preset)
+
+
+def _with_pictures(given: dict[str, Any], reader: "Reader") -> dict[str, Any]:
+    """``given`` with the pictures that --image and --mask name by their path sent along."""
+    sent = dict(given)
+    for name in {"image", "mask"} & given.keys():
+        path = Path(given[name])
+        with contextlib.suppress(OSError):  # what is no path is a name that the watcher knows
+            if path.is_file():
+                try:
+                    sent[name] = f"{reader.inputs.keep(path.read_bytes())[0]} {path.name}"
+                except SteadyError as error:
+                    words = f"{path} {error.message}"
+                    raise SteadyError(error.code, words, remedy=error.remedy) from None
+    return sent
 
 
 # -- what was meant
@@ -205,11 +234,15 @@ def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: "Rea
 def _of_file(
     data: bytes, path: Path, suffix: str, given: dict[str, Any], reader: "Reader"
 ) -> Submission:
+    from dataclasses import replace
+
     from watcher.submission import Body
 
     body = Body.of(data, path.name, suffix)
-    own = given or reader.preset
-    body, plan = reader.changed(body, given) if own else (body, reader.plan(body))
+    reader = replace(reader, beside=path.parent) if str(path) != "-" else reader
+    plan = reader.plan(body)
+    if given or reader.preset or plan.beside:
+        body, plan = reader.changed(body, given)
     return Submission(body, path.name, plan)
 
 

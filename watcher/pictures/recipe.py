@@ -18,7 +18,7 @@ from math import isfinite
 from typing import Any
 
 from watcher.describe import model_name
-from watcher.jobs import Job, JobRequest
+from watcher.jobs import Job, JobRequest, input_digest
 from watcher.pictures.container import NotAPicture, PictureFile, scan, unpadded, xmp_of
 
 #: Longest settings line of an A1111 text; its regex is quadratic, so longer ones are not read.
@@ -48,12 +48,16 @@ def recipe_of(
     phase. Only named members are taken from either, and of a model folder only its last name, so
     that no path, host or user name can get into a picture.
     """
+    request = job.request.model_dump(mode="json", exclude={"webhook"})  # nobody else's
+    for name in ("image", "mask"):  # by what they are; how a person calls them is nobody's affair
+        digest = input_digest(request[name])
+        request[name] = f"sha256:{digest}" if digest else None
     details = info.get("details")
     details = details if isinstance(details, Mapping) else {}
     recipe: dict[str, Any] = {
         "job_id": job.id,
         "image_name": job.image_name,
-        "request": job.request.model_dump(mode="json", exclude={"webhook"}),  # nobody else's
+        "request": request,
         "seed": job.request.seed,
         "forwards": _finite(info.get("forwards")) or job.forwards,
         "sampler": _plain_word(info.get("sampler")),
@@ -96,6 +100,7 @@ def parameters_text(recipe: Mapping[str, Any]) -> str:
         "CFG scale": None if cfg_scale is None else f"{cfg_scale:g}",
         "Seed": recipe["seed"],
         "Size": f"{request['width']}x{request['height']}",
+        "Denoising strength": request.get("strength") if request.get("image") else None,
         "Model": str(recipe.get("model") or "unknown").rsplit("/", 1)[-1].lower(),
         "Version": "SteadyDiffusion",
     }
