@@ -41,6 +41,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +298,22 @@ class Scripted:
             os.write(descriptor, json.dumps(entry).encode() + b"\n")
         finally:
             os.close(descriptor)
+
+
+class Tracing(Scripted):
+    """Starts from pictures: gives back what it was given, white where the mask is."""
+
+    def load(self) -> EngineInfo:
+        return replace(super().load(), accepts=("image", "mask"))
+
+    def generate(self, request: EngineRequest, report: Report) -> Result:
+        made = super().generate(request, report)
+        if request.image is None:
+            return made
+        traced = request.image.copy()
+        if request.mask is not None:
+            traced.paste("white", mask=request.mask)
+        return replace(made, image=traced)
 
 
 class Guided:

@@ -13,6 +13,8 @@ import pytest
 from history import pictures
 from roots import Root
 
+from watcher.config import Config
+from watcher.inputs import Inputs
 from watcher.pictures import Outputs
 from watcher.prune import Pruned, Pruner
 from watcher.store import JobStore
@@ -30,7 +32,8 @@ def store_of(root: Root) -> JobStore:
 
 
 def pruner(root: Root, store: JobStore, **more: Any) -> Pruner:
-    return Pruner(store, Outputs(root.folder / "outputs"), root.inbox, **more)
+    inputs = Inputs(Config.load(root.folder), store)
+    return Pruner(store, Outputs(root.folder / "outputs"), root.inbox, inputs, **more)
 
 
 def soon() -> int:

@@ -176,8 +176,8 @@ class Finder:
         self._copies = copies
         self._settled = settled
         self._bundle: Bundle | None = None
-        known = inputs.store.inputs_of(ticket) if ticket and inputs.store else {}
-        self._known = known
+        noted = inputs.store.inputs_of(ticket) if ticket and inputs.store else {}
+        self._known = {name: digest for name, digest in noted.items() if inputs.has(digest)}
         self._found: dict[str, Found] = {}
         self._waiting: dict[str, tuple[str, bytes]] = {}  #: by name, not copied yet
         self.sent = False  #: something beside was found
@@ -274,7 +274,7 @@ class Finder:
             source = look_at(data)
         except SteadyError as error:
             raise SteadyError(error.code, f"`{_shown(name)}` {error.message}") from None
-        if self._known.get(name) != digest or not self._inputs.has(digest):
+        if self._known.get(name) != digest:
             self._wait(name, digest, data)
         warning = None
         if source.frames > 1:

@@ -1,0 +1,481 @@
+"""Jobs that start from pictures: found by name, kept by content, whatever happens meanwhile."""
+
+import base64
+import io
+import json
+import os
+import signal
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import until
+from doors import Bench
+from history import faults, pictures, rows
+from PIL import Image
+from roots import Root
+from test_source_pictures import png_claiming
+
+from watcher.config import Config
+from watcher.errors import SteadyError
+from watcher.inputs import Finder, Inputs
+from watcher.pictures import Outputs
+from watcher.pictures.recipe import read_recipe
+from watcher.prune import Pruner
+from watcher.store import JobStore
+
+Make = Callable[..., Root]
+HOUR = 3_600_000_000
+
+
+def noise(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
+    """A picture that no other seed gives."""
+    tile = Image.new("RGB", (8, 8))
+    tile.putdata([(seed * 7 + i * 3, seed * 13 + i, 255 - i * 4 - seed) for i in range(64)])
+    return tile.resize(size, Image.Resampling.NEAREST)
+
+
+def png(seed: int, size: tuple[int, int] = (64, 64)) -> bytes:
+    file = io.BytesIO()
+    noise(seed, size).save(file, "PNG")
+    return file.getvalue()
+
+
+@pytest.fixture
+def tracing(make_root: Make) -> Root:
+    """A root whose engine gives back the picture a job starts from."""
+    root = make_root(engine="engines:Tracing")
+    (root.folder / "inputs" / "photos").mkdir(parents=True)
+    return root
+
+
+def put(root: Root, name: str, seed: int = 1, size: tuple[int, int] = (64, 64)) -> bytes:
+    data = png(seed, size)
+    path = root.folder / "inputs" / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    return data
+
+
+def made(root: Root, name: str) -> bytes:
+    """The pixels of the picture of this name."""
+    (job,) = [job for job in root.jobs() if job["image_name"] == name]
+    with Image.open(root.folder / "outputs" / job["path"]) as image:
+        return image.tobytes()
+
+
+def request(root: Root, name: str) -> dict[str, Any]:
+    (job,) = [job for job in root.jobs() if job["image_name"] == name]
+    return dict(json.loads(job["request"]))
+
+
+def refusal(root: Root, name: str) -> dict[str, Any]:
+    return dict(json.loads((root.inbox / "refused" / f"{name}.error.json").read_bytes()))
+
+
+def kept(root: Root) -> list[str]:
+    folder = root.folder / ".steady" / "inputs"
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
+def prune(root: Root) -> None:
+    store = JobStore(f"sqlite:///{root.folder / 'steady.db'}", checkpointer=False)
+    inputs = Inputs(Config.load(root.folder), store)
+    pruner = Pruner(store, Outputs(root.folder / "outputs"), root.inbox, inputs)
+    pruner.prune(time.time_ns() // 1000 + HOUR)
+    store.close()
+
+
+# -- names
+
+
+def test_a_job_starts_from_the_bytes_as_they_were_at_the_claim(tracing: Root) -> None:
+    data = put(tracing, "photos/cat.png", 1, (112, 80))
+    put(tracing, "white.png", 2, (112, 80))
+    tracing.drop("cat.yaml", "{prompt: a cat, name: cat, image: photos/cat.png, steps: 2}")
+    tracing.drop("still.yaml", "{prompt: x, image: photos/cat.png, not_before: 2099-01-01}")
+    tracing.finish()
+    assert made(tracing, "cat") == noise(1, (112, 80)).tobytes()
+    said = request(tracing, "cat")
+    [digest] = [name for name in kept(tracing) if name in said["image"]]
+    assert said["image"] == f"sha256:{digest} photos/cat.png"
+    assert (said["width"], said["height"], said["strength"], said["resize"]) == (
+        112,
+        80,
+        0.6,
+        "crop",
+    )
+    assert (tracing.folder / ".steady" / "inputs" / digest).read_bytes() == data
+    (tracing.folder / "inputs" / "photos" / "cat.png").write_bytes(b"no picture any more")
+    job = next(job for job in tracing.jobs() if job["not_before"])
+    tracing.steady("retry", job["id"])
+    store = JobStore(f"sqlite:///{tracing.folder / 'steady.db'}", checkpointer=False)
+    inputs = Inputs(Config.load(tracing.folder), store)
+    found = store.job(job["id"])
+    assert found is not None
+    assert Path(inputs.files(found)["image"]).read_bytes() == data
+    store.close()
+
+
+def test_a_pattern_makes_a_job_for_each_picture_in_order_of_name(tracing: Root) -> None:
+    for n, name in enumerate(("b", "a", "c")):
+        put(tracing, f"photos/{name}.png", n)
+    (tracing.folder / "inputs" / "photos" / "notes.txt").write_text("no picture")
+    tracing.drop(
+        "all.yaml",
+        "{prompt: ink, image: photos/*.png, strength: 0.5, steps: 1,"
+        ' name: "{image}-{strength}-{prompt}"}',
+    )
+    tracing.drop("some.yaml", "{sample: 2, jobs: [{prompt: oil, image: 'photos/*', steps: 1}]}")
+    tracing.drop(
+        "pairs.yaml",
+        "zip: {image: [photos/a.png, photos/b.png], prompt: [night, day]}\n"
+        "jobs: [{name: 'pair-{image}', steps: 1}]\n",
+    )
+    tracing.drop("rows.csv", "prompt,image,name,steps\nrow,photos/[ab].png,row-{image},1\n")
+    tracing.drop("lines.jsonl", '{"prompt": "line", "init_image": "photos/c.png", "denoise": 1}\n')
+    tracing.drop(
+        "matrix.yaml", "matrix: {image: photos/?.png, seed: [1, 2]}\njobs: [{prompt: m}]\n"
+    )
+    tracing.finish()
+    assert not list((tracing.inbox / "refused").glob("*.json")), tracing.said.read_text()[-2000:]
+    prompts = [job["prompt"] for job in tracing.jobs()]
+    assert {p: prompts.count(p) for p in set(prompts)} == {
+        "ink": 3, "oil": 2, "night": 1, "day": 1, "row": 2, "line": 1, "m": 6,
+    }  # fmt: skip
+    names = [job["image_name"] for job in tracing.jobs()]
+    assert [n for n in names if n.endswith("ink")] == ["a-0.5-ink", "b-0.5-ink", "c-0.5-ink"]
+    assert {"pair-a", "pair-b", "row-a", "row-b"} <= set(names)
+    assert made(tracing, "pair-a") == noise(1).tobytes()
+    assert request(tracing, "pair-a")["image"].endswith(" photos/a.png")
+
+
+REFUSED = {
+    "https://example.org/cat.png": ("bad_reference", "never fetched"),
+    "file:///etc/passwd.png": ("bad_reference", "never fetched"),
+    "/etc/cat.png": ("bad_reference", "without `..`"),
+    "../secret.png": ("bad_reference", "without `..`"),
+    "photos/../../secret.png": ("bad_reference", "without `..`"),
+    "photos\\\\cat.png": ("bad_reference", "without `..`"),
+    "out.png": ("bad_reference", "leads out"),
+    "away/cat.png": ("bad_reference", "leads out"),
+    "data:image/png;base64,AAAA": ("bad_reference", "only over HTTP"),
+    "photos/none.png": ("input_missing", "There is no picture `photos/none.png`"),
+    "photos/none-*.png": ("input_missing", "matches"),
+    "nobody": ("input_missing", "There is no picture `nobody`"),
+    "job:nonsense": ("bad_reference", "the id of a job"),
+    "job:00000000-0000-4000-8000-000000000000": ("input_missing", "no job with this id"),
+    "sha256:" + "0" * 64: ("input_missing", "There is no picture `sha256:"),
+    "torn.png": ("bad_picture", "`torn.png` is damaged or cut off"),
+    "pipe.png": ("bad_reference", "is no file"),
+    "large.png": ("bad_picture", "far too large"),
+}
+
+
+def test_what_may_not_be_started_from_is_refused_in_words(tracing: Root) -> None:
+    inputs = tracing.folder / "inputs"
+    (tracing.folder / "secret.png").write_bytes(png(1))
+    (inputs / "out.png").symlink_to(tracing.folder / "secret.png")
+    (inputs / "away").symlink_to(tracing.folder)
+    (tracing.folder / "cat.png").write_bytes(png(1))
+    (inputs / "torn.png").write_bytes(png(1)[:80])
+    (inputs / "large.png").write_bytes(png_claiming(60_000, 60_000))
+    os.mkfifo(inputs / "pipe.png")
+    put(tracing, "inside.png", 3)
+    (inputs / "link.png").symlink_to("inside.png")
+    for number, name in enumerate(REFUSED):
+        tracing.drop(f"bad{number}.json", json.dumps({"prompt": "x", "image": name}))
+    tracing.drop("self.yaml", "{prompt: x, name: me, image: me}")
+    tracing.drop("mask.yaml", "{prompt: x, mask: inside.png}")
+    put(tracing, "wide.png", 3, (128, 64))
+    tracing.drop("sizes.yaml", "{prompt: x, image: inside.png, mask: wide.png}")
+    for value in ("0", "1.01", ".nan", "-0.5"):
+        tracing.drop(f"s{value}.yaml", f"{{prompt: x, image: inside.png, strength: {value}}}")
+    tracing.drop("good.yaml", "{prompt: x, name: good, image: link.png, steps: 1}")
+    tracing.finish()
+    for number, (name, (code, words)) in enumerate(REFUSED.items()):
+        said = refusal(tracing, f"bad{number}.json")
+        assert (said["code"], words in said["problems"][0]["message"]) == (code, True), (name, said)
+    assert refusal(tracing, "self.yaml")["code"] == "input_missing"
+    assert "needs an `image`" in refusal(tracing, "mask.yaml")["message"]
+    assert "128x64" in refusal(tracing, "sizes.yaml")["message"]
+    for value in ("0", "1.01", ".nan", "-0.5"):
+        assert refusal(tracing, f"s{value}.yaml")["problems"][0]["key"] == "strength"
+    assert [job["image_name"] for job in tracing.jobs()] == ["good"]
+
+
+# -- bundles
+
+
+def zipped(entries: dict[str, bytes], **more: Any) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, data in entries.items():
+            packed.writestr(name, data)
+        for info, data in more.get("infos", ()):
+            packed.writestr(info, data)
+    return file.getvalue()
+
+
+def test_a_bundle_is_one_job_file_and_the_pictures_it_names(tracing: Root) -> None:
+    put(tracing, "cat.png", 9)
+    job = b"{prompt: x, image: 'pics/*.png', steps: 1, name: 'from-{image}'}"
+    entries = {"night/job.yaml": job, "night/pics/cat.png": png(1), "night/pics/dog.png": png(2),
+               "__MACOSX/night/._job.yaml": b"\0"}  # fmt: skip
+    tracing.drop("night.zip", zipped(entries))
+    tracing.drop(
+        "table.zip", zipped({"t.csv": b"prompt,image,name\nrow,cat.png,row\n", "cat.png": png(3)})
+    )
+    tracing.finish()
+    assert made(tracing, "from-cat") == noise(1).tobytes()
+    assert made(tracing, "from-dog") == noise(2).tobytes()
+    assert made(tracing, "row") == noise(3).tobytes()  # its own goes before that of inputs/
+
+
+def link(name: str) -> tuple[zipfile.ZipInfo, bytes]:
+    info = zipfile.ZipInfo(name)
+    info.external_attr = 0o120777 << 16
+    return info, b"/etc/passwd"
+
+
+def test_what_hides_in_a_bundle_is_refused_before_it_is_unpacked(tracing: Root) -> None:
+    job = {"job.yaml": b"{prompt: x, image: cat.png}"}
+    bad = {
+        "slip": zipped(job | {"../../cat.png": png(1)}),
+        "absolute": zipped(job | {"/tmp/cat.png": png(1)}),
+        "link": zipped(job, infos=[link("cat.png")]),
+        "two": zipped(job | {"other.yaml": b"prompt: y"}),
+        "none": zipped({"cat.png": png(1)}),
+        "bomb": zipped(job | {"cat.png": b"\0" * (70 << 20)}),
+        "many": zipped(job | {f"{n}.txt~": b"" for n in range(5001)}),
+        "torn": zipped(job | {"cat.png": png(1)})[:-40],
+        "noise": os.urandom(2000),
+    }
+    for name, data in bad.items():
+        tracing.drop(f"{name}.zip", data)
+    tracing.finish()
+    said = {name: refusal(tracing, f"{name}.zip") for name in bad}
+    codes = {name: each["code"] for name, each in said.items()}
+    assert codes == dict.fromkeys(bad, "bad_bundle") | {"bomb": "too_large"}
+    assert "has more than" in said["bomb"]["message"]
+    assert kept(tracing) == [] and tracing.jobs() == []
+
+
+# -- chains
+
+DRAFT_AND_REFINE = """
+jobs:
+  - {prompt: draft, name: draft, steps: 2, priority: bulk}
+  - {prompt: fine, name: fine, steps: 2, image: draft, strength: 0.3}
+  - {prompt: finer, name: finer, steps: 2, image: fine, width: 128, height: 128}
+"""
+
+
+def test_a_draft_and_its_refinements_in_one_file(tracing: Root) -> None:
+    tracing.drop("chain.yaml", DRAFT_AND_REFINE)
+    tracing.finish()
+    jobs = {job["image_name"]: job for job in tracing.jobs()}
+    assert {job["state"] for job in jobs.values()} == {"completed"}
+    assert made(tracing, "fine") == made(tracing, "draft")
+    assert request(tracing, "fine")["image"] == (
+        f"sha256:{jobs['draft']['sha256']} job:{jobs['draft']['id']}"
+    )
+    assert (request(tracing, "fine")["width"], request(tracing, "finer")["width"]) == (64, 128)
+    # by the name or the id of one made long ago
+    tracing.drop("later.yaml", "{prompt: x, name: later, image: draft, steps: 1}")
+    tracing.drop("byid.yaml", f"{{prompt: x, name: byid, image: 'job:{jobs['fine']['id']}'}}")
+    # the same file under a key, once more: nothing is new
+    tracing.finish()
+    assert made(tracing, "later") == made(tracing, "byid") == made(tracing, "draft")
+
+
+@pytest.mark.parametrize("how", ["fails", "is cancelled"])
+def test_who_waits_for_a_picture_that_is_not_made_fails_with_the_reason(
+    tracing: Root, how: str
+) -> None:
+    fault = "nan" if how == "fails" else "sleep=0.2 steps=200"
+    tracing.drop("chain.yaml", DRAFT_AND_REFINE.replace("prompt: draft", f"prompt: draft {fault}"))
+    watcher = tracing.watch()
+    until(lambda: len(tracing.jobs()) == 3, 20)
+    if how == "is cancelled":
+        until(lambda: tracing.jobs()[0]["state"] == "generating", 20)
+        assert {job["held"] for job in tracing.jobs()[1:]} == {"input"}
+        tracing.steady("cancel", tracing.jobs()[0]["id"])
+    first = "failed" if how == "fails" else "cancelled"
+    jobs = tracing.wait_for(first, "failed", "failed")
+    assert [job["error_code"] for job in jobs[1:]] == ["input_failed"] * 2
+    assert jobs[0]["id"] in jobs[1]["error_message"] and jobs[1]["id"] in jobs[2]["error_message"]
+    watcher.send_signal(signal.SIGTERM)
+    watcher.wait(20)
+
+
+def test_who_failed_for_a_source_waits_for_it_again_when_both_are_run_again(tracing: Root) -> None:
+    tracing.drop("chain.yaml", DRAFT_AND_REFINE.replace("prompt: draft", "prompt: draft nan once"))
+    tracing.watch(once=True).wait(60)
+    assert tracing.states() == ["failed"] * 3
+    for job in tracing.jobs():
+        assert tracing.steady("retry", job["id"]).returncode == 0
+    tracing.finish()
+    assert tracing.states() == ["completed"] * 3
+    assert made(tracing, "finer") != b""
+
+
+def test_a_draft_that_a_person_deletes_takes_what_waits_for_it_along(tracing: Root) -> None:
+    tracing.drop("draft.yaml", "{prompt: draft, name: draft, steps: 1}")
+    tracing.finish()
+    tracing.drop("later.yaml", "{prompt: x, name: later, image: draft, not_before: 2099-01-01}")
+    tracing.finish()
+    [draft, later] = tracing.jobs()
+    (tracing.folder / "outputs" / draft["path"]).unlink()
+    assert later["held"] == "not_before"  # its picture was copied when the file was read
+    assert draft["sha256"] in kept(tracing)
+    tracing.drop("gone.yaml", "{prompt: x, image: draft}")
+    tracing.finish()
+    assert "was deleted or changed" in refusal(tracing, "gone.yaml")["message"]
+
+
+def test_a_chain_survives_kills(tracing: Root) -> None:
+    tracing.drop("chain.yaml", DRAFT_AND_REFINE)
+    for point in ("recorded", "dispatched", "input_noted", "linked", "completed"):
+        tracing.watch(point=point, once=True).wait(60)
+    tracing.finish()
+    assert tracing.states() == ["completed"] * 3
+    assert made(tracing, "fine") == made(tracing, "draft")
+    assert len(pictures(tracing.folder)) == 3
+
+
+# -- crashes
+
+
+@pytest.mark.parametrize("point", ["input_noted", "input_written", "input_copied", "parsed"])
+def test_killed_while_pictures_are_copied(tracing: Root, point: str) -> None:
+    for n in range(5):
+        put(tracing, f"photos/{n}.png", n)
+    tracing.drop("all.yaml", "{prompt: x, image: 'photos/*', steps: 1, name: 'p-{image}'}")
+    assert tracing.watch(point=point, once=True).wait(60) == -signal.SIGKILL
+    copied = set(kept(tracing))
+    put(tracing, "photos/0.png", 50)
+    (tracing.folder / "inputs" / "photos" / "1.png").unlink()
+    tracing.watch(point="*", once=True).wait(60)
+    tracing.finish()
+    names = [job["image_name"] for job in tracing.jobs()]
+    assert names == [f"p-{n}" for n in range(5) if n != 1 or len(copied) == 5]
+    if point in ("input_copied", "parsed"):  # what was copied is what is drawn
+        assert made(tracing, "p-0") == noise(0).tobytes()
+    assert faults(tracing.folder, expected=len(names), log=tracing.log, kills=2) == []
+    assert copied <= set(kept(tracing)) | {n for n in copied if n.startswith("new-")}
+    prune(tracing)
+    assert kept(tracing) == []
+    assert rows(tracing.folder, "SELECT * FROM inputs") == []
+
+
+def test_inputs_go_when_no_batch_needs_them_and_not_before(tracing: Root) -> None:
+    put(tracing, "a.png", 1)
+    put(tracing, "b.png", 2)
+    tracing.drop("one.yaml", "{prompt: x, image: a.png, steps: 1, key: k}")
+    tracing.drop("two.yaml", "{prompt: x, image: b.png, not_before: 2099-01-01}")
+    tracing.drop("three.yaml", "{prompt: x, image: [a.png, b.png], widht: 1}")
+    tracing.finish()
+    assert len(kept(tracing)) == 2
+    (tracing.folder / ".steady" / "inputs" / "new-left").write_bytes(b"half")
+    prune(tracing)
+    [waiting] = tracing.jobs()
+    assert kept(tracing) == [json.loads(waiting["request"])["image"][7:71]]
+
+
+# -- making again
+
+
+def test_a_picture_made_from_another_is_made_again_or_says_what_is_missing(tracing: Root) -> None:
+    put(tracing, "cat.png", 4)
+    put(tracing, "mask.png", 5)
+    tracing.drop("cat.yaml", "{prompt: x, name: cat, image: cat.png, mask: mask.png, steps: 1}")
+    tracing.finish()
+    [job] = tracing.jobs()
+    picture = (tracing.folder / "outputs" / job["path"]).read_bytes()
+    recipe = read_recipe(picture)
+    assert recipe is not None
+    digest = json.loads(job["request"])["image"][7:71]
+    assert recipe["request"]["image"] == f"sha256:{digest}" and "cat.png" not in str(recipe)
+    tracing.drop("again.png", picture)
+    tracing.finish()
+    again = tracing.jobs()[1]
+    with Image.open(tracing.folder / "outputs" / again["path"]) as image:
+        assert image.tobytes() == made(tracing, "cat")
+    (tracing.folder / ".steady" / "inputs" / digest).unlink()
+    tracing.drop("lost.png", picture)
+    tracing.finish()
+    assert f"sha256:{digest}"[:40] in refusal(tracing, "lost.png")["message"]
+
+
+# -- ways in
+
+
+def test_over_http_pictures_are_sent_first_or_written_in(tmp_path: Path) -> None:
+    with Bench(tmp_path, engine="engines:Tracing") as bench:
+        answer = bench.client.post("/inputs", content=png(1), headers={"content-type": "image/png"})
+        assert answer.status_code == 201, answer.text
+        sent = answer.json()
+        assert (sent["width"], sent["height"]) == (64, 64)
+        assert sent["reference"] == f"sha256:{sent['sha256']}"
+        twice = bench.client.post("/inputs", content=png(1), headers={"content-type": "image/png"})
+        assert twice.json() == sent
+        for data, code in ((b"%!PS", "bad_picture"), (png(1)[:60], "bad_picture")):
+            bad = bench.client.post("/inputs", content=data, headers={"content-type": "image/png"})
+            assert (bad.status_code, bad.json()["code"]) == (422, code)
+        uri = f"data:image/png;base64,{base64.b64encode(png(2)).decode()}"
+        body = {"prompt": "x", "image": sent["reference"], "mask": uri}
+        asked = bench.client.post("/jobs?dry_run=true", json=body)
+        assert asked.status_code == 200, asked.text
+        taken = bench.client.post("/jobs", json=body)
+        assert taken.status_code == 202, taken.text
+        [file] = (tmp_path / "inbox").glob("api-*.json")
+        assert b"base64" not in file.read_bytes() and b'"mask":"sha256:' in file.read_bytes()
+        escaped = json.dumps(body).replace("/", "\\/")
+        head = {"content-type": "application/json"}
+        assert bench.client.post("/jobs", content=escaped, headers=head).status_code == 202
+        body["mask"] = "data:image/png;base64," + base64.b64encode(b"no picture at all").decode()
+        assert bench.client.post("/jobs", json=body).json()["code"] == "bad_picture"
+
+
+def test_the_command_sends_the_pictures_it_is_given(tracing: Root, tmp_path: Path) -> None:
+    away = tmp_path / "away"
+    (away / "pics").mkdir(parents=True)
+    (away / "cat.png").write_bytes(png(1))
+    (away / "m.png").write_bytes(png(2))
+    for n in range(3):
+        (away / "pics" / f"{n}.png").write_bytes(png(10 + n))
+    (away / "jobs.yaml").write_text("{prompt: y, image: 'pics/*.png', steps: 1, name: 'y-{image}'}")
+    put(tracing, "root.png", 7)
+    (away / "far.yaml").write_text("{prompt: z, image: root.png, name: far, steps: 1}")
+    for words in (
+        ["a cat", "--image", str(away / "cat.png"), "--mask", str(away / "m.png"), "--name", "cat"],
+        [str(away / "jobs.yaml")],
+        [str(away / "far.yaml")],
+    ):
+        done = tracing.steady("submit", *words, "--steps", "1")
+        assert done.returncode == 0, done.stderr
+    missing = tracing.steady("submit", "a cat", "--image", "none.png")
+    assert missing.returncode == 2 and "no picture `none.png`" in missing.stderr
+    for path in away.rglob("*.png"):
+        path.unlink()
+    tracing.finish()
+    assert [job["state"] for job in tracing.jobs()] == ["completed"] * 5
+    assert made(tracing, "y-1") == noise(11).tobytes()
+    assert made(tracing, "far") == noise(7).tobytes()
+    assert request(tracing, "cat")["image"].endswith(" cat.png")
+
+
+def test_many_names_are_found_without_a_record(tmp_path: Path) -> None:
+    config = Config.load(tmp_path)
+    config.inputs.mkdir()
+    (config.inputs / "cat[1].png").write_bytes(png(1))
+    finder = Finder(Inputs(config, None), copies=False)
+    assert finder.matches("cat[1].png") == ["cat[1].png"]
+    assert finder.find("./cat[1].png").size == (64, 64)
+    with pytest.raises(SteadyError, match="no picture"):
+        finder.find("dog.png")
+    assert not (tmp_path / ".steady" / "inputs").exists()
