@@ -102,9 +102,10 @@ class JobInputs(Database):
             message = f"{ERRORS['input_failed'].what} (Job {row['awaits']}: {why}.)"
             self._turn(
                 "state = 'failed', held = NULL, completed_at = :now, error_message = :message,"
-                " error_code = 'input_failed'",
+                " error_code = :code",
                 row["id"],
                 now=now,
+                code="input_failed",
                 message=message,
             )
             return str(row["id"])
