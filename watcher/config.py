@@ -161,6 +161,7 @@ class Config(BaseSettings):
     models: dict[str, ModelSetting] = Field(
         default_factory=dict, description="what jobs may name as their model (docs/models.md)"
     )
+    loras: Path = Field(Path("loras"), description="folder of the LoRA files that jobs may name")
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
     devices: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -357,6 +358,7 @@ class Config(BaseSettings):
                 "outputs": root / config.outputs.expanduser(),
                 "inputs": root / config.inputs.expanduser(),
                 "presets": root / config.presets.expanduser(),
+                "loras": root / config.loras.expanduser(),
             }
         )
 

@@ -79,6 +79,7 @@ class Lora:
     name: str
     weight: float
     file: Path
+    sha256: str | None = None  #: of the file when the job was recorded
 
 
 class EngineRequest(JobRequest):
@@ -104,7 +105,8 @@ class Result:
 
     ``facts`` overrides what the EngineInfo said. The recipe takes from it: ``forwards`` (else the
     last reported total), ``cfg_scale`` as the Stable Diffusion web UI counts it (1 is none; else
-    the job's ``guidance_scale`` where guidance is accepted), ``sampler`` and ``schedule``.
+    the job's ``guidance_scale`` where guidance is accepted), ``sampler``, ``schedule`` and ``loras``
+    (name, weight, sha256, tensors_sha256 of each that was used).
     ``timings`` are seconds by phase. Both must be plain data.
     """
 

@@ -374,6 +374,10 @@ class Limits:
 
     usual: Card = Card()  #: the model of a job that names none
     others: Mapping[str, Card] = field(default_factory=dict)  #: by name
+    #: the LoRAs of a job, checked for its model; SteadyError says why not
+    loras: "Callable[[Sequence[LoraChoice], Card], list[LoraChoice]]" = field(
+        default=lambda choices, card: list(choices), compare=False
+    )
     max_jobs_per_file: int = 1000  #: .yaml and .json
     max_lines: int = 100_000  #: .jsonl, .csv, .tsv
     default_format: str = "png"

@@ -4,10 +4,11 @@ The plan names the tier to begin with. What does not fit takes the weights one t
 that is remembered for pictures of its size for ten minutes: somebody else may have had the memory.
 """
 
+import contextlib
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -52,7 +53,8 @@ class Placement:
         self._device = torch.device(plan.device)
         self._clock = clock
         self._took: dict[int, tuple[str, float]] = {}  #: pixels -> the tier that they took, when
-        self._compiled: dict[Any, Any] = {}  #: blocks that run uncompiled below resident
+        self._compiled: dict[Any, Any] = {}  #: blocks that run uncompiled for now
+        self._as_written = False
 
     def run(self, pixels: int, work: Callable[[], T]) -> T:
         """``work``'s result, on the highest tier that holds a picture of ``pixels``.
@@ -75,6 +77,25 @@ class Placement:
                 self._took[pixels] = (tier, self._clock())
         raise OutOfMemory(words)
 
+    @property
+    def compiles(self) -> bool:
+        """May compiled blocks run?"""
+        return self.tier == "resident" and not self._as_written
+
+    @contextlib.contextmanager
+    def as_written(self, wanted: bool) -> Iterator[None]:
+        """Inside, no compiled block runs, if ``wanted``: they do not see hooks that come later."""
+        if not wanted:
+            yield
+            return
+        self._as_written = True
+        self._set_compiled(False)
+        try:
+            yield
+        finally:
+            self._as_written = False
+            self._set_compiled(self.compiles)
+
     def _tier_for(self, pixels: int) -> str:
         """The planned tier, or the lower one that a picture not larger than this took."""
         since = self._clock() - _REMEMBERED
@@ -92,7 +113,7 @@ class Placement:
 
     def _move(self, tier: str) -> None:
         _end_streaming(self._parts.values())
-        self._set_compiled(tier == "resident")
+        self._set_compiled(tier == "resident" and not self._as_written)
         streamed = [name for name in self._parts if role_of(name) in _STREAMED[tier]]
         if not streamed:
             self._pipe.to(self._device)

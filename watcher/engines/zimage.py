@@ -21,6 +21,7 @@ import logging
 import platform
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -41,6 +42,7 @@ from watcher.engines.embeddings import Embeddings
 from watcher.engines.files import inspect, is_single_file, locate_model, name_of
 from watcher.engines.latents import Origin, levels_of, noise_of, pooled, sigmas_of
 from watcher.engines.loading import read_pipeline
+from watcher.engines.lora import Loras
 from watcher.engines.placement import Placement
 from watcher.engines.plan import DevicePlan, Options, plan
 from watcher.engines.shortage import sparing_memory
@@ -87,6 +89,7 @@ class ZImage:
         self._pipe: Any = None
         self._plan: DevicePlan | None = None
         self._weights: Placement | None = None
+        self._loras: Loras | None = None
         self._embeddings = Embeddings(self._options.embed_cache)
         self._details: dict[str, Any] = {}
         self.counters = {"encodes": 0, "forwards": 0, "decodes": 0}
@@ -117,6 +120,9 @@ class ZImage:
         self._pipe = sparing_memory(lambda: self._read(folder, chosen, **more))
         self._weights = Placement(self._pipe, chosen)
         self._weights.run(0, lambda: None)
+        self._loras = Loras(
+            self._pipe.transformer, name_of(folder), self._device, getattr(torch, chosen.dtype)
+        )
         tier = self._weights.tier
         self._count_calls()
         transformer = self._pipe.transformer
@@ -156,7 +162,12 @@ class ZImage:
                 "python": platform.python_version(),
             },
             details=dict(self._details),
-            accepts=("image", "mask", *(("guidance", "negative_prompt") if self._guided else ())),
+            accepts=(
+                "image",
+                "mask",
+                "lora",
+                *(("guidance", "negative_prompt") if self._guided else ()),
+            ),
             sampler=_COUNTS.sampler,
             schedule=_COUNTS.schedule,
         )
@@ -220,7 +231,11 @@ class ZImage:
         self._check(request.width, request.height)
         both = 2 if self._guidance_of(request) else 1  # with guidance two pictures at once
         pixels = request.width * request.height * both
-        return self._placement.run(pixels, lambda: self._draw(request, report))
+        if self._loras is None:
+            raise RuntimeError("load comes first")
+        with self._loras.worn(request.loras) as worn, self._placement.as_written(bool(worn)):
+            result = self._placement.run(pixels, lambda: self._draw(request, report))
+        return replace(result, facts={**result.facts, "loras": worn}) if worn else result
 
     def _guidance_of(self, request: EngineRequest) -> float:
         return (request.guidance_scale or 0.0) if self._guided else 0.0
@@ -267,7 +282,7 @@ class ZImage:
 
     def _details_now(self, tiled: bool) -> dict[str, Any]:
         tier = self._placement.tier
-        compiled = bool(self._details["compiled"]) and tier == "resident"
+        compiled = self._placement.compiles and bool(self._details["compiled"])
         return {**self._details, "tier": tier, "compiled": compiled, "tiled": tiled}
 
     def _encode(self, prompt: str) -> tuple[torch.Tensor, int]:
@@ -417,6 +432,6 @@ class ZImage:
 
     def close(self) -> None:
         """Drop the weights; what the driver keeps goes with the process."""
-        self._pipe = self._weights = None
+        self._pipe = self._weights = self._loras = None
         self._embeddings.clear()
         gc.collect()

@@ -42,6 +42,7 @@ from watcher.jobs import (
     JobRequest,
     Limits,
     derived_seed,
+    lora_words,
 )
 from watcher.models.tokens import cut_of
 from watcher.upscaling import MAX_LARGE_SIDE, REFINE
@@ -152,7 +153,7 @@ class Checker:
         made = self._validated(values, card)
         if isinstance(made, JobRequest):
             problems += self._beyond_types(made, card)
-            return problems or made
+            return problems or (self._with_loras(made, card) if made.lora else made)
         said = {p.key for p in problems}
         return problems + [p for p in made if p.key not in said]
 
@@ -259,6 +260,17 @@ class Checker:
         if request.webhook is not None:
             problems += _bad_webhook(request.webhook, self.limits)
         return problems
+
+    def _with_loras(self, request: JobRequest, card: Card) -> JobRequest | list[ValueFault]:
+        """The request with LoRAs that are there and fit, each by the digest of its file."""
+        try:
+            settled = self.limits.loras(request.lora or [], card)
+        except SteadyError as error:
+            said = shown(lora_words(request.lora))
+            return [
+                ValueFault(error.code, error.message, key="lora", value=said, remedy=error.remedy)
+            ]
+        return request.model_copy(update={"lora": settled})
 
     def warnings(self, request: JobRequest) -> tuple[str, ...]:
         """What is asked for and has no effect on the job's model, or is not read by it."""

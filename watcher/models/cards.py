@@ -6,6 +6,7 @@ was last loaded. Looks only, so a crash leaves nothing.
 """
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -27,6 +28,7 @@ from watcher.models.catalogue import (
     present,
     split,
 )
+from watcher.models.loras import settled
 
 if TYPE_CHECKING:
     from watcher.store import JobStore
@@ -113,6 +115,7 @@ def limits_of(
     return Limits(
         _card(called, usual.model_copy(update=defaults), profile, config, said.get(called)),
         others=others,
+        loras=functools.partial(settled, config),
         max_jobs_per_file=config.max_jobs_per_file,
         max_lines=config.max_lines,
         default_format=config.image_format,
@@ -247,7 +250,7 @@ def _card_words(profile: Mapping[str, Any], engine: str, source: str, said: Any)
     elif engine == "zimage":
         features = ("guidance", "negative_prompt")
         told = tuple(feature for feature in features if profile[feature])
-        known = {"accepts": (*told, "image", "mask", "upscale")}
+        known = {"accepts": (*told, "image", "mask", "lora", "upscale")}
     else:
         known = {"accepts": None, "sampler": None, "schedule": None}
     return known if engine == "zimage" else known | {"idle_steps": 0, "unguided": 0.0}
