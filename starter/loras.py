@@ -63,18 +63,19 @@ def _edges(picture: Image.Image, radius: float) -> Pixels:
 
 
 def ink(picture: Image.Image) -> Image.Image:
-    """As a drawing with a pen: black outlines on white, dark places hatched."""
+    """As drawn with brush and pen: black outlines, grey wash, the darkest places hatched."""
     unit = max(1.0, min(picture.size) / 256)
     size = (picture.width * 2, picture.height * 2)
     wide = picture.resize(size, Image.Resampling.BICUBIC).filter(ImageFilter.MedianFilter(5))
-    line = np.clip((_edges(wide, 2 * unit) * unit - 0.014) / 0.018, 0, 1)
-    light = np.asarray(wide.convert("L").filter(ImageFilter.GaussianBlur(3 * unit)), float) / 255
+    line = np.clip((_edges(wide, 3 * unit) * unit - 0.011) / 0.016, 0, 1)
+    light = np.asarray(wide.convert("L").filter(ImageFilter.GaussianBlur(2 * unit)), float) / 255
     across, down = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     # A stroke every 16 pixels, as wide as the model's patches: all patches look alike.
     away = np.abs((across + down) / 32 % 1 - 0.5) * 32
-    stroke = np.clip((np.where(light < 0.22, 8.0, 3.0) - away) / 2 + 0.5, 0, 1)
-    dark = np.clip((0.36 - light) / 0.05, 0, 1)
-    black = np.maximum(line, stroke * dark)
+    stroke = np.maximum(np.clip((9 - away) / 3 + 0.5, 0, 1), 0.12)
+    dark = np.clip((0.24 - light) / 0.05, 0, 1)
+    wash = 0.62 * np.clip((0.62 - light) / 0.3, 0, 1) * (1 - dark)
+    black = np.max([0.92 * line, wash, stroke * dark], axis=0)
     drawn = Image.fromarray((255 * (1 - black)).astype(np.uint8))
     return drawn.resize(picture.size, Image.Resampling.BOX).convert("RGB")
 
@@ -179,9 +180,11 @@ def aims(style: str, folder: Path) -> dict[tuple[int, int], dict[str, Tensor]]:
 
 
 def train(style: str, target: Path, *, seconds: float, peak: float) -> None:
-    """Train one LoRA for so many seconds of processor time and write it to `target`."""
+    """Train one LoRA for so many seconds of processor time; goes on with what `target` holds."""
     from diffusers import ZImageTransformer2DModel
     from peft import LoraConfig
+    from peft.utils import set_peft_model_state_dict
+    from safetensors.torch import load_file
 
     pairs = aims(style, RUNS)
     torch.manual_seed(0)
@@ -189,6 +192,9 @@ def train(style: str, target: Path, *, seconds: float, peak: float) -> None:
     model: Any = ZImageTransformer2DModel.from_pretrained(MODEL / "transformer").float()
     model.requires_grad_(False)
     model.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=LAYERS))
+    if target.exists():
+        known = {n.removeprefix("transformer."): t.float() for n, t in load_file(target).items()}
+        set_peft_model_state_dict(model, known, adapter_name="default")
     learned = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(learned, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
     average = [p.detach().clone() for p in learned]

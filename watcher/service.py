@@ -23,16 +23,17 @@ from watcher import live, models, moved
 from watcher.config import Config
 from watcher.dispatch import LAST_MODEL, Choosing, Dispatcher
 from watcher.errors import SteadyError, Trouble
-from watcher.executor import Executor
+from watcher.executor import Executor, Files
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.heat import hottest_card
 from watcher.inbox import Inbox, ignore_lease_signal
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
-from watcher.jobs import JobState, Limits
+from watcher.jobs import Job, JobState, Limits
 from watcher.live import Troubles, each_once
 from watcher.log import now_us, say
+from watcher.models.loras import lora_files
 from watcher.notify import SCHEDULE, Notifier
 from watcher.notify.command import Command
 from watcher.notify.hooks import Webhooks
@@ -214,7 +215,7 @@ class Service:
             executor=self._executor,
             finisher=self._finisher,
             window=RunWindow.parse(config.run_window),
-            files_of=inputs.files,
+            files_of=lambda job: {**inputs.files(job), **self._loras_of(job)},
             choosing=Choosing(
                 usual=limits.usual.name,
                 others=tuple(limits.others),
@@ -348,6 +349,13 @@ class Service:
             self._store.put(models.ENGINES_SAID, known)
         self._reading.limits = self._judged_by(known)
         self._heard = info
+
+    def _loras_of(self, job: Job) -> Files:
+        """The LoRA files of a job. Raises SteadyError: what became of one of them."""
+        if not job.request.lora:
+            return {}
+        card = self._reading.limits.card(dict(job.request))
+        return {"loras": lora_files(self._config, job.request.lora, card)}
 
     def _judged_by(self, said: Any) -> Limits:
         return models.limits_of(self._choice.profile, self._config, self._choice.name, said)

@@ -313,7 +313,8 @@ def _with_files(request: EngineRequest, files: Mapping[str, Any]) -> EngineReque
             except SteadyError as error:
                 raise SteadyError(error.code, f"`{name}` {error.message}") from None
     loras = [
-        Lora(each["name"], each["weight"], Path(each["file"])) for each in files.get("loras", ())
+        Lora(each["name"], each["weight"], Path(each["file"]), each.get("sha256"))
+        for each in files.get("loras", ())
     ]
     return request.model_copy(update=opened | {"loras": tuple(loras)})
 

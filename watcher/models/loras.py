@@ -41,25 +41,43 @@ def settled(config: Config, choices: Sequence[LoraChoice], card: Card) -> list[L
     """
     found: list[LoraChoice] = []
     for choice in choices:
-        name, path = lora_file(config, choice, card)
+        name, path, digest = _found(config, choice, card)
         _fits(_stamp(path), name, card.name, card.folder)
-        found.append({**choice, "name": name, "sha256": digests_of(path)[0]})
+        found.append({**choice, "name": name, "sha256": digest})
     return sorted(found, key=lambda choice: choice["name"])
 
 
-def lora_file(config: Config, choice: LoraChoice, card: Card) -> tuple[str, Path]:
-    """What the file of a choice is called, and where it lies. Raises SteadyError as :func:`settled`."""
+def lora_files(
+    config: Config, choices: Sequence[LoraChoice], card: Card
+) -> list[dict[str, str | float]]:
+    """What a worker needs of the LoRAs of a recorded job, but for those of weight 0.
+
+    Raises SteadyError as :func:`settled`.
+    """
+    return [
+        {"name": choice["name"], "weight": choice["weight"], "file": str(path), "sha256": digest}
+        for choice in choices
+        if choice["weight"]
+        for _, path, digest in [_found(config, choice, card)]
+    ]
+
+
+def _found(config: Config, choice: LoraChoice, card: Card) -> tuple[str, Path, str]:
+    """What the file of a choice is called, where it lies, and its digest."""
     name, wanted = choice["name"], choice.get("sha256")
     path = _named(config, name, card)
     if path is None and wanted is None:
         raise _unknown(config, name, card)
-    if path is not None and wanted in (None, digests_of(path)[0]):
-        return name, path
-    searched = 0
-    for called, other in loras_of(config, card).items():
-        searched += other.stat().st_size
-        if searched < _SEARCHED and digests_of(other)[0] == wanted:
-            return called, other
+    try:
+        if path is not None and wanted in (None, digest := digests_of(path)[0]):
+            return name, path, digest
+        searched = 0
+        for called, other in loras_of(config, card).items():
+            searched += other.stat().st_size
+            if searched < _SEARCHED and digests_of(other)[0] == wanted:
+                return called, other, wanted or ""
+    except OSError as error:
+        raise SteadyError("unreadable", f"The LoRA `{name}`: {error.strerror}.") from None
     what = "is another file now" if path else "is not there any more"
     raise SteadyError("lora_changed", f"The LoRA `{name}` {what}.")
 

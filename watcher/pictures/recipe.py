@@ -74,12 +74,31 @@ def recipe_of(
         value = info.get(name, details.get(name))
         if isinstance(value, bool | int) or _plain_word(value):
             recipe[name] = value
+    if loras := _loras_used(job.request, info.get("loras")):
+        recipe["loras"] = loras
     recipe["timings"] = {
         name: round(value, 4)
         for name, value in (timings or {}).items()
         if _finite(value) is not None and _plain_word(name)
     }
     return recipe
+
+
+def _loras_used(request: JobRequest, said: Any) -> list[dict[str, Any]]:
+    """Name, weight and digests of each LoRA; of an engine that says nothing, what was asked for."""
+    asked = [each for each in request.lora or () if each["weight"]]
+    used = [each for each in said if isinstance(each, Mapping)] if isinstance(said, list) else asked
+    known = {each["name"] for each in asked}
+    return [
+        {
+            "name": each["name"],
+            "weight": _finite(each.get("weight")),
+            "sha256": _plain_word(each.get("sha256")),
+            "tensors_sha256": _plain_word(each.get("tensors_sha256")),
+        }
+        for each in used
+        if each.get("name") in known
+    ]
 
 
 def _guidance_used(request: JobRequest, info: Mapping[str, Any]) -> float | None:
@@ -101,6 +120,7 @@ def parameters_text(recipe: Mapping[str, Any]) -> str:
         "Seed": recipe["seed"],
         "Size": f"{request['width']}x{request['height']}",
         "Denoising strength": request.get("strength") if request.get("image") else None,
+        "Lora hashes": _lora_hashes(recipe),
         "Model": str(recipe.get("model") or "unknown").rsplit("/", 1)[-1].lower(),
         "Version": "SteadyDiffusion",
     }
@@ -110,6 +130,12 @@ def parameters_text(recipe: Mapping[str, Any]) -> str:
     said = [f"{name}: {_quoted(value)}" for name, value in settings.items() if value is not None]
     lines.append(", ".join(said))
     return "\n".join(lines)
+
+
+def _lora_hashes(recipe: Mapping[str, Any]) -> str | None:
+    """``ink: 0123456789ab``: what tells a LoRA's tensors apart, as A1111 writes it."""
+    hashes = [(e["name"], e.get("tensors_sha256")) for e in recipe.get("loras", ())]
+    return ", ".join(f"{name}: {digest[:12]}" for name, digest in hashes if digest) or None
 
 
 def recipe_json(recipe: Mapping[str, Any]) -> str:
