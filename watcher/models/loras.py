@@ -7,7 +7,6 @@ are hashed once per size, time and inode, in each process that asks.
 
 import difflib
 import functools
-import glob
 import hashlib
 import itertools
 import json
@@ -109,21 +108,24 @@ def _below(home: Path) -> Iterator[Path]:
 
 def _named(config: Config, name: str, card: Card) -> Path | None:
     """The file of a name, which can only lie below its folders."""
-    parts = name.split("/")
-    if "\\" in name or "\0" in name or any(part in ("", ".", "..") for part in parts):
-        return None
-    for home in _homes(config, card):
+    for home in _homes(config, card) if _inside(name) else ():
         path = home / (name + SUFFIX)
         if path.is_file():
             return path
     return None
 
 
+def _inside(name: str) -> bool:
+    """Can a name only lie below a folder?"""
+    odd = any(part in ("", ".", "..") for part in name.split("/"))
+    return not odd and "\\" not in name and "\0" not in name
+
+
 def _unknown(config: Config, name: str, card: Card) -> SteadyError:
     """Why there is no such LoRA, and what may have been meant."""
     stem, suffix = os.path.splitext(name)
     stem = stem if suffix in _PICKLES else name
-    if any(path.suffix in _PICKLES for path in config.loras.glob(f"{glob.escape(stem)}.*")):
+    if _inside(stem) and any((config.loras / (stem + kind)).is_file() for kind in _PICKLES):
         return SteadyError(
             "lora_unsuitable",
             f"`{name[:100]}` is no .safetensors file; other kinds may hold programs and are not read.",
