@@ -27,6 +27,7 @@ from watcher.inputs import Inputs
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Limits, Priority
 from watcher.log import now_us, say
 from watcher.pace import Pace, Size, size_of
+from watcher.previews import Previews
 from watcher.store import JobStore
 
 logger = logging.getLogger("steady.api")
@@ -102,6 +103,7 @@ class Door:
         self.outputs: Path = config.outputs
         self.inputs = Inputs(config, store)
         self.stopping = Stopping()
+        self._previews = Previews(config.state)
         self._requests: collections.OrderedDict[str, JobRequest] = collections.OrderedDict()
         self._lock = threading.Lock()
         self._other: object = None  #: how the file looks that took the record's place
@@ -236,6 +238,18 @@ class Door:
                 found: Mapping[str, Any] = entry
                 return found
         return None
+
+    def look(self, job_id: str) -> None:
+        """Somebody wants to see this job, which a worker has, grow."""
+        self._previews.look(job_id)
+
+    def preview(self, job_id: str) -> bytes | None:
+        """How a running job looks so far (JPEG), and a look at it; None while nothing is to be seen."""
+        entry = self.running(job_id)
+        if entry is None:
+            return None
+        self.look(job_id)
+        return None if entry.get("preview") is None else self._previews.get(job_id)
 
     @property
     def hands(self) -> int:

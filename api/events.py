@@ -1,10 +1,10 @@
 """The story as it happens: server-sent events.
 
-Three kinds. ``job``: a transition, with the whole job; its id is the record's growing rev,
+Four kinds. ``job``: a transition, with the whole job; its id is the record's growing rev,
 so a client that comes back with Last-Event-ID misses none, also over a restart of either
 side (a job that changed twice meanwhile is told once, as it is now). ``step``: progress of
-a running job. ``queue``: counts and troubles. The last two are not replayed; whoever joins
-is told them at once.
+a running job. ``queue``: counts and troubles. ``preview``: there is a new one of a running job,
+for those who ask. The last three are not replayed; whoever joins is told them at once.
 
 One poller a process looks at the record and at the watcher's pulse, and only while
 somebody listens; all streams are fed from what it saw.
@@ -21,7 +21,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, M
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Header
+from fastapi import APIRouter, Header, Query
 from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, EventSourceResponse, format_sse_event
 from starlette.responses import Response
@@ -37,6 +37,7 @@ logger = logging.getLogger("steady.api")
 
 STREAMS = 256  #: requests that stay open at a time: streams, and calls that wait for jobs
 _SERVER_SECONDS = 0.2  #: between looks when the record is on a database server
+_LOOK_SECONDS = 1.0  #: between saying that somebody looks
 _QUEUE_SECONDS = 0.5  #: between two ``queue`` events
 _PAGE = 1000  #: changes taken at one look
 _RECENT = 5000  #: changes kept for streams that come back
@@ -61,6 +62,10 @@ _DOCUMENTED: dict[int | str, dict[str, Any]] = {
 
 LastEventId = Annotated[
     str | None, Header(alias="Last-Event-ID", description="replay what came after it")
+]
+
+WithPreviews = Annotated[
+    bool, Query(description="have previews drawn; a `preview` event tells of each new one")
 ]
 
 
@@ -116,6 +121,9 @@ class Feed:
         self._recent: collections.deque[Transition] = collections.deque(maxlen=_RECENT)
         self.version = 0  #: grows whenever the record changed
         self.steps: dict[str, str] = {}
+        self.previews: dict[str, str] = {}  #: of the running jobs that somebody looks at
+        self._looking: collections.Counter[str | None] = collections.Counter()
+        self._look_due = 0.0
         self.queue = ""
         self.paused = False
         self._queue_due = 0.0
@@ -201,9 +209,15 @@ class Feed:
 
     def _look_at_pulse(self) -> bool:
         steps = {entry["job_id"]: json.dumps(entry) for entry in self._running()}
-        told = steps != self.steps
-        self.steps = steps
+        previews = dict(self._previews())
+        told = (steps, previews) != (self.steps, self.previews)
+        self.steps, self.previews = steps, previews
         now = time.monotonic()
+        if now >= self._look_due and self._looking:
+            self._look_due = now + _LOOK_SECONDS
+            for job_id in steps:
+                if self._looking[None] or self._looking[job_id]:
+                    self._door.look(job_id)
         if now >= self._queue_due:
             self._queue_due = now + _QUEUE_SECONDS
             with contextlib.suppress(SteadyError):
@@ -226,6 +240,12 @@ class Feed:
                 "progress": round(min(entry["step"] / steps, 1.0) * 0.99, 4),
             }
 
+    def _previews(self) -> Iterator[tuple[str, str]]:
+        pulse = self._door.pulse()
+        for entry in pulse.get("running", ()) if pulse["alive"] else ():
+            if (step := entry.get("preview")) is not None:
+                yield entry["job_id"], json.dumps({"job_id": entry["job_id"], "step": step})
+
     def _summary(self) -> dict[str, Any]:
         store = self._door.store
         counts = store.counts()
@@ -245,14 +265,15 @@ class Feed:
 
     # -- listening
 
-    async def listen(self, after: int | None, job: Job | None = None) -> AsyncIterator[bytes]:
+    async def listen(
+        self, after: int | None, job: Job | None = None, *, preview: bool = False
+    ) -> AsyncIterator[bytes]:
         """Events after the rev ``after`` (None: from now on), of one ``job`` or of all.
 
-        Ends when the service stops, and for one job when that has ended.
+        With ``preview`` the listener counts as one who looks, and is told of each new preview. Ends when the service stops, and for one job when that has ended.
         """
-        self._listeners += 1
-        self._wanted.set()
-        try:
+        eyes = (None if job is None else job.id,) if preview else ()
+        with self._listening(eyes):
             while not self._fresh and not self._door.stopping:
                 await self._news.wait()
             if not self._fresh:
@@ -262,7 +283,7 @@ class Feed:
                 # The job as it is now comes first, unless the client knows it.
                 cursor = min(after if after is not None else job.rev - 1, job.rev)
             yield format_sse_event(id=str(cursor), retry=RETRY_MS)
-            told_steps: dict[str, str] = {}
+            told: dict[str, dict[str, str]] = {"step": {}, "preview": {}}
             told_queue = ""
             while not self._door.stopping:
                 news = self._news
@@ -271,10 +292,8 @@ class Feed:
                     yield format_sse_event(data_str=change.data, event="job", id=str(cursor))
                     if job is not None and change.ended:
                         return
-                for job_id, data in self.steps.items():
-                    if told_steps.get(job_id) != data and (job is None or job.id == job_id):
-                        yield format_sse_event(data_str=data, event="step")
-                told_steps = self.steps
+                for event in self._passing(told, job, preview=preview):
+                    yield event
                 if job is None and self.queue and self.queue != told_queue:
                     told_queue = self.queue
                     yield format_sse_event(data_str=told_queue, event="queue")
@@ -283,8 +302,29 @@ class Feed:
                         await asyncio.wait_for(news.wait(), PING_SECONDS)
                     except TimeoutError:
                         yield KEEPALIVE_COMMENT
+
+    def _passing(
+        self, told: dict[str, dict[str, str]], job: Job | None, *, preview: bool
+    ) -> Iterator[bytes]:
+        """Steps and previews that are not in ``told`` yet, which knows them then."""
+        for kind, news in (("step", self.steps), ("preview", self.previews if preview else {})):
+            for job_id, data in news.items():
+                if told[kind].get(job_id) != data and (job is None or job.id == job_id):
+                    yield format_sse_event(data_str=data, event=kind)
+            told[kind] = news
+
+    @contextlib.contextmanager
+    def _listening(self, eyes: tuple[str | None, ...] = ()) -> Iterator[None]:
+        """Somebody waits, and looks at these jobs (None: at all that run)."""
+        self._listeners += 1
+        self._looking.update(eyes)
+        self._wanted.set()
+        try:
+            yield
         finally:
             self._listeners -= 1
+            self._looking.subtract(eyes)
+            self._looking += collections.Counter()  # forgets those at none
 
     async def turns(self, most: float = PING_SECONDS) -> AsyncGenerator[None]:
         """Now, and again whenever something may have changed (``version``, ``steps``, ``paused``).
@@ -292,16 +332,12 @@ class Feed:
         At least every ``most`` seconds. For calls that wait for jobs; ends when the service stops.
         Close it (``aclosing``): the poller rests while nobody listens.
         """
-        self._listeners += 1
-        self._wanted.set()
-        try:
+        with self._listening():
             while not self._door.stopping:
                 news = self._news
                 yield
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), most)
-        finally:
-            self._listeners -= 1
 
     async def _after(self, cursor: int, job: Job | None) -> list[Transition]:
         """What changed after ``cursor``: from memory, or from the record for one who comes late."""
@@ -323,11 +359,12 @@ def routes(door: Door, feed: Feed) -> APIRouter:
     router = APIRouter(tags=["events"])
 
     @router.get("/events", response_class=Response, responses=_DOCUMENTED)
-    async def events(last_event_id: LastEventId = None) -> Response:
+    async def events(last_event_id: LastEventId = None, preview: WithPreviews = False) -> Response:
         """Everything as it happens: `job` (with an id), `step` and `queue` events; replays after
         Last-Event-ID."""
         feed.places.take()
-        return Stream(feed.listen(rev_of(last_event_id)), feed.places.give_back)
+        events = feed.listen(rev_of(last_event_id), preview=preview)
+        return Stream(events, feed.places.give_back)
 
     @router.get(
         "/jobs/{job_id}/events",
@@ -337,7 +374,9 @@ def routes(door: Door, feed: Feed) -> APIRouter:
             204: {"description": "It has ended, and you know."},
         },
     )
-    async def job_events(job_id: str, last_event_id: LastEventId = None) -> Response:
+    async def job_events(
+        job_id: str, last_event_id: LastEventId = None, preview: WithPreviews = False
+    ) -> Response:
         """One job as it happens: the job as it is, then its steps and transitions; ends when it
         has ended."""
         job = await run_in_threadpool(door.find, job_id)
@@ -346,7 +385,7 @@ def routes(door: Door, feed: Feed) -> APIRouter:
             # All was told: 204 is how a browser learns not to come back.
             return Response(status_code=204)
         feed.places.take()
-        return Stream(feed.listen(seen, job), feed.places.give_back)
+        return Stream(feed.listen(seen, job, preview=preview), feed.places.give_back)
 
     return router
 

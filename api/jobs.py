@@ -234,6 +234,23 @@ def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Output
             return images.bare(door, found, download=download)
         return images.picture(door, found, request, download=download)
 
+    @router.get(
+        "/{job_id}/preview",
+        response_class=Response,
+        responses={
+            **documented("no_preview"),
+            200: {"description": "The preview.", "content": {"image/jpeg": {}}},
+        },
+    )
+    def job_preview(job_id: str) -> Response:
+        """How a picture that is being made looks so far, small. Previews are drawn only while
+        somebody asks: the first is there a step or two after the first question. `/events?preview=true`
+        tells of each new one."""
+        jpeg = door.preview(door.find(job_id).id)
+        if jpeg is None:
+            raise SteadyError("no_preview")
+        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
     @router.delete(
         "/{job_id}/image",
         status_code=204,

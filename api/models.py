@@ -196,6 +196,9 @@ class JobView(Asked):
     rev: int = Field(description="grows with every change of any job")
     image_name: str | None
     path: str | None = Field(description="below the outputs folder")
+    final_size: str = Field(
+        description="of the picture, once `upscale` is done", examples=["2048x2048"]
+    )
     priority: PriorityWord
     created_at: str
     started_at: str | None

@@ -9,6 +9,7 @@ they stand in the prompt; all other words are just prompt.
     steps=8        forwards (default: what the request asks for)
     at=2           the fault comes after so many forwards (default 1; 0: before the first)
     once           the fault comes only the first time this prompt is run (needs the log)
+    grows          has a preview of each step, lighter than the one before
     photo          a picture with grain, as expensive to encode as a photograph
 
 Faults: ``segv``, ``exit`` (or exit=3), ``kill``, ``orphan`` (kills its
@@ -33,6 +34,7 @@ with a load fault a line, each of which comes once.
 """
 
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -181,6 +183,7 @@ class Scripted:
         values = dict(w.split("=", 1) for w in words if "=" in w)
         total = int(values.get("steps", request.num_inference_steps))
         held = values.get("held")
+        grows = "grows" in words
         pause = float(values.get("sleep", 0))
         fault = next((w for w in words if w.partition("=")[0] in FAULTS), None)
         if fault and "once" in words and self._ran_before(request.prompt):
@@ -193,7 +196,7 @@ class Scripted:
                 if done:
                     time.sleep(pause)
                     self._note("step", request, done=done)
-                    report(done, total)
+                    report(done, total, functools.partial(self._preview, done) if grows else None)
                     while done == 1 and held and os.path.exists(held):
                         time.sleep(0.05)
                         report(done, total)
@@ -210,6 +213,10 @@ class Scripted:
         self._note("finish", request)
         facts = {"cfg_scale": 1} | ({"odd": {1, 2}} if fault == "unsayable" else {})
         return Result(image, facts, {"denoise": time.perf_counter() - began})
+
+    def _preview(self, done: int) -> Image.Image:
+        self._note("preview", done=done)
+        return Image.new("RGB", (12, 8), (min(255, 20 * done),) * 3)
 
     def close(self) -> None:
         self._note("close")

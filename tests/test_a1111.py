@@ -24,7 +24,9 @@ from PIL import Image
 from api.compat import a1111, openai, openai_batch
 from api.compat.txt2img import txt2img_of
 from watcher.errors import SteadyError
-from watcher.jobs import Limits
+from watcher.jobs import Card, Limits
+
+ABLE = Card(accepts=("image", "upscale"))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_progress_until_exactly_nothing(here: House, api: webuiapi.WebUIApi):
     found = {}
     thread = threading.Thread(
         target=lambda: found.update(
-            result=api.txt2img(prompt="slow owl sleep=0.2", width=64, height=64, n_iter=2)
+            result=api.txt2img(prompt="slow owl grows sleep=0.3", width=64, height=64, n_iter=2)
         )
     )
     thread.start()
@@ -103,7 +105,9 @@ def test_progress_until_exactly_nothing(here: House, api: webuiapi.WebUIApi):
     seen = until(lambda: (p := other.get_progress())["state"]["sampling_step"] >= 2 and p, 30)
     assert 0 < seen["progress"] < 1 and seen["state"]["job"] == "txt2img"
     assert seen["state"]["job_count"] == 2 and seen["state"]["sampling_steps"] == 8
-    assert seen["current_image"] is None and seen["eta_relative"] >= 0
+    assert seen["eta_relative"] >= 0
+    grown = until(lambda: (p := other.get_progress())["current_image"] and p, 30)
+    assert Image.open(io.BytesIO(base64.b64decode(grown["current_image"]))).size == (12, 8)
     later = until(lambda: (p := other.get_progress())["state"]["job_no"] == 1 and p, 30)
     assert later["progress"] > seen["progress"]
     thread.join()
@@ -112,6 +116,24 @@ def test_progress_until_exactly_nothing(here: House, api: webuiapi.WebUIApi):
     other.util_wait_for_ready()
     assert len(found["result"].images) == 2
     other.session.close()
+
+
+def test_a_second_pass_is_our_refining(api: webuiapi.WebUIApi):
+    asked = txt2img_of({"prompt": "a", "width": 64, "height": 64, "enable_hr": True}, ABLE)
+    assert asked.fields["upscale"] == {"factor": 2.0, "method": "refine", "strength": 0.7}
+    raw = {
+        "enable_hr": True,
+        "hr_scale": 9,
+        "hr_upscaler": "R-ESRGAN 4x+",
+        "denoising_strength": 0.3,
+    }
+    asked = txt2img_of({"prompt": "a", "width": 64, "height": 64} | raw, ABLE)
+    assert asked.fields["upscale"] == {"factor": 4.0, "method": "refine", "strength": 0.3}
+    assert [w.partition(":")[0] for w in asked.warnings] == ["hr_scale", "hr_upscaler"]
+    plain = txt2img_of({"prompt": "a", "enable_hr": False, "hr_scale": 2}, ABLE)
+    assert "upscale" not in plain.fields
+    with pytest.raises(SteadyError):
+        txt2img_of({"prompt": "a", "enable_hr": True, "hr_scale": "large"}, ABLE)
 
 
 def test_interrupt_ends_its_own_and_nothing_else(here: House, api: webuiapi.WebUIApi):
@@ -187,7 +209,7 @@ def test_png_info_reads_what_was_made(api: webuiapi.WebUIApi):
 @pytest.mark.parametrize(
     ("asked", "field"),
     [
-        ({"enable_hr": True}, "enable_hr"),
+        ({"enable_hr": True, "hr_scale": [2]}, "hr_scale"),
         ({"script_name": "x/y/z plot"}, "script_name"),
         ({"alwayson_scripts": {"ControlNet": {"args": []}}}, "alwayson_scripts"),
         ({"n_iter": 1000}, "batch_size"),
@@ -381,7 +403,7 @@ def test_numbers_and_truth_values_may_come_as_text():
     assert (asked.fields["width"], asked.fields["height"]) == (512, 256)
     assert asked.fields["num_inference_steps"] == 5
     assert not asked.send_images and not asked.warnings
-    for name, text in {"enable_hr": "True", "steps": "many"}.items():
+    for name, text in {"script_name": "True", "steps": "many"}.items():
         with pytest.raises(SteadyError) as caught:
             txt2img_of({"prompt": "x", name: text}, Limits().usual)
         assert caught.value.problems[0].key == name

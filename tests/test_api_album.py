@@ -181,8 +181,6 @@ def test_the_record_tells_what_the_page_asks(tmp_path: Path):
     assert sum(store.ready_by_class().values()) == 1
     assert store.neighbours(second.seq) == (ids[0], ids[2])
     watcher.finish(first)
-    assert store.sibling(second).id == ids[0]  # type: ignore[union-attr]
-    assert store.sibling(first) is None
     store.fail(second.id, second.attempt, "internal", "", facts={}, now=1)
     assert [job.id for job in store.failed_of(UNKNOWN)] == [second.id]
     assert store.failed_of(late[0]) == []

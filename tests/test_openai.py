@@ -86,7 +86,7 @@ def test_addresses_can_be_fetched_plainly(client: openai.OpenAI):
 def test_a_stream_tells_parts_and_the_whole(client: openai.OpenAI):
     events = list(
         client.images.generate(
-            prompt="a slow fox sleep=0.15", size="96x64", stream=True, partial_images=2
+            prompt="a slow fox grows sleep=0.4", size="96x64", stream=True, partial_images=2
         )
     )
     assert [e.type for e in events] == [
@@ -96,7 +96,9 @@ def test_a_stream_tells_parts_and_the_whole(client: openai.OpenAI):
     ]
     assert [e.partial_image_index for e in events[:2]] == [0, 1]
     assert events[0].progress < events[1].progress <= 1
-    assert [picture(e.b64_json).size for e in events] == [(96, 64)] * 3
+    found = [picture(e.b64_json).convert("L") for e in events]
+    assert [image.size for image in found] == [(96, 64)] * 3
+    assert found[0].getextrema()[1] < found[1].getextrema()[1]  # later steps are lighter
     assert events[-1].usage.total_tokens == 0 and events[-1].size == "96x64"
 
 

@@ -49,6 +49,7 @@ def describe_job(job: Job, time: TimeFormat) -> dict[str, Any]:
         "rev": job.rev,
         "image_name": job.image_name or None,
         "path": job.path or None,
+        "final_size": "{}x{}".format(*job.request.final_size),
         "priority": job.priority.value,
         "created_at": time(job.created_at),
         "started_at": time(job.started_at),

@@ -8,6 +8,7 @@ otherwise puts them back (service.py).
 """
 
 import collections
+import contextlib
 import datetime
 import functools
 import logging
@@ -24,6 +25,7 @@ from watcher.jobs import Job, JobState, Priority
 from watcher.log import say
 from watcher.pace import RunWindow
 from watcher.parts import Part, Shared
+from watcher.previews import Previews
 from watcher.store import PATIENCE, Want
 
 logger = logging.getLogger("steady.dispatch")
@@ -33,6 +35,7 @@ MAX_DEATHS = 2  #: worker deaths a job may cause
 MAX_TRANSIENT = 3  #: attempts of a job that meets passing device errors
 BACKLOG = 4  #: pictures waiting to be saved before no further job is handed out
 STREAK = 5  #: failures of one class in a row that pause the queue
+_PEEK_SECONDS = 0.5  #: between looks for those who want to see a picture grow
 _LOOK_SECONDS = 1.0  #: also without a change in the record: held rows, window
 _AGAIN_SECONDS = 5.0  #: after the files of a job could not be had
 
@@ -66,6 +69,7 @@ class Running:
     step: int = 0
     started_at: int | None = None
     cancelling: bool = False
+    preview: int | None = None  #: the step of the last one
 
     def as_dict(self) -> dict[str, Any]:
         """An entry of ``running`` in live.json."""
@@ -76,6 +80,7 @@ class Running:
             "step": self.step,
             "steps": self.steps,
             "started_at": self.started_at,
+            "preview": self.preview,
         }
 
 
@@ -95,9 +100,12 @@ class Dispatcher(Part):
         finisher: Finisher,
         window: RunWindow,
         files_of: Callable[[Job], Files],
+        previews: Previews,
         choosing: Choosing = Choosing(),
     ) -> None:
         super().__init__(shared)
+        self._previews = previews
+        self._peeked = 0.0  #: when it was last asked who looks
         self._files_of = files_of
         self._executor = executor
         self._finisher = finisher
@@ -135,6 +143,7 @@ class Dispatcher(Part):
         while self._owed:
             self._settle(self._owed[0])
             self._owed.popleft()
+        self._pass_looks()
         version = self._store.data_version()
         due = time.monotonic() - self._looked >= _LOOK_SECONDS
         if due or version != self._version:
@@ -231,6 +240,14 @@ class Dispatcher(Part):
         ]
         return Want(["", *names] if choosing.usual in names else names, self._warm[slot])
 
+    def _pass_looks(self) -> None:
+        """Tell the workers which pictures somebody wants to see grow."""
+        now = time.monotonic()
+        if self._running and now - self._peeked >= _PEEK_SECONDS:
+            self._peeked = now
+            for job_id in self._previews.looked_at() & self._running.keys():
+                self._executor.look(job_id)
+
     def _pass_cancels(self) -> None:
         if not self._running:
             return
@@ -254,14 +271,16 @@ class Dispatcher(Part):
                 say(logger, "worker.ready", slot=event.slot, **_brief(event.info))
             case ex.Died():
                 self._settle_death(event)
-            case ex.Started() | ex.Step() | ex.Picture() | ex.Failed():
+            case ex.Started() | ex.Step() | ex.Previewed() | ex.Picture() | ex.Failed():
                 running = self._running.get(event.job_id)
                 if running is None or running.job.attempt != event.attempt:
                     return
                 self._settle_job(running, event)
 
     def _settle_job(
-        self, running: Running, event: ex.Started | ex.Step | ex.Picture | ex.Failed
+        self,
+        running: Running,
+        event: ex.Started | ex.Step | ex.Previewed | ex.Picture | ex.Failed,
     ) -> None:
         job = running.job
         if isinstance(event, ex.Picture | ex.Failed):
@@ -272,14 +291,22 @@ class Dispatcher(Part):
                 say(logger, "job.started", job_id=job.id, attempt=job.attempt)
             case ex.Step():
                 running.step, running.steps = event.done, event.total
+            case ex.Previewed():
+                with contextlib.suppress(OSError):  # a full disk: nothing is shown
+                    self._previews.put(job.id, event.jpeg)
+                    running.preview = running.step
             case ex.Picture():
-                del self._running[job.id]
+                self._over(job.id)
                 self._streak = (None, 0)
                 self._checkpoint("picture_received")
                 self._finisher.finish(job, event)
             case ex.Failed():
                 self._fail(job, event.code, event.message)
-                del self._running[job.id]
+                self._over(job.id)
+
+    def _over(self, job_id: str) -> None:
+        del self._running[job_id]
+        self._previews.end(job_id)
 
     def _settle_death(self, event: ex.Died) -> None:
         trouble = event.environment
@@ -299,7 +326,7 @@ class Dispatcher(Part):
                 self._fail(job, code, f"{ERRORS[code].what} ({event.how})")
             else:
                 self._release(job, f"the worker died: {event.how}", death=death)
-            del self._running[job_id]
+            self._over(job_id)
         if trouble is None and event.how != "idle":
             say(logger, "worker.died", logging.ERROR, slot=event.slot, how=event.how)
 

@@ -48,6 +48,7 @@ class EngineSettings:
     device: str = "auto"
     dtype: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
+    keep: Path | None = None  #: a folder for small files that spare the next start some work
 
 
 @dataclass(frozen=True)

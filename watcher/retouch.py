@@ -54,14 +54,20 @@ class Retouch:
             image = self._enlarge(request, image)
         return Result(image, self._facts, self._timings)
 
-    def _pass(self, request: EngineRequest, **changed: Any) -> Image.Image:
-        """One call of the engine, for ``request`` without what is done here."""
+    def _pass(
+        self, request: EngineRequest, show: Callable[[Image.Image], Image.Image], **changed: Any
+    ) -> Image.Image:
+        """One call of the engine, for ``request`` without what is done here.
+
+        ``show`` makes of a preview of what it draws one of the picture.
+        """
         plain = dict.fromkeys(("upscale", "mask_blur", "mask_invert", "mask_only", "mask_padding"))
         before = self._done
 
         def report(done: int, total: int, preview: Preview = None) -> None:
             self._done = before + done
-            self._report(self._done, max(self._forwards, before + total), preview)
+            total = max(self._forwards, before + total)
+            self._report(self._done, total, preview and (lambda: shown(preview, show)))
 
         made = self._engine.generate(request.model_copy(update=plain | changed), report)
         result = made if isinstance(made, Result) else Result(made)
@@ -79,7 +85,7 @@ class Retouch:
     def _draw_masked(self, request: EngineRequest) -> Image.Image:
         image, mask = request.image, request.mask
         if image is None or mask is None:
-            return self._pass(request)
+            return self._pass(request, lambda preview: preview)
         hard = (ImageOps.invert(mask) if request.mask_invert else mask).point(_black_or_white)
         blur = request.mask_blur
         soft = hard.filter(ImageFilter.GaussianBlur(blur)) if blur else hard
@@ -95,7 +101,7 @@ class Retouch:
             "image": _scaled(image, image.size, box),
             "mask": _scaled(hard, image.size, box).point(_black_or_white),
         }
-        made = self._pass(request, **part)
+        made = self._pass(request, _within(image, box), **part)
         whole = image.copy()
         whole.paste(_scaled(made, (box[2] - box[0], box[3] - box[1])), box[:2])
         return Image.composite(whole, image, soft)
@@ -123,11 +129,29 @@ class Retouch:
         for number, box in enumerate(tiles_of(*large.size, tile)):
             part = large.crop(box)
             made = self._pass(
-                request, image=part, mask=None, strength=upscale.get("strength"),
+                request, _within(canvas, box), image=part, mask=None, strength=upscale.get("strength"),
                 width=part.width, height=part.height, seed=(request.seed + number) & MAX_SEED,
             )  # fmt: skip
             canvas.paste(made, box[:2], _fading(made.size, overlap_of(tile), box))
         return canvas
+
+
+def shown(preview: Preview, show: Callable[[Image.Image], Image.Image]) -> Image.Image | None:
+    """A preview as ``show`` makes it, drawn now."""
+    drawn = preview() if callable(preview) else preview
+    return None if drawn is None else show(drawn)
+
+
+def _within(whole: Image.Image, box: Box) -> Callable[[Image.Image], Image.Image]:
+    """Makes of a preview of what lies in ``box`` one of ``whole``, as small."""
+
+    def show(part: Image.Image) -> Image.Image:
+        small = max(1, (box[2] - box[0]) // part.width)
+        seen = whole.resize([max(1, side // small) for side in whole.size])
+        seen.paste(part, (box[0] // small, box[1] // small))
+        return seen
+
+    return show
 
 
 def _black_or_white(value: int) -> int:

@@ -41,6 +41,7 @@ from watcher.notify.messages import Messages
 from watcher.pace import RunWindow
 from watcher.parts import Shared
 from watcher.pictures import Outputs
+from watcher.previews import Previews
 from watcher.root import Turn, check_layout, keep_private
 from watcher.store import JobStore
 
@@ -210,6 +211,7 @@ class Service:
             max_queued=config.max_queued,
             announce=self._finisher.announce,
         )
+        self._previews = Previews(config.state)
         self._dispatcher = Dispatcher(
             shared,
             executor=self._executor,
@@ -225,6 +227,7 @@ class Service:
                 cooldown=config.cooldown,
                 hot=lambda: self._heat is not None,
             ),
+            previews=self._previews,
         )
         self._started_at = now_us()
         self._absent: dict[str, SteadyError] = {}  #: models whose files are not here, by name
@@ -275,6 +278,7 @@ class Service:
         ends.callback(self._finisher.stop)
         self._finisher.start()
         ends.callback(self._dispatcher.stop, STOP_SECONDS)
+        self._previews.begin()
         self._executor.start()
         ends.callback(self._intake.stop)
         self._intake.start()

@@ -8,18 +8,20 @@ neither fill the watcher's memory nor be obeyed; what it says is let in by ``hea
 form that the record, the log and every answer can hold.
 """
 
+import base64
 import json
 import math
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict
 
 from watcher.log import harmless
 
 MAX_LINE = 4 << 20  #: bytes of one message
 MAX_SAID = 256 << 10  #: of one that a worker sends
+MAX_PREVIEW = 64 << 10  #: bytes of a half-made picture
 MAX_TEXT = 2000  #: characters of one text in it; the rest is cut off
 MAX_DEPTH = 8  #: objects inside each other in it
 PLACES = 2  #: on the shelf: one is read while the next is written
@@ -154,6 +156,19 @@ class SaidStep(_OfJob):
     total: _Size
 
 
+def _jpeg_of(text: object) -> bytes:
+    if not isinstance(text, str):
+        raise ValueError("no text")
+    return base64.b64decode(text, validate=True)
+
+
+class SaidPreview(_OfJob):
+    """How this job's picture looks so far: a small JPEG."""
+
+    type: Literal["preview"]
+    jpeg: Annotated[bytes, BeforeValidator(_jpeg_of), Field(min_length=4, max_length=MAX_PREVIEW)]
+
+
 class SaidPicture(_OfJob):
     """The picture of this job lies at ``place`` of the shelf. ``timings``: seconds by phase."""
 
@@ -173,7 +188,7 @@ class SaidFailed(_OfJob):
     message: str
 
 
-SaidOfJob = SaidStarted | SaidStep | SaidPicture | SaidFailed
+SaidOfJob = SaidStarted | SaidStep | SaidPreview | SaidPicture | SaidFailed
 Said = SaidHello | SaidBeat | SaidReady | SaidLeaving | SaidOfJob
 _SAID: TypeAdapter[Said] = TypeAdapter(Annotated[Said, Field(discriminator="type")])
 
@@ -184,8 +199,10 @@ def heard(message: Mapping[str, Any]) -> Said:
     Texts over the limit are cut; a number that is none becomes None, since an engine that divides
     by zero does no harm. Raises BadFrame for what is no message of a worker.
     """
+    jpeg = {"jpeg": message["jpeg"]} if "jpeg" in message else {}  # bounded, and no words to mend
+    rest = {name: value for name, value in message.items() if name != "jpeg"}
     try:
-        return _SAID.validate_python(_clean(message))
+        return _SAID.validate_python(_clean(rest) | jpeg)
     except ValidationError as error:
         fault = error.errors(include_url=False, include_input=False, include_context=False)[0]
         where = ".".join(map(str, fault["loc"])) or "type"

@@ -11,10 +11,12 @@ this machine as one line of JSON and exits (with ``--memory`` what is free on th
 """
 
 import argparse
+import base64
 import ctypes
 import faulthandler
 import gc
 import importlib
+import io
 import json
 import logging
 import os
@@ -51,13 +53,16 @@ from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
 from watcher.pictures.source import mask_of, pixels_of
 from watcher.retouch import Retouch
-from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames, line
+from watcher.wire import MAX_PREVIEW, PLACE_SIZE, PLACES, BadFrame, Frames, line
 
 EXIT_NOT_LOADED = 69  #: the engine could not be loaded; the reason was sent
 EXIT_DEVICE = 70  #: the device's context is beyond repair; a fresh process is needed
 EXIT_NONSENSE = 76  #: the watcher sent what cannot be a message
 
 HEARTBEAT_SECONDS = 1.0
+_PREVIEW_SECONDS = 0.5  #: from one preview to the next
+_LOOK_SECONDS = 5.0  #: for which somebody who looked is shown previews
+_PREVIEW_SIDE = 512  #: pixels, at most
 _STRIP = 64  #: rows of a picture copied at once
 _FILES = ("image", "mask")  #: fields that name a picture; the engine gets its pixels
 
@@ -74,6 +79,7 @@ class _Order:
     files: Mapping[str, Any]
     forwards: int  #: as they were planned
     cancelled: bool = False
+    looked_until: float = 0.0  #: monotonic
 
     def says(self, kind: str, **more: Any) -> dict[str, Any]:
         return {"type": kind, "job_id": self.job_id, "attempt": self.attempt, **more}
@@ -230,6 +236,9 @@ class _Reader(threading.Thread):
                     self._orders.append(order)
             elif kind == "cancel":
                 self._cancel(message.get("job_id"))
+            elif kind == "look":
+                if self._current is not None and self._current.job_id == message.get("job_id"):
+                    self._current.looked_until = time.monotonic() + _LOOK_SECONDS
             elif kind == "taken":
                 self._shelf.taken()
             elif kind == "stop":
@@ -253,17 +262,34 @@ def _cancelled(order: _Order) -> dict[str, Any]:
     return order.says("failed", code="cancelled", message="The job was cancelled.")
 
 
+class _Progress:
+    """Passes on what an engine reports of one job, and previews while somebody looks."""
+
+    def __init__(self, order: _Order, sender: _Sender) -> None:
+        self._order = order
+        self._sender = sender
+        self._shown = 0.0  #: monotonic: when the last preview was made
+        self.facts: dict[str, Any] = {}
+
+    def __call__(self, done: int, total: int, preview: Preview = None) -> None:
+        order = self._order
+        if order.cancelled:
+            raise Cancelled
+        self.facts["forwards"] = total
+        self._sender.post(order.says("step", done=done, total=total))
+        now = time.monotonic()
+        if preview is None or now > order.looked_until or now < self._shown + _PREVIEW_SECONDS:
+            return
+        jpeg = _small_jpeg(preview() if callable(preview) else preview)
+        if jpeg is not None:
+            self._shown = now
+            self._sender.post(order.says("preview", jpeg=jpeg))
+
+
 def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     """One job from started to picture or failed. Does not return when the device is lost."""
 
-    facts: dict[str, Any] = {}
-
-    def report(done: int, total: int, preview: Preview = None) -> None:
-        if order.cancelled:
-            raise Cancelled
-        facts["forwards"] = total
-        sender.post(order.says("step", done=done, total=total))
-
+    report = _Progress(order, sender)
     size = order.request.final_size
     if order.cancelled:
         sender.post(_cancelled(order))
@@ -276,7 +302,7 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     try:
         retouch = Retouch(engine, report, forwards=order.forwards)
         result = retouch.draw(_with_files(order.request, order.files))
-        told = {"info": {**facts, **result.facts}, "timings": dict(result.timings)}
+        told = {"info": {**report.facts, **result.facts}, "timings": dict(result.timings)}
         line(told)  # what cannot be said is found before the picture takes its place
         place = shelf.put(result.image, size)
     except Cancelled:
@@ -298,6 +324,18 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     else:
         told["timings"]["total"] = round(time.perf_counter() - began, 6)
         sender.post(order.says("picture", place=place, width=size[0], height=size[1], **told))
+
+
+def _small_jpeg(image: Image.Image | None) -> str | None:
+    """A preview as the watcher takes it; None where there is none."""
+    if image is None:
+        return None
+    small = image.convert("RGB")
+    small.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=80)
+    data = out.getvalue()
+    return base64.b64encode(data).decode() if len(data) <= MAX_PREVIEW else None
 
 
 def _with_files(request: EngineRequest, files: Mapping[str, Any]) -> EngineRequest:
@@ -335,6 +373,7 @@ def _load(order: Mapping[str, Any], sender: _Sender) -> Engine:
             device=order["device"],
             dtype=order["dtype"],
             options=order["options"],
+            keep=Path(order["keep"]) if order["keep"] else None,
         )
         engine = _engine_class(order["engine"])(settings)
         info = engine.load()

@@ -113,9 +113,9 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
 
 def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
     @router.get("/progress")
-    def progress() -> Response:
+    def progress(skip_current_image: bool = False) -> Response:
         """Of the calls of this door that are waited for; exactly 0.0 when there is none."""
-        return JSONResponse(current.progress())
+        return JSONResponse(current.progress(look=not skip_current_image))
 
     def options() -> dict[str, Any]:
         return {
@@ -217,7 +217,7 @@ class Current:
         found = (self._store.batch(ticket) for ticket in self._calls.waited_for())
         return [batch.ticket for batch in found if batch is not None and batch.name == NAME]
 
-    def progress(self) -> dict[str, Any]:
+    def progress(self, *, look: bool) -> dict[str, Any]:
         """What A1111's ``/sdapi/v1/progress`` says: of all that its clients asked for here, in 0..1 and seconds."""
         tickets = self._tickets()
         jobs = [job for ticket in tickets for job in self._store.jobs_of(ticket)]
@@ -232,6 +232,8 @@ class Current:
         ended = len(jobs) - len(open_)
         busy = bool(tickets)
         done = min(0.99, max(0.01, (ended + part) / max(1, len(jobs)))) if busy else 0.0
+        running = [job for job in open_ if job.state is JobState.GENERATING]
+        jpeg = self._door.preview(running[0].id) if look and running else None
         etas = [self._door.eta(job, self._door.position(job)) or 0.0 for job in open_]
         return {
             "progress": done,
@@ -247,7 +249,7 @@ class Current:
                 "sampling_step": step,
                 "sampling_steps": steps,
             },
-            "current_image": None,
+            "current_image": base64.b64encode(jpeg).decode() if jpeg else None,
             "textinfo": None,
         }
 

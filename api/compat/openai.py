@@ -20,7 +20,7 @@ from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
-from PIL import Image, ImageDraw
+from PIL import Image
 from starlette.responses import Response
 
 from api import dialects, images, links
@@ -125,7 +125,7 @@ class Streams:
     async def events(self, call: Call, asked: GenerationBody) -> AsyncIterator[bytes]:
         """The stream of a call, to its last event; an error (also that the service stops) is one."""
         told: set[str] = set()
-        partials: dict[str, int] = {}
+        partials: dict[str, list[int]] = {}
         try:
             async with aclosing(self._calls.follow(call)) as following:
                 async for now in following:
@@ -136,7 +136,8 @@ class Streams:
                             sent = True
                             yield await run_in_threadpool(self._completed, job, asked, call)
                         elif job.state is JobState.GENERATING and asked.partial:
-                            for event in self._partial(job, asked, partials):
+                            event = await run_in_threadpool(self._partial, job, asked, partials)
+                            if event is not None:
                                 sent = True
                                 yield event
                     if now.over:
@@ -160,27 +161,28 @@ class Streams:
         }
         return format_sse_event(data_str=json.dumps(event), event=event["type"])
 
-    def _partial(self, job: Job, asked: GenerationBody, sent: dict[str, int]) -> list[bytes]:
-        """A partial picture whenever another part of the steps is done."""
-        step = json.loads(self._feed.steps.get(job.id, "null"))
-        if step is None or step["attempt"] != job.attempt:
-            return []
-        done = min(1.0, step["step"] / step["steps"])
+    def _partial(self, job: Job, asked: GenerationBody, sent: dict[str, list[int]]) -> bytes | None:
+        """A partial picture when another part of the steps is done and there is a preview of it."""
+        jpeg = self._door.preview(job.id)
+        entry = self._door.running(job.id)
+        if jpeg is None or entry is None or entry["attempt"] != job.attempt:
+            return None
+        done = min(1.0, entry["step"] / max(1, entry["steps"]))
+        steps = sent.setdefault(job.id, [])
         due = min(asked.partial, int(done * (asked.partial + 1)))
-        found = []
-        for index in range(sent.get(job.id, 0), due):
-            event = {
-                "type": f"{_PREFIX}.partial_image",
-                "b64_json": base64.b64encode(unfinished(job, done)).decode(),
-                "partial_image_index": index,
-                "created_at": int(time.time()),
-                **jobfile.look_of(job),
-                "progress": round(done, 4),
-                "job_id": job.id,
-            }
-            found.append(format_sse_event(data_str=json.dumps(event), event=event["type"]))
-        sent[job.id] = max(due, sent.get(job.id, 0))
-        return found
+        if len(steps) >= due or entry["preview"] in steps:
+            return None
+        steps.append(entry["preview"])
+        event = {
+            "type": f"{_PREFIX}.partial_image",
+            "b64_json": base64.b64encode(unfinished(job, jpeg)).decode(),
+            "partial_image_index": len(steps) - 1,
+            "created_at": int(time.time()),
+            **jobfile.look_of(job),
+            "progress": round(done, 4),
+            "job_id": job.id,
+        }
+        return format_sse_event(data_str=json.dumps(event), event=event["type"])
 
 
 def _models(router: APIRouter, door: Door) -> None:
@@ -286,17 +288,10 @@ def _planned(call: Call) -> list[str]:
     return list(plan.warnings) if plan else []
 
 
-def unfinished(job: Job, done: float) -> bytes:
-    """A picture of the size and format asked for that shows how much of the work is done.
-
-    The model's own half-made picture never leaves the worker.
-    """
-    width, height = job.request.width or 16, job.request.height or 16
-    image = Image.new("RGB", (width, height), (128, 128, 128))
-    bar = max(2, height // 32)
-    ImageDraw.Draw(image).rectangle(
-        (0, height - bar, max(1, round(width * done)) - 1, height - 1), fill=(224, 224, 224)
-    )
+def unfinished(job: Job, preview: bytes) -> bytes:
+    """A preview at the size and in the format asked for."""
+    with Image.open(io.BytesIO(preview), formats=("JPEG",)) as small:
+        image = small.resize(job.request.final_size, Image.Resampling.BICUBIC)
     out = io.BytesIO()
     image.save(out, (job.request.format or "png").upper())
     return out.getvalue()

@@ -12,6 +12,7 @@ from typing import Any
 
 from api.bodies import fault, whole
 from watcher.jobs import MAX_STEPS, Card
+from watcher.upscaling import MAX_FACTOR, MIN_FACTOR, REFINE
 
 AUTOMATIC = "Automatic"  #: the web UI's word for what the model has of its own
 MAX_IMAGES = 100  #: batch_size x n_iter of one call
@@ -19,7 +20,7 @@ _MULTIPLE = 16
 _MAX_GUIDANCE = 30.0
 
 #: Fields that change the picture in ways we have not: refused when they are used.
-_REFUSED = ("enable_hr", "script_name", "alwayson_scripts", "init_images", "mask")
+_REFUSED = ("script_name", "alwayson_scripts", "init_images", "mask")
 #: Values of the other fields that ask for nothing; anything else is named in the warnings.
 _IDLE: dict[str, tuple[Any, ...]] = {
     "restore_faces": (False,), "tiling": (False,), "styles": ([],), "subseed": (-1,),
@@ -33,7 +34,7 @@ _IDLE: dict[str, tuple[Any, ...]] = {
 _SILENT = frozenset(
     {
         "do_not_save_samples", "do_not_save_grid", "override_settings_restore_afterwards",
-        "save_images", "send_images", "denoising_strength", "hr_scale", "hr_upscaler",
+        "save_images", "send_images", "denoising_strength", "hr_scale", "hr_upscaler", "enable_hr",
         "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
         "hr_sampler_name", "hr_scheduler", "script_args", "force_task_id",
         "disable_extra_networks", "infotext", *_REFUSED,
@@ -82,6 +83,8 @@ def txt2img_of(raw: Mapping[str, Any], card: Card) -> Txt2ImgBody:
     _sides(raw, card, fields, warnings)
     _steps(raw, card, fields, warnings)
     _take_guidance(raw, card, fields, warnings)
+    if raw.get("enable_hr"):
+        fields["upscale"] = _hires(raw, fields, warnings)
     count = (_whole_field(raw, "batch_size") or 1) * (_whole_field(raw, "n_iter") or 1)
     if not 1 <= count <= MAX_IMAGES:
         raise fault("out_of_range", "batch_size", f"times `n_iter` must be 1..{MAX_IMAGES}")
@@ -162,6 +165,26 @@ def _take_guidance(
         fields["guidance_scale"] = min(card.guidance(scale), _MAX_GUIDANCE)
     elif scale > 1:
         warnings.append(f"cfg_scale: 1 is used instead of {scale:g}; this model has no guidance.")
+
+
+def _hires(
+    raw: Mapping[str, Any], fields: Mapping[str, Any], warnings: list[str]
+) -> dict[str, Any]:
+    """The web UI's second pass: its scale, or the width it names, and its denoising strength."""
+    wanted = {"hr_scale": 2.0, "denoising_strength": 0.7, "hr_resize_x": 0}
+    for name, usual in wanted.items():
+        value = raw.get(name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise fault("wrong_type", name, "must be a number")
+        wanted[name] = usual if value is None else value
+    asked = wanted["hr_resize_x"] / fields["width"] or wanted["hr_scale"]
+    factor = min(max(asked, MIN_FACTOR), MAX_FACTOR)
+    if factor != asked:
+        warnings.append(f"hr_scale: {factor:g} is used instead of {asked:g}.")
+    if (raw.get("hr_upscaler") or "None").lower() not in ("none", "lanczos", "latent"):
+        warnings.append("hr_upscaler: Lanczos enlarges, then the model redraws.")
+    strength = min(max(wanted["denoising_strength"], 0.01), 1.0)
+    return {"factor": float(factor), "method": REFINE, "strength": float(strength)}
 
 
 def _plain(value: Any) -> Any:

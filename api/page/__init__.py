@@ -37,6 +37,7 @@ from watcher.log import now_us
 from watcher.pictures.sheet import Grid
 from watcher.store import JobFilter
 from watcher.suffixes import FORMS
+from watcher.upscaling import MAX_LARGE_SIDE, USUAL_FACTOR
 
 _NEXT = 5  #: waiting jobs shown on the first page
 _QUEUE = 60  #: … and on the queue's own
@@ -133,13 +134,12 @@ class Pages:
         if entry is not None and entry.get("attempt") != job.attempt:
             entry = None
         steps = job.forwards
-        sibling = self._store.sibling(job)
         return RunningRow(
             job=job,
             step=int(entry["step"]) if entry else None,
             steps=max(1, int(entry["steps"])) if entry else steps,
             left=self._door.left(job, entry),
-            sibling=sibling.id if sibling else None,
+            preview=entry.get("preview") if entry else None,
         )
 
     def _again_words(self, job: Job) -> str:
@@ -258,6 +258,7 @@ class Pages:
             waited=_seconds(job.created_at, job.started_at),
             took=_seconds(job.started_at, job.completed_at),
             smaller=smaller_size(job.request, self._door.limits().usual),
+            larger=max(job.request.final_size) * USUAL_FACTOR <= MAX_LARGE_SIDE,
             again=self._again_words,
         )
 
@@ -372,13 +373,14 @@ class Pages:
 
 @dataclass(frozen=True)
 class RunningRow:
-    """A job that was handed out. ``step`` None: no word of it yet."""
+    """A job that was handed out. ``step`` None: no word of it yet; ``preview``: the step that the
+    last one shows."""
 
     job: Job
     step: int | None
     steps: int
     left: float | None
-    sibling: str | None
+    preview: int | None
 
     @property
     def percent(self) -> int:

@@ -21,15 +21,23 @@ from api.images import archive, binary
 from api.submit import ON_ITS_WAY, Submissions, accepted
 from api.views import Views
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobs import Card, JobRequest, JobState
+from watcher.jobs import Card, Job, JobRequest, JobState
 from watcher.pictures import recipe
 from watcher.submission import Body
+from watcher.upscaling import USUAL_FACTOR
 
 MOST = 200  #: pictures in one archive of chosen ones
 
 #: As many of these as MOST fit into an address; a server refuses one of more than 64 KiB unread.
 ID = Annotated[str, StringConstraints(pattern="^[0-9A-Fa-f-]{1,36}$")]
 
+#: What says how a picture was begun: one that is only made larger is begun with itself.
+_BEGINNINGS = frozenset(
+    {
+        "image", "mask", "strength", "resize", "mask_blur", "mask_invert", "mask_only",
+        "mask_padding", "upscale",
+    }
+)  # fmt: skip
 _NUMBER = re.compile(r"_[0-9]{1,6}$")
 
 
@@ -68,13 +76,16 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
             Literal["same", "new"], Query(description="same: the very same picture")
         ] = "same",
         smaller: Annotated[bool, Query(description="with sides half as long")] = False,
+        larger: Annotated[bool, Query(description="its picture, made twice as large")] = False,
         idempotency_key: KEY = None,
     ) -> Response:
         """A new job like this one. Unlike a retry it gets an id and a picture of its own; the old
         ones stay."""
         job = door.find(job_id)
         request = again_of(job.request, new_seed=seed == "new")
-        if smaller:
+        if larger:
+            request = larger_of(job)
+        elif smaller:
             half = smaller_size(job.request, door.limits().usual)
             if half is None:
                 fault = ValueFault("out_of_range", "It cannot be made smaller.")
@@ -91,6 +102,14 @@ def again_of(request: JobRequest, *, new_seed: bool = False) -> dict[str, Any]:
     """What a new job must say to make the same picture (or, with ``new_seed``, a sister of it)."""
     fields = recipe.again({"request": request.model_dump(mode="json")})
     return {k: v for k, v in fields.items() if not (new_seed and k == "seed")}
+
+
+def larger_of(job: Job) -> dict[str, Any]:
+    """What a new job must say to make the picture of ``job`` larger, as it is."""
+    width, height = job.request.final_size
+    said = {k: v for k, v in again_of(job.request).items() if k not in _BEGINNINGS}
+    started = {"image": f"job:{job.id}", "upscale": USUAL_FACTOR}
+    return said | started | {"width": width, "height": height}
 
 
 def smaller_size(request: JobRequest, card: Card) -> tuple[int, int] | None:

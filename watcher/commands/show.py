@@ -86,7 +86,8 @@ def job_lines(job: Job, config: Config, pulse: dict[str, Any]) -> str:
         ("prompt", fitted_line(asked.prompt, 400)),
         (
             "size",
-            f"{asked.width} x {asked.height}, {asked.num_inference_steps} steps, seed {asked.seed}",
+            "{} x {}, ".format(*asked.final_size)
+            + f"{asked.num_inference_steps} steps, seed {asked.seed}",
         ),
         ("label", fitted_line(asked.label, 100) if asked.label else None),
         ("created", local_clock(job.created_at)),

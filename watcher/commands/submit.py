@@ -346,11 +346,7 @@ def _show(desk: Desk, sheets: Sequence[Submission], limits: "Limits") -> None:
             desk.talk(f"  … and {sheet.jobs - len(sheet.requests)} more")
         for warning in sheet.warnings:
             desk.talk(f"  note: {warning}")
-    sizes = [
-        (r.width or 1, r.height or 1, limits.forwards(r))
-        for sheet in sheets
-        for r in sheet.requests
-    ]
+    sizes = [(*r.final_size, limits.forwards(r)) for sheet in sheets for r in sheet.requests]
     forwards = sum(each for _, _, each in sizes)
     total = sum(sheet.jobs for sheet in sheets)
     seconds = None

@@ -45,6 +45,13 @@ def noise_of(width: int, height: int, seed: int, channels: int) -> torch.Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
+def predicted(
+    before: torch.Tensor, after: torch.Tensor, level: float, following: float
+) -> torch.Tensor:
+    """The clean latents that one step, from noise ``level`` to ``following``, aimed at."""
+    return before - level * (after - before) / (following - level)
+
+
 def pooled(mask: Image.Image) -> torch.Tensor:
     """Which latents have a white pixel below them (1 x 1 x height/8 x width/8): no thin line is lost."""
     width, height = mask.size

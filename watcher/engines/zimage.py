@@ -40,11 +40,12 @@ from watcher.engine import (
 from watcher.engines.device import describe, probe
 from watcher.engines.embeddings import Embeddings
 from watcher.engines.files import inspect, is_single_file, locate_model, name_of
-from watcher.engines.latents import Origin, levels_of, noise_of, pooled, sigmas_of
+from watcher.engines.latents import Origin, levels_of, noise_of, pooled, predicted, sigmas_of
 from watcher.engines.loading import read_pipeline
 from watcher.engines.lora import Loras
 from watcher.engines.placement import Placement
 from watcher.engines.plan import DevicePlan, Options, plan
+from watcher.engines.preview import PreviewMap
 from watcher.engines.shortage import sparing_memory
 from watcher.engines.trials import (
     channels_last_if_faster,
@@ -90,9 +91,10 @@ class ZImage:
         self._plan: DevicePlan | None = None
         self._weights: Placement | None = None
         self._loras: Loras | None = None
+        self._map: PreviewMap | None = None
         self._embeddings = Embeddings(self._options.embed_cache)
         self._details: dict[str, Any] = {}
-        self.counters = {"encodes": 0, "forwards": 0, "decodes": 0}
+        self.counters = {"encodes": 0, "forwards": 0, "decodes": 0, "previews": 0}
 
     # -- load
 
@@ -136,7 +138,7 @@ class ZImage:
         if self._options.warm_up:
             must_work(self._drawn_anew, chosen.dtype)
         self._embeddings.clear()
-        self.counters.update(encodes=0, forwards=0, decodes=0)
+        self.counters.update(encodes=0, forwards=0, decodes=0, previews=0)
         self._details = {
             "device_name": description.name,
             "tier": tier,
@@ -148,7 +150,7 @@ class ZImage:
             "tile_above": chosen.tile_above,
             "because": list(chosen.because),
         }
-        return EngineInfo(
+        info = EngineInfo(
             model=single.stem if single else model if commit else name_of(folder),
             revision=contents.digest if single else commit or contents.digest,
             device=chosen.device,
@@ -163,14 +165,15 @@ class ZImage:
             },
             details=dict(self._details),
             accepts=(
-                "image",
-                "mask",
-                "lora",
+                *("image", "mask", "lora", "preview"),
                 *(("guidance", "negative_prompt") if self._guided else ()),
             ),
             sampler=_COUNTS.sampler,
             schedule=_COUNTS.schedule,
         )
+        named = f"{info.model}@{info.revision}"
+        self._map = PreviewMap(transformer.in_channels, self._settings.keep, named)
+        return info
 
     def _files(self) -> tuple[str, Path | None]:
         """The model, and the single file that stands in for its transformer."""
@@ -265,6 +268,8 @@ class ZImage:
         image, tiled = self._in_one_or_tiled(
             pixels, lambda tiled: self._decode(latents, tiled=tiled)
         )
+        if self._map is not None:
+            self._map.learn(latents, image)
         clock.append(time.perf_counter())
         names = ("encode", "denoise", "decode")
         spans = [round(b - a, 6) for a, b in itertools.pairwise(clock)]
@@ -331,15 +336,25 @@ class ZImage:
             request.width, request.height, request.seed, self._pipe.transformer.in_channels
         ).to(self._device)
         origin = self._origin(request, latents)
+        levels = levels_of(self._pipe.scheduler, sigmas, latents)
         if origin is not None:
-            levels = levels_of(self._pipe.scheduler, sigmas, latents)
             latents = origin.at(levels[0])
+        before = latents
 
         def after_step(_pipe: Any, index: int, _time: Any, kept: dict[str, Any]) -> dict[str, Any]:
             self._placement.wait()  # else the processor runs steps ahead: false progress, late cancel
-            report(index + 1, forwards)
+            nonlocal before
+            latents = kept["latents"]
+
+            def look() -> Image.Image | None:
+                clean = predicted(before, latents, levels[index], levels[index + 1])
+                return self._preview(clean if origin is None else origin.kept(clean, 0.0))
+
+            # What the first of many predicts has shapes, but colours that are wrong.
+            report(index + 1, forwards, look if index or forwards <= 2 else None)
             if origin is not None:
-                kept["latents"] = origin.kept(kept["latents"], levels[index + 1])
+                latents = kept["latents"] = origin.kept(latents, levels[index + 1])
+            before = latents
             return kept
 
         drawn: torch.Tensor = self._pipe(
@@ -355,6 +370,10 @@ class ZImage:
             callback_on_step_end=after_step,
         ).images
         return drawn
+
+    def _preview(self, latents: torch.Tensor) -> Image.Image | None:
+        self.counters["previews"] += 1
+        return None if self._map is None else self._map.draw(latents)
 
     def _origin(self, request: EngineRequest, noise: torch.Tensor) -> Origin | None:
         """The input as latents; None where nothing of it would be left."""

@@ -60,6 +60,16 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Previewed:
+    """How the job's picture looks so far: a small JPEG. Comes only for those that were looked at."""
+
+    slot: Slot
+    job_id: str
+    attempt: int
+    jpeg: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Picture:
     """The job's picture. ``rgb`` is width x height x 3 bytes, rows from the top."""
 
@@ -99,7 +109,7 @@ class Died:
     blame: bool = True
 
 
-Event = Ready | Started | Step | Picture | Failed | Died
+Event = Ready | Started | Step | Previewed | Picture | Failed | Died
 
 
 class Executor(Protocol):
@@ -136,6 +146,9 @@ class Executor(Protocol):
     def cancel(self, job_id: str) -> None:
         """End this job at its next step: Failed with code ``cancelled``, unless it was faster."""
 
+    def look(self, job_id: str) -> None:
+        """Somebody wants to see this job: Previewed may come for some seconds."""
+
     def stop(self, grace: float) -> list[tuple[str, int]]:
         """End all workers; running jobs have ``grace`` seconds to come to their end.
 
@@ -161,6 +174,7 @@ class WorkerSpec:
     device: str = "auto"
     dtype: str = "auto"
     options: Mapping[str, Any] = field(default_factory=dict)
+    keep: str | None = None  #: a folder on this machine, for an engine's small files
     name: str = ""
     others: Mapping[str, "WorkerSpec"] = field(default_factory=dict)
     first: str = ""  #: the name of the model to begin with; this one's when left out
@@ -178,6 +192,6 @@ class WorkerSpec:
         """The message that makes a worker load this."""
         what = {"engine": self.engine, "model": self.model, "device": device, "dtype": self.dtype}
         try:
-            return line({"type": "load", **what, "options": dict(self.options)})
+            return line({"type": "load", **what, "options": dict(self.options), "keep": self.keep})
         except (TypeError, ValueError) as error:
             raise SteadyError("bad_config", f"`engine_options`: {error}.") from None

@@ -13,6 +13,7 @@ from watcher.executor.ray import environment as rayenv
 from watcher.executor.ray.slots import FarExecutor
 from watcher.jobs import Limits
 from watcher.models import Choice, Devices, Probe, locate
+from watcher.previews import Previews
 
 
 def build(
@@ -35,6 +36,7 @@ def build(
         options=usual.options,
         name=usual.name,
         first=first,
+        keep=str(Previews(config.state).folder),
     )
     others = {
         card.name: replace(

@@ -28,6 +28,7 @@ from watcher.executor import (
     Failed,
     Files,
     Picture,
+    Previewed,
     Ready,
     Slot,
     Started,
@@ -194,6 +195,12 @@ class LocalExecutor(Slots[Seat]):
             for task in list(seat.tasks):
                 if task.job.id == job_id and not task.cancelled:
                     self._cancel(seat, task)
+
+    @override
+    def look(self, job_id: str) -> None:
+        for seat in self._seats:
+            if seat.child is not None and seat.tasks and seat.tasks[0].job.id == job_id:
+                seat.child.post(line({"type": "look", "job_id": job_id}))
 
     @override
     def stop(self, grace: float) -> list[tuple[str, int]]:
@@ -465,6 +472,8 @@ class LocalExecutor(Slots[Seat]):
                     self._patience.add(task.size, now - task.moved)
                 task.done, task.total, task.moved = said.done, said.total, now
                 self._events.append(Step(seat.slot, *who, said.done, said.total))
+            case wire.SaidPreview():
+                self._events.append(Previewed(seat.slot, *who, said.jpeg))
             case wire.SaidPicture():
                 size = (said.width, said.height)
                 if size != task.size:

@@ -153,7 +153,7 @@ def look_of(job: Job) -> dict[str, Any]:
     request = job.request
     return {
         "output_format": request.format or "png",
-        "size": f"{request.width}x{request.height}",
+        "size": "{}x{}".format(*request.final_size),
         "quality": "auto",
         "background": "opaque",
     }

@@ -13,6 +13,7 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime
 from math import isfinite
 from typing import Any
@@ -141,7 +142,7 @@ class Checker:
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._good_sizes: set[tuple[str, int | None, int | None]] = set()
+        self._good_sizes: set[tuple[str, int, int | None, int | None]] = set()
 
     def check(self, values: dict[str, Any]) -> JobRequest | list[ValueFault]:
         """The request, or everything that is wrong with it.
@@ -230,7 +231,8 @@ class Checker:
             words = "`mask` needs an `image`."
             problems.append(ValueFault("missing_field", words, key="mask", remedy=remedy))
         problems += _upscale_problems(request, card)
-        size = (card.name, request.width, request.height)
+        card = _judge_of_size(request, card)
+        size = (card.name, card.max_side, request.width, request.height)
         if size not in self._good_sizes:
             faults = _size_problems(request.width or 0, request.height or 0, card)
             problems += faults
@@ -287,6 +289,13 @@ class Checker:
             if idle:
                 found.append(f"{', '.join(idle)}: no effect without `image`.")
         return tuple(found)
+
+
+def _judge_of_size(request: JobRequest, card: Card) -> Card:
+    """``card``, without its largest size for an input of which the model draws no more than tiles."""
+    if not request.only_enlarged:
+        return card
+    return replace(card, max_side=MAX_LARGE_SIDE, max_pixels=MAX_LARGE_SIDE**2)
 
 
 def _upscale_problems(request: JobRequest, card: Card) -> list[ValueFault]:

@@ -14,6 +14,7 @@ import errno
 import hashlib
 import io
 import logging
+import math
 import os
 import re
 import stat
@@ -209,7 +210,7 @@ class Outputs:
         if (
             job_id_in(picture) != job.id
             or picture.format != _FORMATS[final.suffix]
-            or size != (job.request.width, job.request.height)
+            or size != job.request.final_size
         ):
             return None
         if not self._has_thumbnail(job):
@@ -246,7 +247,7 @@ class Outputs:
 
     def _most(self, job: Job) -> int:
         """No picture of this job is larger than its raw pixels and a long recipe."""
-        return 4 * (job.request.width or 0) * (job.request.height or 0) + 2_000_000
+        return 4 * math.prod(job.request.final_size) + 2_000_000
 
     def _make_folder(self, folder: Path) -> None:
         """Make ``folder`` and see to it that every name down to it survives a power cut."""

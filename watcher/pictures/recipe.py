@@ -59,7 +59,8 @@ def recipe_of(
         "image_name": job.image_name,
         "request": request,
         "seed": job.request.seed,
-        "forwards": _finite(info.get("forwards")) or job.forwards,
+        "forwards": job.forwards if (ran := _finite(info.get("forwards"))) is None else ran,
+        "size": list(job.request.final_size),
         "sampler": _plain_word(info.get("sampler")),
         "schedule": _plain_word(info.get("schedule")),
         "cfg_scale": _finite(info.get("cfg_scale", _guidance_used(job.request, info))),
@@ -119,8 +120,8 @@ def parameters_text(recipe: Mapping[str, Any]) -> str:
         "CFG scale": None if cfg_scale is None else f"{cfg_scale:g}",
         "Seed": recipe["seed"],
         "Size": f"{request['width']}x{request['height']}",
-        "Denoising strength": request.get("strength") if request.get("image") else None,
         "Lora hashes": _lora_hashes(recipe),
+        **_larger(request),
         "Model": str(recipe.get("model") or "unknown").rsplit("/", 1)[-1].lower(),
         "Version": "SteadyDiffusion",
     }
@@ -136,6 +137,17 @@ def _lora_hashes(recipe: Mapping[str, Any]) -> str | None:
     """``ink: 0123456789ab``: what tells a LoRA's tensors apart, as A1111 writes it."""
     hashes = [(e["name"], e.get("tensors_sha256")) for e in recipe.get("loras", ())]
     return ", ".join(f"{name}: {digest[:12]}" for name, digest in hashes if digest) or None
+
+
+def _larger(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What the web UI says of an input, and of a second pass."""
+    upscale = request.get("upscale") or {}
+    if upscale:
+        strength = upscale.get("strength")
+        what = {"Hires upscale": f"{upscale['factor']:g}", "Hires upscaler": upscale.get("method")}
+    else:
+        strength, what = request.get("strength") if request.get("image") else None, {}
+    return {"Denoising strength": None if strength is None else f"{strength:g}", **what}
 
 
 def recipe_json(recipe: Mapping[str, Any]) -> str:

@@ -216,17 +216,6 @@ class JobQueries(Database):
         newer = self.poll("SELECT id FROM jobs WHERE seq > :seq ORDER BY seq LIMIT 1", seq=seq)
         return (older[0]["id"] if older else None, newer[0]["id"] if newer else None)
 
-    def sibling(self, job: Job) -> Job | None:
-        """The picture made last before ``job`` in its batch, of the 200 places before it."""
-        found = self.poll(
-            "SELECT * FROM (SELECT * FROM jobs INDEXED BY jobs_by_place"
-            " WHERE ticket = :ticket AND idx < :idx ORDER BY idx DESC LIMIT 200) AS before_it"
-            " WHERE state = 'completed' AND deleted_at IS NULL ORDER BY idx DESC LIMIT 1",
-            ticket=job.ticket,
-            idx=job.index,
-        )
-        return job_of(found[0]) if found else None
-
     def failed_of(self, ticket: str, limit: int = 50) -> list[Job]:
         """The batch's failed jobs, the newest first. Reads the failed ones of all batches."""
         return self._jobs(

@@ -150,11 +150,11 @@ function tell(news) {
   channel.postMessage(news);
 }
 function listen() {
-  const stream = new EventSource("/events");
+  const stream = new EventSource("/events?preview=true");
   stream.onopen = () => tell({ kind: "open" });
   stream.onerror = () => tell({ kind: "lost" });
-  for (const kind of ["job", "step", "queue"])
-    stream.addEventListener(kind, (e) => tell({ kind, step: kind === "step" && JSON.parse(e.data) }));
+  for (const kind of ["job", "step", "preview", "queue"])
+    stream.addEventListener(kind, (e) => tell({ kind, step: e.data && JSON.parse(e.data) }));
   return new Promise(() => {});
 }
 if (navigator.locks) navigator.locks.request("steady-events", listen);
@@ -162,6 +162,7 @@ else listen();
 
 function hear({ kind, step }) {
   if (kind === "lost") return live(false);
+  if (kind === "preview") return show(step);
   if (kind !== "step") return soon();
   const bar = $(`[data-bar="${step.job_id}"]`), words = $(`[data-steps="${step.job_id}"]`);
   if (!bar) return;
@@ -169,6 +170,16 @@ function hear({ kind, step }) {
   if (words) words.textContent = `step ${step.step} of ${step.steps}`;
   const rest = document.title.replace(/^\d+%( · | — )/, "");
   document.title = `${bar.value}%${rest.startsWith("Steady") ? " — " : " · "}${rest}`;
+}
+function show({ job_id, step }) {
+  for (const image of $$(`[data-preview="${job_id}"]`)) {
+    const next = new Image();
+    next.onload = () => {
+      image.src = next.src;
+      image.hidden = false;
+    };
+    next.src = `/jobs/${job_id}/preview?step=${step}`;
+  }
 }
 function live(up) {
   if (!up) $("#live")?.replaceChildren(make("span", "", "dot wait"), "Reconnecting …");

@@ -93,6 +93,10 @@ class FarSlot:
         """End this job at its next step."""
         self._give(name, lambda: self._executor.cancel(job_id))
 
+    def look(self, name: str, job_id: str) -> None:
+        """Somebody wants to see this job."""
+        self._give(name, lambda: self._executor.look(job_id))
+
     def leave(self, name: str, grace: float) -> None:
         """End the worker; a running job has ``grace`` seconds to come to its end."""
 

@@ -27,6 +27,7 @@ from watcher.executor import (
     Event,
     Files,
     Picture,
+    Previewed,
     Ready,
     Slot,
     Started,
@@ -182,6 +183,12 @@ class FarExecutor(Slots[_FarSlot]):
                     self._order(place, "cancel", job_id)
 
     @override
+    def look(self, job_id: str) -> None:
+        for place in self._seats:
+            if any(task.job.id == job_id for task in place.tasks):
+                self._order(place, "look", job_id)
+
+    @override
     def stop(self, grace: float) -> list[tuple[str, int]]:
         if self._closed:
             return []
@@ -269,6 +276,8 @@ class FarExecutor(Slots[_FarSlot]):
                 task.started = time.monotonic()
             case Step():
                 task.done, task.total = event.done, event.total
+            case Previewed():
+                pass
             case _:
                 place.tasks.remove(task)
                 self.counters["pictures" if isinstance(event, Picture) else "failed"] += 1
