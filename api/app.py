@@ -11,9 +11,10 @@ from typing import Any
 from fastapi import APIRouter, FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from api import batches, errors, events, health, inputs, jobs, login, page, seed, telling
-from api.compat import a1111, openai, openai_batch
+from api.compat import a1111, agents, openai, openai_batch
 from api.compat.calls import Calls
 from api.docs import pages, spec
 from api.door import Door, installed_version
@@ -41,11 +42,13 @@ def create_app(
     *,
     parts: Sequence[Part] = (),
     streams: int = events.STREAMS,
+    agent_wait: float = agents.WAIT_SECONDS,
 ) -> FastAPI:
     """The application for one root.
 
     ``store``: the record, else its own connection is opened (and closed at shutdown).
-    ``parts``: further routers. ``streams``: requests that may stay open at a time. Raises SteadyError bad_config, database_trouble,
+    ``parts``: further routers. ``streams``: requests that may stay open at a time.
+    ``agent_wait``: seconds a tool of agents waits for a picture. Raises SteadyError bad_config, database_trouble,
     database_damaged.
     """
     own = store is None
@@ -66,6 +69,11 @@ def create_app(
     throttled = ThrottledLog(_LINES)
     feed = events.Feed(door, views.brief, most=streams)
     calls = Calls(door, submissions, feed)
+    address = (config.public_url or f"http://{config.host}:{config.port}").rstrip("/")
+    tools = agents.Tools(
+        door, views, submissions, feed, address=address, token=rules.token, wait=agent_wait
+    )
+    for_agents = agents.Agents(tools, door)
     paint = Painter()
     people = page.Pages(door, views, paint)
 
@@ -75,6 +83,7 @@ def create_app(
         async with feed.running():
             yield
             door.stopping.set()
+            await for_agents.close()
         if own:
             record.close()
 
@@ -118,6 +127,7 @@ def create_app(
         return JSONResponse(openapi())
 
     app.openapi = openapi  # type: ignore[method-assign]
+    app.router.routes.append(Route(agents.PATH, for_agents, include_in_schema=False))
     app.mount("/static", GZipMiddleware(Static(directory=STATIC), minimum_size=1000))
     errors.install(app, routers, page=people.error, log=throttled)
     app.add_middleware(Guard, rules=rules, log=throttled)

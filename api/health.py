@@ -60,10 +60,7 @@ def routes(door: Door, views: Views) -> APIRouter:
     @router.get("/models", response_model=models.ModelList)
     def list_models() -> Response:
         """The models that jobs may name, whether their files are here, and what each allows."""
-        limits = door.limits()
-        told = [describe_card(limits.usual, usual=True) | {"name": door.model_in_use()}]
-        told += [describe_card(card, usual=False) for card in limits.others.values()]
-        return JSONResponse({"models": told})
+        return JSONResponse(models_told(door))
 
     @router.get("/ready", response_model=models.Readiness, responses=documented("not_ready"))
     def ready() -> Response:
@@ -120,6 +117,14 @@ def routes(door: Door, views: Views) -> APIRouter:
         return JSONResponse(views.queue())
 
     return router
+
+
+def models_told(door: Door) -> dict[str, Any]:
+    """The models that jobs may name."""
+    limits = door.limits()
+    told = [describe_card(limits.usual, usual=True) | {"name": door.model_in_use()}]
+    told += [describe_card(card, usual=False) for card in limits.others.values()]
+    return {"models": told}
 
 
 _MODEL = ("name", "why", "starter", "revision", "device", "dtype", "attention", "memory")

@@ -189,14 +189,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
     def cancel_job(job_id: str) -> Response:
         """Cancel a job. A waiting one ends at once; a running one within a step
         (`cancel_requested`)."""
-        found = door.find(job_id)
-        if found.seq == 0 and not found.state.ended:
-            store.cancel_batch(found.ticket, now_us())
-            return JSONResponse(views.job(door.find(job_id)))
-        try:
-            return JSONResponse(views.job(store.cancel(job_id, now_us())))
-        except SteadyError as error:
-            raise _with_state(error, store.job(job_id) or found) from None
+        return JSONResponse(views.job(cancelled_job(door, job_id)))
 
     @router.post(
         "/{job_id}/retry", response_model=models.JobView, responses=documented("wrong_state")
@@ -270,6 +263,18 @@ def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Output
             door.store.sync()
         outputs.delete(found)
         return Response(status_code=204)
+
+
+def cancelled_job(door: Door, job_id: str) -> Job:
+    """The job, cancelled, also before it was read. SteadyError job_not_found, wrong_state."""
+    found = door.find(job_id)
+    if found.seq == 0 and not found.state.ended:
+        door.store.cancel_batch(found.ticket, now_us())
+        return door.find(job_id)
+    try:
+        return door.store.cancel(job_id, now_us())
+    except SteadyError as error:
+        raise _with_state(error, door.store.job(job_id) or found) from None
 
 
 def _read_already(job: Job) -> Job:

@@ -62,6 +62,11 @@ class Root:
     def inbox(self) -> Path:
         return self.folder / "inbox"
 
+    def configure(self, **settings: Any) -> None:
+        """Change keys of config.yaml; processes read it when they start."""
+        path = self.folder / "config.yaml"
+        path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
     def environment(self) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("STEADY_")}
         return kept | {"PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}"} | self.extra

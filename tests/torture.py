@@ -29,7 +29,10 @@ from typing import Any
 
 import psutil
 from history import faults, legal, no_record_yet, rows
+from receivers import SECRET, Receiver
 from roots import ON_RAY, Root
+
+_PACE = 0.001  #: of the schedule by which others are told
 
 
 @dataclasses.dataclass
@@ -222,7 +225,9 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
     begun = time.monotonic()
     root.preset("hot", "label: hot\n")
     observer = Observer(root)
-    watcher = root.watch()
+    receiver = Receiver(lambda path: 503 if random.random() < 0.2 else 204)
+    root.configure(webhooks=[{"url": receiver.url, "secret": SECRET}])
+    watcher = root.watch(pace=_PACE)
     port = _free_port()
     api = _api(root, port)
     client = Client(root, port)
@@ -252,7 +257,7 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
             watcher.wait()
             tally.watchers += 1
             observer.look()
-            watcher = root.watch()
+            watcher = root.watch(pace=_PACE)
         tally.kills += 1
     client.end()
     api.send_signal(signal.SIGKILL)
@@ -261,15 +266,38 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
     watcher.wait()
     root.finish(timeout=300)
     observer.look()
+    unheard = _unheard(root, receiver)
     tally.seconds = time.monotonic() - begun
     tally.posts = len(client.promised)
     asked = sum(job["prompt"].startswith("http") for job in root.jobs())
     tally.faults = [
         *observer.faults,
         *client.judge(),
+        *unheard,
         *faults(root.folder, expected=tally.jobs + asked, log=root.log, kills=tally.kills),
     ]
     return tally
+
+
+def _unheard(root: Root, receiver: Receiver) -> list[str]:
+    """Events that were lost, or told as two, once everybody had time to be told."""
+    watcher = root.watch(pace=_PACE)
+    left = "SELECT count(*) AS n FROM deliveries WHERE state = 'pending'"
+    deadline = time.monotonic() + 120
+    while rows(root.folder, left)[0]["n"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    watcher.send_signal(signal.SIGTERM)
+    watcher.wait()
+    receiver.close()
+    ids = collections.defaultdict(set)
+    for each in receiver.heard:
+        ids[each.type, each.data.get("id") or each.data["ticket"]].add(each.id)
+    wanted = {(f"job.{job['state']}", job["id"]) for job in root.jobs()}
+    archived = "SELECT ticket FROM batches WHERE archived = 1"
+    wanted |= {("batch.completed", row["ticket"]) for row in rows(root.folder, archived)}
+    found = [f"{event} was never told" for event in wanted - ids.keys()]
+    found += [f"{event} was told as {len(some)}" for event, some in ids.items() if len(some) > 1]
+    return found + receiver.refused
 
 
 def _free_port() -> int:

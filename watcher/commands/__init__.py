@@ -2,7 +2,7 @@
 
 desk.py       what every command is given: root, settings, record, two ways to speak
 show.py       a job in words and as JSON
-services.py   serve, watch, api: the processes
+services.py   serve, watch, api, mcp: the processes
 submit.py     submit: a prompt or files into the inbox
 waiting.py    submit --wait and follow: what changes, until it is done
 ask.py        list, status, cancel, retry, pause, resume

@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
     command(app)(serve)
     command(app)(watch)
     command(app)(api)
+    command(app)(mcp)
 
 
 def serve(desk: Desk, host: Host = None, port: Port = None, standby: Standby = False) -> int:
@@ -81,7 +82,15 @@ def api(desk: Desk, host: Host = None, port: Port = None) -> None:
     desk.overrides = {"host": host, "port": port}
     config = desk.config
     options = ["--root", str(config.root), "--host", config.host, "--port", str(config.port)]
-    arguments = module("api", *options)
+    _become(module("api", *options))
+
+
+def mcp(desk: Desk) -> None:
+    """Be a server of the Model Context Protocol on stdin and stdout, for an agent that starts it."""
+    _become(module("api.compat.agents", "--root", str(desk.config.root)))
+
+
+def _become(arguments: list[str]) -> None:
     if sys.platform == "win32":
         raise typer.Exit(subprocess.run(arguments, env=child_environment(), check=False).returncode)
     os.execve(arguments[0], arguments, child_environment())  # noqa: S606 (it becomes this process)
