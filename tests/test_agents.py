@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -143,8 +144,13 @@ def test_strangers_are_kept_out(here: House, tmp_path: Path) -> None:
     with running(tmp_path, STEADY_TOKEN="secret") as guarded:
         name = f"127.0.0.1:{guarded.port}".encode()
         assert guarded.raw(POST % (name, b"", len(body), body)).split()[1] == b"401"
-        good = guarded.raw(POST % (name, b"Authorization: Bearer secret\r\n", 2, b"{}"))
-        assert good.split()[1] == b"400"
+        asked = urllib.request.Request(
+            f"{guarded.url}/mcp", b"{}", {"Authorization": "Bearer secret"}, method="POST"
+        )
+        with pytest.raises(urllib.error.HTTPError) as caught:  # it is let in, and is no call
+            urllib.request.urlopen(asked, timeout=60)
+        assert caught.value.code in (400, 406, 415)
+        caught.value.close()
 
 
 @asynccontextmanager
