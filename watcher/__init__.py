@@ -12,7 +12,7 @@ root.py       may we work here: the layout, one watcher by lock, standbys that w
 store/        the record: one method per transition
 pictures/     the only writer of pictures; the recipe inside them; formats without decoding; contact sheet
 executor/     who runs engines; worker.py: the child process that owns the device; wire.py
-engine.py     what an engine is; engines/: Z-Image on diffusers, devices, placement, loading, trials;
+engine.py     what an engine is; engines/: Z-Image on diffusers, servers of OpenAI's API, devices, placement;
               shortage.py: which errors mean what
 retouch.py    what is done to a picture around any engine: mask, enlarging, tiles
 models/       which model, what it allows, and getting it onto this machine

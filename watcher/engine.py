@@ -1,6 +1,6 @@
 """The seam between the service and a model: what an engine is and what it may raise.
 
-``config engine:`` names ``zimage`` (watcher/engines/) or any ``package.module:Class`` that
+``config engine:`` names one of ours (watcher/engines/) or any ``package.module:Class`` that
 keeps this protocol. Imports no torch, so an engine of one's own needs none either.
 Knows no queue and no names of pictures.
 """
@@ -26,6 +26,14 @@ class OutOfMemory(Exception):
 
 class DeviceLost(Exception):
     """The device the settings name is not there, or its context is beyond repair."""
+
+    code = "device_lost"
+
+
+class ServerAway(DeviceLost):
+    """Nobody answers where the pictures are made."""
+
+    code = "server_away"
 
 
 class ModelMissing(Exception):
@@ -95,6 +103,7 @@ class EngineRequest(JobRequest):
     height: int  #: pixels
     num_inference_steps: int
     seed: int
+    job_id: str = ""  #: the same whenever this job is run
     image: Image.Image | None = None  # type: ignore[assignment]  #: RGB, width x height pixels
     mask: Image.Image | None = None  # type: ignore[assignment]  #: L, the same; white is repainted
     loras: tuple[Lora, ...] = ()  #: in order of name, no name twice

@@ -110,6 +110,9 @@ ERRORS: dict[str, ErrorKind] = {
     "device_error": ErrorKind(500, 1, "The device reported an error three times.", "See the log; the worker was started anew each time.", ErrorClass.TRANSIENT),
     "worker_crashed": ErrorKind(500, 1, "The worker process died twice while making this picture.", "See the log; change the job before running it again.", _INT),
     "watcher_crashed": ErrorKind(500, 1, "The service died ten times while this job was running.", "See the log; change the job before running it again.", _INT),
+    "server_failed": ErrorKind(502, 1, "The server that makes the pictures failed on this job three times.", "See that server's log, then run the job again.", ErrorClass.TRANSIENT),
+    "server_refused": ErrorKind(422, 2, "The server that makes the pictures refuses this job.", "Change the job as it says."),
+    "bad_answer": ErrorKind(502, 1, "The answer of the server that makes the pictures cannot be used.", "See that server's log, and `url` and `options` of the model.", _INT),
     "timed_out": ErrorKind(500, 1, "The job took longer than allowed.", "Ask for a smaller picture, or raise `job_timeout_seconds`.", _INT),
     "cancelled": ErrorKind(409, 1, "The job was cancelled.", "Run it again if you want it after all."),
     # -- the service and its surroundings
@@ -123,6 +126,7 @@ ERRORS: dict[str, ErrorKind] = {
     "model_damaged": ErrorKind(503, 4, "The model cannot be loaded.", "Run `steady model verify`.", _ENV),
     "model_unfit": ErrorKind(503, 4, "The model does not compute as it should on this device.", "Try another `dtype`, `attention: native`, or a newer driver; every job is kept.", _ENV),
     "device_lost": ErrorKind(503, 4, "The device the model needs is not there.", "Bring it back, or set `model` and `device` anew; every job is kept.", _ENV),
+    "server_away": ErrorKind(503, 4, "The server that makes the pictures is not there.", "Start it, or mend `url`; the queue goes on by itself.", _ENV),
     "disk_full": ErrorKind(503, 4, "The disk is full.", "Free some space; the queue goes on by itself.", _ENV),
     "folder_gone": ErrorKind(503, 4, "A folder of the service is not there or cannot be written.", "Bring it back; the queue goes on by itself.", _ENV),
     "database_trouble": ErrorKind(503, 4, "The record cannot be read or written.", "Check the database file and its disk; the queue goes on by itself.", _ENV),

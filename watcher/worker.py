@@ -227,6 +227,7 @@ class _Reader(threading.Thread):
             elif kind == "run":
                 try:
                     asked = {k: v for k, v in message["request"].items() if k not in _FILES}
+                    asked["job_id"] = str(message["job_id"])
                     request = EngineRequest.model_validate(asked)
                     who = str(message["job_id"]), int(message["attempt"])
                     order = _Order(*who, request, dict(message["files"]), int(message["forwards"]))
@@ -312,7 +313,7 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     except SteadyError as error:
         sender.post(order.says("failed", code=error.code, message=error.message))
     except DeviceLost as error:
-        _leave(sender, "device_lost", _one_line(error))
+        _leave(sender, error.code, str(error) or _one_line(error))
     except Exception as error:  # an engine may raise anything; the next job must still run
         if is_out_of_memory(error):
             sender.post(order.says("failed", code="out_of_memory", message=_one_line(error)))
@@ -382,7 +383,7 @@ def _load(order: Mapping[str, Any], sender: _Sender) -> Engine:
     except ModelMissing as error:
         code, message = "model_missing", str(error)
     except DeviceLost as error:
-        code, message = "device_lost", str(error)
+        code, message = error.code, str(error)
     except SteadyError as error:
         code, message = error.code, error.message
     except Exception as error:  # foreign code again; whatever it was, the watcher must hear of it
@@ -396,11 +397,16 @@ def _load(order: Mapping[str, Any], sender: _Sender) -> Engine:
     os._exit(EXIT_NOT_LOADED)
 
 
+#: The engines of ours, by the names that settings give them.
+_ENGINES = {
+    "zimage": "watcher.engines.zimage:ZImage",
+    "openai": "watcher.engines.openai:ImageServer",
+}
+
+
 def _engine_class(name: str) -> Callable[[EngineSettings], Engine]:
-    """``zimage``, or ``package.module:Class`` found on PYTHONPATH."""
-    module, _, attribute = "watcher.engines.zimage:ZImage".partition(":")
-    if name != "zimage":
-        module, _, attribute = name.partition(":")
+    """One of ours, or ``package.module:Class`` found on PYTHONPATH."""
+    module, _, attribute = _ENGINES.get(name, name).partition(":")
     found: Callable[[EngineSettings], Engine] = getattr(importlib.import_module(module), attribute)
     return found
 

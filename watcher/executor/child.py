@@ -239,7 +239,7 @@ class Child:
         how = f"was ended: {self.ended}" if self.ended is not None else _ending_words(code)
         if self.reason is not None:
             kind, text = self.reason
-            if not self.ready or kind == "device_lost":
+            if not self.ready or kind in ("device_lost", "server_away"):
                 trouble = _load_error(kind if kind in ERRORS else "engine_failed", text)
                 how = text if self.ready else f"could not load the model ({text})"
                 return how, trouble, False

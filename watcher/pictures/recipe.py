@@ -59,7 +59,7 @@ def recipe_of(
         "image_name": job.image_name,
         "request": request,
         "seed": job.request.seed,
-        "forwards": job.forwards if (ran := _finite(info.get("forwards"))) is None else ran,
+        "forwards": _finite(info.get("forwards", job.forwards)),
         "size": list(job.request.final_size),
         "sampler": _plain_word(info.get("sampler")),
         "schedule": _plain_word(info.get("schedule")),
