@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 from history import faults, pictures, renders
 from roots import ON_RAY, Root
-from torture import kill_on_sight, storm
+from torture import MODELS, kill_on_sight, storm
 
 #: Every step of the protocol that leaves something behind, in the order of a job's journey.
 POINTS = [
@@ -148,7 +148,7 @@ def test_killed_the_moment_a_file_is_seen(make_root: Callable[..., Root], where:
 
 @pytest.mark.timeout(420)
 def test_a_storm_of_kills(make_root: Callable[..., Root]) -> None:
-    tally = storm(make_root(), kills=KILLS, seed=1)
+    tally = storm(make_root(models=MODELS), kills=KILLS, seed=1)
     assert tally.faults == []
     assert tally.kills == KILLS
 

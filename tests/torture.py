@@ -166,6 +166,10 @@ class Client(threading.Thread):
         return found + [f"asked once and made twice: {p}" for p in doubled]
 
 
+#: Besides the root's own model: jobs of both come in turns.
+MODELS = {"other": "other"}
+
+
 def _feed(root: Root, dice: random.Random, number: int) -> int:
     """Drop one file of a random kind; returns the jobs in it."""
     kind = dice.choice(["yaml", "hot", "list", "csv", "jsonl"])
@@ -180,7 +184,8 @@ def _feed(root: Root, dice: random.Random, number: int) -> int:
     if kind == "list":
         root.drop(f"f{number}.yml", "".join(f"- prompt: {p}\n" for p in prompts))
     elif kind == "csv":
-        root.drop(f"f{number}.csv", "prompt\n" + "\n".join(prompts) + "\n")
+        lines = [f"{prompt},{('', 'other')[i % 2]}" for i, prompt in enumerate(prompts)]
+        root.drop(f"f{number}.csv", "prompt,model\n" + "\n".join(lines) + "\n")
     else:
         root.drop(f"f{number}.jsonl", "".join(f'{{"prompt": "{p}"}}\n' for p in prompts))
     return count
@@ -342,7 +347,7 @@ def kill_on_sight(root: Root, where: str, *, rounds: int) -> list[str]:
 @contextlib.contextmanager
 def _fresh_root() -> Iterator[Callable[[], Root]]:
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        root = Root(Path(folder) / "root")
+        root = Root(Path(folder) / "root", models=MODELS)
         try:
             yield lambda: root
         finally:

@@ -157,6 +157,7 @@ class Pages:
         waiting = values["counts"]["queued"]
         held = self._store.held()
         pictures = self._store.jobs(JobFilter(pictured=True), limit=_FIRST_PICTURES + 1)
+        limits = self._door.limits()
         return self.show(
             "now.html",
             **values,
@@ -166,8 +167,14 @@ class Pages:
             queue_seconds=self._door.queue_seconds(waiting - held + len(values["running"])),
             attention=found,
             smaller=self._smaller(found),
-            card=self._door.limits().usual,
-            sizes=sizes_of(self._door.limits().usual),
+            card=limits.usual,
+            usual=self._door.model_in_use(),
+            others=[
+                card
+                for name, card in limits.others.items()
+                if card.absent is None or name in self._door.config.models
+            ],
+            sizes=sizes_of(limits.usual),
             form=self._form(origin),
             days=by_day(pictures[:_FIRST_PICTURES]),
             more=len(pictures) > _FIRST_PICTURES,

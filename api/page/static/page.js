@@ -202,11 +202,12 @@ const form = $("#new");
 form?.addEventListener("submit", async (e) => {
   e.preventDefault();
   const given = Object.fromEntries(new FormData(form));
-  const { size, width, height, seed, prompt, negative_prompt, ...numbers } = given;
+  const { size, width, height, seed, prompt, negative_prompt, model, ...numbers } = given;
   const sides = size ? size.split("x") : [width, height];
   const job = { prompt, width: +sides[0], height: +sides[1] };
   for (const [name, value] of Object.entries(numbers)) if (value) job[name] = +value;
   if (negative_prompt) job.negative_prompt = negative_prompt;
+  if (model) job.model = model;
   let body = JSON.stringify(job);
   if (seed) body = body.slice(0, -1) + `,"seed":${BigInt(seed)}}`; // longer than a Number holds
   try {
@@ -217,6 +218,14 @@ form?.addEventListener("submit", async (e) => {
     toast(error.message, { bad: true });
   }
   refresh();
+});
+form?.model?.addEventListener("change", () => {
+  const usual = form.model.selectedOptions[0].dataset;
+  form.size.value = `${usual.width}x${usual.height}`;
+  if (form.size.selectedIndex < 0) form.size.value = ""; // another size
+  form.width.value = usual.width;
+  form.height.value = usual.height;
+  form.num_inference_steps.value = usual.steps;
 });
 form?.prompt.addEventListener("keydown", (e) => {
   if (e.key === "Enter" && !e.shiftKey && !e.isComposing) {
