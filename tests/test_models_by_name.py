@@ -295,3 +295,21 @@ def test_a_worker_rests_between_two_pictures(make_root: Callable[..., Root]) -> 
     [_, begun] = [line["t"] for line in lines if line["event"] == "start"]
     [ended, _] = [line["t"] for line in lines if line["event"] == "finish"]
     assert begun - ended >= 1e9
+
+
+def test_the_root_s_own_model_keeps_no_job_of_another_waiting(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    sick = root.folder / "sick"
+    sick.touch()
+    config = json.loads((root.folder / "config.yaml").read_text())
+    config["engine_options"] |= {"load_fault": "oom", "load_fault_while": str(sick)}
+    config["models"] = {"well": {"source": "well", "options": {"load_fault": ""}}}
+    (root.folder / "config.yaml").write_text(json.dumps(config))
+    root.drop("own.json", json.dumps({"prompt": "own steps=1"}))
+    root.watch()
+    until(lambda: root.troubles() == {"out_of_memory"}, what="trouble with the root's own model")
+    root.drop("other.json", of_models("well"))
+    root.wait_for("queued", "completed")
+    until(lambda: root.troubles() == {"out_of_memory"}, what="its jobs wait, and it is said")
