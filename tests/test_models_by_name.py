@@ -235,9 +235,13 @@ def test_every_way_to_list_models_names_each_and_one_that_is_not_here(tmp_path: 
         assert (told["large"]["width"], told["large"]["ready"]) == (320, True)
         assert (told["farm"]["engine"], told["farm"]["accepts"]) == ("engines:Guided", None)
         assert told["gone"]["message"] == "`models/gone` is not on this machine."
+        assert told["gone"]["remedy"] == "Bring `models/gone` back."
         listed = bench.client.get("/v1/models").json()["data"]
         titles = bench.client.get("/sdapi/v1/sd-models").json()
         assert [one["id"] for one in listed] == [one["title"] for one in titles] == list(told)
+        page = bench.client.get("/", headers={"accept": "text/html"}).text
+        assert '<option value="large" data-width="320" data-height="320" data-steps="12"' in page
+        assert 'value="Tongyi-MAI/Z-Image-Turbo"' not in page  # nobody asked for it
         said = bench.post(model="gone")
         warned = bench.client.get(f"/jobs/{said['job_id']}").json()["warnings"]
         assert warned == [] or "`gone` is NOT READY" in warned[0]

@@ -215,7 +215,8 @@ def _lacking(engine: str, entry: ModelSetting, config: Config) -> SteadyError | 
         try:
             present(name, config.root)
         except SteadyError as error:
-            remedy = f"Run `steady model pull {name}`." if is_hub_name(name) else error.remedy
+            hub = is_hub_name(name) and not name.startswith("models/")
+            remedy = f"Run `steady model pull {name}`." if hub else f"Bring `{name}` back."
             return SteadyError(error.code, error.message, remedy=remedy)
     return None
 
