@@ -16,7 +16,7 @@ from roots import Root
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile import parse
-from watcher.jobs import Limits
+from watcher.jobs import Card, Limits
 from watcher.models import limits_known
 from watcher.pictures import Outputs
 from watcher.pictures.sheet import contact_sheet
@@ -317,3 +317,12 @@ def test_the_root_s_own_model_keeps_no_job_of_another_waiting(
     root.drop("other.json", of_models("well"))
     root.wait_for("queued", "completed")
     until(lambda: root.troubles() == {"out_of_memory"}, what="its jobs wait, and it is said")
+
+
+def test_what_a_model_does_not_take_is_refused_before_the_queue() -> None:
+    plain = Limits(Card(accepts=("guidance",)))
+    with pytest.raises(SteadyError) as found:
+        parse(b'{"prompt": "a fox", "image": "cat.png"}', ".json", plain)
+    [fault] = found.value.problems
+    assert (fault.code, fault.key) == ("not_accepted", "image")
+    assert fault.message == "The model `Tongyi-MAI/Z-Image-Turbo` does not take `image`."

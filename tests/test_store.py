@@ -809,6 +809,14 @@ def test_within_a_class_the_loaded_model_goes_first(opened: Opener) -> None:
     of_models(store, "ab" * 20)
     of_models(store, "c", priority=Priority.INTERACTIVE)
     assert served(store) == "c" + "a" * 20 + "b" * 20  # a was the first in its class
+    of_models(store, "ab" * 3, priority=Priority.INTERACTIVE)
+    claimed = []
+    for _ in range(6):
+        [job] = store.claim_many(1, [Want(("a", "b"), warm="a", loaded="b")])
+        assert job is not None
+        store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
+        claimed.append(job.model)
+    assert claimed == [*"bbb", *"aaa"]  # for those who wait at the screen it is what is loaded
     of_models(store, "-b-b")
     assert store.waiting_models() == ["", "b"]
     assert served(store) == "aabb"  # whoever names none has the root's

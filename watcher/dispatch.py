@@ -111,8 +111,8 @@ class Dispatcher(Part):
         self._finisher = finisher
         self._window = window
         self._choosing = choosing
-        #: The model a slot stays with: of its last job that did not jump the queue.
-        self._warm: dict[ex.Slot, str] = collections.defaultdict(lambda: choosing.begun)
+        self._warm: dict[ex.Slot, str] = {}  #: of the last job that did not jump the queue
+        self._latest: dict[ex.Slot, str] = {}  #: the model of the last job that was handed out
         self._loaded: dict[ex.Slot, str] = {}
         self._rests: dict[ex.Slot, float] = {}  #: monotonic: until when a slot rests
         self._running: dict[str, Running] = {}
@@ -211,9 +211,10 @@ class Dispatcher(Part):
             except SteadyError as error:
                 self._fail(job, error.code, error.message)
                 continue
-            if job.priority is not Priority.INTERACTIVE and job.model != self._warm[slot]:
-                self._warm[slot] = job.model or choosing.usual
-                self._store.put(LAST_MODEL, self._warm[slot])
+            model = self._latest[slot] = job.model or choosing.usual
+            if job.priority is not Priority.INTERACTIVE and model != self._warm.get(slot):
+                self._warm[slot] = model
+                self._store.put(LAST_MODEL, model)
             self._running[job.id] = Running(job, slot, job.forwards)
             self._executor.send(slot, job, files)
             self.changed = True
@@ -238,7 +239,9 @@ class Dispatcher(Part):
             for name in (choosing.usual, *choosing.others)
             if name not in unfit and (name not in absent or name == self._loaded.get(slot))
         ]
-        return Want(["", *names] if choosing.usual in names else names, self._warm[slot])
+        latest = self._latest.get(slot) or self._loaded.get(slot) or choosing.begun
+        warm = self._warm.get(slot) or latest
+        return Want(["", *names] if choosing.usual in names else names, warm, latest)
 
     def _pass_looks(self) -> None:
         """Tell the workers which pictures somebody wants to see grow."""

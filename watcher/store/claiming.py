@@ -47,13 +47,15 @@ UPDATE queue SET rev = rev + 1,
 
 
 class Want(NamedTuple):
-    """A free worker: the models it may be given jobs of, and the one it has loaded.
+    """A free worker: the models it may be given jobs of, the one it stays with, the one it has.
 
-    The name "" is that of jobs that named none.
+    The name "" is that of jobs that named none. ``warm`` and ``loaded`` differ after an
+    interactive job of another model, which changes nothing about where bulk goes on.
     """
 
     models: Sequence[str] = ("",)
     warm: str = ""
+    loaded: str = ""
 
 
 class Claiming(Database):
@@ -82,7 +84,7 @@ class Claiming(Database):
                 if not firsts:
                     jobs.append(None)
                     continue
-                row, passed = _choose(firsts, want.warm, usual, now - int(patience * 1e6))
+                row, passed = _choose(firsts, want, usual, now - int(patience * 1e6))
                 if passed is not None:
                     self.run("UPDATE jobs SET passed_at = :now WHERE seq = :seq",
                              now=now, seq=passed)  # fmt: skip
@@ -110,13 +112,14 @@ class Claiming(Database):
         return [row["model"] for row in rows]
 
 
-def _choose(firsts: Sequence[Row], warm: str, usual: str, before: int) -> tuple[Row, int | None]:
+def _choose(firsts: Sequence[Row], want: Want, usual: str, before: int) -> tuple[Row, int | None]:
     """The row to claim, and the seq of the one that is passed by for the first time.
 
     ``before``: whoever was first passed by then or earlier is passed by no more.
     """
     first = min(firsts, key=lambda row: (row["class"], row["rank"], row["seq"]))
     ours = [row for row in firsts if row["class"] == first["class"]]
+    warm = (want.loaded if first["class"] == Priority.INTERACTIVE.level else "") or want.warm
     warmed = [row for row in ours if (row["model"] or usual) == warm]
     if first in warmed or not warmed:
         return first, None
