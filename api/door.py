@@ -21,7 +21,6 @@ from typing import Any
 
 from watcher import jobfile, live, models
 from watcher.config import Config
-from watcher.describe import model_name
 from watcher.errors import ERRORS, SteadyError
 from watcher.inputs import Inputs
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Limits, Priority
@@ -129,11 +128,6 @@ class Door:
     def _limits(self) -> Limits:
         """What the model in use allows; before the first choice, what it would allow."""
         return models.limits_known(self.config, self.store)
-
-    def model_in_use(self) -> str:
-        """The model's name as people know it; never a path of this machine."""
-        chosen = self.store.get("model") or {}
-        return model_name(str(chosen.get("name") or self.config.model)) or "unknown"
 
     def follow(self) -> None:
         """When another file was put in the record's place and lies still, go on with that one.

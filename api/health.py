@@ -122,7 +122,7 @@ def routes(door: Door, views: Views) -> APIRouter:
 def models_told(door: Door) -> dict[str, Any]:
     """The models that jobs may name."""
     limits = door.limits()
-    told = [describe_card(limits.usual, usual=True) | {"name": door.model_in_use()}]
+    told = [describe_card(limits.usual, usual=True)]
     told += [describe_card(card, usual=False) for card in limits.others.values()]
     return {"models": told}
 

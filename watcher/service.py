@@ -60,6 +60,10 @@ _VERIFY_SECONDS = 30.0  #: until a record that was found damaged is read once mo
 #: The longest wait for another program's lock on the record: shorter than a pulse may be old,
 #: so that the pulse tells of it.
 _BUSY_SECONDS = 1.0
+_NO_THERMOMETER = (
+    "`max_temperature` is set, but nobody can tell how hot a card is here"
+    " (`pip install 'steadydiffusion[care]'`)."
+)
 _NAME_IT = "Name it under `models` again, or cancel its jobs."
 _OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
 
@@ -225,7 +229,7 @@ class Service:
                 absent=lambda: self._absent,
                 patience=config.model_patience,
                 cooldown=config.cooldown,
-                hot=lambda: self._heat is not None,
+                hot=lambda: self._hot,
             ),
             previews=self._previews,
         )
@@ -233,8 +237,8 @@ class Service:
         self._absent: dict[str, SteadyError] = {}  #: models whose files are not here, by name
         self._kept: dict[str, dict[str, Any]] = {}  #: why jobs of a model wait, by its name
         self._thermometer = thermometer
-        self._notices: list[str] = []
-        self._heat: str | None = None  #: a card is too hot, in words
+        self._notices: list[str] = []  #: what is to be said of heat
+        self._hot = False
         self._left: list[str] = []  #: what lies where a setting led before, in words
         self._cared = 0.0
         self._paused = False
@@ -510,18 +514,12 @@ class Service:
 
     def _look_at_heat(self) -> None:
         """Is a card too hot for the next job? It goes on by itself when that has cooled."""
-        most = self._config.max_temperature
-        if most is None:
+        if (most := self._config.max_temperature) is None:
             return
         heat = self._thermometer()
-        if heat is None:
-            words = "`max_temperature` is set, but nobody can tell how hot a card is here"
-            self._notices = [f"{words} (`pip install 'steadydiffusion[care]'`)."]
-            return
-        self._heat = None
-        if heat >= most:
-            self._heat = f"A card has {heat} °C: the next job begins below {most} °C."
-        self._notices = [self._heat] if self._heat else []
+        self._hot = heat is not None and heat >= most
+        words = f"A card has {heat} °C: the next job begins below {most} °C."
+        self._notices = [words] if self._hot else [_NO_THERMOMETER] if heat is None else []
 
     def _trouble(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """What holds the queue, and what keeps single slots or models from drawing.

@@ -95,7 +95,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
         images = [base64.b64encode(picture_bytes(door, job)).decode() for job in made]
         warnings = _all_warnings(asked, call, over)
         card = door.limits().card(asked.fields)
-        info = info_of(made or over.jobs, asked, warnings, _shown(card, door), card)
+        info = info_of(made or over.jobs, asked, warnings, card)
         answer = {
             "images": images if asked.send_images else [],
             "parameters": raw,
@@ -119,7 +119,7 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
 
     def options() -> dict[str, Any]:
         return {
-            "sd_model_checkpoint": _shown(_card_of(None, door), door),
+            "sd_model_checkpoint": _card_of(None, door).name,
             "samples_format": door.config.image_format,
             "sd_vae": "None",
             "CLIP_stop_at_last_layers": 1,
@@ -153,7 +153,7 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
     @router.get("/sd-models")
     def sd_models() -> Response:
         nothing = {"hash": None, "sha256": None, "config": None}
-        names = [door.model_in_use(), *door.limits().others]
+        names = door.limits().names
         return JSONResponse(
             [{"title": name, "model_name": name, "filename": name} | nothing for name in names]
         )
@@ -169,15 +169,10 @@ def _card_of(settings: Any, door: Door) -> Card:
     if named in (None, ""):
         return limits.named(str(door.store.get(_CHOSEN))) or limits.usual
     card = limits.named(named) if isinstance(named, str) else None
-    if card is None and named != door.model_in_use():
+    if card is None:
         words = f"GET /sdapi/v1/sd-models names them: {', '.join(limits.names)}."
         raise SteadyError("model_not_found", remedy=words)
-    return card or limits.usual
-
-
-def _shown(card: Card, door: Door) -> str:
-    """The model's name as people know it."""
-    return door.model_in_use() if card == door.limits().usual else card.name
+    return card
 
 
 def _stopping(router: APIRouter, current: "Current") -> None:
@@ -289,15 +284,13 @@ def _all_warnings(asked: Txt2ImgBody, call: Call, over: Snapshot) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def info_of(
-    jobs: list[Job], asked: Txt2ImgBody, warnings: list[str], model: str, card: Card
-) -> dict[str, Any]:
+def info_of(jobs: list[Job], asked: Txt2ImgBody, warnings: list[str], card: Card) -> dict[str, Any]:
     """What the web UI says of its pictures, with what was mapped in ``warnings``."""
     fields = asked.fields
     seeds = [job.request.seed for job in jobs] or [fields["seed"]]
     prompts = [job.request.prompt for job in jobs] or [fields["prompt"]]
     negative = fields.get("negative_prompt", "")
-    recipes = [recipe_of(job, {"model": model, **job.facts}) for job in jobs]
+    recipes = [recipe_of(job, {"model": card.name, **job.facts}) for job in jobs]
     sampler, schedule = words_of(card)
     usual = {
         "sampler": sampler,
@@ -324,7 +317,7 @@ def info_of(
         "batch_size": len(prompts),
         "restore_faces": False,
         "face_restoration_model": None,
-        "sd_model_name": model,
+        "sd_model_name": card.name,
         "sd_model_hash": None,
         "sd_vae_name": None,
         "sd_vae_hash": None,

@@ -64,8 +64,7 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
         """Answers when the pictures are there, or with ``stream`` as they come."""
         data = await read_body(request, "application/json")
         raw = await run_in_threadpool(json_object, data)
-        named, limits = await run_in_threadpool(lambda: (door.model_in_use(), door.limits()))
-        asked = generation_of(raw, named, limits)
+        asked = generation_of(raw, await run_in_threadpool(door.limits))
         begin = functools.partial(
             calls.begin,
             asked.body,
@@ -189,12 +188,12 @@ def _models(router: APIRouter, door: Door) -> None:
     @router.get("/models")
     def models() -> Response:
         """The models that jobs may name, the one in use first."""
-        names = [door.model_in_use(), *door.limits().others]
-        return JSONResponse({"object": "list", "data": [_model(name) for name in names]})
+        data = [_model(name) for name in door.limits().names]
+        return JSONResponse({"object": "list", "data": data})
 
     @router.get("/models/{name:path}")
     def model(name: str) -> Response:
-        if name != door.model_in_use() and door.limits().named(name) is None:
+        if door.limits().named(name) is None:
             raise SteadyError("model_not_found")
         return JSONResponse(_model(name))
 
@@ -206,7 +205,7 @@ def _model(name: str) -> dict[str, Any]:
 # -- what goes in
 
 
-def generation_of(raw: Mapping[str, Any], model: str, limits: Limits) -> GenerationBody:
+def generation_of(raw: Mapping[str, Any], limits: Limits) -> GenerationBody:
     """The body of ``images/generations``. Raises SteadyError for what only it has."""
     number = whole(raw, "n", 1, MAX_N) or 1
     whole(raw, "steps", 1, MAX_STEPS - 1)
@@ -222,8 +221,8 @@ def generation_of(raw: Mapping[str, Any], model: str, limits: Limits) -> Generat
     if key is not None and not (isinstance(key, str) and 1 <= len(key) <= 200 and key.strip()):
         raise fault("wrong_type", "key", "must be a text of 1..200 characters")
     named = raw.get("model")
-    if isinstance(named, str) and named and named != model and "model" not in fields:
-        warnings += (f"model has no effect here: {model} makes the pictures.",)
+    if isinstance(named, str) and named and "model" not in fields:
+        warnings += (f"model has no effect here: {limits.usual.name} makes the pictures.",)
     data = json.dumps(fields, sort_keys=True).encode()
     return GenerationBody(
         body=Body(data, ".json", NAME),

@@ -168,7 +168,6 @@ class Pages:
             attention=found,
             smaller=self._smaller(found),
             card=limits.usual,
-            usual=self._door.model_in_use(),
             others=[
                 card
                 for name, card in limits.others.items()

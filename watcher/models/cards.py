@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from watcher.config import Config, ModelSetting
+from watcher.describe import model_name
 from watcher.errors import SteadyError
 from watcher.jobs import MAX_STEPS, Card, Feature, Limits
 from watcher.models.catalogue import (
@@ -99,8 +100,7 @@ def limits_of(
     entries = {key: ModelSetting(source=key, engine="zimage") for key in (STARTER, *CATALOGUE)}
     for key, entry in config.models.items():
         entries[key] = entry.model_copy(update={"engine": entry.engine or config.engine})
-    known = name in config.models or is_hub_name(name)
-    called = name if known else Path(name).name or name
+    called = name if name in config.models else model_name(name) or name
     usual = ModelSetting(source=name, engine=config.engine)
     usual = entries[name] if name in config.models else usual
     defaults = {
