@@ -77,6 +77,12 @@ def test_a_job_is_judged_by_the_card_of_the_model_that_it_names(tmp_path: Path) 
     assert card.options == {"url": "http://127.0.0.1:9/v1"}
 
 
+def test_a_name_may_say_which_model_made_the_picture(tmp_path: Path) -> None:
+    body = {"prompt": "a fox", "matrix": {"model": ["large", "tiny"]}, "name": "fox_{model}"}
+    read = parse(json.dumps(body).encode(), ".json", limits(tmp_path))
+    assert [job.request.name for job in read.requests] == ["fox_large", "fox_tiny"]
+
+
 def test_a_name_that_nobody_knows_is_refused_and_the_nearest_told(tmp_path: Path) -> None:
     assert faults(tmp_path, model="lrage") == [
         ("model_not_found", "model", "Did you mean `large`?")

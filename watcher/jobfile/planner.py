@@ -38,7 +38,7 @@ _WILD_TEXTS = ("prompt", "negative_prompt")
 _MOST_NAMED = 20_000  #: names of a file that later jobs of it may start from
 _NAMED_AFTER = 40  #: characters of a prompt that stand in a name
 #: Names that need no declaring.
-BUILT_IN = frozenset({"index", "date", "seed", "lora"})
+BUILT_IN = frozenset({"index", "date", "seed", "lora", "model"})
 
 
 @dataclass(slots=True)
@@ -348,7 +348,7 @@ class Planner:
         return f"{value:g}" if isinstance(value, float) else value and str(value)[:_NAMED_AFTER]
 
     def _built_in(self, name: str, values: dict[str, Any], index: int) -> str | None:
-        """``{index}``, ``{index:04}``, ``{date}``, ``{lora}`` and ``{seed}``; None for all others.
+        """``{index}``, ``{index:04}``, ``{date}``, ``{model}``, ``{lora}`` and ``{seed}``; else None.
 
         A seed that is not given and is wanted in a text is drawn here and now.
         """
@@ -357,6 +357,8 @@ class Planner:
             return None
         if head == "date":
             return self._date
+        if head == "model":
+            return self.limits.card(values).name
         if head == "lora":
             return lora_words(values.get("lora"))
         if head == "seed" and values.get("seed") is None:
