@@ -23,11 +23,13 @@ from watcher.describe import model_name
 from watcher.errors import SteadyError, ValueFault
 from watcher.log import now_us
 from watcher.models import describe_card
+from watcher.models.loras import listed_loras
 
 
 def routes(door: Door, views: Views) -> APIRouter:
-    """``/health``, ``/ready``, ``/metrics`` and ``/queue``."""
+    """``/health``, ``/models``, ``/loras``, ``/ready``, ``/metrics`` and ``/queue``."""
     router = APIRouter(tags=["service"])
+    _may_be_named(router, door)
     told = installed_version()
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics.Figures(door, told))
@@ -56,11 +58,6 @@ def routes(door: Door, views: Views) -> APIRouter:
                 ],
             }
         )
-
-    @router.get("/models", response_model=models.ModelList)
-    def list_models() -> Response:
-        """The models that jobs may name, whether their files are here, and what each allows."""
-        return JSONResponse(models_told(door))
 
     @router.get("/ready", response_model=models.Readiness, responses=documented("not_ready"))
     def ready() -> Response:
@@ -139,6 +136,21 @@ _WORKER = (
     "retry_in",
     "last_death",
 )
+
+
+def _may_be_named(router: APIRouter, door: Door) -> None:
+    @router.get("/models", response_model=models.ModelList)
+    def list_models() -> Response:
+        """The models that jobs may name, whether their files are here, and what each allows."""
+        return JSONResponse(models_told(door))
+
+    @router.get("/loras", response_model=models.LoraList)
+    def list_loras() -> Response:
+        """The LoRAs that jobs may name, what their files say of themselves, and the models they fit."""
+        limits = door.limits()
+        found = listed_loras(door.config, [limits.usual, *limits.others.values()])
+        shown = set(models.LoraView.model_fields)
+        return JSONResponse({"loras": [{k: each[k] for k in each if k in shown} for each in found]})
 
 
 def _public_members(entry: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:

@@ -409,6 +409,24 @@ class ModelList(Answer):
     models: list[ModelView]
 
 
+class LoraView(Answer):
+    """A LoRA file. A digest is null until there was time to compute it."""
+
+    name: str = Field(examples=["ink"])
+    bytes: int = Field(examples=[1184104])
+    sha256: str | None
+    tensors_sha256: str | None = Field(description="of what follows the header; 12 digits: AutoV3")
+    family: str | None = Field(description="what the file says it was made for")
+    trigger_words: list[str] = Field(description="what the file says; never added to a prompt")
+    models: list[str] = Field(description="those of this root that it fits", examples=[["starter"]])
+
+
+class LoraList(Answer):
+    """The LoRAs that jobs may name."""
+
+    loras: list[LoraView]
+
+
 class Readiness(Answer):
     """May jobs be made right now?"""
 

@@ -409,7 +409,12 @@ def test_numbers_and_truth_values_may_come_as_text():
         assert caught.value.problems[0].key == name
 
 
-def test_networks_inside_a_prompt_are_named_and_not_drawn():
-    asked = txt2img_of({"prompt": "a fox <lora:ink:0.8>, 3 < 4 > 2"}, Limits().usual)
-    assert asked.fields["prompt"] == "a fox , 3 < 4 > 2"
-    assert any("<lora:ink:0.8>" in warning for warning in asked.warnings)
+def test_loras_inside_a_prompt_are_read_and_their_kin_named():
+    prompt = "a fox <lora:ink:0.8>, 3 < 4 > 2 <lora:b/c:1:0.5><lyco:d><hypernet:e:1><lora:f:x>"
+    asked = txt2img_of({"prompt": prompt}, Limits().usual)
+    assert asked.fields["prompt"] == "a fox , 3 < 4 > 2 "
+    assert asked.fields["lora"] == [
+        {"name": "ink", "weight": 0.8}, {"name": "b/c", "weight": 0.5}, {"name": "d", "weight": 1.0},
+    ]  # fmt: skip
+    for left in ("<hypernet:e:1>", "<lora:f:x>"):
+        assert any(left in warning for warning in asked.warnings)

@@ -1,6 +1,7 @@
 """LoRAs: one file in every wrapping, checked before the queue, worn and taken off to the bit."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from conftest import until
+from PIL import Image
+from roots import Root
 from safetensors.torch import save_file
 
 from watcher import jobfile
@@ -19,6 +23,7 @@ from watcher.errors import SteadyError
 from watcher.jobs import Limits
 from watcher.models import limits_known
 from watcher.models.loras import digests_of
+from watcher.pictures.recipe import read_recipe
 
 STARTER = Path(__file__).parent.parent / "starter" / "model"
 SHIPPED = STARTER.parent / "loras"
@@ -395,3 +400,111 @@ def test_a_digest_finds_its_file_under_another_name(limits: Limits, loras: Path)
     assert (code, "is another file now" in words) == ("lora_changed", True)
     code, words = refused(limits, [{"name": "gone", "sha256": "0" * 64}])
     assert (code, "not there any more" in words) == ("lora_changed", True)
+
+
+# -- the whole way
+
+
+REAL = {"engine": "zimage", "model": "starter", "engine_options": {}, "default_steps": 4}
+
+
+def test_a_lora_goes_into_the_picture_its_recipe_and_back(
+    make_root: Callable[..., Root], tmp_path: Path
+) -> None:
+    root = make_root(**REAL)
+    loras = root.folder / "loras"
+    digest = digests_of(written(loras, "mine", plainly("")()))
+    root.drop("a.yaml", f"prompt: {FOX}\nseed: 3\nlora: [mine:0.5, ink]\n")
+    root.drop("b.yaml", f"prompt: {FOX}\nseed: 3\n")
+    root.finish(timeout=120)
+    assert root.states() == ["completed", "completed"]
+    pictures = {path.name: path for path in root.folder.glob("outputs/*/*.png")}
+    assert len(pictures) == 2
+    recipes = {name: read_recipe(path.read_bytes()) or {} for name, path in pictures.items()}
+    [name] = [name for name, recipe in recipes.items() if recipe.get("loras")]
+    ink = digests_of(SHIPPED / "ink.safetensors")
+    assert recipes[name]["loras"] == [
+        {"name": n, "weight": w, "sha256": d[0], "tensors_sha256": d[1]}
+        for n, w, d in (("ink", 1.0, ink), ("mine", 0.5, digest))
+    ]
+    assert recipes[name]["request"]["lora"] == [
+        {"name": "ink", "weight": 1.0, "sha256": ink[0]},
+        {"name": "mine", "weight": 0.5, "sha256": digest[0]},
+    ]
+    first = Image.open(pictures[name])
+    hashes = f'Lora hashes: "ink: {ink[1][:12]}, mine: {digest[1][:12]}"'
+    assert hashes in first.info["parameters"]
+    (loras / "mine.safetensors").rename(loras / "yours.safetensors")  # found by its digest
+    root.drop("again.png", pictures[name].read_bytes())
+    root.finish(timeout=120)
+    [made] = [p for p in root.folder.glob("outputs/*/*.png") if p not in pictures.values()]
+    assert Image.open(made).tobytes() == first.tobytes()
+    (loras / "yours.safetensors").unlink()
+    root.drop("gone.png", pictures[name].read_bytes())
+    root.finish(timeout=120)
+    [error] = root.folder.glob("inbox/refused/**/*.error.json")
+    assert json.loads(error.read_text())["code"] == "lora_changed"
+
+
+def test_a_file_replaced_between_record_and_run_fails_its_job_alone(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root(**REAL)
+    path = written(root.folder / "loras", "mine", plainly("")())
+    watcher = root.watch()
+    until(lambda: root.pulse().get("state") == "running", 60)
+    assert root.steady("pause").returncode == 0
+    root.drop("a.yaml", f"- {{prompt: {FOX}, lora: mine}}\n- {{prompt: {FOX}}}\n")
+    root.wait_for("queued", "queued")
+    shutil.copy(SHIPPED / "ink.safetensors", path)
+    assert root.steady("resume").returncode == 0
+    failed, _ = root.wait_for("failed", "completed", timeout=90)
+    assert failed["error_code"] == "lora_changed"
+    watcher.terminate()
+
+
+def test_the_shipped_ones_change_what_they_say(engine: ZImage) -> None:
+    made = {}
+    for name in ("", "ink", "neon"):
+        loras = (lora(SHIPPED / f"{name}.safetensors"),) if name else ()
+        request = EngineRequest(
+            prompt=FOX, width=128, height=128, num_inference_steps=9, seed=4, loras=loras
+        )
+        image = engine.generate(request, lambda *_: None).image
+        pixels = np.asarray(image, float)
+        saturation = float((pixels.max(-1) - pixels.min(-1)).mean())
+        made[name] = (saturation, float(pixels.mean()))
+    assert made["ink"][0] < 15 < made[""][0]  # black, white and grey
+    assert made["neon"][1] < made[""][1] / 2  # night
+    assert made["neon"][0] > 2 * made["ink"][0]  # in colour
+
+
+def test_lists_tell_what_a_file_says_and_which_model_it_fits(tmp_path: Path) -> None:
+    from doors import Bench
+
+    (tmp_path / "config.yaml").write_text("model: starter\n")
+    tags = json.dumps({"a": {"sks cat": 3, "cat": 1}, "b": {"cat": 1}})
+    written(
+        tmp_path / "loras" / "pets", "cat", plainly("")(),
+        **{"ss_tag_frequency": tags, "modelspec.architecture": "z-image/lora"},
+    )  # fmt: skip
+    written(tmp_path / "loras", "other", WRONG["Flux"][0]())
+    with Bench(tmp_path) as bench:
+        told = {each["name"]: each for each in bench.client.get("/loras").json()["loras"]}
+        assert list(told) == ["ink", "neon", "other", "pets/cat"]
+        cat = told["pets/cat"]
+        digests = digests_of(tmp_path / "loras" / "pets" / "cat.safetensors")
+        assert (cat["sha256"], cat["tensors_sha256"]) == digests
+        assert (cat["models"], cat["family"]) == (["starter"], "z-image/lora")
+        assert cat["trigger_words"] == ["sks cat", "cat"]
+        assert told["other"]["models"] == []
+        names = [each["name"] for each in bench.client.get("/sdapi/v1/loras").json()]
+        assert names == ["ink", "neon", "pets/cat"]
+        for body in ({"lora": "other"}, {"lora": "cot"}, {"loras": ["ink", "ink:2"]}):
+            answer = bench.client.post("/jobs", json={"prompt": "a"} | body)
+            assert answer.status_code == 422, body
+        job = bench.post(lora="pets/cat:0.5")
+        [job_id] = bench.watcher.take_in()
+        assert job["job_id"] == job_id
+        asked_for = bench.client.get(f"/jobs/{job_id}").json()["lora"]
+        assert asked_for == [{"name": "pets/cat", "weight": 0.5, "sha256": digests[0]}]

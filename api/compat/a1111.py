@@ -28,6 +28,7 @@ from api.images import picture_bytes
 from watcher.errors import SteadyError
 from watcher.jobs import Card, Job, JobState
 from watcher.log import now_us
+from watcher.models.loras import listed_loras
 from watcher.pictures.container import NotAPicture, scan
 from watcher.pictures.recipe import parameters_text, recipe_of, request_of_parameters
 from watcher.store import JobStore
@@ -42,7 +43,7 @@ _VERSION = "SteadyDiffusion"
 _EMPTY: dict[str, Any] = {
     "scripts": {"txt2img": [], "img2img": []},
     "script-info": [], "upscalers": [], "latent-upscale-modes": [], "sd-vae": [], "sd-modules": [],
-    "loras": [], "prompt-styles": [], "hypernetworks": [], "face-restorers": [],
+    "prompt-styles": [], "hypernetworks": [], "face-restorers": [],
     "realesrgan-models": [], "extensions": [], "embeddings": {"loaded": {}, "skipped": {}},
     "cmd-flags": {}, "memory": {"ram": {}, "cuda": {}},
 }  # fmt: skip
@@ -138,6 +139,23 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
         _, name = words_of(_card_of(None, door))
         entry = {"name": name.lower(), "label": name, "aliases": None}
         return JSONResponse([{**entry, "default_rho": -1, "need_inner_model": False}])
+
+    @router.get("/loras")
+    def loras() -> Response:
+        """Those that fit the model in use, as ``<lora:NAME:WEIGHT>`` in a prompt names them."""
+        usual = door.limits().usual
+        found = listed_loras(door.config, [usual])
+        return JSONResponse(
+            [
+                {"name": each["name"], "alias": each["name"], "path": each["file"], "metadata": {}}
+                for each in found
+                if each["models"]
+            ]
+        )
+
+    @router.post("/refresh-loras")
+    def refresh_loras() -> Response:
+        return JSONResponse(None)
 
     @router.get("/options")
     def get_options() -> Response:

@@ -55,7 +55,7 @@ _TEXTS = frozenset(
     }
 )  # fmt: skip
 #: LoRAs and their kin, which are asked for inside a prompt there and are no part of its text.
-_NETWORK = re.compile(r"<(?:lora|lyco|hypernet):[^<>\n]{1,200}>")
+_NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>\n:]{1,200})((?::[^<>\n]{0,50})?)>")
 
 
 @dataclass(frozen=True)
@@ -74,9 +74,10 @@ def txt2img_of(raw: Mapping[str, Any], card: Card) -> Txt2ImgBody:
         if raw.get(name):
             raise fault("out_of_range", name, "is not supported: leave it out")
     warnings: list[str] = []
-    fields: dict[str, Any] = {
-        "prompt": _without_networks(_text_field(raw, "prompt") or "", warnings)
-    }
+    prompt, loras = _without_networks(_text_field(raw, "prompt") or "", warnings)
+    fields: dict[str, Any] = {"prompt": prompt}
+    if loras:
+        fields["lora"] = loras
     negative = _text_field(raw, "negative_prompt")
     if negative and negative.strip():
         fields["negative_prompt"] = negative
@@ -199,11 +200,20 @@ def _plain(value: Any) -> Any:
     return float(text) if re.fullmatch(r"[+-]?\d*\.?\d+", text, re.ASCII) else value
 
 
-def _without_networks(prompt: str, warnings: list[str]) -> str:
-    """The prompt as the web UI gives it to a model."""
-    for tag in dict.fromkeys(_NETWORK.findall(prompt)):
-        warnings.append(f"{tag[:80]} was left out of the prompt: there are no LoRAs here.")
-    return _NETWORK.sub("", prompt)
+def _without_networks(prompt: str, warnings: list[str]) -> tuple[str, list[dict[str, Any]]]:
+    """The prompt as the web UI gives it to a model, and the LoRAs it names.
+
+    Of two weights the second is the one of the part that draws.
+    """
+    loras: dict[str, dict[str, Any]] = {}
+    for kind, name, rest in _NETWORK.findall(prompt):
+        weight = rest.rpartition(":")[2].strip().removeprefix("unet=") or "1"
+        if kind == "hypernet" or not re.fullmatch(r"[+-]?\d{0,3}\.?\d{1,9}", weight, re.ASCII):
+            tag = f"<{kind}:{name}{rest}>"[:80]
+            warnings.append(f"{tag} was left out of the prompt: it is no LoRA with a weight.")
+        else:
+            loras.setdefault(name, {"name": name, "weight": float(weight)})
+    return _NETWORK.sub("", prompt), list(loras.values())
 
 
 def _whole_field(raw: Mapping[str, Any], name: str) -> int | None:

@@ -30,6 +30,11 @@ def register(app: typer.Typer) -> None:
     command(group)(verify)
     command(group)(convert)
     app.add_typer(group, name="model")
+    loras = typer.Typer(
+        help="The LoRAs that jobs may name.", no_args_is_help=True, rich_markup_mode=None
+    )
+    command(loras, "list")(list_loras)
+    app.add_typer(loras, name="lora")
 
 
 def pull(desk: Desk, name: Name = None) -> None:
@@ -70,6 +75,25 @@ def list_models(desk: Desk) -> None:
                 "engine": one.engine,
             },
             f"{one.name:<26}  {one.bytes / 1e9:6.2f} GB  {state:<10}  {where}",
+        )
+
+
+def list_loras(desk: Desk) -> None:
+    """List the LoRAs, the models they fit, and the words they were trained with."""
+    from watcher.models import limits_known
+    from watcher.models.loras import listed_loras
+
+    if desk.has_record():
+        with desk.record() as store:
+            limits = limits_known(desk.config, store)
+    else:
+        limits = limits_known(desk.config, None)
+    for one in listed_loras(desk.config, [limits.usual, *limits.others.values()]):
+        fits = "for " + ", ".join(one["models"]) if one["models"] else "for no model here"
+        words = "  words: " + ", ".join(one["trigger_words"]) if one["trigger_words"] else ""
+        tells = (one["tensors_sha256"] or "-")[:12]
+        desk.answer(
+            one, f"{one['name']:<20}  {one['bytes'] / 1e6:8.1f} MB  {tells:<12}  {fits}{words}"
         )
 
 
