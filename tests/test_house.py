@@ -14,7 +14,8 @@ from watcher.commands.setup import HEADINGS, config_text
 from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
-from watcher.jobs import TRANSITIONS, JobRequest, JobState, Limits
+from watcher.jobs import TRANSITIONS, JobRequest, JobState
+from watcher.models import limits_known
 
 HOUSE = Path(__file__).parent.parent
 SOURCES = sorted([*HOUSE.glob("watcher/**/*.py"), *HOUSE.glob("api/**/*.py")])
@@ -79,13 +80,15 @@ def test_config_yaml_switched_on_is_accepted_from_a_file(
         ("sunset.yaml", 1),
         ("list.yaml", 4),
         ("matrix.yaml", 12),
+        ("loras.yaml", 6),
         ("prompts.csv", 3),
         ("prompts.jsonl", 2),
     ],
 )
 def test_every_example_is_read_as_it_says(example: str, jobs: int) -> None:
     file = HOUSE / "examples" / example
-    parsed = parse(file.read_bytes(), file.suffix, Limits(), stem=file.stem)
+    limits = limits_known(Config.load(HOUSE, model="starter"), None)
+    parsed = parse(file.read_bytes(), file.suffix, limits, stem=file.stem)
     assert len(parsed.requests) == jobs
     assert not parsed.refused and not parsed.warnings
 
