@@ -74,10 +74,7 @@ def txt2img_of(raw: Mapping[str, Any], card: Card) -> Txt2ImgBody:
         if raw.get(name):
             raise fault("out_of_range", name, "is not supported: leave it out")
     warnings: list[str] = []
-    prompt, loras = _without_networks(_text_field(raw, "prompt") or "", warnings)
-    fields: dict[str, Any] = {"prompt": prompt}
-    if loras:
-        fields["lora"] = loras
+    fields = _prompt_and_loras(_text_field(raw, "prompt") or "", warnings)
     negative = _text_field(raw, "negative_prompt")
     if negative and negative.strip():
         fields["negative_prompt"] = negative
@@ -200,7 +197,7 @@ def _plain(value: Any) -> Any:
     return float(text) if re.fullmatch(r"[+-]?\d*\.?\d+", text, re.ASCII) else value
 
 
-def _without_networks(prompt: str, warnings: list[str]) -> tuple[str, list[dict[str, Any]]]:
+def _prompt_and_loras(prompt: str, warnings: list[str]) -> dict[str, Any]:
     """The prompt as the web UI gives it to a model, and the LoRAs it names.
 
     Of two weights the second is the one of the part that draws.
@@ -213,7 +210,8 @@ def _without_networks(prompt: str, warnings: list[str]) -> tuple[str, list[dict[
             warnings.append(f"{tag} was left out of the prompt: it is no LoRA with a weight.")
         else:
             loras.setdefault(name, {"name": name, "weight": float(weight)})
-    return _NETWORK.sub("", prompt), list(loras.values())
+    named = {"lora": list(loras.values())} if loras else {}
+    return {"prompt": _NETWORK.sub("", prompt)} | named
 
 
 def _whole_field(raw: Mapping[str, Any], name: str) -> int | None:

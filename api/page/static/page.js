@@ -202,12 +202,13 @@ const form = $("#new");
 form?.addEventListener("submit", async (e) => {
   e.preventDefault();
   const given = Object.fromEntries(new FormData(form));
-  const { size, width, height, seed, prompt, negative_prompt, model, ...numbers } = given;
+  const { size, width, height, seed, prompt, negative_prompt, model, lora, ...numbers } = given;
   const sides = size ? size.split("x") : [width, height];
   const job = { prompt, width: +sides[0], height: +sides[1] };
   for (const [name, value] of Object.entries(numbers)) if (value) job[name] = +value;
   if (negative_prompt) job.negative_prompt = negative_prompt;
   if (model) job.model = model;
+  if (lora) job.lora = lora;
   let body = JSON.stringify(job);
   if (seed) body = body.slice(0, -1) + `,"seed":${BigInt(seed)}}`; // longer than a Number holds
   try {
