@@ -316,7 +316,7 @@ class Finder:
 
     def _of_made(self, job: Job) -> Found:
         """The picture of another job: as it is, or as it will be."""
-        size = job.request.width or 0, job.request.height or 0
+        size = job.request.final_size
         if job.state in (JobState.QUEUED, JobState.GENERATING):
             return Found(f"job:{job.id}", size, job.image_name)
         data = self._inputs.of_job(job) if job.state is JobState.COMPLETED else None

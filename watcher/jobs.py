@@ -9,7 +9,7 @@ import math
 import re
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, NotRequired
@@ -328,6 +328,11 @@ class Card:
     def takes(self, feature: str) -> bool:
         """Has this an effect, as far as anybody knows?"""
         return self.accepts is None or feature in self.accepts
+
+    @property
+    def of_tiles(self) -> "Card":
+        """The same without its largest size: for an input that it redraws tile by tile, or not at all."""
+        return replace(self, max_side=MAX_LARGE_SIDE, max_pixels=MAX_LARGE_SIDE**2)
 
     def forwards(self, steps: int, strength: float = 1.0) -> int:
         """Calls of the model for so many ``num_inference_steps``; at least one.

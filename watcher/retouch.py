@@ -19,7 +19,6 @@ Upscaler = Callable[[Image.Image, Callable[[], None]], Image.Image]
 Box = tuple[int, int, int, int]
 
 _USUAL_PADDING = 32  #: pixels around what `mask_only` draws
-_COUNTED = ("forwards", "encodes", "decodes")
 _BLACK = "The mask covers nothing: the picture is the one it starts from."
 
 
@@ -38,7 +37,8 @@ class Retouch:
         self._report = report
         self._forwards = forwards
         self._upscaler = upscaler
-        self._done = 0  #: forwards of this job
+        self._done = 0  #: forwards of this job, as they were reported
+        self._ran = 0  #: as the engine counted them
         self._facts: dict[str, Any] = {}
         self._timings: dict[str, float] = {}
 
@@ -47,12 +47,12 @@ class Retouch:
         if request.upscale is None:
             self._forwards = 0  # the engine knows best
         if request.only_enlarged and request.image is not None:
-            image, self._facts["forwards"] = request.image, 0
+            image = request.image
         else:
             image = self._draw_masked(request)
         if request.upscale is not None:
             image = self._enlarge(request, image)
-        return Result(image, self._facts, self._timings)
+        return Result(image, self._facts | {"forwards": self._ran}, self._timings)
 
     def _pass(
         self, request: EngineRequest, show: Callable[[Image.Image], Image.Image], **changed: Any
@@ -71,11 +71,9 @@ class Retouch:
 
         made = self._engine.generate(request.model_copy(update=plain | changed), report)
         result = made if isinstance(made, Result) else Result(made)
-        told = {**self._facts, **result.facts}
-        for name in _COUNTED:
-            if name in self._facts and name in result.facts:
-                told[name] = self._facts[name] + result.facts[name]
-        self._facts = told
+        ran = result.facts.get("forwards")
+        self._ran += ran if isinstance(ran, int) else self._done - before
+        self._facts |= result.facts
         for name, seconds in result.timings.items():
             self._timings[name] = self._timings.get(name, 0.0) + seconds
         return result.image
@@ -91,7 +89,7 @@ class Retouch:
         soft = hard.filter(ImageFilter.GaussianBlur(blur)) if blur else hard
         covered = soft.getbbox()
         if covered is None:
-            self._facts |= {"forwards": 0, "warnings": [_BLACK]}
+            self._facts["warnings"] = [_BLACK]
             return image
         box = (0, 0, *image.size)
         if request.mask_only:

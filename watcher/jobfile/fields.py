@@ -13,7 +13,6 @@ import difflib
 import re
 import unicodedata
 from collections.abc import Mapping
-from dataclasses import replace
 from datetime import datetime
 from math import isfinite
 from typing import Any
@@ -231,7 +230,7 @@ class Checker:
             words = "`mask` needs an `image`."
             problems.append(ValueFault("missing_field", words, key="mask", remedy=remedy))
         problems += _upscale_problems(request, card)
-        card = _judge_of_size(request, card)
+        card = card.of_tiles if request.only_enlarged else card
         size = (card.name, card.max_side, request.width, request.height)
         if size not in self._good_sizes:
             faults = _size_problems(request.width or 0, request.height or 0, card)
@@ -289,13 +288,6 @@ class Checker:
             if idle:
                 found.append(f"{', '.join(idle)}: no effect without `image`.")
         return tuple(found)
-
-
-def _judge_of_size(request: JobRequest, card: Card) -> Card:
-    """``card``, without its largest size for an input of which the model draws no more than tiles."""
-    if not request.only_enlarged:
-        return card
-    return replace(card, max_side=MAX_LARGE_SIDE, max_pixels=MAX_LARGE_SIDE**2)
 
 
 def _upscale_problems(request: JobRequest, card: Card) -> list[ValueFault]:

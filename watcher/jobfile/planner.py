@@ -295,6 +295,8 @@ class Planner:
         if all(said) or not all(side is None or type(side) is int for side in said):
             return
         card = self.limits.card(values)
+        if values.get("upscale") is not None and not (values.get("strength") or values.get("mask")):
+            card = card.of_tiles
         grow = next((s / own for s, own in zip(said, size, strict=True) if s), 1.0)
         grow = min(grow, card.max_side / max(size))
         near = fitted_size(round(size[0] * grow), round(size[1] * grow), card)
@@ -320,8 +322,7 @@ class Planner:
                     values[key] = wild(text, drawn, self._wildcards)
         made = self._checker.check(values)
         if isinstance(made, JobRequest) and made.name and len(self._named) < _MOST_NAMED:
-            size = (made.width or 0, made.height or 0)
-            self._named[made.name] = Found(made.name, size, made.name)
+            self._named[made.name] = Found(made.name, made.final_size, made.name)
         return made
 
     def _filled(

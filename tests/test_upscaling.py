@@ -1,0 +1,134 @@
+"""Larger pictures from file to output: sizes, limits, tiles, kills, and the page's button."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import until
+from house_of_clients import house
+from PIL import Image
+from roots import Root
+
+from watcher import jobfile
+from watcher.errors import SteadyError
+from watcher.jobs import Card, JobRequest, Limits
+from watcher.pictures.recipe import read_recipe
+
+ABLE = Limits(Card(accepts=("image", "mask", "upscale"), max_side=1024, max_pixels=1024 * 1024))
+LARGER = """
+jobs:
+  - {prompt: small, name: small, steps: 2}
+  - {prompt: plain, name: plain, steps: 2, image: small, upscale: 2 lanczos}
+  - prompt: tiled
+    name: tiled
+    steps: 4
+    image: small
+    upscale: {factor: 4, method: refine, strength: 0.5, tile: 128}
+  - {prompt: both, name: both, steps: 2, upscale: 1.5 lanczos}
+"""
+
+
+@pytest.fixture
+def tracing(make_root: Callable[..., Root]) -> Root:
+    """A root whose engine gives back the picture a job starts from."""
+    return make_root(engine="engines:Tracing")
+
+
+def picture(root: Root, name: str) -> Image.Image:
+    (job,) = [job for job in root.jobs() if job["image_name"] == name]
+    with Image.open(root.folder / "outputs" / job["path"]) as image:
+        return image.copy()
+
+
+def read(text: str) -> JobRequest:
+    return jobfile.parse(text.encode(), ".yaml", ABLE).requests[0].request
+
+
+def test_what_is_left_open_is_settled_when_the_job_is_read() -> None:
+    settled = {"factor": 2.0, "method": "refine", "strength": 0.3, "tile": 1024}
+    assert read("{prompt: a, upscale: 2}").upscale == settled
+    assert read("prompt: a\nupscale: 2x  # twice").upscale == settled
+    assert read("{prompt: a, upscale: 1.5 lanczos}").upscale == {
+        "factor": 1.5, "method": "lanczos",
+    }  # fmt: skip
+    assert read("{prompt: a, upscale: {strength: 0.4}}").upscale == settled | {"strength": 0.4}
+    unable = Limits(Card(accepts=("upscale",)))
+    plain = jobfile.parse(b"{prompt: a, upscale: 2}", ".yaml", unable).requests[0].request.upscale
+    assert plain == {"factor": 2.0, "method": "lanczos"}
+    request = read("{prompt: a, width: 512, height: 256, upscale: 4}")
+    assert request.final_size == (2048, 1024)
+    # two tiles and a part across, one and a part down: 3 forwards each, after the first 8
+    assert ABLE.forwards(request) == 8 + 3 * 3
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{prompt: a, upscale: 9}", "FACTOR 1.5..4"),
+        ("{prompt: a, upscale: [2]}", "FACTOR 1.5..4"),
+        ("{prompt: a, upscale: 2 3}", "FACTOR 1.5..4"),
+        ("{prompt: a, upscale: {faktor: 2}}", "FACTOR 1.5..4"),
+        ("{prompt: a, upscale: {factor: 2, tile: 100}}", "FACTOR 1.5..4"),
+        ("{prompt: a, image: x.png, width: 4096, height: 4096, upscale: 4}", "16384x16384"),
+    ],
+)
+def test_what_cannot_be_is_refused_in_words(text: str, words: str) -> None:
+    with pytest.raises(SteadyError) as caught:
+        read(text)
+    [problem] = caught.value.problems
+    assert problem.key == "upscale" and words in problem.message
+
+
+def test_a_model_that_cannot_start_from_pictures_refines_none() -> None:
+    unable = Limits(Card(accepts=("upscale",)))
+    with pytest.raises(SteadyError) as caught:
+        jobfile.parse(b"{prompt: a, upscale: 2 refine}", ".yaml", unable)
+    assert caught.value.code == "not_accepted" and "lanczos" in str(caught.value.problems[0].remedy)
+
+
+def test_larger_pictures_are_made_once_whatever_kills_the_watcher(tracing: Root) -> None:
+    tracing.drop("larger.yaml", LARGER)
+    for point in ("dispatched", "picture_received", "linked", "completed", "linked"):
+        tracing.watch(point=point, once=True).wait(60)
+    tracing.finish()
+    assert tracing.states() == ["completed"] * 4
+    assert len(list((tracing.folder / "outputs").rglob("*.png"))) == 4
+    small = picture(tracing, "small")
+    for name, side in (("plain", 128), ("tiled", 256)):
+        # this engine changes nothing: the tiles put together are the enlarged picture
+        expected = small.resize((side, side), Image.Resampling.LANCZOS)
+        assert picture(tracing, name).tobytes() == expected.tobytes()
+    assert picture(tracing, "both").size == (96, 96)
+    jobs = {job["image_name"]: job for job in tracing.jobs()}
+    assert [jobs[name]["forwards"] for name in ("small", "plain", "tiled")] == [2, 1, 9 * 2]
+    recipe = read_recipe((tracing.folder / "outputs" / jobs["tiled"]["path"]).read_bytes())
+    assert recipe is not None
+    # what the engine really did: this one knows no strength
+    assert (recipe["size"], recipe["forwards"]) == ([256, 256], 9 * 4)
+    assert recipe["request"]["upscale"]["tile"] == 128
+    assert recipe["request"]["width"] == 64
+
+
+def test_any_picture_is_made_larger_from_its_page(tmp_path: Any) -> None:
+    with house(tmp_path / "root", engine="engines:Tracing") as here:
+        here.root.drop("fox.yaml", "{prompt: a fox, name: fox, steps: 2}")
+        [job] = until(lambda: [j for j in here.root.jobs() if j["state"] == "completed"], 30)
+        import urllib.request
+
+        def post(job_id: str) -> str:
+            address = f"{here.url}/jobs/{job_id}/again?larger=true"
+            with urllib.request.urlopen(urllib.request.Request(address, method="POST")) as got:
+                return str(json.loads(got.read())["job_id"])
+
+        def larger(job_id: str) -> dict[str, Any]:
+            with urllib.request.urlopen(f"{here.url}/jobs/{job_id}") as got:
+                return dict(json.loads(got.read()))
+
+        twice = post(job["id"])
+        done = until(lambda: (j := larger(twice))["state"] == "completed" and j, 30)
+        assert (done["width"], done["final_size"]) == (64, "128x128")
+        assert done["upscale"]["method"] == "refine"
+        again = post(twice)
+        done = until(lambda: (j := larger(again))["state"] == "completed" and j, 30)
+        assert (done["width"], done["final_size"]) == (128, "256x256")
