@@ -38,7 +38,7 @@ from watcher.notify import SCHEDULE, Notifier
 from watcher.notify.command import Command
 from watcher.notify.hooks import Webhooks
 from watcher.notify.messages import Messages
-from watcher.pace import RunWindow
+from watcher.pace import Pace, RunWindow
 from watcher.parts import Shared
 from watcher.pictures import Outputs
 from watcher.previews import Previews
@@ -429,6 +429,7 @@ class Service:
         self._look_at_heat()
         self._look_behind()
         self._tell_of_trouble()
+        self._guarded("record", self._foretell)
         with contextlib.suppress(SteadyError):  # said by whoever works with the record
             self._undelivered = [each.as_dict() for each in self._notifier.troubles()]
 
@@ -494,6 +495,17 @@ class Service:
             self._troubles.report("device", lost)
         else:  # there again; or a worker has loaded the model, which is the better witness
             self._troubles.clear("device")
+
+    def _foretell(self) -> None:
+        """Note when the batches at work will be done, so that people can be told if that was kept."""
+        if self._config.notify is None or not self._store.without_eta():
+            return
+        waiting = self._store.counts()[JobState.QUEUED]
+        sizes, slots = self._store.waiting_sizes(), len(self._executor.status())
+        pace = Pace(self._store.durations())
+        seconds = pace.queue(sizes, waiting, max(1, slots), self._config.cooldown)
+        if seconds is not None:
+            self._store.expect_end(now_us() + int(seconds * 1e6))
 
     def _tell_of_trouble(self) -> None:
         """People are told of trouble that lasts, once, and of its end, also after a restart."""

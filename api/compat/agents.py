@@ -38,6 +38,7 @@ from watcher import log
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
+from watcher.models.loras import listed_loras
 from watcher.store import JobFilter, JobStore
 from watcher.submission import Body
 
@@ -47,6 +48,7 @@ WAIT_SECONDS = 45.0  #: clients give up after 60
 _LARGEST = 512  #: pixels of a side
 _MOST_BYTES = 150 << 10  #: of a picture
 _PAGE = 50
+_MOST_LORAS = 500
 
 #: What of a job is told.
 _TOLD = (
@@ -166,10 +168,14 @@ class Tools:
 
     def list_loras(self) -> str:
         """The LoRAs that `lora` may name."""
-        folder = self._door.config.root / "loras"
-        found = sorted(folder.rglob("*.safetensors"))
-        names = [path.relative_to(folder).with_suffix("").as_posix() for path in found]
-        return _text({"loras": [{"name": name} for name in names[:1000]]})
+        limits = self._door.limits()
+        cards = [limits.usual, *limits.others.values()]
+        told = listed_loras(self._door.config, cards)
+        hidden = ("file", "sha256", "tensors_sha256")
+        for each in told[:_MOST_LORAS]:
+            for name in hidden:
+                each.pop(name, None)
+        return _text({"loras": told[:_MOST_LORAS]})
 
     def queue_status(self) -> str:
         """How many jobs wait, what runs, and what keeps the service from making pictures."""

@@ -12,7 +12,7 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 
-from watcher.describe import zoned_time
+from watcher.describe import whole_batch, zoned_time
 from watcher.inbox import file_of
 from watcher.jobs import Batch, JobState
 from watcher.store import Delivery, JobStore
@@ -111,6 +111,8 @@ class Command:
             "TICKET": batch.ticket,
             "FILE": batch.name,
             "SOURCE": batch.source,
+            "STATE": whole_batch(batch, counts)["state"],
+            "ERROR": (batch.error or {}).get("message", ""),
             "JOBS": batch.jobs,
             **{state.name: counts[state] for state in JobState if state.ended},
             "REFUSED_ROWS": batch.refused_rows,

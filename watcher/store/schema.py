@@ -189,6 +189,9 @@ _VERSION_2 = (
     "ALTER TABLE jobs ADD COLUMN forwards {integer}",
     "ALTER TABLE jobs ADD COLUMN rating {integer} NOT NULL DEFAULT 0",
     "ALTER TABLE batches ADD COLUMN axes TEXT",
+    # When people were led to expect its end, soon after it came; kept where they are notified.
+    "ALTER TABLE batches ADD COLUMN eta_at {integer}",
+    "CREATE INDEX batches_open ON batches (seq) WHERE archived = 0",
     # The job whose picture this one starts from, while that is not made.
     "ALTER TABLE jobs ADD COLUMN awaits {key}",
     "CREATE INDEX jobs_awaiting ON jobs (awaits) WHERE state = 'queued' AND awaits IS NOT NULL",
