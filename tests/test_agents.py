@@ -90,7 +90,7 @@ def test_an_agent_lists_generates_and_looks(here: House) -> None:
                 ("get_job", {"job_id": "nobody"}, "no job"),
                 ("get_image", {"job_id": said["id"], "size": 5000}, "512"),
                 ("generate_image", {"prompt": "x", "width": 65}, "multiple of 16"),
-                ("generate_image", {"prompt": "x", "image": "/etc/passwd"}, "`image`"),
+                ("generate_image", {"prompt": "x", "image": "/etc/passwd"}, "picture is named"),
                 ("generate_image", {}, "prompt"),
             ):
                 wrong = await client.call_tool(name, given)

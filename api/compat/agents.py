@@ -241,8 +241,11 @@ def server_of(tools: Tools) -> Any:
                     return await call(*args, **given)
                 return await run_in_threadpool(call, *args, **given)
             except SteadyError as error:
-                faults = [f"{p.message} {p.allowed or ''}".strip() for p in error.problems[:5]]
-                raise ToolError(" ".join([str(error), *faults])) from None
+                words = str(error)
+                for fault in error.problems[:5]:
+                    more = [fault.message, f"Allowed: {fault.allowed}." if fault.allowed else ""]
+                    words += "".join(f" {each}" for each in more if each and each not in words)
+                raise ToolError(words) from None
 
         return tool
 
