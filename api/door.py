@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from api.bodies import fault
 from watcher import jobfile, live, models
 from watcher.config import Config
 from watcher.errors import ERRORS, SteadyError
@@ -128,6 +129,18 @@ class Door:
     def _limits(self) -> Limits:
         """What the model in use allows; before the first choice, what it would allow."""
         return models.limits_known(self.config, self.store)
+
+    def keep(self, data: bytes, field: str) -> str:
+        """Keep the picture that came in ``field`` of a request; how a job names it.
+
+        Raises SteadyError bad_picture, disk_full, folder_gone.
+        """
+        try:
+            return self.inputs.keep(data)[0]
+        except SteadyError as error:
+            if error.code != "bad_picture":
+                raise
+            raise fault(error.code, field, error.message.rstrip(".")) from None
 
     def follow(self) -> None:
         """When another file was put in the record's place and lies still, go on with that one.

@@ -4,7 +4,9 @@ A picture is kept by its content before the answer goes out, so sending it twice
 once; one that no job asks for is tidied away by ``steady prune``.
 """
 
-from fastapi import APIRouter, Request
+from typing import Annotated
+
+from fastapi import APIRouter, Path, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import JSONResponse, Response
 
@@ -12,6 +14,7 @@ from api import models
 from api.bodies import read_body
 from api.door import Door
 from api.errors import documented
+from api.images import binary
 from watcher.errors import SteadyError
 
 _TYPES = (
@@ -45,6 +48,22 @@ def routes(door: Door) -> APIRouter:
         its content, for `image` or `mask` of a job. Sending it again is harmless."""
         data = await read_body(request, *_TYPES)
         return await run_in_threadpool(_keep, data)
+
+    @router.get(
+        "/{sha256}",
+        response_class=Response,
+        responses={
+            200: binary("application/octet-stream", "The picture, as it was sent."),
+            **documented("file_not_found"),
+        },
+    )
+    def get_input(sha256: Annotated[str, Path(pattern="^[0-9a-f]{64}$")]) -> Response:
+        """The bytes of a picture that jobs start from, as it was sent or found."""
+        data = door.inputs.read(sha256)
+        if data is None:
+            raise SteadyError("file_not_found", "There is no picture of this sha256.")
+        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        return Response(data, media_type="application/octet-stream", headers=headers)
 
     def _keep(data: bytes) -> Response:
         try:

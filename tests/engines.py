@@ -159,7 +159,7 @@ class Scripted:
             dtype="float32",
             versions={"python": sys.version.split()[0]},
             details={"torch": "torch" in sys.modules},
-            accepts=(),
+            accepts=tuple(self._options.get("accepts", ())),
             sampler="Euler",
             schedule="Simple",
         )

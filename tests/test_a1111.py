@@ -274,7 +274,7 @@ def test_no_address_of_other_services_is_open_without_the_token(tmp_path):
             else:
                 assert answer.json()["error"] == "unauthorized"
         bench.client.headers["authorization"] = "Bearer secret"
-        for path in ("/v1/images/edits", "/sdapi/v1/img2img"):
+        for path in ("/v1/images/nothing", "/sdapi/v1/nothing"):
             assert bench.client.post(path, json={}).status_code == 404
         assert bench.client.get("/v1/images/generations").headers["allow"] == "POST"
 

@@ -1,18 +1,17 @@
 """The API of the Stable Diffusion web UI (A1111) under ``/sdapi/v1``, for clients made for it.
 
-txt2img is an ordinary job in the queue whose caller stays on the line (see calls.py). What
+txt2img and img2img are ordinary jobs in the queue whose caller stays on the line (see calls.py). What
 those clients always send (20 steps, CFG 7, 512x512, a sampler) was meant for other models: it
 is clamped and mapped, never refused, and ``info.warnings`` says how (txt2img.py). Steps count
 forwards.
 """
 
 import base64
-import binascii
 import dataclasses
 import datetime
+import functools
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -22,6 +21,7 @@ from starlette.responses import Response
 
 from api.bodies import fault, json_object, read_body
 from api.compat.calls import Call, Calls, Snapshot
+from api.compat.img2img import img2img_of, picture_in
 from api.compat.txt2img import Txt2ImgBody, txt2img_of, words_of
 from api.door import Door
 from api.images import picture_bytes
@@ -71,8 +71,16 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
     @router.post("/txt2img")
     async def txt2img(request: Request) -> Response:
         """Answers when the pictures are there; what was interrupted gives fewer."""
+        return await made(request, txt2img_of)
+
+    @router.post("/img2img")
+    async def img2img(request: Request) -> Response:
+        """The same, from a picture."""
+        return await made(request, functools.partial(img2img_of, keep=door.keep))
+
+    async def made(request: Request, read: Callable[..., Txt2ImgBody]) -> Response:
         raw = json_object(await read_body(request, "application/json"))
-        asked = await run_in_threadpool(_asked, raw)
+        asked = await run_in_threadpool(_asked, raw, read)
         data = json.dumps(asked.fields).encode()
         call = await run_in_threadpool(calls.begin, Body(data, ".json", NAME))
         over = await calls.outcome(request, call)
@@ -80,9 +88,9 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
             return Response(status_code=499)  # nobody is there to read it
         return await run_in_threadpool(_answer, raw, asked, call, over)
 
-    def _asked(raw: dict[str, Any]) -> Txt2ImgBody:
+    def _asked(raw: dict[str, Any], read: Callable[..., Txt2ImgBody]) -> Txt2ImgBody:
         card = _card_of(raw.get("override_settings"), door)
-        asked = txt2img_of(raw, card)
+        asked = read(raw, card)
         named = {} if card == door.limits().usual else {"model": card.name}
         return dataclasses.replace(asked, fields=asked.fields | named)
 
@@ -99,7 +107,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
         info = info_of(made or over.jobs, asked, warnings, card)
         answer = {
             "images": images if asked.send_images else [],
-            "parameters": raw,
+            "parameters": raw | dict.fromkeys(raw.keys() & {"init_images", "mask"}),
             "info": json.dumps(info),
         }
         # in ASCII: what is echoed may hold half a character, which UTF-8 cannot say
@@ -341,7 +349,7 @@ def info_of(jobs: list[Job], asked: Txt2ImgBody, warnings: list[str], card: Card
         "sd_vae_hash": None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
-        "denoising_strength": None,
+        "denoising_strength": fields.get("strength"),
         "extra_generation_params": {"Schedule type": told["schedule"]},
         "index_of_first_image": 0,
         "infotexts": [parameters_text(recipe) for recipe in recipes],
@@ -361,12 +369,9 @@ def _stamp(moment: int) -> str:
 
 def _settings_in(image: Any) -> dict[str, Any]:
     """What ``png-info`` answers. Raises SteadyError when ``image`` is no picture."""
-    if not isinstance(image, str):
-        raise fault("wrong_type", "image", "must be a picture as base64")
     try:
-        data = base64.b64decode(re.sub(r"^data:[^,]{0,100},", "", image))
-        text = scan(data).parameters
-    except (binascii.Error, ValueError, NotAPicture):
+        text = scan(picture_in(image, "image")).parameters
+    except NotAPicture:
         raise fault("out_of_range", "image", "is no whole PNG, WebP or JPEG") from None
     if text is None:
         return {"info": "", "items": {}, "parameters": {}}

@@ -12,7 +12,7 @@ import io
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -26,6 +26,7 @@ from starlette.responses import Response
 from api import dialects, images, links
 from api.bodies import KEY, choice, fault, json_object, read_body, whole
 from api.compat.calls import Attempt, Call, Calls, Snapshot
+from api.compat.edits import edit_of, read_form, variation_of
 from api.door import Door
 from api.events import Feed, Stream
 from watcher import jobfile
@@ -37,7 +38,6 @@ NAME = "openai"  #: the batch's name: tells in lists which door a job came in by
 MAX_N = 10  #: as there
 MAX_PARTIAL = 3
 
-_PREFIX = "image_generation"
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -51,12 +51,13 @@ class GenerationBody:
     stream: bool
     partial: int
     warnings: tuple[str, ...]
+    event: str = "image_generation"  #: begins the names of what a stream tells
 
 
 def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter:
-    """``images/generations``, ``models`` and the addresses of pictures."""
+    """``images/generations``, ``edits``, ``variations``, ``models``, the addresses of pictures."""
     router = APIRouter(prefix="/v1", tags=["openai"], include_in_schema=False)
-    streams = Streams(door, calls, feed)
+    answers = Answers(door, calls, Streams(door, calls, feed), token)
     _models(router, door)
 
     @router.post("/images/generations")
@@ -64,43 +65,23 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
         """Answers when the pictures are there, or with ``stream`` as they come."""
         data = await read_body(request, "application/json")
         raw = await run_in_threadpool(json_object, data)
-        asked = generation_of(raw, await run_in_threadpool(door.limits))
-        begin = functools.partial(
-            calls.begin,
-            asked.body,
-            key=idempotency_key or asked.key,
-            attempt=Attempt.of(request.headers),
-            asked=data,
+        return await answers.answered(request, raw, idempotency_key, data=data)
+
+    @router.post("/images/edits")
+    async def edits(request: Request, idempotency_key: KEY = None) -> Response:
+        """The same, from a picture and where there is one under a mask."""
+        raw, files = await read_form(request)
+        more, warnings = await run_in_threadpool(edit_of, files, door.keep)
+        return await answers.answered(
+            request, raw, idempotency_key, more=more, warnings=warnings, event="image_edit"
         )
-        try:
-            call = await run_in_threadpool(begin)
-        except SteadyError as error:
-            raise in_their_words(error, raw) from None
-        base = links.base_of(door.config, request)
-        if asked.stream:
-            headers = _STREAM_HEADERS | {dialects.REQUEST_ID: call.ticket}
-            return Stream(
-                streams.events(call, asked), lambda: calls.leave(call, hung_up=True), headers
-            )
-        over = await calls.outcome(request, call)
-        if over is None:
-            return Response(status_code=499)  # nobody is there to read it
-        return await run_in_threadpool(_answer, over, asked, call, base)
 
-    def _answer(over: Snapshot, asked: GenerationBody, call: Call, base: str) -> Response:
-        made = over.pictures()
-        entries = [{form: _form(form, job, base) for form in asked.forms} for job in made]
-        lost = len(over.jobs) - len(made)
-        warnings = (*asked.warnings, *_planned(call))
-        if lost:
-            warnings += (f"{lost} of {len(over.jobs)} pictures could not be made.",)
-        body = jobfile.images_body(made, entries, warnings)
-        return JSONResponse(body, headers={dialects.REQUEST_ID: call.ticket})
-
-    def _form(form: str, job: Job, base: str) -> str:
-        if form == "url":
-            return links.url_of(job, base, token)
-        return base64.b64encode(images.picture_bytes(door, job)).decode()
+    @router.post("/images/variations")
+    async def variations(request: Request, idempotency_key: KEY = None) -> Response:
+        """The same, from a picture alone."""
+        raw, files = await read_form(request)
+        more, warnings = await run_in_threadpool(variation_of, raw, files, door.keep)
+        return await answers.answered(request, raw, idempotency_key, more=more, warnings=warnings)
 
     @router.get("/images/pictures/{file}")
     def picture(file: str, request: Request) -> Response:
@@ -111,6 +92,72 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
         return images.picture(door, job, request)
 
     return router
+
+
+class Answers:
+    """What a call gets: its pictures in one body, or told as they come."""
+
+    def __init__(self, door: Door, calls: Calls, streams: "Streams", token: str | None) -> None:
+        self._door = door
+        self._calls = calls
+        self._streams = streams
+        self._token = token
+
+    async def answered(
+        self,
+        request: Request,
+        raw: dict[str, Any],
+        idempotency_key: str | None,
+        *,
+        data: bytes = b"",
+        more: Mapping[str, Any] = {},
+        warnings: Sequence[str] = (),
+        event: str = "image_generation",
+    ) -> Response:
+        """Begin the job of ``raw`` with ``more`` that it says, and answer when it is done.
+
+        ``data``: the bytes of the request, where a second try repeats them.
+        """
+        asked = generation_of(raw, await run_in_threadpool(self._door.limits), more)
+        asked = dataclasses.replace(asked, warnings=(*asked.warnings, *warnings), event=event)
+        begin = functools.partial(
+            self._calls.begin,
+            asked.body,
+            key=idempotency_key or asked.key,
+            attempt=Attempt.of(request.headers),
+            asked=data or asked.body.data,  # a form differs from try to try
+        )
+        try:
+            call = await run_in_threadpool(begin)
+        except SteadyError as error:
+            raise in_their_words(error, raw) from None
+        base = links.base_of(self._door.config, request)
+        if asked.stream:
+            headers = _STREAM_HEADERS | {dialects.REQUEST_ID: call.ticket}
+            return Stream(
+                self._streams.events(call, asked),
+                lambda: self._calls.leave(call, hung_up=True),
+                headers,
+            )
+        over = await self._calls.outcome(request, call)
+        if over is None:
+            return Response(status_code=499)  # nobody is there to read it
+        return await run_in_threadpool(self._answer, over, asked, call, base)
+
+    def _answer(self, over: Snapshot, asked: GenerationBody, call: Call, base: str) -> Response:
+        made = over.pictures()
+        entries = [{form: self._form(form, job, base) for form in asked.forms} for job in made]
+        lost = len(over.jobs) - len(made)
+        warnings = (*asked.warnings, *_planned(call))
+        if lost:
+            warnings += (f"{lost} of {len(over.jobs)} pictures could not be made.",)
+        body = jobfile.images_body(made, entries, warnings)
+        return JSONResponse(body, headers={dialects.REQUEST_ID: call.ticket})
+
+    def _form(self, form: str, job: Job, base: str) -> str:
+        if form == "url":
+            return links.url_of(job, base, self._token)
+        return base64.b64encode(images.picture_bytes(self._door, job)).decode()
 
 
 class Streams:
@@ -149,7 +196,7 @@ class Streams:
 
     def _completed(self, job: Job, asked: GenerationBody, call: Call) -> bytes:
         event = {
-            "type": f"{_PREFIX}.completed",
+            "type": f"{asked.event}.completed",
             "b64_json": base64.b64encode(images.picture_bytes(self._door, job)).decode(),
             "created_at": int(time.time()),
             **jobfile.look_of(job),
@@ -173,7 +220,7 @@ class Streams:
             return None
         steps.append(entry["preview"])
         event = {
-            "type": f"{_PREFIX}.partial_image",
+            "type": f"{asked.event}.partial_image",
             "b64_json": base64.b64encode(unfinished(job, jpeg)).decode(),
             "partial_image_index": len(steps) - 1,
             "created_at": int(time.time()),
@@ -205,8 +252,13 @@ def _model(name: str) -> dict[str, Any]:
 # -- what goes in
 
 
-def generation_of(raw: Mapping[str, Any], limits: Limits) -> GenerationBody:
-    """The body of ``images/generations``. Raises SteadyError for what only it has."""
+def generation_of(
+    raw: Mapping[str, Any], limits: Limits, more: Mapping[str, Any] = {}
+) -> GenerationBody:
+    """The body of ``images/generations``, with ``more`` that its job says.
+
+    Raises SteadyError for what only such a body has.
+    """
     number = whole(raw, "n", 1, MAX_N) or 1
     whole(raw, "steps", 1, MAX_STEPS - 1)
     partial = whole(raw, "partial_images", 0, MAX_PARTIAL) or 0
@@ -216,7 +268,7 @@ def generation_of(raw: Mapping[str, Any], limits: Limits) -> GenerationBody:
         raise fault("wrong_type", "stream", "must be true or false")
     fields, warnings = jobfile.body_fields(raw, limits)
     fields = {name: value for name, value in fields.items() if value is not None}
-    fields["count"] = number
+    fields |= {"count": number, **more}
     key = fields.pop("key", None)
     if key is not None and not (isinstance(key, str) and 1 <= len(key) <= 200 and key.strip()):
         raise fault("wrong_type", "key", "must be a text of 1..200 characters")

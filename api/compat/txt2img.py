@@ -69,7 +69,7 @@ class Txt2ImgBody:
 
 def txt2img_of(raw: Mapping[str, Any], card: Card) -> Txt2ImgBody:
     """A txt2img body as our fields. Raises SteadyError naming the field that cannot be used."""
-    raw = {name: value if name in _TEXTS else _plain(value) for name, value in raw.items()}
+    raw = {name: value if name in _TEXTS else plain_value(value) for name, value in raw.items()}
     for name in _REFUSED:
         if raw.get(name):
             raise fault("out_of_range", name, "is not supported: leave it out")
@@ -83,10 +83,10 @@ def txt2img_of(raw: Mapping[str, Any], card: Card) -> Txt2ImgBody:
     _take_guidance(raw, card, fields, warnings)
     if raw.get("enable_hr"):
         fields["upscale"] = _hires(raw, fields, warnings)
-    count = (_whole_field(raw, "batch_size") or 1) * (_whole_field(raw, "n_iter") or 1)
+    count = (whole_field(raw, "batch_size") or 1) * (whole_field(raw, "n_iter") or 1)
     if not 1 <= count <= MAX_IMAGES:
         raise fault("out_of_range", "batch_size", f"times `n_iter` must be 1..{MAX_IMAGES}")
-    seed = _whole_field(raw, "seed")
+    seed = whole_field(raw, "seed")
     # Chosen here, so that the pictures of one call have seeds that follow each other.
     fields |= {"seed": secrets.randbelow(2**32) if seed in (None, -1) else seed, "count": count}
     settings = raw.get("override_settings")
@@ -118,7 +118,7 @@ def words_of(card: Card) -> tuple[str, str]:
 def _sides(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
     sides = {}
     for name in ("width", "height"):
-        side = _whole_field(raw, name)
+        side = whole_field(raw, name)
         if side is None or side == 0:
             side = getattr(card, f"default_{name}")
         low = -(-card.min_side // _MULTIPLE) * _MULTIPLE
@@ -139,7 +139,7 @@ def _sides(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings:
 
 def _steps(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
     """Forwards, as the web UI counts them. A distilled model gains nothing from more of them."""
-    asked = _whole_field(raw, "steps")
+    asked = whole_field(raw, "steps")
     usual = card.forwards(card.default_steps)
     if asked is None or asked <= 0:
         asked = usual
@@ -185,7 +185,7 @@ def _hires(
     return {"factor": float(factor), "method": REFINE, "strength": float(strength)}
 
 
-def _plain(value: Any) -> Any:
+def plain_value(value: Any) -> Any:
     """A number or a truth value that came as text, as the web UI takes them."""
     if not isinstance(value, str) or len(value) > 40:
         return value
@@ -214,7 +214,8 @@ def _prompt_and_loras(prompt: str, warnings: list[str]) -> dict[str, Any]:
     return {"prompt": _NETWORK.sub("", prompt)} | named
 
 
-def _whole_field(raw: Mapping[str, Any], name: str) -> int | None:
+def whole_field(raw: Mapping[str, Any], name: str) -> int | None:
+    """A whole number of the body; None when unset. SteadyError wrong_type for anything else."""
     value = raw.get(name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # JavaScript and pydantic make no difference either

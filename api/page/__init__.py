@@ -24,7 +24,7 @@ from typing_extensions import override
 
 from api.door import Door, Kept, installed_version, pulse_troubles, unready
 from api.page import paint
-from api.page.album import again_of, curl_of, smaller_size, yaml_of
+from api.page.album import again_of, curl_of, smaller_size, started_from, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
 from api.page.needs import Needs, attention, reason_of
 from api.page.paint import Painter
@@ -265,6 +265,7 @@ class Pages:
             took=_seconds(job.started_at, job.completed_at),
             smaller=smaller_size(job.request, self._door.limits().usual),
             larger=max(job.request.final_size) * USUAL_FACTOR <= MAX_LARGE_SIDE,
+            started=started_from(job.request),
             again=self._again_words,
         )
 

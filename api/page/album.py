@@ -21,7 +21,7 @@ from api.images import archive, binary
 from api.submit import ON_ITS_WAY, Submissions, accepted
 from api.views import Views
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobs import Card, Job, JobRequest, JobState
+from watcher.jobs import Card, Job, JobRequest, JobState, input_digest
 from watcher.pictures import recipe
 from watcher.submission import Body
 from watcher.upscaling import USUAL_FACTOR
@@ -110,6 +110,12 @@ def larger_of(job: Job) -> dict[str, Any]:
     said = {k: v for k, v in again_of(job.request).items() if k not in _BEGINNINGS}
     started = {"image": f"job:{job.id}", "upscale": USUAL_FACTOR}
     return said | started | {"width": width, "height": height}
+
+
+def started_from(request: JobRequest) -> list[tuple[str, str]]:
+    """What a job starts from, as far as its content is known: sha256 and words for each picture."""
+    named = ((request.image, "what it started from"), (request.mask, "its mask"))
+    return [(digest, words) for name, words in named if (digest := input_digest(name))]
 
 
 def smaller_size(request: JobRequest, card: Card) -> tuple[int, int] | None:

@@ -181,7 +181,7 @@ def _compiled() -> jinja2.Environment:
         "ticks": ticks,
         "when": when,
     }
-    templates.globals["files"] = digest_of(STATIC.glob("page.*"))
+    templates.globals["files"] = digest_of(STATIC.glob("*.*"))
     for name in templates.list_templates():
         templates.get_template(name)
     return templates

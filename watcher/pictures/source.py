@@ -82,6 +82,24 @@ def mask_of(data: bytes, size: Size, how: str = "crop") -> Image.Image:
         return _sized(_flat(image, _BLACK), size, how, (0, 0, 0)).convert("L")
 
 
+def clear_in(data: bytes) -> bytes | None:
+    """What is transparent in the picture, as a mask of its size (PNG); None where nothing is.
+
+    Raises SteadyError bad_picture.
+    """
+    with _opened(data) as image:
+        image.load()
+        upright = ImageOps.exif_transpose(image)
+        if not upright.has_transparency_data:
+            return None
+        clear = ImageOps.invert(upright.convert("RGBA").getchannel("A"))
+    if clear.getbbox() is None:
+        return None
+    made = io.BytesIO()
+    clear.save(made, "PNG")
+    return made.getvalue()
+
+
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The picture, its head read and within the limits; whatever breaks inside is said so."""

@@ -204,14 +204,16 @@ form?.addEventListener("submit", async (e) => {
   const given = Object.fromEntries(new FormData(form));
   const { size, width, height, seed, prompt, negative_prompt, model, lora, ...numbers } = given;
   const sides = size ? size.split("x") : [width, height];
-  const job = { prompt, width: +sides[0], height: +sides[1] };
+  const job = { prompt };
+  if (size !== "picture") Object.assign(job, { width: +sides[0], height: +sides[1] });
   for (const [name, value] of Object.entries(numbers)) if (value) job[name] = +value;
   if (negative_prompt) job.negative_prompt = negative_prompt;
   if (model) job.model = model;
   if (lora) job.lora = lora;
-  let body = JSON.stringify(job);
-  if (seed) body = body.slice(0, -1) + `,"seed":${BigInt(seed)}}`; // longer than a Number holds
   try {
+    Object.assign(job, await form.source?.()); // source.js
+    let body = JSON.stringify(job);
+    if (seed) body = body.slice(0, -1) + `,"seed":${BigInt(seed)}}`; // longer than a Number holds
     const said = await ask("POST /jobs", body);
     toast(`Queued ${count(said.jobs, "picture")}.`, { link: said.location });
     form.prompt.select();
@@ -228,6 +230,7 @@ form?.model?.addEventListener("change", () => {
   form.height.value = usual.height;
   form.num_inference_steps.value = usual.steps;
 });
+form?.addEventListener("trouble", (e) => toast(e.detail, { bad: true }));
 form?.prompt.addEventListener("keydown", (e) => {
   if (e.key === "Enter" && !e.shiftKey && !e.isComposing) {
     e.preventDefault();
