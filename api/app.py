@@ -14,7 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from api import batches, errors, events, health, inputs, jobs, login, page, seed, telling
-from api.compat import a1111, agents, openai, openai_batch
+from api.compat import a1111, agents, edits, openai, openai_batch
 from api.compat.calls import Calls
 from api.docs import pages, spec
 from api.door import Door, installed_version
@@ -64,6 +64,9 @@ def create_app(
         ("/v1/files", openai_batch.ROOM),
         ("/sdapi/v1/png-info", a1111.MAX_PICTURE),
         ("/inputs", MAX_BYTES),
+        ("/v1/images/edits", edits.MAX_FORM),
+        ("/v1/images/variations", edits.MAX_FORM),
+        ("/sdapi/v1/img2img", a1111.MAX_PICTURES),
     ]
     rules = Rules.of(config, body_limits=large)
     throttled = ThrottledLog(_LINES)

@@ -1,5 +1,7 @@
 """Hot folders: ``presets/NAME.yaml`` makes ``inbox/NAME/`` an inbox of its own."""
 
+import hashlib
+import io
 import json
 import os
 import signal
@@ -10,12 +12,14 @@ from typing import Any
 
 import pytest
 from conftest import until
+from history import faults
+from PIL import Image
 from roots import Root
 
 from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox
 from watcher.jobfile import parse, read_preset
-from watcher.jobs import Limits
+from watcher.jobs import Limits, input_digest
 
 
 class Box:
@@ -283,3 +287,101 @@ def test_a_body_is_posted_under_a_preset(bench: Any) -> None:
     assert bench.client.post("/jobs?preset=ink", json=body).status_code == 202
     answer = bench.client.post("/jobs?preset=oil", json=body)
     assert answer.status_code == 422 and "no preset `oil`" in answer.json()["detail"]
+
+
+# ---------------------------------------------------------------- pictures
+
+
+def drawn(colour: str = "orange", kind: str = "PNG", size: tuple[int, int] = (96, 64)) -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", size, colour).save(made, kind)
+    return made.getvalue()
+
+
+@pytest.fixture
+def pictured(make_root: Callable[..., Root], tmp_path: Path) -> Root:
+    """A root whose engine takes pictures, and knows it from the start."""
+    options = {"log": str(tmp_path / "root" / "engine.log"), "accepts": ["image", "mask"]}
+    root = make_root(engine_options=options)
+    root.drop("first.yaml", "prompt: first steps=1\n")
+    root.finish()
+    return root
+
+
+def test_a_picture_dropped_there_is_a_job_that_starts_from_it(pictured: Root) -> None:
+    root = pictured
+    root.preset("ink", "prompt: drawn in ink steps=1\nstrength: 0.4\nfolder: ink\n")
+    made = drawn()
+    root.drop("ink/Cat 1.png", made)
+    root.drop("ink/scan.TIF", drawn("navy", "TIFF"))
+    recipe = next((root.folder / "outputs").rglob("*.png"))
+    root.drop("ink/again.png", recipe.read_bytes())
+    root.finish()
+    jobs = {job["image_name"]: job for job in root.jobs()[1:]}
+    assert sorted(job["path"] for job in jobs.values()) == [
+        "ink/Cat-1.png", "ink/again.png", "ink/scan.png",
+    ]  # fmt: skip
+    assert {job["prompt"] for job in jobs.values()} == {"drawn in ink steps=1"}, "not made again"
+    said = json.loads(jobs["Cat-1"]["request"])
+    assert (said["strength"], said["width"], said["height"]) == (0.4, 96, 64)
+    assert input_digest(said["image"]) == hashlib.sha256(made).hexdigest()
+    kept = sorted(p.name.split("~")[0] for p in (root.inbox / "done").rglob("*.result.json"))
+    assert kept == ["Cat 1", "again", "first", "scan"]
+    assert faults(root.folder, expected=4, log=root.log) == []
+
+
+def test_a_job_file_there_may_name_a_picture_of_its_own(pictured: Root) -> None:
+    root = pictured
+    (root.folder / "inputs").mkdir()
+    (root.folder / "inputs" / "cat.png").write_bytes(drawn())
+    root.preset("ink", "prompt: x steps=1\nstrength: 0.4\nname: '{image}-{strength}'\n")
+    root.drop("ink/a.csv", "image,strength\ncat.png,\ncat.png,0.9\n")
+    root.finish()
+    assert [job["image_name"] for job in root.jobs()[1:]] == ["cat-0.4", "cat-0.9"]
+
+
+@pytest.mark.parametrize(
+    ("preset", "data", "code", "words"),
+    [
+        ("strength: 0.4\n", drawn(), "bad_preset", "presets/ink.yaml: There is no `prompt`"),
+        ("prompt: x\n", b"no picture", "bad_picture", "`ink/a.png` is no picture"),
+        ("prompt: x\n", drawn()[:-40], "bad_picture", "`ink/a.png` is damaged or cut off"),
+        ("prompt: x\nimage: a.png\n", drawn(), "bad_preset", "`image` cannot stand in a preset"),
+        ("prompt: x\nmask: gone.png\n", drawn(), "input_missing", "gone.png"),
+    ],
+)
+def test_what_cannot_be_started_from_is_refused_in_words(
+    pictured: Root, preset: str, data: bytes, code: str, words: str
+) -> None:
+    root = pictured
+    root.preset("ink", preset)
+    root.drop("ink/a.png", data)
+    root.finish()
+    reason = json.loads((root.inbox / "refused" / "a.png.error.json").read_text())
+    assert (reason["code"], reason["file"]) == (code, "ink/a.png")
+    assert words in reason["message"]
+    assert (root.inbox / "refused" / "a.png").read_bytes() == data
+
+
+@pytest.mark.parametrize("point", ["claimed", "input_written", "input_noted", "parsed", "recorded"])
+def test_a_picture_is_one_job_wherever_the_watcher_dies(pictured: Root, point: str) -> None:
+    root = pictured
+    root.preset("ink", "prompt: old steps=1\n")
+    root.drop("ink/a.png", drawn())
+    assert root.watch(point=point, once=True).wait(60) == -signal.SIGKILL
+    root.preset("ink", "prompt: new steps=1\n")
+    root.watch(point="*", once=True).wait(60)
+    root.finish()
+    assert [job["prompt"] for job in root.jobs()[1:]] == ["old steps=1"]
+    assert faults(root.folder, expected=2, log=root.log, kills=2) == []
+
+
+def test_a_burst_of_pictures_is_taken_whole(pictured: Root) -> None:
+    root = pictured
+    root.preset("ink", "prompt: x steps=1\n")
+    for number in range(300):
+        root.drop(f"ink/{number:04}.png", drawn(f"#{number:06x}", size=(16, 16)))
+    root.finish(300)
+    assert root.states() == ["completed"] * 301
+    names = {job["image_name"] for job in root.jobs()[1:]}
+    assert names == {f"{number:04}" for number in range(300)}

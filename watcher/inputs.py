@@ -26,10 +26,10 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile import Bundle, Found
 from watcher.jobs import Job, JobState, input_digest, input_job
-from watcher.pictures.source import FORMATS, MAX_BYTES, SUFFIXES, Source, look_at
+from watcher.pictures.source import FORMATS, MAX_BYTES, Source, look_at
 from watcher.publish import disk_errors
 from watcher.store import JobStore
-from watcher.suffixes import suffix_of
+from watcher.suffixes import INPUT_SUFFIXES, suffix_of
 
 _MOST = 100_000  #: pictures that one pattern may match
 _AT_ONCE = 16 << 20  #: bytes that are copied together
@@ -201,7 +201,7 @@ class Finder:
                 found |= {
                     path.relative_to(folder).as_posix()
                     for path in paths
-                    if suffix_of(path.name) in SUFFIXES and not path.name.startswith(".")
+                    if suffix_of(path.name) in INPUT_SUFFIXES and not path.name.startswith(".")
                 }
         if not found:
             raise SteadyError("input_missing", "No picture matches this pattern.")
@@ -235,7 +235,7 @@ class Finder:
         if name.startswith("job:"):
             return self._of_job(name)
         _check_name(name := name.removeprefix("./"))
-        if suffix_of(name) in SUFFIXES and (data := self._bytes_of(name)) is not None:
+        if suffix_of(name) in INPUT_SUFFIXES and (data := self._bytes_of(name)) is not None:
             return self._judged(name, data)
         store = self._inputs.store
         job = store.job_by_image(name) if store and "/" not in name else None
@@ -365,7 +365,9 @@ def _read(path: Path, name: str) -> bytes:
 
 def _missing(name: str) -> SteadyError:
     kinds = (
-        "" if suffix_of(name) in SUFFIXES or ":" in name else f" Files are {', '.join(FORMATS)}."
+        ""
+        if suffix_of(name) in INPUT_SUFFIXES or ":" in name
+        else f" Files are {', '.join(FORMATS)}."
     )
     return SteadyError("input_missing", f"There is no picture `{_shown(name)}`.{kinds}")
 

@@ -31,6 +31,10 @@ TREE_SUFFIXES = frozenset(s for s, form in FORMS.items() if form in (".yaml", ".
 LINE_SUFFIXES = frozenset(s for s, f in FORMS.items() if f in (".jsonl", ".csv", ".tsv", ".txt"))
 PICTURE_SUFFIXES = frozenset(s for s, form in FORMS.items() if form == "picture")
 JOB_SUFFIXES = frozenset(FORMS)
+#: Pictures that jobs may start from.
+INPUT_SUFFIXES = PICTURE_SUFFIXES | {".bmp", ".tif", ".tiff", ".gif", ".avif"}
+#: What is taken from a hot folder.
+HOT_SUFFIXES = JOB_SUFFIXES | INPUT_SUFFIXES
 
 #: What to do with kinds of files that people drop and that are not read.
 _INSTEAD = {

@@ -36,6 +36,7 @@ from watcher.submission import Body
 
 NAME = "a1111"  #: the batch's name: tells in lists which door a job came in by
 MAX_PICTURE = 48 << 20  #: bytes of a png-info body
+MAX_PICTURES = 96 << 20  #: … and of an img2img body
 _CHOSEN = "a1111_model"  #: where the record keeps the model that this door was told to use
 _VERSION = "SteadyDiffusion"
 

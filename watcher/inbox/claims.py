@@ -21,7 +21,7 @@ from watcher.errors import SteadyError
 from watcher.inbox.writers import Writer, writer_of
 from watcher.log import harmless
 from watcher.publish import disk_errors, disk_trouble
-from watcher.suffixes import JOB_SUFFIXES
+from watcher.suffixes import INPUT_SUFFIXES, JOB_SUFFIXES
 
 NAME_BYTES = 180  #: of a person's file name that are kept
 ROOM = "@"  #: in the name of a folder: the claims of one hot folder under one preset
@@ -60,6 +60,11 @@ class Claim:
     def stem(self) -> str:
         """``name`` without its folder and its suffix."""
         return os.path.splitext(os.path.basename(self.name))[0]
+
+    @property
+    def starts(self) -> bool:
+        """Is it a picture of a hot folder, which a job starts from?"""
+        return bool(self.hot) and self.suffix in INPUT_SUFFIXES
 
     @property
     def preset(self) -> Path | None:

@@ -20,7 +20,7 @@ from watcher.inbox.archive import DONE, REFUSED
 from watcher.inbox.arrivals import Arrival, Arrivals, Glance
 from watcher.inbox.claims import ROOM, Claim, display, read_claim
 from watcher.publish import reason
-from watcher.suffixes import passing
+from watcher.suffixes import HOT_SUFFIXES, passing
 
 PRESET_SUFFIX = ".yaml"
 MAX_PRESET = 64 << 10  #: bytes
@@ -73,7 +73,7 @@ class HotFolders:
         for name in sorted(self._settled):
             folder = self._inbox / name
             arrivals = self.folders.get(name) or self._arrivals_of(
-                folder, hot=name, shown=f"{name}/"
+                folder, suffixes=HOT_SUFFIXES, hot=name, shown=f"{name}/"
             )
             arrivals.leases = self.leases
             try:

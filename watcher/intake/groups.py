@@ -49,7 +49,7 @@ def group_of(claims: Iterable[Claim]) -> list[Claim]:
 
 
 def _is_small(claim: Claim) -> bool:
-    return claim.size <= SMALL and claim.suffix in TREE_SUFFIXES
+    return claim.size <= SMALL and (claim.suffix in TREE_SUFFIXES or claim.starts)
 
 
 class Groups(Part):

@@ -8,6 +8,7 @@ Knows nothing of the record.
 
 import datetime
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from watcher.errors import SteadyError
 from watcher.inbox import Claim, Inbox
 from watcher.inputs import Finder, Inputs
 from watcher.jobs import Batch, Limits
+from watcher.pictures.source import MAX_BYTES
 from watcher.publish import disk_trouble
 from watcher.suffixes import LINE_SUFFIXES
 from watcher.wildcards import Wildcards
@@ -39,14 +41,38 @@ class Reading:
 
         ``again``: it is on record already. Raises SteadyError: what is wrong with the file, or the environment's trouble.
         """
-        data = self._inbox.read(claim, jobfile.most_bytes(claim.suffix))
+        most = MAX_BYTES if claim.starts else jobfile.most_bytes(claim.suffix)
+        data, suffix, preset = self._inbox.read(claim, most), claim.suffix, self._preset(claim)
+        digest = hashlib.sha256(data).hexdigest()
+        if preset is not None and claim.starts:
+            data, suffix = self._from_picture(data, claim, preset), ".json"
         parsed = jobfile.parse(
-            data, claim.suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
-            salt=batch.ticket, wildcards=Wildcards(self._root), preset=self._preset(claim),
+            data, suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
+            salt=batch.ticket, wildcards=Wildcards(self._root), preset=preset,
             pictures=self._finder(claim, batch, again),
             keyed=claim.resumes is not None or batch.key is not None,
         )  # fmt: skip
-        return parsed, hashlib.sha256(data).hexdigest()
+        return parsed, digest
+
+    def _from_picture(self, data: bytes, claim: Claim, preset: jobfile.Template) -> bytes:
+        """The job that a picture dropped into a hot folder is, as a job file; it is kept.
+
+        Raises SteadyError bad_picture, bad_preset.
+        """
+        if preset.values.get("prompt") is None:
+            words = "There is no `prompt` for the pictures that are dropped."
+            raise jobfile.in_preset(SteadyError("missing_field", words), claim.hot)
+        try:
+            reference, _ = self._inputs.keep(data)
+        except SteadyError as error:
+            if error.code != "bad_picture":
+                raise
+            raise SteadyError(error.code, f"`{claim.name}` {error.message}") from None
+        called = claim.name.translate({ord("{"): "(", ord("}"): ")"})  # no placeholder
+        job = {"image": f"{reference} {called}"}
+        if preset.values.get("name") is None:
+            job["name"] = "{image}"
+        return json.dumps(job).encode()
 
     def open(self, claim: Claim) -> BinaryIO:
         """The bytes of a table; the caller closes."""

@@ -11,8 +11,8 @@ import zipfile
 import zlib
 
 from watcher.errors import SteadyError
-from watcher.pictures.source import MAX_BYTES, SUFFIXES
-from watcher.suffixes import FORMS, PICTURE_SUFFIXES, suffix_of
+from watcher.pictures.source import MAX_BYTES
+from watcher.suffixes import FORMS, INPUT_SUFFIXES, PICTURE_SUFFIXES, suffix_of
 
 MAX_BUNDLE = 256 << 20  #: bytes of the file
 _MAX_ENTRIES = 5000
@@ -53,7 +53,7 @@ class Bundle:
     @property
     def names(self) -> list[str]:
         """Of the pictures in it."""
-        return [name for name in self._entries if suffix_of(name) in SUFFIXES]
+        return [name for name in self._entries if suffix_of(name) in INPUT_SUFFIXES]
 
     def job(self, most: int) -> bytes:
         """The job file. SteadyError too_large for one of more than ``most`` bytes."""

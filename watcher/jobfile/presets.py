@@ -3,17 +3,40 @@
 What a file says itself goes before what the preset says, as with ``defaults``. Pure.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import sheets
+from watcher.jobfile.bundle import Bundle
 from watcher.jobfile.planner import Planner, Template
 from watcher.jobfile.problems import refusal
+from watcher.jobfile.sources import Found
 from watcher.jobfile.tables import decoded
 from watcher.jobs import Limits
 
 #: Fields that would be the same for all that the preset is for, and what to do instead.
-_NOT_SHARED = {"key": "Write it in the job file."}
+_NOT_SHARED = {
+    "key": "Write it in the job file.",
+    "image": "Drop the picture into the folder, or name it in the job file.",
+}
+_OF_A_PICTURE = {"mask", "strength", "resize"}
+
+
+class _Anything:
+    """Finds a picture under every name: a preset is judged without one."""
+
+    def matches(self, pattern: str) -> Sequence[str]:
+        return [pattern]
+
+    def find(self, name: str) -> Found:
+        return Found(name, None, "picture")
+
+    def inside(self, bundle: Bundle) -> "_Anything":
+        return self
+
+    def flush(self) -> None:
+        pass
 
 
 def read_preset(data: bytes, limits: Limits) -> Template:
@@ -29,8 +52,11 @@ def read_preset(data: bytes, limits: Limits) -> Template:
     for key in said.keys() & _NOT_SHARED.keys():
         message = f"`{key}` cannot stand in a preset."
         sheet.fault("bad_placeholder", message, (key,), remedy=_NOT_SHARED[key])
-    probe = replace(item, template=replace(item.template, values={"prompt": "a picture"} | said))
-    planner = Planner(limits)
+    filled = {"prompt": "a picture"} | said
+    if said.keys() & _OF_A_PICTURE or "{image}" in f"{said.get('name')}{said.get('folder')}":
+        filled["image"] = "picture.png"
+    probe = replace(item, template=replace(item.template, values=filled))
+    planner = Planner(limits, pictures=_Anything())
     sheets.choose_combinations([probe_sheet := replace(sheet, items=[probe])], planner, limits)
     for _, _, made in sheets.pictures([probe_sheet], planner):
         sheet.problems += [each for each in made if isinstance(each, ValueFault)]

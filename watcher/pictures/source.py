@@ -23,7 +23,6 @@ MIN_SIDE = 16  #: pixels
 
 #: What is opened. Never EPS, which starts an interpreter, nor SVG, which is a program.
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
-SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"})
 
 Size = tuple[int, int]  #: width, height
 
