@@ -51,11 +51,11 @@ function away() {
 }
 
 // All strokes on a sheet of their own, so that where they cross is no darker.
-function sheet(colour, ground) {
-  const { width, height } = at("canvas");
+function sheet({ width, height }, colour, ground) {
   const sheet = Object.assign(document.createElement("canvas"), { width, height });
   const pen = sheet.getContext("2d");
   if (ground) pen.fillStyle = ground, pen.fillRect(0, 0, width, height);
+  pen.scale(width / at("canvas").width, height / at("canvas").height);
   Object.assign(pen, { strokeStyle: colour, lineCap: "round", lineJoin: "round" });
   for (const { width, points } of strokes) {
     pen.lineWidth = width;
@@ -77,7 +77,7 @@ function draw() {
   if (!picture?.image) return;
   const canvas = at("canvas"), pen = canvas.getContext("2d");
   pen.drawImage(picture.image, 0, 0, canvas.width, canvas.height);
-  pen.drawImage(sheet(PAINT), 0, 0);
+  pen.drawImage(sheet(canvas, PAINT), 0, 0);
   if (!brush) return;
   pen.beginPath();
   pen.arc(...brush, size() / 2, 0, 7);
@@ -153,7 +153,7 @@ function undo() { strokes.pop(); draw(); }
 async function source() {
   if (!picture) return {};
   const said = { image: picture.name, strength: +at("strength").value, resize: at("resize").value };
-  if (strokes.length) said.mask = await send(await new Promise((done) => sheet("#fff", "#000").toBlob(done)));
+  if (strokes.length) said.mask = await send(await new Promise((done) => sheet(picture.image, "#fff", "#000").toBlob(done)));
   else if (kept) said.mask = kept;
   if (said.mask && at("mask-only").checked) said.mask_only = true;
   return said;
