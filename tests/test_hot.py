@@ -385,3 +385,11 @@ def test_a_burst_of_pictures_is_taken_whole(pictured: Root) -> None:
     assert root.states() == ["completed"] * 301
     names = {job["image_name"] for job in root.jobs()[1:]}
     assert names == {f"{number:04}" for number in range(300)}
+
+
+def test_the_example_is_a_preset(pictured: Root) -> None:
+    example = Path(__file__).parent.parent / "examples" / "presets" / "restyle.yaml"
+    pictured.preset("restyle", example.read_text())
+    pictured.drop("restyle/house.png", drawn())
+    pictured.finish()
+    assert [job["path"] for job in pictured.jobs()[1:]] == ["restyled/house.png"]
