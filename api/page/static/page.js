@@ -162,7 +162,7 @@ else listen();
 
 function hear({ kind, step }) {
   if (kind === "lost") return live(false);
-  if (kind === "preview") return show(step);
+  if (kind === "preview") return growing(step);
   if (kind !== "step") return soon();
   const bar = $(`[data-bar="${step.job_id}"]`), words = $(`[data-steps="${step.job_id}"]`);
   if (!bar) return;
@@ -171,7 +171,7 @@ function hear({ kind, step }) {
   const rest = document.title.replace(/^\d+%( · | — )/, "");
   document.title = `${bar.value}%${rest.startsWith("Steady") ? " — " : " · "}${rest}`;
 }
-function show({ job_id, step }) {
+function growing({ job_id, step }) {
   for (const image of $$(`[data-preview="${job_id}"]`)) {
     const next = new Image();
     next.onload = () => {
