@@ -204,7 +204,9 @@ class JobView(Asked):
     started_at: str | None
     completed_at: str | None
     not_before: str | None
-    held: str | None = Field(description="why it may not run yet: not_before, window or paused")
+    held: str | None = Field(
+        description="why it may not run yet: not_before, window, paused or input"
+    )
     attempt: int
     cancel_requested: bool
     position: int | None

@@ -6,13 +6,15 @@ import signal
 from collections.abc import Callable
 
 import pytest
+from engines import expected
 from history import faults, pictures, renders
 from roots import ON_RAY, Root
 from torture import MODELS, kill_on_sight, storm
 
 #: Every step of the protocol that leaves something behind, in the order of a job's journey.
 POINTS = [
-    "preset_kept", "claimed", "claim_synced", "tries_committed", "parsed", "recorded",
+    "preset_kept", "claimed", "claim_synced", "tries_committed", "input_noted", "input_written",
+    "input_copied", "parsed", "recorded",
     "group_begun", "group_read", "group_recorded", "chunk_recorded",
     "dispatched", "picture_received", "tmp_written", "linked", "folder_synced",
     "thumbnail_written", "completed", "archived_moved", "sidecar_written", "archived_files",
@@ -26,12 +28,12 @@ if ON_RAY:  # where a watcher takes seconds to start: each side of what Ray has 
 KILLS, ROUNDS = (12, 2) if ON_RAY else (60, 6)  #: of the storm, on sight
 
 ROWS = 25
-JOBS = 1 + 3 + ROWS + 1
+JOBS = 1 + 3 + ROWS + 1 + 1
 
 
 def fill(root: Root, *, grouped: bool = False) -> None:
-    """One job, a list of three, a table in two chunks, a file in a hot folder, and one that must
-    be refused.
+    """One job, a list of three, a table in two chunks, a file in a hot folder, a job that starts
+    from a picture, and one that must be refused.
 
     ``grouped``: the first two lie side by side and are taken together.
     """
@@ -40,6 +42,9 @@ def fill(root: Root, *, grouped: bool = False) -> None:
     files = [("one.yaml", "prompt: one steps=2\n"), ("table.csv", "prompt\n" + lines)]
     files.insert(1 if grouped else 2, ("three.json", three))
     root.preset("hot", "prompt: hot steps=2\n")
+    (root.folder / "inputs").mkdir(exist_ok=True)
+    expected("input", 1, 64, 64).save(root.folder / "inputs" / "cat.png")
+    files.append(("cat.yaml", "{prompt: cat steps=2, image: cat.png}"))
     for name, content in [*files, ("hot/five.yaml", "label: five\n")]:
         root.drop(name, content)
     root.drop("bad.yaml", "prompt: x\nwidht: 64\n")
@@ -53,14 +58,14 @@ def check(root: Root, *, kills: int, jobs: int = JOBS) -> None:
     assert left == []
     done = [p for p in (root.inbox / "done").rglob("*") if p.is_file()]
     assert [p.name for p in (root.inbox / "hot").iterdir()] == []
-    assert len(done) == 9, done  # the files, a result each, and the table's rows
+    assert len(done) == 11, done  # the files, a result each, and the table's rows
 
 
 @pytest.mark.parametrize("point", POINTS)
 def test_killed_after_a_step_and_again_in_the_recovery(
     make_root: Callable[..., Root], point: str
 ) -> None:
-    root = make_root()
+    root = make_root(engine="engines:Tracing")
     fill(root, grouped=point.startswith("group"))
     first = root.watch(point=point, once=True)
     assert first.wait(60) == -signal.SIGKILL, f"{point} is never reached"

@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import os
+import random
+import re
 import signal
 import time
 import zipfile
@@ -29,6 +31,13 @@ from watcher.store import JobStore
 
 Make = Callable[..., Root]
 HOUR = 3_600_000_000
+PICTURES = 200  #: of the storm
+KILLS = int(os.environ.get("STORM_KILLS", "40"))
+#: Steps the storm kills at, those of the copying among them.
+POINTS = [
+    "input_noted", "input_written", "input_copied", "parsed", "recorded", "dispatched",
+    "picture_received", "linked", "completed", "archived",
+]  # fmt: skip
 
 
 def noise(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
@@ -467,6 +476,44 @@ def test_the_command_sends_the_pictures_it_is_given(tracing: Root, tmp_path: Pat
     assert made(tracing, "y-1") == noise(11).tobytes()
     assert made(tracing, "far") == noise(7).tobytes()
     assert request(tracing, "cat")["image"].endswith(" cat.png")
+
+
+def test_the_examples_of_the_page_run(tracing: Root) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "inputs.md").read_text(encoding="utf-8")
+    texts = re.findall(r"this -->\n```yaml\n(.*?)```", page, re.DOTALL)
+    assert len(texts) == 2
+    for n in range(3):
+        put(tracing, f"photos/{n}.png", n)
+    for number, text in enumerate(texts):
+        tracing.drop(f"page{number}.yaml", text)
+    tracing.finish()
+    assert sorted(job["path"].split("/", 1)[1] for job in tracing.jobs()) == [
+        "0-0.4.png", "1-0.4.png", "2-0.4.png", "draft.png", "refined.png",
+    ]  # fmt: skip
+    assert set(tracing.states()) == {"completed"}
+
+
+@pytest.mark.slow
+def test_a_storm_over_a_folder_of_pictures_and_a_hot_folder(tracing: Root) -> None:
+    dice = random.Random(7)
+    tracing.preset("hot", "prompt: hot\nimage: photos/0.png\n")
+    for n in range(PICTURES):
+        put(tracing, f"photos/{n}.png", n)
+    tracing.drop("all.yaml", "{prompt: x, image: 'photos/*', steps: 1, name: 'p-{image}'}")
+    dropped = 0
+    for kill in range(KILLS):
+        if kill % 4 == 0:
+            tracing.drop(f"hot/{kill}.yaml", f"{{label: '{kill}', steps: 1}}")
+            dropped += 1
+        point = dice.choice(POINTS)
+        tracing.watch(point=point, nth=dice.randint(1, 12), once=True).wait(120)
+    tracing.finish(300)
+    jobs = PICTURES + dropped
+    assert faults(tracing.folder, expected=jobs, log=tracing.log, kills=KILLS) == []
+    for n in range(0, PICTURES, 17):
+        assert made(tracing, f"p-{n}") == noise(n).tobytes()
+    prune(tracing)
+    assert kept(tracing) == [] and rows(tracing.folder, "SELECT * FROM inputs") == []
 
 
 def test_many_names_are_found_without_a_record(tmp_path: Path) -> None:
