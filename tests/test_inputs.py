@@ -4,9 +4,11 @@ import base64
 import io
 import json
 import os
+import pickle
 import random
 import re
 import signal
+import threading
 import time
 import zipfile
 from collections.abc import Callable
@@ -16,6 +18,7 @@ from typing import Any
 import pytest
 from conftest import until
 from doors import Bench
+from engines import a_job
 from history import faults, pictures, rows
 from PIL import Image
 from roots import Root
@@ -23,7 +26,11 @@ from test_source_pictures import png_claiming
 
 from watcher.config import Config
 from watcher.errors import SteadyError
+from watcher.executor import Picture, WorkerSpec
+from watcher.executor.ray.actor import FarSlot
+from watcher.executor.ray.slots import FarExecutor, Met, Tell
 from watcher.inputs import Finder, Inputs
+from watcher.jobs import JobRequest
 from watcher.pictures import Outputs
 from watcher.pictures.recipe import read_recipe
 from watcher.prune import Pruner
@@ -476,6 +483,67 @@ def test_the_command_sends_the_pictures_it_is_given(tracing: Root, tmp_path: Pat
     assert made(tracing, "y-1") == noise(11).tobytes()
     assert made(tracing, "far") == noise(7).tobytes()
     assert request(tracing, "cat")["image"].endswith(" cat.png")
+
+
+class Near:
+    """The line to a slot elsewhere, with the slot in this very process."""
+
+    joining = False
+
+    def __init__(self, spec: WorkerSpec) -> None:
+        self.slot = FarSlot(spec, {}, {})
+        self.orders: list[tuple[str, int]] = []
+
+    def start(self, tell: Tell) -> None:
+        def listen() -> None:
+            tell(0, Met(**self.slot.hello()))
+            left = False
+            while not left:
+                for report in self.slot.hear():
+                    tell(0, report)
+                    left = report.left
+
+        threading.Thread(target=listen, daemon=True).start()
+
+    def order(self, slot: int, name: str, method: str, *arguments: Any) -> None:
+        self.orders.append((method, len(pickle.dumps(arguments))))
+        getattr(self.slot, method)(name, *pickle.loads(pickle.dumps(arguments)))
+
+    def stop(self) -> None:
+        pass
+
+
+def test_a_worker_elsewhere_gets_each_picture_once_by_content(tmp_path: Path) -> None:
+    spec = WorkerSpec("engines:Tracing", "scripted")
+    (tmp_path / "a.png").write_bytes(png(1))
+    (tmp_path / "b.png").write_bytes(png(2))
+    line = Near(spec)
+    far = FarExecutor(spec, line)
+    far.start()
+    drawn = []
+    try:
+        for number, name in enumerate("aab"):
+            until(lambda: far.events(0.1) is not None and far.wants(), 30)
+            asked = JobRequest(prompt="x", width=64, height=64, num_inference_steps=1, seed=1)
+            files = {"image": str(tmp_path / f"{name}.png")}
+            far.send(0, a_job(f"job{number}", asked), files)
+            found: list[Picture] = []
+            until(
+                lambda found=found: (
+                    found.extend(  # type: ignore[misc]
+                        e for e in far.events(0.1) if isinstance(e, Picture)
+                    )
+                    or found
+                ),
+                30,
+            )
+            drawn.append(found[0].rgb)
+    finally:
+        far.stop(2)
+    assert drawn == [noise(1).tobytes(), noise(1).tobytes(), noise(2).tobytes()]
+    assert [method for method, _ in line.orders if method != "leave"] == [
+        "keep", "take", "take", "keep", "take",
+    ]  # fmt: skip
 
 
 def test_the_examples_of_the_page_run(tracing: Root) -> None:

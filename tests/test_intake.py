@@ -13,6 +13,7 @@ from conftest import until
 from watcher import inbox as folder
 from watcher.config import Config
 from watcher.inbox import Inbox
+from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
 from watcher.models import limits_known
 from watcher.parts import Shared
@@ -63,7 +64,12 @@ def test_a_submission_does_not_wait_for_a_table_that_is_being_read(root: Path):
     config.state.mkdir()
     store = JobStore(config.database_url)
     inbox = Inbox(config.inbox, settle=0, rescan=0.05)
-    reading = Long(inbox=inbox, limits=limits_known(config, None), root=root)
+    reading = Long(
+        inbox=inbox,
+        limits=limits_known(config, None),
+        root=root,
+        inputs=Inputs(config, store),
+    )
     reading.store, reading.path, reading.seen = store, config.inbox, []
     recorded = threading.Event()
     intake = Intake(

@@ -238,7 +238,8 @@ class RowIterator:
                 names = columns.names(raw.cells)
             made: list[JobRequest] = []
             problems: list[ValueFault] = []
-            for said in planner.spread(template, problems):
+            starts = "image" in values
+            for said in planner.spread(template, problems) if starts else (values,):
                 for each in planner.pictures(template, said, names, self._index + len(made)):
                     if isinstance(each, ValueFault):
                         problems.append(each)
