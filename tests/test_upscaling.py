@@ -1,18 +1,26 @@
 """Larger pictures from file to output: sizes, limits, tiles, kills, and the page's button."""
 
+import functools
+import importlib.util
 import json
+import urllib.request
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from conftest import until
 from house_of_clients import house
 from PIL import Image
 from roots import Root
+from safetensors.numpy import save_file
 
 from watcher import jobfile
 from watcher.errors import SteadyError
 from watcher.jobs import Card, JobRequest, Limits
+from watcher.models.upscalers import upscaler_file
 from watcher.pictures.recipe import read_recipe
 
 ABLE = Limits(Card(accepts=("image", "mask", "upscale"), max_side=1024, max_pixels=1024 * 1024))
@@ -87,6 +95,32 @@ def test_a_model_that_cannot_start_from_pictures_refines_none() -> None:
     assert caught.value.code == "not_accepted" and "lanczos" in str(caught.value.problems[0].remedy)
 
 
+def test_an_upscaler_is_looked_at_before_the_queue(tmp_path: Path) -> None:
+    def refusal(name: str) -> SteadyError:
+        with pytest.raises(SteadyError) as caught:
+            upscaler_file(tmp_path, name)
+        assert caught.value.code == "upscaler_unusable"
+        return caught.value
+
+    assert "lanczos" in refusal("lancos").remedy
+    (tmp_path.parent / "outside.safetensors").write_bytes(b"")
+    assert "no upscaler" in refusal("../outside").message
+    save_file({"a": np.zeros((2, 2), np.float32)}, tmp_path / "flat.safetensors")
+    assert "no convolution" in refusal("flat").message
+    save_file({"a": np.zeros((8, 3, 3, 3), np.float32)}, tmp_path / "sharp.safetensors")
+    if importlib.util.find_spec("spandrel") is None:
+        assert "steadydiffusion[upscale]" in refusal("sharp").remedy
+    else:
+        assert upscaler_file(tmp_path, "sharp.safetensors") == tmp_path / "sharp.safetensors"
+    whole = (tmp_path / "sharp.safetensors").read_bytes()
+    (tmp_path / "sharp.safetensors").write_bytes(whole[:-5])
+    assert "cut off" in refusal("sharp").message
+    asked = replace(ABLE, upscaler=functools.partial(upscaler_file, tmp_path))
+    with pytest.raises(SteadyError) as caught:
+        jobfile.parse(b"{prompt: a, upscale: 2 sharp}", ".yaml", asked)
+    assert caught.value.problems[0].code == "upscaler_unusable"
+
+
 def test_larger_pictures_are_made_once_whatever_kills_the_watcher(tracing: Root) -> None:
     tracing.drop("larger.yaml", LARGER)
     for point in ("dispatched", "picture_received", "linked", "completed", "linked"):
@@ -114,7 +148,6 @@ def test_any_picture_is_made_larger_from_its_page(tmp_path: Any) -> None:
     with house(tmp_path / "root", engine="engines:Tracing") as here:
         here.root.drop("fox.yaml", "{prompt: a fox, name: fox, steps: 2}")
         [job] = until(lambda: [j for j in here.root.jobs() if j["state"] == "completed"], 30)
-        import urllib.request
 
         def post(job_id: str) -> str:
             address = f"{here.url}/jobs/{job_id}/again?larger=true"

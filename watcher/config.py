@@ -162,6 +162,9 @@ class Config(BaseSettings):
         default_factory=dict, description="what jobs may name as their model (docs/models.md)"
     )
     loras: Path = Field(Path("loras"), description="folder of the LoRA files that jobs may name")
+    upscalers: Path = Field(
+        Path("upscalers"), description="folder of networks that enlarge (docs/upscaling.md)"
+    )
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
     devices: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
@@ -359,6 +362,7 @@ class Config(BaseSettings):
                 "inputs": root / config.inputs.expanduser(),
                 "presets": root / config.presets.expanduser(),
                 "loras": root / config.loras.expanduser(),
+                "upscalers": root / config.upscalers.expanduser(),
             }
         )
 

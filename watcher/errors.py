@@ -137,6 +137,7 @@ ERRORS: dict[str, ErrorKind] = {
     "stopping": ErrorKind(503, 4, "The service is stopping.", "Ask again when it is back.", _ENV),
     "internal": ErrorKind(500, 1, "Something went wrong inside the service.", "See the log, and please report it.", _INT),
     "timeout": ErrorKind(504, 5, "The time to wait has passed; the job goes on.", "Look again later with `steady status`."),
+    "upscaler_unusable": ErrorKind(422, 2, "The picture cannot be made larger this way.", "Take `lanczos`, `refine` or the name of a .safetensors file in upscalers/."),
     "extra_missing": ErrorKind(500, 4, "An optional part is not installed.", "Install the extra named.", _ENV),
 }  # fmt: skip
 

@@ -383,6 +383,8 @@ class Limits:
     loras: "Callable[[Sequence[LoraChoice], Card], list[LoraChoice]]" = field(
         default=lambda choices, card: list(choices), compare=False
     )
+    #: finds the file of an upscaler; SteadyError says why not
+    upscaler: Callable[[str], object] = field(default=lambda name: None, compare=False)
     max_jobs_per_file: int = 1000  #: .yaml and .json
     max_lines: int = 100_000  #: .jsonl, .csv, .tsv
     default_format: str = "png"

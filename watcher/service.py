@@ -34,6 +34,7 @@ from watcher.jobs import Job, JobState, Limits
 from watcher.live import Troubles, each_once
 from watcher.log import now_us, say
 from watcher.models.loras import lora_files
+from watcher.models.upscalers import upscaler_file
 from watcher.notify import SCHEDULE, Notifier
 from watcher.notify.command import Command
 from watcher.notify.hooks import Webhooks
@@ -44,6 +45,7 @@ from watcher.pictures import Outputs
 from watcher.previews import Previews
 from watcher.root import Turn, check_layout, keep_private
 from watcher.store import JobStore
+from watcher.upscaling import LANCZOS, REFINE
 
 logger = logging.getLogger("steady.watcher")
 _T = TypeVar("_T")
@@ -221,7 +223,11 @@ class Service:
             executor=self._executor,
             finisher=self._finisher,
             window=RunWindow.parse(config.run_window),
-            files_of=lambda job: {**inputs.files(job), **self._loras_of(job)},
+            files_of=lambda job: {
+                **inputs.files(job),
+                **self._loras_of(job),
+                **self._upscaler_of(job),
+            },
             choosing=Choosing(
                 usual=limits.usual.name,
                 others=tuple(limits.others),
@@ -364,6 +370,14 @@ class Service:
             return {}
         card = self._reading.limits.card(dict(job.request))
         return {"loras": lora_files(self._config, job.request.lora, card)}
+
+    def _upscaler_of(self, job: Job) -> Files:
+        """The file of a job's upscaler. Raises SteadyError upscaler_unusable."""
+        upscale = job.request.upscale
+        method = LANCZOS if upscale is None else upscale.get("method", LANCZOS)
+        if method in (LANCZOS, REFINE):
+            return {}
+        return {"upscaler": str(upscaler_file(self._config.upscalers, method))}
 
     def _judged_by(self, said: Any) -> Limits:
         return models.limits_of(self._choice.profile, self._config, self._choice.name, said)

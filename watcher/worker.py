@@ -52,7 +52,7 @@ from watcher.engine import (
 from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
 from watcher.pictures.source import mask_of, pixels_of
-from watcher.retouch import Retouch
+from watcher.retouch import Retouch, Upscaler
 from watcher.wire import MAX_PREVIEW, PLACE_SIZE, PLACES, BadFrame, Frames, line
 
 EXIT_NOT_LOADED = 69  #: the engine could not be loaded; the reason was sent
@@ -287,7 +287,7 @@ class _Progress:
             self._sender.post(order.says("preview", jpeg=jpeg))
 
 
-def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
+def _run(engine: Engine, device: str, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     """One job from started to picture or failed. Does not return when the device is lost."""
 
     report = _Progress(order, sender)
@@ -301,7 +301,9 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     sender.settle()
     began = time.perf_counter()
     try:
-        retouch = Retouch(engine, report, forwards=order.forwards)
+        retouch = Retouch(
+            engine, report, forwards=order.forwards, upscaler=_upscaler(order.files, device)
+        )
         result = retouch.draw(_with_files(order.request, order.files))
         told = {"info": {**report.facts, **result.facts}, "timings": dict(result.timings)}
         line(told)  # what cannot be said is found before the picture takes its place
@@ -325,6 +327,15 @@ def _run(engine: Engine, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     else:
         told["timings"]["total"] = round(time.perf_counter() - began, 6)
         sender.post(order.says("picture", place=place, width=size[0], height=size[1], **told))
+
+
+def _upscaler(files: Mapping[str, Any], device: str) -> Upscaler | None:
+    """What a job's method of enlarging is, where that is a file."""
+    if "upscaler" not in files:
+        return None
+    from watcher.engines.upscaler import upscaler_of  # torch: only where it is asked for
+
+    return upscaler_of(Path(files["upscaler"]), device)
 
 
 def _small_jpeg(image: Image.Image | None) -> str | None:
@@ -365,8 +376,8 @@ def _leave(sender: _Sender, code: str, message: str) -> NoReturn:
     os._exit(EXIT_DEVICE)
 
 
-def _load(order: Mapping[str, Any], sender: _Sender) -> Engine:
-    """The engine, loaded. Does not return when it cannot be."""
+def _load(order: Mapping[str, Any], sender: _Sender) -> tuple[Engine, str]:
+    """The engine, loaded, and its device. Does not return when it cannot be."""
     code = "engine_failed"
     try:
         settings = EngineSettings(
@@ -379,7 +390,7 @@ def _load(order: Mapping[str, Any], sender: _Sender) -> Engine:
         engine = _engine_class(order["engine"])(settings)
         info = engine.load()
         sender.post({"type": "ready", "info": _info_dict(info)})
-        return engine
+        return engine, info.device
     except ModelMissing as error:
         code, message = "model_missing", str(error)
     except DeviceLost as error:
@@ -472,12 +483,12 @@ def run_jobs(channel: socket.socket, shelf: _Shelf) -> NoReturn:
     sender.post({"type": "hello", "pid": os.getpid()})
     sender.start()
     reader.start()
-    engine = _load(reader.load_order(), sender)
+    engine, device = _load(reader.load_order(), sender)
     reader.loaded()
     gc.collect()
     gc.freeze()  # a model's objects live for ever: never walk them again between two jobs
     while (order := reader.next()) is not None:
-        _run(engine, order, sender, shelf)
+        _run(engine, device, order, sender, shelf)
         del order
     sender.settle(5.0)
     engine.close()

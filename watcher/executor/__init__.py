@@ -23,9 +23,12 @@ Files = Mapping[str, Any]
 NO_FILES: Files = {}
 
 
+_PATHS = ("image", "mask", "upscaler")
+
+
 def relocated(files: Files, place: Callable[[str], str]) -> dict[str, Any]:
     """``files`` with ``place(path)`` for each path in it."""
-    found = {name: place(files[name]) for name in ("image", "mask") if name in files}
+    found = {name: place(files[name]) for name in _PATHS if name in files}
     loras = [{**lora, "file": place(lora["file"])} for lora in files.get("loras", ())]
     return found | ({"loras": loras} if loras else {})
 

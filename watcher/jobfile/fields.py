@@ -45,7 +45,7 @@ from watcher.jobs import (
     lora_words,
 )
 from watcher.models.tokens import cut_of
-from watcher.upscaling import MAX_LARGE_SIDE, REFINE
+from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, REFINE
 from watcher.webhooks import not_allowed
 
 _FIELDS = frozenset(JobRequest.model_fields)
@@ -229,7 +229,7 @@ class Checker:
             remedy = "Name the picture it belongs to as `image`."
             words = "`mask` needs an `image`."
             problems.append(ValueFault("missing_field", words, key="mask", remedy=remedy))
-        problems += _upscale_problems(request, card)
+        problems += _upscale_problems(request, card, self.limits)
         card = card.of_tiles if request.only_enlarged else card
         size = (card.name, card.max_side, request.width, request.height)
         if size not in self._good_sizes:
@@ -290,11 +290,16 @@ class Checker:
         return tuple(found)
 
 
-def _upscale_problems(request: JobRequest, card: Card) -> list[ValueFault]:
-    """What of `upscale` the model or the largest size forbids."""
+def _upscale_problems(request: JobRequest, card: Card, limits: Limits) -> list[ValueFault]:
+    """What of `upscale` the model or the largest size forbids, or has no file."""
     if request.upscale is None:
         return []
     allowed = allowed_for("upscale", card)
+    try:
+        if (method := request.upscale.get("method", LANCZOS)) not in (LANCZOS, REFINE):
+            limits.upscaler(method)
+    except SteadyError as error:
+        return [ValueFault(error.code, error.message, key="upscale", remedy=error.remedy)]
     if request.upscale.get("method") == REFINE and not card.takes("image"):
         message = f"`upscale`: the model `{card.name}` cannot redraw a picture."
         remedy = "Write e.g. `upscale: 2 lanczos`."

@@ -30,6 +30,7 @@ from watcher.models.catalogue import (
     split,
 )
 from watcher.models.loras import settled
+from watcher.models.upscalers import upscaler_file
 
 if TYPE_CHECKING:
     from watcher.store import JobStore
@@ -116,6 +117,7 @@ def limits_of(
         _card(called, usual.model_copy(update=defaults), profile, config, said.get(called)),
         others=others,
         loras=functools.partial(settled, config),
+        upscaler=functools.partial(upscaler_file, config.upscalers),
         max_jobs_per_file=config.max_jobs_per_file,
         max_lines=config.max_lines,
         default_format=config.image_format,
