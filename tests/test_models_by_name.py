@@ -248,6 +248,12 @@ def test_every_way_to_list_models_names_each_and_one_that_is_not_here(tmp_path: 
         page = bench.client.get("/", headers={"accept": "text/html"}).text
         assert '<option value="large" data-width="320" data-height="320" data-steps="12"' in page
         assert 'value="Tongyi-MAI/Z-Image-Turbo"' not in page  # nobody asked for it
+        asked = {"prompt": "a fox", "model": "gone"}
+        kept = bench.client.post("/v1/images/generations", json=asked)
+        assert (kept.status_code, "`models/gone` is not on this machine" in kept.text) == (
+            503,
+            True,
+        )
         said = bench.post(model="gone")
         warned = bench.client.get(f"/jobs/{said['job_id']}").json()["warnings"]
         assert warned == [] or "`gone` is NOT READY" in warned[0]

@@ -146,7 +146,8 @@ class Calls:
         ``asked``: the bytes of the request, which a second try repeats. ``before`` gets the
         ticket before anything is published (only where there is a key). The caller counts as
         waiting from now on: follow the call or :meth:`leave` it. Raises as
-        :meth:`Submissions.submit` does, and too_many_connections.
+        :meth:`Submissions.submit` does, too_many_connections, and what is missing of a model
+        that is asked for by name.
         """
         self._feed.places.take()
         try:
@@ -161,7 +162,7 @@ class Calls:
             else:
                 if key is not None:
                     before(ticket_of_key(key))
-                done = self._submissions.submit(body, key, check=check)
+                done = self._submissions.submit(body, key, check=self._refuses_absent(check))
                 self._enter(done.batch.ticket)
                 call = Call(done, again=done.replayed)
         except BaseException:
@@ -170,6 +171,18 @@ class Calls:
         with self._lock:
             self._here.add(call)
         return call
+
+    def _refuses_absent(self, check: Callable[[Plan], None]) -> Callable[[Plan], None]:
+        """``check``; and nobody is kept waiting for a model whose files are not here."""
+
+        def checked(plan: Plan) -> None:
+            check(plan)
+            for planned in plan.requests:
+                card = self._door.limits().card(dict(planned.request))
+                if planned.request.model is not None and card.absent is not None:
+                    raise card.absent
+
+        return checked
 
     def _first_run(self, same: str, attempt: Attempt) -> Batch | None:
         """The run this try belongs to: not answered, and best one nobody waits for any more.
