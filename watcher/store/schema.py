@@ -244,7 +244,9 @@ def _sqlite_outbox() -> tuple[str, ...]:
     row = ", ".join(f"'{column}', NEW.{column}" for column in _columns_of_jobs())
     return (
         f"""CREATE TRIGGER jobs_told AFTER UPDATE OF state ON jobs
-            WHEN OLD.state <> NEW.state AND NEW.state IN {_ENDED} BEGIN {_TOLD}
+            WHEN OLD.state <> NEW.state AND NEW.state IN {_ENDED}
+                AND (instr(NEW.request, '"webhook"') OR EXISTS (SELECT 1 FROM listeners))
+            BEGIN {_TOLD}
             SELECT 'msg_' || lower(hex(randomblob(16))), 'job.' || NEW.state, NEW.ticket, NEW.id,
                 endpoint, NEW.completed_at, NEW.completed_at, json_object({row})
             FROM (SELECT endpoint FROM listeners WHERE event = 'job.' || NEW.state
