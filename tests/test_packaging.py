@@ -54,6 +54,7 @@ def test_the_wheel_holds_the_program_and_the_starter_model(packed: dict[str, Pat
         f"watcher/starter_model/{p.removeprefix('starter/model/')}"
         for p in source_of("starter/model")
     }
+    model |= {f"watcher/starter_loras/{name}.safetensors" for name in ("ink", "neon")}
     wanted = source_of("watcher", "api") | model
     assert wanted <= names
     rest = {name for name in names - wanted if ".dist-info/" not in name}
