@@ -340,8 +340,8 @@ class Planner:
 
     def _of_job(self, name: str, values: dict[str, Any]) -> str | None:
         """What a field of the job, or the picture it starts from, is called in names."""
-        if name == "image" and self._stem is not None:
-            return self._stem
+        if name == "image":
+            return self._stem or (None if self.finder else name)  # of one nobody looks for
         if name not in ("strength", "prompt", "model"):
             return None
         self.limits.fill(values)
