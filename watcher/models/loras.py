@@ -240,7 +240,10 @@ def listed_loras(
 
 
 def _fitting(config: Config, name: str, card: Card) -> bool:
+    """Does a file fit a model, as far as can be told? Not of a model that is not here."""
     path = _named(config, name, card)
+    if card.engine == "zimage" and card.folder is None:
+        return False
     try:
         return (
             path is not None
