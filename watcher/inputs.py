@@ -276,11 +276,8 @@ class Finder:
             raise SteadyError(error.code, f"`{_shown(name)}` {error.message}") from None
         if self._known.get(name) != digest:
             self._wait(name, digest, data)
-        warning = None
-        if source.frames > 1:
-            words = f"holds {source.frames} pictures; the first is used."
-            warning = f"`{_shown(name)}` {words}"
-        return Found(f"sha256:{digest} {name[-_NAME_KEPT:]}", source.size, Path(name).stem, warning)
+        reference = f"sha256:{digest} {name[-_NAME_KEPT:]}"
+        return Found(reference, source.size, Path(name).stem, _animated(name, source))
 
     def _wait(self, name: str, digest: str, data: bytes) -> None:
         """Have it copied soon, together with others."""
@@ -301,7 +298,8 @@ class Finder:
             raise _missing(name)
         stem = Path(called).stem if called and not source else (source or digest)[:8]
         self._wait(name, digest, data)
-        return Found(name, look_at(data).size, stem)
+        picture = look_at(data)
+        return Found(name, picture.size, stem, _animated(called or name, picture))
 
     def _of_job(self, name: str) -> Found:
         store, id_ = self._inputs.store, input_job(name)
@@ -361,6 +359,12 @@ def _read(path: Path, name: str) -> bytes:
         words = f"`{_shown(name)}` cannot be read: {error.strerror}."
         raise SteadyError("unreadable", words) from None
     return data
+
+
+def _animated(name: str, source: Source) -> str | None:
+    """What to say of a picture that is several."""
+    words = f"holds {source.frames} pictures; the first is used."
+    return f"`{_shown(name)}` {words}" if source.frames > 1 else None
 
 
 def _missing(name: str) -> SteadyError:
