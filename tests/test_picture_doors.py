@@ -204,3 +204,10 @@ def test_what_an_edit_cannot_do_is_said_in_their_shape(
         client.images.edit(prompt="never drawn", **files)
     assert words in refused.value.message and refused.value.param in files
     assert here.jobs("never drawn") == []
+
+
+def test_extra_single_image_is_lanczos_unless_it_names_more(api: webuiapi.WebUIApi):
+    source = drawn()
+    result = api.extra_single_image(image=source, upscaling_resize=2)
+    expected = source.resize((192, 128), Image.Resampling.LANCZOS)
+    assert result.image.convert("RGB").tobytes() == expected.tobytes()

@@ -10,6 +10,7 @@ import base64
 import dataclasses
 import datetime
 import functools
+import html
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -21,7 +22,7 @@ from starlette.responses import Response
 
 from api.bodies import fault, json_object, read_body
 from api.compat.calls import Call, Calls, Snapshot
-from api.compat.img2img import img2img_of, picture_in
+from api.compat.img2img import extras_of, img2img_of, picture_in
 from api.compat.txt2img import Txt2ImgBody, txt2img_of, words_of
 from api.door import Door
 from api.images import picture_bytes
@@ -78,6 +79,20 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
     async def img2img(request: Request) -> Response:
         """The same, from a picture."""
         return await made(request, functools.partial(img2img_of, keep=door.keep))
+
+    @router.post("/extra-single-image")
+    async def extra_single_image(request: Request) -> Response:
+        """A picture, made larger as it is."""
+        raw = json_object(await read_body(request, "application/json"))
+        asked = await run_in_threadpool(extras_of, raw, door.limits().usual, door.keep)
+        body = Body(json.dumps(asked.fields).encode(), ".json", NAME)
+        call = await run_in_threadpool(calls.begin, body)
+        over = await calls.outcome(request, call)
+        if over is None:
+            return Response(status_code=499)
+        data = await run_in_threadpool(lambda: picture_bytes(door, over.pictures()[0]))
+        words = "".join(f"<p>{html.escape(each)}</p>" for each in asked.warnings)
+        return JSONResponse({"html_info": words, "image": base64.b64encode(data).decode()})
 
     async def made(request: Request, read: Callable[..., Txt2ImgBody]) -> Response:
         raw = json_object(await read_body(request, "application/json"))

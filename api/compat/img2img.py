@@ -14,6 +14,8 @@ from typing import Any
 from api.bodies import fault
 from api.compat.txt2img import Txt2ImgBody, plain_value, txt2img_of, whole_field
 from watcher.jobs import Card
+from watcher.pictures.recipe import read_recipe
+from watcher.upscaling import LANCZOS, MAX_FACTOR, MIN_FACTOR
 
 #: What ``resize_mode`` says, by its number; 3 resizes what the model itself works on.
 _RESIZE = ("stretch", "crop", "pad")
@@ -60,6 +62,28 @@ def img2img_of(
         if own.get(name) not in idle:
             warnings.append(f"{name} has no effect here.")
     return replace(asked, fields=asked.fields | fields, warnings=tuple(warnings))
+
+
+def extras_of(raw: Mapping[str, Any], card: Card, keep: Callable[[bytes, str], str]) -> Txt2ImgBody:
+    """An extra-single-image body as our fields: the picture is made larger as it is."""
+    data = picture_in(raw.get("image"), "image")
+    factor = plain_value(raw.get("upscaling_resize") or 2)
+    if isinstance(factor, bool) or not isinstance(factor, int | float):
+        raise fault("wrong_type", "upscaling_resize", "must be a number")
+    near = min(max(float(factor), MIN_FACTOR), MAX_FACTOR)
+    warnings = (
+        [] if near == factor else [f"upscaling_resize: {near:g} is used instead of {factor:g}."]
+    )
+    method = str(raw.get("upscaler_1") or "None")
+    method = LANCZOS if method in ("None", "Lanczos", "Nearest") else method
+    said = (read_recipe(data) or {}).get("request") or {}
+    prompt = said.get("prompt") if isinstance(said, Mapping) else None
+    fields = {
+        "prompt": prompt if isinstance(prompt, str) and prompt.strip() else "a picture",
+        "image": keep(data, "image"),
+        "upscale": {"factor": near, "method": method},
+    }
+    return Txt2ImgBody(fields, tuple(warnings), send_images=True)
 
 
 def _resize_of(own: Mapping[str, Any]) -> str:
