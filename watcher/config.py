@@ -156,7 +156,7 @@ class Config(BaseSettings):
     max_queued: int = Field(1_000_000, ge=1, description="waiting jobs before the doors close")
 
     # -- the model
-    engine: str = Field("zimage", description="zimage, openai, or package.module:Class")
+    engine: str = Field("zimage", description="zimage, diffusers, openai, or package.module:Class")
     model: str = Field("auto", description="auto, starter, a name below, a hub name or a folder")
     models: dict[str, ModelSetting] = Field(
         default_factory=dict, description="what jobs may name as their model (docs/models.md)"

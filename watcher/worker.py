@@ -411,6 +411,7 @@ def _load(order: Mapping[str, Any], sender: _Sender) -> tuple[Engine, str]:
 #: The engines of ours, by the names that settings give them.
 _ENGINES = {
     "zimage": "watcher.engines.zimage:ZImage",
+    "diffusers": "watcher.engines.diffusers:AnyPipeline",
     "openai": "watcher.engines.openai:ImageServer",
 }
 

@@ -6,7 +6,9 @@ that is remembered for pictures of its size for ten minutes: somebody else may h
 
 import contextlib
 import gc
+import importlib.metadata
 import logging
+import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -15,7 +17,7 @@ import torch
 
 from watcher.engine import OutOfMemory
 from watcher.engines.files import role_of
-from watcher.engines.plan import TIERS, DevicePlan
+from watcher.engines.plan import TIERS, DeviceDescription, DevicePlan
 from watcher.engines.shortage import sparing_memory
 
 log = logging.getLogger("watcher.engines.zimage")
@@ -29,6 +31,27 @@ _STREAMED = {
     "stream": ("text_encoder", "transformer"),
 }
 _REMEMBERED = 600.0  #: seconds for which a size keeps the tier it took
+
+
+def prepare(description: DeviceDescription, plan: DevicePlan, threads: int | None) -> None:
+    """Make this process compute as ``plan`` says, and log why; ``threads`` of the processor."""
+    for sentence in plan.because:
+        log.info("%s: %s", description.name or description.device, sentence)
+    if plan.device.startswith("cuda"):
+        torch.cuda.set_device(torch.device(plan.device))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    if plan.tf32:
+        torch.set_float32_matmul_precision("high")
+        torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.deterministic = True
+
+
+def library_versions() -> dict[str, str]:
+    """Of what a picture's pixels depend on."""
+    names = ("torch", "diffusers", "transformers")
+    found = {name: importlib.metadata.version(name) for name in names}
+    return {**found, "python": platform.python_version()}
 
 
 class Placement:

@@ -15,10 +15,8 @@ before), ``latents.py`` (where a picture begins and what of it stays).
 
 import functools
 import gc
-import importlib.metadata
 import itertools
 import logging
-import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -43,7 +41,7 @@ from watcher.engines.files import inspect, is_single_file, locate_model, name_of
 from watcher.engines.latents import Origin, levels_of, noise_of, pooled, predicted, sigmas_of
 from watcher.engines.loading import read_pipeline
 from watcher.engines.lora import Loras
-from watcher.engines.placement import Placement
+from watcher.engines.placement import Placement, library_versions, prepare
 from watcher.engines.plan import DevicePlan, Options, plan
 from watcher.engines.preview import PreviewMap
 from watcher.engines.shortage import sparing_memory
@@ -108,16 +106,7 @@ class ZImage:
         description = describe(self._settings.device)
         chosen = plan(description, self._options, self._settings.dtype, contents.weights)
         self._plan = chosen
-        if self._device.type == "cuda":
-            torch.cuda.set_device(self._device)
-        for sentence in chosen.because:
-            log.info("%s: %s", description.name or description.device, sentence)
-        if self._options.threads is not None:
-            torch.set_num_threads(self._options.threads)
-        if chosen.tf32:
-            torch.set_float32_matmul_precision("high")
-            torch.backends.cudnn.allow_tf32 = True
-        torch.backends.cudnn.deterministic = True
+        prepare(description, chosen, self._options.threads)
         more = {} if single is None else {"transformer": single}
         self._pipe = sparing_memory(lambda: self._read(folder, chosen, **more))
         self._weights = Placement(self._pipe, chosen)
@@ -157,12 +146,7 @@ class ZImage:
             dtype=chosen.dtype,
             memory=self._weights.held(),
             attention=attention,
-            versions={
-                **{
-                    n: importlib.metadata.version(n) for n in ("torch", "diffusers", "transformers")
-                },
-                "python": platform.python_version(),
-            },
+            versions=library_versions(),
             details=dict(self._details),
             accepts=(
                 *("image", "mask", "lora", "preview"),

@@ -1,0 +1,167 @@
+"""Any folder of diffusers: four other families, tiny, drawn as that library draws them."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from families import FAMILIES, write
+from PIL import Image
+from roots import Root
+
+from watcher.engine import Cancelled, EngineRequest, EngineSettings, ModelMissing
+from watcher.engines.diffusers import AnyPipeline
+from watcher.errors import SteadyError
+from watcher.pictures.recipe import read_recipe
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    home = tmp_path_factory.mktemp("models")
+
+    def of(name: str) -> Path:
+        return home / name if (home / name).is_dir() else write(name, home / name)
+
+    return of
+
+
+def ask(**more: Any) -> EngineRequest:
+    asked: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 4, "seed": 3}
+    return EngineRequest(prompt="a fox", **asked | more)
+
+
+def nothing(done: int, total: int, preview: object = None) -> None:
+    """A step nobody watches."""
+
+
+def loaded(folder: Path, **options: Any) -> AnyPipeline:
+    engine = AnyPipeline(EngineSettings(str(folder), "cpu", options={"warm_up": False, **options}))
+    engine.load()
+    return engine
+
+
+def bare(folder: Path, task: str = "Text2Image", **call: Any) -> np.ndarray[Any, Any]:
+    """The library's own pipeline, called as its users call it."""
+    import diffusers
+
+    kind = getattr(diffusers, f"AutoPipelineFor{task}")
+    pipe = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    pipe.set_progress_bar_config(disable=True)
+    seed = torch.Generator("cpu").manual_seed(3)
+    size = {"width": 64, "height": 64, "num_inference_steps": 4}
+    return np.asarray(pipe(prompt="a fox", generator=seed, **size, **call).images[0])
+
+
+#: What a job's guidance and negative prompt are in each family's own call; calls a step; CFG scale.
+OWN: dict[str, tuple[dict[str, Any], int, float]] = {
+    "sdxl": ({"guidance_scale": 3.0, "negative_prompt": "blue"}, 1, 3.0),
+    "sd3": ({"guidance_scale": 3.0, "negative_prompt": "blue"}, 1, 3.0),
+    "flux": ({"guidance_scale": 3.0}, 1, 1.0),  # read by the model: nothing is drawn twice
+    "qwen": ({"true_cfg_scale": 3.0, "negative_prompt": "blue"}, 2, 3.0),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_draws_as_its_own_pipeline_does(
+    folders: Callable[[str], Path], family: str
+) -> None:
+    folder = folders(family)
+    call, calls, scale = OWN[family]
+    engine = AnyPipeline(EngineSettings(str(folder), "cpu"))
+    info = engine.load()  # and drew twice the same
+    negative = {"negative_prompt"} if "negative_prompt" in call else set()
+    assert set(info.accepts) == {"image", "mask", "guidance"} | negative
+    assert info.sampler == "Euler"
+    steps: list[tuple[int, int]] = []
+    job = ask(guidance_scale=3.0, negative_prompt="blue")
+    made = engine.generate(job, lambda done, total, preview=None: steps.append((done, total)))
+    assert np.array_equal(np.asarray(made.image), bare(folder, **call))
+    assert steps == [(n, 4) for n in range(1, 5)]
+    facts = made.facts
+    assert (facts["forwards"], facts["cfg_scale"]) == (4, scale)
+    assert facts["details"]["calls"] == 4 * calls
+    plain = engine.generate(ask(), nothing).image.tobytes()
+
+    source = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    begun = job.model_copy(update={"image": source, "strength": 0.5})
+    more = {"image": source, "strength": 0.5}
+    changed = engine.generate(begun, nothing)
+    assert np.array_equal(np.asarray(changed.image), bare(folder, "Image2Image", **call, **more))
+    assert changed.facts["forwards"] == 2
+    painted = engine.generate(begun.model_copy(update={"mask": mask}), nothing)
+    want = bare(folder, "Inpainting", **call, **more, mask_image=mask)
+    assert np.array_equal(np.asarray(painted.image), want)
+    assert engine.generate(ask(), nothing).image.tobytes() == plain
+
+
+def test_a_cancel_leaves_the_pipeline_as_it_was(folders: Callable[[str], Path]) -> None:
+    engine = loaded(folders("flux"))
+    whole = engine.generate(ask(), nothing).image.tobytes()
+
+    def second(done: int, total: int, preview: object = None) -> None:
+        if done == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        engine.generate(ask(), second)
+    assert engine.generate(ask(), nothing).image.tobytes() == whole
+
+
+def test_models_that_cannot_be_used_are_told_in_words(
+    folders: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = write("flux", tmp_path / "flux")
+    with pytest.raises(SteadyError, match="`compile` is no engine option"):
+        loaded(folder, compile=True)
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    save_file({k: torch.full_like(v, float("nan")) for k, v in tensors.items()}, weights)
+    with pytest.raises(SteadyError, match="cannot compute here") as caught:
+        loaded(folder, warm_up=True)
+    assert caught.value.code == "model_unfit"
+    save_file({k: v for k, v in list(tensors.items())[1:]}, weights)
+    with pytest.raises(SteadyError, match="transformer lacks 1 of its weights"):
+        loaded(folder)
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(ModelMissing, match=r"transformer has no \.safetensors"):
+        loaded(folder)
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("FluxPipeline", "WanPipeline"))
+    save_file(tensors, weights)
+    with pytest.raises(SteadyError, match="WanPipeline"):
+        loaded(folder)
+
+
+def test_the_recipe_is_true_and_makes_the_same_pixels(
+    folders: Callable[[str], Path], make_root: Callable[..., Root]
+) -> None:
+    root = make_root(
+        engine="diffusers", model=str(folders("sdxl")), device="cpu", default_steps=4,
+        engine_options={},
+    )  # fmt: skip
+    job = {"prompt": "a fox", "negative_prompt": "blue", "guidance_scale": 3.0, "seed": 3}
+    root.drop("fox.json", json.dumps(job))
+    root.finish(110)
+    [row] = root.wait_for("completed")
+    path = root.folder / "outputs" / row["path"]
+    with Image.open(path) as image:
+        pixels, text = image.tobytes(), image.text["parameters"]  # type: ignore[attr-defined]
+    assert text == (
+        "a fox\nNegative prompt: blue\nSteps: 4, Sampler: Euler, CFG scale: 3, Seed: 3, "
+        "Size: 64x64, Model: sdxl, Version: SteadyDiffusion"
+    )
+    recipe = read_recipe(path.read_bytes())
+    assert recipe is not None
+    assert (recipe["model"], recipe["forwards"], recipe["device"]) == ("sdxl", 4, "cpu")
+    root.drop("again.png", path.read_bytes())
+    root.finish(110)
+    again = root.wait_for("completed", "completed")[1]
+    with Image.open(root.folder / "outputs" / again["path"]) as image:
+        assert image.tobytes() == pixels

@@ -1,0 +1,297 @@
+"""The engine ``diffusers``: any text-to-image folder of that library, through its Auto pipelines.
+
+What a model takes (guidance, a negative prompt, a picture, a mask) is read from the signatures of
+its pipelines, not from a list of names. Files of this machine alone, no pickles, no code that
+comes with a model. Devices, tiers and shortage of memory are those of the engine ``zimage``; what
+only that one can do (attention, compiling, remembered prompts) is no option here.
+"""
+
+import gc
+import inspect
+import logging
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+
+from watcher.engine import (
+    BadPicture,
+    EngineInfo,
+    EngineRequest,
+    EngineSettings,
+    OutOfMemory,
+    Report,
+    Result,
+)
+from watcher.engines import files
+from watcher.engines.device import describe
+from watcher.engines.loading import read_pipeline
+from watcher.engines.placement import Placement, library_versions, prepare
+from watcher.engines.plan import DevicePlan, Options, plan
+from watcher.engines.shortage import sparing_memory
+from watcher.engines.trials import must_work
+from watcher.jobs import Feature
+
+log = logging.getLogger("watcher.engines.diffusers")
+
+#: Options that only Z-Image's own way of drawing has.
+_NOT_HERE = (
+    *("attention", "compile", "channels_last", "embed_cache", "transformer", "base", "guidance"),
+)
+#: Schedulers by the names that people know; one that is not here is left out of recipes.
+_SAMPLERS = {
+    "DDIMScheduler": "DDIM",
+    "DPMSolverMultistepScheduler": "DPM++ 2M",
+    "EulerAncestralDiscreteScheduler": "Euler a",
+    "EulerDiscreteScheduler": "Euler",
+    "FlowMatchEulerDiscreteScheduler": "Euler",
+    "HeunDiscreteScheduler": "Heun",
+    "LCMScheduler": "LCM",
+    "PNDMScheduler": "PLMS",
+    "UniPCMultistepScheduler": "UniPC",
+}
+
+
+class AnyPipeline:
+    """One text-to-image pipeline of diffusers on one device (see watcher.engine)."""
+
+    def __init__(self, settings: EngineSettings) -> None:
+        self._settings = settings
+        self._options = Options.of(settings.options, without=_NOT_HERE)
+        self._pipes: dict[str, Any] = {}  #: by what is drawn: text, image, mask
+        self._weights: Placement | None = None
+        self._plan: DevicePlan | None = None
+        self._details: dict[str, Any] = {}
+        self._tiled: set[int] = set()  #: pixels that found no room whole
+        self._calls = 0  #: of the part that denoises, in all
+
+    # -- load
+
+    def load(self) -> EngineInfo:
+        """Read the weights onto the device. Raises ModelMissing, DeviceLost, OutOfMemory, and
+        SteadyError ``model_damaged``, ``model_unfit``, ``bad_config`` or ``extra_missing``."""
+        folder, commit = files.locate_model(self._settings.model, self._options.revision)
+        contents = files.inspect(folder, kind=None)
+        description = describe(self._settings.device)
+        chosen = plan(description, self._options, self._settings.dtype, contents.weights)
+        self._plan = chosen
+        prepare(description, chosen, self._options.threads)
+        pipe = sparing_memory(
+            lambda: read_pipeline(folder, chosen, kind="AutoPipelineForText2Image")
+        )
+        self._pipes = {"text": pipe, **_siblings(pipe)}
+        self._weights = Placement(pipe, chosen)
+        self._weights.run(0, lambda: None)
+        self._denoiser.register_forward_pre_hook(self._count)
+        if self._options.warm_up:
+            must_work(self._try_out, chosen.dtype)
+        self._details = {
+            "device_name": description.name,
+            "pipeline": type(pipe).__name__,
+            "tier": self._weights.tier,
+            "quantize": chosen.quantize,
+            "tf32": chosen.tf32,
+            "because": list(chosen.because),
+        }
+        return EngineInfo(
+            model=self._settings.model if commit else files.name_of(folder),
+            revision=commit or contents.digest,
+            device=chosen.device,
+            dtype=chosen.dtype,
+            memory=self._weights.held(),
+            versions=library_versions(),
+            details=dict(self._details),
+            accepts=self._accepts(),
+            **_words_of(pipe.scheduler),
+        )
+
+    def _accepts(self) -> tuple[Feature, ...]:
+        """What has an effect: read from the signatures of the pipelines' calls."""
+        takes = _parameters(self._pipes["text"])
+        found: list[Feature] = []
+        if "image" in self._pipes:
+            found.append("image")
+        if "mask" in self._pipes:
+            found.append("mask")
+        if self._scale_name is not None:
+            found.append("guidance")
+            if "negative_prompt" in takes and not self._guidance_is_read:
+                found.append("negative_prompt")
+        return tuple(found)
+
+    @property
+    def _denoiser(self) -> torch.nn.Module:
+        components = self._pipes["text"].components
+        part: torch.nn.Module = components.get("transformer") or components["unet"]
+        return part
+
+    @property
+    def _guidance_is_read(self) -> bool:
+        """Does the model read the scale itself (as FLUX.1 dev), so that nothing is drawn twice?"""
+        return bool(getattr(self._denoiser.config, "guidance_embeds", False))
+
+    @property
+    def _scale_name(self) -> str | None:
+        """The argument that guidance goes by in this family."""
+        takes = _parameters(self._pipes["text"])
+        if "true_cfg_scale" in takes and not self._guidance_is_read:
+            return "true_cfg_scale"
+        return "guidance_scale" if "guidance_scale" in takes else None
+
+    def _count(self, *_: Any) -> None:
+        self._calls += 1
+
+    def _try_out(self) -> Image.Image:
+        """A small picture for nobody: loads kernels and shows whether the model works."""
+        side = 64 if self._chosen.device == "cpu" else 256
+        request = EngineRequest(prompt="a", width=side, height=side, num_inference_steps=2, seed=0)
+        return self._draw(request, lambda done, total, preview=None: None, tiled=False).image
+
+    # -- generate
+
+    def generate(self, request: EngineRequest, report: Report) -> Result:
+        """One picture. Out of memory is answered by tiles, then by lower tiers, each once."""
+        pixels = request.width * request.height
+
+        def draw() -> Result:
+            if pixels <= self._chosen.tile_above and pixels not in self._tiled:
+                try:
+                    return sparing_memory(lambda: self._draw(request, report, tiled=False))
+                except OutOfMemory:
+                    log.warning("%d pixels: out of memory; trying tiles", pixels)
+                    self._tiled.add(pixels)
+                self._placement.free()
+            return sparing_memory(lambda: self._draw(request, report, tiled=True))
+
+        return self._placement.run(pixels, draw)
+
+    def _draw(self, request: EngineRequest, report: Report, *, tiled: bool) -> Result:
+        began, before = time.perf_counter(), self._calls
+        pipe = self._pipes["mask" if request.mask else "image" if request.image else "text"]
+        vae = pipe.components.get("vae")
+        tiles = hasattr(vae, "use_tiling")
+        if tiles:
+            vae.use_tiling = tiled
+        takes = _parameters(pipe)
+        steps = 0
+
+        def after_step(ran: Any, index: int, _time: Any, kept: dict[str, Any]) -> dict[str, Any]:
+            nonlocal steps
+            steps = index + 1
+            self._placement.wait()  # else the processor runs steps ahead: false progress
+            report(steps, max(steps, getattr(ran, "num_timesteps", 0)))
+            return kept
+
+        given = self._arguments(request)
+        asked = {name: value for name, value in given.items() if name in takes}
+        unused = [
+            f"`{n}` has no effect on this model."
+            for n in ("strength",)
+            if n in given.keys() - takes
+        ]
+        if "callback_on_step_end" in takes:
+            asked["callback_on_step_end"] = after_step
+        with torch.no_grad():
+            drawn = pipe(**asked, output_type="pt", return_dict=False)[0][0]
+        if not bool(torch.isfinite(drawn).all()):
+            raise BadPicture("non_finite", "The picture's numbers are not finite.")
+        pixels = (drawn.float() * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+        facts: dict[str, Any] = {
+            "cfg_scale": self._cfg_scale(asked, takes),
+            "details": {
+                **self._details,
+                "tier": self._placement.tier,
+                "tiled": tiled and tiles,
+                "calls": self._calls - before,
+            },
+            **({"forwards": steps} if steps else {}),
+            **({"warnings": unused} if unused else {}),
+        }
+        spent = {"draw": round(time.perf_counter() - began, 6)}
+        return Result(Image.fromarray(pixels.cpu().numpy()), facts, spent)
+
+    def _arguments(self, request: EngineRequest) -> dict[str, Any]:
+        """What a job means, by the names that pipelines use; each takes of it what it knows."""
+        given: dict[str, Any] = {
+            "prompt": request.prompt,
+            "width": request.width,
+            "height": request.height,
+            "num_inference_steps": request.num_inference_steps,
+            # On the processor: the same noise on every device.
+            "generator": torch.Generator("cpu").manual_seed(request.seed),
+        }
+        scale = request.guidance_scale
+        if scale is not None and self._scale_name is not None:
+            given[self._scale_name] = scale
+        if not self._guidance_is_read and (
+            request.negative_prompt is not None or self._scale_name == "true_cfg_scale"
+        ):
+            # Such pipelines draw without guidance unless there is a text to be guided from.
+            given["negative_prompt"] = request.negative_prompt or " "
+        if request.image is not None:
+            given |= {"image": request.image, "strength": request.strength_used}
+        if request.mask is not None:
+            given["mask_image"] = request.mask
+        return given
+
+    def _cfg_scale(self, asked: Mapping[str, Any], takes: Mapping[str, Any]) -> float | None:
+        """The scale that was used, as the web UI counts it: 1 where nothing was drawn twice."""
+        name = self._scale_name
+        if name is None or self._guidance_is_read:
+            return 1.0
+        used = asked.get(name, takes[name].default)
+        return max(1.0, float(used)) if isinstance(used, int | float) else None
+
+    @property
+    def _placement(self) -> Placement:
+        if self._weights is None:
+            raise RuntimeError("load comes first")
+        return self._weights
+
+    @property
+    def _chosen(self) -> DevicePlan:
+        if self._plan is None:
+            raise RuntimeError("load comes first")
+        return self._plan
+
+    def close(self) -> None:
+        """Drop the weights; what the driver keeps goes with the process."""
+        self._pipes, self._weights = {}, None
+        gc.collect()
+
+
+def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(type(pipe).__call__).parameters
+
+
+def _siblings(pipe: Any) -> dict[str, Any]:
+    """The pipelines of the same family and weights that start from a picture, where there are any."""
+    from diffusers import AutoPipelineForImage2Image, AutoPipelineForInpainting
+
+    found = {}
+    kinds: dict[str, tuple[Callable[[Any], Any], set[str]]] = {
+        "image": (AutoPipelineForImage2Image.from_pipe, {"image"}),
+        "mask": (AutoPipelineForInpainting.from_pipe, {"image", "mask_image"}),
+    }
+    for what, (made_from, needs) in kinds.items():
+        try:
+            sibling = made_from(pipe)
+        except ValueError:
+            continue  # this family has none
+        if needs <= _parameters(sibling).keys():
+            sibling.set_progress_bar_config(disable=True)
+            found[what] = sibling
+    return found
+
+
+def _words_of(scheduler: Any) -> dict[str, str | None]:
+    """Sampler and schedule as people know them; None for what has no such name."""
+    kind, config = type(scheduler).__name__, scheduler.config
+    named = [word for word in ("karras", "exponential", "beta") if config.get(f"use_{word}_sigmas")]
+    simple = "Simple" if kind.startswith("FlowMatch") else None
+    return {
+        "sampler": _SAMPLERS.get(kind),
+        "schedule": named[0].capitalize() if named else simple,
+    }
