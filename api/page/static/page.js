@@ -211,7 +211,7 @@ form?.addEventListener("submit", async (e) => {
   if (model) job.model = model;
   if (lora) job.lora = lora;
   try {
-    Object.assign(job, await form.source?.()); // source.js
+    Object.assign(job, await form.beginning?.()); // source.js
     let body = JSON.stringify(job);
     if (seed) body = body.slice(0, -1) + `,"seed":${BigInt(seed)}}`; // longer than a Number holds
     const said = await ask("POST /jobs", body);

@@ -1,5 +1,5 @@
 // A picture that a new one starts from: chosen or dropped, sent at once, and painted over where it
-// is to be made anew. Gives the form what its job says of it (`form.source`).
+// is to be made anew. Gives the form what its job says of it (`form.beginning`).
 const form = document.getElementById("new"), from = document.getElementById("from");
 const at = (id) => document.getElementById(id);
 const PAINT = "#d6402690", MOST = 1024; // pixels of a side of what is painted on
@@ -160,7 +160,7 @@ async function source() {
 }
 
 if (from) {
-  form.source = source;
+  form.beginning = source;
   listen();
   const { image, mask, strength, resize } = from.dataset; // of a job that is edited
   if (strength) at("strength").value = strength, told = true;
