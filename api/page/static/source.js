@@ -60,7 +60,8 @@ function sheet({ width, height }, colour, ground) {
   for (const { width, points } of strokes) {
     pen.lineWidth = width;
     pen.beginPath();
-    for (const [x, y] of [points[0], ...points]) pen.lineTo(x, y);
+    pen.lineTo(points[0][0] - 0.01, points[0][1]); // a line without length is not drawn
+    for (const [x, y] of points) pen.lineTo(x, y);
     pen.stroke();
   }
   return sheet;
