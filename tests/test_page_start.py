@@ -123,6 +123,37 @@ def test_a_mask_is_painted_undone_cleared_and_sent(eyes: Eyes, house: House):
     assert "mask" not in request_of(house, "not painted over")
 
 
+def test_a_mask_is_painted_by_keys_alone(eyes: Eyes, house: House):
+    page = eyes.open()
+    choose(page, drawn())
+    canvas = page.locator("#canvas")
+    canvas.focus()
+    canvas.press("ArrowLeft")
+    canvas.press("Space")
+    canvas.press("Shift+ArrowUp")
+    canvas.press("Space")
+    canvas.press("Control+z")
+    submit(page, "painted by keys")
+    mask = mask_of(house, request_of(house, "painted by keys"))
+    step = 0.15 * 128 / 2
+    assert mask.getpixel((round(96 - step), 64)) == 255
+    assert mask.getpixel((round(96 - step), round(64 - step))) == 255
+    assert mask.getpixel((140, 64)) == 0
+
+
+@pytest.mark.parametrize("eyes", ["phone"], indirect=True)
+def test_a_mask_is_painted_with_a_finger(eyes: Eyes, house: House):
+    page = eyes.open()
+    choose(page, drawn())
+    page.locator("#canvas").scroll_into_view_if_needed()
+    box = page.locator("#canvas").bounding_box()
+    assert box
+    page.touchscreen.tap(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
+    submit(page, "painted by hand")
+    mask = mask_of(house, request_of(house, "painted by hand"))
+    assert mask.getpixel((48, 64)) == 255 and mask.getpixel((150, 64)) == 0
+
+
 def test_one_dropped_on_the_form_is_started_from_and_taken_away(eyes: Eyes, house: House):
     page = eyes.open()
     carried = page.evaluate_handle(
@@ -148,3 +179,26 @@ def test_what_is_no_picture_is_said(eyes: Eyes):
     choose(page, b"not at all", kind="image/png")
     expect(page.locator(".toast.bad")).to_contain_text("no picture")
     expect(page.locator("#canvas")).to_be_hidden()
+
+
+def test_a_jobs_page_shows_what_it_started_from_and_edit_brings_it_back(eyes: Eyes, house: House):
+    page = eyes.open()
+    choose(page, drawn())
+    paint(page, (0.5, 0.5))
+    page.locator("#strength").fill("0.5")
+    submit(page, "to be edited")
+    first = request_of(house, "to be edited")
+    page = eyes.open(f"/jobs/{house.job('to be edited')['id']}")
+    shown = page.locator("#started img")
+    expect(shown.first).to_be_visible()
+    seen(page, "() => document.querySelector('#started img').naturalWidth === 192")
+    assert shown.count() == 2, "the picture and the mask"
+    page.get_by_role("link", name="Edit and run").click()
+    expect(page.locator("#canvas")).to_be_visible()
+    expect(page.locator("#kept")).to_be_visible()
+    expect(page.locator("#strength-shown")).to_have_text("0.5")
+    submit(page, "edited")
+    said = request_of(house, "edited")
+    for name in ("image", "mask"):
+        assert input_digest(said[name]) == input_digest(first[name])
+    assert (said["strength"], said["width"]) == (0.5, 192)
