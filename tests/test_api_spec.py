@@ -34,6 +34,8 @@ def test_every_operation_is_named_told_and_shown(bench: Bench):
         assert operation["summary"], where
         for media, body in operation.get("requestBody", {}).get("content", {}).items():
             schema = document["components"]["schemas"].get(_name(body["schema"]), body["schema"])
+            if schema.get("contentMediaType", "").startswith("image/"):
+                continue  # bytes show nothing
             assert {"example", "examples"} & (body.keys() | schema.keys()), (where, media)
         for status, answer in operation["responses"].items():
             for media, body in answer.get("content", {}).items():
