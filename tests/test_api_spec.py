@@ -56,7 +56,7 @@ def _name(schema: dict[str, Any]) -> str:
 
 def _has_example(document: dict[str, Any], media: str, body: dict[str, Any]) -> bool:
     if (
-        media.startswith(("image/", "application/zip", "text/"))
+        media.startswith(("image/", "application/zip", "application/octet-stream", "text/"))
         or "example" in body
         or "examples" in body
     ):
