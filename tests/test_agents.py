@@ -64,7 +64,8 @@ def test_an_agent_lists_generates_and_looks(here: House) -> None:
             assert not listed["generate_image"].annotations.read_only_hint
             assert all(tool.description for tool in listed.values())
             assert told(await client.call_tool("list_models", {}))["models"]
-            assert told(await client.call_tool("list_loras", {})) == {"loras": []}
+            loras = told(await client.call_tool("list_loras", {}))["loras"]
+            assert [lora["name"] for lora in loras] == ["ink", "neon"], "the starter's own"
             assert told(await client.call_tool("queue_status", {}))["reasons"] == []
             wish = {"prompt": "a fox steps=1", "width": 768, "height": 64, "seed": 7, "key": "w1"}
             made = await client.call_tool("generate_image", wish)
