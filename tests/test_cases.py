@@ -24,10 +24,11 @@ from roots import Root
 from test_cli import steady
 from test_page import Eyes, browser, drop  # noqa: F401  (browser is a fixture)
 
+from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile import Parsed, dump_refused, parse
 from watcher.jobs import Card, Limits
-from watcher.models import starter_folder
+from watcher.models import limits_known, starter_folder
 from watcher.suffixes import FORMS
 
 HERE = Path(__file__).parent
@@ -234,7 +235,7 @@ def content(path: Path, way: str) -> bytes:
 
 def made(root: Root, ticket: str, path: Path) -> list[dict[str, Any]]:
     """What a batch's jobs ask for, without what hangs on the ticket or the way."""
-    said = parse(content(path, "x"), path.suffix, Limits(), keyed=True).requests
+    said = parse(content(path, "x"), path.suffix, limits_of_root(root), keyed=True).requests
     jobs = [
         json.loads(job["request"])
         | {"prompt on record": job["prompt"], "not before": job["not_before"]}
@@ -250,9 +251,13 @@ def made(root: Root, ticket: str, path: Path) -> list[dict[str, Any]]:
     return jobs
 
 
-def fault(path: Path) -> str:
+def limits_of_root(root: Root) -> Limits:
+    return limits_known(Config.load(root.folder), None)
+
+
+def fault(path: Path, limits: Limits) -> str:
     try:
-        parse(content(path, "x"), path.suffix, Limits(), keyed=True)
+        parse(content(path, "x"), path.suffix, limits, keyed=True)
     except SteadyError as error:
         return error.code
     return ""
@@ -276,7 +281,7 @@ def test_every_file_makes_the_same_jobs_at_every_way_in(
 ) -> None:
     root, service = house
     tickets: dict[Path, dict[str, str]] = {path: {} for path in FILES}
-    bad = {path: fault(path) for path in FILES}
+    bad = {path: fault(path, limits_of_root(root)) for path in FILES}
     for path in FILES:
         root.drop(path.name, content(path, "inbox"))
         status, answer = post(service, f"/jobs?filename={path.name}", content(path, "http"))
