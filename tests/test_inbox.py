@@ -273,6 +273,7 @@ TAKEN = [
     b"bell\x07\x1b[31m.yaml", "left\u202etfel.yaml".encode(), b"x" * 250 + b".yaml",
     "\u00e4".encode() * 125 + b".yaml", b"\xff" * 250 + b".yaml", b"..yaml.yaml"[1:] + b".yaml",
     b"$(touch pwned).yaml", b"a;b|c&d.yaml", b"back\\slash.yaml", b"%s%n.yaml", b"'quote\".yaml",
+    b"x.zip",
 ]  # fmt: skip
 LEFT = [
     b".hidden.yaml", b".yaml", b"a.yaml~", b"#a.yaml#", b"a.yaml.part", b"a.yaml.crdownload",
@@ -281,7 +282,6 @@ LEFT = [
 ]  # fmt: skip
 NOTICED = [
     b"jobs.xlsx", b"prompt.MD", b"a.py", b"yaml", b"README", b"x.yamll", b"x.ymal", b"x.json5",
-    b"x.zip",
 ]  # fmt: skip
 
 

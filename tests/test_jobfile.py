@@ -79,7 +79,8 @@ def test_every_field() -> None:
     request = one(
         "prompt: fox\nheight: 512\nwidth: 768\nnum_inference_steps: 12\nguidance_scale: 0\n"
         "negative_prompt: ''\nlora: [neon, ink:0.8]\nseed: 7\ncount: 1\nname: cat_1\nfolder: a/b.c/ü\nformat: webp\n"
-        "priority: bulk\nnot_before: 2026-11-23T22:00+01:00\nlabel: r 1\nmetadata: {a: 1, b: x, c: null}\nkey: k"
+        "priority: bulk\nnot_before: 2026-11-23T22:00+01:00\nlabel: r 1\nmetadata: {a: 1, b: x, c: null}\nkey: k",
+        limits=Limits(Card(accepts=("lora",))),
     )
     assert request.model_dump(exclude_none=True) == {
         "prompt": "fox", "height": 512, "width": 768, "num_inference_steps": 12,

@@ -148,7 +148,8 @@ def test_the_profile_in_use_is_told_to_the_other_processes(root: Path) -> None:
     kept = Kept()
     plain = config(root)
     assert models.limits_known(plain, kept) == models.limits_known(plain, None)
-    assert models.limits_known(plain, None).usual == Card()
+    usual = Card(accepts=("image", "mask", "lora", "upscale"))
+    assert models.limits_known(plain, None).usual == usual
     choice = models.choose(plain, kept, Probe("cpu"))
     assert models.limits_known(plain, kept) == models.limits_of(choice.profile, plain, choice.name)
     assert kept["model"] == choice.profile | {"device": "cpu", "why": choice.why, "starter": True}

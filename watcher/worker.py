@@ -509,7 +509,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.probe:
         answer = os.dup(1)
         _behave(options.parent)
-        from watcher.engines.zimage import probe  # torch: only where it is asked for
+        from watcher.engines.device import probe  # torch: only where it is asked for
 
         with os.fdopen(answer, "w") as out:
             print(json.dumps(probe(memory=options.memory)), file=out)
