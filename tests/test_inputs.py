@@ -523,7 +523,7 @@ def test_a_worker_elsewhere_gets_each_picture_once_by_content(tmp_path: Path) ->
     drawn = []
     try:
         for number, name in enumerate("aab"):
-            until(lambda: far.events(0.1) is not None and far.wants(), 30)
+            until(lambda: far.events(0.1) is not None and far.wants(), 90)
             asked = JobRequest(prompt="x", width=64, height=64, num_inference_steps=1, seed=1)
             files = {"image": str(tmp_path / f"{name}.png")}
             far.send(0, a_job(f"job{number}", asked), files)
@@ -535,7 +535,7 @@ def test_a_worker_elsewhere_gets_each_picture_once_by_content(tmp_path: Path) ->
                     )
                     or found
                 ),
-                30,
+                90,
             )
             drawn.append(found[0].rgb)
     finally:

@@ -12,9 +12,11 @@ import pytest
 from conftest import until
 from roots import Root
 
+from watcher.config import Config
 from watcher.jobfile import parse
 from watcher.jobfile.hints import BATCH_KEYS, FIELDS, allowed_for
 from watcher.jobs import Card, Limits
+from watcher.models import limits_known
 from watcher.results import COLUMNS
 from watcher.suffixes import JOB_SUFFIXES
 
@@ -59,10 +61,11 @@ def test_the_batch_shown_makes_twelve() -> None:
 
 def test_all_examples_run(make_root: Callable[..., Root]) -> None:
     root = make_root()
+    limits = limits_known(Config.load(root.folder), None)
     expected = 0
     for path in sorted((HOUSE / "examples").iterdir()):
         if path.suffix in JOB_SUFFIXES:
-            expected += len(parse(path.read_bytes(), path.suffix, Limits()).requests)
+            expected += len(parse(path.read_bytes(), path.suffix, limits).requests)
             root.drop(path.name, path.read_bytes())
     root.finish(90)
     assert root.states() == ["completed"] * expected

@@ -8,9 +8,11 @@ Imports neither torch nor Ray.
 
 import os
 import queue
+import shutil
 import tempfile
 import threading
 import uuid
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,7 +54,8 @@ class FarSlot:
         os.environ.update(environment)
         self._name = uuid.uuid4().hex
         self._taken = 0
-        self._files = tempfile.TemporaryDirectory(prefix="steady-files-")
+        self._files = Path(tempfile.mkdtemp(prefix="steady-files-"))
+        weakref.finalize(self, shutil.rmtree, self._files, ignore_errors=True)
         self._refused: list[Event] = []
         self._leaving: float | None = None  #: seconds of grace
         self._orders: queue.SimpleQueue[Callable[[], object]] = queue.SimpleQueue()
@@ -74,7 +77,7 @@ class FarSlot:
         self._give(name, lambda: self._path(mark).unlink(missing_ok=True))
 
     def _path(self, mark: str) -> Path:
-        return Path(self._files.name, os.path.basename(mark))
+        return self._files / os.path.basename(mark)
 
     def take(self, name: str, job: Job, files: Files) -> None:
         """Run a (resolved) job; ``files`` by their marks."""
