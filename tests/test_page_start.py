@@ -64,6 +64,7 @@ def mask_of(house: House, said: dict[str, Any]) -> Image.Image:
 
 def paint(page: Page, *places: tuple[float, float]) -> None:
     """One stroke with the mouse through these places, as parts of the canvas' sides."""
+    expect(page.locator("#canvas")).to_be_visible()
     box = page.locator("#canvas").bounding_box()
     assert box
     at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in places]

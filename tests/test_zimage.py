@@ -180,7 +180,7 @@ def test_one_encoding_per_distinct_prompt() -> None:
     engine = loaded()
     for prompt in ("a fox", "an owl", "a fox", "a fox", ""):
         result = engine.generate(ask(prompt, steps=2), nothing)
-    assert engine.counters == {"encodes": 3, "forwards": 5, "decodes": 5}
+    assert engine.counters == {"encodes": 3, "forwards": 5, "decodes": 5, "previews": 0}
     assert result.facts["encodes"] == 1
 
 
@@ -233,14 +233,14 @@ def test_cancel_stops_at_the_step_and_leaves_the_engine_as_it_was(engine: ZImage
     whole = engine.generate(ask(), nothing).image.tobytes()
     before = dict(engine.counters)
 
-    def third(done: int, total: int) -> None:
+    def third(done: int, total: int, preview: object = None) -> None:
         if done == 3:
             raise Cancelled
 
     with pytest.raises(Cancelled):
         engine.generate(ask(), third)
     took = {name: engine.counters[name] - before[name] for name in before}
-    assert took == {"encodes": 0, "forwards": 3, "decodes": 0}
+    assert took == {"encodes": 0, "forwards": 3, "decodes": 0, "previews": 0}
     assert engine.generate(ask(), nothing).image.tobytes() == whole
 
 

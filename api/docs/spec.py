@@ -78,9 +78,11 @@ def job_schema(limits: Limits) -> dict[str, Any]:
     fields["num_inference_steps"]["default"] = card.default_steps
     fields["format"]["default"] = limits.default_format
     fields["key"].pop("minLength", None)  # an empty text says nothing, as everywhere
+    fields["upscale"]["type"] = ["string", "number", "object"]
     for name, field in fields.items():
         if name != "prompt":  # null says nothing, like a field left out
-            field["type"] = [field["type"], "null"]
+            types = field["type"]
+            field["type"] = [*([types] if isinstance(types, str) else types), "null"]
             if "enum" in field:
                 field["enum"] = [*field["enum"], None]
     return {
