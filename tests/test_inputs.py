@@ -513,7 +513,10 @@ class Near:
         pass
 
 
-def test_a_worker_elsewhere_gets_each_picture_once_by_content(tmp_path: Path) -> None:
+def test_a_worker_elsewhere_gets_each_picture_once_by_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     spec = WorkerSpec("engines:Tracing", "scripted")
     (tmp_path / "a.png").write_bytes(png(1))
     (tmp_path / "b.png").write_bytes(png(2))
