@@ -161,7 +161,7 @@ _LORA_SCHEMA = {
     "maxItems": MAX_LORAS,
     "items": {
         "anyOf": [
-            {"type": "string", "minLength": 1, "maxLength": 200, "examples": ["ink", "ink:0.8"]},
+            {"type": "string", "maxLength": 200, "examples": ["ink", "ink:0.8"]},  # "" says nothing
             {
                 "type": "object",
                 "properties": {
