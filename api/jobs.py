@@ -107,7 +107,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         status_code=202,
         response_model=models.Accepted,
         responses={
-            **documented("bad_yaml", "model_not_found", "lora_not_found"),
+            **documented("bad_yaml", "model_not_found", "lora_changed"),
             200: {"description": "The dry run's expansion.", "model": models.DryRun},
             202: ON_ITS_WAY,
         },

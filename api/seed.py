@@ -13,6 +13,7 @@ from starlette.responses import Response
 from api import images, models
 from api.bodies import KEY, json_body, read_body
 from api.door import Door
+from api.errors import documented
 from api.submit import Submissions, replay_headers
 from api.views import Views
 from watcher.errors import SteadyError, ValueFault
@@ -25,7 +26,10 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
     router = APIRouter(tags=["pictures"])
 
     @router.post(
-        "/generate-image", response_model=models.Generated, openapi_extra=json_body("OneJob")
+        "/generate-image",
+        response_model=models.Generated,
+        responses=documented("model_not_found", "lora_changed"),
+        openapi_extra=json_body("OneJob"),
     )
     async def generate_image(request: Request, idempotency_key: KEY = None) -> Response:
         """Start one picture. Answers at once; ask `/status/{job_id}` how it goes."""

@@ -125,7 +125,8 @@ def lora_choices(said: Any) -> Any:
     parts = said if isinstance(said, list | tuple) else [said]
     found: list[Any] = []
     for part in parts:
-        texts = [t for t in part.split(",") if t.strip()] if isinstance(part, str) else [part]
+        words = isinstance(part, str) and (part.strip() or part is said)
+        texts = [t for t in part.split(",") if t.strip()] if words else [part]
         found += [_lora_choice(each) for each in texts]
     if not all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in found):
         return found
@@ -161,7 +162,7 @@ _LORA_SCHEMA = {
     "maxItems": MAX_LORAS,
     "items": {
         "anyOf": [
-            {"type": "string", "maxLength": 200, "examples": ["ink", "ink:0.8"]},  # "" says nothing
+            {"type": "string", "minLength": 1, "maxLength": 200, "examples": ["ink", "ink:0.8"]},
             {
                 "type": "object",
                 "properties": {

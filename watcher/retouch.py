@@ -52,7 +52,9 @@ class Retouch:
             image = self._draw_masked(request)
         if request.upscale is not None:
             image = self._enlarge(request, image)
-        return Result(image, self._facts | {"forwards": self._ran}, self._timings)
+        if self._facts.get("forwards", 0) is not None:  # else nobody knows
+            self._facts["forwards"] = self._ran
+        return Result(image, self._facts, self._timings)
 
     def _pass(
         self, request: EngineRequest, show: Callable[[Image.Image], Image.Image], **changed: Any
