@@ -17,7 +17,7 @@ from api import batches, errors, events, health, inputs, jobs, login, page, seed
 from api.compat import a1111, agents, edits, openai, openai_batch
 from api.compat.calls import Calls
 from api.docs import pages, spec
-from api.door import Door, installed_version
+from api.door import Door
 from api.guard import Guard, Rules
 from api.page import album
 from api.page import needs as attention
@@ -26,8 +26,9 @@ from api.submit import TABLE_BODY, Submissions
 from api.views import Views
 from watcher.config import Config
 from watcher.log import ThrottledLog
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.pictures.source import MAX_BYTES
+from watcher.program import installed_version
 from watcher.store import JobStore
 
 _LINES = 60  #: a minute that the log has of each kind of refusal
@@ -92,7 +93,7 @@ def create_app(
 
     app = FastAPI(
         title="SteadyDiffusion",
-        version=installed_version(),
+        version=installed_version() or "0.0.0",
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
@@ -117,7 +118,7 @@ def create_app(
         a1111.routes(door, calls),
         login.routes(rules.token, paint, secure=(config.public_url or "").startswith("https:")),
         *(part(door, views, submissions) for part in parts),
-        pages.routes(lambda: app.openapi()),
+        pages.routes(lambda: app.openapi(), paint),
     ]
     for router in routers:
         app.include_router(router)

@@ -20,7 +20,7 @@ from api.views import Views
 from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.pictures.sheet import PICTURES, contact_sheet
 from watcher.results import result_table
 

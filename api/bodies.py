@@ -7,8 +7,9 @@ from fastapi import Header
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
+from watcher.jobfile.strictjson import read_json
+from watcher.jobfile.tables import begins_as_json
 from watcher.submission import Body
 from watcher.suffixes import FORMS, remedy_for, suffix_of
 
@@ -97,7 +98,7 @@ async def read_file(request: Request, filename: str) -> Body:
         known = f"Send {', '.join(MEDIA_TYPES)}; or name the file, as in ?filename=jobs.csv."
         raise SteadyError("bad_content_type", remedy=remedy_for(filename) if filename else known)
     data = await unpacked(request)
-    if suffix == ".txt" and jobfile.begins_as_json(data[:200].decode("utf-8-sig", "replace")):
+    if suffix == ".txt" and begins_as_json(data[:200].decode("utf-8-sig", "replace")):
         suffix = ".json"
     return Body.of(data, filename, suffix)
 
@@ -114,7 +115,7 @@ async def unpacked(request: Request) -> bytes:
 def json_object(data: bytes) -> dict[str, Any]:
     """The body as a mapping. Raises SteadyError encoding, bad_json, duplicate_key, bad_shape."""
     try:
-        value = jobfile.read_json(data.decode("utf-8-sig"))
+        value = read_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
         raise SteadyError("encoding", "The body is not UTF-8 text.") from None
     if not isinstance(value, dict):

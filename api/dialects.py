@@ -27,7 +27,11 @@ _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit
 def answer(path: str, error: SteadyError, headers: Mapping[str, str]) -> Response | None:
     """``error`` as the clients of ``path`` read it; None where a problem is what they read."""
     if path.startswith(OPENAI):
-        given = {REQUEST_ID: new_request_id()} | openai_headers(error) | dict(headers)
+        given = {REQUEST_ID: new_request_id()}
+        lasting = error.kind.klass is not ErrorClass.ENVIRONMENT and error.kind.status >= 500
+        if lasting or error.kind.status == 409:  # it would end the same way
+            given |= NO_RETRY
+        given |= headers
         return JSONResponse({"error": openai_error(error)}, openai_status(error), given)
     if path.startswith(A1111):
         return JSONResponse(_a1111_body(error), error.kind.status, dict(headers))
@@ -65,12 +69,6 @@ def openai_error(error: SteadyError) -> dict[str, Any]:
         "param": next((p.key for p in error.problems if p.key), None),
         "code": _CODES.get(error.code, error.code),
     }
-
-
-def openai_headers(error: SteadyError) -> dict[str, str]:
-    """Tell the client not to try again what would end the same way."""
-    hopeless = error.kind.klass is not ErrorClass.ENVIRONMENT and error.kind.status >= 500
-    return dict(NO_RETRY) if hopeless or error.kind.status == 409 else {}
 
 
 def _a1111_body(error: SteadyError) -> dict[str, Any]:

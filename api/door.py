@@ -15,15 +15,15 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from api.bodies import fault
 from watcher import jobfile, live, models
 from watcher.config import Config
-from watcher.errors import ERRORS, SteadyError
+from watcher.errors import SteadyError
 from watcher.inputs import Inputs
+from watcher.jobfile.fields import seeded
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Limits, Priority
 from watcher.log import now_us, say
 from watcher.pace import Pace, Size, size_of
@@ -187,7 +187,7 @@ class Door:
         nothing: dict[str, Any] = {"prompt": ""}
         self.limits().fill(nothing)
         request = self._read_back(batch) or JobRequest(**nothing)
-        request = jobfile.seeded(request, batch.ticket)
+        request = seeded(request, batch.ticket)
         if request.prompt:
             self.remember(batch.ticket, request)
         return request
@@ -237,14 +237,16 @@ class Door:
 
     def running(self, job_id: str) -> Mapping[str, Any] | None:
         """What the pulse says of a job a worker has; None when it says nothing."""
+        return next((entry for entry in self.under_way() if entry["job_id"] == job_id), None)
+
+    def under_way(self) -> Iterator[dict[str, Any]]:
+        """What the pulse says of each job a worker has, and how far it is as ``progress``, 0..1."""
         pulse = self.pulse()
-        if not pulse["alive"]:
-            return None
-        for entry in pulse.get("running", ()):
-            if entry["job_id"] == job_id:
-                found: Mapping[str, Any] = entry
-                return found
-        return None
+        for entry in pulse.get("running", ()) if pulse["alive"] else ():
+            steps = max(1, entry["steps"])
+            # Encoding and recording are still to come: a running job is never quite done.
+            share = round(min(entry["step"] / steps, 1.0) * 0.99, 4)
+            yield entry | {"steps": steps, "progress": share}
 
     def look(self, job_id: str) -> None:
         """Somebody wants to see this job, which a worker has, grow."""
@@ -322,14 +324,6 @@ def is_uuid(text: str) -> bool:
         return False
 
 
-def installed_version() -> str:
-    """The installed version; 0.0.0 in a tree that was never installed."""
-    try:
-        return metadata.version("steadydiffusion")
-    except metadata.PackageNotFoundError:
-        return "0.0.0"
-
-
 # -- what is wrong
 
 
@@ -339,20 +333,15 @@ def pulse_troubles(pulse: dict[str, Any]) -> Iterator[SteadyError]:
     if pulse["alive"]:
         for words in (pulse.get("inbox") or {}).get("problems", ()):
             yield SteadyError("inbox_degraded", str(words))
-        yield from map(_as_error, pulse.get("warnings", ()))
+        yield from map(SteadyError.told, pulse.get("warnings", ()))
 
 
 def _holding(pulse: dict[str, Any]) -> Iterator[SteadyError]:
     """Why nothing is begun; the absence of the pulse most of all."""
     if pulse["alive"]:
-        yield from map(_as_error, pulse.get("trouble", ()))
+        yield from map(SteadyError.told, pulse.get("trouble", ()))
     else:
         yield SteadyError("watcher_down")
-
-
-def _as_error(entry: dict[str, Any]) -> SteadyError:
-    code = entry["code"] if entry.get("code") in ERRORS else "internal"
-    return SteadyError(code, entry.get("message", ""), remedy=entry.get("remedy", ""))
 
 
 def unready(door: Door) -> Iterator[SteadyError]:
@@ -362,7 +351,7 @@ def unready(door: Door) -> Iterator[SteadyError]:
     pulse = door.pulse()
     reasons = list(_holding(pulse))
     yield from reasons
-    if pulse["alive"] and not _has_hands(pulse):
+    if pulse["alive"] and not any(w.get("state") in _WORKING for w in pulse.get("workers", ())):
         yield SteadyError("model_loading")
     try:
         door.store.put(_PROBE, now_us() // 60_000_000)
@@ -386,9 +375,5 @@ def _disk_warnings(door: Door, seen: set[str]) -> Iterator[SteadyError]:
         yield SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")
 
 
-def _has_hands(pulse: dict[str, Any]) -> bool:
-    """Is there a worker whose model is loaded, or one that sleeps until work comes?"""
-    return any(w.get("state") in _WORKING for w in pulse.get("workers", ()))
-
-
+#: A worker whose model is loaded, or one that sleeps until work comes.
 _WORKING = {"ready", "busy", "unloaded"}

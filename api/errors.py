@@ -51,6 +51,7 @@ _CODES = {
 
 #: pydantic's error types for query parameters and headers -> our code
 _KINDS = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
+_OF_RANGE = ("greater", "less", "too_", "string_too", "literal", "enum")
 
 
 class Refused(SteadyError):
@@ -107,13 +108,9 @@ def of_validation(error: RequestValidationError) -> SteadyError:
         where, *path = [str(part) for part in fault["loc"]]
         name = path[-1] if path else where
         kind = str(fault["type"])
-        code = _KINDS.get(kind, "out_of_range" if _is_range(kind) else "wrong_type")
+        code = _KINDS.get(kind, "out_of_range" if kind.startswith(_OF_RANGE) else "wrong_type")
         problems.append(ValueFault(code, f"`{name}` ({where}): {fault['msg']}.", key=name))
     return SteadyError(problems[0].code, problems=problems)
-
-
-def _is_range(kind: str) -> bool:
-    return kind.startswith(("greater", "less", "too_", "string_too", "literal", "enum"))
 
 
 #: Tells an error to a person's browser; None for those who want the problem itself.

@@ -208,8 +208,13 @@ class Feed:
         return True  # a batch that was refused changes the record too, and no job
 
     def _look_at_pulse(self) -> bool:
-        steps = {entry["job_id"]: json.dumps(entry) for entry in self._running()}
-        previews = dict(self._previews())
+        names = ("job_id", "attempt", "step", "steps", "progress")
+        steps, previews = dict[str, str](), dict[str, str]()
+        for entry in self._door.under_way():
+            job_id, step = entry["job_id"], entry.get("preview")
+            steps[job_id] = json.dumps({name: entry.get(name) for name in names})
+            if step is not None:
+                previews[job_id] = json.dumps({"job_id": job_id, "step": step})
         told = (steps, previews) != (self.steps, self.previews)
         self.steps, self.previews = steps, previews
         now = time.monotonic()
@@ -227,24 +232,6 @@ class Feed:
                 told = told or queue != self.queue
                 self.queue = queue
         return told
-
-    def _running(self) -> Iterator[dict[str, Any]]:
-        pulse = self._door.pulse()
-        for entry in pulse.get("running", ()) if pulse["alive"] else ():
-            steps = max(1, entry["steps"])
-            yield {
-                "job_id": entry["job_id"],
-                "attempt": entry.get("attempt"),
-                "step": entry["step"],
-                "steps": steps,
-                "progress": round(min(entry["step"] / steps, 1.0) * 0.99, 4),
-            }
-
-    def _previews(self) -> Iterator[tuple[str, str]]:
-        pulse = self._door.pulse()
-        for entry in pulse.get("running", ()) if pulse["alive"] else ():
-            if (step := entry.get("preview")) is not None:
-                yield entry["job_id"], json.dumps({"job_id": entry["job_id"], "step": step})
 
     def _summary(self) -> dict[str, Any]:
         store = self._door.store

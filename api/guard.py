@@ -228,7 +228,15 @@ class Guard:
             hosts = headers.getlist("host")
             if len(hosts) != 1 or not self._rules.knows_host(hosts[0]):
                 return problem(SteadyError("bad_host"), path=path)
-        elif not _is_open(path) and not self._authentic(headers) and not self._is_signed(scope):
+        elif not (
+            # the log-in, and what it looks like; one picture, by the address that was given out
+            path == LOGIN
+            or path.startswith(STATIC)
+            or self._authentic(self._rules.token, headers)
+            or links.is_signed(
+                self._rules.token, scope["method"], path, scope.get("query_string", b"")
+            )
+        ):
             # Where a token is needed, a name bound anew to this machine opens nothing.
             if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
                 return RedirectResponse(LOGIN, status_code=303)
@@ -243,11 +251,8 @@ class Guard:
             return problem(SteadyError("too_large"), {"Connection": "close"}, path=path)
         return None
 
-    def _authentic(self, headers: Headers) -> bool:
-        """Does the request carry the token? Always False while there is none."""
-        token = self._rules.token
-        if not token:
-            return False
+    def _authentic(self, token: str, headers: Headers) -> bool:
+        """Does the request carry the token?"""
         scheme, _, value = headers.get("authorization", "").partition(" ")
         if scheme.lower() == "bearer":
             return same(value.strip().encode("latin-1"), token)
@@ -262,13 +267,6 @@ class Guard:
             if name == COOKIE and same(crumb.encode("latin-1"), self._cookie):
                 return True
         return False
-
-    def _is_signed(self, scope: Scope) -> bool:
-        """Is this the address of one picture, as it was given out? (See links.py.)"""
-        token = self._rules.token
-        return bool(token) and links.is_signed(
-            token or "", scope["method"], scope["path"], scope.get("query_string", b"")
-        )
 
     def _is_foreign(self, headers: Headers) -> bool:
         """Did a page of another site make this request? (The rule of Go's CrossOriginProtection.)
@@ -285,11 +283,6 @@ class Guard:
         if origin is None:
             return False
         return urllib.parse.urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
-
-
-def _is_open(path: str) -> bool:
-    """Does ``path`` answer without a token? The log-in, and what it looks like."""
-    return path == LOGIN or path.startswith(STATIC)
 
 
 def _add_headers(message: Message) -> None:

@@ -4,7 +4,6 @@
 ``/ready`` looks at everything a picture needs.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -16,21 +15,22 @@ from starlette.responses import Response
 
 from api import metrics, models
 from api.bodies import json_body, read_model
-from api.door import Door, installed_version, pulse_troubles, unready
+from api.door import Door, pulse_troubles, unready
 from api.errors import documented, problem
 from api.views import Views
-from watcher.describe import model_name
+from watcher.describe import public
 from watcher.errors import SteadyError, ValueFault
 from watcher.log import now_us
 from watcher.models import describe_card
 from watcher.models.loras import listed_loras
+from watcher.program import installed_version
 
 
 def routes(door: Door, views: Views) -> APIRouter:
     """``/health``, ``/models``, ``/loras``, ``/ready``, ``/metrics`` and ``/queue``."""
     router = APIRouter(tags=["service"])
     _may_be_named(router, door)
-    told = installed_version()
+    told = installed_version() or "0.0.0"
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics.Figures(door, told))
 
@@ -52,10 +52,8 @@ def routes(door: Door, views: Views) -> APIRouter:
                     "state": pulse.get("state"),
                     "standbys": pulse.get("standbys", 0),
                 },
-                "model": _public_members(pulse.get("model"), _MODEL),
-                "workers": [
-                    _public_members(worker, _WORKER) for worker in pulse.get("workers", ())
-                ],
+                "model": public(pulse["model"], _MODEL) if pulse.get("model") else None,
+                "workers": [public(worker, _WORKER) for worker in pulse.get("workers", ())],
             }
         )
 
@@ -151,13 +149,3 @@ def _may_be_named(router: APIRouter, door: Door) -> None:
         found = listed_loras(door.config, [limits.usual, *limits.others.values()])
         shown = set(models.LoraView.model_fields)
         return JSONResponse({"loras": [{k: each[k] for k in each if k in shown} for each in found]})
-
-
-def _public_members(entry: dict[str, Any] | None, names: Sequence[str]) -> dict[str, Any] | None:
-    """What is everybody's business: never a path of this machine."""
-    if entry is None:
-        return None
-    told = {name: entry[name] for name in names if entry.get(name) is not None}
-    if "name" in told:
-        told["name"] = model_name(str(told["name"]))
-    return told

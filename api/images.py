@@ -7,17 +7,14 @@ Changes nothing.
 
 import contextlib
 import errno
-import functools
-import io
 import itertools
 import os
 import re
 import stat
 import urllib.parse
-import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
@@ -28,9 +25,8 @@ from api.door import Door
 from api.errors import documented
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
-from watcher.log import now_us
 from watcher.pictures.container import NotAPicture, strip
-from watcher.results import zip_entry
+from watcher.results import zip_pieces
 
 TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -173,7 +169,7 @@ def picture_bytes(door: Door, job: Job) -> bytes:
 def thumbnail(door: Door, job: Job, request: Request) -> Response:
     """The small WebP of ``job`` (256 px); the picture itself when there is none."""
     check_ready(job)
-    relative = thumbnail_path(job)
+    relative = f".thumbs/{job.id[:2]}/{job.id}.webp"
     try:
         fd = open_inside(door.outputs, relative)
     except SteadyError:
@@ -187,11 +183,6 @@ def thumbnail(door: Door, job: Job, request: Request) -> Response:
         fixed=True,
         download=False,
     )
-
-
-def thumbnail_path(job: Job) -> str:
-    """Where the thumbnail lies, below outputs/."""
-    return f".thumbs/{job.id[:2]}/{job.id}.webp"
 
 
 def _open_file(
@@ -314,67 +305,19 @@ def archive(
     first = next(jobs, None)
     if first is None:
         raise SteadyError("image_not_ready", none)
+    pieces = zip_pieces(_opened(door, itertools.chain([first], jobs)), table)
     return StreamingResponse(
-        zipped(door, itertools.chain([first], jobs), lambda: bool(door.stopping), table),
+        itertools.takewhile(lambda _: not door.stopping, pieces),
         media_type="application/zip",
         headers={"Content-Disposition": disposition("attachment", f"{name}.zip")},
     )
 
 
-class _Outbox(io.RawIOBase):
-    """Where zipfile writes: collects bytes until they are sent."""
-
-    def __init__(self) -> None:
-        self._parts: list[bytes] = []
-
-    def writable(self) -> bool:
-        return True
-
-    def write(self, data: bytes) -> int:  # type: ignore[override]
-        self._parts.append(bytes(data))
-        return len(data)
-
-    def take(self) -> bytes:
-        taken = b"".join(self._parts)
-        self._parts.clear()
-        return taken
-
-
-def zipped(
-    door: Door,
-    jobs: Iterator[Job],
-    stop: Callable[[], bool],
-    table: tuple[str, Iterator[bytes]] | None = None,
-) -> Iterator[bytes]:
-    """The pictures of these jobs and ``table`` as a zip, a piece at a time.
-
-    Each entry has the time its picture was made. Ends early when ``stop`` says so.
-    """
-    outbox = _Outbox()
-    with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-        for entry, pieces in itertools.chain(_entries(door, jobs), _table_entry(table)):
-            with archive.open(entry, "w", force_zip64=True) as target:
-                for piece in pieces:
-                    if stop():
-                        return
-                    target.write(piece)
-                    yield outbox.take()
-    yield outbox.take()
-
-
-_Entry = tuple[zipfile.ZipInfo, Iterator[bytes]]
-
-
-def _entries(door: Door, jobs: Iterator[Job]) -> Iterator[_Entry]:
+def _opened(door: Door, jobs: Iterator[Job]) -> Iterator[tuple[Job, BinaryIO]]:
+    """Each job with its picture's file. Those taken away by hand since are left out."""
     for job in jobs:
-        # taken away by hand since: the others are still worth having
-        with contextlib.suppress(SteadyError):
-            fd = open_inside(door.outputs, job.path)
-            with os.fdopen(fd, "rb") as file:
-                pieces = iter(functools.partial(file.read, _CHUNK), b"")
-                yield zip_entry(job.path, job.completed_at or job.created_at), pieces
-
-
-def _table_entry(table: tuple[str, Iterator[bytes]] | None) -> Iterator[_Entry]:
-    if table is not None:
-        yield zip_entry(table[0], now_us()), table[1]
+        with (
+            contextlib.suppress(SteadyError),
+            os.fdopen(open_inside(door.outputs, job.path), "rb") as file,
+        ):
+            yield job, file

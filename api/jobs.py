@@ -21,7 +21,7 @@ from api.views import Views
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState, Priority
 from watcher.log import now_us
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.store import JobFilter
 from watcher.submission import Body, Plan
 

@@ -87,14 +87,13 @@ def _shown(name: str, field: FieldInfo) -> Any:
     return [] if several else _SAMPLE.get(name)
 
 
-def _with_example(schema: dict[str, Any], model: type[BaseModel]) -> None:
-    schema["example"] = example_answer(model)
-
-
 class Answer(BaseModel):
     """Base of all: nothing undocumented is sent, and an example shows what is."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra=_with_example)
+    model_config = ConfigDict(
+        extra="forbid",
+        json_schema_extra=lambda schema, model: schema.update(example=example_answer(model)),
+    )
 
 
 class Fault(Answer):

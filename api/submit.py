@@ -16,8 +16,8 @@ from starlette.responses import JSONResponse, Response
 
 from api.door import Door
 from api.errors import fault_entry
-from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
+from watcher.jobfile.fields import seeded
 from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
 from watcher.log import now_us, say
 from watcher.submission import Body, Plan, Reader, lifted, preset_named
@@ -165,7 +165,7 @@ class Submissions:
         if replayed and batch.digest != body.digest:
             raise SteadyError("key_conflict")
         first = plan.requests[0].request
-        self._door.remember(ticket, jobfile.seeded(first, job_id_of(ticket, 0)))
+        self._door.remember(ticket, seeded(first, job_id_of(ticket, 0)))
         try:
             self._store.sync()  # the answer names the picture
             self._publish(body, batch)

@@ -49,9 +49,9 @@ class Views:
         if job.state is not JobState.GENERATING:
             return 0.0, 0 if job.state is JobState.QUEUED else None, steps
         entry = self._door.running(job.id)
-        step = int(entry["step"]) if entry and entry.get("attempt") == job.attempt else 0
-        # Encoding and recording are still to come: a running job is never quite done.
-        return round(min(step / steps, 1.0) * 0.99, 4), step, steps
+        if entry is None or entry.get("attempt") != job.attempt:
+            return 0.0, 0, steps
+        return entry["progress"], int(entry["step"]), steps
 
     def status(self, job: Job) -> dict[str, Any]:
         """The seed's answer to ``GET /status/{job_id}``, then our own fields."""
@@ -108,39 +108,21 @@ class Views:
     def queue(self) -> dict[str, Any]:
         """Counts, what runs, when all is done, and who paused it."""
         counts = self._store.counts()
-        paused = self._store.get("paused")
+        paused = self._store.get("paused") or None
         left = self._door.queue_seconds(counts[JobState.QUEUED])
         running = []
-        pulse = self._door.pulse()
-        for entry in pulse.get("running", ()) if pulse["alive"] else ():
+        for entry in self._door.under_way():
             job = self._store.job(entry["job_id"])
-            steps = max(1, entry["steps"])
             own = self._door.left(job, entry) if job else None
             left = None if left is None else left + (own or 0.0) / self._door.hands
-            running.append(
-                {
-                    "job_id": entry["job_id"],
-                    "slot": entry.get("slot"),
-                    "step": entry["step"],
-                    "steps": steps,
-                    "progress": round(min(entry["step"] / steps, 1.0) * 0.99, 4),
-                    "started_at": utc_time(entry.get("started_at")),
-                    "eta_seconds": rounded(own),
-                }
-            )
+            started, eta = utc_time(entry.get("started_at")), rounded(own)
+            more = {"slot": entry.get("slot"), "started_at": started, "eta_seconds": eta}
+            running.append(_told(models.RunningJob, entry, **more))
         return {
             "counts": {state.value: counts[state] for state in JobState},
             "running": running,
             "eta_seconds": rounded(left),
-            "paused": _paused(paused),
+            "paused": paused
+            and {name: paused.get(name) for name in ("by", "reason")}
+            | {"since": utc_time(paused.get("since"))},
         }
-
-
-def _paused(value: Any) -> dict[str, Any] | None:
-    if not value:
-        return None
-    return {
-        "by": value.get("by"),
-        "reason": value.get("reason"),
-        "since": utc_time(value.get("since")),
-    }

@@ -1,4 +1,4 @@
-"""What a picture costs to encode: Pillow's defaults against the settings of watcher/pictures/__init__.py.
+"""What a picture costs to encode: Pillow's defaults against the settings of watcher/pictures/outputs.py.
 
     python -m benchmarks.encoders [--json] [--rounds 5] [PICTURE...]
 
@@ -22,7 +22,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageStat
 
 from benchmarks.lines import Line
-from watcher.pictures import ENCODERS, THUMBNAIL_SIDE, thumbnail_of
+from watcher.pictures.outputs import ENCODERS, THUMBNAIL_SIDE, thumbnail_of
 
 SIDE = 1024
 

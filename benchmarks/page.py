@@ -29,7 +29,7 @@ from playwright.sync_api import sync_playwright
 
 from benchmarks.store import fill
 from watcher.config import Config
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.store import JobStore
 
 HERE = Path(__file__).parent.parent

@@ -27,10 +27,11 @@ from store_children import claim_one, record_jobs
 from api.app import create_app
 from watcher import jobfile, live
 from watcher.config import Config
+from watcher.jobfile.fields import seeded
 from watcher.jobs import Job, Limits, Priority, job_id_of
 from watcher.log import now_us
 from watcher.models import limits_known
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.store import JobStore, NewJob
 
 HERE = "http://127.0.0.1"
@@ -68,7 +69,7 @@ class Watcher:
     def record(self, ticket: str, planned: Any) -> list[str]:
         new = [
             NewJob.of(
-                request=jobfile.seeded(plan.request, job_id_of(ticket, index)),
+                request=seeded(plan.request, job_id_of(ticket, index)),
                 stem=plan.stem,
                 warnings=plan.warnings,
                 priority=Priority(plan.request.priority or Priority.INTERACTIVE),

@@ -62,7 +62,7 @@ from watcher.engine import (
     Result,
 )
 from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import Job, JobRequest, JobState, Priority, forwards_of
+from watcher.jobs import Job, JobRequest, JobState, Priority
 
 FAULTS = (
     *(
@@ -98,7 +98,7 @@ FAULTS = (
 
 def a_job(id: str, request: JobRequest) -> Job:
     """A job as the record hands it out for the first time."""
-    forwards = forwards_of(request.num_inference_steps or 1)
+    forwards = max(1, (request.num_inference_steps or 1) - 1)
     asked = request.model_dump(include=set(JobRequest.model_fields), exclude_none=True)
     request = JobRequest.model_validate(asked)  # the record knows no opened files
     return Job(

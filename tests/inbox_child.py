@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.inbox import Inbox, drop_file, ignore_lease_signal
+from watcher.inbox import drop_file
+from watcher.inbox.watch import Inbox
+from watcher.inbox.writers import ignore_lease_signal
 
 TICKET = "11111111-2222-4333-8444-555555555555"
 

@@ -114,7 +114,7 @@ def posted(folder: Path, route: str, **more: Any) -> dict[str, Any]:
 
 
 def main(folder: Path) -> dict[str, Any]:
-    from watcher.jobfile import body_fields
+    from watcher.jobfile.batchline import body_fields
     from watcher.jobs import Limits
 
     ways = {

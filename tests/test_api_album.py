@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 from api.app import create_app
 from watcher.config import Config
 from watcher.jobs import Job
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.pictures.recipe import read_recipe, recipe_of
 from watcher.store import JobStore
 

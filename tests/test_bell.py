@@ -21,8 +21,8 @@ from conftest import until
 from namespaces import lowered
 
 from watcher.errors import SteadyError
-from watcher.inbox import Inbox
 from watcher.inbox.bell import Bell
+from watcher.inbox.watch import Inbox
 
 CHILD = Path(__file__).with_name("inbox_child.py")
 RESCAN = 0.4

@@ -129,8 +129,7 @@ def test_rows_are_the_new_file_s_after_it_went_on(make_root: Make) -> None:
 
 
 def test_a_hundred_thousand_refused_rows_never_lie_in_memory() -> None:
-    from watcher.jobfile import refused_csv
-    from watcher.jobfile.tables import Row
+    from watcher.jobfile.tables import Row, refused_csv
 
     asked = []
 

@@ -26,7 +26,8 @@ from test_page import Eyes, browser, drop  # noqa: F401  (browser is a fixture)
 
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.jobfile import Parsed, dump_refused, parse
+from watcher.jobfile import Parsed, parse
+from watcher.jobfile.tables import dump_refused
 from watcher.jobs import Card, Limits
 from watcher.models import limits_known, starter_folder
 from watcher.suffixes import FORMS

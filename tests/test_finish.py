@@ -11,10 +11,10 @@ from store_children import put_batch
 
 from watcher import executor as ex
 from watcher.finish import MOST_THREADS, THREADS, Finisher
-from watcher.inbox import Inbox
+from watcher.inbox.watch import Inbox
 from watcher.jobs import Job, JobState
 from watcher.parts import Shared
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.store import JobStore, Want
 
 JOBS = 100

@@ -17,8 +17,10 @@ from PIL import Image
 from roots import Root
 
 from watcher.errors import SteadyError
-from watcher.inbox import Claim, Inbox
-from watcher.jobfile import parse, read_preset
+from watcher.inbox import Claim
+from watcher.inbox.watch import Inbox
+from watcher.jobfile import parse
+from watcher.jobfile.presets import read_preset
 from watcher.jobs import Limits, input_digest
 
 

@@ -20,9 +20,10 @@ from inbox_child import TICKET
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.inbox import Claim, Inbox, drop_file
+from watcher.inbox import Claim, drop_file
 from watcher.inbox.arrivals import Arrivals
 from watcher.inbox.claims import cut, display
+from watcher.inbox.watch import Inbox
 from watcher.inbox.writers import Writer, writer_of
 
 SETTLE = 0.1
@@ -866,7 +867,7 @@ def test_a_hundred_thousand_files_in_flat_memory(root: Path) -> None:
 import sys, time
 sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
 from pathlib import Path
-from watcher.inbox import Inbox
+from watcher.inbox.watch import Inbox
 inbox = Inbox(Path(sys.argv[1]), settle=1.0, rescan=5.0); inbox.open()
 def peak():
     lines = Path("/proc/self/status").read_text().splitlines()

@@ -31,7 +31,7 @@ from watcher.executor.ray.actor import FarSlot
 from watcher.executor.ray.slots import FarExecutor, Met, Tell
 from watcher.inputs import Finder, Inputs
 from watcher.jobs import JobRequest
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.pictures.recipe import read_recipe
 from watcher.prune import Pruner
 from watcher.store import JobStore

@@ -12,7 +12,7 @@ from conftest import until
 
 from watcher import inbox as folder
 from watcher.config import Config
-from watcher.inbox import Inbox
+from watcher.inbox.watch import Inbox
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
 from watcher.models import limits_known

@@ -18,7 +18,7 @@ from watcher.errors import SteadyError
 from watcher.jobfile import parse
 from watcher.jobs import Card, Limits
 from watcher.models import limits_known
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.pictures.sheet import contact_sheet
 
 MODELS = {

@@ -26,7 +26,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageStat
 from watcher import publish
 from watcher.errors import SteadyError
 from watcher.jobs import SUFFIXES, Job, JobRequest, JobState, Priority
-from watcher.pictures import NameTaken, Outputs, Saved, encode
+from watcher.pictures.outputs import NameTaken, Outputs, Saved, encode
 from watcher.pictures.recipe import read_recipe, recipe_of
 
 FORMATS = sorted(SUFFIXES)

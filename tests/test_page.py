@@ -28,7 +28,7 @@ from roots import Root
 
 from watcher.config import Config
 from watcher.jobs import Job
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.store import JobStore
 
 WCAG = {"runOnly": ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa"]}

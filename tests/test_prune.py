@@ -15,7 +15,7 @@ from roots import Root
 
 from watcher.config import Config
 from watcher.inputs import Inputs
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.prune import Pruned, Pruner
 from watcher.store import JobStore
 

@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from watcher.jobs import SUFFIXES, Job, JobRequest, JobState, Priority
-from watcher.pictures import encode, recipe
+from watcher.pictures import recipe
 from watcher.pictures.container import NotAPicture, scan, strip
+from watcher.pictures.outputs import encode
 from watcher.pictures.recipe import again, read_recipe, recipe_of
 
 FORMATS = sorted(SUFFIXES)

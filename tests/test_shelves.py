@@ -12,7 +12,8 @@ from inbox_child import TICKET
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.inbox import Claim, Inbox, drop_file
+from watcher.inbox import Claim, drop_file
+from watcher.inbox.watch import Inbox
 
 CHILD = Path(__file__).with_name("inbox_child.py")
 OTHER = "22222222-2222-4333-8444-555555555555"

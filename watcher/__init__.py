@@ -29,4 +29,5 @@ previews.py   half-made pictures, for those who look
 live.py log.py            the pulse and what is wrong now; the log and the clock
 config.py errors.py                     every setting; everything that can go wrong
 cli.py commands/                        the command `steady`
+program.py    the installed version; how processes of ours are started
 """

@@ -15,6 +15,7 @@ import typer
 
 from watcher.commands import ask, batches, doctor, models, services, setup, submit, waiting
 from watcher.commands.desk import Json, Quiet, Root
+from watcher.program import installed_version
 
 app = typer.Typer(
     name="steady",
@@ -26,20 +27,10 @@ app = typer.Typer(
 )
 
 
-def version_words() -> str:
-    """The installed version, and where the code was loaded from."""
-    from importlib import metadata  # slow, and wanted here alone
-
-    try:
-        number = metadata.version("steadydiffusion")
-    except metadata.PackageNotFoundError:
-        number = "(not installed)"
-    return f"steadydiffusion {number} ({Path(__file__).resolve().parent})"
-
-
 def _print_version(wanted: bool) -> None:
     if wanted:
-        print(version_words())
+        where = Path(__file__).resolve().parent
+        print(f"steadydiffusion {installed_version() or '(not installed)'} ({where})")
         raise typer.Exit
 
 

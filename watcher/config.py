@@ -6,15 +6,18 @@ a value nobody can use is refused with the nearest right name. Knows nothing of 
 """
 
 import difflib
+import json
 import os
 import re
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import (
     AliasChoices,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -22,13 +25,6 @@ from pydantic import (
     field_validator,
     model_validator,
 )
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
-from typing_extensions import override
 
 from watcher.errors import SteadyError
 from watcher.webhooks import Address, key_of
@@ -57,6 +53,21 @@ def byte_count(text: str) -> int:
     if not match or unit not in _BYTES:
         raise ValueError("write a size such as 500MB or 2GB")
     return int(float(match[1]) * _BYTES[unit])
+
+
+def _read(reader: Callable[[str], Any]) -> BeforeValidator:
+    """A setting that may be a text, which ``reader`` reads."""
+    return BeforeValidator(lambda value: reader(value) if isinstance(value, str) else value)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _addresses(value: Any) -> Any:
+    if isinstance(value, str):
+        value = value.split()
+    return {"to": value} if isinstance(value, list) else value
 
 
 class ModelSetting(BaseModel):
@@ -117,12 +128,10 @@ class Notify(BaseModel):
     quiet: str | None = None
 
 
-class Config(BaseSettings):
+class Config(BaseModel):
     """All settings of one root. Immutable; built once and handed to whoever needs it."""
 
-    model_config = SettingsConfigDict(
-        env_prefix="STEADY_", env_ignore_empty=True, frozen=True, extra="forbid"
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     # -- where
     inbox: Path = Field(Path("inbox"), description="folder that is watched for job files")
@@ -137,7 +146,7 @@ class Config(BaseSettings):
     host: str = Field("127.0.0.1", description="address to listen on; others need a token")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     token: str | None = Field(None, description="secret for HTTP; auto makes one")
-    allowed_hosts: Annotated[list[str], NoDecode] = Field(
+    allowed_hosts: Annotated[list[str], _read(_names)] = Field(
         default_factory=list, description="further names by which the service may be called"
     )
     public_url: str | None = Field(None, description="address in links, behind a proxy")
@@ -166,7 +175,7 @@ class Config(BaseSettings):
         Path("upscalers"), description="folder of networks that enlarge (docs/upscaling.md)"
     )
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
-    devices: Annotated[list[str], NoDecode] = Field(
+    devices: Annotated[list[str], _read(_names)] = Field(
         default_factory=list,
         description="one worker each: auto for all there are; empty means device",
     )
@@ -182,7 +191,7 @@ class Config(BaseSettings):
         default_factory=dict,
         description="what one takes; empty means {GPU: 1}, with `device: cpu` {CPU: 1}",
     )
-    model_patience: float = Field(
+    model_patience: Annotated[float, _read(seconds_of)] = Field(
         60, ge=0, description="seconds a job may be passed by for jobs of the loaded model"
     )
     engine_options: dict[str, Any] = Field(
@@ -193,7 +202,7 @@ class Config(BaseSettings):
         None, gt=0, description="for one step; unset: max(60 s, 20 x the median)"
     )
     job_timeout_seconds: float = Field(3600, gt=0, description="for one picture")
-    idle_unload: float | None = Field(
+    idle_unload: Annotated[float | None, _read(seconds_of)] = Field(
         None, description="end the worker after so long without work, e.g. 10m"
     )
 
@@ -209,15 +218,17 @@ class Config(BaseSettings):
     embed_metadata: bool = Field(True, description="the recipe inside the picture")
 
     # -- the queue
-    cooldown: float = Field(0, ge=0, description="seconds a worker rests after a picture, e.g. 5s")
+    cooldown: Annotated[float, _read(seconds_of)] = Field(
+        0, ge=0, description="seconds a worker rests after a picture, e.g. 5s"
+    )
     max_temperature: int | None = Field(
         None, ge=30, le=120, description="no job begins on a hotter card; degrees Celsius"
     )
     run_window: str | None = Field(None, description='when bulk jobs run, e.g. "22:00-07:00"')
-    min_free_disk: int = Field(
+    min_free_disk: Annotated[int, _read(byte_count)] = Field(
         500_000_000, ge=0, description="the queue waits below this, e.g. 2GB"
     )
-    on_batch_done: Annotated[list[str], NoDecode] = Field(
+    on_batch_done: Annotated[list[str], _read(str.split)] = Field(
         default_factory=list, description="command run when a batch is done"
     )
     webhooks: list[Webhook] = Field(
@@ -227,19 +238,12 @@ class Config(BaseSettings):
     webhook_hosts: dict[str, str] = Field(
         default_factory=dict, description="host: secret; where jobs may want to be told"
     )
-    notify: Annotated[Notify | None, NoDecode] = Field(
+    notify: Annotated[Notify | None, BeforeValidator(_addresses)] = Field(
         None, description="addresses for mail, ntfy, Slack and others"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much")
 
     root: Path = Field(Path(), exclude=True, description="set by load, no key")
-
-    @field_validator("allowed_hosts", "devices", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        return (
-            [v.strip() for v in value.split(",") if v.strip()] if isinstance(value, str) else value
-        )
 
     @field_validator("models", mode="before")
     @classmethod
@@ -281,18 +285,6 @@ class Config(BaseSettings):
             raise ValueError("write local, auto, host:port or ray://host:port")
         return value
 
-    @field_validator("on_batch_done", mode="before")
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        return value.split() if isinstance(value, str) else value
-
-    @field_validator("notify", mode="before")
-    @classmethod
-    def _addresses(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            value = value.split()
-        return {"to": value} if isinstance(value, list) else value
-
     @field_validator("webhook_hosts", mode="after")
     @classmethod
     def _listed(cls, value: dict[str, str]) -> dict[str, str]:
@@ -304,28 +296,6 @@ class Config(BaseSettings):
                 raise ValueError(f"{host} is neither a host nor an origin such as http://host:port")
             key_of(secret)
         return value
-
-    @field_validator("idle_unload", "model_patience", "cooldown", mode="before")
-    @classmethod
-    def _time(cls, value: Any) -> Any:
-        return seconds_of(value) if isinstance(value, str) else value
-
-    @field_validator("min_free_disk", mode="before")
-    @classmethod
-    def _size(cls, value: Any) -> Any:
-        return byte_count(value) if isinstance(value, str) else value
-
-    @classmethod
-    @override
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return env_settings, init_settings
 
     @classmethod
     def keys(cls) -> list[str]:
@@ -342,11 +312,8 @@ class Config(BaseSettings):
         root = Path(root).absolute()
         values = _config_file(root / "config.yaml")
         _refuse_unknown(values, "config.yaml")
-        environment = {name for name in os.environ if name.startswith("STEADY_")} - _NOT_KEYS
-        if "STEADY_DELIVERY" not in environment:  # what on_batch_done is told is no setting
-            _refuse_unknown({n.removeprefix("STEADY_").lower() for n in environment}, "environment")
         try:
-            config = cls(**values)
+            config = cls(**values | _environment())
             given = {name: value for name, value in overrides.items() if value is not None}
             if given:
                 config = cls.model_validate(config.model_dump() | given)
@@ -399,6 +366,26 @@ def _config_file(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise SteadyError("bad_config", f"{path.name} must hold `key: value` lines.")
     return {str(key): value for key, value in values.items()}
+
+
+def _environment() -> dict[str, Any]:
+    """What ``STEADY_<KEY>`` say, but for empty ones; mappings, and lists of such, are JSON."""
+    said = {
+        name.removeprefix("STEADY_").lower(): text
+        for name, text in os.environ.items()
+        if name.startswith("STEADY_") and name not in _NOT_KEYS
+    }
+    if "delivery" not in said:  # what on_batch_done is told is no setting
+        _refuse_unknown(said, "environment")
+    values: dict[str, Any] = {name: said[name] for name in Config.keys() if said.get(name)}  # noqa: SIM118
+    for name, text in values.items():
+        kind = Config.model_fields[name].annotation
+        if get_origin(kind) in (dict, list) and kind != list[str]:
+            try:
+                values[name] = json.loads(text)
+            except ValueError:
+                raise SteadyError("bad_config", f"`{name}` (environment) is no JSON.") from None
+    return values
 
 
 def _refuse_unknown(names: Any, where: str) -> None:

@@ -7,7 +7,8 @@ place in the queue, links, the folder of the pictures. Pure; knows neither the r
 import datetime
 import itertools
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from enum import StrEnum
 from typing import Any
 
 from watcher.errors import ERRORS
@@ -41,47 +42,43 @@ def _at(moment: int, zone: datetime.tzinfo | None) -> str:
 
 def describe_job(job: Job, time: TimeFormat) -> dict[str, Any]:
     """What the record says of a job; ``path`` is below the outputs folder."""
-    return {
-        "id": job.id,
-        "ticket": job.ticket,
-        "index": job.index,
-        "state": job.state.value,
-        "rev": job.rev,
+    return _members_of(job, _OF_JOB, time) | {
         "image_name": job.image_name or None,
         "path": job.path or None,
         "final_size": "{}x{}".format(*job.request.final_size),
-        "priority": job.priority.value,
-        "created_at": time(job.created_at),
-        "started_at": time(job.started_at),
-        "completed_at": time(job.completed_at),
-        "not_before": time(job.not_before),
-        "held": job.held,
-        "attempt": job.attempt,
-        "cancel_requested": job.cancel_requested,
-        "error_code": job.error_code,
-        "error_message": job.error_message,
-        "warnings": list(job.warnings),
-        "sha256": job.sha256,
-        "bytes": job.bytes,
-        "deleted_at": time(job.deleted_at),
     }
 
 
 def describe_batch(batch: Batch, time: TimeFormat) -> dict[str, Any]:
     """What the record says of a batch, its jobs not counted."""
-    return {
-        "ticket": batch.ticket,
-        "name": batch.name,
-        "source": batch.source,
-        "created_at": time(batch.created_at),
-        "recorded_at": time(batch.recorded_at),
-        "jobs": batch.jobs,
-        "axes": {name: list(values) for name, values in batch.axes.items()},
-        "paused": batch.paused,
-        "cancelled": batch.cancelled,
-        "error": dict(batch.error) if batch.error else None,
-        "warnings": list(batch.warnings),
-    }
+    return _members_of(batch, _OF_BATCH, time)
+
+
+#: What is told of each, by the names they have; those of moments are times.
+_OF_JOB = (
+    "id", "ticket", "index", "state", "rev", "image_name", "path", "priority", "created_at",
+    "started_at", "completed_at", "not_before", "held", "attempt", "cancel_requested",
+    "error_code", "error_message", "warnings", "sha256", "bytes", "deleted_at",
+)  # fmt: skip
+_OF_BATCH = (
+    "ticket", "name", "source", "created_at", "recorded_at", "jobs", "axes", "paused", "cancelled",
+    "error", "warnings",
+)  # fmt: skip
+
+
+def _members_of(noun: Job | Batch, names: Sequence[str], time: TimeFormat) -> dict[str, Any]:
+    """The members of ``noun`` by these ``names``, in forms that JSON has."""
+    told: dict[str, Any] = {}
+    for name in names:
+        value = getattr(noun, name)
+        if name.endswith("_at") or name == "not_before":
+            value = time(value)
+        elif isinstance(value, StrEnum):
+            value = value.value
+        elif isinstance(value, tuple):
+            value = list(value)
+        told[name] = dict(value) if isinstance(value, Mapping) else value
+    return told
 
 
 #: Fields of a request that answers tell by other names or not at all.
@@ -101,9 +98,6 @@ def whole_job(job: Job, time: TimeFormat) -> dict[str, Any]:
     """
     code = "cancelled" if job.state is JobState.CANCELLED else job.error_code
     done = job.state is JobState.COMPLETED
-    facts = {name: job.facts[name] for name in _FACTS if job.facts.get(name) is not None}
-    if "model" in facts:
-        facts["model"] = model_name(str(facts["model"]))
     asked = {name: getattr(job.request, name) for name in JobRequest.model_fields}
     return {name: value for name, value in asked.items() if name not in TOLD_APART} | {
         **describe_job(job, time),
@@ -116,7 +110,7 @@ def whole_job(job: Job, time: TimeFormat) -> dict[str, Any]:
         "error_code": code,
         "error_message": "cancelled" if job.state is JobState.CANCELLED else job.error_message,
         "remedy": ERRORS[code].do if code in ERRORS else None,
-        "facts": facts,
+        "facts": public(job.facts, _FACTS),
         "links": {
             "self": f"/jobs/{job.id}",
             "image": f"/jobs/{job.id}/image",
@@ -144,6 +138,14 @@ def whole_batch(batch: Batch, counts: Mapping[JobState, int]) -> dict[str, Any]:
             "images": f"/batches/{batch.ticket}/images.zip",
         },
     }
+
+
+def public(entry: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """Those members of ``entry`` that say something; of a model its name, never where it lies."""
+    told = {name: entry[name] for name in names if entry.get(name) is not None}
+    for name in told.keys() & {"model", "name"}:
+        told[name] = model_name(str(told[name]))
+    return told
 
 
 def nonzero_counts(counts: Mapping[JobState, int]) -> dict[str, int]:

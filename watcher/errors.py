@@ -5,7 +5,7 @@ inbox's ``.error.json`` files, so the same mishap reads the same at every door.
 This module knows nothing of files, SQL or HTTP and imports nothing of ours.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -172,6 +172,10 @@ class ValueFault:
             members.pop("value", None)
         return members
 
+    def error(self) -> "SteadyError":
+        """The refusal of what has this one fault, in its words."""
+        return SteadyError(self.code, self.message, problems=[self], remedy=self.remedy or "")
+
 
 class SteadyError(Exception):
     """The one exception type of the product: a registered ``code`` and the facts of this case.
@@ -205,6 +209,13 @@ class SteadyError(Exception):
         self.remedy = remedy or self.kind.do
         self.problems = tuple(problems)
         super().__init__(code, self.message)
+
+    @classmethod
+    def told(cls, said: Mapping[str, Any]) -> "SteadyError":
+        """What :meth:`as_dict` gave, as an error again; ``internal`` for a code nobody knows."""
+        code = said.get("code")
+        words, remedy = str(said.get("message") or ""), str(said.get("remedy") or "")
+        return cls(code if code in ERRORS else "internal", words, remedy=remedy)
 
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"

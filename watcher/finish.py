@@ -21,11 +21,12 @@ from PIL import Image
 
 from watcher import executor as ex
 from watcher.errors import ERRORS, SteadyError, Trouble
-from watcher.jobfile import MAX_TABLE, has_batch_lines, result_lines
+from watcher.jobfile import MAX_TABLE
+from watcher.jobfile.batchline import has_batch_lines, result_lines
 from watcher.jobs import Batch, Job
 from watcher.log import say
 from watcher.parts import Part, Shared
-from watcher.pictures import NameTaken, Outputs, Saved
+from watcher.pictures.outputs import NameTaken, Outputs, Saved
 from watcher.pictures.recipe import recipe_of
 from watcher.results import day_of, result_json, result_table
 from watcher.store import Completion

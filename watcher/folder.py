@@ -134,6 +134,13 @@ def unmarked(name: str, mark: str) -> str:
     )
 
 
+def is_read_only(folder: Path) -> bool:
+    """Does ``folder`` lie on a disk that nobody may write to, as far as the system tells?"""
+    with contextlib.suppress(AttributeError, OSError):
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    return False
+
+
 def real_folder(path: Path) -> bool:
     """Make ``path`` a folder; was there none? One that is a link could lead our writes anywhere."""
     made = False

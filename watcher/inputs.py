@@ -24,7 +24,8 @@ from typing import Any
 from watcher import publish
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.jobfile import Bundle, Found
+from watcher.jobfile.bundle import Bundle
+from watcher.jobfile.sources import Found
 from watcher.jobs import Job, JobState, input_digest, input_job
 from watcher.pictures.source import FORMATS, MAX_BYTES, Source, look_at
 from watcher.publish import disk_errors
@@ -152,7 +153,7 @@ class Inputs:
 
 
 class Finder:
-    """Finds what one file names, for one reading of it. See jobfile.Pictures.
+    """Finds what one file names, for one reading of it. See Pictures.
 
     Args:
         ticket: under which what is copied is noted.

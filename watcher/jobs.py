@@ -492,11 +492,6 @@ def ticket_of_key(key: str) -> str:
     return str(uuid.uuid5(KEY_NAMESPACE, key))
 
 
-def forwards_of(num_inference_steps: int) -> int:
-    """Transformer calls a picture takes: N-1 as when the seed was written, and 1 stays 1."""
-    return max(1, num_inference_steps - 1)
-
-
 @dataclass(frozen=True)
 class Job:
     """What happened to one job: a row of the record. Times are microseconds since 1970, UTC."""

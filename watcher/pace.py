@@ -146,3 +146,20 @@ class RunWindow:
         if self.start < self.end:
             return self.start <= clock < self.end
         return clock >= self.start or clock < self.end
+
+
+def span_words(seconds: float | None) -> str:
+    """``0.4 s``, ``12 s``, ``3 min``, ``1 h 20 min``, ``2 days``."""
+    if seconds is None:
+        return ""
+    if seconds < 10:
+        return f"{max(seconds, 0):.1f} s"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
+    return f"{round(hours / 24)} days"

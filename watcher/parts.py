@@ -6,7 +6,7 @@ Keeps nothing of its own, so a crash leaves nothing.
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from watcher.inbox import Inbox
+from watcher.inbox.watch import Inbox
 from watcher.live import Troubles
 from watcher.log import now_us
 from watcher.store import JobStore
@@ -32,6 +32,7 @@ class Part:
     """A working part, with what it shares at hand."""
 
     def __init__(self, shared: Shared) -> None:
+        self.shared = shared
         self._store = shared.store
         self._inbox = shared.inbox
         self._troubles = shared.troubles

@@ -15,7 +15,7 @@ from watcher.errors import SteadyError
 from watcher.inbox import done_files, drop_done
 from watcher.inputs import Inputs
 from watcher.jobs import Batch, Job, JobState
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.store import JobStore
 
 _CHUNK = 500  #: jobs that leave the record at once

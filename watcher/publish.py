@@ -10,7 +10,7 @@ import contextlib
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from watcher.errors import SteadyError
@@ -31,15 +31,15 @@ _UNKNOWN = {
 }
 
 
-def write_synced(path: Path, data: bytes, *, mode: int = 0o644) -> None:
-    """Create ``path`` (it must not exist) with ``data`` and flush it to the disk.
+def write_synced(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> None:
+    """Create ``path`` (it must not exist) with ``data``, whole or in pieces, and flush it.
 
     Raises FileExistsError, OSError. A crash in here leaves a partial file under this name,
     so ``path`` is always a temporary one.
     """
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     with os.fdopen(fd, "wb") as file:
-        file.write(data)
+        file.writelines([data] if isinstance(data, bytes) else data)
         file.flush()
         sync_fd(file.fileno())
 
@@ -128,18 +128,23 @@ def publish(temporary: Path, final: Path, *, ways: tuple[Way, ...] = WAYS) -> No
             return
 
 
-def replace(path: Path, data: bytes, *, temporary: Path, sync: bool = True) -> None:
+def replace(
+    path: Path, data: bytes | Iterable[bytes], *, temporary: Path, sync: bool = True
+) -> None:
     """Write ``path`` anew by way of ``temporary``: for files only we write (sidecars, live.json).
 
     A crash leaves the old content or the new one, and perhaps the temporary file.
     """
     with contextlib.suppress(FileNotFoundError):
         os.unlink(temporary)
-    if sync:
-        write_synced(temporary, data)
-    else:
-        temporary.write_bytes(data)
-    os.replace(temporary, path)
+    with contextlib.ExitStack() as undo:
+        undo.callback(temporary.unlink, missing_ok=True)
+        if sync:
+            write_synced(temporary, data)
+        else:
+            temporary.write_bytes(data if isinstance(data, bytes) else b"".join(data))
+        os.replace(temporary, path)
+        undo.pop_all()
     if sync:
         sync_folder(path.parent)
 

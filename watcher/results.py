@@ -5,8 +5,8 @@ pieces go is others' business.
 """
 
 import contextlib
-import csv
 import datetime
+import functools
 import io
 import itertools
 import json
@@ -14,12 +14,14 @@ import time
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from watcher.describe import describe_job, nonzero_counts, zoned_time
 from watcher.inbox import file_of, open_claim
-from watcher.jobfile import MAX_TABLE, guarded, written
+from watcher.jobfile import MAX_TABLE
+from watcher.jobfile.tables import csv_pieces, guarded, written
 from watcher.jobs import Batch, Job, JobState
+from watcher.log import now_us
 from watcher.store import JobStore
 from watcher.suffixes import FORMS
 
@@ -27,7 +29,7 @@ from watcher.suffixes import FORMS
 COLUMNS = ("row", "state", "picture", "seed", "error", "id")
 _LOOKED_AT = 1000  #: jobs whose metadata names the columns where the input has none
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  #: what a zip can say
-_PIECE = 1 << 16  #: characters
+_CHUNK = 1 << 18  #: bytes of a picture
 
 
 def result_json(
@@ -87,9 +89,49 @@ def result_table(store: JobStore, inbox: Path, batch: Batch) -> Iterator[bytes]:
         yield from result_csv(jobs, *written(stream, batch.suffix))
 
 
-def zip_entry(name: str, moment: int) -> zipfile.ZipInfo:
-    """An entry of that time (microseconds UTC). A zip has local time, from 1980 on."""
-    return zipfile.ZipInfo(name, max(time.localtime(moment / 1e6)[:6], _EARLIEST))
+def zip_pieces(
+    pictures: Iterable[tuple[Job, BinaryIO]], table: tuple[str, Iterable[bytes]] | None = None
+) -> Iterator[bytes]:
+    """``pictures`` (job and its opened file) and ``table`` (name, content) as a zip, in pieces.
+
+    Each picture has its path below the outputs folder and the time it was made.
+    """
+    outbox = _Outbox()
+    with zipfile.ZipFile(outbox, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
+
+        def packed(name: str, moment: int, pieces: Iterable[bytes]) -> Iterator[bytes]:
+            # a zip has local time, from 1980 on
+            entry = zipfile.ZipInfo(name, max(time.localtime(moment / 1e6)[:6], _EARLIEST))
+            with archive.open(entry, "w", force_zip64=True) as target:
+                for piece in pieces:
+                    target.write(piece)
+                    yield outbox.take()
+
+        for job, file in pictures:
+            chunks = iter(functools.partial(file.read, _CHUNK), b"")
+            yield from packed(job.path, job.completed_at or job.created_at, chunks)
+        if table is not None:
+            yield from packed(table[0], now_us(), table[1])
+    yield outbox.take()
+
+
+class _Outbox(io.RawIOBase):
+    """Where zipfile writes: collects bytes until they are sent."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: bytes) -> int:  # type: ignore[override]
+        self._parts.append(bytes(data))
+        return len(data)
+
+    def take(self) -> bytes:
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken
 
 
 def result_csv(
@@ -106,9 +148,6 @@ def result_csv(
     spreadsheets want it. A cell that a spreadsheet would take for a formula begins with an
     apostrophe.
     """
-    out = io.StringIO("\ufeff")
-    out.seek(0, io.SEEK_END)
-    writer = csv.writer(out, lineterminator="\r\n")
     if columns is None:
         first = list(itertools.islice(jobs := iter(jobs), _LOOKED_AT))
         jobs = itertools.chain(first, jobs)
@@ -116,7 +155,14 @@ def result_csv(
         columns = list(dict.fromkeys(["label", "prompt", *names]))
     taken = {name.strip().lower() for name in columns}
     ours = [f"result_{name}" if name in taken else name for name in COLUMNS]
-    writer.writerow([*ours, *map(guarded, columns)])
+    header = [*ours, *map(guarded, columns)]
+    return csv_pieces(header, _result_lines(jobs, columns, rows))
+
+
+def _result_lines(
+    jobs: Iterable[Job], columns: Sequence[str], rows: Iterable[tuple[int, Sequence[str]]]
+) -> Iterator[list[Any]]:
+    """What became of each job, and the cells of the row it came from."""
     at, row_by_row = 0, iter(rows)
     cells: Sequence[str] = ()
     for job in jobs:
@@ -127,10 +173,7 @@ def result_csv(
         picture = job.path if job.state is JobState.COMPLETED else ""
         told = [job.row or "", job.state.value, picture, job.request.seed, error, job.id]
         empty = [""] * (len(columns) - len(own))
-        writer.writerow(map(guarded, [*told, *own[: len(columns)], *empty]))
-        if out.tell() > _PIECE:
-            yield _drained(out)
-    yield _drained(out)
+        yield [*told, *own[: len(columns)], *empty]
 
 
 def _said(job: Job, columns: Iterable[str]) -> list[Any]:
@@ -138,13 +181,6 @@ def _said(job: Job, columns: Iterable[str]) -> list[Any]:
     fields = job.request.model_dump()
     own = fields["metadata"] or {}
     return [own.get(name, fields.get(name.strip().lower())) for name in columns]
-
-
-def _drained(out: io.StringIO) -> bytes:
-    text = out.getvalue()
-    out.seek(0)
-    out.truncate()
-    return text.encode("utf-8", "replace")
 
 
 def day_of(moment: int) -> str:

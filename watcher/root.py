@@ -276,7 +276,10 @@ class Turn:
                 if self.over:
                     break
                 if time.monotonic() >= deadline:
-                    raise SteadyError("already_running", _leader_words(store.leader()))
+                    leader = store.leader()
+                    who = f" (process {leader['pid']} on {leader['host']})" if leader else ""
+                    words = f"Another watcher{who} already works on this record."
+                    raise SteadyError("already_running", words)
                 now = time.monotonic()
                 if now - said >= _SAY_SECONDS:
                     if not said:
@@ -312,8 +315,3 @@ class Turn:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def _leader_words(leader: dict[str, Any]) -> str:
-    who = f" (process {leader['pid']} on {leader['host']})" if "pid" in leader else ""
-    return f"Another watcher{who} already works on this record."

@@ -27,7 +27,7 @@ from watcher.executor import Executor, Files
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.heat import hottest_card
-from watcher.inbox import Inbox, ignore_lease_signal
+from watcher.inbox.watch import Inbox, ignore_lease_signal
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
 from watcher.jobs import Job, JobState, Limits
@@ -41,7 +41,7 @@ from watcher.notify.hooks import Webhooks
 from watcher.notify.messages import Messages
 from watcher.pace import Pace, RunWindow
 from watcher.parts import Shared
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 from watcher.previews import Previews
 from watcher.root import Turn, check_layout, keep_private
 from watcher.store import JobStore

@@ -19,9 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from watcher import inbox, jobfile
+from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
+from watcher.inbox import drop_file
 from watcher.inputs import Finder, Inputs
+from watcher.jobfile.planner import PlannedJob, Template
+from watcher.jobfile.presets import in_preset, read_preset
+from watcher.jobfile.rows import RowIterator
+from watcher.jobfile.tables import Row
 from watcher.jobs import JobRequest, Limits
 from watcher.suffixes import FORMS, LINE_SUFFIXES, remedy_for, suffix_of
 from watcher.wildcards import Wildcards
@@ -42,7 +47,7 @@ class Plan:
     wrong with the first of them stands in ``refused``. ``warnings``: of the file and its jobs.
     """
 
-    requests: Sequence[jobfile.PlannedJob]
+    requests: Sequence[PlannedJob]
     count: int | None
     key: str | None
     warnings: tuple[str, ...]
@@ -90,8 +95,8 @@ class Body:
     def publish(
         self, folder: Path, ticket: str, *, name: str = "", known: bool = False, resumes: str = ""
     ) -> None:
-        """Put it into the inbox ``folder``; the arguments are those of :func:`inbox.submit`."""
-        inbox.drop_file(folder, self.data, self.suffix, ticket, known=known,
+        """Put it into the inbox ``folder``; the arguments are those of :func:`drop_file`."""
+        drop_file(folder, self.data, self.suffix, ticket, known=known,
                      resumes=resumes or None, name=name)  # fmt: skip
 
 
@@ -107,7 +112,7 @@ class Reader:
     root: Path
     inputs: Inputs
     keyed: bool = False
-    preset: jobfile.Template | None = None
+    preset: Template | None = None
     beside: Path | None = None
     copies: bool = False  #: pictures that are found are kept
 
@@ -167,12 +172,12 @@ class Reader:
 
     def _of_rows(self, body: Body, head: int | None) -> Plan:
         rows = self._rows(body, finder := self._finder())
-        planned: list[jobfile.PlannedJob] = []
+        planned: list[PlannedJob] = []
         refused: list[ValueFault] = []
         said: dict[str, None] = {}
         count = bad = 0
         for row in itertools.islice(rows, head):
-            if isinstance(row, jobfile.Row):
+            if isinstance(row, Row):
                 bad += 1
                 refused += row.problems[: _TOLD - len(refused)]
                 continue
@@ -190,7 +195,7 @@ class Reader:
             beside=finder.sent,
         )  # fmt: skip
 
-    def _rows(self, body: Body, finder: Finder) -> jobfile.RowIterator:
+    def _rows(self, body: Body, finder: Finder) -> RowIterator:
         return jobfile.read_lines(
             io.BytesIO(body.data), body.suffix, self.limits, wildcards=Wildcards(self.root),
             preset=self.preset, pictures=finder,
@@ -217,16 +222,16 @@ def lifted(body: Body, inputs: Inputs) -> Body:
     return dataclasses.replace(body, data=_WRITTEN_IN.sub(kept, body.data))
 
 
-def preset_named(name: str, presets: Path, limits: Limits) -> jobfile.Template:
+def preset_named(name: str, presets: Path, limits: Limits) -> Template:
     """The preset ``name`` of the folder ``presets``. SteadyError bad_preset."""
     known = sorted(path.stem for path in presets.glob("*.yaml"))
     if name not in known:
         remedy = f"There are: {', '.join(known)}." if known else f"Write {presets}/{name}.yaml."
         raise SteadyError("bad_preset", f"There is no preset `{name}`.", remedy=remedy)
     try:
-        return jobfile.read_preset((presets / f"{name}.yaml").read_bytes(), limits)
+        return read_preset((presets / f"{name}.yaml").read_bytes(), limits)
     except SteadyError as error:
-        raise jobfile.in_preset(error, name) from error
+        raise in_preset(error, name) from error
     except OSError as error:
         raise SteadyError("bad_preset", f"presets/{name}.yaml cannot be read.") from error
 

@@ -231,11 +231,8 @@ def _stopping(router: APIRouter, current: "Current") -> None:
         return JSONResponse(None)
 
     @router.post("/refresh-checkpoints")
-    def refresh() -> Response:
-        return JSONResponse(None)
-
     @router.post("/refresh-vae")
-    def refresh_vae() -> Response:
+    def refresh() -> Response:
         return JSONResponse(None)
 
 

@@ -26,7 +26,7 @@ from pydantic import Field
 from starlette.types import Receive, Scope, Send
 
 from api import images, links
-from api.door import Door, installed_version, unready
+from api.door import Door, unready
 from api.errors import problem
 from api.events import Feed
 from api.guard import token_of
@@ -39,6 +39,7 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
 from watcher.models.loras import listed_loras
+from watcher.program import installed_version
 from watcher.store import JobFilter, JobStore
 from watcher.submission import Body
 
@@ -250,7 +251,9 @@ def server_of(tools: Tools) -> Any:
         return tool
 
     instructions = "Makes pictures from words on this machine, one after another, from a queue."
-    server = MCPServer("SteadyDiffusion", instructions=instructions, version=installed_version())
+    server = MCPServer(
+        "SteadyDiffusion", instructions=instructions, version=installed_version() or "0.0.0"
+    )
     looking: tuple[Callable[..., Any], ...] = (
         tools.get_job, tools.get_image, tools.list_jobs, tools.list_models, tools.list_loras,
         tools.queue_status,

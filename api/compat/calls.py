@@ -27,7 +27,7 @@ from starlette.requests import Request
 from api.door import Door
 from api.events import PING_SECONDS, Feed
 from api.submit import Submissions, Submitted
-from watcher.errors import ERRORS, SteadyError
+from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState, ticket_of_key
 from watcher.log import now_us, say
 from watcher.store import JobStore
@@ -100,20 +100,11 @@ class Snapshot:
         if made:
             return made
         if self.batch.error is not None:
-            said = self.batch.error
-            raise SteadyError(
-                _registered(said.get("code")),
-                said.get("message", ""),
-                remedy=said.get("remedy", ""),
-            )
+            raise SteadyError.told(self.batch.error)
         failed = next((job for job in self.jobs if job.state is JobState.FAILED), None)
         if failed is not None:
-            raise SteadyError(_registered(failed.error_code), failed.error_message or "")
+            raise SteadyError.told({"code": failed.error_code, "message": failed.error_message})
         raise SteadyError("cancelled")
-
-
-def _registered(code: object) -> str:
-    return code if isinstance(code, str) and code in ERRORS else "internal"
 
 
 class Calls:

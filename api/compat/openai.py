@@ -29,8 +29,8 @@ from api.compat.calls import Attempt, Call, Calls, Snapshot
 from api.compat.edits import edit_of, read_form, variation_of
 from api.door import Door
 from api.events import Feed, Stream
-from watcher import jobfile
 from watcher.errors import SteadyError
+from watcher.jobfile.batchline import USAGE, body_fields, images_body, look_of
 from watcher.jobs import MAX_STEPS, Job, JobState, Limits
 from watcher.submission import Body
 
@@ -151,7 +151,7 @@ class Answers:
         warnings = (*asked.warnings, *_planned(call))
         if lost:
             warnings += (f"{lost} of {len(over.jobs)} pictures could not be made.",)
-        body = jobfile.images_body(made, entries, warnings)
+        body = images_body(made, entries, warnings)
         return JSONResponse(body, headers={dialects.REQUEST_ID: call.ticket})
 
     def _form(self, form: str, job: Job, base: str) -> str:
@@ -199,8 +199,8 @@ class Streams:
             "type": f"{asked.event}.completed",
             "b64_json": base64.b64encode(images.picture_bytes(self._door, job)).decode(),
             "created_at": int(time.time()),
-            **jobfile.look_of(job),
-            "usage": jobfile.USAGE,
+            **look_of(job),
+            "usage": USAGE,
             "seed": job.request.seed,
             "job_id": job.id,
             "warnings": list(dict.fromkeys((*asked.warnings, *_planned(call), *job.warnings))),
@@ -224,7 +224,7 @@ class Streams:
             "b64_json": base64.b64encode(unfinished(job, jpeg)).decode(),
             "partial_image_index": len(steps) - 1,
             "created_at": int(time.time()),
-            **jobfile.look_of(job),
+            **look_of(job),
             "progress": round(done, 4),
             "job_id": job.id,
         }
@@ -266,7 +266,7 @@ def generation_of(
     stream = raw.get("stream")
     if stream is not None and not isinstance(stream, bool):
         raise fault("wrong_type", "stream", "must be true or false")
-    fields, warnings = jobfile.body_fields(raw, limits)
+    fields, warnings = body_fields(raw, limits)
     fields = {name: value for name, value in fields.items() if value is not None}
     fields |= {"count": number, **more}
     key = fields.pop("key", None)

@@ -27,6 +27,8 @@ from api.compat.uploads import Shelf
 from api.door import Door
 from watcher import jobfile
 from watcher.errors import SteadyError
+from watcher.jobfile.batchline import BATCH_URL, refused_lines, result_lines
+from watcher.jobfile.tables import Row
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
 from watcher.store import JobFilter
@@ -170,8 +172,8 @@ def _batch_fields(raw: Mapping[str, Any]) -> dict[str, Any]:
     window, metadata = raw.get("completion_window", "24h"), raw.get("metadata")
     if not isinstance(ident, str):
         raise fault("missing_field", "input_file_id", "must be the id of an uploaded file")
-    if endpoint != jobfile.BATCH_URL:
-        raise fault("out_of_range", "endpoint", f"must be {jobfile.BATCH_URL}")
+    if endpoint != BATCH_URL:
+        raise fault("out_of_range", "endpoint", f"must be {BATCH_URL}")
     if not isinstance(window, str) or len(window) > 40:
         raise fault("out_of_range", "completion_window", "must be a time such as 24h")
     if metadata is not None and not (
@@ -275,7 +277,7 @@ class Results:
             return links.url_of(job, base, self._token)
 
         jobs = self._store.jobs_by_row(ticket)
-        lines = jobfile.result_lines(jobs, url_of, good=kind == "output")
+        lines = result_lines(jobs, url_of, good=kind == "output")
         if kind == "error" and batch.refused_rows:
             return itertools.chain(lines, self._refused(batch))
         return lines
@@ -292,7 +294,7 @@ class Results:
             rows = jobfile.read_lines(
                 stream, ".jsonl", self._door.limits(), now=local, salt=batch.ticket
             )
-            yield from jobfile.refused_lines(r for r in rows if isinstance(r, jobfile.Row))
+            yield from refused_lines(r for r in rows if isinstance(r, Row))
 
 
 def _status(batch: Batch, counts: Mapping[JobState, int]) -> str:

@@ -5,7 +5,6 @@ the middle of an upload leaves bytes without a note, which nobody is shown.
 """
 
 import contextlib
-import errno
 import json
 import shutil
 import uuid
@@ -82,9 +81,6 @@ class Shelf:
 
     @contextlib.contextmanager
     def _disk(self) -> Iterator[None]:
-        try:
+        with publish.disk_errors("Uploads cannot be kept"):
             self._folder.mkdir(parents=True, exist_ok=True)
             yield
-        except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise SteadyError("disk_full" if full else "folder_gone") from None

@@ -5,13 +5,10 @@ buttons and fetches the same page again when something has changed. Pages live a
 addresses of the API: whoever accepts HTML gets the page, every program gets JSON.
 """
 
-import datetime
 import shutil
 import sys
-import urllib.parse
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -22,19 +19,21 @@ from starlette.routing import Match
 from starlette.types import Scope
 from typing_extensions import override
 
-from api.door import Door, Kept, installed_version, pulse_troubles, unready
+from api.door import Door, Kept, pulse_troubles, unready
 from api.page import paint
 from api.page.album import again_of, curl_of, smaller_size, started_from, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
 from api.page.needs import Needs, attention, reason_of
 from api.page.paint import Painter
-from api.paging import cursor_of, moment_bound, seq_of, without_nul
+from api.page.shown import Chosen, RunningRow, by_day, sizes_of
+from api.paging import cursor_of, seq_of
 from api.views import Views
-from watcher.describe import model_name
+from watcher.describe import model_name, public
 from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import ENDED, Batch, Card, Job, JobState
+from watcher.jobs import ENDED, Batch, Job, JobState
 from watcher.log import now_us
 from watcher.pictures.sheet import Grid
+from watcher.program import installed_version
 from watcher.store import JobFilter
 from watcher.suffixes import FORMS
 from watcher.upscaling import MAX_LARGE_SIDE, USUAL_FACTOR
@@ -48,6 +47,7 @@ _BATCHES = 40
 _FAILED = 40  #: failed jobs of a batch that are told
 _HOURS = 24
 _HOURS_SECONDS = 30.0  #: for which the figures of the last hours are kept
+_OF_MODEL = ("device", "dtype", "attention", "memory", "revision", "details", "versions")
 _TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
 
 
@@ -75,7 +75,7 @@ class Pages:
         self._store = door.store
         self._views = views
         self._paint = painter
-        self._version = installed_version()
+        self._version = installed_version() or "0.0.0"
         self._hours = Kept(
             lambda: self._store.hours(hour_of(now_us()) - (_HOURS - 1) * HOUR), _HOURS_SECONDS
         )
@@ -107,16 +107,9 @@ class Pages:
         }
 
     def _model(self, pulse: Mapping[str, Any]) -> dict[str, Any]:
-        told = dict(pulse.get("model") or self._store.get("model") or {})
-        return {
-            "name": model_name(str(told.get("name") or "")) or None,
-            "starter": bool(told.get("starter")),
-            "why": told.get("why"),
-        } | {
-            key: told[key]
-            for key in ("device", "dtype", "attention", "memory", "revision", "details", "versions")
-            if told.get(key) is not None
-        }
+        told = pulse.get("model") or self._store.get("model") or {}
+        unsaid = {"name": None, "starter": False, "why": None}
+        return unsaid | public(told, ("name", "starter", "why", *_OF_MODEL))
 
     def show(self, template: str, status: int = 200, **values: Any) -> Response:
         """A template, filled, as an answer."""
@@ -238,7 +231,8 @@ class Pages:
         running = self._running(job) if state is JobState.GENERATING else None
         position = self._door.position(job) if state is JobState.QUEUED and job.seq else None
         code = "cancelled" if state is JobState.CANCELLED else job.error_code
-        values = self.frame("pictures", self._title(job))
+        title = paint.one_line(job.request.prompt, 60) or job.image_name
+        values = self.frame("pictures", title)
         return self.show(
             "job.html",
             **values,
@@ -268,9 +262,6 @@ class Pages:
             started=started_from(job.request),
             again=self._again_words,
         )
-
-    def _title(self, job: Job) -> str:
-        return paint.one_line(job.request.prompt, 60) or job.image_name
 
     def batch(self, ticket: str, after: int) -> Response:
         """One file or body: how far it is, its pictures in order, what failed and why."""
@@ -378,64 +369,6 @@ class Pages:
         )
 
 
-@dataclass(frozen=True)
-class RunningRow:
-    """A job that was handed out. ``step`` None: no word of it yet; ``preview``: the step that the
-    last one shows."""
-
-    job: Job
-    step: int | None
-    steps: int
-    left: float | None
-    preview: int | None
-
-    @property
-    def percent(self) -> int:
-        """0..99: it is 100 when the picture is there."""
-        return min(99, round(100 * (self.step or 0) / self.steps))
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """What the gallery is narrowed to, as the address says it."""
-
-    text: str
-    state: str
-    day: str
-    batch: str
-    cursor: str | None
-
-    @property
-    def filter(self) -> JobFilter:
-        """Raises SteadyError out_of_range for a day that is none."""
-        state = self.state if self.state in {s.value for s in JobState} else ""
-        return JobFilter(
-            state=JobState(state) if state and state != "completed" else None,
-            pictured=state in ("", "completed"),
-            text=without_nul(self.text.strip()) or None,
-            since=moment_bound("day", self.day) if self.day else None,
-            until=moment_bound("day", self.day, end=True) if self.day else None,
-            ticket=without_nul(self.batch) or None,
-        )
-
-    @property
-    def narrowed(self) -> bool:
-        """Is anything but the usual chosen?"""
-        return bool(self.text or self.day or self.batch or self.state not in ("", "completed"))
-
-    def address(self, cursor: str | None) -> str:
-        """The page of the same choice that begins after ``cursor``."""
-        members = {
-            "text": self.text,
-            "state": self.state,
-            "day": self.day,
-            "batch": self.batch,
-            "cursor": cursor,
-        }
-        query = urllib.parse.urlencode({k: v for k, v in members.items() if v})
-        return f"/pictures?{query}" if query else "/pictures"
-
-
 def routes(door: Door, pages: Pages) -> APIRouter:
     """All pages. Hang them before the routes of the same addresses that answer JSON."""
     router = APIRouter(include_in_schema=False, route_class=ForBrowsers)
@@ -484,44 +417,6 @@ def routes(door: Door, pages: Pages) -> APIRouter:
         return pages.system()
 
     return router
-
-
-# -- what is shown, made from what there is
-
-
-def by_day(jobs: Sequence[Job]) -> list[tuple[int, list[Job]]]:
-    """Jobs in their order, cut at local midnights: (the first one's time, jobs)."""
-    days: list[tuple[int, list[Job]]] = []
-    last: datetime.date | None = None
-    for job in jobs:
-        date = datetime.datetime.fromtimestamp(job.created_at // 1_000_000).date()
-        if date != last:
-            days.append((job.created_at, []))
-            last = date
-        days[-1][1].append(job)
-    return days
-
-
-def sizes_of(card: Card) -> list[tuple[int, int, str]]:
-    """A few sizes the model makes well: its own, then upright, lying and small ones."""
-    width, height = card.default_width, card.default_height
-    short = _step(min(width, height) * 3 / 4)
-    wanted = [
-        (width, height, "square" if width == height else "default"),
-        (short, max(width, height), "upright"),
-        (max(width, height), short, "wide"),
-        (_step(width / 2), _step(height / 2), "small"),
-    ]
-    found: list[tuple[int, int, str]] = []
-    for w, h, name in wanted:
-        fits = min(w, h) >= card.min_side and max(w, h) <= card.max_side
-        if fits and w * h <= card.max_pixels and all((w, h) != (a, b) for a, b, _ in found):
-            found.append((w, h, name))
-    return found
-
-
-def _step(side: float) -> int:
-    return max(16, int(side) // 16 * 16)
 
 
 def _seconds(begin: int | None, end: int | None) -> float | None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.page import paint
+from watcher.pace import span_words
 
 HOUR = 3_600_000_000  #: microseconds
 
@@ -41,6 +42,6 @@ def plots_of(hours: Sequence[Any], first: int) -> list[Plot]:
     return [
         plot("Pictures an hour", "pictures", [float(h.pictures) if h else 0.0 for h in hours],
              lambda v: paint.count(int(v), "picture")),
-        plot("Waiting time", "mean", [h.wait if h else 0.0 for h in hours], paint.span),
-        plot("Time for one picture", "mean", [h.run if h else 0.0 for h in hours], paint.span),
+        plot("Waiting time", "mean", [h.wait if h else 0.0 for h in hours], span_words),
+        plot("Time for one picture", "mean", [h.run if h else 0.0 for h in hours], span_words),
     ]  # fmt: skip

@@ -20,6 +20,8 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 from typing_extensions import override
 
+from watcher.pace import span_words
+
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
 
@@ -80,29 +82,14 @@ def stamp(us: int | None) -> str:
     return "" if moment is None else moment.isoformat(timespec="seconds")
 
 
-def span(seconds: float | None) -> str:
-    """``0.4 s``, ``12 s``, ``3 min``, ``1 h 20 min``, ``2 days``."""
-    if seconds is None:
-        return ""
-    if seconds < 10:
-        return f"{max(seconds, 0):.1f} s"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    if hours < 48:
-        return f"{hours} h {minutes} min" if minutes else f"{hours} h"
-    return f"{round(hours / 24)} days"
-
-
 def left(seconds: float | None) -> str:
     """How long it will still take, no more exact than it is known."""
     if seconds is None:
         return ""
     return (
-        "a moment left" if seconds < 1 else f"about {span(round(seconds))} left".replace(".0", "")
+        "a moment left"
+        if seconds < 1
+        else f"about {span_words(round(seconds))} left".replace(".0", "")
     )
 
 
@@ -176,7 +163,7 @@ def _compiled() -> jinja2.Environment:
         "number": number,
         "plain": one_line,
         "size": size,
-        "span": span,
+        "span": span_words,
         "stamp": stamp,
         "ticks": ticks,
         "when": when,

@@ -22,7 +22,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 with atheris.instrument_imports(include=["watcher"]):
     from watcher.errors import ERRORS, SteadyError
-    from watcher.jobfile import dump_refused, parse, seeded
+    from watcher.jobfile import parse
+    from watcher.jobfile.fields import seeded
+    from watcher.jobfile.tables import dump_refused
     from watcher.jobs import Limits
     from watcher.suffixes import FORMS
 

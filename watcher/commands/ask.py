@@ -124,8 +124,7 @@ def status(
             {"id": job, "ticket": job, "state": "queued", "recorded": False},
             f"job       {job}\nstate     queued (its file waits in the inbox)",
         )
-        if not pulse["alive"]:
-            desk.talk(no_watcher(desk))
+        desk.tell_if_alone()
         return 0
     raise SteadyError("job_not_found")
 
@@ -164,8 +163,7 @@ def _service_status(desk: Desk) -> int:
         },
         "\n".join(words),
     )
-    if not pulse["alive"]:
-        desk.talk(no_watcher(desk))
+    desk.tell_if_alone()
     return 0 if pulse["alive"] and not troubles else 4
 
 
@@ -242,13 +240,7 @@ def resume(desk: Desk, batch: Whole = None) -> None:
     with desk.record() as store:
         store.drop("paused")
     desk.answer({"paused": False}, "The queue goes on.")
-    if not desk.pulse()["alive"]:
-        desk.talk(no_watcher(desk))
-
-
-def no_watcher(desk: Desk) -> str:
-    """What to say when something waits for a watcher that does not run."""
-    return f"No watcher runs here; start it: steady --root {desk.root} serve"
+    desk.tell_if_alone()
 
 
 class _NotRecorded(SteadyError):

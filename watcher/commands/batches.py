@@ -6,7 +6,7 @@ A crash of an export leaves a part of the copy, never less of what was copied.
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -16,8 +16,10 @@ from watcher.errors import SteadyError
 from watcher.log import now_us
 
 if TYPE_CHECKING:
-    from watcher.jobs import Batch
-    from watcher.pictures import Outputs
+    from collections.abc import Iterable, Iterator
+
+    from watcher.jobs import Batch, Job
+    from watcher.pictures.outputs import Outputs
     from watcher.store import JobStore
 
 
@@ -41,7 +43,7 @@ def export(
     page: Annotated[int, typer.Option(min=1, help="Of the contact sheet, 64 pictures each.")] = 1,
 ) -> None:
     """Copy a batch's pictures, its results or a contact sheet to a place of yours."""
-    from watcher.pictures import Outputs
+    from watcher.pictures.outputs import Outputs
 
     if target.suffix and target.exists():
         raise SteadyError("bad_request", f"{target} is there already.", remedy="Name another.")
@@ -62,7 +64,7 @@ def _write(
     store: "JobStore", outputs: "Outputs", inbox: Path, batch: "Batch", target: Path, page: int
 ) -> int:
     from watcher.pictures.sheet import PICTURES, contact_sheet
-    from watcher.results import result_json, result_table, zip_entry
+    from watcher.results import result_json, result_table, zip_pieces
 
     kind = target.suffix.lower()
     if kind in (".csv", ".json"):
@@ -88,22 +90,21 @@ def _write(
     ]
     there = [(job, path) for job, path in pictures if path.is_file()]
     if kind == ".zip":
-        import zipfile
-
-        with zipfile.ZipFile(target, "x", zipfile.ZIP_STORED) as archive:
-            for job, path in there:
-                entry = zip_entry(job.path, job.completed_at or job.created_at)
-                with path.open("rb") as source, archive.open(entry, "w") as copy:
-                    shutil.copyfileobj(source, copy)
-            table = zip_entry(f"{batch.name}.result.csv", now_us())
-            with archive.open(table, "w") as copy:
-                copy.writelines(result_table(store, inbox, batch))
+        table = f"{batch.name}.result.csv", result_table(store, inbox, batch)
+        with target.open("xb") as file:
+            file.writelines(zip_pieces(_opened_files(there), table))
         return len(there)
     for job, path in there:
         copied = target / job.path
         copied.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, copied)
     return len(there)
+
+
+def _opened_files(there: "Iterable[tuple[Job, Path]]") -> "Iterator[tuple[Job, BinaryIO]]":
+    for job, path in there:
+        with path.open("rb") as file:
+            yield job, file
 
 
 def prune(
@@ -115,7 +116,7 @@ def prune(
     """Tidy old batches away: record, done files, results, thumbnails; pictures stay."""
     from watcher.config import seconds_of
     from watcher.inputs import Inputs
-    from watcher.pictures import Outputs
+    from watcher.pictures.outputs import Outputs
     from watcher.prune import Pruner
 
     try:

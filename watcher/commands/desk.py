@@ -118,6 +118,11 @@ class Desk:
         if not self.quiet and not self.as_json:
             print(harmless_lines(text), file=sys.stderr, flush=True)
 
+    def tell_if_alone(self) -> None:
+        """Say so when something waits for a watcher and none runs."""
+        if not self.pulse()["alive"]:
+            self.talk(f"No watcher runs here; start it: steady --root {self.root} serve")
+
     def complain(self, error: SteadyError) -> None:
         """What went wrong and what to do; said also when quiet."""
         if self.as_json:
@@ -135,17 +140,6 @@ def fitted_line(text: str, width: int) -> str:
     """``text`` on one line of at most ``width`` characters, control characters shown."""
     line = harmless(" ".join(text.split()))
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
-
-
-def in_time(seconds: float) -> str:
-    """A span for people: ``40 s``, ``12 min``, ``3 h 20 min``."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours / 24:.1f} days"
 
 
 def error_text(error: SteadyError) -> str:

@@ -65,7 +65,7 @@ def _option(name: str, said: dict[str, Any]) -> inspect.Parameter:
 
 
 def _several(name: str, words: list[str]) -> Any:
-    from watcher.jobfile import value_of_words
+    from watcher.jobfile.cells import value_of_words
 
     try:
         return value_of_words(name, words)

@@ -130,13 +130,11 @@ def convert(
     name: Name = None,
 ) -> None:
     """Write a bfloat16 copy of a model: 38 % less to read at every start."""
-    from watcher.models import weights
+    from watcher.engines.convert import convert_model
 
     name = name or _model_named(desk)
     with Bar(desk) as bar:
-        folder = weights.convert_model(
-            name, target.absolute(), desk.config.root, progress=bar.bytes
-        )
+        folder = convert_model(name, target.absolute(), desk.config.root, progress=bar.bytes)
     desk.answer({"model": name, "folder": str(folder)}, f"{folder}; use it by `model: {folder}`")
 
 

@@ -16,13 +16,13 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
+from watcher.program import ending, environment, module
 
 STOP_SECONDS = 10.0  #: from SIGTERM to the end of every child
 _BACKOFF = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  #: seconds before the n-th restart in a row
@@ -92,22 +92,8 @@ def mcp(desk: Desk) -> None:
 
 def _become(arguments: list[str]) -> None:
     if sys.platform == "win32":
-        raise typer.Exit(subprocess.run(arguments, env=child_environment(), check=False).returncode)
-    os.execve(arguments[0], arguments, child_environment())  # noqa: S606 (it becomes this process)
-
-
-def module(name: str, *options: str) -> list[str]:
-    """The command line of one of our modules, whatever lies in the current folder."""
-    return [sys.executable, "-P", "-m", name, *options]
-
-
-def child_environment() -> dict[str, str]:
-    """The environment of our children; they must find our packages also where not installed."""
-    home = str(Path(__file__).resolve().parents[2])
-    known = dict(os.environ)
-    if "site-packages" not in home:
-        known["PYTHONPATH"] = os.pathsep.join(p for p in (home, known.get("PYTHONPATH")) if p)
-    return known
+        raise typer.Exit(subprocess.run(arguments, env=environment(), check=False).returncode)
+    os.execve(arguments[0], arguments, environment())  # noqa: S606 (it becomes this process)
 
 
 @dataclass
@@ -174,7 +160,7 @@ class Supervisor:
         wait = _BACKOFF[min(child.failures, len(_BACKOFF) - 1)]
         child.failures += 1
         child.due = now + wait
-        self._desk.talk(f"The {child.name} ended ({_ending_in_words(ended)}); starting it again.")
+        self._desk.talk(f"The {child.name} ended ({ending(ended)}); starting it again.")
         return None
 
     def _tell(self) -> bool:
@@ -232,9 +218,7 @@ def _start(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
         own = {"preexec_fn": lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)}
     if sys.platform != "win32":
         own["process_group"] = 0
-    return subprocess.Popen(
-        list(arguments), stdin=subprocess.DEVNULL, env=child_environment(), **own
-    )
+    return subprocess.Popen(list(arguments), stdin=subprocess.DEVNULL, env=environment(), **own)
 
 
 def _free_port(host: str, port: int) -> int:
@@ -267,10 +251,3 @@ def _for_url(host: str) -> str:
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 (we listen where the person said)
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host
-
-
-def _ending_in_words(ended: int) -> str:
-    if ended < 0:
-        with contextlib.suppress(ValueError):
-            return signal.Signals(-ended).name
-    return f"exit code {ended}"

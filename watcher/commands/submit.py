@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from watcher.commands.desk import Desk, command, fitted_line, in_time
+from watcher.commands.desk import Desk, command, fitted_line
 from watcher.commands.fields import pairs, with_fields
 from watcher.errors import SteadyError, ValueFault
 from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
-    from watcher.jobfile import Template
+    from watcher.jobfile.planner import Template
     from watcher.jobs import JobRequest, Limits
     from watcher.submission import Body, Plan, Reader
 
@@ -121,7 +121,7 @@ def submit(
     ]
     if wait:
         return until_done(desk, tickets, since, deadline)
-    _mention_watcher(desk)
+    desk.tell_if_alone()
     return 0
 
 
@@ -211,12 +211,12 @@ def _content_and_suffix(path: Path) -> bytes:
 
 def _set(words: list[str], limits: "Limits") -> dict[str, Any]:
     """What ``--set`` says, each value as its field wants it. Raises SteadyError."""
-    from watcher import jobfile
+    from watcher.jobfile.fields import request_of
 
     said = pairs(words, "--set wants FIELD=VALUE")
     if not said:
         return {}
-    read = jobfile.request_of({"prompt": "-"} | said, limits, text=True)
+    read = request_of({"prompt": "-"} | said, limits, text=True)
     wanted = read.model_dump(exclude_none=True)
     return {name: value for name, value in wanted.items() if name in said or name not in _FILLED}
 
@@ -351,11 +351,11 @@ def _show(desk: Desk, sheets: Sequence[Submission], limits: "Limits") -> None:
     total = sum(sheet.jobs for sheet in sheets)
     seconds = None
     if desk.has_record():
-        from watcher.pace import Pace
+        from watcher.pace import Pace, span_words
 
         with desk.record() as store:
             seconds = Pace(store.durations()).queue(sizes, total, rest=desk.config.cooldown)
-    time = "" if seconds is None else f", about {in_time(seconds)}"
+    time = "" if seconds is None else f", about {span_words(round(seconds))}"
     desk.talk(f"{_count_pictures(total)}, {forwards} steps of work{time}; nothing was queued.")
 
 
@@ -383,10 +383,3 @@ def _last_rev(desk: Desk) -> int:
         return 0
     with desk.record() as store:
         return store.last_rev()
-
-
-def _mention_watcher(desk: Desk) -> None:
-    from watcher.commands.ask import no_watcher
-
-    if not desk.pulse()["alive"]:
-        desk.talk(no_watcher(desk))

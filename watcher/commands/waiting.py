@@ -96,8 +96,7 @@ def _ended(screen: "Screen", store: "JobStore", ticket: str) -> int | None:
     if batch is None or batch.recorded_at is None:
         return None
     if batch.error:
-        code = str(batch.error.get("code", "internal"))
-        screen.complain(SteadyError(code, str(batch.error.get("message", ""))))
+        screen.complain(SteadyError.told(batch.error))
         return 2
     counts = store.progress(ticket)
     if any(number and not state.ended for state, number in counts.items()):
@@ -194,14 +193,12 @@ class Screen:
         return pulse
 
     def _mind_watcher(self, pulse: dict[str, Any]) -> None:
-        from watcher.commands.ask import no_watcher
-
         if pulse["alive"]:
             self._lonely_since = None
         elif self._lonely_since and time.monotonic() - self._lonely_since > _LONELY_SECONDS:
             self._lonely_since = None
             self._bar.wipe()
-            self._desk.talk(no_watcher(self._desk))
+            self._desk.tell_if_alone()
 
 
 def _time_left(running: dict[str, Any], pulse: dict[str, Any]) -> str:

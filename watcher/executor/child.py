@@ -13,10 +13,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.executor.printed import Printed
+from watcher.program import ending, environment
 from watcher.wire import MAX_SAID, PLACE_SIZE, PLACES, BadFrame, Frames, Said, heard
 
 _LAST_WORDS = 0.5  #: seconds from a closed socket to the end of the process behind it
@@ -65,7 +65,7 @@ class Child:
                 stderr=printed,
                 pass_fds=[theirs.fileno(), self._shelf],
                 start_new_session=True,  # Ctrl-C on the terminal is for the watcher alone
-                env=_worker_environment(),
+                env=environment(),
             )
         except OSError:
             self._channel.close()
@@ -236,7 +236,9 @@ class Child:
 
     def cause(self, code: int) -> tuple[str, SteadyError | None, bool]:
         """Of an unexpected end: the words, the trouble around us if that was it, and blame."""
-        how = f"was ended: {self.ended}" if self.ended is not None else _ending_words(code)
+        how = f"was ended: {self.ended}"
+        if self.ended is None:
+            how = f"left with {ending(code)}" if code >= 0 else f"was ended by {ending(code)}"
         if self.reason is not None:
             kind, text = self.reason
             if not self.ready or kind in ("device_lost", "server_away"):
@@ -261,15 +263,6 @@ def _load_error(code: str, text: str) -> SteadyError:
     return SteadyError(code, text, remedy=remedy)
 
 
-def _worker_environment() -> dict[str, str]:
-    """Ours, with this very package on the worker's path (``-P`` keeps its cwd out of it)."""
-    home = Path(__file__).resolve().parents[2]
-    path = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
-    if home.name not in ("site-packages", "dist-packages"):
-        path.append(str(home))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(path)}
-
-
 def _pidfd(pid: int) -> int | None:
     """A descriptor that turns readable when the process ends, where the system has such."""
     try:
@@ -285,13 +278,3 @@ def _shelf() -> int:
     except (AttributeError, OSError):
         with tempfile.TemporaryFile() as file:
             return os.dup(file.fileno())
-
-
-def _ending_words(code: int) -> str:
-    if code >= 0:
-        return f"left with exit code {code}"
-    try:
-        name = signal.Signals(-code).name
-    except ValueError:
-        name = str(-code)
-    return f"was ended by {name}"

@@ -11,10 +11,8 @@ import logging
 import selectors
 import signal
 import socket
-import statistics
 import sys
 import time
-from collections import OrderedDict, deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -36,54 +34,11 @@ from watcher.executor import (
     WorkerSpec,
 )
 from watcher.executor.child import Child
+from watcher.executor.patience import STEP_FLOOR, Patience
 from watcher.executor.seat import Ailment, Seat, Slots, Task
 from watcher.jobs import Job
 from watcher.log import now_us
 from watcher.wire import BadFrame, Said, line
-
-#: Seconds: the floor of the deadline, and what holds while no step was ever seen (one step of a
-#: large picture on a slow processor takes minutes).
-STEP_FLOOR, STEP_UNKNOWN = 60.0, 600.0
-STEP_FACTOR = 20
-
-
-class Patience:
-    """How long steps take, by picture size, to tell slow from stuck.
-
-    Args:
-        fixed: seconds every step may take; None: ``STEP_FACTOR`` times the median of its size,
-            and at least ``STEP_FLOOR``.
-    """
-
-    def __init__(self, fixed: float | None) -> None:
-        self._fixed = fixed
-        self._seen: OrderedDict[tuple[int, int], deque[float]] = OrderedDict()
-
-    def add(self, size: tuple[int, int], seconds: float) -> None:
-        """Learn that one step of this size took ``seconds``."""
-        self._seen.setdefault(size, deque(maxlen=32)).append(seconds)
-        self._seen.move_to_end(size)
-        if len(self._seen) > 256:
-            self._seen.popitem(last=False)
-
-    def median(self, size: tuple[int, int]) -> float | None:
-        """Seconds a step takes; of a size never seen, guessed from the last one that was."""
-        if size in self._seen:
-            return statistics.median(self._seen[size])
-        if not self._seen:
-            return None
-        known = next(reversed(self._seen))
-        growth = max(1.0, size[0] * size[1] / max(1, known[0] * known[1]))
-        return statistics.median(self._seen[known]) * growth**2  # attention grows so
-
-    def limit(self, size: tuple[int, int], *, compiled: bool = False) -> float:
-        """Seconds after which a step counts as stuck; a compiled model may compile in any."""
-        if self._fixed is not None:
-            return self._fixed
-        median = self.median(size)
-        floor = STEP_UNKNOWN if compiled else STEP_FLOOR
-        return STEP_UNKNOWN if median is None else max(floor, STEP_FACTOR * median)
-
 
 log = logging.getLogger("watcher.executor")
 
@@ -190,13 +145,6 @@ class LocalExecutor(Slots[Seat]):
             self._dismiss(seat, seat.child)
 
     @override
-    def cancel(self, job_id: str) -> None:
-        for seat in self._seats:
-            for task in list(seat.tasks):
-                if task.job.id == job_id and not task.cancelled:
-                    self._cancel(seat, task)
-
-    @override
     def look(self, job_id: str) -> None:
         for seat in self._seats:
             if seat.child is not None and seat.tasks and seat.tasks[0].job.id == job_id:
@@ -233,7 +181,8 @@ class LocalExecutor(Slots[Seat]):
     @override
     def _turn(self, timeout: float) -> None:
         """Wait for something, take in everything there is, then look at the clock."""
-        wait = max(0.0, min(timeout, self._next_alarm() - time.monotonic()))
+        alarm = min((self._alarm(seat) for seat in self._seats), default=float("inf"))
+        wait = max(0.0, min(timeout, alarm - time.monotonic()))
         for key, mask in self._selector.select(wait):
             if key.data is None:
                 self._quieten()
@@ -264,9 +213,6 @@ class LocalExecutor(Slots[Seat]):
         except BlockingIOError:
             pass
         self._changed = True
-
-    def _next_alarm(self) -> float:
-        return min((self._alarm(seat) for seat in self._seats), default=float("inf"))
 
     def _alarm(self, seat: Seat) -> float:
         """When to look at this slot again though nothing was heard."""
@@ -510,6 +456,7 @@ class LocalExecutor(Slots[Seat]):
         if seat.tasks and not seat.fits(seat.tasks[0]) and seat.child is not None:
             self._dismiss(seat, seat.child)
 
+    @override
     def _cancel(self, seat: Seat, task: Task) -> None:
         task.cancelled = True
         if seat.state == "loading" or not seat.fits(task):  # it was never sent

@@ -179,6 +179,18 @@ class Slots(Executor, Generic[_Seat]):
         return found
 
     @override
+    def cancel(self, job_id: str) -> None:
+        for seat in self._seats:
+            for task in list(seat.tasks):
+                if task.job.id == job_id and not task.cancelled:
+                    task.cancelled = True
+                    self._cancel(seat, task)
+
+    def _cancel(self, seat: _Seat, task: Task) -> None:
+        """Let the worker know that ``task`` is cancelled."""
+        raise NotImplementedError
+
+    @override
     def status(self) -> list[dict[str, Any]]:
         now = time.monotonic()
         return [seat.status(now) for seat in self._seats]

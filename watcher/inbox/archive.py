@@ -19,24 +19,28 @@ from pathlib import Path
 from typing import Any
 
 from watcher import publish
-from watcher.folder import real_folder
+from watcher.folder import Folder, real_folder
 from watcher.inbox.claims import PRESET, ROOM, Claim, claim_of, cut, own_ticket
+from watcher.publish import disk_errors
 from watcher.suffixes import JOB_SUFFIXES
 
 MARK = ".steady"  #: tells our inbox from the bare mount point below it
 #: Its rooms: half-written files, files in work, finished ones, refused ones.
 TMP, CLAIMED, DONE, REFUSED = ".tmp", ".claimed", "done", "refused"
+_WORDS = b"This folder is the inbox of SteadyDiffusion.\n"  #: what the mark says
 _OURS = "watcher-"  #: begins the names of our own temporary files
 _STALE_SECONDS = 3600.0  #: age of a submitter's temporary file that nobody publishes any more
 _MOST_ALIKE = 9  #: refused files of one name that are numbered; later ones carry their ticket
 
 
 class Shelves:
-    """The folders inside ``inbox``. Methods raise OSError; see ``Inbox`` for their meaning."""
+    """The folders inside ``inbox``, and what is put into them; any thread. Part of ``Inbox``."""
 
     def __init__(
         self, inbox: Path, *, checkpoint: Callable[[str], None], ways: tuple[publish.Way, ...]
     ) -> None:
+        self.folder = inbox
+        self._home = Folder(inbox, name="inbox", mark=MARK, fresh=lambda: _WORDS)
         self._tmp = inbox / TMP
         self._claimed = inbox / CLAIMED
         self._done = inbox / DONE
@@ -45,7 +49,15 @@ class Shelves:
         self._ways = ways
         self._synced: set[Path] = set()  #: folders whose own names are known to be durable
 
-    def make(self) -> None:
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Inside, the inbox is ours and has all its folders; SteadyError folder_gone, disk_full."""
+        self._home.guard()
+        with disk_errors("The inbox cannot be written"):
+            self._make_rooms()
+            yield
+
+    def _make_rooms(self) -> None:
         """Create the folders that are missing; NotADirectoryError when one is something else."""
         for folder in (self._tmp, self._claimed, self._done, self._refused):
             self._make(folder)
@@ -56,7 +68,7 @@ class Shelves:
             publish.sync_folder(folder.parent)
             self._synced.add(folder)
 
-    def room(self, name: str, preset: bytes) -> Path:
+    def _room(self, name: str, preset: bytes) -> Path:
         """Where files of the hot folder ``name`` are claimed to, with its preset beside them.
 
         The room is named after the preset's content, so what a claimed file was to become is
@@ -70,7 +82,7 @@ class Shelves:
             self._checkpoint("preset_kept")
         return room
 
-    def sweep(self) -> None:
+    def _sweep(self) -> None:
         """Remove what nobody needs any more: rooms without a file, and temporary files nobody
         will publish, ours at once, submitters' after an hour.
         """
@@ -98,61 +110,82 @@ class Shelves:
         *,
         day: str,
         result: Iterable[bytes],
-        table: Iterable[bytes] | None,
-        refused: Iterable[bytes] | None,
+        table: Iterable[bytes] | None = None,
+        refused: Iterable[bytes] | None = None,
         further: Iterable[tuple[str, Iterable[bytes]]] = (),
     ) -> None:
-        """See ``Inbox.archive``."""
+        """Move a finished file to ``done/<day>/`` and write its results beside it.
+
+        ``<stem>~<ticket8><suffix>``, the same + ``.result.json`` (pieces of ``result``,
+        streamed) and ``.result.csv`` (``table``), ``<stem>~<ticket8>.refused.csv``
+        (``refused``) and ``<stem>~<ticket8><end>`` of each ``further`` (end, pieces), which is
+        removed when there are no pieces. May be called again after a crash at any step, and after
+        a retry on another day: the results are then written anew where the file lies. Raises
+        SteadyError folder_gone or disk_full.
+        """
         stem = _stem_in_done(claim_ticket, name)
         file = stem + suffix
-        source = self._find(claim_ticket, name)
-        home = self._day_of(file, day)
-        if refused is not None:  # made from the file itself, which is found here for the last time
-            self._write(home / f"{stem}.refused.csv", refused)
-        if source is not None:
-            self._move(source, home / file)
-        self._checkpoint("archived_moved")
-        for end, parts in further:
-            path, pieces = home / f"{stem}{end}", iter(parts)
-            first = next(pieces, None)
-            if first is None:
-                path.unlink(missing_ok=True)
-            else:
-                self._write(path, itertools.chain([first], pieces))
-        for sidecar, content in (
-            (f"{file}.result.csv", table),
-            (f"{file}.result.json", result),
-        ):
-            if content is not None:
-                self._write(home / sidecar, content)
-        self._checkpoint("sidecar_written")
+        with self._writing():
+            source = self._find(claim_ticket, name)
+            home = self._day_of(file, day)
+            if refused is not None:  # made from the file itself, found here for the last time
+                self._write(home / f"{stem}.refused.csv", refused)
+            if source is not None:
+                self._move(source, home / file)
+            self._checkpoint("archived_moved")
+            for end, parts in further:
+                path, pieces = home / f"{stem}{end}", iter(parts)
+                first = next(pieces, None)
+                if first is None:
+                    path.unlink(missing_ok=True)
+                else:
+                    self._write(path, itertools.chain([first], pieces))
+            for kind, content in (("csv", table), ("json", result)):
+                if content is not None:
+                    self._write(home / f"{file}.result.{kind}", content)
+            self._checkpoint("sidecar_written")
 
     def discard(self, claim_ticket: str) -> None:
-        """See ``Inbox.discard``."""
-        for path in self._all_of(claim_ticket):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(path)
-        publish.sync_folder(self._claimed)  # its batch may be forgotten soon: it must not come back
-        self._checkpoint("archived_moved")
+        """Remove a claimed file that is not kept (our own making, or recorded before).
+
+        Durable and idempotent. Raises SteadyError folder_gone or disk_full.
+        """
+        with self._writing():
+            for path in self._all_of(claim_ticket):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            publish.sync_folder(self._claimed)  # its batch may be forgotten: it must not come back
+            self._checkpoint("archived_moved")
 
     def refuse(self, claim: Claim, body: dict[str, Any]) -> Path:
-        """See ``Inbox.refuse``."""
+        """Move a file of which nothing ran to ``refused/``, ``<name>.error.json`` beside it.
+
+        A taken name gets ``_2``, ``_3``, …. The reason is written first and names the
+        ticket, so a second call after a crash finds its place again. A file of our own
+        making becomes ``submitted-<ticket><suffix>``. Returns where the file lies. Raises
+        SteadyError folder_gone or disk_full.
+        """
         name = claim.entry.partition("~")[2]
         if own_ticket(name):
             # back in the inbox it must be a plain new file, not a repeat of this ticket
             name = f"submitted-{claim.ticket}{claim.suffix}"
-        path = self._place(name, claim.ticket)
-        text = json.dumps(
-            {"file": claim.name, "ticket": claim.ticket} | body, ensure_ascii=False, indent=1
-        )
-        self._write(_reason_beside(path), [text.encode("utf-8", "backslashreplace"), b"\n"])
-        self._checkpoint("sidecar_written")
-        if os.path.lexists(claim.path):
-            self._move(claim.path, path)
-        self._checkpoint("refused_moved")
+        said = {"file": claim.name, "ticket": claim.ticket} | body
+        text = json.dumps(said, ensure_ascii=False, indent=1)
+        with self._writing():
+            path = self._place(name, claim.ticket)
+            self._write(_reason_beside(path), [text.encode("utf-8", "backslashreplace"), b"\n"])
+            self._checkpoint("sidecar_written")
+            if os.path.lexists(claim.path):
+                self._move(claim.path, path)
+            self._checkpoint("refused_moved")
         return path
 
-    def in_work(self, ticket: str) -> Path | None:
+    def put_away(self, claim: Claim) -> bool:
+        """Does the file of ``claim`` lie in ``done/`` as well? SteadyError folder_gone."""
+        with self._writing():
+            return self._kept(claim) is not None
+
+    def _in_work(self, ticket: str) -> Path | None:
         """Where the claimed file of our own making with this ticket lies, if it does."""
         for suffix in JOB_SUFFIXES:
             path = self._claimed / f"{ticket}~api-{ticket}{suffix}"
@@ -160,13 +193,13 @@ class Shelves:
                 return path
         return None
 
-    def kept(self, claim: Claim) -> Path | None:
+    def _kept(self, claim: Claim) -> Path | None:
         """Where the file of ``claim`` lies in ``done/``, if it does."""
-        return _kept(self._done, claim.ticket, claim.name, claim.suffix)
+        return _kept_in(self._done, claim.ticket, claim.name, claim.suffix)
 
-    def is_other_name(self, path: Path, claim: Claim) -> bool:
+    def _is_other_name(self, path: Path, claim: Claim) -> bool:
         """Is ``path`` a second name of the file of ``claim``, wherever that lies now?"""
-        for known in (claim.path, self.kept(claim)):
+        for known in (claim.path, self._kept(claim)):
             with contextlib.suppress(FileNotFoundError):
                 if known is not None and os.path.samestat(os.lstat(known), os.lstat(path)):
                     return True
@@ -188,7 +221,7 @@ class Shelves:
         return self._claimed.glob(f"{name}{ROOM}*/")
 
     def _all_of(self, ticket: str) -> Iterator[Path]:
-        ours = self.in_work(ticket)
+        ours = self._in_work(ticket)
         if ours is not None:
             yield ours
             return
@@ -234,18 +267,7 @@ class Shelves:
         return self._tmp / f"{_OURS}{uuid.uuid4().hex}"
 
     def _write(self, path: Path, parts: Iterable[bytes]) -> None:
-        """``publish.replace`` for content that comes in pieces."""
-        temporary = self._temporary()
-        with contextlib.ExitStack() as undo:
-            undo.callback(temporary.unlink, missing_ok=True)
-            with temporary.open("xb") as file:
-                for part in parts:
-                    file.write(part)
-                file.flush()
-                publish.sync_fd(file.fileno())
-            os.replace(temporary, path)
-            undo.pop_all()
-        publish.sync_folder(path.parent)
+        publish.replace(path, parts, temporary=self._temporary())
 
 
 def claimed_files(inbox: Path) -> list[str]:
@@ -282,7 +304,7 @@ def file_of(inbox: Path, ticket: str, name: str = "", suffix: str = "") -> Claim
             return claim_of(path.parent, path.name, os.lstat(path).st_size)
     if not name:
         return None
-    kept = _kept(inbox / DONE, ticket, name, suffix)
+    kept = _kept_in(inbox / DONE, ticket, name, suffix)
     return None if kept is None else Claim(ticket, name, suffix, "file", 0, kept.parent, kept.name)
 
 
@@ -302,7 +324,7 @@ def drop_done(inbox: Path, claim_ticket: str, name: str) -> int:
     return number
 
 
-def _kept(done: Path, ticket: str, name: str, suffix: str) -> Path | None:
+def _kept_in(done: Path, ticket: str, name: str, suffix: str) -> Path | None:
     file = _stem_in_done(ticket, name) + suffix
     with os.scandir(done) as days:
         paths = [Path(day.path, file) for day in days]
@@ -311,12 +333,10 @@ def _kept(done: Path, ticket: str, name: str, suffix: str) -> Path | None:
 
 def _stem_in_done(claim_ticket: str, name: str) -> str:
     """What a file and its results are called in ``done/``, without their suffixes."""
-    return f"{cut(_plain_stem(name))}~{claim_ticket[:8]}"
-
-
-def _plain_stem(name: str) -> str:
-    """The stem of a display name as part of a new file name."""
-    return os.path.splitext(os.path.basename(name))[0].replace("\\", "_")
+    plain = os.path.splitext(os.path.basename(name))[0].replace(
+        "\\", "_"
+    )  # a backslash is for people alone
+    return f"{cut(plain)}~{claim_ticket[:8]}"
 
 
 def _reason_beside(path: Path) -> Path:

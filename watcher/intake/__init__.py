@@ -68,13 +68,8 @@ class Intake(Part):
         self._stopping = threading.Event()
         self._suspect = suspect = Suspect(state / "reading")
         self._recorder = recorder = Recorder(shared, reading=reading, suspect=suspect)
-        self._tables = Tables(
-            shared, reading=reading, recorder=recorder, suspect=suspect, state=state,
-            stopping=self._stopping, between=self._between,
-        )  # fmt: skip
-        self._groups = Groups(
-            shared, reading=reading, recorder=recorder, suspect=suspect, alone=self.take
-        )
+        self._tables = Tables(recorder, state=state, stopping=self._stopping, between=self._between)
+        self._groups = Groups(recorder, alone=self.take)
         self._claims: collections.deque[Claim] = collections.deque()
         #: Claims whose last reading was ended by their surroundings.
         self._spared = set(self._suspect.innocent)

@@ -16,12 +16,10 @@ from collections.abc import Callable, Iterable, Sequence
 
 from watcher.errors import SteadyError, Trouble
 from watcher.inbox import Claim
-from watcher.intake.reading import Reading
 from watcher.intake.recording import Recorder, recording
-from watcher.intake.suspect import Suspect
 from watcher.jobs import Batch
 from watcher.log import say
-from watcher.parts import Part, Shared
+from watcher.parts import Part
 from watcher.store import Recording
 from watcher.suffixes import TREE_SUFFIXES
 
@@ -59,19 +57,9 @@ class Groups(Part):
     to it.
     """
 
-    def __init__(
-        self,
-        shared: Shared,
-        *,
-        reading: Reading,
-        recorder: Recorder,
-        suspect: Suspect,
-        alone: Callable[[Claim], None],
-    ) -> None:
-        super().__init__(shared)
-        self._reading = reading
+    def __init__(self, recorder: Recorder, *, alone: Callable[[Claim], None]) -> None:
+        super().__init__(recorder.shared)
         self._recorder = recorder
-        self._suspect = suspect
         self._alone = alone
 
     def take(self, claims: Sequence[Claim], spared: set[str]) -> None:
@@ -80,7 +68,7 @@ class Groups(Part):
         Raises SteadyError of class environment; the tickets of files whose try must then be
         taken back are added to ``spared``.
         """
-        with self._suspect.begun([claim.ticket for claim in claims]):
+        with self._recorder.suspect.begun([claim.ticket for claim in claims]):
             self._take(claims, spared)
 
     def _take(self, claims: Sequence[Claim], spared: set[str]) -> None:
@@ -132,8 +120,8 @@ class Groups(Part):
     def _made(self, claim: Claim, batch: Batch) -> Recording | None:
         """What a plain file becomes; None for one that is anything else: refused, keyed, resumed."""
         try:
-            with self._suspect.reading(claim.ticket):
-                parsed, digest = self._reading.whole(claim, batch)
+            with self._recorder.suspect.reading(claim.ticket):
+                parsed, digest = self._recorder.reading.whole(claim, batch)
         except Trouble:
             raise
         except SteadyError:

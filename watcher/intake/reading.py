@@ -16,8 +16,13 @@ from typing import BinaryIO
 
 from watcher import jobfile
 from watcher.errors import SteadyError
-from watcher.inbox import Claim, Inbox
+from watcher.inbox import Claim
+from watcher.inbox.watch import Inbox
 from watcher.inputs import Finder, Inputs
+from watcher.jobfile.planner import Template
+from watcher.jobfile.presets import in_preset, read_preset
+from watcher.jobfile.rows import RowIterator
+from watcher.jobfile.tables import Row, refused_csv
 from watcher.jobs import Batch, Limits
 from watcher.pictures.source import MAX_BYTES
 from watcher.publish import disk_trouble
@@ -54,14 +59,14 @@ class Reading:
         )  # fmt: skip
         return parsed, digest
 
-    def _from_picture(self, data: bytes, claim: Claim, preset: jobfile.Template) -> bytes:
+    def _from_picture(self, data: bytes, claim: Claim, preset: Template) -> bytes:
         """The job that a picture dropped into a hot folder is, as a job file; it is kept.
 
         Raises SteadyError bad_picture, bad_preset.
         """
         if preset.values.get("prompt") is None:
             words = "There is no `prompt` for the pictures that are dropped."
-            raise jobfile.in_preset(SteadyError("missing_field", words), claim.hot)
+            raise in_preset(SteadyError("missing_field", words), claim.hot)
         try:
             reference, _ = self._inputs.keep(data)
         except SteadyError as error:
@@ -80,7 +85,7 @@ class Reading:
 
     def lines(
         self, stream: BinaryIO, claim: Claim, batch: Batch, *, again: bool = False
-    ) -> jobfile.RowIterator:
+    ) -> RowIterator:
         """The rows of a table, one at a time; as :meth:`whole`."""
         return jobfile.read_lines(
             stream, claim.suffix, self.limits, now=_local(batch), salt=batch.ticket,
@@ -92,7 +97,7 @@ class Reading:
         """What was copied for this very file is taken again, whatever lies in the folder now."""
         return Finder(self._inputs, batch.ticket if again else claim.ticket, settled=again)
 
-    def _preset(self, claim: Claim) -> jobfile.Template | None:
+    def _preset(self, claim: Claim) -> Template | None:
         """What holds for every job of the hot folder that ``claim`` was dropped into.
 
         Raises SteadyError bad_preset.
@@ -100,9 +105,9 @@ class Reading:
         if claim.preset is None:
             return None
         try:
-            return jobfile.read_preset(claim.preset.read_bytes(), self.limits)
+            return read_preset(claim.preset.read_bytes(), self.limits)
         except SteadyError as error:
-            raise jobfile.in_preset(error, claim.hot) from error
+            raise in_preset(error, claim.hot) from error
         except OSError as error:
             raise disk_trouble(error, "A preset cannot be read") from error
 
@@ -119,13 +124,13 @@ class Reading:
     def refused_rows(self, batch: Batch) -> Iterable[bytes] | None:
         """The ``.refused.csv`` of a batch, read from its file once more; None without any."""
         claim = self._inbox.find(batch.claim or batch.ticket) if batch.refused_rows else None
-        return None if claim is None else jobfile.refused_csv(lambda: self._bad(claim, batch))
+        return None if claim is None else refused_csv(lambda: self._bad(claim, batch))
 
-    def _bad(self, claim: Claim, batch: Batch) -> Iterator[jobfile.Row]:
+    def _bad(self, claim: Claim, batch: Batch) -> Iterator[Row]:
         if claim.suffix in LINE_SUFFIXES:
             with self.open(claim) as stream:
                 for each in self.lines(stream, claim, batch, again=True):
-                    if isinstance(each, jobfile.Row):
+                    if isinstance(each, Row):
                         yield each
         else:
             yield from self.whole(claim, batch, again=True)[0].refused

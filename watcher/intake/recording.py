@@ -16,6 +16,8 @@ from watcher.inbox import Claim
 from watcher.intake.reading import Reading
 from watcher.intake.resume import Standing
 from watcher.intake.suspect import Suspect
+from watcher.jobfile.fields import seeded
+from watcher.jobfile.planner import PlannedJob
 from watcher.jobs import Batch, JobRequest, Priority, job_ids_of, ticket_of_key
 from watcher.log import say
 from watcher.parts import Part, Shared
@@ -44,8 +46,8 @@ class Recorder(Part):
 
     def __init__(self, shared: Shared, *, reading: Reading, suspect: Suspect) -> None:
         super().__init__(shared)
-        self._reading = reading
-        self._suspect = suspect
+        self.reading = reading
+        self.suspect = suspect
 
     # -- a whole file
 
@@ -55,8 +57,8 @@ class Recorder(Part):
         Raises SteadyError: what is wrong with the file (nothing of it is on record then), or
         the environment's trouble.
         """
-        with self._suspect.reading(claim.ticket):
-            parsed, digest = self._reading.whole(claim, batch)
+        with self.suspect.reading(claim.ticket):
+            parsed, digest = self.reading.whole(claim, batch)
         self._checkpoint("parsed")
         resume = claim.resumes is not None or parsed.resume
         ticket = claim.resumes or (ticket_of_key(parsed.key) if parsed.key is not None else None)
@@ -65,7 +67,7 @@ class Recorder(Part):
             if kept is None:
                 return
             if kept.ticket != batch.ticket:  # what is drawn is drawn anew, for the batch itself
-                parsed, _ = self._reading.whole(claim, kept)
+                parsed, _ = self.reading.whole(claim, kept)
             batch = kept
         standing = self.standing(batch) if resume and batch.jobs else None
         made = self.jobs(batch, parsed.requests, standing=standing)
@@ -85,7 +87,7 @@ class Recorder(Part):
     def jobs(
         self,
         batch: Batch,
-        planned: Sequence[jobfile.PlannedJob],
+        planned: Sequence[PlannedJob],
         *,
         first: int = 0,
         standing: Standing | None = None,
@@ -100,7 +102,7 @@ class Recorder(Part):
         again: list[str] = []
         rows: list[Row] = []
         several = len(planned) > 1 or first > 0
-        ids = job_ids_of(batch.ticket)
+        ids, at_screen = job_ids_of(batch.ticket), batch.source == "http"
         for index, plan in enumerate(planned, first):
             own = plan.request.key if several else None
             job_id = ticket_of_key(own) if own else ids(index)
@@ -118,13 +120,15 @@ class Recorder(Part):
                 if verdict.new is None:
                     continue
                 job_id = job_id if own else verdict.new
+            # Who asks over HTTP for a few pictures waits at the screen; many are bulk everywhere.
+            unsaid = plan.request.priority is None and plan.priority is Priority.NORMAL
             jobs.append(
                 NewJob.of(
-                    jobfile.seeded(plan.request, job_id),
-                    forwards=self._reading.limits.forwards(plan.request),
+                    seeded(plan.request, job_id),
+                    forwards=self.reading.limits.forwards(plan.request),
                     stem=plan.stem,
                     warnings=plan.warnings,
-                    priority=_priority(batch, plan),
+                    priority=Priority.INTERACTIVE if unsaid and at_screen else plan.priority,
                     not_before=plan.not_before,
                     id=job_id,
                     row=plan.row,
@@ -205,9 +209,3 @@ def recording(
         batch.ticket, made.new, first_index=first_index, final=True, warnings=parsed.warnings,
         refused_rows=len(parsed.refused), digest=digest, rows=made.rows, axes=parsed.axes,
     )  # fmt: skip
-
-
-def _priority(batch: Batch, plan: jobfile.PlannedJob) -> Priority:
-    """Who asks over HTTP for a few pictures waits at the screen; many are bulk at every door."""
-    unsaid = plan.request.priority is None and plan.priority is Priority.NORMAL
-    return Priority.INTERACTIVE if unsaid and batch.source == "http" else plan.priority

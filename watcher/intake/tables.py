@@ -19,13 +19,16 @@ from pathlib import Path
 from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
 from watcher.inbox import Claim
-from watcher.intake.reading import Reading, stem_of
+from watcher.intake.reading import stem_of
 from watcher.intake.recording import Made, Recorder
 from watcher.intake.resume import Standing
-from watcher.intake.suspect import Suspect
+from watcher.jobfile.naming import numbered
+from watcher.jobfile.planner import PlannedJob
+from watcher.jobfile.problems import MAX_PROBLEMS
+from watcher.jobfile.tables import Row
 from watcher.jobs import Batch, Priority
 from watcher.log import say
-from watcher.parts import Part, Shared
+from watcher.parts import Part
 from watcher.publish import disk_errors
 from watcher.store import NewJob, Recording
 
@@ -96,20 +99,16 @@ class Tables(Part):
 
     def __init__(
         self,
-        shared: Shared,
-        *,
-        reading: Reading,
         recorder: Recorder,
-        suspect: Suspect,
+        *,
         state: Path,
         stopping: threading.Event,
         between: Callable[[], None],
     ) -> None:
-        super().__init__(shared)
+        super().__init__(recorder.shared)
         self._between = between
-        self._reading = reading
+        self._reading = recorder.reading
         self._recorder = recorder
-        self._suspect = suspect
         self._state = state
         self._stopping = stopping
 
@@ -130,7 +129,7 @@ class Tables(Part):
         if claim.resumes is not None and batch.jobs:
             standing = self._recorder.standing(batch)
         with contextlib.closing(Spool(self._state)) as spool:
-            with self._suspect.reading(claim.ticket):
+            with self._recorder.suspect.reading(claim.ticket):
                 self._judge(claim, batch, standing, spool)
             self._checkpoint("parsed")
             fresh = self._record(claim, batch, standing, spool, digest)
@@ -142,7 +141,7 @@ class Tables(Part):
     def _judge(self, claim: Claim, batch: Batch, standing: Standing | None, spool: Spool) -> None:
         """Every row of the table: its jobs into ``spool``, but for those on record already."""
         problems: list[ValueFault] = []
-        chunk: list[jobfile.PlannedJob] = []
+        chunk: list[PlannedJob] = []
         named: dict[str, str] = {}
 
         def put(seen: int) -> None:
@@ -162,9 +161,9 @@ class Tables(Part):
             lines = self._reading.lines(stream, claim, batch)
             for each in lines:
                 self._between()
-                if isinstance(each, jobfile.Row):
+                if isinstance(each, Row):
                     spool.refused += 1
-                    problems += each.problems[: jobfile.MAX_PROBLEMS - len(problems)]
+                    problems += each.problems[: MAX_PROBLEMS - len(problems)]
                     continue
                 seen, spool.pictures = spool.pictures, spool.pictures + 1
                 if standing is None and (each.row or 0) <= batch.next_line:
@@ -191,7 +190,7 @@ class Tables(Part):
     ) -> int | None:
         """The number of new jobs; None when the service stops before the last chunk."""
         fresh = 0
-        name_of = jobfile.numbered(stem_of(claim, batch), spool.pictures)
+        name_of = numbered(stem_of(claim, batch), spool.pictures)
         for chunk, last in spool:
             self._recorder.again(batch, chunk.made.again)
             if last and standing is not None:

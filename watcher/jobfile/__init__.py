@@ -23,86 +23,19 @@ from typing import Any, BinaryIO
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import sheets
-from watcher.jobfile.batchline import (
-    BATCH_URL,
-    USAGE,
-    batch_line_fields,
-    body_fields,
-    has_batch_lines,
-    images_body,
-    is_batch_line,
-    look_of,
-    refused_lines,
-    result_lines,
-)
 from watcher.jobfile.bundle import MAX_BUNDLE, Bundle
-from watcher.jobfile.cells import value_of_words
 from watcher.jobfile.expand import Wildcards
-from watcher.jobfile.fields import request_of, seeded
 from watcher.jobfile.foreign import fitted
 from watcher.jobfile.naming import numbered
 from watcher.jobfile.planner import PlannedJob, Planner, Template
-from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.problems import MAX_PROBLEMS, refusal, shown_key
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.sheets import OnError
-from watcher.jobfile.sources import Found, Pictures, is_pattern
-from watcher.jobfile.strictjson import read_json
-from watcher.jobfile.tables import (
-    Row,
-    begins_as_json,
-    cells_of,
-    decoded,
-    dump_refused,
-    guarded,
-    refused_csv,
-    written,
-)
+from watcher.jobfile.sources import Pictures
+from watcher.jobfile.tables import Row, cells_of, decoded
 from watcher.jobs import JobRequest, Limits, Priority
 from watcher.pictures.recipe import again, read_recipe
 from watcher.suffixes import FORMS
-
-__all__ = [
-    "BATCH_URL",
-    "FEW_JOBS",
-    "MAX_PROBLEMS",
-    "MAX_TABLE",
-    "USAGE",
-    "Bundle",
-    "Found",
-    "Parsed",
-    "Pictures",
-    "PlannedJob",
-    "Row",
-    "RowIterator",
-    "Template",
-    "batch_line_fields",
-    "begins_as_json",
-    "body_fields",
-    "dump_refused",
-    "guarded",
-    "has_batch_lines",
-    "images_body",
-    "in_preset",
-    "is_batch_line",
-    "is_pattern",
-    "look_of",
-    "most_bytes",
-    "name_all",
-    "no_rows",
-    "numbered",
-    "parse",
-    "read_json",
-    "read_lines",
-    "read_preset",
-    "refused_csv",
-    "refused_lines",
-    "request_of",
-    "result_lines",
-    "seeded",
-    "value_of_words",
-    "written",
-]
 
 MAX_BYTES = 1 << 20  #: of a .yaml or .json
 MAX_TABLE = 4 << 30  #: of a table
@@ -140,7 +73,6 @@ def parse(
     wildcards: Wildcards | None = None,
     preset: Template | None = None,
     pictures: Pictures | None = None,
-    on_error: OnError | None = None,
     keyed: bool = False,
 ) -> Parsed:
     """The whole of a job file.
@@ -149,8 +81,7 @@ def parse(
     time) gives ``{date}``. ``salt`` (the ticket) varies what is drawn: ``sample``, wildcards,
     ``{seed}``. ``wildcards`` looks up a list by name. ``preset`` (:func:`read_preset`) is what holds
     where the file says nothing. ``pictures`` finds what ``image`` and ``mask`` name; without it
-    they stay as they are. ``on_error`` replaces the default, not what
-    the file says. ``keyed``: a key comes from outside, so ``resume`` needs none.
+    they stay as they are. ``keyed``: a key comes from outside, so ``resume`` needs none.
 
     Raises SteadyError; under ``reject`` with every problem of the file, up to 50.
     """
@@ -167,9 +98,9 @@ def parse(
     if form == "picture":
         parsed = _of_picture(data, planner)
     elif form in (".yaml", ".json"):
-        parsed = _of_sheets(data, form, planner, on_error, keyed)
+        parsed = _of_sheets(data, form, planner, keyed)
     else:
-        parsed = _parse_lines(data, form, planner, on_error)
+        parsed = _of_lines(data, form, planner)
     name_all(parsed.requests, stem, len(parsed.requests))
     if pictures:
         pictures.flush()
@@ -200,16 +131,14 @@ def _of_picture(data: bytes, planner: Planner) -> Parsed:
     if "model" in fields and planner.limits.named(fields["model"]) is None:
         usual = planner.limits.usual.name
         warnings.append(f"The model `{fields.pop('model')}` is not known here; {usual} is used.")
-    parsed = _of_sheets(json.dumps(fields).encode(), ".json", planner, None, False)
+    parsed = _of_sheets(json.dumps(fields).encode(), ".json", planner, False)
     return replace(parsed, warnings=(*warnings, *parsed.warnings))
 
 
-def _of_sheets(
-    data: bytes, form: str, planner: Planner, on_error: OnError | None, keyed: bool
-) -> Parsed:
+def _of_sheets(data: bytes, form: str, planner: Planner, keyed: bool) -> Parsed:
     if len(data) > MAX_BYTES:
         message = f"The file is larger than {MAX_BYTES // 1024} KiB."
-        raise SteadyError("too_large", message, problems=[ValueFault("too_large", message)])
+        raise ValueFault("too_large", message).error()
     text = decoded(data)
     if not text.strip():
         raise SteadyError("empty_file")
@@ -229,7 +158,7 @@ def _of_sheets(
     sheets.spread_items(read, planner.finder)
     sheets.choose_combinations(read, planner, planner.limits)
 
-    how = next((s.on_error for s in read if s.on_error), None) or on_error or "reject"
+    how = next((s.on_error for s in read if s.on_error), None) or "reject"
     planned: list[PlannedJob] = []
     refused: dict[int, Row] = {}
     for number, item, made in sheets.pictures(read, planner):
@@ -262,36 +191,22 @@ def _by_line(problems: Mapping[ValueFault, None]) -> list[ValueFault]:
     return sorted(problems, key=lambda p: (p.document or 0, p.line or 0))
 
 
-def _parse_lines(data: bytes, form: str, planner: Planner, on_error: OnError | None) -> Parsed:
+def _of_lines(data: bytes, form: str, planner: Planner) -> Parsed:
     if data.count(b"\n") > MAX_ROWS:  # perhaps too many: said before any is judged
         rows = RowIterator(io.BytesIO(data), form, planner).raw
         if next(itertools.islice(rows, MAX_ROWS, None), None) is not None:
-            raise _too_many_rows()
+            raise ValueFault("too_many_jobs", f"The table has more than {MAX_ROWS} rows.").error()
     lines = RowIterator(io.BytesIO(data), form, planner)
     planned: list[PlannedJob] = []
     refused: list[Row] = []
-    problems: list[ValueFault] = []
     for each in lines:
         if isinstance(each, PlannedJob):
             planned.append(each)
         else:
             refused.append(each)
-            problems += each.problems[: MAX_PROBLEMS - len(problems)]
-            if on_error == "reject" and len(problems) >= MAX_PROBLEMS:
-                break
-        if len(planned) + len(refused) > MAX_ROWS:
-            raise _too_many_rows()
-    if problems and on_error == "reject":
-        raise refusal(problems)
     if not planned:
-        raise no_rows(problems)
-    how = on_error or "skip"
-    return Parsed(planned, None, False, how, refused, tuple(lines.warnings), len(planned) > 1)
-
-
-def _too_many_rows() -> SteadyError:
-    message = f"The table has more than {MAX_ROWS} rows."
-    return SteadyError("too_many_jobs", message, problems=[ValueFault("too_many_jobs", message)])
+        raise no_rows([problem for row in refused for problem in row.problems])
+    return Parsed(planned, None, False, "skip", refused, tuple(lines.warnings), len(planned) > 1)
 
 
 def no_rows(problems: Sequence[ValueFault]) -> SteadyError:

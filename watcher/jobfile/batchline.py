@@ -77,11 +77,10 @@ def body_fields(body: Mapping[Any, Any], limits: Limits) -> tuple[dict[str, Any]
         elif key == "output_format":
             if value in ("gif", "svg"):
                 allowed = "png, webp, jpeg"
-                message = "`output_format` must be one of png, webp, jpeg."
-                problem = ValueFault(
+                message = f"`output_format` must be one of {allowed}."
+                raise ValueFault(
                     "out_of_range", message, key="output_format", value=repr(value), allowed=allowed
-                )
-                raise SteadyError("out_of_range", message, problems=[problem])
+                ).error()
             fields["format"] = value
         elif key not in _SILENT and not (isinstance(value, str | None) and value in _USUAL):
             shown = str(key)[:60]
@@ -104,9 +103,7 @@ def batch_line_fields(
         ("body", isinstance(body, Mapping), "`body` must be a mapping."),
     ):
         if not good:
-            raise SteadyError(
-                "bad_shape", words, problems=[ValueFault("bad_shape", words, key=key)]
-            )
+            raise ValueFault("bad_shape", words, key=key).error()
     fields, warnings = body_fields(body if isinstance(body, Mapping) else {}, limits)
     if line.get("custom_id") is not None:
         fields["label"] = line["custom_id"]

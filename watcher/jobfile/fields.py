@@ -32,9 +32,9 @@ from watcher.jobfile.hints import (
     allowed_for,
 )
 from watcher.jobfile.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
-from watcher.jobfile.problems import at, refusal, shown, shown_key
-from watcher.jobfile.strictyaml import Number
-from watcher.jobfile.wording import control_character, translated
+from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
+from watcher.jobfile.strictjson import Number
+from watcher.jobfile.wording import control_character, translated, wrong
 from watcher.jobs import (
     MAX_PROMPT,
     MAX_SEED,
@@ -178,28 +178,16 @@ class Checker:
                 text = unicodedata.normalize("NFC", text)
             values[field] = text or None
         if values.get("prompt") is None:
+            message = "`prompt` is empty." if "prompt" in values else "`prompt` is missing."
+            allowed, remedy = allowed_for("prompt", card), "Write what the picture should show."
             problems.append(
-                ValueFault(
-                    "missing_field",
-                    "`prompt` is empty." if "prompt" in values else "`prompt` is missing.",
-                    key="prompt",
-                    allowed=allowed_for("prompt", card),
-                    remedy="Write what the picture should show.",
-                )
+                ValueFault("missing_field", message, key="prompt", allowed=allowed, remedy=remedy)
             )
             values["prompt"] = "x"
         if isinstance(metadata := values.get("metadata"), dict) and (
             why := _bad_metadata(metadata)
         ):
-            problems.append(
-                ValueFault(
-                    "wrong_type",
-                    f"`metadata` {why}.",
-                    key="metadata",
-                    value=shown(metadata),
-                    allowed=allowed_for("metadata", card),
-                )
-            )
+            problems.append(wrong("wrong_type", f"`metadata` {why}.", "metadata", metadata, card))
             values["metadata"] = None
         return problems
 
@@ -239,24 +227,18 @@ class Checker:
                 self._good_sizes.add(size)
         if request.seed is not None and request.seed > MAX_SEED - request.count + 1:
             message = "`seed` plus `count` goes beyond the largest seed."
-            value, allowed = shown(request.seed), allowed_for("seed", card)
-            problems.append(
-                ValueFault("out_of_range", message, key="seed", value=value, allowed=allowed)
-            )
+            problems.append(wrong("out_of_range", message, "seed", request.seed, card))
         if request.name is not None and (why := bad_name(request.name)):
             problems.append(_bad_name("name", request.name, why, card))
         if request.folder is not None and (why := bad_folder(request.folder)):
             problems.append(_bad_name("folder", request.folder, why, card))
         if request.not_before is not None and moment_of(request.not_before) is None:
+            message, remedy = (
+                "`not_before` is no date and time.",
+                "Write e.g. `not_before: 2026-11-23T22:00`.",
+            )
             problems.append(
-                ValueFault(
-                    "wrong_type",
-                    "`not_before` is no date and time.",
-                    key="not_before",
-                    value=shown(request.not_before),
-                    allowed=allowed_for("not_before", card),
-                    remedy="Write e.g. `not_before: 2026-11-23T22:00`.",
-                )
+                wrong("wrong_type", message, "not_before", request.not_before, card, remedy)
             )
         if request.webhook is not None:
             problems += _bad_webhook(request.webhook, self.limits)
@@ -329,21 +311,18 @@ def unknown_model(name: str, names: list[str]) -> ValueFault:
 def _size_problems(width: int, height: int, card: Card) -> list[ValueFault]:
     problems = []
     for key, side in (("width", width), ("height", height)):
-        value, allowed = shown(side), allowed_for(key, card)
         if not card.min_side <= side <= card.max_side:
             code, remedy = "out_of_range", None
             message = f"`{key}` must be {card.min_side}..{card.max_side}."
         elif side % MULTIPLE:
-            code, message = (
-                "size_not_multiple_of_16",
-                f"`{key}` must be a multiple of {MULTIPLE}.",
-            )
-            remedy = "Take " + " or ".join(map(str, nearest_sides(side, card))) + "."
+            code = "size_not_multiple_of_16"
+            message = f"`{key}` must be a multiple of {MULTIPLE}."
+            below = side // MULTIPLE * MULTIPLE
+            near = [s for s in (below, below + MULTIPLE) if card.min_side <= s <= card.max_side]
+            remedy = f"Take {' or '.join(map(str, near))}."
         else:
             continue
-        problems.append(
-            ValueFault(code, message, key=key, value=value, allowed=allowed, remedy=remedy)
-        )
+        problems.append(wrong(code, message, key, side, card, remedy))
     if not problems and width * height > card.max_pixels:
         shrink = (card.max_pixels / (width * height)) ** 0.5
         fits = [max(card.min_side, int(s * shrink) // MULTIPLE * MULTIPLE) for s in (width, height)]
@@ -372,14 +351,8 @@ def _bad_webhook(url: str, limits: Limits) -> list[ValueFault]:
 def _bad_name(key: str, text: str, why: str, card: Card) -> ValueFault:
     parts = [slug(p) for p in (text.split("/") if key == "folder" else [text])]
     better = "/".join([p for p in parts if p][:MAX_SEGMENTS])
-    return ValueFault(
-        "bad_name",
-        f"`{key}` {why}.",
-        key=key,
-        value=shown(text),
-        allowed=allowed_for(key, card),
-        remedy=f"Write e.g. `{key}: {better}`." if better and better != text else None,
-    )
+    remedy = f"Write e.g. `{key}: {better}`." if better and better != text else None
+    return wrong("bad_name", f"`{key}` {why}.", key, text, card, remedy)
 
 
 def _bad_metadata(metadata: Mapping[Any, Any]) -> str:
@@ -400,13 +373,7 @@ def _bad_metadata(metadata: Mapping[Any, Any]) -> str:
     return f"is longer than {MAX_METADATA_TEXT} characters" if length > MAX_METADATA_TEXT else ""
 
 
-# -- sizes, times
-
-
-def nearest_sides(side: int, card: Card) -> list[int]:
-    """The one or two nearest allowed sides, in pixels."""
-    below = side // MULTIPLE * MULTIPLE
-    return [s for s in (below, below + MULTIPLE) if card.min_side <= s <= card.max_side]
+# -- times
 
 
 def moment_of(text: str) -> int | None:
@@ -428,9 +395,7 @@ def request_of(raw: Any, limits: Limits, *, text: bool = False) -> JobRequest:
     """
     if not isinstance(raw, Mapping):
         message = "A job is a mapping of fields."
-        raise SteadyError(
-            "bad_shape", message, problems=[ValueFault("bad_shape", message, value=shown(raw))]
-        )
+        raise ValueFault("bad_shape", message, value=shown(raw)).error()
     if text:
         raw = {
             key: value_of_text(SPELLINGS.get(str(key), str(key)), value)
@@ -445,7 +410,8 @@ def request_of(raw: Any, limits: Limits, *, text: bool = False) -> JobRequest:
         if not problems:
             return made.model_copy(update=dict.fromkeys(made.model_fields_set - said))
         made = []
-    raise refusal([at(p, (came_from.get(p.key or "", p.key or ""),)) for p in problems + made])
+    names = [(p, came_from.get(p.key or "", p.key or "")) for p in problems + made]
+    raise refusal([at(p, name, pointer=pointer([name])) for p, name in names])
 
 
 def seeded(request: JobRequest, job_id: str) -> JobRequest:

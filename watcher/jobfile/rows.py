@@ -20,7 +20,7 @@ from watcher.jobfile.planner import (
     keyed_apart,
     template_of,
 )
-from watcher.jobfile.problems import MAX_PROBLEMS, located_in_row, shown, shown_key
+from watcher.jobfile.problems import MAX_PROBLEMS, at, shown, shown_key
 from watcher.jobfile.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
 from watcher.jobs import JobRequest, Limits, Priority
 
@@ -59,8 +59,7 @@ class Columns:
             message = (
                 f"`{shown_key(self._shown[field])}` and `{shown_key(name)}` name the same column."
             )
-            problem = ValueFault("duplicate_key", message, key=shown_key(name), line=1)
-            raise SteadyError("duplicate_key", message, problems=[problem])
+            raise ValueFault("duplicate_key", message, key=shown_key(name), line=1).error()
         self._shown[field] = name
         if field in FIELDS or field in _ALSO_READ:
             self._fields.append((cell, field, reader_of(field)))
@@ -72,18 +71,13 @@ class Columns:
     def _no_prompt(self) -> SteadyError:
         near = next((n for n in self.header if n and meant_by(n) == "prompt"), None)
         message = "The first row must name the columns, one of them `prompt`."
-        remedy = f"Call the column `{shown_key(near)}` `prompt`." if near else ""
+        remedy = f"Call the column `{shown_key(near)}` `prompt`." if near else None
         if len(self.header) == 1:
             remedy = "Columns are separated by `,`, `;`, a tab or `|`."
-        problem = ValueFault(
-            "bad_csv",
-            message,
-            key="prompt",
-            line=1,
-            value=shown(self.header),
-            remedy=remedy or None,
-        )
-        return SteadyError("bad_csv", message, problems=[problem], remedy=remedy)
+        value = shown(self.header)
+        return ValueFault(
+            "bad_csv", message, key="prompt", line=1, value=value, remedy=remedy
+        ).error()
 
     def column_of(self, field: str | None) -> str | None:
         """The header of the column that says ``field``, as written."""
@@ -266,7 +260,7 @@ class RowIterator:
             said = came_from.get(problem.key or "")
             if columns is not None:
                 said = columns.column_of(said or problem.key)
-            located.append(located_in_row(problem, raw.number, raw.line, said))
+            located.append(at(problem, said, row=raw.number, line=raw.line))
         if columns is None:
             cells = cells_of(raw.value)
         else:
@@ -298,10 +292,5 @@ def _template_of_line(raw: RawRow, limits: Limits) -> Template:
 
 def _too_many(what: str, most: int) -> SteadyError:
     message = f"The file has more than {most} {what}."
-    problem = ValueFault("too_many_jobs", message, allowed=f"at most {most}")
-    return SteadyError(
-        "too_many_jobs",
-        message,
-        problems=[problem],
-        remedy="Split it, or raise `max_lines` in config.yaml.",
-    )
+    remedy = "Split it, or raise `max_lines` in config.yaml."
+    return ValueFault("too_many_jobs", message, allowed=f"at most {most}", remedy=remedy).error()

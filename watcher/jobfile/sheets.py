@@ -35,7 +35,7 @@ from watcher.jobfile.planner import (
     template_of,
     wants_wildcards,
 )
-from watcher.jobfile.problems import at, refusal, shown, shown_key
+from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
 from watcher.jobfile.sources import FIELDS_OF_PICTURES, Pictures, is_pattern, spread
 from watcher.jobs import MAX_PROMPT, JobRequest, Limits, field_schemas
 
@@ -105,16 +105,13 @@ class Sheet:
     def located(self, problem: ValueFault, path: Path) -> ValueFault:
         """``problem`` with line, column, document and pointer of ``path``."""
         line, column = self.place(path)
-        return replace(at(problem, path), line=line, column=column, document=self.number)
+        said, document = path[-1] if path else None, self.number
+        return at(problem, said, pointer=pointer(path), line=line, column=column, document=document)
 
     def fault(self, code: str, message: str, path: Path, **more: Any) -> None:
         """Notes something wrong with the sheet itself."""
         key = shown_key(str(path[-1])) if path else None
         self.problems.append(self.located(ValueFault(code, message, key=key, **more), path))
-
-    def problems_of(self, item: Item) -> list[ValueFault]:
-        """What was wrong with an item before any expansion."""
-        return [self.located(p, item.path_of(p)) for p in item.template.problems]
 
     def warnings(self) -> list[str]:
         """Names that are declared and not used, and placeholders that look misspelt."""
@@ -220,7 +217,7 @@ _MOST_ITEMS = 20_000
 def _items(raws: Sequence[Any], path: Path) -> list[Item]:
     if len(raws) > _MOST_ITEMS:
         message = f"The file lists {len(raws)} jobs."
-        raise SteadyError("too_many_jobs", message, problems=[ValueFault("too_many_jobs", message)])
+        raise ValueFault("too_many_jobs", message).error()
     items = [Item.of(raw, (*path, number)) for number, raw in enumerate(raws)]
     for number, item in enumerate(items):
         item.number = number
@@ -267,7 +264,7 @@ def _read_defaults(sheet: Sheet, value: Mapping[str, Any]) -> Item:
         sheet.fault("wrong_type", message, ("defaults",), value=shown(defaults))
         defaults = None
     base = Item.of(defaults or {}, ("defaults",))
-    sheet.problems += sheet.problems_of(base)
+    sheet.problems += [sheet.located(p, base.path_of(p)) for p in base.template.problems]
     if base.template.values.get("key") is not None:
         message = "A `key` under `defaults` would be the same for every job."
         remedy = "Write it beside `jobs`, for the whole file."
@@ -431,8 +428,7 @@ def _refuse_more(total: int, most: int) -> None:
     if total > most:
         message = f"The file makes {total} jobs; {most} are allowed."
         allowed = f"at most {most}"
-        problem = ValueFault("too_many_jobs", message, value=str(total), allowed=allowed)
-        raise SteadyError("too_many_jobs", message, problems=[problem])
+        raise ValueFault("too_many_jobs", message, value=str(total), allowed=allowed).error()
 
 
 def pictures(
@@ -487,4 +483,4 @@ def _text_of(value: Any) -> str:
         return ""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return value.source if isinstance(value, strictyaml.Number) else str(value)
+    return value.source if isinstance(value, strictjson.Number) else str(value)

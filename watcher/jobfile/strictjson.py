@@ -15,14 +15,28 @@ from math import isfinite
 from typing import Any, NoReturn
 
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobfile.strictyaml import MAX_DEPTH, Number
+from watcher.jobfile.problems import refusal, shown_key
 
+MAX_DEPTH = 16  #: mappings and lists inside each other
 MAX_VALUES = 100_000  #: as many as .yaml may hold, with room
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 _LONG_NUMBER = re.compile(r"[0-9]{400}")
 
 
-class _Fault(ValueError):
+class Number(float):
+    """A float that remembers how it was written, for texts it is put into (``1e3``, ``1.50``)."""
+
+    __slots__ = ("source",)
+    source: str
+
+    def __new__(cls, source: str) -> "Number":
+        """The number that ``source`` says. ValueError for anything else."""
+        number = super().__new__(cls, source)
+        number.source = source
+        return number
+
+
+class _Odd(ValueError):
     """Something JSON's grammar or we refuse; carries its code and the key it is about."""
 
     def __init__(self, code: str, message: str, key: str | None = None) -> None:
@@ -37,29 +51,25 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         seen: set[str] = set()
         for key, _ in pairs:
             if key in seen:
-                raise _Fault("duplicate_key", f"`{_quoted_key(key)}` is written twice.", key)
+                raise _Odd("duplicate_key", f"`{shown_key(key)}` is written twice.", key)
             seen.add(key)
     return members
 
 
-def _quoted_key(key: str) -> str:
-    return key[:60] if key[:60].isprintable() else ascii(key[:60])[1:-1]
-
-
 def _no_constant(name: str) -> NoReturn:
-    raise _Fault("bad_json", f"{name} is not a number in JSON.")
+    raise _Odd("bad_json", f"{name} is not a number in JSON.")
 
 
 def _float(text: str) -> float:
     value = Number(text)
     if not isfinite(value):
-        raise _Fault("bad_json", "A number is too large.")
+        raise _Odd("bad_json", "A number is too large.")
     return value
 
 
 def _int(text: str) -> int:
     if len(text) > 400:
-        raise _Fault("bad_json", "A number is too large.")
+        raise _Odd("bad_json", "A number is too large.")
     return int(text)
 
 
@@ -87,25 +97,21 @@ def read_json(text: str) -> Any:
         remedy = None
         if error.msg == "Extra data" and row > 1:
             remedy = "A file holds one JSON value; many jobs go into a list, or a line each into a .jsonl."
-        problem = ValueFault("bad_json", message, line=row, column=column, remedy=remedy)
-        raise SteadyError("bad_json", message, problems=[problem], remedy=remedy or "") from None
-    except _Fault as fault:
-        line = _second_line(text, fault.key) if fault.key is not None else _odd_number(text)
-        key = None if fault.key is None else _quoted_key(fault.key)
-        problem = ValueFault(fault.code, str(fault), key=key, line=line)
-        message = f"Line {line}: {fault}" if line else str(fault)
-        raise SteadyError(fault.code, message, problems=[problem]) from None
+        fault = ValueFault("bad_json", message, line=row, column=column, remedy=remedy)
+        raise fault.error() from None
+    except _Odd as odd:
+        if odd.key is None:
+            raise refusal([ValueFault(odd.code, str(odd), line=_odd_number(text))]) from None
+        found = [m.start() for m in re.finditer(re.escape(f'"{odd.key}"') + r"\s*:", text)]
+        # where it stands for the second time, when it stands exactly twice
+        line = text.count("\n", 0, found[1]) + 1 if len(found) == 2 else None
+        fault = ValueFault(odd.code, str(odd), key=shown_key(odd.key), line=line)
+        raise refusal([fault]) from None
     except RecursionError:
         raise _too_deep() from None
     if isinstance(value, list | dict):
         _refuse_depth(value)
     return value
-
-
-def _second_line(text: str, key: str) -> int | None:
-    """The line a key stands on for the second time, when it stands exactly twice in the text."""
-    found = [m.start() for m in re.finditer(re.escape(f'"{key}"') + r"\s*:", text)]
-    return text.count("\n", 0, found[1]) + 1 if len(found) == 2 else None
 
 
 def _odd_number(text: str) -> int | None:
@@ -124,8 +130,7 @@ def _too_large(token: str) -> bool:
 
 
 def _too_deep() -> SteadyError:
-    message = f"Nested deeper than {MAX_DEPTH} levels."
-    return SteadyError("unsafe_yaml", message, problems=[ValueFault("unsafe_yaml", message)])
+    return ValueFault("unsafe_yaml", f"Nested deeper than {MAX_DEPTH} levels.").error()
 
 
 def _refuse_depth(value: Any) -> None:
@@ -135,8 +140,7 @@ def _refuse_depth(value: Any) -> None:
         for container in level:
             values += len(container)
         if values > MAX_VALUES:
-            message = "The file holds too many values."
-            raise SteadyError("too_large", message, problems=[ValueFault("too_large", message)])
+            raise ValueFault("too_large", "The file holds too many values.").error()
         level = [
             child
             for parent in level

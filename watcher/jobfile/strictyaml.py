@@ -23,8 +23,9 @@ from typing import Any, NoReturn
 import yaml
 
 from watcher.errors import SteadyError, ValueFault
+from watcher.jobfile.problems import refusal, shown, shown_key
+from watcher.jobfile.strictjson import MAX_DEPTH, Number
 
-MAX_DEPTH = 16  #: mappings and lists inside each other
 MAX_EVENTS = 120_000  #: about 1,000 jobs with every field given, three times over
 
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]{0,399})(\.[0-9]+)?([eE][+-]?[0-9]+)?")
@@ -59,19 +60,6 @@ _PLAINLY = (
 _PARSER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 Path = Sequence[str | int]
-
-
-class Number(float):
-    """A float that remembers how it was written, for texts it is put into (``1e3``, ``1.50``)."""
-
-    __slots__ = ("source",)
-    source: str
-
-    def __new__(cls, source: str) -> "Number":
-        """The number that ``source`` says. ValueError for anything else."""
-        number = super().__new__(cls, source)
-        number.source = source
-        return number
 
 
 @dataclass(frozen=True)
@@ -138,10 +126,10 @@ class _Builder:
             line=line,
             column=mark.column + 1,
             document=len(self.documents) + 1 if self.documents else None,
-            value=_printable_yaml(repr(source[0].strip()[:70]))[:80] if source else None,
+            value=shown(source[0].strip()[:70]) if source else None,
             remedy=remedy or None,
         )
-        raise SteadyError(code, f"Line {line}: {message}", problems=[problem], remedy=remedy)
+        raise refusal([problem])
 
     def unreadable(self, error: Any) -> NoReturn:
         """The parser's complaint in plain words, with the advice that mends the usual causes."""
@@ -226,15 +214,14 @@ class _Builder:
 
     def _key(self, top: _Open, event: Any) -> None:
         key = event.value
+        self._last_key = shown_key(key), event.start_mark.line + 1
         if event.implicit[0] and key == "<<":
             self.refuse("unsafe_yaml", "Merge keys (`<<`) are not read.", event.start_mark)
         if key in top.value:
             first = top.places[key][0]
-            message = f"`{_printable_yaml(key[:60])}` is written twice; first on line {first}."
-            self._last_key = _printable_yaml(key[:60]), event.start_mark.line + 1
+            message = f"`{shown_key(key)}` is written twice; first on line {first}."
             self.refuse("duplicate_key", message, event.start_mark)
         top.key = key
-        self._last_key = _printable_yaml(key[:60]), event.start_mark.line + 1
         top.places[key] = (event.start_mark.line + 1, event.start_mark.column + 1)
 
     def _refuse_cut(self, top: _Open | None, event: Any, value: str | None) -> None:
@@ -317,10 +304,6 @@ def read_yaml(
     return builder.documents
 
 
-def _printable_yaml(text: str) -> str:
-    return text if text.isprintable() else text.encode("unicode_escape").decode("ascii")
-
-
 def _unprintable(text: str, error: Any) -> SteadyError:
     """A character YAML does not allow. The reader counts differently in C and Python, so we look."""
     odd = re.search(
@@ -331,8 +314,7 @@ def _unprintable(text: str, error: Any) -> SteadyError:
     what = f"U+{ord(odd[0]):04X}" if odd else "that YAML does not allow"
     message = f"Line {line} holds the control character {what}."
     remedy = "Remove it; if the text looked right, save the file as UTF-8."
-    problem = ValueFault("bad_yaml", message, line=line, column=column, remedy=remedy)
-    return SteadyError("bad_yaml", message, problems=[problem], remedy=remedy)
+    return ValueFault("bad_yaml", message, line=line, column=column, remedy=remedy).error()
 
 
 def line_of(text: str, position: int) -> tuple[int, int]:

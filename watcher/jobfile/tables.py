@@ -23,6 +23,7 @@ from watcher.jobfile.foreign import Pasted
 from watcher.suffixes import FORMS
 
 MAX_LINE = 1 << 20  #: characters of one physical line
+_PIECE = 1 << 16  #: characters of a table written at once
 
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8-sig"),
@@ -46,22 +47,17 @@ def decoded(data: bytes) -> str:
     try:
         return data.decode(encoding_of(data[:4]))
     except UnicodeDecodeError as error:
-        raise not_text(error, data) from None
+        line = data[: error.start].count(b"\n") + 1
+        wide = data[:400].count(0) > len(data[:400]) // 4
+        guess = "it looks like UTF-16 without a byte order mark" if wide else _LOOKS_LATIN
+        raise _not_text(error, f"Byte {error.start} (line {line})", line, guess) from None
 
 
-def not_text(error: UnicodeDecodeError, data: bytes | None = None) -> SteadyError:
+def _not_text(error: UnicodeDecodeError, where: str, line: int, guess: str) -> SteadyError:
     """What is wrong with the bytes, where, and what they probably are."""
-    position = error.start
-    line = data[:position].count(b"\n") + 1 if data is not None else None
-    if data is not None and data[:400].count(0) > len(data[:400]) // 4:
-        guess = "it looks like UTF-16 without a byte order mark"
-    else:
-        guess = _LOOKS_LATIN
-    where = f"Byte {position}" + (f" (line {line})" if line else "")
     message = f"{where} is not {error.encoding.upper()}; {guess}."
     remedy = "Save it as UTF-8 (in Excel: `CSV UTF-8`) and drop it again."
-    problem = ValueFault("encoding", message, line=line, remedy=remedy)
-    return SteadyError("encoding", message, problems=[problem], remedy=remedy)
+    return ValueFault("encoding", message, line=line, remedy=remedy).error()
 
 
 @dataclass(slots=True)
@@ -124,16 +120,12 @@ class TextLines:
                     continue
                 if len(line) >= MAX_LINE:
                     message = f"Line {self.number} is longer than {MAX_LINE} characters."
-                    problem = ValueFault("too_large", message, line=self.number)
-                    raise SteadyError("too_large", message, problems=[problem])
+                    raise ValueFault("too_large", message, line=self.number).error()
                 yield line
         except UnicodeDecodeError as error:
             # what was decoded before this block ended inside the line that comes next
             torn = self.number + 1 + error.object.count(b"\n", 0, error.start)
-            message = f"Line {torn} is not {error.encoding.upper()}; {_LOOKS_LATIN}."
-            remedy = "Save it as UTF-8 (in Excel: `CSV UTF-8`) and drop it again."
-            problem = ValueFault("encoding", message, line=torn, remedy=remedy)
-            raise SteadyError("encoding", message, problems=[problem], remedy=remedy) from None
+            raise _not_text(error, f"Line {torn}", torn, _LOOKS_LATIN) from None
 
 
 def delimiter_of(line: str, form: str) -> str:
@@ -214,12 +206,16 @@ class Table:
             if quoted is not None:
                 cells = quoted
             elif self._mark == "\t":
-                cells = [_bare_cell(cell) for cell in cells]
+                whole = map(_WHOLE_CELL.fullmatch, cells)
+                cells = [
+                    match[1].replace('""', '"') if match else cell
+                    for cell, match in zip(cells, whole, strict=True)
+                ]
             else:
                 message = "A quote stands where none can, or is never closed."
                 problem = ValueFault("bad_csv", message, line=number, remedy=_CLOSE)
         if self._guarded:
-            cells = [unguarded(cell) for cell in cells]
+            cells = [c[1:] if c.startswith("'") and _FORMULA.match(c) else c for c in cells]
         return cells, problem
 
     def _quoted(self, number: int, line: str) -> list[str] | None:
@@ -236,7 +232,9 @@ class Table:
 
         with contextlib.suppress(csv.Error, StopIteration):
             cells = next(csv.reader(lines(), delimiter=self._mark, strict=True))
-            if not (taken and self._mark == "\t" and any(_is_glued(cell) for cell in cells)):
+            # with a tab and a line break in one cell: rows, joined by a quote somebody forgot
+            glued = any("\t" in cell and "\n" in cell for cell in cells)
+            if not (taken and self._mark == "\t" and glued):
                 return cells
         self._ahead.extendleft(reversed(taken))
         return None
@@ -251,16 +249,6 @@ def written(stream: BinaryIO, suffix: str) -> tuple[list[str], Iterator[tuple[in
 MAX_CELL = 1 << 16  #: characters of the further lines of a row
 _CLOSE = 'Inside a quoted cell write "" for one ", and close the quote.'
 _WHOLE_CELL = re.compile(r'"((?:[^"]|"")*)"')
-
-
-def _bare_cell(cell: str) -> str:
-    whole = _WHOLE_CELL.fullmatch(cell)
-    return whole[1].replace('""', '"') if whole else cell
-
-
-def _is_glued(cell: str) -> bool:
-    """Are these rather several rows, joined by a quote somebody forgot?"""
-    return "\t" in cell and "\n" in cell
 
 
 def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
@@ -323,14 +311,24 @@ def refused_csv(rows: Callable[[], Iterable[Row]]) -> Iterator[bytes]:
     would take for a formula is guarded; reading a table with an ``error`` column undoes it.
     """
     columns = dict.fromkeys(name for row in rows() for name in row.cells if name != "error")
-    out = io.StringIO()
+
+    def lines() -> Iterator[list[Any]]:
+        for row in rows():
+            error = " ".join(f"{p.message} {p.remedy or ''}".strip() for p in row.problems)
+            yield [*map(row.cells.get, columns), error]
+
+    return csv_pieces([*columns, "error"], lines())
+
+
+def csv_pieces(header: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[bytes]:
+    """A table for spreadsheets, in pieces: UTF-8 with a byte order mark, its cells guarded."""
+    out = io.StringIO("\ufeff")
+    out.seek(0, io.SEEK_END)
     writer = csv.writer(out, lineterminator="\r\n")
-    out.write("\ufeff")
-    writer.writerow([*columns, "error"])
-    for row in rows():
-        error = " ".join(f"{p.message} {p.remedy or ''}".strip() for p in row.problems)
-        writer.writerow(guarded(text) for text in [*map(row.cells.get, columns), error])
-        if out.tell() > 1 << 16:
+    writer.writerow(header)
+    for row in rows:
+        writer.writerow(map(guarded, row))
+        if out.tell() > _PIECE:
             yield _drain(out)
     yield _drain(out)
 
@@ -350,11 +348,6 @@ _FORMULA = re.compile(r"'*([=@\t\r]|[+-](?!\d+([.,]\d+)?$))", re.ASCII)
 def guarded(value: Any) -> Any:
     """``value`` with an apostrophe before it where a spreadsheet would take it for a formula."""
     return f"'{value}" if isinstance(value, str) and _FORMULA.match(value) else value
-
-
-def unguarded(text: str) -> str:
-    """``text`` without the apostrophe that :func:`guarded` puts before it."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text) else text
 
 
 def cells_of(value: Any) -> dict[str, str]:

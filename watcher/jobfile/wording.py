@@ -17,6 +17,14 @@ from watcher.jobs import Card, field_schemas
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+?\d{1,3}", re.ASCII)
 
 
+def wrong(
+    code: str, message: str, key: str, given: Any, card: Card, remedy: str | None = None
+) -> ValueFault:
+    """A fault of the field ``key``, with the value that was given and what its model allows."""
+    value, allowed = shown(given), allowed_for(key, card)
+    return ValueFault(code, message, key=key, value=value, allowed=allowed, remedy=remedy)
+
+
 def translated(error: Any, card: Card) -> ValueFault:
     """One pydantic error. The value is kept apart from the message."""
     field = str(error["loc"][0])
@@ -50,12 +58,9 @@ def translated(error: Any, card: Card) -> ValueFault:
         message = f"`{field}` must be one of {allowed}."
         remedy = _nearest_word(given, allowed)
     else:
-        code, message, remedy = (
-            "wrong_type",
-            f"`{field}` must be {_kind(field)}.",
-            _mend(field, given),
-        )
-    return ValueFault(code, message, key=field, value=shown(given), allowed=allowed, remedy=remedy)
+        code, message = "wrong_type", f"`{field}` must be {_kind(field)}."
+        remedy = _mend(field, given)
+    return wrong(code, message, field, given, card, remedy)
 
 
 def _kind(field: str) -> str:

@@ -12,14 +12,11 @@ crash leaves it made or not yet made.
 import contextlib
 import json
 import logging
-import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.config import Config
@@ -48,6 +45,7 @@ from watcher.models.catalogue import (
     revision_of,
     starter_folder,
 )
+from watcher.program import environment, module
 
 if TYPE_CHECKING:
     from watcher.store import JobStore
@@ -290,18 +288,13 @@ def describe_devices(timeout: float = _PROBE_SECONDS, *, memory: bool = False) -
     Raises SteadyError ``worker_unavailable`` when the child fails or ``timeout`` (seconds)
     passes.
     """
-    # -P keeps the current folder out of the child's path; this package's own home is added,
-    # so that it is found from a source checkout too.
-    home = str(Path(__file__).resolve().parents[2])
-    paths = [path for path in (os.environ.get("PYTHONPATH"), home) if path]
-    command = [sys.executable, "-P", "-m", "watcher.worker", "--probe"]
     try:
         child = subprocess.Popen(
-            command + ["--memory"] * memory,
+            module("watcher.worker", "--probe", *["--memory"] * memory),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env=environment(),
         )
         try:
             out, words = child.communicate(timeout=timeout)

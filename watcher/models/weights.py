@@ -1,4 +1,4 @@
-"""Model files: listed, fetched, checked, converted; each only when a person asks.
+"""Model files: listed, fetched, checked; each only when a person asks. (Converted: engines/convert.py.)
 
 What is fetched from the hub goes into the hub's own cache, so that other tools share it.
 A ``manifest.json`` with check sums is left beside what we fetched or converted. A crash in a
@@ -6,28 +6,24 @@ download leaves its beginning, and the next one goes on there.
 """
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
 import shutil
-import struct
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
-
-from typing_extensions import override
+from typing import TYPE_CHECKING, Any
 
 from watcher import publish
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.models import profile_of
 from watcher.models.catalogue import (
     CATALOGUE,
     MANIFEST,
-    PROFILE,
     STARTER,
     ZIMAGE_TURBO,
     folder_of,
@@ -37,7 +33,6 @@ from watcher.models.catalogue import (
     missing_files,
     missing_remedy,
     outline,
-    present,
     repository,
     revision_of,
     split,
@@ -69,23 +64,12 @@ class HubFile:
     sha1: str | None
 
 
-class Hub(Protocol):
-    """Where models come from."""
+class HuggingFace:
+    """Where models come from: the Hugging Face hub, by its own client (which honours HF_ENDPOINT,
+    HF_TOKEN, …)."""
 
     def files(self, name: str, revision: str) -> tuple[str, list[HubFile]]:
         """The commit that ``revision`` means, and its files."""
-        ...
-
-    def download(self, name: str, commit: str, patterns: Sequence[str]) -> Path:
-        """Fetch what is not here yet, going on where an earlier call stopped."""
-        ...
-
-
-class HuggingFace(Hub):
-    """The Hugging Face hub, by its own client (which honours HF_ENDPOINT, HF_TOKEN, …)."""
-
-    @override
-    def files(self, name: str, revision: str) -> tuple[str, list[HubFile]]:
         from huggingface_hub import HfApi
         from huggingface_hub.hf_api import RepoFile
 
@@ -98,8 +82,8 @@ class HuggingFace(Hub):
                 if isinstance(f, RepoFile)
             ]
 
-    @override
     def download(self, name: str, commit: str, patterns: Sequence[str]) -> Path:
+        """Fetch what is not here yet, going on where an earlier call stopped."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -126,7 +110,7 @@ def _reaching() -> Iterator[None]:
 def pull_model(
     model: str = ZIMAGE_TURBO,
     *,
-    hub: Hub | None = None,
+    hub: HuggingFace | None = None,
     progress: Progress = silent,
 ) -> Path:
     """Download a model, or what is missing of it, check every byte, and say where it lies.
@@ -146,18 +130,29 @@ def pull_model(
     name, revision = split(model)
     try:
         commit, files = hub.files(name, revision or "main")
-        files = [file for file in files if _is_fetched(file.path)]
+        kinds = {Path(pattern).suffix for pattern in _PATTERNS}
+        files = [
+            file
+            for file in files
+            if Path(file.path).suffix in kinds
+            and not file.path.startswith("/")
+            and ".." not in file.path.split("/")
+        ]
         total = sum(file.bytes for file in files)
         home = repository(name)
-        _need_space(home, total - min(total, _held(home)))
+        need_space(home, total - min(total, _held(home)))
         with _watching(home, total, progress):
             folder = hub.download(name, commit, _PATTERNS)
             manifest = {
                 "model": name,
                 "revision": commit,
-                "files": {f.path: _hub_facts(f) for f in files},
+                "files": {
+                    f.path: {"bytes": f.bytes}
+                    | ({"sha256": f.sha256} if f.sha256 else {"sha1": f.sha1})
+                    for f in files
+                },
             }
-            _write_json(folder / MANIFEST, manifest)
+            write_json(folder / MANIFEST, manifest)
             report = verify_model(folder)
             if report.damaged:  # what the hub's cache holds it takes for good: fetch that anew
                 for path in report.damaged:
@@ -177,17 +172,6 @@ def pull_model(
     if report.problems:
         raise SteadyError("model_damaged", f"Downloaded twice, and still: {report.problems[0]}")
     return folder
-
-
-def _is_fetched(path: str) -> bool:
-    """Is it of a kind we fetch, and does it stay below the folder?"""
-    inside = not path.startswith("/") and ".." not in path.split("/")
-    return inside and Path(path).suffix in {Path(pattern).suffix for pattern in _PATTERNS}
-
-
-def _hub_facts(file: HubFile) -> dict[str, Any]:
-    check = {"sha256": file.sha256} if file.sha256 else {"sha1": file.sha1}
-    return {"bytes": file.bytes} | check
 
 
 def _forget(path: Path) -> None:
@@ -213,7 +197,8 @@ def _held(home: Path) -> int:
     return held
 
 
-def _need_space(folder: Path, need: int) -> None:
+def need_space(folder: Path, need: int) -> None:
+    """Is there room for ``need`` bytes where ``folder`` will be? SteadyError disk_full."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
@@ -225,24 +210,22 @@ def _need_space(folder: Path, need: int) -> None:
         )
 
 
-class _watching:
-    """Reports how much of a download has arrived, by looking at the disk."""
+@contextlib.contextmanager
+def _watching(home: Path, total: int, progress: Progress) -> Iterator[None]:
+    """Inside, how much of a download has arrived is reported, by looking at the disk."""
+    done = threading.Event()
 
-    def __init__(self, home: Path, total: int, progress: Progress) -> None:
-        self._home, self._total, self._progress = home, total, progress
-        self._done = threading.Event()
-        self._thread = threading.Thread(target=self._report, name="pull-progress", daemon=True)
+    def report() -> None:
+        while not done.wait(0.5):
+            progress(min(total, _held(home)), total)
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._done.set()
-        self._thread.join()
-
-    def _report(self) -> None:
-        while not self._done.wait(0.5):
-            self._progress(min(self._total, _held(self._home)), self._total)
+    thread = threading.Thread(target=report, name="pull-progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @dataclass(frozen=True)
@@ -282,14 +265,14 @@ def verify_model(
         by, expected = "manifest", manifest["files"]
     else:
         problems = [f"{path} is missing." for path in missing_files(folder)]
-        expected = {path: _blob_facts(folder / path) for path in _files_of(folder)}
+        expected = {path: _blob_facts(folder / path) for path in files_of(folder)}
         by = "hub cache" if all(len(facts) > 1 for facts in expected.values()) else "headers"
     total = sum(int(facts["bytes"]) for facts in expected.values())
     damaged = []
     done = 0
     for path, facts in sorted(expected.items()):
         known = facts if sums else {"bytes": facts["bytes"]}
-        problem = _fault_of(folder / path, known, _shifted(progress, done, total))
+        problem = _fault_of(folder / path, known, functools.partial(_tell, progress, done, total))
         if problem:
             problems.append(f"{path} {problem}")
             damaged += [path] if (folder / path).exists() else []
@@ -298,11 +281,12 @@ def verify_model(
     return Verification(folder, by, len(expected), total, tuple(problems), tuple(damaged))
 
 
-def _shifted(progress: Progress, before: int, total: int) -> Callable[[int], None]:
-    return lambda done: progress(before + done, total)
+def _tell(progress: Progress, before: int, total: int, done: int) -> None:
+    progress(before + done, total)
 
 
-def _files_of(folder: Path) -> list[str]:
+def files_of(folder: Path) -> list[str]:
+    """Every file of a model's folder but the manifest, below it."""
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -329,7 +313,7 @@ def _fault_of(path: Path, facts: Mapping[str, Any], progress: Callable[[int], No
         if size != facts["bytes"]:
             return f"has {size} bytes instead of {facts['bytes']}."
         for kind, begin in (("sha256", b""), ("sha1", b"blob %d\0" % size)):
-            if facts.get(kind) and _digest(path, kind, begin, progress) != facts[kind]:
+            if facts.get(kind) and file_digest(path, kind, begin, progress) != facts[kind]:
                 return "is not what it should be: its check sum differs."
         if path.suffix == ".safetensors":
             outline(path)
@@ -342,7 +326,8 @@ def _fault_of(path: Path, facts: Mapping[str, Any], progress: Callable[[int], No
     return None
 
 
-def _digest(path: Path, kind: str, begin: bytes, progress: Callable[[int], None]) -> str:
+def file_digest(path: Path, kind: str, begin: bytes, progress: Callable[[int], None]) -> str:
+    """The check sum of a file, in hexadecimal; ``begin``: bytes before it."""
     machine = hashlib.new(kind, begin, usedforsecurity=False)
     done = 0
     with path.open("rb", buffering=0) as file:
@@ -388,70 +373,12 @@ def _listed(name: str, source: str, root: Path, used: str) -> Listed:
     if folder is None:
         revision = known.revision if known else None
         return Listed(name, None, known.bytes if known else 0, False, name == used, revision)
-    size = sum((folder / path).stat().st_size for path in _files_of(folder))
+    size = sum((folder / path).stat().st_size for path in files_of(folder))
     complete = not missing_files(folder)
     return Listed(name, folder, size, complete, name == used, revision_of(folder))
 
 
-def convert_model(
-    model: str,
-    target: Path,
-    root: Path | None = None,
-    *,
-    progress: Progress = silent,
-) -> Path:
-    """Write a copy of a model with bfloat16 weights: 38 % less to read at every load.
-
-    ``target`` must not exist; it appears whole, with ``profile.json`` and
-    ``manifest.json``. A crash leaves ``<target>.part``, which the next try replaces. Raises
-    SteadyError: ``model_missing``, ``disk_full``, ``bad_request`` when the target exists.
-    """
-    source = present(model, root)
-    if target.exists() or target.is_symlink():
-        raise SteadyError(
-            "bad_request", f"`{target.name}` exists.", remedy="Name a folder that does not."
-        )
-    part = target.with_name(target.name + ".part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
-        with publish.disk_errors("The copy cannot be written"):
-            files = _write_converted(source, part, progress)
-            _write_json(part / PROFILE, profile_of(model, root) | {"name": target.name})
-            revision = f"{revision_of(source) or 'unknown'}-bfloat16"
-            _write_json(part / MANIFEST, {"model": model, "revision": revision, "files": files})
-            os.replace(part, target)
-            publish.sync_folder(target.parent)
-    except (ValueError, LookupError, TypeError, struct.error) as error:
-        raise SteadyError("model_damaged", f"`{model}` cannot be converted: {error}.") from error
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-    return target
-
-
-def _write_converted(source: Path, part: Path, progress: Progress) -> dict[str, Any]:
-    """Write every file anew below ``part``; what the manifest says of them."""
-    from watcher.models import convert as converter  # numpy: only where it is asked for
-
-    sizes = {
-        path: ((source / path).stat().st_size, converter.converted_size(source / path))
-        for path in _files_of(source)
-        if path != PROFILE
-    }
-    _need_space(part, sum(new for _, new in sizes.values()))
-    total = sum(old for old, _ in sizes.values())
-    files: dict[str, Any] = {}
-    done = 0
-    for path, (size, _) in sizes.items():
-        new = part / path
-        new.parent.mkdir(parents=True, exist_ok=True)
-        converter.to_bfloat16(source / path, new)
-        check = _digest(new, "sha256", b"", lambda _: None)
-        files[path] = {"bytes": new.stat().st_size, "sha256": check}
-        done += size
-        progress(done, total)
-    return files
-
-
-def _write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any) -> None:
+    """Put ``value`` in the place of what ``path`` says, durably. Raises OSError."""
     data = (json.dumps(value, indent=1) + "\n").encode()
     publish.replace(path, data, temporary=path.with_name(path.name + ".part"))

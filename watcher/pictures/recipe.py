@@ -13,13 +13,13 @@ import functools
 import json
 import re
 from collections.abc import Mapping
-from importlib import metadata
 from math import isfinite
 from typing import Any
 
 from watcher.describe import model_name
 from watcher.jobs import Job, JobRequest, input_digest
 from watcher.pictures.container import NotAPicture, PictureFile, scan, unpadded, xmp_of
+from watcher.program import installed_version
 
 #: Longest settings line of an A1111 text; its regex is quadratic, so longer ones are not read.
 _MAX_SETTINGS = 8000
@@ -198,10 +198,8 @@ def _version_words(value: Any) -> dict[str, str]:
 
 @functools.cache
 def _versions() -> dict[str, str]:
-    try:
-        return {"steadydiffusion": metadata.version("steadydiffusion")}
-    except metadata.PackageNotFoundError:
-        return {}
+    version = installed_version()
+    return {"steadydiffusion": version} if version else {}
 
 
 # -- reading

@@ -15,7 +15,7 @@ from typing import Any
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
 from watcher.jobs import Job, JobState
-from watcher.pictures import Outputs
+from watcher.pictures.outputs import Outputs
 
 COLUMNS = 8
 PICTURES = 64  #: on one sheet

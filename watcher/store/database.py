@@ -25,6 +25,7 @@ from watcher.log import now_us
 from watcher.store import schema
 from watcher.store.entries import to_json
 from watcher.store.file import RecordFile, forget_pages
+from watcher.store.readers import Readers
 from watcher.store.schema import Row
 
 if TYPE_CHECKING:
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 POOL = 8  #: connections for transactions
 _SERVER_SECONDS = 0.2  #: between looks for changes on a server
-READERS = 8  #: connections for polls
 
 #: Few sizes, for every statement stays prepared in every connection.
 _ROWS_AT_ONCE = (256, 16, 1)
@@ -101,7 +101,7 @@ class Database:
         self._inside = threading.local()
         self._pool: dataset.Database | None = None
         self._pooling = threading.Lock()
-        self._readers = _Readers(self._open_reader)
+        self._readers = Readers(self._open_reader)
         self._version_seen = (0.0, 0)
         self._open()
 
@@ -437,46 +437,3 @@ def _server() -> ModuleType:
             remedy="Run `pip install 'steadydiffusion[postgres]'`.",
         ) from None
     return server
-
-
-class _Readers:
-    """A few driver connections for polls, the last used first, plus one that only listens."""
-
-    def __init__(self, connect: Callable[[], Any]) -> None:
-        self._connect = connect
-        self._idle: list[Any] = []
-        self._slots = threading.BoundedSemaphore(READERS)
-        self._listener: Any = None
-        self._listening = threading.Lock()
-
-    @contextlib.contextmanager
-    def lend(self) -> Iterator[Any]:
-        with self._slots:
-            try:
-                connection = self._idle.pop()
-            except IndexError:
-                connection = self._connect()
-            with contextlib.ExitStack() as undo:
-                undo.callback(self._drop)  # a server that went took the others along
-                undo.callback(connection.close)
-                yield connection
-                undo.pop_all()
-            self._idle.append(connection)
-
-    def data_version(self) -> int:
-        with self._listening:
-            if self._listener is None:
-                self._listener = self._connect()
-            return int(self._listener.execute("PRAGMA data_version").fetchone()["data_version"])
-
-    def close(self) -> None:
-        with self._listening:
-            if self._listener is not None:
-                self._listener.close()
-                self._listener = None
-        self._drop()
-
-    def _drop(self) -> None:
-        with contextlib.suppress(IndexError):
-            while True:
-                self._idle.pop().close()

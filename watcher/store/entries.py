@@ -1,16 +1,24 @@
 """What a row of the record says: rows to nouns, nouns to columns. No SQL in here."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from typing import Any
 
-from watcher.jobs import Batch, Job, JobRequest, JobState, Priority, forwards_of
+from watcher.jobs import Batch, Job, JobRequest, JobState, Priority
 from watcher.store.schema import Row
 
 _MOST_WARNINGS = 100  #: of a batch
 
 _PRIORITIES = {priority.level: priority for priority in Priority}
 
+
+#: What a column says by the name and in the form it has in the noun.
+_AS_IN_BATCHES = [field.name for field in fields(Batch) if field.name not in
+                  {"jobs", "cancelled", "paused", "archived", "axes", "error", "warnings"}]  # fmt: skip
+_AS_IN_JOBS = [field.name for field in fields(Job) if field.name not in
+               {"index", "state", "request", "priority", "cancel_requested", "forwards",
+                "model", "warnings", "facts"}]  # fmt: skip
 
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
@@ -23,20 +31,8 @@ def to_json(value: Any) -> str:
 def batch_of(row: Row) -> Batch:
     """The Batch a row of the table says."""
     return Batch(
-        ticket=row["ticket"],
-        claim=row["claim"],
-        name=row["name"],
-        suffix=row["suffix"],
-        source=row["source"],
-        created_at=row["created_at"],
-        digest=row["digest"],
-        key=row["key"],
-        image_name=row["image_name"],
-        tries=row["tries"],
-        next_line=row["next_line"],
-        refused_rows=row["refused_rows"],
+        **{name: row[name] for name in _AS_IN_BATCHES},
         jobs=sum(row[f"n_{state}"] for state in JobState),
-        recorded_at=row["recorded_at"],
         cancelled=bool(row["cancelled"]),
         paused=bool(row["paused"]),
         archived=bool(row["archived"]),
@@ -54,40 +50,24 @@ def job_of(row: Row) -> Job:
     if row["history"]:
         facts["attempts"] = [json.loads(line) for line in row["history"].splitlines()]
     return Job(
-        seq=row["seq"],
-        id=row["id"],
-        ticket=row["ticket"],
+        **{name: row[name] for name in _AS_IN_JOBS},
         index=row["idx"],
         state=JobState(row["state"]),
-        rev=row["rev"],
         request=JobRequest.model_construct(
             prompt=row["prompt"], priority=priority.value, **request
         ),
-        image_name=row["image_name"],
-        folder=row["folder"],
-        path=row["path"],
         priority=priority,
-        created_at=row["created_at"],
-        attempt=row["attempt"],
-        deaths=row["deaths"],
-        watcher_deaths=row["watcher_deaths"],
-        held=row["held"],
-        not_before=row["not_before"],
         cancel_requested=bool(row["cancel_requested"]),
-        started_at=row["started_at"],
-        completed_at=row["completed_at"],
-        error_code=row["error_code"],
-        error_message=row["error_message"],
-        sha256=row["sha256"],
-        bytes=row["bytes"],
-        deleted_at=row["deleted_at"],
-        row=row["row"],
         model=row["model"] or None,
-        forwards=row["forwards"] or forwards_of(request.get("num_inference_steps") or 1),
-        rating=row["rating"],
+        forwards=row["forwards"] or _forwards_before(request),
         warnings=_warnings_of(row["warnings"], facts.get("warnings")),
         facts=facts,
     )
+
+
+def _forwards_before(request: Mapping[str, Any]) -> int:
+    """Forwards of a job that was recorded before they had a column: Z-Image's, one a step less."""
+    return max(1, (request.get("num_inference_steps") or 1) - 1)
 
 
 def _warnings_of(planned: str | None, found: Any) -> tuple[str, ...]:

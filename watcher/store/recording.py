@@ -12,7 +12,7 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from watcher.errors import SteadyError
-from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, forwards_of, job_ids_of
+from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, job_ids_of
 from watcher.store import imagenames
 from watcher.store.entries import batch_of, to_json, with_warnings
 from watcher.store.imagenames import Wish, default_name
@@ -35,7 +35,7 @@ class NewJob(NamedTuple):
     prompt: str
     request: str
     suffix: str
-    forwards: int
+    forwards: int | None
     name: str | None = None
     folder: str | None = None
     priority: Priority = Priority.NORMAL
@@ -61,13 +61,13 @@ class NewJob(NamedTuple):
     ) -> "NewJob":
         """``request`` is resolved; its own name wins over ``stem``.
 
-        ``forwards``: as its model counts them; None: as Z-Image does.
+        ``forwards``: as its model counts them; None where that is not known.
         """
         return cls(
             prompt=request.prompt,
             request=request.model_dump_json(exclude=_OWN_COLUMN, exclude_none=True),
             suffix=SUFFIXES[request.format or "png"],
-            forwards=forwards or forwards_of(request.num_inference_steps or 1),
+            forwards=forwards,
             name=request.name or stem,
             folder=request.folder,
             priority=priority,
@@ -216,13 +216,12 @@ class Recorded(JobInputs):
             "UPDATE queue SET rev = rev + :count RETURNING rev, bulk_time", count=len(fresh)
         )[0]
         rev = queue["rev"] - len(fresh)
-        wishes, day = [], f"{local:%Y%m%d}"
+        wishes, rows, day = [], list[Row](), f"{local:%Y%m%d}"
         for ticket, _, id_, job in fresh:
             if not (id_ == ticket and batches[ticket]["image_name"]):
                 base = job.name or default_name(local)
                 wishes.append(Wish(id_, job.folder or day, base, everywhere=not job.name))
         names = iter(zip(wishes, imagenames.give(self, wishes), strict=True))
-        rows = []
         for ticket, index, id_, job in fresh:
             batch, tell = batches[ticket], told[ticket]
             if id_ == ticket and batch["image_name"]:
@@ -241,30 +240,30 @@ class Recorded(JobInputs):
             held = "paused" if batch["paused"] else held
             tell["fresh"] += 1
             rows.append(
-                (
-                    id_,
-                    ticket,
-                    index,
-                    JobState.QUEUED.value,
-                    rev,
-                    job.priority.level,
-                    rank,
-                    held,
-                    job.not_before,
-                    picture,
-                    folder,
-                    f"{folder}/{picture}{job.suffix}",
-                    job.prompt,
-                    job.request,
-                    now,
-                    to_json(job.warnings) if job.warnings else None,
-                    job.row,
-                    job.forwards,
-                    job.model,
-                    job.awaits,
-                )
+                {
+                    "id": id_,
+                    "ticket": ticket,
+                    "idx": index,
+                    "state": JobState.QUEUED.value,
+                    "rev": rev,
+                    "class": job.priority.level,
+                    "rank": rank,
+                    "held": held,
+                    "not_before": job.not_before,
+                    "image_name": picture,
+                    "folder": folder,
+                    "path": f"{folder}/{picture}{job.suffix}",
+                    "prompt": job.prompt,
+                    "request": job.request,
+                    "created_at": now,
+                    "warnings": to_json(job.warnings) if job.warnings else None,
+                    "row": job.row,
+                    "forwards": job.forwards,
+                    "model": job.model,
+                    "awaits": job.awaits,
+                }
             )
-        self.insert("jobs", _JOB_COLUMNS, rows)
+        self.insert("jobs", list(rows[0]), [tuple(row.values()) for row in rows])
         self.run("UPDATE job_counts SET n = n + :n WHERE state = 'queued'", n=len(rows))
         for ticket in {ticket for ticket, *_ in fresh if batches[ticket]["cancelled"]}:
             self.run(
@@ -301,27 +300,3 @@ _TELL_BATCH = (
     " n_queued = n_queued + :fresh"
     " WHERE ticket = :ticket"
 )
-
-#: In the order in which :meth:`Recorded._insert` says them.
-_JOB_COLUMNS = [
-    "id",
-    "ticket",
-    "idx",
-    "state",
-    "rev",
-    "class",
-    "rank",
-    "held",
-    "not_before",
-    "image_name",
-    "folder",
-    "path",
-    "prompt",
-    "request",
-    "created_at",
-    "warnings",
-    "row",
-    "forwards",
-    "model",
-    "awaits",
-]

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look, Machine
+from watcher.program import HOME, installed_version
 
 _SUMMED_BYTES = 1_000_000_000  #: models up to here are read whole; larger ones by their outline
 
@@ -24,22 +25,17 @@ def interpreter(machine: Machine) -> Iterator[Finding]:
 
 def package() -> Iterator[Finding]:
     """Others publish packages called `watcher` and `api` too; pip lets them overwrite ours."""
-    ours = Path(__file__).resolve().parents[3]
     found = importlib.util.find_spec("api")
     where = Path(found.origin).resolve().parent if found and found.origin else None
     anew = "install into an environment of its own: pip install -c constraints.txt ."
-    if where != ours / "api":
+    if where != HOME / "api":
         words = f"`api` is another program's: {where}" if where else "`api` is not installed"
         yield Finding("package", FAIL, words, anew)
         return
-    from importlib import metadata  # slow, and wanted here alone
-
-    try:
-        version = metadata.version("steadydiffusion")
-    except metadata.PackageNotFoundError:
-        yield Finding("package", NOTE, f"not installed; run from {ours}", "pip install -e .")
-        return
-    yield Finding("package", OK, f"{version} in {ours}")
+    if version := installed_version():
+        yield Finding("package", OK, f"{version} in {HOME}")
+    else:
+        yield Finding("package", NOTE, f"not installed; run from {HOME}", "pip install -e .")
 
 
 # -- the device and the model
@@ -86,8 +82,10 @@ def memory(look: Look) -> Iterator[Finding]:
     if look.model.startswith(models.ZIMAGE_TURBO):
         weights = plan.Z_IMAGE_TURBO
     else:  # two bytes a weight: too much rather than too little
-        parts = ("transformer", "text_encoder", "vae")
-        weights = plan.Weights(*(_weight_bytes(folder / part) // 2 for part in parts))
+        files = [
+            (folder / part).glob("*.safetensors") for part in ("transformer", "text_encoder", "vae")
+        ]
+        weights = plan.Weights(*(sum(p.stat().st_size for p in some) // 2 for some in files))
     host = look.devices["cpu"]
     cards = {card["device"]: card for card in look.devices["cuda"]}
     card = cards.get(look.device) or (next(iter(cards.values())) if look.device == "cuda" else {})
@@ -113,10 +111,6 @@ def memory(look: Look) -> Iterator[Finding]:
         yield Finding("memory", FAIL, words, mend)
     else:
         yield Finding("memory", OK, words)
-
-
-def _weight_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
 def weights(look: Look) -> Iterator[Finding]:

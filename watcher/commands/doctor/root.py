@@ -30,31 +30,30 @@ def outputs(look: Look) -> Iterator[Finding]:
 
 
 def _writable(name: str, folder: Path) -> Finding:
+    from watcher.folder import is_read_only
+
     if not folder.exists():
         return Finding(name, NOTE, f"{folder} is made at the first start")
     if not folder.is_dir():
         return Finding(name, FAIL, f"{folder} is not a folder", f"mv {folder} {folder}.aside")
-    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK) or _folder_read_only(folder):
+    if not os.access(folder, os.R_OK | os.W_OK | os.X_OK) or is_read_only(folder):
         who = os.getuid() if hasattr(os, "getuid") else "you"
         mend = f"sudo chown -R {who} {folder} (or mount it for writing)"
         return Finding(name, FAIL, f"{folder} cannot be written", mend)
     return Finding(name, OK, f"{folder} can be written")
 
 
-def _folder_read_only(folder: Path) -> bool:
-    return hasattr(os, "statvfs") and bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
-
-
 def presets(look: Look) -> Iterator[Finding]:
     """Can jobs be made with every preset?"""
-    from watcher import jobfile, models
+    from watcher import models
+    from watcher.jobfile.presets import read_preset
 
     config = look.config
     files = sorted(config.presets.glob("*.yaml"))
     limits = models.limits_known(config, None)
     for file in files:
         try:
-            jobfile.read_preset(file.read_bytes(), limits)
+            read_preset(file.read_bytes(), limits)
         except SteadyError as error:
             yield Finding("presets", FAIL, f"{file}: {error.message}", error.remedy)
         else:
@@ -117,7 +116,9 @@ def watcher(look: Look) -> Iterator[Finding]:
 
 def events(look: Look) -> Iterator[Finding]:
     """Are new files noticed at once, or by looking every few seconds?"""
-    from watcher import inbox, live
+    from watcher import live
+    from watcher.folder import is_read_only
+    from watcher.inbox.watch import deaf
 
     every = f"new files are noticed by a look every {look.config.rescan_seconds:g} s"
     if look.watched:
@@ -128,9 +129,9 @@ def events(look: Look) -> Iterator[Finding]:
             yield Finding("events", OK, "new files are noticed at once")
         return
     folder = look.config.inbox
-    if not folder.is_dir() or not os.access(folder, os.W_OK) or _folder_read_only(folder):
+    if not folder.is_dir() or not os.access(folder, os.W_OK) or is_read_only(folder):
         return
-    if trouble := inbox.deaf(folder):
+    if trouble := deaf(folder):
         yield Finding("events", NOTE, f"{trouble} So {every}.")
     else:
         yield Finding("events", OK, "new files are noticed at once")

@@ -8,7 +8,6 @@ import stat
 import time
 from collections.abc import Iterator
 
-from watcher.commands.desk import in_time
 from watcher.commands.doctor.look import FAIL, OK, Finding, Look
 
 _PICTURE_BYTES = 1_500_000  #: of a 1024 x 1024 PNG, until there are pictures to go by
@@ -59,11 +58,13 @@ def disk(look: Look) -> Iterator[Finding]:
 
 def clock(look: Look) -> Iterator[Finding]:
     """A clock that went back makes names and dates of new pictures older than the last ones."""
+    from watcher.pace import span_words
+
     now = look.machine.now()
     newest = max([_BUILT, *(job.created_at / 1e6 for job in look.newest)])
     told = time.strftime("%Y-%m-%d %H:%M", time.localtime(now))
     if now < newest - _CLOCK_SLACK:
-        words = f"{told} is {in_time(newest - now)} before the newest job"
+        words = f"{told} is {span_words(newest - now)} before the newest job"
         yield Finding("clock", FAIL, words, "sudo timedatectl set-ntp true")
     else:
         yield Finding("clock", OK, f"{told} {time.tzname[time.localtime(now).tm_isdst > 0]}")

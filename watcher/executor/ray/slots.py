@@ -36,7 +36,7 @@ from watcher.executor import (
     relocated,
 )
 from watcher.executor.ray.actor import SlotReport
-from watcher.executor.seat import Seat, Slots
+from watcher.executor.seat import Seat, Slots, Task
 from watcher.jobs import Job
 
 log = logging.getLogger("watcher.executor")
@@ -175,12 +175,8 @@ class FarExecutor(Slots[_FarSlot]):
         return mark
 
     @override
-    def cancel(self, job_id: str) -> None:
-        for place in self._seats:
-            for task in place.tasks:
-                if task.job.id == job_id and not task.cancelled:
-                    task.cancelled = True
-                    self._order(place, "cancel", job_id)
+    def _cancel(self, seat: _FarSlot, task: Task) -> None:
+        self._order(seat, "cancel", task.job.id)
 
     @override
     def look(self, job_id: str) -> None:
