@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from watcher.engine import EngineSettings
+from watcher.engine import EngineRequest, EngineSettings
 from watcher.engines.loading import read_pipeline
 from watcher.engines.plan import DevicePlan
 from watcher.engines.zimage import ZImage
-from watcher.jobs import JobRequest
 from watcher.models import starter_folder
 
 PROMPT = "a red circle on a blue background"
@@ -138,9 +137,9 @@ def main() -> int:
     return 0 if same else 1
 
 
-def a_request(side: int, *, steps: int = 9) -> Any:
+def a_request(side: int, *, steps: int = 9) -> EngineRequest:
     """A request for a square picture, resolved."""
-    return JobRequest(prompt=PROMPT, width=side, height=side, num_inference_steps=steps, seed=5)
+    return EngineRequest(prompt=PROMPT, width=side, height=side, num_inference_steps=steps, seed=5)
 
 
 if __name__ == "__main__":

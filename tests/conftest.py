@@ -26,7 +26,11 @@ for _name in [name for name in os.environ if name.startswith("STEADY_")]:
         del os.environ[_name]
 
 
-def until(predicate: Callable[[], T], timeout: float = 10.0, what: str = "") -> T:
+#: Processor seconds that nothing linear needs on a busy machine, and a bomb exceeds at once.
+SECONDS = 10
+
+
+def until(predicate: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
     """The first truthy answer of ``predicate``; fails the test after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while True:

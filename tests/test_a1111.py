@@ -9,6 +9,7 @@ import re
 import threading
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.error import HTTPError
 
@@ -345,7 +346,7 @@ def test_sillytavern(here: House):
     assert "'DPM++ 2M'" in said and "override_settings has no effect" in said
 
 
-def test_a_caller_that_hangs_up_takes_its_waiting_picture_along(here: House):
+def test_a_caller_that_hangs_up_takes_its_waiting_picture_along(here: House, tmp_path: Path):
     import http.client
 
     def call(prompt: str) -> http.client.HTTPConnection:
@@ -363,7 +364,9 @@ def test_a_caller_that_hangs_up_takes_its_waiting_picture_along(here: House):
     assert first.getresponse().status == 200
     first.close()
     # One that runs goes on, and can still be interrupted.
-    left = call("left owl sleep=1")
+    held = tmp_path / "held"
+    held.touch()
+    left = call(f"left owl held={held}")
     here.running("left owl")
     left.close()
     until(lambda: ask(here, "GET", "/progress")[1]["state"]["job_count"] == 0)

@@ -727,7 +727,7 @@ def test_many_files_take_one_look_and_linear_time(root: Path, count: int) -> Non
         f"{count} files: {time.monotonic() - begun:.2f} s, CPU {time.process_time() - used:.2f} s"
     )
     assert SCANS.count(str(folder)) == 1
-    assert time.process_time() - used < count * 0.001
+    assert time.process_time() - used < count * 0.01
     assert len({c.name for c in got}) == count
     inbox.close()
 

@@ -10,6 +10,7 @@ from datetime import datetime
 from typing import Any
 
 import pytest
+from conftest import SECONDS
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -581,7 +582,7 @@ def test_an_expansion_past_the_limit_is_refused_with_its_count_before_it_is_buil
     assert refused(endless).message.startswith("The file makes 1000000000000 jobs")
     sampled = yaml(f"prompt: 'x {{a0}} {{a8}}'\nmatrix: {{{axes}}}\nsample: 1000")
     assert len(set(prompts(sampled))) == 1000
-    assert time.process_time() - begun < 2
+    assert time.process_time() - begun < SECONDS
 
 
 @pytest.mark.parametrize(
@@ -841,7 +842,7 @@ def test_any_grammar_is_jobs_or_a_refusal(data: str, suffix: str) -> None:
 
 
 def judge(data: bytes, suffix: str) -> None:
-    """Parsed or SteadyError, in a second, and both can be shown to people."""
+    """Parsed or SteadyError, in seconds, and both can be shown to people."""
     begun = time.process_time()
     try:
         parsed = parse(data, suffix, LIMITS, stem="x", now=NOW, wildcards=lists)
@@ -855,7 +856,7 @@ def judge(data: bytes, suffix: str) -> None:
         str(error).encode()
         for each in error.problems:
             assert each.value is None or len(each.value) <= 80
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < SECONDS
 
 
 LARGE = {
@@ -881,7 +882,7 @@ LARGE = {
 
 @pytest.mark.parametrize("name", LARGE)
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
-def test_large_inputs_take_less_than_a_second(name: str, suffix: str) -> None:
+def test_large_inputs_take_no_more_than_linear_time(name: str, suffix: str) -> None:
     text = LARGE[name]
     if suffix == ".json":
         from watcher.jobfile.strictyaml import read_yaml

@@ -5,6 +5,7 @@ import sys
 import time
 
 import pytest
+from conftest import SECONDS
 
 from watcher.errors import SteadyError
 from watcher.jobfile.strictyaml import MAX_DEPTH, Number, read_yaml
@@ -150,20 +151,20 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_bombs_are_refused_or_read_within_a_second(name: str) -> None:
+def test_bombs_are_refused_or_read_in_linear_time(name: str) -> None:
     begun = time.process_time()
     try:
         read_yaml(BOMBS[name])
     except SteadyError as error:
         assert error.problems
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < SECONDS
 
 
 def test_a_megabyte_of_text_is_read_at_once() -> None:
     begun = time.process_time()
     assert value("prompt: |\n" + "  " + "x" * 1_000_000)
     assert value("prompt: " + "x y " * 250_000)
-    assert time.process_time() - begun < 1
+    assert time.process_time() - begun < SECONDS
 
 
 def test_deep_brackets_do_not_kill_the_process() -> None:

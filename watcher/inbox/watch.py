@@ -39,7 +39,7 @@ from watcher.inbox.claims import (
     read_claim,
 )
 from watcher.inbox.hot import HotFolders
-from watcher.inbox.writers import Writer, ignore_lease_signal, writer_of
+from watcher.inbox.writers import ignore_lease_signal, leases_work
 from watcher.log import say
 from watcher.publish import disk_errors, disk_trouble, reason
 
@@ -256,7 +256,7 @@ class Inbox(Shelves):
         canary = self.folder / _CANARY
         with contextlib.suppress(OSError):  # read-only or full: said when it matters
             self._bell.hears(lambda: canary.write_bytes(b""))
-            self._arrivals.leases = self._hot.leases = writer_of(canary) is Writer.NONE
+            self._arrivals.leases = self._hot.leases = leases_work(canary)
         with contextlib.suppress(OSError):
             os.unlink(canary)
 
