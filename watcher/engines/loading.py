@@ -8,6 +8,7 @@ import json
 import math
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,11 @@ from watcher.engines.files import header, model_parts, role_of
 from watcher.engines.plan import DevicePlan
 from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
+
+#: A model's turn to be read comes after this long, whoever else reads: half of a load's time.
+_TURN_SECONDS = 300.0
+#: Words of a library that failed on the device; its other RuntimeErrors are of the files.
+_DEVICE = re.compile(r"\b(cuda|cudnn|cublas|hip|rocblas|nvml|mps|gpu)", re.IGNORECASE)
 
 
 def read_pipeline(
@@ -42,7 +48,7 @@ def read_pipeline(
     transformers.utils.logging.disable_progress_bar()
 
     try:
-        with _one_at_a_time(folder):
+        with _one_at_a_time():
             parts = _read_parts(folder, chosen, transformer)
             pipe = getattr(diffusers, kind).from_pretrained(folder, **_how(chosen), **parts)
     except (OSError, ValueError, LookupError, TypeError, AttributeError, SafetensorError) as error:
@@ -52,7 +58,7 @@ def read_pipeline(
         if is_out_of_memory(error) or is_poison(error):
             raise
         words = " ".join(str(error).split())[:300]
-        if re.search(r"\b(cuda|cudnn|hip|gpu)", words, re.IGNORECASE):
+        if _DEVICE.search(words):
             raise  # the device's fault, not the files'
         raise SteadyError("model_damaged", words) from error
     pipe.set_progress_bar_config(disable=True)
@@ -140,12 +146,23 @@ def _needs(package: str, extra: str, what: str) -> None:
 
 
 @contextlib.contextmanager
-def _one_at_a_time(folder: Path) -> Iterator[None]:
-    """Workers of one machine read one after another: each takes main memory while it does."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def _one_at_a_time() -> Iterator[None]:
+    """Workers of one machine read one after another: each takes main memory while it does.
+
+    Nobody waits for ever: one that is stuck in its driver holds the lock, and a load has a limit.
+    """
+    descriptor = os.open(Path(__file__).parent, os.O_RDONLY)  # whatever models they read
+    deadline = time.monotonic() + _TURN_SECONDS
     try:
-        with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while time.monotonic() < deadline:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                time.sleep(0.2)
+            except OSError:  # a file system without locks
+                break
+            else:
+                break
         yield
     finally:
         os.close(descriptor)

@@ -15,6 +15,7 @@ import collections
 import contextlib
 import dataclasses
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -43,8 +44,7 @@ MAX_TRIES = 2
 MAX_TRIES_TABLE = 9
 AHEAD = 20_000  #: claims that may wait to be read, about a kilobyte each
 _LOOK_SECONDS = 0.1  #: between looks while there is something to read
-_SHORT_TABLE = 32 << 10  #: bytes of a submitted table for which another is interrupted …
-_SHORT = 1 << 20  #: … and of any other submission: read in a third of a second
+_SHORT = 1 << 20  #: bytes of a submission that is no table: read in a third of a second
 _AGAIN_SECONDS = 2.0
 _SWEEP_SECONDS = 60.0  #: between looks for reservations whose file never came
 _SWEEP_AGE = 600_000_000  #: microseconds a reservation waits for its file
@@ -75,7 +75,7 @@ class Intake(Part):
         self._spared = set(self._suspect.innocent)
         self._swept = float("-inf")
         self._look_at = 0.0  #: when to look again although there is something to read
-        self._interrupted = False  #: a table waits while a submission is taken
+        self._size = 0.0  #: bytes of the table that is being read; a file's is beyond all
         self._quiet = threading.Event()
         self._thread = threading.Thread(target=self._run, name="intake")
 
@@ -132,25 +132,26 @@ class Intake(Part):
         return True
 
     def _between(self) -> None:
-        """Take the short submissions that came while a table is read, before it goes on.
+        """Take the submissions that go before the table that is being read, and go on with it.
 
-        Called at every row; looks as seldom as any other look. Raises SteadyError of class
-        environment.
+        A table of half its size does, and may be interrupted in turn; of other documents, which
+        cannot be, those that are soon read. Called at every row; looks as seldom as any other
+        look. Raises SteadyError of class environment.
         """
-        if self._interrupted or time.monotonic() < self._look_at:
+        if time.monotonic() < self._look_at:
             return
-        self._interrupted = True
-        try:
-            self._claim()
-            for claim in [each for each in self._claims if _is_short(each)]:
-                self._claims.remove(claim)
-                try:
-                    self.take(claim)
-                except SteadyError:
-                    self._claims.appendleft(claim)
-                    raise
-        finally:
-            self._interrupted = False
+        self._claim()
+        while (claim := next(filter(self._goes_first, self._claims), None)) is not None:
+            self._claims.remove(claim)
+            try:
+                self.take(claim)
+            except SteadyError:
+                self._claims.appendleft(claim)
+                raise
+
+    def _goes_first(self, claim: Claim) -> bool:
+        table = claim.suffix in LINE_SUFFIXES
+        return claim.source != "file" and claim.size <= (self._size / 2 if table else _SHORT)
 
     def _claim(self) -> None:
         """Claim what is ready, ahead of the reading: who asks over HTTP goes before files.
@@ -248,7 +249,11 @@ class Intake(Part):
 
     def _read(self, claim: Claim, batch: Batch) -> None:
         if claim.suffix in LINE_SUFFIXES:
-            self._tables.record(claim, batch)
+            outer, self._size = self._size, math.inf if claim.source == "file" else claim.size
+            try:
+                self._tables.record(claim, batch)
+            finally:
+                self._size = outer
         else:
             self._recorder.whole(claim, batch)
 
@@ -267,9 +272,3 @@ class Intake(Part):
         self._store.sync()  # a file that left .claimed is never read again
         self._inbox.refuse(claim, body)
         self._store.archived(batch.ticket)
-
-
-def _is_short(claim: Claim) -> bool:
-    """Did somebody ask for it by HTTP or command, and is it soon read?"""
-    table = claim.suffix in LINE_SUFFIXES
-    return claim.source != "file" and claim.size <= (_SHORT_TABLE if table else _SHORT)
