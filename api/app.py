@@ -68,6 +68,7 @@ def create_app(
         ("/v1/images/edits", edits.MAX_FORM),
         ("/v1/images/variations", edits.MAX_FORM),
         ("/sdapi/v1/img2img", a1111.MAX_PICTURES),
+        ("/sdapi/v1/extra-single-image", a1111.MAX_PICTURE),
     ]
     rules = Rules.of(config, body_limits=large)
     throttled = ThrottledLog(_LINES)

@@ -1,12 +1,14 @@
 """Jobs that start from pictures: found by name, kept by content, whatever happens meanwhile."""
 
 import base64
+import contextlib
 import io
 import json
 import os
 import pickle
 import random
 import re
+import shutil
 import signal
 import threading
 import time
@@ -30,6 +32,7 @@ from watcher.executor import Picture, WorkerSpec
 from watcher.executor.ray.actor import FarSlot
 from watcher.executor.ray.slots import FarExecutor, Met, Tell
 from watcher.inputs import Finder, Inputs
+from watcher.jobfile.bundle import Bundle
 from watcher.jobs import JobRequest
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.recipe import read_recipe
@@ -257,6 +260,12 @@ def link(name: str) -> tuple[zipfile.ZipInfo, bytes]:
     return info, b"/etc/passwd"
 
 
+def packed_by(method: int) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo("cat.png")
+    info.compress_type = method
+    return info
+
+
 def test_what_hides_in_a_bundle_is_refused_before_it_is_unpacked(tracing: Root) -> None:
     job = {"job.yaml": b"{prompt: x, image: cat.png}"}
     bad = {
@@ -268,6 +277,8 @@ def test_what_hides_in_a_bundle_is_refused_before_it_is_unpacked(tracing: Root) 
         "bomb": zipped(job | {"cat.png": b"\0" * (70 << 20)}),
         "many": zipped(job | {f"{n}.txt~": b"" for n in range(5001)}),
         "torn": zipped(job | {"cat.png": png(1)})[:-40],
+        "lzma": zipped(job, infos=[(packed_by(zipfile.ZIP_LZMA), png(1))]),
+        "folders": zipped(job | {f"{n}/": b"" for n in range(20_000)}),
         "noise": os.urandom(2000),
     }
     for name, data in bad.items():
@@ -587,6 +598,38 @@ def test_a_storm_over_a_folder_of_pictures_and_a_hot_folder(tracing: Root) -> No
     assert kept(tracing) == [] and rows(tracing.folder, "SELECT * FROM inputs") == []
 
 
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.png", ["top.png"]),
+        ("**/*.png", ["a/b/deep.png", "a/mid.png", "top.png"]),
+        ("a/**/*.png", ["a/b/deep.png", "a/mid.png"]),
+        ("**/" * 100 + "deep.png", ["a/b/deep.png"]),
+        ("**/b/*", ["a/b/deep.png"]),
+        ("a/*", ["a/mid.png"]),
+    ],
+)
+def test_a_pattern_means_the_same_in_a_folder_a_bundle_and_what_was_copied(
+    tmp_path: Path, pattern: str, expected: list[str]
+) -> None:
+    pictures = {name: png(1) for name in ("top.png", "a/mid.png", "a/b/deep.png")}
+    config = Config.load(tmp_path)
+    for name, data in pictures.items():
+        (config.inputs / name).parent.mkdir(parents=True, exist_ok=True)
+        (config.inputs / name).write_bytes(data)
+    inputs = Inputs(config, None)
+    assert Finder(inputs).matches(pattern) == expected
+    shutil.rmtree(config.inputs)
+    bundle = Bundle(zipped({"job.yaml": b"prompt: x"} | pictures))
+    assert Finder(inputs).inside(bundle).matches(pattern) == expected
+    ticket = "00000000-0000-4000-8000-000000000001"
+    with contextlib.closing(JobStore(f"sqlite:///{tmp_path}/steady.db")) as store:
+        store.note_inputs(ticket, [(name, "0" * 64) for name in pictures])
+        inputs = Inputs(config, store)
+        inputs.copy("0" * 64, png(1))
+        assert Finder(inputs, ticket, settled=True).matches(pattern) == expected
+
+
 def test_many_names_are_found_without_a_record(tmp_path: Path) -> None:
     config = Config.load(tmp_path)
     config.inputs.mkdir()
@@ -594,6 +637,11 @@ def test_many_names_are_found_without_a_record(tmp_path: Path) -> None:
     finder = Finder(Inputs(config, None), copies=False)
     assert finder.matches("cat[1].png") == ["cat[1].png"]
     assert finder.find("./cat[1].png").size == (64, 64)
+    (config.inputs / "round.png").symlink_to("round.png")
+    for name in ("a" * 300 + ".png", "round.png"):
+        with pytest.raises(SteadyError, match="cannot be read") as refused:
+            finder.find(name)
+        assert refused.value.code == "bad_reference"
     with pytest.raises(SteadyError, match="no picture"):
         finder.find("dog.png")
     assert not (tmp_path / ".steady" / "inputs").exists()

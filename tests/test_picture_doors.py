@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import random
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -206,8 +207,12 @@ def test_what_an_edit_cannot_do_is_said_in_their_shape(
     assert here.jobs("never drawn") == []
 
 
-def test_extra_single_image_is_lanczos_unless_it_names_more(api: webuiapi.WebUIApi):
-    source = drawn()
+@pytest.mark.parametrize("size", [(96, 64), (640, 512)])  # the body of the second is over 1 MiB
+def test_extra_single_image_is_lanczos_unless_it_names_more(
+    api: webuiapi.WebUIApi, size: tuple[int, int]
+):
+    width, height = size
+    source = Image.frombytes("RGB", size, random.Random(1).randbytes(3 * width * height))
     result = api.extra_single_image(image=source, upscaling_resize=2)
-    expected = source.resize((192, 128), Image.Resampling.LANCZOS)
+    expected = source.resize((2 * width, 2 * height), Image.Resampling.LANCZOS)
     assert result.image.convert("RGB").tobytes() == expected.tobytes()

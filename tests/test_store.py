@@ -54,6 +54,7 @@ from watcher.store import (
     schema,
 )
 from watcher.store.claiming import _FIRSTS, BULK_TURN
+from watcher.store.inputs import _WAITING
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["dataset", "pydantic"])  # the slow half of starting a child
@@ -908,6 +909,17 @@ def test_the_next_job_is_one_look_into_its_index_for_each_model(file: Path) -> N
     connection.close()
     assert any("INDEX jobs_by_model (model=? AND class>?" in step for step in steps)
     assert not [step for step in steps if "TEMP B-TREE" in step or "SCAN jobs" in step]
+
+
+def test_what_a_picture_was_waited_for_is_found_without_reading_the_backlog(file: Path) -> None:
+    store = sqlite(file)
+    put_batch(store, 20)
+    some = f"{_WAITING} AND w.awaits IN {store.each('ids')} ORDER BY w.seq"
+    store.close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        for statement, values in ((some, {"ids": '["a"]'}), (f"{_WAITING} ORDER BY w.seq", {})):
+            plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)
+            assert "SEARCH w USING INDEX jobs_awaiting" in plan.fetchone()[3]
 
 
 def test_a_paused_queue_gives_nothing(store: JobStore) -> None:

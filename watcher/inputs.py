@@ -180,7 +180,8 @@ class Finder:
         noted = inputs.store.inputs_of(ticket) if ticket and inputs.store else {}
         self._known = {name: digest for name, digest in noted.items() if inputs.has(digest)}
         self._found: dict[str, Found] = {}
-        self._waiting: dict[str, tuple[str, bytes]] = {}  #: by name, not copied yet
+        self._waiting: dict[str, tuple[str, bytes]] = {}  #: by name, not copied yet …
+        self._held = 0  #: … and the bytes of them
         self.sent = False  #: something beside was found
 
     def inside(self, bundle: Bundle) -> "Finder":
@@ -190,7 +191,7 @@ class Finder:
 
     def matches(self, pattern: str) -> Sequence[str]:
         """The names of pictures that match, in order. One that is a name itself stands for it."""
-        _check_name(pattern := pattern.removeprefix("./"))
+        _check_name(pattern := re.sub(r"(\*\*/)+", "**/", pattern.removeprefix("./")))
         inside = self._bundle.names if self._bundle else []
         known = [*self._known, *inside]
         if pattern in known or self._path(pattern) is not None:
@@ -227,6 +228,7 @@ class Finder:
         for digest, data in self._waiting.values():
             self._inputs.copy(digest, data)
         self._waiting.clear()
+        self._held = 0
 
     # -- one name
 
@@ -258,12 +260,18 @@ class Finder:
     def _path(self, name: str) -> Path | None:
         """Where the picture lies; SteadyError bad_reference for a link that leads out."""
         for folder in self._folders():
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                path = (folder / name).resolve(strict=True)
-                if not path.is_relative_to(folder.resolve(strict=True)):
-                    raise SteadyError("bad_reference", "This leads out of the folder of pictures.")
-                self.sent = self.sent or folder == self._beside
-                return path
+            try:
+                path, home = (folder / name).resolve(strict=True), folder.resolve(strict=True)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except (OSError, RuntimeError) as error:  # closed to us, too long, a loop of links
+                code = "unreadable" if isinstance(error, PermissionError) else "bad_reference"
+                why = getattr(error, "strerror", None) or "a link leads back to itself"
+                raise SteadyError(code, f"`{_shown(name)}` cannot be read: {why}.") from None
+            if not path.is_relative_to(home):
+                raise SteadyError("bad_reference", "This leads out of the folder of pictures.")
+            self.sent = self.sent or folder == self._beside
+            return path
         return None
 
     def _folders(self) -> list[Path]:
@@ -285,7 +293,8 @@ class Finder:
         if not self._copies:
             return
         self._waiting[name] = digest, data
-        if sum(len(each) for _, each in self._waiting.values()) > _AT_ONCE:
+        self._held += len(data)
+        if self._held > _AT_ONCE:
             self.flush()
 
     def _of_content(self, name: str, digest: str) -> Found:
@@ -343,9 +352,15 @@ def _check_name(name: str) -> None:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """As a folder is searched: ``*`` stays within a part."""
-    ours, theirs = name.split("/"), pattern.split("/")
-    return len(ours) == len(theirs) and all(map(fnmatch.fnmatchcase, ours, theirs))
+    """As a folder is searched: ``*`` stays within a part, ``**`` stands for any folders or none."""
+    ours = name.split("/")
+    ends = {0}  #: how many parts of the name what was looked at so far may stand for
+    for part in pattern.split("/"):
+        if part == "**":
+            ends = set(range(min(ends, default=len(ours)), len(ours)))
+        else:
+            ends = {n + 1 for n in ends if n < len(ours) and fnmatch.fnmatchcase(ours[n], part)}
+    return len(ours) in ends
 
 
 def _read(path: Path, name: str) -> bytes:
@@ -364,8 +379,8 @@ def _read(path: Path, name: str) -> bytes:
 
 def _animated(name: str, source: Source) -> str | None:
     """What to say of a picture that is several."""
-    words = f"holds {source.frames} pictures; the first is used."
-    return f"`{_shown(name)}` {words}" if source.frames > 1 else None
+    words = "holds several pictures; the first is used."
+    return f"`{_shown(name)}` {words}" if source.several else None
 
 
 def _missing(name: str) -> SteadyError:

@@ -226,7 +226,9 @@ def preset_named(name: str, presets: Path, limits: Limits) -> Template:
     """The preset ``name`` of the folder ``presets``. SteadyError bad_preset."""
     known = sorted(path.stem for path in presets.glob("*.yaml"))
     if name not in known:
-        remedy = f"There are: {', '.join(known)}." if known else f"Write {presets}/{name}.yaml."
+        remedy = (
+            f"There are: {', '.join(known)}." if known else f"Write {presets.name}/{name}.yaml."
+        )
         raise SteadyError("bad_preset", f"There is no preset `{name}`.", remedy=remedy)
     try:
         return read_preset((presets / f"{name}.yaml").read_bytes(), limits)

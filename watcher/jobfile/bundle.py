@@ -29,14 +29,16 @@ class Bundle:
     """
 
     def __init__(self, data: bytes) -> None:
+        # Counted before they take memory: with folders, and what is put beside people's files.
+        if data.count(b"PK\x01\x02") > 4 * _MAX_ENTRIES:
+            raise _too_much()
         try:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
             entries = [each for each in self._zip.infolist() if not _aside(each)]
         except _BROKEN:
             raise _bad("The file is no .zip, or it is damaged.") from None
         if len(entries) > _MAX_ENTRIES or sum(e.file_size for e in entries) > _MAX_UNPACKED:
-            most = f"{_MAX_ENTRIES} entries and {_MAX_UNPACKED >> 30} GiB"
-            raise _bad(f"The .zip holds more than {most}.")
+            raise _too_much()
         for each in entries:
             _check(each)
         jobs = [each for each in entries if suffix_of(each.filename) in _READ]
@@ -61,7 +63,8 @@ class Bundle:
 
     def picture(self, name: str) -> bytes | None:
         """The bytes of the picture ``name``; None when there is none."""
-        return self._read(self._entries[name], MAX_BYTES) if name in self.names else None
+        entry = self._entries.get(name) if suffix_of(name) in INPUT_SUFFIXES else None
+        return None if entry is None else self._read(entry, MAX_BYTES)
 
     def _read(self, entry: zipfile.ZipInfo, most: int) -> bytes:
         if entry.file_size > most:
@@ -88,10 +91,16 @@ def _check(entry: zipfile.ZipInfo) -> None:
         raise _bad(f"{shown} in the .zip is encrypted.")
     if stat.S_ISLNK(entry.external_attr >> 16):
         raise _bad(f"{shown} in the .zip is a link.")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise _bad(f"{shown} in the .zip is packed by another method than deflate.")
     if not name.isprintable() or "\\" in name or not all(
         part.strip(". ") for part in name.split("/")
     ):  # fmt: skip
         raise _bad(f"The name {shown!r} in the .zip cannot be used.")
+
+
+def _too_much() -> SteadyError:
+    return _bad(f"The .zip holds more than {_MAX_ENTRIES} entries or {_MAX_UNPACKED >> 30} GiB.")
 
 
 def _bad(words: str) -> SteadyError:

@@ -34,11 +34,11 @@ _WHITE, _BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
 
 @dataclass(frozen=True)
 class Source:
-    """What a picture is, as a person sees it: upright. ``frames``: pictures in the file."""
+    """What a picture is, as a person sees it: upright. ``several``: the file holds more of them."""
 
     width: int
     height: int
-    frames: int = 1
+    several: bool = False
 
     @property
     def size(self) -> Size:
@@ -58,8 +58,9 @@ def look_at(data: bytes) -> Source:
         if image.getexif().get(_ORIENTATION) in _TRANSPOSED:
             width, height = height, width
         # Cameras put a preview or a depth map behind the photograph: that is no animation.
-        frames = 1 if image.format in ("JPEG", "MPO") else int(getattr(image, "n_frames", 1))
-    return Source(width, height, frames)
+        # Asked whether, never how many: to count takes hours of a file made for that.
+        several = image.format not in ("JPEG", "MPO") and getattr(image, "is_animated", False)
+    return Source(width, height, several)
 
 
 def pixels_of(data: bytes, size: Size, how: str = "crop") -> Image.Image:

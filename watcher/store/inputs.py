@@ -21,8 +21,9 @@ HELD = """CASE WHEN EXISTS (SELECT 1 FROM batches AS b WHERE b.ticket = jobs.tic
     AND b.paused = 1) THEN 'paused' WHEN awaits IS NOT NULL THEN 'input'
     WHEN not_before > :now THEN 'not_before' ELSE NULL END"""
 
+#: Without the hint SQLite takes the index of the lists, and reads the whole backlog.
 _WAITING = """SELECT w.id, w.request, w.awaits, s.state, s.sha256, s.deleted_at
-    FROM jobs AS w LEFT JOIN jobs AS s ON s.id = w.awaits
+    FROM jobs AS w INDEXED BY jobs_awaiting LEFT JOIN jobs AS s ON s.id = w.awaits
     WHERE w.state = 'queued' AND w.awaits IS NOT NULL
     AND (s.id IS NULL OR s.state IN ('completed', 'failed', 'cancelled'))"""
 
