@@ -84,6 +84,8 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             str | None,
             Query(max_length=200, description="an image name"),
         ] = None,
+        model: Annotated[str | None, Query(max_length=100, description="of this model")] = None,
+        lora: Annotated[str | None, Query(max_length=200, description="with this LoRA")] = None,
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Response:
@@ -96,6 +98,8 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             until=moment_bound("until", until, end=True),
             ticket=without_nul(batch),
             name=without_nul(name),
+            models=() if model is None else (model, "")[: 1 + (model == door.limits().usual.name)],
+            lora=without_nul(lora),
         )
         rows = store.jobs(chosen, before_seq=seq_of(cursor), limit=limit + 1)
         following = cursor_of(rows[limit - 1].seq) if len(rows) > limit else None

@@ -574,7 +574,7 @@ def test_the_archive_of_a_table_holds_the_table_with_its_own_columns(bench: Benc
         assert answer.headers["content-disposition"].endswith("N%C3%A4chte.zip")
         with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
             table = archive.read("Nächte.result.csv").decode("utf-8-sig").splitlines()
-        assert table[0] == "row,state,picture,seed,error,id,customer,prompt,sku"
+        assert table[0] == "row,state,picture,seed,model,lora,error,id,customer,prompt,sku"
         assert table[1].startswith("1,completed,") and table[1].endswith(",Ann,a cat,'=1")
         assert table[2].startswith("2,queued,,") and table[2].endswith(",Bob,a dog,0042")
         place.unlink()
@@ -582,7 +582,7 @@ def test_the_archive_of_a_table_holds_the_table_with_its_own_columns(bench: Benc
         io.BytesIO(bench.client.get(f"/batches/{ticket}/images.zip").content)
     ) as archive:  # the file is gone: what the jobs themselves have
         table = archive.read("Nächte.result.csv").decode("utf-8-sig").splitlines()
-    assert table[0] == "row,state,picture,seed,error,id,label,prompt,customer,sku"
+    assert table[0] == "row,state,picture,seed,model,lora,error,id,label,prompt,customer,sku"
     assert table[1].endswith(",,a cat,Ann,'=1")
 
 

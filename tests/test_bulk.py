@@ -56,7 +56,7 @@ def test_the_results_come_back_as_a_table_with_rows_and_labels(make_root: Make) 
     assert [r["row"] for r in table] == ["1", "2", "4", "5", "6", "7"]
     assert [r["id"] for r in table][:5] == ["A-1", "A-2", "A-4", "A-5", "A-6"]
     assert list(table[0]) == [
-        "row", "state", "picture", "seed", "error", "result_id", "id", "prompt", "width",
+        "row", "state", "picture", "seed", "model", "lora", "error", "result_id", "id", "prompt", "width",
     ]  # fmt: skip
     assert table[4]["state"] == "failed" and table[4]["error"].startswith("engine_failed")
     assert table[4]["picture"] == "" and table[0]["seed"].isdigit()

@@ -839,6 +839,44 @@ def test_no_job_is_passed_by_for_longer_than_it_may_be(opened: Opener) -> None:
     assert store.job(ids[0]) is not None
 
 
+def test_of_the_loaded_model_the_loras_that_were_read_go_first(store: JobStore) -> None:
+    second = 1_000_000
+
+    def jobs(loras: str, **fields: Any) -> list[str]:
+        """A batch with a job for each of these: upper case of model b, "-" without any LoRA."""
+        ticket = str(uuid.uuid4())
+        store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
+        asked = [
+            {"model": "b" if each.isupper() else "a", "lora": None if each == "-" else
+             [{"name": each.lower(), "weight": 1.0}, {"name": "off", "weight": 0.0}]}
+            for each in loras
+        ]  # fmt: skip
+        new = [NewJob.of(request(**each), **fields) for each in asked]
+        return record_jobs(store, ticket, new, now=1, local=LOCAL)
+
+    def drawn(**how: Any) -> str:
+        order, warm, loras, now = "", "a", "", 1
+        while job := store.claim_many(now, [Want(("a", "b"), warm, warm, loras)], **how)[0]:
+            store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
+            warm, loras, now = job.model or "", job.request.lora_names, now + second
+            order += loras.upper() if warm == "b" else loras or "-"
+        return order
+
+    ids = jobs("xyXyx-Xyx")
+    assert drawn() == "xxx" + "yyy" + "-" + "XX"
+    jobs("y" + "x" * 100)
+    jobs("x")
+    assert drawn(patience=60) == "y" + "x" * 101
+    jobs("xy" + "x" * 100)
+    assert drawn(patience=60) == "x" * 61 + "y" + "x" * 40  # none is passed by for ever
+    jobs("xyx", priority=Priority.INTERACTIVE)
+    assert drawn() == "xyx"  # who waits at the screen does not wait for a file less
+    of_x = store.jobs(JobFilter(lora="x", models=("b",)))
+    assert [job.id for job in of_x] == [ids[6], ids[2]]
+    assert not store.jobs(JobFilter(lora="off")) and not store.jobs(JobFilter(lora="_"))
+    assert len(store.jobs(JobFilter(models=("", "b")))) == 2
+
+
 def test_what_a_worker_cannot_load_is_not_given_to_it(store: JobStore) -> None:
     of_models(store, "b" * 3 + "a")
     bulk = of_models(store, "b", priority=Priority.BULK)

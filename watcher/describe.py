@@ -43,6 +43,8 @@ def _at(moment: int, zone: datetime.tzinfo | None) -> str:
 def describe_job(job: Job, time: TimeFormat) -> dict[str, Any]:
     """What the record says of a job; ``path`` is below the outputs folder."""
     return _members_of(job, _OF_JOB, time) | {
+        "model": job.model or job.request.model,
+        "lora": job.request.lora,
         "image_name": job.image_name or None,
         "path": job.path or None,
         "final_size": "{}x{}".format(*job.request.final_size),

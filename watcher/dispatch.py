@@ -114,6 +114,7 @@ class Dispatcher(Part):
         self._warm: dict[ex.Slot, str] = {}  #: of the last job that did not jump the queue
         self._latest: dict[ex.Slot, str] = {}  #: the model of the last job that was handed out
         self._loaded: dict[ex.Slot, str] = {}
+        self._loras: dict[ex.Slot, str] = {}  #: the LoRAs of the last job that was handed out
         self._rests: dict[ex.Slot, float] = {}  #: monotonic: until when a slot rests
         self._running: dict[str, Running] = {}
         #: What the workers said and the record does not know yet: kept while it is in trouble.
@@ -212,6 +213,7 @@ class Dispatcher(Part):
                 self._fail(job, error.code, error.message)
                 continue
             model = self._latest[slot] = job.model or choosing.usual
+            self._loras[slot] = job.request.lora_names
             if job.priority is not Priority.INTERACTIVE and model != self._warm.get(slot):
                 self._warm[slot] = model
                 self._store.put(LAST_MODEL, model)
@@ -241,7 +243,8 @@ class Dispatcher(Part):
         ]
         latest = self._latest.get(slot) or self._loaded.get(slot) or choosing.begun
         warm = self._warm.get(slot) or latest
-        return Want(["", *names] if choosing.usual in names else names, warm, latest)
+        models = ["", *names] if choosing.usual in names else names
+        return Want(models, warm, latest, self._loras.get(slot, ""))
 
     def _pass_looks(self) -> None:
         """Tell the workers which pictures somebody wants to see grow."""

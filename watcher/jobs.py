@@ -266,6 +266,11 @@ class JobRequest(BaseModel):
         return 1.0 if self.image is None or self.strength is None else self.strength
 
     @property
+    def lora_names(self) -> str:
+        """The LoRAs whose files it needs, in order of name: ``ink, neon``; "" for none."""
+        return ", ".join(choice["name"] for choice in self.lora or () if choice["weight"])
+
+    @property
     def only_enlarged(self) -> bool:
         """Is the input taken as it is, to be made larger?"""
         return self.image is not None and self.upscale is not None and self.strength is None

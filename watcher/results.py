@@ -20,13 +20,13 @@ from watcher.describe import describe_job, nonzero_counts, zoned_time
 from watcher.inbox import file_of, open_claim
 from watcher.jobfile import MAX_TABLE
 from watcher.jobfile.tables import csv_pieces, guarded, written
-from watcher.jobs import Batch, Job, JobState
+from watcher.jobs import Batch, Job, JobState, lora_words
 from watcher.log import now_us
 from watcher.store import JobStore
 from watcher.suffixes import FORMS
 
 #: What a result table says of each job, before the columns of its input.
-COLUMNS = ("row", "state", "picture", "seed", "error", "id")
+COLUMNS = ("row", "state", "picture", "seed", "model", "lora", "error", "id")
 _LOOKED_AT = 1000  #: jobs whose metadata names the columns where the input has none
 _EARLIEST = (1980, 1, 1, 0, 0, 0)  #: what a zip can say
 _CHUNK = 1 << 18  #: bytes of a picture
@@ -53,14 +53,17 @@ def result_json(
 
 
 def result_of(job: Job) -> dict[str, Any]:
-    """A job's entry in a result file: id, place, row, state, picture, seed, label, error."""
+    """A job's entry in a result file: id, place, row, state, picture, seed, model, label, error."""
     told = describe_job(job, zoned_time)
     entry = {
         **{name: told[name] for name in ("id", "index", "state")},
         "row": job.row,
         "picture": told["path"] if job.state is JobState.COMPLETED else None,
         "seed": job.request.seed,
+        "model": told["model"],
     }
+    if job.request.lora:
+        entry["lora"] = lora_words(job.request.lora)
     if job.request.label is not None:
         entry["label"] = job.request.label
     if job.request.metadata:
@@ -171,7 +174,18 @@ def _result_lines(
         own = cells if cells and at == job.row else _said(job, columns)
         error = f"{job.error_code}: {job.error_message}" if job.error_code else ""
         picture = job.path if job.state is JobState.COMPLETED else ""
-        told = [job.row or "", job.state.value, picture, job.request.seed, error, job.id]
+        lora = lora_words(job.request.lora) if job.request.lora else ""
+        model = job.model or job.request.model or ""
+        told = [
+            job.row or "",
+            job.state.value,
+            picture,
+            job.request.seed,
+            model,
+            lora,
+            error,
+            job.id,
+        ]
         empty = [""] * (len(columns) - len(own))
         yield [*told, *own[: len(columns)], *empty]
 

@@ -8,7 +8,7 @@ from typing import Any
 from watcher.commands.desk import fitted_line
 from watcher.config import Config
 from watcher.describe import describe_batch, describe_job, nonzero_counts, zoned_time
-from watcher.jobs import Batch, Job, JobState
+from watcher.jobs import Batch, Job, JobState, lora_words
 
 _WIDE = 500  #: characters of a line that goes into a pipe
 
@@ -89,6 +89,8 @@ def job_lines(job: Job, config: Config, pulse: dict[str, Any]) -> str:
             "{} x {}, ".format(*asked.final_size)
             + f"{asked.num_inference_steps} steps, seed {asked.seed}",
         ),
+        ("model", job.model or asked.model),
+        ("LoRAs", lora_words(asked.lora) if asked.lora else None),
         ("label", fitted_line(asked.label, 100) if asked.label else None),
         ("created", local_clock(job.created_at)),
         ("ended", local_clock(job.completed_at) or None),

@@ -1,8 +1,9 @@
 """Claiming: which waiting job a free worker is given next. Part of :class:`watcher.store.JobStore`.
 
 Order: class, rank, seq; but within a class a job of the model that the worker has loaded goes
-before those of others, for as long as none of these has been passed by for longer than it may be.
-When a job was first passed by is in its row, so a restart changes nothing.
+before those of others, and among these one of the LoRAs it read last, for as long as none has been
+passed by for longer than it may be. When a job was first passed by is in its row, so a restart
+changes nothing.
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
@@ -27,11 +28,17 @@ _OF_MODEL = "INDEXED BY jobs_by_model WHERE state = 'queued' AND held IS NULL AN
 # Of each model the first job in the classes asked for: one look into the index for each. None
 # while the queue is paused.
 _FIRSTS = f"""
-SELECT j.seq, j.model, j.class, j.rank, j.passed_at, queue.streak FROM queue, {{models}} AS m
-JOIN jobs AS j ON j.seq = (
+SELECT j.seq, j.model, j.loras, j.class, j.rank, j.passed_at, queue.streak
+FROM queue, {{models}} AS m JOIN jobs AS j ON j.seq = (
     SELECT seq FROM jobs {_OF_MODEL} = m.value AND class BETWEEN :best AND :worst
     ORDER BY class, rank, seq LIMIT 1)
 WHERE NOT EXISTS (SELECT 1 FROM settings WHERE key = 'paused')"""
+
+# The first job of one class, model and set of LoRAs.
+_SAME_LORAS = """
+SELECT seq, model, loras, class, rank, passed_at FROM jobs INDEXED BY jobs_by_loras
+WHERE state = 'queued' AND held IS NULL AND loras <> '' AND loras = :loras AND model = :model
+    AND class = :class ORDER BY rank, seq LIMIT 1"""
 
 _CLAIM = """
 UPDATE jobs SET state = 'generating', attempt = attempt + 1, started_at = :now,
@@ -50,12 +57,14 @@ class Want(NamedTuple):
     """A free worker: the models it may be given jobs of, the one it stays with, the one it has.
 
     The name "" is that of jobs that named none. ``warm`` and ``loaded`` differ after an
-    interactive job of another model, which changes nothing about where bulk goes on.
+    interactive job of another model, which changes nothing about where bulk goes on. ``loras``:
+    those of its last job, "" for none.
     """
 
     models: Sequence[str] = ("",)
     warm: str = ""
     loaded: str = ""
+    loras: str = ""
 
 
 class Claiming(Database):
@@ -84,10 +93,13 @@ class Claiming(Database):
                 if not firsts:
                     jobs.append(None)
                     continue
-                row, passed = _choose(firsts, want, usual, now - int(patience * 1e6))
-                if passed is not None:
+                first, row = self._best(firsts, want, usual)
+                waits = first["passed_at"]
+                if waits is not None and waits <= now - int(patience * 1e6):
+                    row = first
+                if row["seq"] != first["seq"] and waits is None:
                     self.run("UPDATE jobs SET passed_at = :now WHERE seq = :seq",
-                             now=now, seq=passed)  # fmt: skip
+                             now=now, seq=first["seq"])  # fmt: skip
                 [claimed] = self.run(_CLAIM, now=now, seq=row["seq"], usual=usual)
                 self.run(_CLAIMED, **{"class": row["class"], "rank": row["rank"], "worst": worst})
                 jobs.append(job_of(claimed))
@@ -102,6 +114,20 @@ class Claiming(Database):
             return self.run(sql, models=models, best=_BULK, worst=worst) or found
         return found
 
+    def _best(self, firsts: Sequence[Row], want: Want, usual: str) -> tuple[Row, Row]:
+        """The job whose turn it is, and the one that is run with the least to load."""
+        first = min(firsts, key=_turn)
+        jumps = first["class"] == Priority.INTERACTIVE.level
+        warm = (want.loaded if jumps else "") or want.warm
+        ours = [row for row in firsts
+                if row["class"] == first["class"] and (row["model"] or usual) == warm]  # fmt: skip
+        if ours and want.loras and not jumps:
+            asked = {"loras": want.loras, "class": first["class"]}
+            same = [row for each in ours
+                       for row in self.run(_SAME_LORAS, model=each["model"], **asked)]  # fmt: skip
+            ours = same or ours
+        return first, min(ours, key=_turn) if ours else first
+
     def waiting_models(self) -> list[str]:
         """The models of the ready jobs, by name; "" for jobs that named none."""
         after = f"SELECT min(model) FROM jobs {_OF_MODEL}"
@@ -112,17 +138,5 @@ class Claiming(Database):
         return [row["model"] for row in rows]
 
 
-def _choose(firsts: Sequence[Row], want: Want, usual: str, before: int) -> tuple[Row, int | None]:
-    """The row to claim, and the seq of the one that is passed by for the first time.
-
-    ``before``: whoever was first passed by then or earlier is passed by no more.
-    """
-    first = min(firsts, key=lambda row: (row["class"], row["rank"], row["seq"]))
-    ours = [row for row in firsts if row["class"] == first["class"]]
-    warm = (want.loaded if first["class"] == Priority.INTERACTIVE.level else "") or want.warm
-    warmed = [row for row in ours if (row["model"] or usual) == warm]
-    if first in warmed or not warmed:
-        return first, None
-    if first["passed_at"] is not None and first["passed_at"] <= before:
-        return first, None
-    return warmed[0], first["seq"] if first["passed_at"] is None else None
+def _turn(row: Row) -> tuple[int, float, int]:
+    return row["class"], row["rank"], row["seq"]

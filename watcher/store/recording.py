@@ -44,6 +44,7 @@ class NewJob(NamedTuple):
     id: str | None = None
     row: int | None = None
     model: str = ""
+    loras: str = ""  #: see JobRequest.lora_names
     awaits: str | None = None  #: the job whose picture it starts from, while that is not made
 
     @classmethod
@@ -76,6 +77,7 @@ class NewJob(NamedTuple):
             id=id,
             row=row,
             model=request.model or "",
+            loras=request.lora_names,
             awaits=awaited(request.__dict__),
         )
 
@@ -260,6 +262,7 @@ class Recorded(JobInputs):
                     "row": job.row,
                     "forwards": job.forwards,
                     "model": job.model,
+                    "loras": job.loras,
                     "awaits": job.awaits,
                 }
             )

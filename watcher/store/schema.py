@@ -29,7 +29,6 @@ class Dialect:
     each: str  #: the members of the JSON list of strings bound as {0}, as a subselect
     mark: str  #: stands for a value bound by its place
     begin: str  #: makes this transaction the only writing one until it ends
-    hints: bool  #: knows INDEXED BY
     plain_table: str  #: ends a table that has no rowid
     own: tuple[tuple[str, ...], ...]  #: what only it has, per version
 
@@ -186,6 +185,10 @@ _VERSION_2 = (
     "ALTER TABLE jobs ADD COLUMN passed_at {integer}",
     """CREATE INDEX jobs_by_model ON jobs (model, class, rank, seq)
         WHERE state = 'queued' AND held IS NULL""",
+    # The LoRAs whose files it needs, by name.
+    "ALTER TABLE jobs ADD COLUMN loras {key} NOT NULL DEFAULT ''",
+    """CREATE INDEX jobs_by_loras ON jobs (loras, model, class, rank, seq)
+        WHERE state = 'queued' AND held IS NULL AND loras <> ''""",
     "ALTER TABLE jobs ADD COLUMN forwards {integer}",
     "ALTER TABLE jobs ADD COLUMN rating {integer} NOT NULL DEFAULT 0",
     "ALTER TABLE batches ADD COLUMN axes TEXT",
@@ -282,7 +285,6 @@ SQLITE = Dialect(
     each="(SELECT value FROM json_each({0}))",
     mark="?",
     begin="BEGIN IMMEDIATE",
-    hints=True,
     plain_table="WITHOUT ROWID",
     own=(_sqlite_triggers(), _sqlite_outbox()),
 )
@@ -297,7 +299,6 @@ POSTGRES = Dialect(
     mark="%s",
     begin="SELECT 1 FROM (SELECT pg_advisory_xact_lock(1398031449, hashtext(current_schema())))"
     " AS only_writer",
-    hints=False,
     plain_table="",
     own=((*_postgres_triggers(), _PULSES), _postgres_outbox()),
 )

@@ -14,7 +14,7 @@ from typing import Any
 
 from watcher.jobs import Job, JobState, Priority
 from watcher.store.database import Database
-from watcher.store.entries import job_of
+from watcher.store.entries import job_of, to_json
 from watcher.store.imagenames import folded
 
 #: The ready jobs, as their own index has them. Without the hint SQLite prefers the index of the
@@ -26,13 +26,19 @@ _LAST = 2**31 - 1  #: in place of a row that is not known
 _IDX = 2**32 - 1  #: the half of a packed (row, idx) that is the idx
 
 
+def _plain(text: str) -> str:
+    """``text`` as LIKE finds it, whatever is in it."""
+    return re.sub(r"([!%_])", r"!\1", text)
+
+
 @dataclass(frozen=True)
 class JobFilter:
     """What a list of jobs is narrowed to; None means any.
 
     ``text``: part of the prompt, in any case. ``since`` and ``until``: created then,
     microseconds, until not included. ``name``: the picture's name, in any case, any folder.
-    ``pictured``: only those whose picture is there.
+    ``pictured``: only those whose picture is there. ``models``: of one of these, "" for jobs that
+    named none and wait. ``lora``: with this one among theirs.
     """
 
     state: JobState | None = None
@@ -42,6 +48,8 @@ class JobFilter:
     ticket: str | None = None
     name: str | None = None
     pictured: bool = False
+    models: Sequence[str] = ()
+    lora: str | None = None
 
 
 @dataclass(frozen=True)
@@ -117,7 +125,8 @@ class JobQueries(Database):
     ) -> list[Job]:
         """The newest jobs first; ``before_seq``: the seq of the last one already seen.
 
-        ``text`` reads every row it passes; everything else is a look into an index.
+        ``text``, ``models`` and ``lora`` read every row they pass; everything else is a look into
+        an index.
         """
         where, values = [], dict[str, Any](limit=limit)
         order = "seq DESC"
@@ -135,7 +144,13 @@ class JobQueries(Database):
             values["name"] = folded(filter.name)
         if filter.text is not None:
             where.append("lower(prompt) LIKE lower(:text) ESCAPE '!'")
-            values["text"] = "%" + re.sub(r"([!%_])", r"!\1", filter.text) + "%"
+            values["text"] = f"%{_plain(filter.text)}%"
+        if filter.models:
+            where.append(f"model IN {self.each('models')}")
+            values["models"] = to_json(list(filter.models))
+        if filter.lora is not None:
+            where.append("loras <> '' AND ', ' || loras || ',' LIKE :lora ESCAPE '!'")
+            values["lora"] = f"%, {_plain(filter.lora)},%"
         # created_at grows with seq but for jumps of the clock: the index says where to look.
         if filter.since is not None:
             where.append(
