@@ -131,6 +131,7 @@ def test_a_second_pass_is_our_refining(api: webuiapi.WebUIApi):
     asked = txt2img_of({"prompt": "a", "width": 64, "height": 64} | raw, ABLE)
     assert asked.fields["upscale"] == {"factor": 4.0, "method": "refine", "strength": 0.3}
     assert [w.partition(":")[0] for w in asked.warnings] == ["hr_scale", "hr_upscaler"]
+    assert txt2img_of({"prompt": "a", "enable_hr": True, "hr_upscaler": "4"}, ABLE).warnings
     plain = txt2img_of({"prompt": "a", "enable_hr": False, "hr_scale": 2}, ABLE)
     assert "upscale" not in plain.fields
     with pytest.raises(SteadyError):

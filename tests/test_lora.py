@@ -489,6 +489,7 @@ def test_lists_tell_what_a_file_says_and_which_model_it_fits(tmp_path: Path) -> 
         **{"ss_tag_frequency": tags, "modelspec.architecture": "z-image/lora"},
     )  # fmt: skip
     written(tmp_path / "loras", "other", WRONG["Flux"][0]())
+    (tmp_path / "loras" / "away.safetensors").symlink_to("nowhere.safetensors")
     with Bench(tmp_path) as bench:
         told = {each["name"]: each for each in bench.client.get("/loras").json()["loras"]}
         assert list(told) == ["ink", "neon", "other", "pets/cat"]

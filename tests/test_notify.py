@@ -1,5 +1,6 @@
 """The command run when a batch is done: what it is told, that nothing waits for it, and crashes."""
 
+import contextlib
 import json
 import signal
 import sys
@@ -11,6 +12,11 @@ import pytest
 from conftest import until
 from history import rows
 from roots import Root
+
+from watcher.log import now_us
+from watcher.notify import Notifier
+from watcher.store import Delivery, JobStore
+from watcher.webhooks import Reply
 
 Make = Callable[..., Root]
 
@@ -119,3 +125,41 @@ def test_without_a_command_nothing_is_written_for_one(make_root: Make) -> None:
     root.drop("a.json", '{"prompt": "a steps=1"}')
     root.finish()
     assert rows(root.folder, "SELECT * FROM deliveries") == []
+
+
+class Brittle:
+    """A channel of our own whose first delivery is a fault of ours."""
+
+    once = False
+
+    def __init__(self) -> None:
+        self.got: list[str] = []
+        self.events = {"bad": ("notify.test",), "good": ("notify.test",)}
+
+    def knows(self, endpoint: str) -> bool:
+        return endpoint in self.events
+
+    def quiet_seconds(self) -> float:
+        return 0.0
+
+    def close(self, *, at_once: bool) -> None:
+        pass
+
+    def send(self, due: Delivery) -> Reply:
+        if due.endpoint == "bad" and due.attempt < 2:
+            raise KeyError("a column that this record did not have")
+        self.got.append(due.endpoint)
+        return Reply(200)
+
+
+def test_a_delivery_that_cannot_be_told_is_tried_again_and_holds_up_nobody(tmp_path: Path) -> None:
+    channel = Brittle()
+    with contextlib.closing(JobStore(f"sqlite:///{tmp_path}/steady.db")) as store:
+        notifier = Notifier(store, [channel], now=now_us, schedule=[0.0, 0.05, 0.05])
+        notifier.start()
+        notifier.tell("notify.test", {})
+        until(lambda: sorted(channel.got) == ["bad", "good"], 30, "both")
+        until(lambda: notifier.idle, 30, "the record")
+        told = {each.endpoint: (each.state, each.attempt) for each in store.deliveries()}
+        notifier.stop()
+    assert told == {"bad": ("delivered", 2), "good": ("delivered", 1)}

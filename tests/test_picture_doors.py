@@ -1,5 +1,6 @@
 """Other services' clients that start from a picture, unmodified: OpenAI's and A1111's."""
 
+import base64
 import hashlib
 import io
 import json
@@ -13,8 +14,10 @@ import pytest
 import webuiapi
 from house_of_clients import House, house
 from PIL import Image, ImageDraw
+from PIL.PngImagePlugin import PngInfo
 
-from api.compat.img2img import img2img_of
+from api.compat.edits import variation_of
+from api.compat.img2img import extras_of, img2img_of
 from watcher.errors import SteadyError
 from watcher.jobs import Limits, input_digest
 
@@ -184,6 +187,22 @@ def test_a_variation_is_asked_for_in_the_pictures_own_words(here: House, client:
     assert input_digest(again["image"]) == hashlib.sha256(made).hexdigest()
     assert asked(here, "a picture")["image"]
     assert any("carries no recipe" in words for words in plain.warnings)
+
+
+@pytest.mark.parametrize("said", ['{"request": "x"}', '{"request": {"prompt": [1]}}', "[]"])
+def test_a_picture_may_carry_anything_for_a_recipe(said: str):
+    info, raw = PngInfo(), dict[str, Any]()
+    info.add_text("steadydiffusion", said)
+    made = io.BytesIO()
+    drawn().save(made, "PNG", pnginfo=info)
+    _, told = variation_of(raw, {"image": [made.getvalue()]}, lambda data, field: "sha256:0")
+    assert raw == {"prompt": "a picture"} and "carries no recipe" in told[0]
+    asked = extras_of(
+        {"image": base64.b64encode(made.getvalue()).decode()},
+        Limits().usual,
+        lambda data, field: "sha256:0",
+    )
+    assert asked.fields["prompt"] == "a picture"
 
 
 @pytest.mark.parametrize(

@@ -139,17 +139,20 @@ class Inputs:
                 if entry.stat().st_mtime_ns // 1000 < before:
                     old.append(entry.name)
         copies = [name for name in old if _DIGEST.fullmatch(name)]
+
+        def drop(name: str) -> None:
+            path = self._kept / name
+            with contextlib.suppress(FileNotFoundError):
+                if path.stat().st_mtime_ns // 1000 < before:  # nobody has asked for it meanwhile
+                    path.unlink()
+
         for name in set(old) - set(copies):
-            self._drop(name)
+            drop(name)
         if self.store is None:
             return 0
+        self.store.forget_notes()
         parts = range(0, len(copies), _SWEPT_AT_ONCE)
-        return sum(
-            self.store.forget_inputs(copies[at : at + _SWEPT_AT_ONCE], self._drop) for at in parts
-        )
-
-    def _drop(self, name: str) -> None:
-        (self._kept / name).unlink(missing_ok=True)
+        return sum(self.store.forget_inputs(copies[at : at + _SWEPT_AT_ONCE], drop) for at in parts)
 
 
 class Finder:

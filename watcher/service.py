@@ -62,12 +62,12 @@ _VERIFY_SECONDS = 30.0  #: until a record that was found damaged is read once mo
 #: The longest wait for another program's lock on the record: shorter than a pulse may be old,
 #: so that the pulse tells of it.
 _BUSY_SECONDS = 1.0
+_OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
 _NO_THERMOMETER = (
     "`max_temperature` is set, but nobody can tell how hot a card is here"
     " (`pip install 'steadydiffusion[care]'`)."
 )
 _NAME_IT = "Name it under `models` again, or cancel its jobs."
-_OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
 
 
 def ignore_step(_step: str) -> None:

@@ -14,7 +14,7 @@ from api.bodies import fault, media_type
 from api.compat.txt2img import plain_value
 from watcher.errors import SteadyError
 from watcher.jobs import text_fields
-from watcher.pictures.recipe import read_recipe
+from watcher.pictures.recipe import prompt_in
 from watcher.pictures.source import clear_in, look_at
 
 MAX_FORM = 140 << 20  #: bytes: a picture, a mask and a few words
@@ -68,7 +68,7 @@ def variation_of(
     picture, warnings = _only(files, "image"), list[str]()
     fields = {"image": keep(picture, "image")}
     if not raw.get("prompt"):
-        said = (read_recipe(picture) or {}).get("request", {}).get("prompt")
+        said = prompt_in(picture)
         raw["prompt"] = said or _NOT_SAID
         if not said:
             warnings.append(

@@ -14,7 +14,7 @@ from typing import Any
 from api.bodies import fault
 from api.compat.txt2img import Txt2ImgBody, plain_value, txt2img_of, whole_field
 from watcher.jobs import Card
-from watcher.pictures.recipe import read_recipe
+from watcher.pictures.recipe import prompt_in
 from watcher.upscaling import LANCZOS, MAX_FACTOR, MIN_FACTOR
 
 #: What ``resize_mode`` says, by its number; 3 resizes what the model itself works on.
@@ -76,10 +76,8 @@ def extras_of(raw: Mapping[str, Any], card: Card, keep: Callable[[bytes, str], s
     )
     method = str(raw.get("upscaler_1") or "None")
     method = LANCZOS if method in ("None", "Lanczos", "Nearest") else method
-    said = (read_recipe(data) or {}).get("request") or {}
-    prompt = said.get("prompt") if isinstance(said, Mapping) else None
     fields = {
-        "prompt": prompt if isinstance(prompt, str) and prompt.strip() else "a picture",
+        "prompt": prompt_in(data) or "a picture",
         "image": keep(data, "image"),
         "upscale": {"factor": near, "method": method},
     }

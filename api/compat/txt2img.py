@@ -179,7 +179,7 @@ def _hires(
     factor = min(max(asked, MIN_FACTOR), MAX_FACTOR)
     if factor != asked:
         warnings.append(f"hr_scale: {factor:g} is used instead of {asked:g}.")
-    if (raw.get("hr_upscaler") or "None").lower() not in ("none", "lanczos", "latent"):
+    if str(raw.get("hr_upscaler") or "None").lower() not in ("none", "lanczos", "latent"):
         warnings.append("hr_upscaler: Lanczos enlarges, then the model redraws.")
     strength = min(max(wanted["denoising_strength"], 0.01), 1.0)
     return {"factor": float(factor), "method": REFINE, "strength": float(strength)}

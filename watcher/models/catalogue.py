@@ -202,6 +202,9 @@ def _json_or_none(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+MAX_HEADER = 100_000_000  #: bytes of what a safetensors file says of itself, as its format has it
+
+
 def outline(path: Path) -> dict[str, Any]:
     """What a safetensors file says of its weights, ``__metadata__`` among it; nothing is loaded.
 
@@ -211,7 +214,8 @@ def outline(path: Path) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            entries: dict[str, Any] = json.loads(file.read(length)) if length < size else {}
+            fits = length < min(size, MAX_HEADER)  # other files begin with any number
+            entries: dict[str, Any] = json.loads(file.read(length)) if fits else {}
         ends = [e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"]
         whole = 8 + length + max(ends) == size
     except (struct.error, ValueError, LookupError, TypeError, AttributeError):

@@ -20,7 +20,7 @@ from typing import Any
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobs import Card, LoraChoice
-from watcher.models.catalogue import outline, starter_folder
+from watcher.models.catalogue import MAX_HEADER, outline, starter_folder
 from watcher.models.lora_format import Layers, is_lora, pieces_of
 
 SUFFIX = ".safetensors"
@@ -103,7 +103,8 @@ def _below(home: Path) -> Iterator[Path]:
         folders[:] = sorted(each for each in folders if not each.startswith("."))[:100]
         if len(Path(folder).relative_to(home).parts) >= 4:
             folders.clear()
-        yield from (Path(folder, n) for n in names if n.endswith(SUFFIX) and n[0] != ".")
+        paths = (Path(folder, n) for n in names if n.endswith(SUFFIX) and n[0] != ".")
+        yield from filter(Path.is_file, paths)  # no link that leads nowhere
 
 
 def _named(config: Config, name: str, card: Card) -> Path | None:
@@ -160,7 +161,8 @@ def _digests(stamp: _Stamp) -> tuple[str, str]:
     with stamp[0].open("rb") as file:
         head = file.read(8)
         whole.update(head)
-        header = file.read(min(struct.unpack("<Q", head)[0] if len(head) == 8 else 0, stamp[1]))
+        length = struct.unpack("<Q", head)[0] if len(head) == 8 else 0
+        header = file.read(min(length, MAX_HEADER))
         whole.update(header)
         while part := file.read(1 << 20):
             whole.update(part)
@@ -220,8 +222,11 @@ def listed_loras(
     until = time.monotonic() + seconds
     told = []
     for name, path in loras_of(config).items():
-        stamp = _stamp(path)
-        known = digests_of(path) if time.monotonic() < until else (None, None)
+        try:
+            stamp = _stamp(path)
+            known = digests_of(path) if time.monotonic() < until else (None, None)
+        except OSError:  # it has just gone, or is closed to us
+            continue
         metadata = _metadata(path)
         told.append(
             {

@@ -204,8 +204,14 @@ class Notifier:
     def _deliver(self, channel: Channel | None, due: Delivery, line: _Line) -> bool:
         """One attempt, and what came of it on record; False: leave this endpoint alone for now."""
         self._checkpoint("telling")
-        gone = Reply(error="The settings do not name it any more.", final=True)
-        reply = channel.send(due) if channel else gone
+        reply = Reply(error="The settings do not name it any more.", final=True)
+        try:
+            reply = channel.send(due) if channel else reply
+        except Trouble:
+            raise
+        except Exception as fault:  # around one delivery: all others are told all the same
+            logger.exception("hook.failed", extra={"facts": {"delivery": due.id}})
+            reply = Reply(error=f"{type(fault).__name__} while telling; the log has more.")
         if reply.ok:
             error = None
         elif self._stopping.is_set():

@@ -229,6 +229,12 @@ def read_recipe(data: bytes) -> dict[str, Any] | None:
     return ours
 
 
+def prompt_in(data: bytes) -> str | None:
+    """The prompt that the recipe inside a picture names; None without one."""
+    said = again(read_recipe(data) or {}).get("prompt")
+    return said if isinstance(said, str) and said.strip() else None
+
+
 def job_id_in(picture: PictureFile) -> str | None:
     """The id of the job of ours that made this picture, if it says so."""
     found = (_json_of(picture.ours) or {}).get("job_id")

@@ -51,13 +51,17 @@ class JobInputs(Database):
                 [{"ticket": ticket, "name": name, "sha256": digest} for name, digest in named],
             )
 
-    def forget_inputs(self, digests: Sequence[str], drop: Callable[[str], None]) -> int:
-        """``drop`` each of these that no batch needs; how many. Nothing is noted meanwhile."""
+    def forget_notes(self) -> None:
+        """Forget what batches needed that are not on record any more. Reads every note."""
         with self.write():
             self.run(
                 "DELETE FROM inputs WHERE NOT EXISTS (SELECT 1 FROM batches AS b"
                 " WHERE b.ticket = inputs.ticket OR b.claim = inputs.ticket)"
             )
+
+    def forget_inputs(self, digests: Sequence[str], drop: Callable[[str], None]) -> int:
+        """``drop`` each of these that no batch needs; how many. Nothing is noted meanwhile."""
+        with self.write():
             needed = {
                 row["sha256"]
                 for row in self.run(
