@@ -10,6 +10,7 @@ import random
 import re
 import shutil
 import signal
+import subprocess
 import threading
 import time
 import zipfile
@@ -399,6 +400,16 @@ def test_killed_while_pictures_are_copied(tracing: Root, point: str) -> None:
     assert rows(tracing.folder, "SELECT * FROM inputs") == []
 
 
+def test_a_folder_is_not_to_blame_for_deaths_while_it_is_copied(tracing: Root) -> None:
+    for n in range(5):
+        put(tracing, f"photos/{n}.png", n)
+    tracing.drop("all.yaml", "{prompt: x, image: 'photos/*', steps: 1, name: 'p-{image}'}")
+    for _ in range(5):
+        assert tracing.watch(point="input_copied", once=True).wait(60) == -signal.SIGKILL
+    tracing.finish()
+    assert faults(tracing.folder, expected=5, log=tracing.log, kills=5) == []
+
+
 def test_inputs_go_when_no_batch_needs_them_and_not_before(tracing: Root) -> None:
     put(tracing, "a.png", 1)
     put(tracing, "b.png", 2)
@@ -496,6 +507,28 @@ def test_the_command_sends_the_pictures_it_is_given(tracing: Root, tmp_path: Pat
     assert request(tracing, "cat")["image"].endswith(" cat.png")
 
 
+def test_a_picture_put_under_a_preset_is_started_from(tracing: Root, tmp_path: Path) -> None:
+    tracing.preset("ink", "{prompt: ink, strength: 0.4, steps: 1}")
+    tracing.preset("bare", "{strength: 0.4}")
+    tracing.drop("cat.yaml", "{prompt: a cat with a recipe, name: old, steps: 1}")
+    tracing.finish()
+    [job] = tracing.jobs()
+    recipe = tracing.folder / "outputs" / job["path"]
+    (tmp_path / "cat.png").write_bytes(recipe.read_bytes())
+    (tmp_path / "dog.png").write_bytes(png(3))
+    names = [str(tmp_path / name) for name in ("cat.png", "dog.png")]
+    done = tracing.steady("submit", "--preset", "ink", *names)
+    assert done.returncode == 0, done.stderr
+    tracing.finish()
+    for name in ("cat", "dog"):
+        said = request(tracing, name)
+        assert (said["prompt"], said["strength"]) == ("ink", 0.4)
+        assert said["image"].endswith(f" {name}.png")
+    assert made(tracing, "cat") == made(tracing, "old")
+    refused = tracing.steady("submit", "--preset", "bare", names[0])
+    assert refused.returncode == 2 and "no `prompt`" in refused.stderr
+
+
 class Near:
     """The line to a slot elsewhere, with the slot in this very process."""
 
@@ -576,24 +609,35 @@ def test_the_examples_of_the_page_run(tracing: Root) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_a_storm_over_a_folder_of_pictures_and_a_hot_folder(tracing: Root) -> None:
+    """Killed after a step of this protocol, after any step, or at an instant, over and over."""
     dice = random.Random(7)
-    tracing.preset("hot", "prompt: hot\nimage: photos/0.png\n")
+    tracing.preset("hot", "{prompt: hot, strength: 0.5, steps: 1}")
     for n in range(PICTURES):
         put(tracing, f"photos/{n}.png", n)
     tracing.drop("all.yaml", "{prompt: x, image: 'photos/*', steps: 1, name: 'p-{image}'}")
-    dropped = 0
-    for kill in range(KILLS):
-        if kill % 4 == 0:
-            tracing.drop(f"hot/{kill}.yaml", f"{{label: '{kill}', steps: 1}}")
-            dropped += 1
-        point = dice.choice(POINTS)
-        tracing.watch(point=point, nth=dice.randint(1, 12), once=True).wait(120)
+    kills, dropped = 0, 0
+    while kills < KILLS:
+        tracing.drop(f"hot/hot-{dropped}.png", png(1000 + dropped))
+        dropped += 1
+        point = dice.choice(["*", dice.choice(POINTS)])
+        watcher = tracing.watch(point=point, nth=dice.randint(1, 40 if point == "*" else 4))
+        until(lambda w=watcher: w.poll() is not None or tracing.pulse().get("pid") == w.pid, 120)  # type: ignore[misc]
+        try:
+            assert watcher.wait(dice.expovariate(1)) == -signal.SIGKILL, tracing.said.read_text()
+        except subprocess.TimeoutExpired:
+            watcher.kill()
+            watcher.wait()
+        kills += 1
     tracing.finish(300)
+    assert list((tracing.inbox / "refused").iterdir()) == []
     jobs = PICTURES + dropped
-    assert faults(tracing.folder, expected=jobs, log=tracing.log, kills=KILLS) == []
-    for n in range(0, PICTURES, 17):
+    assert faults(tracing.folder, expected=jobs, log=tracing.log, kills=kills) == []
+    for n in range(PICTURES):
         assert made(tracing, f"p-{n}") == noise(n).tobytes()
+    for n in range(dropped):
+        assert made(tracing, f"hot-{n}") == noise(1000 + n).tobytes()
     prune(tracing)
     assert kept(tracing) == [] and rows(tracing.folder, "SELECT * FROM inputs") == []
 

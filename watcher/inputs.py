@@ -13,11 +13,12 @@ import contextlib
 import fnmatch
 import hashlib
 import itertools
+import json
 import os
 import re
 import stat
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from watcher.store import JobStore
 from watcher.suffixes import INPUT_SUFFIXES, suffix_of
 
 _MOST = 100_000  #: pictures that one pattern may match
-_AT_ONCE = 16 << 20  #: bytes that are copied together
+_AT_ONCE, _FEW = 16 << 20, 32  #: bytes and pictures that are copied together
 _NAME_KEPT = 300  #: characters of a name that are kept beside the sha256
 _SWEPT_AT_ONCE = 500
 _DIGEST = re.compile(r"[0-9a-f]{64}")
@@ -69,6 +70,26 @@ class Inputs:
         source, digest = look_at(data), hashlib.sha256(data).hexdigest()
         self.copy(digest, data)
         return f"sha256:{digest}", source
+
+    def job_from(self, data: bytes, name: str, preset: Mapping[str, Any]) -> bytes:
+        """The job that a picture put under a preset is, as JSON; the picture is kept.
+
+        ``name``: of its file, empty for none. Raises SteadyError bad_picture, missing_field.
+        """
+        if preset.get("prompt") is None:
+            words = "There is no `prompt` for the pictures that are put under it."
+            raise SteadyError("missing_field", words)
+        try:
+            reference, _ = self.keep(data)
+        except SteadyError as error:
+            raise SteadyError(
+                error.code, f"`{_shown(name)}` {error.message}" if name else error.message
+            ) from None
+        called = name.translate({ord("{"): "(", ord("}"): ")"})  # no placeholder
+        job = {"image": f"{reference} {called}".rstrip()}
+        if name and preset.get("name") is None:
+            job["name"] = "{image}"
+        return json.dumps(job).encode()
 
     def copy(self, digest: str, data: bytes) -> None:
         """Have ``data``, whose sha256 is known, under it, whole and durable."""
@@ -286,18 +307,17 @@ class Finder:
             source = look_at(data)
         except SteadyError as error:
             raise SteadyError(error.code, f"`{_shown(name)}` {error.message}") from None
-        if self._known.get(name) != digest:
-            self._wait(name, digest, data)
+        self._wait(name, digest, data)
         reference = f"sha256:{digest} {name[-_NAME_KEPT:]}"
         return Found(reference, source.size, Path(name).stem, _animated(name, source))
 
     def _wait(self, name: str, digest: str, data: bytes) -> None:
-        """Have it copied soon, together with others."""
-        if not self._copies:
+        """Have it copied soon, together with others, unless it was for this very file."""
+        if not self._copies or self._known.get(name) == digest:
             return
         self._waiting[name] = digest, data
         self._held += len(data)
-        if self._held > _AT_ONCE:
+        if self._held > _AT_ONCE or len(self._waiting) >= _FEW:
             self.flush()
 
     def _of_content(self, name: str, digest: str) -> Found:

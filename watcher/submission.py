@@ -28,7 +28,7 @@ from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.tables import Row
 from watcher.jobs import JobRequest, Limits
-from watcher.suffixes import FORMS, LINE_SUFFIXES, remedy_for, suffix_of
+from watcher.suffixes import FORMS, LINE_SUFFIXES, PICTURE_SUFFIXES, remedy_for, suffix_of
 from watcher.wildcards import Wildcards
 
 SHOWN = 1000  #: jobs of a plan that are kept
@@ -150,9 +150,12 @@ class Reader:
         most = jobfile.most_bytes(body.suffix)
         if len(body.data) > most:
             raise SteadyError("too_large", f"{body.name} has more than {most:,} bytes.")
-        finder = self._finder()
+        finder, data, suffix = self._finder(), body.data, body.suffix
+        if self.preset is not None and suffix in PICTURE_SUFFIXES:  # as in its hot folder
+            name = f"{body.name}{suffix}" if body.name else ""
+            data, suffix = self.inputs.job_from(data, name, self.preset.values), ".json"
         parsed = jobfile.parse(
-            body.data, body.suffix, self.limits, stem=body.name, keyed=self.keyed,
+            data, suffix, self.limits, stem=body.name, keyed=self.keyed,
             wildcards=Wildcards(self.root), preset=self.preset, pictures=finder,
         )  # fmt: skip
         if parsed.key is not None and not parsed.key.strip():

@@ -40,8 +40,9 @@ logger = logging.getLogger("steady.intake")
 
 #: Readings begun and never ended; the next one finds the file guilty and sets it aside unread.
 MAX_TRIES = 2
-#: For tables: judging a million rows takes long enough to be hit by kills it did not cause.
-MAX_TRIES_TABLE = 9
+#: Judging a million rows, or a folder of pictures, takes long enough to be hit by kills that it did
+#: not cause.
+MAX_TRIES_LONG = 9
 AHEAD = 20_000  #: claims that may wait to be read, about a kilobyte each
 _LOOK_SECONDS = 0.1  #: between looks while there is something to read
 _SHORT = 1 << 20  #: bytes of a submission that is no table: read in a third of a second
@@ -223,7 +224,7 @@ class Intake(Part):
             self._set_aside(claim, batch, dict(batch.error))
         elif batch.recorded_at is not None:
             self._already(claim, batch)
-        elif batch.tries > (MAX_TRIES_TABLE if claim.suffix in LINE_SUFFIXES else MAX_TRIES):
+        elif batch.tries > (MAX_TRIES_LONG if self._is_long(claim) else MAX_TRIES):
             self._refuse(claim, batch, SteadyError("crashed_service"))
         else:
             try:
@@ -232,6 +233,9 @@ class Intake(Part):
                 raise
             except SteadyError as error:
                 self._refuse(claim, batch, error)
+
+    def _is_long(self, claim: Claim) -> bool:
+        return claim.suffix in LINE_SUFFIXES or bool(self._store.inputs_of(claim.ticket))
 
     def _already(self, claim: Claim, batch: Batch) -> None:
         """A file whose recording survived a crash, or one that comes once more.

@@ -8,7 +8,6 @@ Knows nothing of the record.
 
 import datetime
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -50,7 +49,7 @@ class Reading:
         data, suffix, preset = self._inbox.read(claim, most), claim.suffix, self._preset(claim)
         digest = hashlib.sha256(data).hexdigest()
         if preset is not None and claim.starts:
-            data, suffix = self._from_picture(data, claim, preset), ".json"
+            data, suffix = self._job_from(data, claim, preset), ".json"
         parsed = jobfile.parse(
             data, suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
             salt=batch.ticket, wildcards=Wildcards(self._root), preset=preset,
@@ -59,25 +58,14 @@ class Reading:
         )  # fmt: skip
         return parsed, digest
 
-    def _from_picture(self, data: bytes, claim: Claim, preset: Template) -> bytes:
-        """The job that a picture dropped into a hot folder is, as a job file; it is kept.
-
-        Raises SteadyError bad_picture, bad_preset.
-        """
-        if preset.values.get("prompt") is None:
-            words = "There is no `prompt` for the pictures that are dropped."
-            raise in_preset(SteadyError("missing_field", words), claim.hot)
+    def _job_from(self, data: bytes, claim: Claim, preset: Template) -> bytes:
+        """The job that a picture dropped into a hot folder is. Raises SteadyError."""
         try:
-            reference, _ = self._inputs.keep(data)
+            return self._inputs.job_from(data, claim.name, preset.values)
         except SteadyError as error:
-            if error.code != "bad_picture":
-                raise
-            raise SteadyError(error.code, f"`{claim.name}` {error.message}") from None
-        called = claim.name.translate({ord("{"): "(", ord("}"): ")"})  # no placeholder
-        job = {"image": f"{reference} {called}"}
-        if preset.values.get("name") is None:
-            job["name"] = "{image}"
-        return json.dumps(job).encode()
+            if error.code == "missing_field":
+                raise in_preset(error, claim.hot) from None
+            raise
 
     def open(self, claim: Claim) -> BinaryIO:
         """The bytes of a table; the caller closes."""

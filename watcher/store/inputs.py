@@ -43,12 +43,21 @@ class JobInputs(Database):
         return {row["name"]: row["sha256"] for row in rows}
 
     def note_inputs(self, ticket: str, named: Sequence[tuple[str, str]]) -> None:
-        """A batch needs these (name, sha256) from now on. Twice is as good as once."""
+        """A batch needs these (name, sha256) from now on. Twice is as good as once.
+
+        They are about to be copied, so whoever reads the file got further than before: what ends
+        the process in a folder of thousands is hardly the file, and its try is given back.
+        """
         with self.write():
             self.run_many(
                 "INSERT INTO inputs (ticket, name, sha256) VALUES (:ticket, :name, :sha256)"
                 " ON CONFLICT DO NOTHING",
                 [{"ticket": ticket, "name": name, "sha256": digest} for name, digest in named],
+            )
+            self.run(
+                "UPDATE batches SET tries = tries - 1"
+                " WHERE claim = :ticket AND recorded_at IS NULL AND tries > 0",
+                ticket=ticket,
             )
 
     def forget_notes(self) -> None:
