@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks import encoders, faults, memory, night, service
+from benchmarks import encoders, faults, memory, night, pictures, service
 from benchmarks.lines import Line
 
 PARTS: dict[str, Callable[[], list[Line]]] = {
@@ -33,6 +33,9 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
     "poison": faults.poison,
     "tables": night.tables,
     "files": night.files,
+    "pictures": pictures.folder,
+    "burst": pictures.burst,
+    "pollers": pictures.pollers,
     "memory-starter": memory.starter,
     "memory-photos": memory.photos,
 }

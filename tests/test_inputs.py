@@ -23,7 +23,7 @@ from conftest import until
 from doors import Bench
 from engines import a_job
 from history import faults, pictures, rows
-from PIL import Image
+from PIL import Image, ImageChops, ImageStat
 from roots import Root
 from test_source_pictures import png_claiming
 
@@ -593,19 +593,31 @@ def test_a_worker_elsewhere_gets_each_picture_once_by_content(
     ]  # fmt: skip
 
 
-def test_the_examples_of_the_page_run(tracing: Root) -> None:
+def test_the_examples_of_the_page_run_on_the_starter(make_root: Make) -> None:
     page = (Path(__file__).parent.parent / "docs" / "inputs.md").read_text(encoding="utf-8")
     texts = re.findall(r"this -->\n```yaml\n(.*?)```", page, re.DOTALL)
-    assert len(texts) == 2
-    for n in range(3):
-        put(tracing, f"photos/{n}.png", n)
+    root = make_root(engine="zimage", model="starter", engine_options={"warm_up": False})
+    for n in range(2):
+        put(root, f"photos/{n}.png", n)
+    put(root, "house.png", 3, (128, 128))
+    sky = Image.new("L", (128, 128))
+    sky.paste(255, (0, 0, 128, 50))
+    sky.save(root.folder / "inputs" / "sky.png")
     for number, text in enumerate(texts):
-        tracing.drop(f"page{number}.yaml", text)
-    tracing.finish()
-    assert sorted(job["path"].split("/", 1)[1] for job in tracing.jobs()) == [
-        "0-0.4.png", "1-0.4.png", "2-0.4.png", "draft.png", "refined.png",
+        root.drop(f"page{number}.yaml", text)
+    root.finish(240)
+    assert sorted(job["path"].split("/", 1)[1] for job in root.jobs()) == [
+        "0-0.4.png", "1-0.4.png", "draft.png", "night.png", "refined.png",
     ]  # fmt: skip
-    assert set(tracing.states()) == {"completed"}
+    assert set(root.states()) == {"completed"}
+    house, night = noise(3, (128, 128)), Image.frombytes("RGB", (128, 128), made(root, "night"))
+    ground = (0, 50, 128, 128)
+    assert night.crop(ground).tobytes() == house.crop(ground).tobytes()
+    assert night.crop((0, 0, 128, 50)).tobytes() != house.crop((0, 0, 128, 50)).tobytes()
+    draft = Image.frombytes("RGB", (64, 64), made(root, "draft"))
+    refined = Image.frombytes("RGB", (128, 128), made(root, "refined"))
+    apart = ImageChops.difference(refined, draft.resize((128, 128), Image.Resampling.LANCZOS))
+    assert max(ImageStat.Stat(apart).mean) < 25, "the draft is still there"
 
 
 @pytest.mark.slow

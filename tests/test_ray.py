@@ -21,10 +21,12 @@ import psutil
 import pytest
 from cluster import Cluster, Machine, link
 from conftest import until
-from engines import read_log
+from engines import expected, read_log
 from history import faults, pictures, renders
+from PIL import Image
 from roots import Root
 
+from watcher.previews import Previews
 from watcher.store import JobStore
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(300)]
@@ -318,6 +320,49 @@ def test_a_cut_cable_moves_the_job_and_the_late_picture_is_refused(
         assert sorted(job["attempt"] for job in jobs) == [1, 2]
         assert [job["deaths"] for job in jobs] == [0, 0]
         sound(root, 2, kills=1)
+    finally:
+        machine.close()
+
+
+def test_pictures_to_start_from_and_previews_cross_the_cable(
+    cluster: Cluster, make_root: Callable[..., Root], held: Path
+) -> None:
+    """The machine out there never sees the root: what a job starts from comes by its content."""
+    log = held.parent / "engine.log"
+    root = make_root(engine="engines:Tracing", engine_options={"log": str(log)}, **cluster.settings)
+    root.log = log
+    root.extra |= cluster.environment
+    (root.folder / "inputs").mkdir()
+    for name in "abcd":
+        expected(name, 1, 64, 64).save(root.folder / "inputs" / f"{name}.png")
+    machine = Machine(hide=root.folder, route=HEAD)
+    try:
+        cluster.node(machine=machine)
+        root.watch()
+        warm(root, 2)
+        prompt = f"x grows steps=20 sleep=0.2 held={held}"
+        root.drop("all.yaml", f"{{prompt: {prompt}, image: '*.png', name: 'from-{{image}}'}}")
+        both = until(lambda: len(two := slots(root, "busy")) == 2 and two, 60, "both at work")
+        assert any(machine.owns(slot["actor_pid"]) for slot in both)
+        jobs = [slot["job"]["job_id"] for slot in both]
+        previews, shown = Previews(root.folder / ".steady"), dict[str, bytes]()
+
+        def seen() -> bool:
+            for job in jobs:
+                previews.look(job)
+                if jpeg := previews.get(job):
+                    shown[job] = jpeg
+            return len(shown) == 2
+
+        held.unlink()
+        until(seen, 30, "a preview of both")
+        root.wait_for(*["completed"] * 4, timeout=90)
+        for job in root.jobs():
+            with Image.open(root.folder / "outputs" / job["path"]) as made:
+                name = job["image_name"].removeprefix("from-")
+                assert made.tobytes() == expected(name, 1, 64, 64).tobytes()
+        assert previews.get(jobs[0]) is previews.get(jobs[1]) is None
+        sound(root, 4)
     finally:
         machine.close()
 
