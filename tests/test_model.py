@@ -740,14 +740,20 @@ def hub_server(tiny: Path) -> Iterator[HubServer]:
     server.server_close()
 
 
-def pulling(server: HubServer, name: str = "me/tiny") -> subprocess.Popen[bytes]:
+def pulling(
+    server: HubServer, name: str = "me/tiny", *, upscaler: tuple[str, Path] | None = None
+) -> subprocess.Popen[bytes]:
+    """``upscaler``: the sha256 and the folder of one that ``name`` leads to."""
     environment = os.environ | {
         "HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "PYTHONPATH": str(Path(__file__).parents[1]),
     }
-    script = f"from watcher.models import weights; print(weights.pull_model('{name}'))"
+    call = f"pull_model('{name}')"
+    if upscaler is not None:
+        call = f"pull_upscaler('{name}', '{upscaler[0]}', weights.Path('{upscaler[1]}'))"
+    script = f"from watcher.models import weights; print(weights.{call})"
     return subprocess.Popen(
         [sys.executable, "-c", script], env=environment,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -778,6 +784,28 @@ def test_the_real_client_pulls_is_killed_and_goes_on(
     assert (home / "refs" / "main").read_text() == COMMIT
     fetched = [p.name for p in snapshot.rglob("*")]
     assert "README.md" not in fetched
+
+
+def test_an_upscaler_is_pulled_by_its_digest_alone(
+    hub_server: HubServer, hub_home: Path, tiny: Path, tmp_path: Path
+) -> None:
+    folder, data = tmp_path / "upscalers", (tiny / "vae" / "v.safetensors").read_bytes()
+    digest, name = hashlib.sha256(data).hexdigest(), "me/tiny/vae/v.safetensors"
+    _, err = pulling(hub_server, name, upscaler=("0" * 64, folder)).communicate(timeout=60)
+    assert f"its sha256 is {digest}" in err.decode() and not folder.exists()
+    out, err = pulling(hub_server, name, upscaler=(digest, folder)).communicate(timeout=60)
+    assert out.decode().strip() == str(folder / "v.safetensors"), err.decode()
+    assert [path.name for path in folder.iterdir()] == ["v.safetensors"]
+    assert (folder / "v.safetensors").read_bytes() == data
+    for wrong in (
+        "v.safetensors",
+        "me/tiny/v.pth",
+        "me/tiny/../v.safetensors",
+        "../a/v.safetensors",
+    ):
+        assert code_of(lambda wrong=wrong: weights.pull_upscaler(wrong, digest, folder)) == (  # type: ignore[misc]
+            "model_missing"
+        )
 
 
 def test_a_hub_that_is_not_there_is_said_in_words(hub_server: HubServer) -> None:

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import json
+import os
 import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
@@ -119,6 +120,24 @@ def test_an_upscaler_is_looked_at_before_the_queue(tmp_path: Path) -> None:
     with pytest.raises(SteadyError) as caught:
         jobfile.parse(b"{prompt: a, upscale: 2 sharp}", ".yaml", asked)
     assert caught.value.problems[0].code == "upscaler_unusable"
+
+
+def test_an_upscaler_whose_library_does_not_load_fails_its_job_in_words(tracing: Root) -> None:
+    """As a torchvision does that was built for another torch."""
+    broken = tracing.folder / "libraries" / "spandrel"
+    broken.mkdir(parents=True)
+    (broken / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    tracing.extra["PYTHONPATH"] = (
+        f"{broken.parent}{os.pathsep}{tracing.environment()['PYTHONPATH']}"
+    )
+    (tracing.folder / "upscalers").mkdir()
+    network = {"a": np.zeros((8, 3, 3, 3), np.float32)}
+    save_file(network, tracing.folder / "upscalers" / "sharp.safetensors")
+    tracing.drop("large.yaml", "{prompt: x, steps: 1, upscale: 2 sharp}")
+    tracing.finish()
+    [job] = tracing.jobs()
+    assert (job["state"], job["error_code"]) == ("failed", "upscaler_unusable")
+    assert "operator nms does not exist" in job["error_message"]
 
 
 def test_larger_pictures_are_made_once_whatever_kills_the_watcher(tracing: Root) -> None:

@@ -37,11 +37,22 @@ def register(app: typer.Typer) -> None:
     app.add_typer(loras, name="lora")
 
 
-def pull(desk: Desk, name: Name = None) -> None:
+def pull(
+    desk: Desk,
+    name: Name = None,
+    sha256: Annotated[
+        str | None,
+        typer.Option(help="Fetch owner/name/file.safetensors into upscalers/, if it is this one."),
+    ] = None,
+) -> None:
     """Download a model (Z-Image-Turbo: 33 GB); goes on where it was stopped."""
     from watcher import models
     from watcher.models import weights
 
+    if sha256 is not None:
+        file = weights.pull_upscaler(name or "", sha256, desk.config.upscalers)
+        desk.answer({"upscaler": file.stem, "file": str(file)}, f"{file.stem} is in {file}")
+        return
     name = name or _model_named(desk)
     desk.talk(f"Fetching {name} into {models.hub_cache()}")
     with Bar(desk) as bar:

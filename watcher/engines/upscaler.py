@@ -53,8 +53,12 @@ def upscaler_of(
 
 @functools.lru_cache(maxsize=1)
 def _loaded(file: str, _size: int, _mtime: int, device: str) -> Any:
-    from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
-
+    try:
+        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+    except (ImportError, RuntimeError) as error:  # a torchvision made for another torch
+        words = f"Upscalers cannot be used here: {' '.join(str(error).split())[:200]}"
+        remedy = "Install torch and torchvision from the same index, or take `lanczos`."
+        raise SteadyError("upscaler_unusable", words, remedy=remedy) from None
     try:
         model = ModelLoader(device=device).load_from_file(file)
     except (UnsupportedModelError, RuntimeError, ValueError, KeyError) as error:

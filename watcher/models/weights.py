@@ -160,18 +160,51 @@ def pull_model(
                 hub.download(name, commit, _PATTERNS)
                 report = verify_model(folder)
     except (OSError, ValueError) as error:  # the hub's own errors are among these
-        text = str(error).strip().splitlines() or [type(error).__name__]
-        raise SteadyError(
-            "model_missing",
-            f"The download of {name} did not finish: {text[0][:200]}",
-            remedy="Run `steady model pull` again; it goes on where it stopped.",
-        ) from error
+        raise _unfinished(name, error) from error
     if not (home / "refs" / "main").exists():  # so that the bare name finds this snapshot
         (home / "refs").mkdir(parents=True, exist_ok=True)
         (home / "refs" / "main").write_text(commit, encoding="ascii")
     if report.problems:
         raise SteadyError("model_damaged", f"Downloaded twice, and still: {report.problems[0]}")
     return folder
+
+
+def pull_upscaler(
+    source: str, sha256: str, folder: Path, *, hub: HuggingFace | None = None
+) -> Path:
+    """Download one network for the field `upscale` into ``folder``, if it is the one of ``sha256``.
+
+    ``source``: owner/name/file.safetensors. A crash leaves what has arrived in the hub's cache.
+    Raises SteadyError: ``model_missing`` as for a model, ``model_damaged`` for other bytes.
+    """
+    found = re.fullmatch(r"([^/]+/[^/]+)/((?:[^/]+/)*[^/]+\.safetensors)", source)
+    if found is None or not is_hub_name(found[1]) or ".." in source.split("/"):
+        words = f"`{source}` names no file of a hub."
+        raise SteadyError("model_missing", words, remedy="Give owner/name/file.safetensors.")
+    (name, path), hub = found.groups(), hub or HuggingFace()
+    try:
+        commit, _ = hub.files(name, "main")
+        fetched = hub.download(name, commit, [path]) / path
+        data = fetched.read_bytes()
+    except (OSError, ValueError) as error:
+        raise _unfinished(name, error) from error
+    if (told := hashlib.sha256(data).hexdigest()) != sha256.lower():
+        _forget(fetched)
+        raise SteadyError("model_damaged", f"{path} is another file: its sha256 is {told}.")
+    final = folder / fetched.name
+    with publish.disk_errors("The upscaler cannot be kept"):
+        folder.mkdir(exist_ok=True)
+        publish.replace(final, data, temporary=final.with_suffix(".tmp"))
+    return final
+
+
+def _unfinished(name: str, error: Exception) -> SteadyError:
+    text = str(error).strip().splitlines() or [type(error).__name__]
+    return SteadyError(
+        "model_missing",
+        f"The download of {name} did not finish: {text[0][:200]}",
+        remedy="Run `steady model pull` again; it goes on where it stopped.",
+    )
 
 
 def _forget(path: Path) -> None:
