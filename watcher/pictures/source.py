@@ -6,7 +6,6 @@ known before its pixels take memory. Pure: bytes in, values out; names no file.
 
 import contextlib
 import io
-import math
 import struct
 import zlib
 from collections.abc import Iterator
@@ -206,9 +205,3 @@ def _sized(image: Image.Image, size: Size, how: str, ground: tuple[int, int, int
         made = ImageOps.fit(image, size, lanczos)
     made.info = {}
     return made
-
-
-def sides_within(size: Size, most: int) -> Size:
-    """``size`` shrunk, if need be, so that no side is longer than ``most``; its ratio is kept."""
-    shrink = min(1.0, most / max(size))
-    return math.floor(size[0] * shrink + 0.5), math.floor(size[1] * shrink + 0.5)
