@@ -82,9 +82,9 @@ class Inputs:
         try:
             reference, _ = self.keep(data)
         except SteadyError as error:
-            raise SteadyError(
-                error.code, f"`{_shown(name)}` {error.message}" if name else error.message
-            ) from None
+            if error.code != "bad_picture" or not name:
+                raise
+            raise SteadyError(error.code, f"`{_shown(name)}` {error.message}") from None
         called = name.translate({ord("{"): "(", ord("}"): ")"})  # no placeholder
         job = {"image": f"{reference} {called}".rstrip()}
         if name and preset.get("name") is None:
