@@ -1,4 +1,4 @@
-"""Bodies as they arrive: their type, their bytes, their key; and the answer to those taken."""
+"""Bodies as they arrive: their type, their bytes, their key and single parameters."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
@@ -9,29 +9,6 @@ from starlette.requests import Request
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.strictjson import read_json
-from watcher.jobfile.tables import begins_as_json
-from watcher.submission import Body
-from watcher.suffixes import FORMS, remedy_for, suffix_of
-
-#: media type -> how the watcher reads such a body
-MEDIA_TYPES = {
-    "application/json": ".json",
-    "application/yaml": ".yaml",
-    "application/x-yaml": ".yaml",
-    "text/yaml": ".yaml",
-    "text/x-yaml": ".yaml",
-    "application/jsonl": ".jsonl",
-    "application/x-ndjson": ".jsonl",
-    "application/x-jsonlines": ".jsonl",
-    "text/csv": ".csv",
-    "text/tab-separated-values": ".tsv",
-    "text/plain": ".txt",
-    "application/zip": ".zip",
-    # pictures that carry a recipe: they are made again
-    "image/png": ".png",
-    "image/webp": ".webp",
-    "image/jpeg": ".jpg",
-}
 
 Given = TypeVar("Given", bound=BaseModel)
 
@@ -83,24 +60,6 @@ async def read_model(request: Request, model: type[Given]) -> Given:
             for found in error.errors(include_url=False, include_input=False, include_context=False)
         ]
         raise SteadyError(problems[0].code, problems=problems) from None
-
-
-async def read_file(request: Request, filename: str) -> Body:
-    """The body as a job file. ``filename``'s suffix decides how it is read, then its type.
-
-    Text that begins as JSON is JSON: that is how ``fetch`` sends it when no type is said.
-    Raises SteadyError bad_content_type for anything else.
-    """
-    given = media_type(request)
-    suffix = ".json" if given.endswith("+json") else MEDIA_TYPES.get(given, "")
-    named = suffix_of(filename) in FORMS and not given.startswith("multipart/")
-    if not named and not suffix:
-        known = f"Send {', '.join(MEDIA_TYPES)}; or name the file, as in ?filename=jobs.csv."
-        raise SteadyError("bad_content_type", remedy=remedy_for(filename) if filename else known)
-    data = await unpacked(request)
-    if suffix == ".txt" and begins_as_json(data[:200].decode("utf-8-sig", "replace")):
-        suffix = ".json"
-    return Body.of(data, filename, suffix)
 
 
 async def unpacked(request: Request) -> bytes:

@@ -305,7 +305,7 @@ def archive(
     first = next(jobs, None)
     if first is None:
         raise SteadyError("image_not_ready", none)
-    pieces = zip_pieces(_opened(door, itertools.chain([first], jobs)), table)
+    pieces = zip_pieces(_opened_pictures(door, itertools.chain([first], jobs)), table)
     return StreamingResponse(
         itertools.takewhile(lambda _: not door.stopping, pieces),
         media_type="application/zip",
@@ -313,7 +313,7 @@ def archive(
     )
 
 
-def _opened(door: Door, jobs: Iterator[Job]) -> Iterator[tuple[Job, BinaryIO]]:
+def _opened_pictures(door: Door, jobs: Iterator[Job]) -> Iterator[tuple[Job, BinaryIO]]:
     """Each job with its picture's file. Those taken away by hand since are left out."""
     for job in jobs:
         with (

@@ -12,11 +12,11 @@ from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
 from api import images, models
-from api.bodies import KEY, json_body, read_file, read_model
+from api.bodies import KEY, json_body, read_model
 from api.door import Door
 from api.errors import Refused, documented, fault_entry
 from api.paging import Cursor, Limit, cursor_of, day, link_of, moment_bound, seq_of, without_nul
-from api.submit import ON_ITS_WAY, Submissions, accepted
+from api.submit import ON_ITS_WAY, Submissions, accepted, read_file
 from api.views import Views
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState, Priority

@@ -73,10 +73,10 @@ _SAMPLE: dict[str, Any] = {
 
 def example_answer(model: type[BaseModel]) -> dict[str, Any]:
     """A document of this form: every field as its own example or ``_SAMPLE`` shows it."""
-    return {name: _shown(name, field) for name, field in model.model_fields.items()}
+    return {name: _shown_field(name, field) for name, field in model.model_fields.items()}
 
 
-def _shown(name: str, field: FieldInfo) -> Any:
+def _shown_field(name: str, field: FieldInfo) -> Any:
     if field.examples:
         return field.examples[0]
     kind: Any = field.annotation

@@ -12,21 +12,46 @@ import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from api.bodies import media_type, unpacked
 from api.door import Door
 from api.errors import fault_entry
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.fields import seeded
+from watcher.jobfile.tables import begins_as_json
 from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
 from watcher.log import now_us, say
 from watcher.submission import Body, Plan, Reader, lifted, preset_named
+from watcher.suffixes import FORMS, remedy_for, suffix_of
 
 logger = logging.getLogger("steady.api")
 
 SMALL_BODY = 1 << 20  #: bytes; of longer tables only the head is read before the answer
 TABLE_BODY = 32 << 20  #: bytes of a table or picture
 _HEAD = 100  #: rows
+
+
+#: media type -> how the watcher reads such a body
+MEDIA_TYPES = {
+    "application/json": ".json",
+    "application/yaml": ".yaml",
+    "application/x-yaml": ".yaml",
+    "text/yaml": ".yaml",
+    "text/x-yaml": ".yaml",
+    "application/jsonl": ".jsonl",
+    "application/x-ndjson": ".jsonl",
+    "application/x-jsonlines": ".jsonl",
+    "text/csv": ".csv",
+    "text/tab-separated-values": ".tsv",
+    "text/plain": ".txt",
+    "application/zip": ".zip",
+    # pictures that carry a recipe: they are made again
+    "image/png": ".png",
+    "image/webp": ".webp",
+    "image/jpeg": ".jpg",
+}
 
 
 @dataclass(frozen=True)
@@ -45,6 +70,24 @@ ON_ITS_WAY = {
     "description": "On its way.",
     "headers": {"Location": {"schema": {"type": "string"}}},
 }
+
+
+async def read_file(request: Request, filename: str) -> Body:
+    """The body as a job file. ``filename``'s suffix decides how it is read, then its type.
+
+    Text that begins as JSON is JSON: that is how ``fetch`` sends it when no type is said.
+    Raises SteadyError bad_content_type for anything else.
+    """
+    given = media_type(request)
+    suffix = ".json" if given.endswith("+json") else MEDIA_TYPES.get(given, "")
+    named = suffix_of(filename) in FORMS and not given.startswith("multipart/")
+    if not named and not suffix:
+        known = f"Send {', '.join(MEDIA_TYPES)}; or name the file, as in ?filename=jobs.csv."
+        raise SteadyError("bad_content_type", remedy=remedy_for(filename) if filename else known)
+    data = await unpacked(request)
+    if suffix == ".txt" and begins_as_json(data[:200].decode("utf-8-sig", "replace")):
+        suffix = ".json"
+    return Body.of(data, filename, suffix)
 
 
 class QueueFull(SteadyError):

@@ -32,7 +32,7 @@ def routes(door: Door) -> APIRouter:
         over are kept for a while: the newest 10,000."""
         rows = store.deliveries(state=state, before_seq=seq_of(cursor), limit=limit + 1)
         following = cursor_of(rows[limit - 1].seq) if len(rows) > limit else None
-        body = {"deliveries": [_told(each) for each in rows[:limit]], "next": following}
+        body = {"deliveries": [_delivery_told(each) for each in rows[:limit]], "next": following}
         return JSONResponse(body, headers=link_of(request, following))
 
     @router.post(
@@ -42,7 +42,7 @@ def routes(door: Door) -> APIRouter:
     )
     def resend_delivery(delivery_id: str) -> Response:
         """Try a delivery again from the first attempt, with the same id."""
-        return JSONResponse(_told(store.resend(without_nul(delivery_id) or "", now_us())))
+        return JSONResponse(_delivery_told(store.resend(without_nul(delivery_id) or "", now_us())))
 
     @router.post("/notify/test", response_model=models.Tested, responses=documented("bad_request"))
     def test_notifications() -> Response:
@@ -59,7 +59,7 @@ def routes(door: Door) -> APIRouter:
     return router
 
 
-def _told(delivery: Delivery) -> dict[str, Any]:
+def _delivery_told(delivery: Delivery) -> dict[str, Any]:
     """A delivery as HTTP answers it."""
     return {
         "id": delivery.id,

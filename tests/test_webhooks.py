@@ -15,6 +15,7 @@ from history import rows
 from receivers import OTHER, SECRET, Receiver
 from roots import Root
 
+from watcher.addresses import Address, not_allowed
 from watcher.config import Webhook
 from watcher.errors import SteadyError
 from watcher.jobfile import parse
@@ -23,7 +24,7 @@ from watcher.log import now_us
 from watcher.notify import SCHEDULE, Notifier
 from watcher.notify.hooks import Webhooks, payload_of
 from watcher.store import JobStore
-from watcher.webhooks import Address, Poster, is_inside, not_allowed
+from watcher.webhooks import Poster, is_inside
 
 Make = Callable[..., Root]
 FAST = 0.001  #: of the schedule: ten attempts in some minutes

@@ -24,7 +24,8 @@ submission.py  bytes and a name -> read, and put into the inbox: for every way i
 wildcards.py  word lists of the root; pace.py: every estimate of time; heat.py: of the card
 describe.py   a job and a batch as plain data, for every answer and file that tells of one
 prune.py      what is old, tidied away
-notify/       telling others, from the record's outbox; webhooks.py: how one is signed and posted
+notify/       telling others, from the record's outbox; webhooks.py: how one is signed and posted;
+              addresses.py: whose addresses are allowed
 previews.py   half-made pictures, for those who look
 live.py log.py            the pulse and what is wrong now; the log and the clock
 config.py errors.py                     every setting; everything that can go wrong

@@ -5,6 +5,7 @@ usage or a bad file (nothing queued), 3 no such job, 4 not ready or doctor found
 5 --timeout passed, 130 Ctrl-C (the job goes on). What the commands do is in commands/.
 """
 
+import importlib
 import os
 import sys
 from collections.abc import Sequence
@@ -13,18 +14,12 @@ from typing import Annotated
 
 import typer
 
-from watcher.commands import ask, batches, doctor, models, services, setup, submit, waiting
-from watcher.commands.desk import Json, Quiet, Root
+from watcher.commands.desk import Json, Quiet, Root, app
 from watcher.program import installed_version
 
-app = typer.Typer(
-    name="steady",
-    help="Drop a prompt file in a folder, get pictures, lose nothing, make nothing twice.",
-    no_args_is_help=True,
-    rich_markup_mode=None,  # prompts are text, never markup; and help comes faster
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+#: In the order in which `steady --help` lists what they add.
+for each in ("services", "submit", "ask", "waiting", "batches", "models", "setup", "doctor"):
+    importlib.import_module(f"watcher.commands.{each}")
 
 
 def _print_version(wanted: bool) -> None:
@@ -46,16 +41,6 @@ def _before(
     ] = False,
 ) -> None:
     context.obj = {"root": root, "as_json": as_json, "quiet": quiet}
-
-
-services.register(app)
-submit.register(app)
-ask.register(app)
-waiting.register(app)
-batches.register(app)
-models.register(app)
-setup.register(app)
-doctor.register(app)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -26,8 +26,8 @@ from pydantic import (
     model_validator,
 )
 
+from watcher.addresses import Address, key_of
 from watcher.errors import SteadyError
-from watcher.webhooks import Address, key_of
 
 #: Environment names with our prefix that are no configuration keys.
 _NOT_KEYS = {"STEADY_ROOT"}
@@ -55,7 +55,7 @@ def byte_count(text: str) -> int:
     return int(float(match[1]) * _BYTES[unit])
 
 
-def _read(reader: Callable[[str], Any]) -> BeforeValidator:
+def _read_by(reader: Callable[[str], Any]) -> BeforeValidator:
     """A setting that may be a text, which ``reader`` reads."""
     return BeforeValidator(lambda value: reader(value) if isinstance(value, str) else value)
 
@@ -146,7 +146,7 @@ class Config(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on; others need a token")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     token: str | None = Field(None, description="secret for HTTP; auto makes one")
-    allowed_hosts: Annotated[list[str], _read(_names)] = Field(
+    allowed_hosts: Annotated[list[str], _read_by(_names)] = Field(
         default_factory=list, description="further names by which the service may be called"
     )
     public_url: str | None = Field(None, description="address in links, behind a proxy")
@@ -175,7 +175,7 @@ class Config(BaseModel):
         Path("upscalers"), description="folder of networks that enlarge (docs/upscaling.md)"
     )
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
-    devices: Annotated[list[str], _read(_names)] = Field(
+    devices: Annotated[list[str], _read_by(_names)] = Field(
         default_factory=list,
         description="one worker each: auto for all there are; empty means device",
     )
@@ -191,7 +191,7 @@ class Config(BaseModel):
         default_factory=dict,
         description="what one takes; empty means {GPU: 1}, with `device: cpu` {CPU: 1}",
     )
-    model_patience: Annotated[float, _read(seconds_of)] = Field(
+    model_patience: Annotated[float, _read_by(seconds_of)] = Field(
         60, ge=0, description="seconds a job may be passed by for jobs of the loaded model"
     )
     engine_options: dict[str, Any] = Field(
@@ -202,7 +202,7 @@ class Config(BaseModel):
         None, gt=0, description="for one step; unset: max(60 s, 20 x the median)"
     )
     job_timeout_seconds: float = Field(3600, gt=0, description="for one picture")
-    idle_unload: Annotated[float | None, _read(seconds_of)] = Field(
+    idle_unload: Annotated[float | None, _read_by(seconds_of)] = Field(
         None, description="end the worker after so long without work, e.g. 10m"
     )
 
@@ -218,17 +218,17 @@ class Config(BaseModel):
     embed_metadata: bool = Field(True, description="the recipe inside the picture")
 
     # -- the queue
-    cooldown: Annotated[float, _read(seconds_of)] = Field(
+    cooldown: Annotated[float, _read_by(seconds_of)] = Field(
         0, ge=0, description="seconds a worker rests after a picture, e.g. 5s"
     )
     max_temperature: int | None = Field(
         None, ge=30, le=120, description="no job begins on a hotter card; degrees Celsius"
     )
     run_window: str | None = Field(None, description='when bulk jobs run, e.g. "22:00-07:00"')
-    min_free_disk: Annotated[int, _read(byte_count)] = Field(
+    min_free_disk: Annotated[int, _read_by(byte_count)] = Field(
         500_000_000, ge=0, description="the queue waits below this, e.g. 2GB"
     )
-    on_batch_done: Annotated[list[str], _read(str.split)] = Field(
+    on_batch_done: Annotated[list[str], _read_by(str.split)] = Field(
         default_factory=list, description="command run when a batch is done"
     )
     webhooks: list[Webhook] = Field(

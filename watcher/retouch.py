@@ -69,7 +69,7 @@ class Retouch:
         def report(done: int, total: int, preview: Preview = None) -> None:
             self._done = before + done
             total = max(self._forwards, before + total)
-            self._report(self._done, total, preview and (lambda: shown(preview, show)))
+            self._report(self._done, total, preview and (lambda: _shown_preview(preview, show)))
 
         made = self._engine.generate(request.model_copy(update=plain | changed), report)
         result = made if isinstance(made, Result) else Result(made)
@@ -136,7 +136,9 @@ class Retouch:
         return canvas
 
 
-def shown(preview: Preview, show: Callable[[Image.Image], Image.Image]) -> Image.Image | None:
+def _shown_preview(
+    preview: Preview, show: Callable[[Image.Image], Image.Image]
+) -> Image.Image | None:
     """A preview as ``show`` makes it, drawn now."""
     drawn = preview() if callable(preview) else preview
     return None if drawn is None else show(drawn)

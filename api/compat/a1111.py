@@ -278,7 +278,7 @@ class Current:
                 "stopping_generation": False,
                 "job": "txt2img" if busy else "",
                 "job_count": max(1, len(jobs)) if busy else 0,
-                "job_timestamp": _stamp(jobs[0].created_at) if jobs else "0",
+                "job_timestamp": _web_ui_time(jobs[0].created_at) if jobs else "0",
                 "job_no": ended,
                 "sampling_step": step,
                 "sampling_steps": steps,
@@ -367,7 +367,7 @@ def info_of(jobs: list[Job], asked: Txt2ImgBody, warnings: list[str], card: Card
         "index_of_first_image": 0,
         "infotexts": [parameters_text(recipe) for recipe in recipes],
         "styles": [],
-        "job_timestamp": _stamp(jobs[0].created_at if jobs else now_us()),
+        "job_timestamp": _web_ui_time(jobs[0].created_at if jobs else now_us()),
         "clip_skip": 1,
         "is_using_inpainting_conditioning": False,
         "version": _VERSION,
@@ -376,7 +376,7 @@ def info_of(jobs: list[Job], asked: Txt2ImgBody, warnings: list[str], card: Card
     }
 
 
-def _stamp(moment: int) -> str:
+def _web_ui_time(moment: int) -> str:
     return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%Y%m%d%H%M%S")
 
 

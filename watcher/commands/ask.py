@@ -24,16 +24,7 @@ Ids = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to ``app``."""
-    command(app, "list")(list_jobs)
-    command(app)(status)
-    command(app)(cancel)
-    command(app)(retry)
-    command(app)(pause)
-    command(app)(resume)
-
-
+@command("list")
 def list_jobs(
     desk: Desk,
     state: Annotated[
@@ -83,6 +74,7 @@ def _state_of(word: str) -> "JobState":
     )
 
 
+@command()
 def status(
     desk: Desk,
     job: Annotated[
@@ -172,6 +164,7 @@ Whole = Annotated[
 ]
 
 
+@command()
 def cancel(desk: Desk, jobs: Ids = None, batch: Whole = None) -> int:
     """Cancel jobs: a waiting one at once, a running one after its current step."""
     if batch is not None:
@@ -194,6 +187,7 @@ def cancel(desk: Desk, jobs: Ids = None, batch: Whole = None) -> int:
     return _each(desk, jobs or [], _cancel_one)
 
 
+@command()
 def retry(
     desk: Desk,
     jobs: Ids = None,
@@ -214,6 +208,7 @@ def retry(
     return _each(desk, jobs or [], _retry_one)
 
 
+@command()
 def pause(
     desk: Desk,
     reason: Annotated[str | None, typer.Option(help="Words for the others.")] = None,
@@ -230,6 +225,7 @@ def pause(
     desk.answer({"paused": True}, "Paused: the picture in hand is finished, no other begins.")
 
 
+@command()
 def resume(desk: Desk, batch: Whole = None) -> None:
     """Go on after `steady pause`, or after the queue paused itself."""
     if batch is not None:

@@ -23,12 +23,7 @@ if TYPE_CHECKING:
     from watcher.store import JobStore
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to ``app``."""
-    command(app)(export)
-    command(app)(prune)
-
-
+@command()
 def export(
     desk: Desk,
     batch: Annotated[str, typer.Argument(metavar="TICKET", help="A batch, or one of its jobs.")],
@@ -107,6 +102,7 @@ def _opened_files(there: "Iterable[tuple[Job, Path]]") -> "Iterator[tuple[Job, B
             yield job, file
 
 
+@command()
 def prune(
     desk: Desk,
     older_than: Annotated[str, typer.Option(help="As in 30d: what ended longer ago goes.")],

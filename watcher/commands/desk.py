@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from typer.core import TyperCommand
@@ -25,6 +25,8 @@ from watcher.log import harmless
 if TYPE_CHECKING:
     from watcher.config import Config
     from watcher.store import JobStore
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 INTERRUPTED = 130  #: exit code after Ctrl-C
 _MOST_FAULTS = 20  #: of a file that are listed
@@ -187,34 +189,51 @@ class DeferredCommand(TyperCommand):
         return self.callback().make_context(*args, **named)
 
 
+app = typer.Typer(
+    name="steady",
+    help="Drop a prompt file in a folder, get pictures, lose nothing, make nothing twice.",
+    no_args_is_help=True,
+    rich_markup_mode=None,  # prompts are text, never markup; and help comes faster
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def command_group(name: str, words: str) -> typer.Typer:
+    """A group of commands, ``steady NAME …``; ``words`` are its help."""
+    group = typer.Typer(help=words, no_args_is_help=True, rich_markup_mode=None)
+    app.add_typer(group, name=name)
+    return group
+
+
 def command(
-    app: typer.Typer,
     name: str | None = None,
     *,
+    into: typer.Typer = app,
     options: Callable[[Callable[..., int]], Callable[..., int]] | None = None,
-) -> Callable[[Callable[..., int | None]], None]:
-    """Register a function as a command of ``app``; ``options`` decorates it when it is called.
+) -> Callable[[_Function], _Function]:
+    """Make a function a command of ``into``; ``options`` decorates it when it is called.
 
     The function's first parameter ``desk`` is filled in; its others are the command's own.
     ``--root``, ``--json`` and ``-q`` are added (they may also stand before the command).
     It returns the exit code, None being 0; a SteadyError ends it with the code's exit code
-    from the registry, Ctrl-C with 130.
+    from the registry, Ctrl-C with 130. Itself it stays as it is.
     """
 
-    def register(function: Callable[..., int | None]) -> None:
+    def added(function: _Function) -> _Function:
         own_name = name or function.__name__
 
         def whole() -> Any:
             alone = typer.Typer(
                 add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False
             )
-            dressed = options(function) if options else function  # type: ignore[arg-type]
-            alone.command(own_name)(_with_desk(dressed))
+            alone.command(own_name)(_with_desk(options(function) if options else function))
             return typer.main.get_command(alone)
 
-        app.command(own_name, cls=DeferredCommand, help=inspect.getdoc(function))(whole)
+        into.command(own_name, cls=DeferredCommand, help=inspect.getdoc(function))(whole)
+        return function
 
-    return register
+    return added
 
 
 def _with_desk(function: Callable[..., int | None]) -> Callable[..., None]:

@@ -9,8 +9,11 @@ from typing import Annotated
 import typer
 
 from watcher.commands.bar import Bar
-from watcher.commands.desk import Desk, command
+from watcher.commands.desk import Desk, command, command_group
 from watcher.errors import SteadyError
+
+_models = command_group("model", "The weights on this machine.")
+_loras = command_group("lora", "The LoRAs that jobs may name.")
 
 Name = Annotated[
     str | None,
@@ -20,23 +23,7 @@ Name = Annotated[
 ]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to ``app``."""
-    group = typer.Typer(
-        help="The weights on this machine.", no_args_is_help=True, rich_markup_mode=None
-    )
-    command(group)(pull)
-    command(group, "list")(list_models)
-    command(group)(verify)
-    command(group)(convert)
-    app.add_typer(group, name="model")
-    loras = typer.Typer(
-        help="The LoRAs that jobs may name.", no_args_is_help=True, rich_markup_mode=None
-    )
-    command(loras, "list")(list_loras)
-    app.add_typer(loras, name="lora")
-
-
+@command(into=_models)
 def pull(
     desk: Desk,
     name: Name = None,
@@ -60,6 +47,7 @@ def pull(
     desk.answer({"model": name, "folder": str(folder)}, f"{name} is in {folder}")
 
 
+@command("list", into=_models)
 def list_models(desk: Desk) -> None:
     """List the models we know and the one in use."""
     from watcher.models import weights
@@ -89,6 +77,7 @@ def list_models(desk: Desk) -> None:
         )
 
 
+@command("list", into=_loras)
 def list_loras(desk: Desk) -> None:
     """List the LoRAs, the models they fit, and the words they were trained with."""
     from watcher.models import limits_known
@@ -108,6 +97,7 @@ def list_loras(desk: Desk) -> None:
         )
 
 
+@command(into=_models)
 def verify(desk: Desk, name: Name = None) -> int:
     """Read all of a model's files and say which are damaged or missing."""
     from watcher.models import weights
@@ -135,6 +125,7 @@ def verify(desk: Desk, name: Name = None) -> int:
     )
 
 
+@command(into=_models)
 def convert(
     desk: Desk,
     target: Annotated[Path, typer.Argument(help="The new folder.")],

@@ -37,14 +37,7 @@ Standby = Annotated[
 Port = Annotated[int | None, typer.Option("--port", help="Port to listen on; 0 takes a free one.")]
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to ``app``."""
-    command(app)(serve)
-    command(app)(watch)
-    command(app)(api)
-    command(app)(mcp)
-
-
+@command()
 def serve(desk: Desk, host: Host = None, port: Port = None, standby: Standby = False) -> int:
     """Run the service here, watcher and api, until SIGTERM or Ctrl-C."""
     desk.overrides = {"host": host, "port": port}
@@ -60,6 +53,7 @@ def serve(desk: Desk, host: Host = None, port: Port = None, standby: Standby = F
     return Supervisor(desk, children, f"http://{_for_url(address[0])}:{address[1]}/").run()
 
 
+@command()
 def watch(
     desk: Desk,
     once: Annotated[
@@ -77,6 +71,7 @@ def watch(
     return service.run(config, once=once, standby=standby)
 
 
+@command()
 def api(desk: Desk, host: Host = None, port: Port = None) -> None:
     """Run the api alone: it takes requests and answers, also while no watcher runs."""
     desk.overrides = {"host": host, "port": port}
@@ -85,6 +80,7 @@ def api(desk: Desk, host: Host = None, port: Port = None) -> None:
     _become(module("api", *options))
 
 
+@command()
 def mcp(desk: Desk) -> None:
     """Be a server of the Model Context Protocol on stdin and stdout, for an agent that starts it."""
     _become(module("api.compat.agents", "--root", str(desk.config.root)))

@@ -7,8 +7,6 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
 
@@ -24,11 +22,7 @@ HEADINGS = {
 }
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this module to ``app``."""
-    command(app)(init)
-
-
+@command()
 def init(desk: Desk) -> None:
     """Make a root: config.yaml, inbox/ and outputs/. What exists is left as it is."""
     desk.root.mkdir(parents=True, exist_ok=True)

@@ -31,11 +31,6 @@ _SHOWN_IDS = 1000
 _FILLED = ("prompt", "count")  #: fields a request has also when nothing says them
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this module to ``app``."""
-    command(app, options=with_fields)(submit)
-
-
 @dataclass(frozen=True)
 class Submission:
     """One file to be: what will lie in the inbox, and what it makes."""
@@ -62,6 +57,7 @@ class Submission:
         return [*self.plan.warnings, *([words] if refused else [])]
 
 
+@command(options=with_fields)
 def submit(
     desk: Desk,
     what: Annotated[
@@ -106,7 +102,7 @@ def submit(
     limits, known = _from_record(desk)
     given = _set(set_ or [], limits) | ({} if size is None else {"size": size}) | fields
     usual = preset_named(preset, desk.config.presets, limits) if preset is not None else None
-    with _reader(desk, limits, keyed=key is not None, preset=usual) as reader:
+    with _body_reader(desk, limits, keyed=key is not None, preset=usual) as reader:
         given = _with_pictures(given, reader)
         sheets = list(_sheets(what, given, key, kind, reader))
     if dry_run:
@@ -126,7 +122,7 @@ def submit(
 
 
 @contextlib.contextmanager
-def _reader(
+def _body_reader(
     desk: Desk, limits: "Limits", *, keyed: bool, preset: "Template | None"
 ) -> "Iterator[Reader]":
     """Reads as the watcher will; with the record, if there is one."""

@@ -23,11 +23,7 @@ _LONELY_SECONDS = 3.0  #: without a watcher before we say so
 _PAGE = 1000  #: transitions read at once
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands of this module to ``app``."""
-    command(app)(follow)
-
-
+@command()
 def follow(
     desk: Desk,
     until_idle: Annotated[

@@ -64,7 +64,7 @@ class HotFolders:
         hot: dict[str, Arrivals] = {}
         try:
             self._look_at_presets(now, glance)
-            places[self._presets.folder] = _place(self._presets.folder)
+            places[self._presets.folder] = _device_and_inode(self._presets.folder)
         except FileNotFoundError:
             self._settled = {}
         except OSError as error:
@@ -79,7 +79,7 @@ class HotFolders:
             try:
                 real_folder(folder)
                 glance.add(arrivals.look(now))
-                places[folder] = _place(folder)
+                places[folder] = _device_and_inode(folder)
             except OSError as error:
                 glance.notices.append(f"The hot folder {name}/ cannot be used ({reason(error)}).")
                 continue
@@ -136,6 +136,6 @@ def _unfit(name: str) -> str:
     return "its name is too long" if len(os.fsencode(name)) > _LONGEST else ""
 
 
-def _place(folder: Path) -> tuple[int, int]:
+def _device_and_inode(folder: Path) -> tuple[int, int]:
     found = os.stat(folder)
     return found.st_dev, found.st_ino

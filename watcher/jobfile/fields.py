@@ -19,6 +19,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from watcher.addresses import not_allowed
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.cells import value_of_text
 from watcher.jobfile.hints import (
@@ -46,7 +47,6 @@ from watcher.jobs import (
 )
 from watcher.models.tokens import cut_of
 from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, REFINE
-from watcher.webhooks import not_allowed
 
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS

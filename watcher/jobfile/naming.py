@@ -34,7 +34,7 @@ def bad_name(text: str) -> str:
         return "begins with `-`, which commands take for an option"
     if len(text) > MAX_NAME or len(text.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         return f"is longer than {MAX_NAME} characters ({MAX_NAME_BYTES} bytes)"
-    if not all(_fits(c, first=not number) for number, c in enumerate(text)):
+    if not all(_may_stand(c, first=not number) for number, c in enumerate(text)):
         return "may hold letters, digits, `.`, `_` and `-` only"
     if _RESERVED.fullmatch(text):
         return "is reserved on Windows"
@@ -43,7 +43,7 @@ def bad_name(text: str) -> str:
     return ""
 
 
-def _fits(character: str, *, first: bool) -> bool:
+def _may_stand(character: str, *, first: bool) -> bool:
     if character in "._-" or character.isalnum():
         return True
     # marks belong to letters in many scripts (Devanagari, Thai, decomposed accents)
@@ -64,7 +64,7 @@ def numbered(stem: str, count: int) -> Callable[[int], str | None]:
 def slug(text: str) -> str:
     """The nearest usable name: other characters become ``-``. May be empty."""
     text = unicodedata.normalize("NFC", _PICTURE.sub("", text[: 4 * MAX_NAME]))
-    kept = "".join(c if _fits(c, first=not n) else "-" for n, c in enumerate(text))
+    kept = "".join(c if _may_stand(c, first=not n) else "-" for n, c in enumerate(text))
     kept = re.sub(r"-{2,}", "-", kept).strip("-.")[:MAX_NAME]
     while len(kept.encode("utf-8", "surrogatepass")) > MAX_NAME_BYTES:
         kept = kept[:-1]

@@ -248,7 +248,7 @@ class Planner:
         except Trouble:
             raise
         except SteadyError as error:
-            problems.append(_fault_of(error, "image", raw))
+            problems.append(_fault_in_value(error, "image", raw))
             return
         if isinstance(images, list):
             yield from ({**template.values, "image": each} for each in images)
@@ -272,7 +272,7 @@ class Planner:
             except Trouble:
                 raise
             except SteadyError as error:
-                faults.append(_fault_of(error, key, name))
+                faults.append(_fault_in_value(error, key, name))
                 continue
             values[key], sizes[key] = found.reference, found.size
             if key == "image":
@@ -377,7 +377,7 @@ class Planner:
         return PlannedJob(request, request.name, said, row, moment, own)
 
 
-def _fault_of(error: SteadyError, key: str, value: Any) -> ValueFault:
+def _fault_in_value(error: SteadyError, key: str, value: Any) -> ValueFault:
     """What is wrong with a picture's name, or with the picture."""
     return ValueFault(
         error.code, error.message, key=key, value=shown(value), remedy=error.remedy or None

@@ -117,12 +117,12 @@ def read_json(text: str) -> Any:
 def _odd_number(text: str) -> int | None:
     """The line of the first NaN, Infinity or number past a float's range."""
     for match in _TOKEN.finditer(text):
-        if match[0].lstrip("-") in ("NaN", "Infinity") or _too_large(match[0]):
+        if match[0].lstrip("-") in ("NaN", "Infinity") or _beyond_floats(match[0]):
             return text.count("\n", 0, match.start()) + 1
     return None
 
 
-def _too_large(token: str) -> bool:
+def _beyond_floats(token: str) -> bool:
     try:
         return token[0] in "-0123456789" and not isfinite(float(token))
     except ValueError:

@@ -79,7 +79,7 @@ def pieces_of(header: Mapping[str, Any], layers: Layers, name: str, model: str) 
     for home, keys in found.items():
         if not {"down", "up"} <= keys.keys():
             raise _unsuitable(f"`{name}` has only one half of {next(iter(keys.values()))[:100]}.")
-        rank = _fitting(header, keys, home, layers, name)
+        rank = _landing(header, keys, home, layers, name)
         pieces += [
             Piece(
                 layer, keys["down"], keys["up"], keys.get("alpha"), (n, len(home)), scale_of(rank)
@@ -119,7 +119,7 @@ def _places(layers: Layers) -> dict[str, tuple[str, ...]]:
     return places
 
 
-def _fitting(
+def _landing(
     header: Mapping[str, Any], keys: Mapping[str, str], home: tuple[str, ...], layers: Layers,
     name: str,
 ) -> int:  # fmt: skip

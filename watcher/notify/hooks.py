@@ -8,10 +8,11 @@ import ipaddress
 import json
 from collections.abc import Callable, Mapping, Sequence
 
+from watcher.addresses import Address
 from watcher.config import Webhook
 from watcher.describe import utc_time, whole_batch, whole_job
 from watcher.store import Delivery
-from watcher.webhooks import Address, Poster, Reply, signed_headers
+from watcher.webhooks import Poster, Reply, signed_headers
 
 
 class Webhooks:

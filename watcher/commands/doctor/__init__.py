@@ -8,8 +8,6 @@ in a child process; this one never loads it.
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 
-import typer
-
 from watcher.commands.desk import Desk, command
 from watcher.commands.doctor import program, root, surroundings
 from watcher.commands.doctor.look import FAIL, OK, Finding, Look, Machine
@@ -18,11 +16,7 @@ from watcher.errors import SteadyError
 _FAULT = 4  #: exit code
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command of this module to ``app``."""
-    command(app)(doctor)
-
-
+@command()
 def doctor(desk: Desk) -> int:
     """Look at everything that must be right; each FAIL names what mends it."""
     worst = 0
