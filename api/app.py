@@ -5,10 +5,10 @@ into the inbox, so it works while the watcher is down and the watcher works with
 """
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter, FastAPI
+from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -33,24 +33,18 @@ from watcher.store import JobStore
 
 _LINES = 60  #: a minute that the log has of each kind of refusal
 
-#: Builds the routes of one more part from what all parts share.
-Part = Callable[[Door, Views, Submissions], APIRouter]
-
 
 def create_app(
     config: Config,
     store: JobStore | None = None,
     *,
-    parts: Sequence[Part] = (),
     streams: int = events.STREAMS,
-    agent_wait: float = agents.WAIT_SECONDS,
 ) -> FastAPI:
     """The application for one root.
 
     ``store``: the record, else its own connection is opened (and closed at shutdown).
-    ``parts``: further routers. ``streams``: requests that may stay open at a time.
-    ``agent_wait``: seconds a tool of agents waits for a picture. Raises SteadyError bad_config, database_trouble,
-    database_damaged.
+    ``streams``: requests that may stay open at a time. Raises SteadyError bad_config,
+    database_trouble, database_damaged.
     """
     own = store is None
     record = store or JobStore(
@@ -75,9 +69,7 @@ def create_app(
     feed = events.Feed(door, views.brief, most=streams)
     calls = Calls(door, submissions, feed)
     address = (config.public_url or f"http://{config.host}:{config.port}").rstrip("/")
-    tools = agents.Tools(
-        door, views, submissions, feed, address=address, token=rules.token, wait=agent_wait
-    )
+    tools = agents.Tools(door, views, submissions, feed, address=address, token=rules.token)
     for_agents = agents.Agents(tools, door)
     paint = Painter()
     people = page.Pages(door, views, paint)
@@ -118,7 +110,6 @@ def create_app(
         openai_batch.routes(door, calls, rules.token),
         a1111.routes(door, calls),
         login.routes(rules.token, paint, secure=(config.public_url or "").startswith("https:")),
-        *(part(door, views, submissions) for part in parts),
         pages.routes(lambda: app.openapi(), paint),
     ]
     for router in routers:

@@ -101,7 +101,8 @@ class Places:
 class Feed:
     """What the poller saw, and who waits for it. Lives in one event loop.
 
-    ``tell``: a job as events show it. ``most``: ``places`` for requests that stay open. Whoever listens takes one first.
+    ``tell``: a job as events show it. ``most``: ``places`` for requests that stay open. Whoever
+    listens takes one first.
     """
 
     def __init__(
@@ -257,7 +258,8 @@ class Feed:
     ) -> AsyncIterator[bytes]:
         """Events after the rev ``after`` (None: from now on), of one ``job`` or of all.
 
-        With ``preview`` the listener counts as one who looks, and is told of each new preview. Ends when the service stops, and for one job when that has ended.
+        With ``preview`` the listener counts as one who looks, and is told of each new preview. Ends
+        when the service stops, and for one job when that has ended.
         """
         eyes = (None if job is None else job.id,) if preview else ()
         with self._listening(eyes):

@@ -1,8 +1,8 @@
 """Who may ask, and what every answer carries. Sits before all routes; knows none of them.
 
-In this order: the token or, where there is none, the Host header (a page elsewhere whose name
-was bound anew to this machine), the page another site made (cross-origin), the size of the body. Each refusal is
-a problem like any other. Also writes the access log: method, path without its query (a
+In this order: the token or, where there is none, the Host header (a page elsewhere whose name was
+bound anew to this machine), the page another site made (cross-origin), the size of the body. Each
+refusal is a problem like any other. Also writes the access log: method, path without its query (a
 search holds words of a prompt, a log-in the token), status, milliseconds.
 """
 
@@ -17,7 +17,7 @@ import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -169,13 +169,11 @@ class Guard:
         app: ASGIApp,
         rules: Rules,
         log: ThrottledLog,
-        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._app = app
         self._log = log
         self._rules = rules
         self._cookie = cookie_of(rules.token) if rules.token else ""
-        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI: answers what is against the rules, passes on the rest, logs both."""
@@ -185,7 +183,7 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        begun = self._clock()
+        begun = time.monotonic()
         status = 500
 
         async def guarded_send(message: Message) -> None:
@@ -213,7 +211,7 @@ class Guard:
                 method=scope["method"],
                 path=scope["path"],
                 status=status,
-                ms=round((self._clock() - begun) * 1000, 1),
+                ms=round((time.monotonic() - begun) * 1000, 1),
                 client=(scope.get("client") or ("",))[0] or None,
             )
 

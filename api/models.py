@@ -1,7 +1,7 @@
 """What answers look like: the documents behind the OpenAPI page.
 
-views.py answers with the fields these models have, so what is described is what is sent. The fields of the five first routes are the seed's own.
-Nothing is computed here.
+views.py answers with the fields these models have, so what is described is what is sent. The fields
+of the five first routes are the seed's own. Nothing is computed here.
 """
 
 from typing import Any, Literal, get_args, get_origin

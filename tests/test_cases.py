@@ -27,7 +27,7 @@ from test_page import Eyes, browser, drop  # noqa: F401  (browser is a fixture)
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile import Parsed, parse
-from watcher.jobfile.tables import dump_refused
+from watcher.jobfile.tables import refused_csv
 from watcher.jobs import Card, Limits
 from watcher.models import limits_known, starter_folder
 from watcher.suffixes import FORMS
@@ -145,13 +145,13 @@ def test_rows_whose_quotes_do_not_fit_come_back_whole() -> None:
     problems = refusal("tables/quotes_inside_quotes.csv").problems
     assert [(p.row, p.line, p.code) for p in problems] == [(1, 2, "bad_csv"), (2, 3, "bad_csv")]
     text = (CASES / "tables/quotes_inside_quotes.csv").read_text() + "a fox,3\n"
-    given_back = dump_refused(parse(text.encode(), ".csv", Limits()).refused)
+    given_back = b"".join(refused_csv(lambda: parse(text.encode(), ".csv", Limits()).refused))
     for cell in ('The Song of "Blue Harbour": Part Two', 'a sign that says "OPEN"', " neon"):
         assert cell.replace('"', '""') in given_back.decode()
 
 
 def test_a_formula_goes_out_guarded_and_comes_back_as_it_was() -> None:
-    given_back = dump_refused(read("tables/formula_in_a_refused_row.csv").refused)
+    given_back = b"".join(refused_csv(lambda: read("tables/formula_in_a_refused_row.csv").refused))
     assert b"\r\n'=1+1,oops," in given_back
     (mended,) = parse(given_back.replace(b"oops", b"7"), ".csv", Limits()).requests
     assert mended.request.prompt == "=1+1"

@@ -18,7 +18,8 @@ from conftest import until
 from engines import a_job
 
 from watcher.engine import Cancelled, EngineInfo, EngineRequest, EngineSettings, Report, Result
-from watcher.engines.zimage import ZImage, probe
+from watcher.engines.device import probe
+from watcher.engines.zimage import ZImage
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
 from watcher.executor.local import LocalExecutor
 

@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tracemalloc
+from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
@@ -14,10 +15,14 @@ from watcher.errors import SteadyError
 from watcher.jobfile import parse, read_lines
 from watcher.jobfile.planner import PlannedJob
 from watcher.jobfile.rows import RowIterator
-from watcher.jobfile.tables import Row, dump_refused
+from watcher.jobfile.tables import Row, refused_csv
 from watcher.jobs import Limits
 
 LIMITS = Limits()
+
+
+def dump_refused(rows: Sequence[Row]) -> bytes:
+    return b"".join(refused_csv(lambda: rows))
 
 
 def rows(text: str | bytes, suffix: str = ".csv", **more: object) -> RowIterator:

@@ -26,11 +26,13 @@ from watcher.engine import (
     ModelMissing,
     OutOfMemory,
 )
+from watcher.engines.device import probe
 from watcher.engines.files import inspect
+from watcher.engines.latents import sigmas_of
 from watcher.engines.placement import Placement
 from watcher.engines.shortage import sparing_memory
 from watcher.engines.trials import choose_attention, compile_if_faster
-from watcher.engines.zimage import ZImage, probe, sigmas_of
+from watcher.engines.zimage import ZImage
 from watcher.errors import SteadyError
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
 from watcher.executor.local import LocalExecutor

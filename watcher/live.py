@@ -34,13 +34,7 @@ class _Entry:
 class Troubles:
     """A thread-safe board of :class:`SteadyError`, one per owner."""
 
-    def __init__(
-        self,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-        now: Callable[[], int] = now_us,
-    ) -> None:
-        self._clock = clock
+    def __init__(self, *, now: Callable[[], int] = now_us) -> None:
         self._now = now
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
@@ -53,7 +47,7 @@ class Troubles:
             if known and known.error.code != error.code:
                 known = None
             since = known.since if known else self._now()
-            until = None if seconds is None else self._clock() + seconds
+            until = None if seconds is None else time.monotonic() + seconds
             self._entries[owner] = _Entry(error, since, until)
             return known is None
 
@@ -69,7 +63,7 @@ class Troubles:
             return each_once(e.error.as_dict() | {"since": e.since} for e in self._entries.values())
 
     def _expire(self) -> None:
-        now = self._clock()
+        now = time.monotonic()
         for owner in [o for o, e in self._entries.items() if e.until and e.until <= now]:
             del self._entries[owner]
 

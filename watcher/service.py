@@ -86,13 +86,13 @@ def run(
 ) -> int:
     """Be the watcher of ``config.root`` until SIGTERM or SIGINT; with ``once`` until all is done.
 
-    Call from the process's main thread. Returns the exit code: 0; 1 when one of its threads
-    died of a fault of ours, so that whoever keeps it alive starts it anew; 4 when ``once``
-    could not go on. ``standby``: while another watcher has the root or the record, wait for as
-    long as it takes (otherwise two seconds, then already_running). ``checkpoint`` is called with a
-    name after every step of the protocol (tests kill the process there). ``schedule``: seconds
-    before each attempt to tell others; ``lasts``: until trouble is told to people. Raises SteadyError already_running, bad_config,
-    database_damaged, database_trouble. When another file takes the record's place, the
+    Call from the process's main thread. Returns the exit code: 0; 1 when one of its threads died of
+    a fault of ours, so that whoever keeps it alive starts it anew; 4 when ``once`` could not go on.
+    ``standby``: while another watcher has the root or the record, wait for as long as it takes
+    (otherwise two seconds, then already_running). ``checkpoint`` is called with a name after every
+    step of the protocol (tests kill the process there). ``schedule``: seconds before each attempt
+    to tell others; ``lasts``: until trouble is told to people. Raises SteadyError already_running,
+    bad_config, database_damaged, database_trouble. When another file takes the record's place, the
     watcher begins anew on that one; when another watcher took its own, it waits anew.
     """
     check_layout(config)

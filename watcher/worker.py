@@ -1,9 +1,10 @@
 """The child process: loads the engine once, then makes one picture after the other.
 
-Started by the executor as ``python -m watcher.worker --fd N --shelf M --parent PID``: one end
-of a socket pair, and the file that pictures are put into (see watcher.wire). Three threads: the main thread calls the engine and nothing else, the reader takes
-orders (and says once a second that the process lives), the sender writes what the other two
-have to say, so that a slow watcher never slows a step.
+Started by the executor as ``python -m watcher.worker --fd N --shelf M --parent PID``: one end of a
+socket pair, and the file that pictures are put into (see watcher.wire). Three threads: the main
+thread calls the engine and nothing else, the reader takes orders (and says once a second that the
+process lives), the sender writes what the other two have to say, so that a slow watcher never slows
+a step.
 
 Owns nothing on disk: it may be killed at any moment and loses at most the job in hand. It
 leaves by itself when its socket closes or its parent dies. ``--probe`` prints the devices of

@@ -129,7 +129,6 @@ class Calls:
         key: str | None = None,
         attempt: Attempt | None = None,
         asked: bytes = b"",
-        check: Callable[[Plan], None] = lambda plan: None,
         before: Callable[[str], None] = lambda ticket: None,
     ) -> Call:
         """Submit ``body``, or join the run that an earlier try of this call began.
@@ -153,7 +152,7 @@ class Calls:
             else:
                 if key is not None:
                     before(ticket_of_key(key))
-                done = self._submissions.submit(body, key, check=self._refuses_absent(check))
+                done = self._submissions.submit(body, key, check=self._refuse_absent)
                 self._enter(done.batch.ticket)
                 call = Call(done, again=done.replayed)
         except BaseException:
@@ -163,17 +162,12 @@ class Calls:
             self._here.add(call)
         return call
 
-    def _refuses_absent(self, check: Callable[[Plan], None]) -> Callable[[Plan], None]:
-        """``check``; and nobody is kept waiting for a model whose files are not here."""
-
-        def checked(plan: Plan) -> None:
-            check(plan)
-            for planned in plan.requests:
-                card = self._door.limits().card(dict(planned.request))
-                if planned.request.model is not None and card.absent is not None:
-                    raise card.absent
-
-        return checked
+    def _refuse_absent(self, plan: Plan) -> None:
+        """Keep nobody waiting for a model whose files are not here: SteadyError says what is missing."""
+        for planned in plan.requests:
+            card = self._door.limits().card(dict(planned.request))
+            if planned.request.model is not None and card.absent is not None:
+                raise card.absent
 
     def _first_run(self, same: str, attempt: Attempt) -> Batch | None:
         """The run this try belongs to: not answered, and best one nobody waits for any more.

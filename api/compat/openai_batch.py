@@ -1,8 +1,9 @@
 """OpenAI's Batch API: upload a ``.jsonl``, let it run, fetch the output and error files.
 
-A batch is an ordinary batch of the queue; the same file dropped in the inbox makes the same
-jobs. Uploaded files and what a client said with a batch are kept by uploads.py; output and error files are written from the record whenever they are asked for, so they are never
-out of date and take no room.
+A batch is an ordinary batch of the queue; the same file dropped in the inbox makes the same jobs.
+Uploaded files and what a client said with a batch are kept by uploads.py; output and error files
+are written from the record whenever they are asked for, so they are never out of date and take no
+room.
 """
 
 import datetime

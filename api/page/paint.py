@@ -1,7 +1,7 @@
 """How the page is painted: the templates, their filters, and files that never change by themselves.
 
-Everything a person wrote goes through Jinja's autoescaping; only :func:`ticks` makes markup of text, piece by piece escaped.
-Knows nothing of the record.
+Everything a person wrote goes through Jinja's autoescaping; only :func:`ticks` makes markup of
+text, piece by piece escaped. Knows nothing of the record.
 """
 
 import datetime

@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["watcher"]):
     from watcher.errors import ERRORS, SteadyError
     from watcher.jobfile import parse
     from watcher.jobfile.fields import seeded
-    from watcher.jobfile.tables import dump_refused
+    from watcher.jobfile.tables import refused_csv
     from watcher.jobs import Limits
     from watcher.suffixes import FORMS
 
@@ -66,7 +66,7 @@ def read(data: bytes) -> None:
         parsed = parse(data, suffix, LIMITS, stem="fuzz", now=NOW, wildcards=wildcards)
         for planned in parsed.requests:
             seeded(planned.request, "id").model_dump_json().encode()
-        dump_refused(parsed.refused)
+        b"".join(refused_csv(lambda: parsed.refused))
     except SteadyError as error:
         assert error.code in ERRORS
         json.dumps(error.as_dict()).encode()

@@ -35,7 +35,7 @@ from watcher.engine import (
     Report,
     Result,
 )
-from watcher.engines.device import describe, probe
+from watcher.engines.device import describe
 from watcher.engines.embeddings import Embeddings
 from watcher.engines.files import inspect, is_single_file, locate_model, name_of
 from watcher.engines.latents import Origin, levels_of, noise_of, pooled, predicted, sigmas_of
@@ -55,8 +55,6 @@ from watcher.errors import SteadyError
 from watcher.jobs import Card
 from watcher.models import has_profile, profile_of
 from watcher.models.tokens import MAX_TOKENS, cut_by
-
-__all__ = ["ZImage", "probe"]
 
 log = logging.getLogger("watcher.engines.zimage")
 

@@ -43,7 +43,8 @@ class Reading:
     ) -> tuple[jobfile.Parsed, str]:
         """All of a file that is no table, and its sha256. The pictures it names are copied.
 
-        ``again``: it is on record already. Raises SteadyError: what is wrong with the file, or the environment's trouble.
+        ``again``: it is on record already. Raises SteadyError: what is wrong with the file, or the
+        environment's trouble.
         """
         most = MAX_BYTES if claim.starts else jobfile.most_bytes(claim.suffix)
         data, suffix, preset = self._inbox.read(claim, most), claim.suffix, self._preset(claim)

@@ -21,10 +21,10 @@ _ASIDE = {"seed", "count", "priority", "not_before", "key"}
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """``again``: the id of a job that ended without a picture; ``new``: an id for a new job.
+    """What to do for one row of the file; ``again`` and ``new`` both None: nothing.
 
-    Both None: the job stands as it is. ``there``: the id of one that is there and has a name. ``moved``: the place of a job that is there and came from
-    another row of the earlier file.
+    ``again``: the id of a job that ended without a picture. ``new``: an id for a new job. ``there``: the id of one that is there and has a name.
+    ``moved``: the place of a job that is there and came from another row of the earlier file.
     """
 
     again: str | None = None

@@ -77,11 +77,12 @@ def parse(
 ) -> Parsed:
     """The whole of a job file.
 
-    ``suffix``, one of suffixes.FORMS, decides how it is read. ``stem`` names the pictures of a file of many; empty leaves them unnamed. ``now`` (local
-    time) gives ``{date}``. ``salt`` (the ticket) varies what is drawn: ``sample``, wildcards,
-    ``{seed}``. ``wildcards`` looks up a list by name. ``preset`` (:func:`read_preset`) is what holds
-    where the file says nothing. ``pictures`` finds what ``image`` and ``mask`` name; without it
-    they stay as they are. ``keyed``: a key comes from outside, so ``resume`` needs none.
+    ``suffix``, one of suffixes.FORMS, decides how it is read. ``stem`` names the pictures of a file
+    of many; empty leaves them unnamed. ``now`` (local time) gives ``{date}``. ``salt`` (the ticket)
+    varies what is drawn: ``sample``, wildcards, ``{seed}``. ``wildcards`` looks up a list by name.
+    ``preset`` (:func:`read_preset`) is what holds where the file says nothing. ``pictures`` finds
+    what ``image`` and ``mask`` name; without it they stay as they are. ``keyed``: a key comes from
+    outside, so ``resume`` needs none.
 
     Raises SteadyError; under ``reject`` with every problem of the file, up to 50.
     """

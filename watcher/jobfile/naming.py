@@ -1,7 +1,7 @@
 """Names of pictures and folders that work on every file system.
 
-Letters of any script, digits, ``.``, ``_`` and ``-``; nothing hidden, nothing Windows or commands reserve.
-Knows nothing of files: paths are put together elsewhere, from names that passed here.
+Letters of any script, digits, ``.``, ``_`` and ``-``; nothing hidden, nothing Windows or commands
+reserve. Knows nothing of files: paths are put together elsewhere, from names that passed here.
 """
 
 import re

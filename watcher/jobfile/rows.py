@@ -1,6 +1,7 @@
 """Rows of a table or a list of lines -> pictures and refused rows, one at a time.
 
-Reads .csv, .tsv, .jsonl (also OpenAI batch lines) and .txt in constant memory. Knows nothing of names, batches or the record.
+Reads .csv, .tsv, .jsonl (also OpenAI batch lines) and .txt in constant memory. Knows nothing of
+names, batches or the record.
 """
 
 import itertools

@@ -13,7 +13,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, BinaryIO
 
@@ -296,11 +296,6 @@ def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
             yield RawRow(line, line, value=value)
     for line, value in pasted.rest():
         yield RawRow(line, line, value=value)
-
-
-def dump_refused(rows: Sequence[Row]) -> bytes:
-    """:func:`refused_csv` of a few rows, whole."""
-    return b"".join(refused_csv(lambda: rows))
 
 
 def refused_csv(rows: Callable[[], Iterable[Row]]) -> Iterator[bytes]:

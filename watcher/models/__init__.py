@@ -134,12 +134,12 @@ class Choice:
 def choose(config: Config, store: "JobStore", probe: Probe | None = None) -> Choice:
     """The model that ``config.model`` means here.
 
-    ``auto`` is resolved once per root, by ``probe``: a CUDA or MPS device means
-    Z-Image-Turbo, else the starter model. That decision is kept under ``model_auto`` and
-    never changes by itself (a device that is named decides for as long as it is); but "no GPU" is only kept where there is none, not where one is
-    there that cannot be used. Where that will pass (a driver too old, a card gone for a
-    moment) Z-Image-Turbo is taken and waits for its card, as :func:`check` says. The profile
-    of whatever is in use goes to ``model``, where the other processes read it.
+    ``auto`` is resolved once per root, by ``probe``: a CUDA or MPS device means Z-Image-Turbo, else
+    the starter model. That decision is kept under ``model_auto`` and never changes by itself (a
+    device that is named decides for as long as it is); but "no GPU" is only kept where there is
+    none, not where one is there that cannot be used. Where that will pass (a driver too old, a card
+    gone for a moment) Z-Image-Turbo is taken and waits for its card, as :func:`check` says. The
+    profile of whatever is in use goes to ``model``, where the other processes read it.
 
     Raises SteadyError: ``worker_unavailable`` when the probe does not answer (nothing is
     decided then), ``model_damaged`` for an unusable profile.json. Missing weights are no

@@ -208,12 +208,12 @@ def _versions() -> dict[str, str]:
 def read_recipe(data: bytes) -> dict[str, Any] | None:
     """The recipe inside a PNG, WebP or JPEG, or None: never raises, whatever the bytes are.
 
-    Ours comes back as it was written (see :func:`recipe_of`; a picture made with
-    ``embed_metadata: false`` gives ``{"job_id": …}`` alone). A picture of A1111 and its kin
-    comes back as ``{"source": "a1111", "request": {…}, "parameters": text}`` with the
-    request as :func:`request_of_parameters` reads it. Values are as found: the caller validates them like any other
-    request. What follows the picture is not looked at; a truncated or otherwise odd one counts
-    as carrying nothing.
+    Ours comes back as it was written (see :func:`recipe_of`; a picture made with ``embed_metadata:
+    false`` gives ``{"job_id": …}`` alone). A picture of A1111 and its kin comes back as
+    ``{"source": "a1111", "request": {…}, "parameters": text}`` with the request as
+    :func:`request_of_parameters` reads it. Values are as found: the caller validates them like any
+    other request. What follows the picture is not looked at; a truncated or otherwise odd one
+    counts as carrying nothing.
     """
     try:
         picture = scan(unpadded(data))

@@ -5,8 +5,8 @@ whose guard does not hold changes nothing and says so (None, or a SteadyError). 
 nothing to undo after a crash: a transition is in the record or it is not. Times are
 microseconds since 1970, UTC. Knows no files, no HTTP and no models.
 
-Order: class, rank, seq (and see claiming.py). ``rank`` is the rev a job got when it came (plain arrival order), or,
-in the bulk class, its start time in a fair queue between batches.
+Order: class, rank, seq (and see claiming.py). ``rank`` is the rev a job got when it came (plain
+arrival order), or, in the bulk class, its start time in a fair queue between batches.
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
