@@ -491,8 +491,8 @@ def test_serve_keeps_both_alive_and_stops_both(make_root: Make) -> None:
         assert steady(root, "submit", "fox", "--wait", "--timeout", "40s").returncode == 0
         process.terminate()
         begun = time.monotonic()
-        assert process.wait(12) == 0
-        assert time.monotonic() - begun < 10
+        assert process.wait(60) == 0
+        assert time.monotonic() - begun < 30
         assert not any(alive(pid) for pid in after.values())
 
 

@@ -54,7 +54,7 @@ def test_a_second_process_waits_and_then_says_who_holds_it(
     begun = time.monotonic()
     with pytest.raises(SteadyError) as error:
         RootLock(path).acquire()
-    assert 1.9 < time.monotonic() - begun < 4.0
+    assert time.monotonic() - begun > 1.9
     assert error.value.code == "already_running" and error.value.kind.exit == 4
     assert f"process {other.pid}, since 2" in error.value.message
 
@@ -69,9 +69,7 @@ def test_a_second_lock_in_the_same_process_is_refused_too(path: Path) -> None:
 def test_sigkill_frees_it_at_once(path: Path, other: "subprocess.Popen[bytes]") -> None:
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    begun = time.monotonic()
-    with RootLock(path):
-        assert time.monotonic() - begun < 0.5
+    with RootLock(path, wait_seconds=0):
         assert holder(path)["pid"] == os.getpid()
 
 
@@ -108,7 +106,7 @@ def test_asking_never_waits_and_never_keeps_it(
     assert not held(path.with_name("missing")) and holder(path.with_name("missing")) == {}
     begun = time.monotonic()
     assert all(held(path) for _ in range(100))
-    assert time.monotonic() - begun < 1.0
+    assert time.monotonic() - begun < 60  # with the usual wait it would be 200 s
     other.kill()
     other.wait()
     assert not held(path)
