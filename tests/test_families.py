@@ -12,7 +12,7 @@ from families import FAMILIES, write
 from PIL import Image
 from roots import Root
 
-from watcher.engine import Cancelled, EngineRequest, EngineSettings, ModelMissing
+from watcher.engine import Cancelled, EngineRequest, EngineSettings, Lora, ModelMissing
 from watcher.engines.diffusers import AnyPipeline
 from watcher.errors import SteadyError
 from watcher.pictures.recipe import read_recipe
@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 def ask(**more: Any) -> EngineRequest:
     asked: dict[str, Any] = {"width": 64, "height": 64, "num_inference_steps": 4, "seed": 3}
-    return EngineRequest(prompt="a fox", **asked | more)
+    return EngineRequest(**{"prompt": "a fox"} | asked | more)
 
 
 def nothing(done: int, total: int, preview: object = None) -> None:
@@ -43,13 +43,17 @@ def loaded(folder: Path, **options: Any) -> AnyPipeline:
     return engine
 
 
-def bare(folder: Path, task: str = "Text2Image", **call: Any) -> np.ndarray[Any, Any]:
+def bare(
+    folder: Path, task: str = "Text2Image", lora: Any = None, **call: Any
+) -> np.ndarray[Any, Any]:
     """The library's own pipeline, called as its users call it."""
     import diffusers
 
     kind = getattr(diffusers, f"AutoPipelineFor{task}")
     pipe = kind.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
+    if lora is not None:
+        pipe.load_lora_weights(lora)
     seed = torch.Generator("cpu").manual_seed(3)
     size = {"width": 64, "height": 64, "num_inference_steps": 4}
     return np.asarray(pipe(prompt="a fox", generator=seed, **size, **call).images[0])
@@ -73,7 +77,7 @@ def test_each_family_draws_as_its_own_pipeline_does(
     engine = AnyPipeline(EngineSettings(str(folder), "cpu"))
     info = engine.load()  # and drew twice the same
     negative = {"negative_prompt"} if "negative_prompt" in call else set()
-    assert set(info.accepts) == {"image", "mask", "guidance"} | negative
+    assert set(info.accepts) == {"image", "mask", "guidance", "lora"} | negative
     assert info.sampler == "Euler"
     steps: list[tuple[int, int]] = []
     job = ask(guidance_scale=3.0, negative_prompt="blue")
@@ -97,6 +101,45 @@ def test_each_family_draws_as_its_own_pipeline_does(
     want = bare(folder, "Inpainting", **call, **more, mask_image=mask)
     assert np.array_equal(np.asarray(painted.image), want)
     assert engine.generate(ask(), nothing).image.tobytes() == plain
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lora_does_what_the_library_s_own_loader_makes_of_it(
+    folders: Callable[[str], Path], family: str, tmp_path: Path
+) -> None:
+    from safetensors.torch import load_file, save_file
+
+    folder = folders(family)
+    part = "unet" if family == "sdxl" else "transformer"
+    [weights] = (folder / part).glob("*.safetensors")
+    torch.manual_seed(1)
+    delta = {}
+    for name, tensor in load_file(weights).items():
+        layer = name.removesuffix(".weight")
+        if layer.endswith((".to_q", ".to_v", ".to_out.0")):
+            delta[f"{part}.{layer}.lora_A.weight"] = torch.randn(4, tensor.shape[1])
+            delta[f"{part}.{layer}.lora_B.weight"] = torch.randn(tensor.shape[0], 4)
+    assert delta
+    save_file(delta, tmp_path / "own.safetensors")
+    engine = loaded(folder)
+    plain = engine.generate(ask(), nothing).image.tobytes()
+    worn = ask(loras=(Lora("own", 1.0, tmp_path / "own.safetensors"),))
+    made = engine.generate(worn, nothing)
+    assert [each["name"] for each in made.facts["loras"]] == ["own"]
+    want = bare(folder, lora=delta).astype(float)
+    assert (
+        np.abs(np.asarray(made.image, float) - want).mean() < 0.5
+    )  # of 255: sums in another order
+    assert made.image.tobytes() != plain == engine.generate(ask(), nothing).image.tobytes()
+
+
+def test_a_prompt_longer_than_the_model_reads_is_told(folders: Callable[[str], Path]) -> None:
+    engine = loaded(folders("sdxl"))
+    facts = engine.generate(ask(prompt="a fox " * 60 + "and an owl"), nothing).facts
+    [said] = facts["warnings"]
+    assert facts["prompt_truncated"] and said.startswith("The prompt is longer than this model")
+    assert ": 77 tokens of " in said and said.endswith('owl"')
+    assert engine.generate(ask(), nothing).facts["prompt_truncated"] is False
 
 
 def test_a_cancel_leaves_the_pipeline_as_it_was(folders: Callable[[str], Path]) -> None:

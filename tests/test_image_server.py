@@ -1,6 +1,7 @@
 """The queue in front of a server of OpenAI's Images API: what may come back, and who may die."""
 
 import base64
+import email
 import io
 import json
 import os
@@ -36,6 +37,20 @@ def body_of(picture: str) -> bytes:
     return json.dumps({"created": 1, "data": [{"b64_json": picture}]}).encode()
 
 
+def form_of(kind: str, data: bytes) -> dict[str, Any]:
+    """The fields of a form as texts, its files as bytes."""
+    form = email.message_from_bytes(f"Content-Type: {kind}\r\n\r\n".encode() + data)
+    found = {}
+    for part in form.walk():
+        name, content = (
+            part.get_param("name", header="content-disposition"),
+            part.get_payload(decode=True),
+        )
+        if name and isinstance(content, bytes):
+            found[str(name)] = content if part.get_filename() else content.decode()
+    return found
+
+
 class Scripted(BaseHTTPRequestHandler):
     """Answers pictures as the list says, one entry a call; the last one again and again."""
 
@@ -47,7 +62,9 @@ class Scripted(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         data = self.rfile.read(int(self.headers["Content-Length"]))
-        self.calls.append({"body": json.loads(data), **self.headers})
+        is_form = self.headers.get_content_maintype() == "multipart"
+        body = form_of(self.headers["Content-Type"], data) if is_form else json.loads(data)
+        self.calls.append({"path": self.path, "body": body, **self.headers})
         step = self.script.pop(0) if len(self.script) > 1 else self.script[0]
         step(self)
 
@@ -210,6 +227,32 @@ def test_only_what_is_configured_is_sent(server: Any) -> None:
     assert [call.get("Authorization") for call in handler.calls] == [
         f"Bearer {os.environ['PATH']}", "Bearer k", None,
     ]  # fmt: skip
+
+
+def test_a_picture_to_start_from_goes_along_where_the_server_takes_one(server: Any) -> None:
+    handler = server.RequestHandlerClass
+    handler.script[:] = [broken, good]
+    engine = engine_of(server, edits=True, extra={"quality": "low", "background": None})
+    assert engine.load().accepts == ("guidance", "negative_prompt", "image", "mask")
+    source = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    mask = Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 32, 64))
+    job = ask(image=source, mask=mask, strength=0.5, negative_prompt="Füchse\r\n--x")
+    engine.generate(job, nothing)
+    first, again = handler.calls
+    assert first == again  # what broke off is asked for under the same key
+    assert again["path"] == "/v1/images/edits"
+    form = again["body"]
+    with Image.open(io.BytesIO(form.pop("image"))) as sent:
+        assert sent.tobytes() == source.tobytes()
+    with Image.open(io.BytesIO(form.pop("mask"))) as sent:
+        clear = sent.getchannel("A")
+    assert (clear.getpixel((8, 8)), clear.getpixel((40, 8))) == (0, 255)
+    assert form == {
+        "model": "gpt", "prompt": "a fox", "size": "64x64", "n": "1", "quality": "low",
+        "seed": "7", "num_inference_steps": "9", "strength": "0.5",
+        "negative_prompt": "Füchse\r\n--x",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,11 +29,13 @@ from watcher.engine import (
 from watcher.engines import files
 from watcher.engines.device import describe
 from watcher.engines.loading import read_pipeline
+from watcher.engines.lora import Loras
 from watcher.engines.placement import Placement, library_versions, prepare
 from watcher.engines.plan import DevicePlan, Options, plan
 from watcher.engines.shortage import sparing_memory
 from watcher.engines.trials import must_work
 from watcher.jobs import Feature
+from watcher.models.tokens import cut_by
 
 log = logging.getLogger("watcher.engines.diffusers")
 
@@ -62,6 +65,7 @@ class AnyPipeline:
         self._options = Options.of(settings.options, without=_NOT_HERE)
         self._pipes: dict[str, Any] = {}  #: by what is drawn: text, image, mask
         self._weights: Placement | None = None
+        self._loras: Loras | None = None
         self._plan: DevicePlan | None = None
         self._details: dict[str, Any] = {}
         self._tiled: set[int] = set()  #: pixels that found no room whole
@@ -85,6 +89,10 @@ class AnyPipeline:
         self._weights = Placement(pipe, chosen)
         self._weights.run(0, lambda: None)
         self._denoiser.register_forward_pre_hook(self._count)
+        self._loras = Loras(
+            self._denoiser, files.name_of(folder), torch.device(chosen.device),
+            getattr(torch, chosen.dtype),
+        )  # fmt: skip
         if self._options.warm_up:
             must_work(self._try_out, chosen.dtype)
         self._details = {
@@ -110,7 +118,7 @@ class AnyPipeline:
     def _accepts(self) -> tuple[Feature, ...]:
         """What has an effect: read from the signatures of the pipelines' calls."""
         takes = _parameters(self._pipes["text"])
-        found: list[Feature] = []
+        found: list[Feature] = ["lora"]
         if "image" in self._pipes:
             found.append("image")
         if "mask" in self._pipes:
@@ -165,7 +173,29 @@ class AnyPipeline:
                 self._placement.free()
             return sparing_memory(lambda: self._draw(request, report, tiled=True))
 
-        return self._placement.run(pixels, draw)
+        if self._loras is None:
+            raise RuntimeError("load comes first")
+        with self._loras.worn(request.loras) as worn:
+            result = self._placement.run(pixels, draw)
+        return replace(result, facts={**result.facts, "loras": worn}) if worn else result
+
+    def _cut(self, prompt: str) -> str | None:
+        """From which words on the prompt is not read, by the tokenizer that reads most of it."""
+        parts = self._pipes["text"].components
+        found = [part for name, part in parts.items() if name.startswith("tokenizer") and part]
+        words = max(found, key=lambda each: each.model_max_length, default=None)
+        if words is None or not words.is_fast:
+            return None
+        stated = _parameters(self._pipes["text"]).get("max_sequence_length")
+        most = min(words.model_max_length, stated.default if stated else words.model_max_length)
+
+        def places(text: str) -> list[tuple[int, int]]:
+            whole = words(
+                text, add_special_tokens=False, return_offsets_mapping=True, verbose=False
+            )
+            return list(whole["offset_mapping"])
+
+        return cut_by(places, str, prompt, most - words.num_special_tokens_to_add())
 
     def _draw(self, request: EngineRequest, report: Report, *, tiled: bool) -> Result:
         began, before = time.perf_counter(), self._calls
@@ -186,7 +216,7 @@ class AnyPipeline:
 
         given = self._arguments(request)
         asked = {name: value for name, value in given.items() if name in takes}
-        unused = [
+        said = [
             f"`{n}` has no effect on this model."
             for n in ("strength",)
             if n in given.keys() - takes
@@ -198,8 +228,11 @@ class AnyPipeline:
         if not bool(torch.isfinite(drawn).all()):
             raise BadPicture("non_finite", "The picture's numbers are not finite.")
         pixels = (drawn.float() * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+        if cut := self._cut(request.prompt):
+            said.append(cut)
         facts: dict[str, Any] = {
             "cfg_scale": self._cfg_scale(asked, takes),
+            "prompt_truncated": cut is not None,
             "details": {
                 **self._details,
                 "tier": self._placement.tier,
@@ -207,7 +240,7 @@ class AnyPipeline:
                 "calls": self._calls - before,
             },
             **({"forwards": steps} if steps else {}),
-            **({"warnings": unused} if unused else {}),
+            **({"warnings": said} if said else {}),
         }
         spent = {"draw": round(time.perf_counter() - began, 6)}
         return Result(Image.fromarray(pixels.cpu().numpy()), facts, spent)
@@ -258,7 +291,7 @@ class AnyPipeline:
 
     def close(self) -> None:
         """Drop the weights; what the driver keeps goes with the process."""
-        self._pipes, self._weights = {}, None
+        self._pipes, self._weights, self._loras = {}, None, None
         gc.collect()
 
 

@@ -12,16 +12,18 @@ server that heeds it. Nothing lies on the disk.
 import base64
 import contextlib
 import http.client
+import io
 import json
 import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Mapping
 from typing import Any, Literal, get_args
 from urllib.parse import SplitResult, urlsplit
 
-from PIL import Image
+from PIL import Image, ImageChops
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from watcher.engine import (
@@ -45,7 +47,7 @@ _SLACK = 1 << 20  #: bytes of an answer beside its picture
 #: Statuses below 500 that pass; 409: what was asked under this key was cancelled, or was else.
 _ASIDE = (408, 409, 425, 429)
 #: Fields of a job that may go along beside prompt, size and model.
-Sent = Literal["seed", "num_inference_steps", "guidance_scale", "negative_prompt"]
+Sent = Literal["seed", "num_inference_steps", "guidance_scale", "negative_prompt", "strength"]
 
 
 class ServerOptions(BaseModel):
@@ -60,6 +62,7 @@ class ServerOptions(BaseModel):
     #: goes along with every job as it is
     extra: dict[str, Any] = Field(default_factory=lambda: {"response_format": "b64_json"})
     timeout: float = Field(600.0, gt=0)  #: seconds for one answer
+    edits: bool = False  #: has it ``/images/edits``, for jobs that start from a picture?
 
     @classmethod
     def of(cls, given: Mapping[str, Any]) -> "ServerOptions":
@@ -126,13 +129,14 @@ class ImageServer:
             "guidance": "guidance_scale",
             "negative_prompt": "negative_prompt",
         }
+        begins: tuple[Feature, ...] = ("image", "mask") if self._options.edits else ()
         return EngineInfo(
             model=self._model,
             revision=None,
             device="server",
             dtype="",
             details={"sends": sorted(self._sends)},
-            accepts=tuple(what for what, name in takes.items() if name in self._sends),
+            accepts=(*(what for what, name in takes.items() if name in self._sends), *begins),
         )
 
     def generate(self, request: EngineRequest, report: Report) -> Result:
@@ -151,7 +155,7 @@ class ImageServer:
 
     def _asked(self, request: EngineRequest, report: Report) -> bytes:
         """The answer; what passes is waited for a while, and told as what it is then."""
-        body = self._body(request)
+        path, kind, body = self._body(request)
         # A picture's bytes in base64, and twice that for a server that does not pack it well.
         limit = request.width * request.height * 8 + _SLACK
         answers = 0
@@ -159,7 +163,7 @@ class ImageServer:
             # A call that broke off may still be running there: the same key asks for that very one.
             key = f"{request.job_id}-{answers}"
             try:
-                call = self._call("POST", "/images/generations", body, key=key, limit=limit)
+                call = self._call("POST", path, body, kind=kind, key=key, limit=limit)
                 return call.wait(self._options.timeout, report)
             except SteadyError as error:
                 if error.code == "bad_config":  # since it was loaded
@@ -180,6 +184,7 @@ class ImageServer:
         path: str,
         body: bytes | None = None,
         *,
+        kind: str = "",
         key: str = "",
         limit: int = _SLACK,
     ) -> "_Call":
@@ -187,13 +192,14 @@ class ImageServer:
         if self._key is not None:
             headers["Authorization"] = f"Bearer {self._key}"
         if body is not None:
-            headers |= {"Content-Type": "application/json", "Idempotency-Key": key}
+            headers |= {"Content-Type": kind, "Idempotency-Key": key}
         return _Call(self._where, method, path, headers, body, limit)
 
     def close(self) -> None:
         """Nothing is kept open between two pictures."""
 
-    def _body(self, request: EngineRequest) -> bytes:
+    def _body(self, request: EngineRequest) -> tuple[str, str, bytes]:
+        """Path, media type and body of the call: JSON, or a form where a picture goes along."""
         asked: dict[str, Any] = {
             **self._options.extra,
             "model": self._model,
@@ -205,7 +211,32 @@ class ImageServer:
             value = getattr(request, name)
             if value is not None:
                 asked[theirs] = value
-        return json.dumps(asked).encode()
+        if request.image is None:
+            return "/images/generations", "application/json", json.dumps(asked).encode()
+        pictures = {"image": request.image.convert("RGB")}
+        if request.mask is not None:  # theirs: what is transparent is painted anew
+            pictures["mask"] = pictures["image"].copy()
+            pictures["mask"].putalpha(ImageChops.invert(request.mask.convert("L")))
+        return "/images/edits", *_form(asked, pictures)
+
+
+def _form(fields: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> tuple[str, bytes]:
+    """A form of fields and PNG files: its media type and its bytes."""
+    edge = uuid.uuid4().hex
+    parts: list[bytes] = []
+    for name, value in fields.items():
+        if value is None:
+            continue
+        said = value if isinstance(value, str) else json.dumps(value)
+        head = f'--{edge}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'
+        parts.append(f"{head}{said}\r\n".encode())
+    for name, picture in pictures.items():
+        held = io.BytesIO()
+        picture.save(held, "PNG")
+        head = f'--{edge}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}.png"'
+        parts.append(f"{head}\r\nContent-Type: image/png\r\n\r\n".encode())
+        parts += held.getvalue(), b"\r\n"
+    return f"multipart/form-data; boundary={edge}", b"".join([*parts, f"--{edge}--\r\n".encode()])
 
 
 class _Call(threading.Thread):

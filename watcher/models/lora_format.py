@@ -19,7 +19,7 @@ from watcher.errors import SteadyError
 Layers = Mapping[str, tuple[int, int]]
 
 _PREFIX = re.compile(
-    r"(?:(?:base_model|model|diffusion_model|transformer)\.|lora_unet_|lora_transformer_|lycoris_)*"
+    r"(?:(?:base_model|model|diffusion_model|transformer|unet)\.|lora_unet_|lora_transformer_|lycoris_)*"
 )
 _HALF = re.compile(r"(.+?)[._]lora[._](A|B|down|up)(?:\.[\w-]+)??(?:\.weight)?", re.ASCII)
 _DOWN = ("A", "down")

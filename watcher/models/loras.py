@@ -20,7 +20,7 @@ from typing import Any
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobs import Card, LoraChoice
-from watcher.models.catalogue import MAX_HEADER, outline, starter_folder
+from watcher.models.catalogue import MAX_HEADER, folder_of, outline, starter_folder
 from watcher.models.lora_format import Layers, is_lora, pieces_of
 
 SUFFIX = ".safetensors"
@@ -41,7 +41,7 @@ def settled(config: Config, choices: Sequence[LoraChoice], card: Card) -> list[L
     found: list[LoraChoice] = []
     for choice in choices:
         name, path, digest = _found(config, choice, card)
-        _fits(_stamp(path), name, card.name, card.folder)
+        _fits(_stamp(path), name, card.name, _model_folder(config, card))
         found.append({**choice, "name": name, "sha256": digest})
     return sorted(found, key=lambda choice: choice["name"])
 
@@ -181,7 +181,7 @@ def _fits(stamp: _Stamp, name: str, model: str, folder: Path | None) -> bool:
     except (ValueError, OSError):
         words = f"`{name}` is no whole .safetensors file: it is cut off or something else."
         raise SteadyError("lora_unsuitable", words, remedy="Fetch the file again.") from None
-    layers = _layers_below(folder / "transformer") if folder else {}
+    layers = _layers_below(folder) if folder else {}
     if layers:
         pieces_of(header, layers, name, model)
     elif not is_lora(header):
@@ -189,9 +189,16 @@ def _fits(stamp: _Stamp, name: str, model: str, folder: Path | None) -> bool:
     return True
 
 
+def _model_folder(config: Config, card: Card) -> Path | None:
+    """Where the model lies whose layers a LoRA changes, if it is one of this machine's folders."""
+    local = card.engine in ("zimage", "diffusers")
+    return card.folder or (folder_of(card.source, config.root) if local else None)
+
+
 def _layers_below(folder: Path) -> Layers:
-    """The linear layers of a model's transformer, by its weight files; none where there are none."""
-    return _layers_in(tuple(_stamp(path) for path in sorted(folder.glob(f"*{SUFFIX}"))))
+    """The linear layers of what denoises, by its weight files; none where there are none."""
+    files = [*folder.glob(f"transformer/*{SUFFIX}"), *folder.glob(f"unet/*{SUFFIX}")]
+    return _layers_in(tuple(_stamp(path) for path in sorted(files)))
 
 
 @functools.lru_cache(maxsize=16)
@@ -246,14 +253,12 @@ def listed_loras(
 
 def _fitting(config: Config, name: str, card: Card) -> bool:
     """Does a file fit a model, as far as can be told? Not of a model that is not here."""
-    path = _named(config, name, card)
-    if card.engine == "zimage" and card.folder is None:
+    path, folder = _named(config, name, card), _model_folder(config, card)
+    if folder is None and card.engine in ("zimage", "diffusers"):
         return False
     try:
         return (
-            path is not None
-            and card.takes("lora")
-            and _fits(_stamp(path), name, card.name, card.folder)
+            path is not None and card.takes("lora") and _fits(_stamp(path), name, card.name, folder)
         )
     except SteadyError:
         return False

@@ -35,27 +35,28 @@ def cut_by(
     places: Callable[[str], Sequence[tuple[int, int]]],
     template: Callable[[str], str],
     prompt: str,
+    most: int = MAX_TOKENS,
 ) -> str | None:
     """The same with a tokenizer at hand.
 
     ``places``: where each token of a text begins and ends. ``template``: what makes a prompt the
-    text that is encoded.
+    text that is encoded. ``most``: tokens that are read.
     """
     before, _, after = template(_HERE).partition(_HERE)
     whole = template(prompt)
     tokens = places(whole)
-    if len(tokens) <= MAX_TOKENS:
+    if len(tokens) <= most:
         return None
     read = whole[len(before) : len(whole) - len(after)]
     shown = prompt if len(prompt) == len(read) else read
-    place = _word_at(shown, tokens[MAX_TOKENS][0] - len(before))
+    place = _word_at(shown, tokens[most][0] - len(before))
     rest = shown[place:].lstrip()
     if not rest:  # of what the template adds, but nothing a person wrote
         return None
     place = len(shown) - len(rest)
     words = rest if len(rest) <= _SHOWN else rest[:_SHOWN].rsplit(None, 1)[0] + " …"
     return (
-        f"The prompt is longer than this model reads: {MAX_TOKENS} tokens of {len(tokens)}."
+        f"The prompt is longer than this model reads: {most} tokens of {len(tokens)}."
         f' Not read, from character {place + 1} on: "{" ".join(words.split())}"'
     )
 
