@@ -166,8 +166,22 @@ class Client(threading.Thread):
         return found + [f"asked once and made twice: {p}" for p in doubled]
 
 
-#: Besides the root's own model: jobs of both come in turns.
+#: Besides the root's own model: jobs of both come in turns, and so do those with LoRAs.
 MODELS = {"other": "other"}
+LORAS = ("", "one", "two", "one, two")
+
+
+def _loras(root: Root) -> None:
+    """Put the smallest files there are that are LoRAs, and let the engine take them."""
+    (root.folder / "loras").mkdir()
+    for name in LORAS[1:3]:
+        tensor = {"dtype": "F32", "shape": [1, 1]}
+        header = {f"layer.lora_{half}.weight": tensor | {"data_offsets": [at, at + 4]}
+                  for half, at in (("A", 0), ("B", 4))}  # fmt: skip
+        text = json.dumps(header).encode()
+        data = len(text).to_bytes(8, "little") + text + name.encode().ljust(8)
+        (root.folder / "loras" / f"{name}.safetensors").write_bytes(data)
+    root.configure(engine_options={"log": str(root.log), "accepts": ["lora"]})
 
 
 def _feed(root: Root, dice: random.Random, number: int) -> int:
@@ -184,8 +198,8 @@ def _feed(root: Root, dice: random.Random, number: int) -> int:
     if kind == "list":
         root.drop(f"f{number}.yml", "".join(f"- prompt: {p}\n" for p in prompts))
     elif kind == "csv":
-        lines = [f"{prompt},{('', 'other')[i % 2]}" for i, prompt in enumerate(prompts)]
-        root.drop(f"f{number}.csv", "prompt,model\n" + "\n".join(lines) + "\n")
+        lines = [f'{p},{("", "other")[i % 2]},"{LORAS[i // 2 % 4]}"' for i, p in enumerate(prompts)]
+        root.drop(f"f{number}.csv", "prompt,model,lora\n" + "\n".join(lines) + "\n")
     else:
         root.drop(f"f{number}.jsonl", "".join(f'{{"prompt": "{p}"}}\n' for p in prompts))
     return count
@@ -229,6 +243,7 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
     tally = Tally()
     begun = time.monotonic()
     root.preset("hot", "label: hot\n")
+    _loras(root)
     observer = Observer(root)
     receiver = Receiver(lambda path: 503 if random.random() < 0.2 else 204)
     root.configure(webhooks=[{"url": receiver.url, "secret": SECRET}])
