@@ -569,14 +569,15 @@ def test_changed_rows_of_a_resumed_batch_come_last(store: JobStore) -> None:
 
 
 def test_refused_files_wait_for_their_sidecar(store: JobStore) -> None:
+    store.listen({"somebody": ["batch.completed"]})
     claimed = str(uuid.uuid4())
     store.begin_reading(claimed, name="bad.yaml", suffix=".yaml", source="file")
     batch = store.refuse(claimed, {"code": "bad_yaml"})
     assert (batch.error, batch.recorded_at) == ({"code": "bad_yaml"}, 1_000)
     assert store.refuse(claimed, {"code": "other"}) == batch
     assert store.unarchived() == [batch]
-    assert store.archived(batch.ticket)
-    assert store.unarchived() == []
+    assert store.archived(batch.ticket) and not store.archived(batch.ticket)
+    assert store.unarchived() == [] and len(store.deliveries()) == 1
     assert code(lambda: store.refuse(str(uuid.uuid4()), {})) == "batch_not_found"
 
 

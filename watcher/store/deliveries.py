@@ -74,13 +74,15 @@ class Deliveries(Database):
             return self._tell(event, body)
 
     def archived(self, ticket: str) -> bool:
-        """The file lies in done/ with its results; False when a retry made jobs open again.
+        """The file lies in done/ with its results; False when that is known, or a retry made jobs
+        open again.
 
-        Those who listen are told, and the addresses that its jobs named.
+        Those who listen are told once, and the addresses that its jobs named: of a refused file
+        two threads may say so.
         """
         with self.write():
             rows = self.run(
-                "UPDATE batches SET archived = 1 WHERE ticket = :ticket"
+                "UPDATE batches SET archived = 1 WHERE ticket = :ticket AND archived = 0"
                 " AND recorded_at IS NOT NULL AND n_queued + n_generating = 0 RETURNING *",
                 ticket=ticket,
             )
