@@ -279,10 +279,12 @@ def test_a_web_ui_s_checkpoint_is_a_model_by_name(tmp_path: Path) -> None:
 NVML = """
 from pathlib import Path
 NVML_TEMPERATURE_GPU = 0
+class NVMLError(Exception): ...
+
 nvmlInit = bool
 nvmlDeviceGetCount = lambda: 2
 nvmlDeviceGetHandleByIndex = int
-nvmlDeviceGetTemperature = lambda card, kind: int(Path({file!r}).read_text()) - card
+nvmlDeviceGetTemperature = lambda card, kind: int(Path({file!r}).read_text() or 0) - card
 """
 
 

@@ -12,12 +12,11 @@ def hottest_card() -> int | None:
     """Degrees Celsius of the hottest card of this machine; None where nobody can tell."""
     try:
         nvml: Any = importlib.import_module("pynvml")
-        nvml.nvmlInit()
-    except Exception:  # not installed, or no driver: its own classes are not to be had then
+    except ImportError:
         return None
-    with contextlib.suppress(Exception):
+    with contextlib.suppress(nvml.NVMLError):  # no driver, no card, or one that does not tell
+        nvml.nvmlInit()
         cards = [nvml.nvmlDeviceGetHandleByIndex(n) for n in range(nvml.nvmlDeviceGetCount())]
-        return max(
-            int(nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU)) for card in cards
-        )
+        told = (nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU) for card in cards)
+        return max(map(int, told), default=None)
     return None

@@ -82,13 +82,11 @@ def _resolved(host: str, port: int) -> list[Any]:
 
 def _connected(place: Any, seconds: float) -> socket.socket:
     family, kind, proto, _, where = place
-    opened = socket.socket(family, kind, proto)
-    try:
+    with contextlib.ExitStack() as undo:
+        opened = undo.enter_context(socket.socket(family, kind, proto))
         opened.settimeout(seconds)
         opened.connect(where)
-    except BaseException:
-        opened.close()
-        raise
+        undo.pop_all()
     return opened
 
 

@@ -12,6 +12,7 @@ A crash ends the lines, not the jobs.
 
 import asyncio
 import collections
+import contextlib
 import hashlib
 import logging
 import threading
@@ -140,7 +141,8 @@ class Calls:
         that is asked for by name.
         """
         self._feed.places.take()
-        try:
+        with contextlib.ExitStack() as undo:
+            undo.callback(self._feed.places.give_back)
             first = None
             if key is None and attempt is not None:
                 same = f"call/{hashlib.sha256(asked).hexdigest()}/"
@@ -155,9 +157,7 @@ class Calls:
                 done = self._submissions.submit(body, key, check=self._refuse_absent)
                 self._enter(done.batch.ticket)
                 call = Call(done, again=done.replayed)
-        except BaseException:
-            self._feed.places.give_back()
-            raise
+            undo.pop_all()
         with self._lock:
             self._here.add(call)
         return call

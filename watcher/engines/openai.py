@@ -258,12 +258,12 @@ class _Call(threading.Thread):
         self._connection = kind(str(where.hostname), where.port, timeout=_CONNECT)
         self._asked = (method, where.path + path, body, dict(headers))
         self._limit = limit
-        self._found: bytes | Exception = b""
+        self._found: bytes | Exception = RuntimeError("the call died; the log says of what")
 
     def run(self) -> None:
         try:
             self._found = self._ask()
-        except Exception as error:  # told to whoever waits
+        except (_Passing, SteadyError) as error:
             self._found = error
 
     def wait(self, timeout: float, report: Report | None = None) -> bytes:

@@ -5,10 +5,11 @@ raises. Whatever else a trial raises means: not this way. What draws other pixel
 way says so in the log; only the decode's layout must draw the same.
 """
 
+import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,8 @@ def choose_attention(
     """
     took: dict[str, float] = {}
     for name in names:
-        try:
+        fatal = is_poison if name != "native" else _any
+        with _refused(f"attention {name}", fatal, logging.INFO if race else logging.WARNING):
             transformer.set_attention_backend(name)
             if name == names[0] == "native":
                 return name
@@ -59,11 +61,6 @@ def choose_attention(
                 log.info("attention: %s", name)
                 return name
             took[name] = _race(draw)
-        except Exception as error:
-            if name == "native" or is_poison(error):
-                raise
-            level = logging.INFO if race else logging.WARNING
-            log.log(level, "attention %s: cannot be used (%s)", name, error)
     best = min(took, key=lambda name: took[name])
     if took[best] > took["native"] * _GAIN:
         best = "native"
@@ -83,16 +80,11 @@ def compile_if_faster(transformer: Any, draw: Draw) -> bool:
     cache = Path.home() / ".cache" / "steadydiffusion" / "inductor"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     plain, image = _race(draw), draw(256, 2)
-    try:
+    with _refused("compile", lambda error: is_poison(error) or _no_memory(error)):
         transformer.compile_repeated_blocks(dynamic=True)
         _race(draw)  # compiles
         compiled = _race(draw)
         likeness = _likeness(draw(256, 2), image)
-    except Exception as error:
-        if is_poison(error) or _no_memory(error):
-            raise
-        log.warning("compile: not possible here (%s)", " ".join(str(error).split())[:300])
-    else:
         log.info(
             "compile: %.3f s a picture, %.3f s without; %s as without", compiled, plain, likeness
         )
@@ -107,20 +99,33 @@ def channels_last_if_faster(vae: Any, decode: Callable[[], Image.Image]) -> bool
     """Keep the decoder's weights channels last if that is faster and draws the same pixels."""
     plain, before = decode().tobytes(), _quicker(decode)
     vae.to(memory_format=torch.channels_last)
-    try:
+    with _refused("channels last"):
         same, after = decode().tobytes() == plain, _quicker(decode)
-    except Exception as error:
-        if is_poison(error):
-            raise
-        same, after = False, before
-    log.info(
-        "channels last: %.3f s a decode, %.3f s without; %s pixels",
-        after, before, "the same" if same else "other",
-    )  # fmt: skip
-    if same and after < before * _GAIN:
-        return True
+        log.info(
+            "channels last: %.3f s a decode, %.3f s without; %s pixels",
+            after, before, "the same" if same else "other",
+        )  # fmt: skip
+        if same and after < before * _GAIN:
+            return True
     vae.to(memory_format=torch.contiguous_format)
     return False
+
+
+@contextlib.contextmanager
+def _refused(
+    what: str, fatal: Callable[[Exception], bool] = is_poison, level: int = logging.WARNING
+) -> Iterator[None]:
+    """Log what a way to compute raises, and go on without it; raise what is ``fatal``."""
+    try:
+        yield
+    except Exception as error:  # compilers and kernels raise anything; the plain way is still there
+        if fatal(error):
+            raise
+        log.log(level, "%s: cannot be used (%s)", what, " ".join(str(error).split())[:300])
+
+
+def _any(_error: Exception) -> bool:
+    return True
 
 
 def _no_memory(error: Exception) -> bool:
