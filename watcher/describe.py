@@ -5,14 +5,13 @@ place in the queue, links, the folder of the pictures. Pure; knows neither the r
 """
 
 import datetime
-import itertools
-import re
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
 from typing import Any
 
 from watcher.errors import ERRORS
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState
+from watcher.modelnames import model_name
 
 TimeFormat = Callable[[int | None], str | None]
 
@@ -153,19 +152,6 @@ def public(entry: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any]:
 def nonzero_counts(counts: Mapping[JobState, int]) -> dict[str, int]:
     """How many jobs stand where, without the states in which none is."""
     return {state.value: number for state, number in counts.items() if number}
-
-
-def model_name(model: str) -> str:
-    """A hub name as it is, also out of a hub cache's path; of a folder only its last part."""
-    if re.fullmatch(r"[\w][\w.-]*/[\w][\w.-]*", model):
-        return model
-    parts = [part for part in re.split(r"[\\/]", model) if part]
-    for repository, snapshots in itertools.pairwise(parts):
-        if repository.startswith("models--") and snapshots == "snapshots":
-            return repository.removeprefix("models--").replace("--", "/", 1)
-    if parts[-2:] == ["starter", "model"] or parts[-1:] == ["starter_model"]:
-        return "starter"
-    return parts[-1].lstrip("~.") if parts else ""
 
 
 def _batch_state(batch: Batch, waiting: int) -> str:

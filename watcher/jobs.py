@@ -12,12 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Literal, NotRequired
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
-from typing_extensions import TypedDict
 
 from watcher.errors import SteadyError
+from watcher.modelnames import LORA_SCHEMA, MAX_LORAS, LoraChoice, lora_choices
 from watcher.upscaling import (
     LANCZOS,
     MAX_LARGE_SIDE,
@@ -39,7 +39,6 @@ MAX_SEED = 2**63 - 1
 MAX_PROMPT = 4000  #: characters
 MAX_STEPS = 100
 MAX_COUNT = 1000
-MAX_LORAS = 4  #: of one job
 MAX_REFERENCE = 500  #: characters that name a picture to start from
 
 
@@ -101,83 +100,6 @@ def _optional(description: str) -> Any:
     return Field(None, description=description)
 
 
-class LoraChoice(TypedDict):
-    """One LoRA of a job: a file below ``loras/`` by its path without suffix, and how strongly.
-
-    ``sha256`` of the file: set when the job is recorded; given, it must be that very file.
-    """
-
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
-
-    name: Annotated[str, Field(min_length=1, max_length=200)]
-    weight: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
-    sha256: NotRequired[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
-
-
-_WEIGHED = re.compile(r"(.+):\s*([+-]?(?:\d{1,3}(?:\.\d{0,9})?|\.\d{1,9}))", re.ASCII | re.DOTALL)
-
-
-def lora_choices(said: Any) -> Any:
-    """``ink``, ``ink:0.8, neon``, mappings, or a list of these: as LoraChoices in order of name.
-
-    What is none of them stays as it is, for the schema to refuse. ValueError: a name said twice.
-    """
-    parts = said if isinstance(said, list | tuple) else [said]
-    found: list[Any] = []
-    for part in parts:
-        words = isinstance(part, str) and (part.strip() or part is said)
-        texts = [t for t in part.split(",") if t.strip()] if words else [part]
-        found += [_lora_choice(each) for each in texts]
-    if not all(isinstance(each, dict) and isinstance(each.get("name"), str) for each in found):
-        return found
-    names = [each["name"] for each in found]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ValueError(f"`lora` names `{twice[:60]}` twice.")
-    return sorted(found, key=lambda each: str(each["name"]))
-
-
-def _lora_choice(said: Any) -> Any:
-    if isinstance(said, str):
-        weighed = _WEIGHED.fullmatch(said.strip())
-        said = {"name": weighed[1], "weight": float(weighed[2])} if weighed else {"name": said}
-    if not isinstance(said, dict) or not isinstance(said.get("name"), str):
-        return said
-    name = said["name"].strip().removesuffix(".safetensors")
-    return {"weight": 1.0} | said | {"name": name}
-
-
-def lora_words(said: Any) -> str:
-    """The LoRAs of a job as a person writes them: ``ink, neon:0.5``; ``none`` without any."""
-    try:
-        found = lora_choices([] if said is None else said)
-        return (
-            ", ".join(c["name"] + f":{c['weight']:g}" * (c["weight"] != 1) for c in found) or "none"
-        )
-    except (LookupError, TypeError, ValueError):  # no LoRAs at all: the schema says so
-        return "none"
-
-
-_LORA_SCHEMA = {
-    "type": "array",
-    "maxItems": MAX_LORAS,
-    "items": {
-        "anyOf": [
-            {"type": "string", "minLength": 1, "maxLength": 200, "examples": ["ink", "ink:0.8"]},
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"type": "string", "minLength": 1, "maxLength": 200},
-                    "weight": {"type": "number", "minimum": -2, "maximum": 2, "default": 1},
-                    "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-                },
-                "required": ["name"],
-                "additionalProperties": False,
-            },
-        ]
-    },
-}
-
-
 class JobRequest(BaseModel):
     """What a person asks: one job of a file, a body or a command line.
 
@@ -211,7 +133,7 @@ class JobRequest(BaseModel):
             list[LoraChoice],
             Field(max_length=MAX_LORAS),
             BeforeValidator(lora_choices),
-            WithJsonSchema(_LORA_SCHEMA),
+            WithJsonSchema(LORA_SCHEMA),
         ]
         | None
     ) = _optional("NAME or NAME:WEIGHT of a file in loras/")

@@ -20,8 +20,9 @@ from watcher.describe import describe_job, nonzero_counts, zoned_time
 from watcher.inbox import file_of, open_claim
 from watcher.jobfile import MAX_TABLE
 from watcher.jobfile.tables import csv_pieces, guarded, written
-from watcher.jobs import Batch, Job, JobState, lora_words
+from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
+from watcher.modelnames import lora_words
 from watcher.store import JobStore
 from watcher.suffixes import FORMS
 

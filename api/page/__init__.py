@@ -28,10 +28,11 @@ from api.page.paint import Painter
 from api.page.shown import Chosen, RunningRow, by_day, sizes_of
 from api.paging import cursor_of, seq_of
 from api.views import Views
-from watcher.describe import model_name, public
+from watcher.describe import public
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Job, JobState
 from watcher.log import now_us
+from watcher.modelnames import model_name
 from watcher.pictures.sheet import Grid
 from watcher.program import installed_version
 from watcher.store import JobFilter

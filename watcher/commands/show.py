@@ -8,7 +8,8 @@ from typing import Any
 from watcher.commands.desk import fitted_line
 from watcher.config import Config
 from watcher.describe import describe_batch, describe_job, nonzero_counts, zoned_time
-from watcher.jobs import Batch, Job, JobState, lora_words
+from watcher.jobs import Batch, Job, JobState
+from watcher.modelnames import lora_words
 
 _WIDE = 500  #: characters of a line that goes into a pipe
 

@@ -22,7 +22,7 @@ from torch import nn
 
 from watcher.engine import Lora
 from watcher.errors import SteadyError
-from watcher.jobs import MAX_LORAS
+from watcher.modelnames import MAX_LORAS
 from watcher.models.lora_format import pieces_of
 
 #: (down, up) of a layer: rank x inputs and outputs x rank.

@@ -36,15 +36,8 @@ from watcher.jobfile.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
 from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
 from watcher.jobfile.strictjson import Number
 from watcher.jobfile.wording import control_character, translated, wrong
-from watcher.jobs import (
-    MAX_PROMPT,
-    MAX_SEED,
-    Card,
-    JobRequest,
-    Limits,
-    derived_seed,
-    lora_words,
-)
+from watcher.jobs import MAX_PROMPT, MAX_SEED, Card, JobRequest, Limits, derived_seed
+from watcher.modelnames import lora_words
 from watcher.models.tokens import cut_of
 from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, REFINE
 

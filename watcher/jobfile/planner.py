@@ -28,7 +28,8 @@ from watcher.jobfile.hints import allowed_for
 from watcher.jobfile.naming import slug
 from watcher.jobfile.problems import shown
 from watcher.jobfile.sources import FIELDS_OF_PICTURES, Found, Pictures, spread
-from watcher.jobs import MAX_COUNT, Card, JobRequest, Limits, Priority, lora_words
+from watcher.jobs import MAX_COUNT, Card, JobRequest, Limits, Priority
+from watcher.modelnames import lora_words
 
 #: Fields in which ``{name}`` is replaced.
 TEXTS = ("prompt", "negative_prompt", "name", "folder", "label")

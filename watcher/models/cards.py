@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from watcher.config import Config, ModelSetting
-from watcher.describe import model_name
 from watcher.errors import SteadyError
 from watcher.jobs import MAX_STEPS, Card, Feature, Limits
+from watcher.modelnames import model_name
 from watcher.models.catalogue import (
     CATALOGUE,
     PROFILE,

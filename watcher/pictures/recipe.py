@@ -16,8 +16,8 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from watcher.describe import model_name
 from watcher.jobs import Job, JobRequest, input_digest
+from watcher.modelnames import model_name
 from watcher.pictures.container import NotAPicture, PictureFile, scan, unpadded, xmp_of
 from watcher.program import installed_version
 
