@@ -106,6 +106,7 @@ def test_again_keeps_what_makes_the_picture_and_drops_what_named_the_job() -> No
     _, data = made(name="fox", folder="a/b", key="k", priority="bulk", label="row 1")
     found = read_recipe(data)
     assert found is not None
+    found["request"]["webhook"] = "https://hooks.example.com/a-strangers"
     assert again(found) == {
         "prompt": PROMPT, "width": 64, "height": 48, "num_inference_steps": 9, "seed": 7,
         "format": "png", "label": "row 1",

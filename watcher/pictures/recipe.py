@@ -28,8 +28,9 @@ _MAX_XMP = 65_000  #: one JPEG segment
 
 #: What of the engine's own ``details`` a recipe may repeat: things that change pixels.
 _DETAILS = ("tiling", "compile", "offload", "quantization", "tier")
-#: Request fields that name, group, order or hold back a job; all others make its picture.
-_PLACES = frozenset({"name", "folder", "key", "count", "priority", "not_before"})
+#: Request fields that name, group, order or hold back a job, or say who is told of it (a stranger's
+#: picture must not say that); all others make its picture.
+_PLACES = frozenset({"name", "folder", "key", "count", "priority", "not_before", "webhook"})
 _MAKES = tuple(field for field in JobRequest.model_fields if field not in _PLACES)
 
 _SETTING = re.compile(r'\s*(\w[\w \-/]{1,99}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -244,8 +245,8 @@ def job_id_in(picture: PictureFile) -> str | None:
 def again(recipe: Mapping[str, Any]) -> dict[str, Any]:
     """The request fields that make the same picture again.
 
-    Without those that named, grouped, ordered or keyed the first one (name, folder, key,
-    count, priority, not_before): the new picture is a new job.
+    Without those that named, grouped, ordered or keyed the first one, or had somebody told of it
+    (name, folder, key, count, priority, not_before, webhook): the new picture is a new job.
     """
     request = recipe.get("request")
     request = request if isinstance(request, Mapping) else {}
