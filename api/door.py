@@ -327,32 +327,12 @@ def is_uuid(text: str) -> bool:
 # -- what is wrong
 
 
-def pulse_troubles(pulse: dict[str, Any]) -> Iterator[SteadyError]:
-    """What the watcher's pulse says is wrong, also where the queue goes on all the same."""
-    yield from _holding(pulse)
-    if pulse["alive"]:
-        for words in (pulse.get("inbox") or {}).get("problems", ()):
-            yield SteadyError("inbox_degraded", str(words))
-        yield from map(SteadyError.told, pulse.get("warnings", ()))
-
-
-def _holding(pulse: dict[str, Any]) -> Iterator[SteadyError]:
-    """Why nothing is begun; the absence of the pulse most of all."""
-    if pulse["alive"]:
-        yield from map(SteadyError.told, pulse.get("trouble", ()))
-    else:
-        yield SteadyError("watcher_down")
-
-
 def unready(door: Door) -> Iterator[SteadyError]:
     """Every reason why no picture can be made now."""
     if door.stopping:
         yield SteadyError("stopping")
-    pulse = door.pulse()
-    reasons = list(_holding(pulse))
+    reasons = list(live.unready(door.pulse()))
     yield from reasons
-    if pulse["alive"] and not any(w.get("state") in _WORKING for w in pulse.get("workers", ())):
-        yield SteadyError("model_loading")
     try:
         door.store.put(_PROBE, now_us() // 60_000_000)
         paused = door.store.get("paused")
@@ -373,7 +353,3 @@ def _disk_warnings(door: Door, seen: set[str]) -> Iterator[SteadyError]:
         return
     if free < door.config.min_free_disk and "disk_full" not in seen:
         yield SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")
-
-
-#: A worker whose model is loaded, or one that sleeps until work comes.
-_WORKING = {"ready", "busy", "unloaded"}

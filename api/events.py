@@ -28,9 +28,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from typing_extensions import override
 
-from api.door import PULSE_SECONDS, Door, pulse_troubles
+from api.door import PULSE_SECONDS, Door
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
+from watcher.live import pulse_troubles
 from watcher.log import say
 
 logger = logging.getLogger("steady.api")

@@ -15,11 +15,12 @@ from starlette.responses import Response
 
 from api import metrics, models
 from api.bodies import json_body, read_model
-from api.door import Door, pulse_troubles, unready
+from api.door import Door, unready
 from api.errors import documented, problem
 from api.views import Views
 from watcher.describe import public
 from watcher.errors import SteadyError, ValueFault
+from watcher.live import pulse_troubles
 from watcher.log import now_us
 from watcher.models import describe_card
 from watcher.models.loras import listed_loras
@@ -64,8 +65,10 @@ def routes(door: Door, views: Views) -> APIRouter:
         if not reasons:
             return JSONResponse({"ready": True})
         problems = [ValueFault(e.code, e.message, remedy=e.remedy) for e in reasons]
-        message = " ".join(e.message for e in reasons)
-        return problem(SteadyError("not_ready", message, problems=problems))
+        soon = reasons[0].code == "model_loading"
+        message = ("" if soon else "NOT READY: ") + " ".join(e.message for e in reasons)
+        remedy = reasons[0].remedy
+        return problem(SteadyError("not_ready", message, problems=problems, remedy=remedy))
 
     @router.get(
         "/metrics",

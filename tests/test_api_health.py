@@ -75,6 +75,16 @@ def test_the_model_that_is_not_loaded(bench: Bench, state: str):
     until(lambda: not reasons(bench))
 
 
+def test_a_model_that_loads_says_for_how_long(bench: Bench):
+    slot = {"slot": 0, "state": "loading", "loading_seconds": 12.3, "load_seconds": 31.0}
+    bench.watcher.pulse(workers=[slot])
+    flips(bench, "model_loading")
+    told = bench.client.get("/ready").json()
+    assert told["detail"] == "The model is loading: 12 s so far, 31 s the last time."
+    page = bench.client.get("/", headers={"accept": "text/html"}).text
+    assert '<span class="dot wait"></span>The model is loading: 12 s so far' in page
+
+
 @pytest.mark.parametrize("code", ["model_missing", "device_lost", "worker_unavailable"])
 def test_trouble_the_watcher_tells_of(bench: Bench, code: str):
     trouble = {"code": code, "message": "It is so.", "remedy": "Do this.", "since": now_us()}

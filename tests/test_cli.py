@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,27 @@ def objects(done: "subprocess.CompletedProcess[str]") -> list[dict[str, Any]]:
     parsed = [json.loads(line) for line in done.stdout.splitlines()]
     assert all(isinstance(one, dict) for one in parsed)
     return parsed
+
+
+def on_terminal(root: Root, *words: str, **env: str) -> str:
+    """What a command that ends well shows on a terminal."""
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [*STEADY, "--root", str(root.folder), *words],
+        env=root.environment() | {"TERM": "xterm", "PYTHONUTF8": "1"} | env,
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    root.processes.append(process)
+    os.close(theirs)
+    said = b""
+    with contextlib.suppress(OSError):  # the other end is closed
+        while select.select([ours], [], [], 90)[0]:
+            said += os.read(ours, 65536)
+    os.close(ours)
+    assert process.wait(10) == 0, said
+    return said.decode()
 
 
 def waiting(root: Root) -> list[Path]:
@@ -251,7 +273,8 @@ def test_wait_shows_one_line_a_change_and_no_control_codes_in_a_pipe(make_root: 
     root.watch()
     done = steady(root, "submit", "fox", "--wait", "--timeout", "30s")
     assert done.returncode == 0, done.stderr
-    assert "completed" in done.stderr and "\x1b" not in done.stderr and "\r" not in done.stderr
+    assert re.search(r"^completed   fox  /", done.stderr, re.M) and "1 picture in " in done.stderr
+    assert "\x1b" not in done.stderr and "\r" not in done.stderr
     done = steady(root, "submit", "fox raise", "--wait", "--timeout", "30s", "--json")
     assert done.returncode == 1
     assert objects(done)[-1]["error_code"] == "engine_failed"
@@ -261,29 +284,10 @@ def test_wait_draws_a_bar_on_a_terminal(make_root: Make) -> None:
     root = make_root()
     root.watch()
     until(lambda: root.pulse().get("state") == "running", 30)
-    ours, theirs = pty.openpty()
-    process = subprocess.Popen(
-        [*STEADY, "--root", str(root.folder), "submit", "sleep=0.4 fox", "--wait"],
-        env=root.environment() | {"TERM": "xterm", "PYTHONUTF8": "1"},
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-    )
-    root.processes.append(process)
-    os.close(theirs)
-    said = b""
-    deadline = time.monotonic() + 40
-    while time.monotonic() < deadline:
-        if select.select([ours], [], [], 0.2)[0]:
-            try:
-                said += os.read(ours, 65536)
-            except OSError:
-                break
-    os.close(ours)
-    assert process.wait(10) == 0, said
-    text = said.decode()
-    assert re.search(r"step [1-8] of 8", text), text
-    assert "▓" in text and "completed" in text
+    text = on_terminal(root, "submit", "sleep=0.4 fox", "--wait")
+    assert re.search(r"[1-9]\d? %", text), text
+    assert "▓" in text and "\x1b[32mcompleted \x1b[0m  sleep=0.4 fox  " in text
+    assert re.search(r"1 picture in [\d.]+ s -> /", text), text
     assert text.rstrip("\n").endswith(("\r", "\x1b[K")), "the last line is clean"
 
 
@@ -306,6 +310,45 @@ def test_timeout_is_5_and_the_job_goes_on(make_root: Make) -> None:
 
 
 # -- asking and changing
+
+
+def test_a_list_has_a_header_colours_and_a_total_on_a_terminal(make_root: Make) -> None:
+    root = make_root()
+    submit(root, "fox [red] \u202e", "--count", "3", "--name", "a-long-name-for-a-picture")
+    submit(root, "fox raise")
+    root.finish()
+    text = on_terminal(root, "list", "-n", "2")
+    head, first, second, total = text.replace("\r", "").splitlines()
+    assert "ID" in head and head.index("PROMPT") - 4 == second.index("fox") - 9  # of their colours
+    assert "\x1b[31mfailed (engine_failed)\x1b[0m" in first and "just now" in first
+    assert total == "Showing 2 of 4; all of them: --limit 4"
+    plain = on_terminal(root, "list", NO_COLOR="1")
+    assert "\x1b" not in plain and "\u202e" not in plain
+    piped = steady(root, "list", "-n", "2")
+    assert len(piped.stdout.splitlines()) == 2 and piped.stderr == ""
+
+
+def test_status_says_what_needs_a_person(make_root: Make) -> None:
+    root = make_root()
+    root.drop("bad.yaml", "prompt: x\nwidth: 100\n")
+    root.drop("half.csv", "prompt,width\nfox,64\nfox,100\n")
+    root.drop("notes.docx", "no job")
+    submit(root, "fox raise", "--count", "2")
+    submit(root, "fox")
+    root.finish()
+    shown = steady(root, "status").stdout
+    needs = shown.split("needs you\n")[1]
+    assert "refused   bad.yaml: " in needs and "half.csv: 1 rows: " in needs
+    assert "failed    2: The model failed on this job. See the log" in needs
+    ids = re.findall(r"steady status (\w{8})", needs)
+    assert "fox raise" in steady(root, "status", ids[0]).stdout
+    submit(root, "sleep=60 fox", "--count", "4")
+    root.watch()
+    root.wait_for("generating", 1)
+    seen = until(lambda: "left " in (told := steady(root, "status").stdout) and told, 30)
+    assert "notes.docx" in seen and re.search(r"all done in about [\d.]+ ", seen)
+    told = objects(steady(root, "status", "--json"))[0]
+    assert told["ready"] is True and told["eta_seconds"] > 0 and len(told["refused"]) == 2
 
 
 def test_ids_may_be_shortened_while_they_are_unique(make_root: Make) -> None:
@@ -474,6 +517,42 @@ def alive(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+def test_without_its_model_the_service_says_not_ready_and_what_to_type(make_root: Make) -> None:
+    model = {"load_fault_while": "", "load_fault": "missing", "load_sleep": 1.0}
+    root = make_root()
+    hold = root.folder / "hold"
+    hold.touch()
+    root.configure(engine_options=model | {"log": str(root.log), "load_fault_while": str(hold)})
+    root.extra["PYTHONUNBUFFERED"] = "1"
+    with (root.folder / "serve.log").open("wb") as said:
+        command = [*STEADY, "--root", str(root.folder), "serve", "--port", "0"]
+        process = subprocess.Popen(
+            command, env=root.environment(), stdout=said, stderr=root.said.open("ab")
+        )
+    root.processes.append(process)
+    shown = lambda: (root.folder / "serve.log").read_text() + root.said.read_text()  # noqa: E731
+    until(lambda: "NOT READY: " in shown(), 60)
+    assert "page and API  http://127.0.0.1:" in shown() and "Ready: " not in shown()
+    line = next(line for line in shown().splitlines() if line.startswith("NOT READY: "))
+    status = until(lambda: "NOT READY" in (told := steady(root, "status").stdout) and told, 20)
+    address = re.search(r"page +(http://\S+)", status)
+    assert line in status and address
+    assert line in steady(root, "submit", "fox").stderr
+    waited = steady(root, "submit", "fox", "--wait", "--timeout", "1s")
+    assert waited.returncode == 5 and line in waited.stderr
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(address[1] + "ready", timeout=20)
+    told = json.loads(refused.value.read())
+    assert told["detail"] in line and told["remedy"] in line
+    page = urllib.request.Request(address[1], headers={"Accept": "text/html"})
+    with urllib.request.urlopen(page, timeout=20) as answer:
+        assert ">NOT READY</span>" in answer.read().decode()
+    hold.unlink()
+    until(lambda: "Ready: " in shown(), 90)
+    process.terminate()
+    assert process.wait(20) == 0
 
 
 def test_serve_keeps_both_alive_and_stops_both(make_root: Make) -> None:

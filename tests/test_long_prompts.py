@@ -1,6 +1,7 @@
 """A prompt longer than the model reads: said at every way in and wherever the job is shown."""
 
 import json
+import tempfile
 import urllib.request
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from house_of_clients import House, house
 from watcher.jobfile import parse
 from watcher.jobs import Card, Limits
 from watcher.models import starter_folder
-from watcher.models.tokens import cut_of
+from watcher.models.tokens import cut_of, unknown_words
 
 pytestmark = pytest.mark.timeout(300)  # the real model is loaded, on machines that may be busy
 
@@ -22,9 +23,9 @@ SAID = "The prompt is longer than this model reads: 512 tokens of "
 
 
 def warned(text: str) -> str | None:
-    """The warning a job file of this prompt gives."""
+    """The warning of its length that a job file of this prompt gives."""
     [plan] = parse(json.dumps({"prompt": text}).encode(), ".json", LIMITS).requests
-    return plan.warnings[0] if plan.warnings else None
+    return next((words for words in plan.warnings if words.startswith(SAID)), None)
 
 
 def test_it_says_from_which_words_on_nothing_is_read() -> None:
@@ -56,6 +57,32 @@ def test_short_prompts_and_unknown_models_get_no_word(tmp_path: Path) -> None:
     (tmp_path / "tokenizer").mkdir()
     (tmp_path / "tokenizer" / "tokenizer.json").write_text("{}")
     assert cut_of(tmp_path, LONG) is None and cut_of(None, LONG) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "named"),
+    [
+        ("A red house, covered in SNOW, at night", None),
+        ("a red fox in the snow", "`fox`,"),
+        ("ein Haus", "`ein`, `haus`,"),
+        ("一只猫", "`一只猫`,"),
+        ("one two wolf bear lion tiger eagle otter crow", "`wolf`, `bear`, `lion`, `tiger`, `eagle` and 2 more,"),
+    ],
+)  # fmt: skip
+def test_a_small_model_names_the_words_it_does_not_know(prompt: str, named: str | None) -> None:
+    said = unknown_words(starter_folder(), prompt)
+    assert said is None if named is None else said and f"does not know {named} so" in said
+    [plan] = parse(json.dumps({"prompt": prompt}).encode(), ".json", LIMITS).requests
+    assert plan.warnings == ((said,) if said else ())
+
+
+def test_a_model_that_lists_no_words_knows_them_all(tmp_path: Path) -> None:
+    for profile in (None, "{}", '{"words": ""}', "[]", "{"):
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        if profile is not None:
+            (folder / "profile.json").write_text(profile)
+        assert unknown_words(folder, "a fox") is None
+    assert unknown_words(None, "a fox") is None
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ retouch.py    what is done to a picture around any engine: mask, enlarging, tile
 models/       which model, what it allows, and getting it onto this machine
 suffixes.py   which files people may drop, and what is said about others
 publish.py    how a file appears: whole or not at all; folder.py: is this folder still ours
-results.py    a finished batch's result files
+results.py    a finished batch's result files; needs.py: what needs a person
 inputs.py     pictures that jobs start from, by sha256
 submission.py  bytes and a name -> read, and put into the inbox: for every way in
 wildcards.py  word lists of the root; pace.py: every estimate of time; heat.py: of the card

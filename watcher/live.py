@@ -6,15 +6,18 @@ which is then too old to be believed. Where the record is on a server, doors on 
 find the pulse there (an unlogged table); who may look and where, :func:`seen` knows.
 """
 
+import contextlib
 import errno
 import json
 import os
+import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from watcher.errors import SteadyError
 from watcher.log import now_us
@@ -80,6 +83,9 @@ def each_once(troubles: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 STALE_SECONDS = 5.0
 
 
+_ADDRESS = "address"  #: a file of the state folder: where the page is
+READY = "ready"  #: how :func:`standing` calls a service that makes pictures
+
 #: Who the pulses on a server are of: the one watcher, and those that wait for its place.
 WATCHER, STANDBY = "watcher", "standby"
 
@@ -135,3 +141,56 @@ def seen(record: "JobStore") -> dict[str, Any]:
 
 def _alive(pulse: Mapping[str, Any], age: float) -> bool:
     return pulse.get("state") != "stopped" and age < STALE_SECONDS
+
+
+#: A worker whose model is loaded, or one that sleeps until work comes.
+_WORKING = {"ready", "busy", "unloaded"}
+
+
+def unready(pulse: Mapping[str, Any]) -> Iterator[SteadyError]:
+    """Every reason why no picture can be begun, by the watcher's pulse; none when it is ready."""
+    if not pulse["alive"]:
+        yield SteadyError("watcher_down")
+        return
+    yield from map(SteadyError.told, pulse.get("trouble", ()))
+    workers = pulse.get("workers", ())
+    if not any(worker.get("state") in _WORKING for worker in workers):
+        so_far = max((worker.get("loading_seconds") or 0 for worker in workers), default=0)
+        before = max((worker.get("load_seconds") or 0 for worker in workers), default=0)
+        words = f", {before:.0f} s the last time" if before else ""
+        yield SteadyError("model_loading", f"The model is loading: {so_far:.0f} s so far{words}.")
+
+
+def pulse_troubles(pulse: Mapping[str, Any]) -> Iterator[SteadyError]:
+    """What the watcher's pulse says is wrong, also where the queue goes on all the same."""
+    yield from (error for error in unready(pulse) if error.code != "model_loading")
+    if pulse["alive"]:
+        for words in (pulse.get("inbox") or {}).get("problems", ()):
+            yield SteadyError("inbox_degraded", str(words))
+        yield from map(SteadyError.told, pulse.get("warnings", ()))
+
+
+def standing(pulse: Mapping[str, Any]) -> str:
+    """In one line: `ready`, `model is loading: 12 s so far.`, or `NOT READY:` why and what to do."""
+    reason = next(unready(pulse), None)
+    if reason is None:
+        return READY
+    if reason.code == "model_loading":
+        return reason.message.removeprefix("The ")
+    return f"NOT READY: {reason}"
+
+
+def tell_address(state: Path, address: str) -> None:
+    """Note where the page is for commands that are called here. One that cannot be noted is not."""
+    with contextlib.suppress(OSError):
+        (state / _ADDRESS).write_text(address, encoding="utf-8")
+
+
+def page_address(state: Path) -> str | None:
+    """Where the page was when `steady serve` was last started here, if somebody answers there."""
+    with contextlib.suppress(OSError, ValueError):
+        address = (state / _ADDRESS).read_text(encoding="utf-8")
+        place = urlsplit(address)
+        with socket.create_connection((place.hostname or "", place.port or 80), timeout=0.5):
+            return address
+    return None

@@ -19,20 +19,21 @@ from starlette.routing import Match
 from starlette.types import Scope
 from typing_extensions import override
 
-from api.door import Door, Kept, pulse_troubles, unready
+from api.door import Door, Kept, unready
 from api.page import paint
 from api.page.album import again_of, curl_of, smaller_size, started_from, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
-from api.page.needs import Needs, attention, reason_of
 from api.page.paint import Painter
 from api.page.shown import Chosen, RunningRow, by_day, sizes_of
 from api.paging import cursor_of, seq_of
 from api.views import Views
+from watcher import live
 from watcher.describe import public
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Job, JobState
 from watcher.log import now_us
 from watcher.modelnames import model_name
+from watcher.needs import Needs, needs_of, reason_of
 from watcher.pictures.sheet import Grid
 from watcher.program import installed_version
 from watcher.store import JobFilter
@@ -100,6 +101,7 @@ class Pages:
             "counts": {state.value: n for state, n in counts.items()},
             "paused": paused,
             "alive": pulse["alive"],
+            "unready": next(live.unready(pulse), None),
             "pulse": pulse,
             "model": self._model(pulse),
             "version": self._version,
@@ -146,7 +148,7 @@ class Pages:
 
     def now(self, origin: str | None) -> Response:
         """What runs, what waits, what needs a person, a place for new prompts, the latest."""
-        found = attention(self._door)
+        found = needs_of(self._store, self._door.pulse())
         values = self.frame("now")
         waiting = values["counts"]["queued"]
         held = self._store.held()
@@ -347,7 +349,7 @@ class Pages:
             card=self._door.limits().usual,
             versions=(made[0].facts.get("versions") or {}) if made else {},
             uptime=_seconds(pulse.get("started_at"), now_us()) if pulse["alive"] else None,
-            untold=[e for e in pulse_troubles(pulse) if e.code == "undelivered"],
+            untold=[e for e in live.pulse_troubles(pulse) if e.code == "undelivered"],
             told=len(self._store.listening()),
             config=self._door.config,
         )

@@ -6,17 +6,19 @@ how jobs are run.
 
 import contextlib
 import re
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from watcher.commands.desk import Desk, command
+from watcher.commands.desk import Desk, command, fitted_line
 from watcher.errors import SteadyError
 from watcher.log import now_us
 
 if TYPE_CHECKING:
     from watcher.jobs import Job, JobState
+    from watcher.needs import Needs
     from watcher.store import JobStore
 
 Ids = Annotated[
@@ -42,7 +44,7 @@ def list_jobs(
     ] = 20,
 ) -> None:
     """List jobs, newest first."""
-    from watcher.commands.show import job_json, job_row
+    from watcher.commands.show import job_json, job_rows
     from watcher.store import JobFilter
 
     only = _state_of(state) if state else None
@@ -51,14 +53,22 @@ def list_jobs(
         return
     pulse = desk.pulse()
     wanted = JobFilter(state=only, text=text, ticket=batch)
-    left, before, seen = limit, None, False
+    left, before, seen, total = limit, None, 0, None
     with desk.record() as store:
         while left > 0 and (jobs := store.jobs(wanted, before_seq=before, limit=min(left, 500))):
-            for job in jobs:
-                desk.answer(job_json(job, desk.config, pulse), job_row(job, pulse))
-            left, before, seen = left - len(jobs), jobs[-1].seq, True
+            rows = job_rows(desk, jobs, pulse, headed=not seen)
+            for job in jobs if desk.as_json else ():
+                desk.answer(job_json(job, desk.config, pulse), "")
+            if not desk.as_json:
+                desk.answer({}, "\n".join(rows))
+            left, before, seen = left - len(jobs), jobs[-1].seq, seen + len(jobs)
+        if not left and not text:
+            counts = store.progress(batch) if batch else store.counts()
+            total = counts[only] if only else sum(counts.values())
     if not seen:
         desk.talk("No such jobs." if state or text or batch else "No jobs yet.")
+    elif total and total > seen and sys.stdout.isatty():
+        desk.talk(f"Showing {seen} of {total}; all of them: --limit {total}")
 
 
 def _state_of(word: str) -> "JobState":
@@ -116,47 +126,96 @@ def status(
             {"id": job, "ticket": job, "state": "queued", "recorded": False},
             f"job       {job}\nstate     queued (its file waits in the inbox)",
         )
-        desk.tell_if_alone()
+        desk.tell_if_unready()
         return 0
     raise SteadyError("job_not_found")
 
 
 def _service_status(desk: Desk) -> int:
-    from watcher.commands.show import counts_line
+    from watcher import live
+    from watcher.commands.show import aligned, counts_line
+    from watcher.needs import Needs, needs_of
 
     pulse = desk.pulse()
     counts: dict[JobState, int] = {}
     paused: Any = None
+    needs: Needs | None = None
+    seconds = None
     if desk.has_record():
         with desk.record() as store:
             counts, paused = store.counts(), store.get("paused")
-    state = str(pulse.get("state")) if pulse["alive"] else "stopped"
-    troubles = pulse.get("trouble", []) if pulse["alive"] else []
-    warnings = pulse.get("warnings", []) if pulse["alive"] else []
-    words = [f"watcher   {state}", f"jobs      {counts_line(counts)}"]
-    if pulse["alive"]:
-        words.append(f"model     {pulse.get('model', {}).get('name')}")
-    if paused:
-        words.append(f"paused    {paused.get('reason') or 'by hand'}; go on: steady resume")
-    words += [f"trouble   {t['message']} {t['remedy']}" for t in troubles]
-    words += [f"warning   {t['message']} {t['remedy']}" for t in warnings]
-    notices = pulse.get("inbox", {}).get("notices", []) if pulse["alive"] else []
-    words += [f"note      {notice}" for notice in pulse.get("notices", ()) if pulse["alive"]]
-    words += [f"inbox     {notice}" for notice in notices]
+            needs, seconds = needs_of(store, pulse), _seconds_left(desk, store, counts, pulse)
+    alive = pulse["alive"]
+    state = str(pulse.get("state")) if alive else "stopped"
+    said = pulse if alive else {}
+    notices = (said.get("inbox") or {}).get("notices", [])
+    stands = live.standing(pulse)
+    unready = stands.startswith("NOT READY")
+    asked = f"; go on: steady resume ({paused.get('reason') or 'paused by hand'})" if paused else ""
+    words = [
+        ("watcher", desk.tint(stands, "bad") if alive and unready else state + asked),
+        (None if stands == live.READY or unready else "", stands),
+        ("page", live.page_address(desk.config.state)),
+        ("model", (said.get("model") or {}).get("name")),
+        ("jobs", counts_line(counts)),
+        ("", _left_words(seconds)),
+        *(("note", notice) for notice in said.get("notices", ())),
+    ]
+    lines = [aligned([(name, value) for name, value in words if name is not None])]
+    if needs and (wanted := _needs_lines(needs)):
+        lines += [desk.tint("needs you", "head"), aligned(wanted)]
     desk.answer(
         {
             "watcher": state,
+            "ready": stands == live.READY,
             "counts": {str(k): v for k, v in counts.items()},
-            "model": pulse.get("model") if pulse["alive"] else None,
+            "model": said.get("model"),
             "paused": paused,
-            "trouble": troubles,
-            "warnings": warnings,
+            "trouble": said.get("trouble", []),
+            "warnings": said.get("warnings", []),
             "notices": notices,
+            "refused": [batch.ticket for batch in needs.refused] if needs else [],
+            "eta_seconds": None if seconds is None else round(seconds, 1),
         },
-        "\n".join(words),
+        "\n".join(lines),
     )
-    desk.tell_if_alone()
-    return 0 if pulse["alive"] and not troubles else 4
+    if not alive:
+        desk.tell_if_unready()
+    return 0 if alive and not said.get("trouble") else 4
+
+
+def _seconds_left(
+    desk: Desk, store: "JobStore", counts: "dict[JobState, int]", pulse: dict[str, Any]
+) -> float | None:
+    """Until all that waits and runs is done; None when nothing does, or nothing is known."""
+    from watcher.jobs import JobState
+    from watcher.pace import Pace
+
+    left = counts[JobState.QUEUED] + counts[JobState.GENERATING]
+    hands = max(1, len(pulse.get("workers", ())))
+    sizes = store.waiting_sizes()
+    pace = Pace(store.durations())
+    return pace.queue(sizes, left, hands, desk.config.cooldown) if left else None
+
+
+def _left_words(seconds: float | None) -> str | None:
+    from watcher.pace import span_words
+
+    return None if seconds is None else f"all done in about {span_words(seconds)}"
+
+
+def _needs_lines(needs: "Needs") -> list[tuple[str, str]]:
+    """What a person should look at, each with what to do about it."""
+    lines = [("  trouble", f"{error}") for error in needs.troubles if error.code != "watcher_down"]
+    for batch in needs.refused:
+        rows = f"{batch.refused_rows} rows: " if batch.refused_rows else ""
+        why = (batch.error or {}).get("message") or "they lie in a .refused.csv beside the file"
+        lines.append(("  refused", f"{fitted_line(batch.name, 60)}: {rows}{fitted_line(why, 200)}"))
+    for group in needs.reasons:
+        number = f"{len(group.jobs)}{'+' if needs.more else ''}"
+        show = f"steady status {group.jobs[0].id[:8]}"
+        lines.append(("  failed", f"{number}: {group.what} {group.do} One of them: {show}"))
+    return lines + [("  left", fitted_line(notice, 200)) for notice in needs.notices]
 
 
 Whole = Annotated[
@@ -236,7 +295,7 @@ def resume(desk: Desk, batch: Whole = None) -> None:
     with desk.record() as store:
         store.drop("paused")
     desk.answer({"paused": False}, "The queue goes on.")
-    desk.tell_if_alone()
+    desk.tell_if_unready()
 
 
 class _NotRecorded(SteadyError):

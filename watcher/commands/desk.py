@@ -10,6 +10,7 @@ import functools
 import inspect
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from functools import cached_property
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 INTERRUPTED = 130  #: exit code after Ctrl-C
+_COLOURS = {"completed": 32, "generating": 36, "failed": 31, "bad": 31, "cancelled": 2, "head": 1}
+_COLOUR = re.compile(r"(\x1b\[(?:0|1|2|31|32|36)m)")
 _MOST_FAULTS = 20  #: of a file that are listed
 
 Root = Annotated[
@@ -113,17 +116,42 @@ class Desk:
         if self.as_json:
             print(json.dumps(data, default=str), flush=True)
         elif always or not self.quiet:
-            print(harmless_lines(text), flush=True)
+            print(self._shown(text), flush=True)
 
     def talk(self, text: str) -> None:
         """Talk beside the answer: for people only, on stderr."""
         if not self.quiet and not self.as_json:
-            print(harmless_lines(text), file=sys.stderr, flush=True)
+            print(self._shown(text), file=sys.stderr, flush=True)
 
-    def tell_if_alone(self) -> None:
-        """Say so when something waits for a watcher and none runs."""
-        if not self.pulse()["alive"]:
+    @cached_property
+    def colour(self) -> bool:
+        """Does a person look on, who did not ask for plain text (https://no-color.org)?"""
+        plain = os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb"
+        return sys.stdout.isatty() and sys.stderr.isatty() and not plain
+
+    def tint(self, text: str, kind: str) -> str:
+        """``text`` in the colour of a state, or of a ``head`` or ``bad`` line, on a terminal."""
+        code = _COLOURS.get(str(kind))
+        return f"\x1b[{code}m{text}\x1b[0m" if code and self.colour else text
+
+    def _shown(self, text: str) -> str:
+        """``text`` for a terminal, with nothing that steers it but our own colours."""
+        if not self.colour:
+            return harmless_lines(text)
+        return "".join(
+            piece if _COLOUR.fullmatch(piece) else harmless_lines(piece)
+            for piece in _COLOUR.split(text)
+        )
+
+    def tell_if_unready(self) -> None:
+        """Say so when what waits cannot be made: no watcher runs, or it is NOT READY."""
+        from watcher import live
+
+        pulse = self.pulse()
+        if not pulse["alive"]:
             self.talk(f"No watcher runs here; start it: steady --root {self.root} serve")
+        elif (stands := live.standing(pulse)) != live.READY:
+            self.talk(stands)
 
     def complain(self, error: SteadyError) -> None:
         """What went wrong and what to do; said also when quiet."""

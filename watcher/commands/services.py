@@ -114,12 +114,13 @@ class Supervisor:
         self._address = address
         self._stop = threading.Event()
         self._signalled = 0
+        self._told = ""  #: how it stood when we last said so
 
     def run(self) -> int:
         """Returns 0 after a signal, 4 when a child cannot start for a reason it has said."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
-        told = False
+        ready = False
         code = 0
         try:
             while not self._stop.is_set():
@@ -127,7 +128,7 @@ class Supervisor:
                     if (given_up := self._look_after(child)) is not None:
                         code = given_up
                         self._stop.set()
-                told = told or self._tell()
+                ready = ready or (self._up() and self._ready())
                 self._stop.wait(0.1)
         finally:
             self._end()
@@ -159,16 +160,19 @@ class Supervisor:
         self._desk.talk(f"The {child.name} ended ({ending(ended)}); starting it again.")
         return None
 
-    def _tell(self) -> bool:
+    def _up(self) -> bool:
         """Once both are up: one block that says where everything is. False when too early."""
         from watcher import live
 
+        watcher, door = self._children
+        if self._told:
+            return True
         config = self._desk.config
         pulse = live.read_pulse(config.state)
-        watcher, door = self._children
         if not (pulse["alive"] and watcher.process and pulse.get("pid") == watcher.process.pid):
             return False
-        if not _listens(self._address):
+        live.tell_address(config.state, self._address)
+        if live.page_address(config.state) is None:
             return False
         for child in (watcher, door):
             child.fresh = False
@@ -178,16 +182,29 @@ class Supervisor:
             name += (
                 " (the small built-in model: flat drawings; see `steady doctor` for the real one)"
             )
+        self._told = "up"
         self._desk.answer(
             {"url": self._address, "inbox": str(config.inbox), "model": model.get("name")},
-            f"SteadyDiffusion is ready.\n"
+            f"SteadyDiffusion runs; Ctrl-C stops it, and waiting jobs are kept.\n"
             f"  page and API  {self._address}\n"
             f"  inbox         {config.inbox}\n"
             f"  pictures      {config.outputs}\n"
-            f"  model         {name}\n"
-            f"Stop it with Ctrl-C; waiting jobs are kept.",
+            f"  model         {name}",
         )
         return True
+
+    def _ready(self) -> bool:
+        """Whether pictures can be made, said as it changes: that the model loads, why it cannot, ready."""
+        from watcher import live
+
+        pulse = live.read_pulse(self._desk.config.state)
+        reason = next(live.unready(pulse), None)
+        code = reason.code if reason else live.READY
+        if code != self._told and pulse["alive"]:
+            self._told = code
+            words = "Loading the model …" if code == "model_loading" else f"NOT READY: {reason}"
+            self._desk.talk(words if reason else "Ready: drop a file, or open the page.")
+        return reason is None
 
     def _end(self) -> None:
         alive = [child.process for child in self._children if child.process]
@@ -232,15 +249,6 @@ def _free_port(host: str, port: int) -> int:
             f"Cannot listen on {host}, port {port}: {error.strerror or error}.",
             remedy="Choose another: --port 0 takes a free one.",
         ) from None
-
-
-def _listens(address: str) -> bool:
-    host, _, port = address.removeprefix("http://").rstrip("/").rpartition(":")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=1):
-            return True
-    except OSError:
-        return False
 
 
 def _for_url(host: str) -> str:

@@ -3,13 +3,16 @@
 import datetime
 import shutil
 import sys
+from collections.abc import Sequence
 from typing import Any
 
-from watcher.commands.desk import fitted_line
+from watcher.commands.desk import Desk, fitted_line
 from watcher.config import Config
 from watcher.describe import describe_batch, describe_job, nonzero_counts, zoned_time
 from watcher.jobs import Batch, Job, JobState
+from watcher.log import now_us
 from watcher.modelnames import lora_words
+from watcher.pace import span_words
 
 _WIDE = 500  #: characters of a line that goes into a pipe
 
@@ -19,6 +22,14 @@ def local_clock(moment: int | None) -> str:
     if moment is None:
         return ""
     return datetime.datetime.fromtimestamp(moment / 1e6).strftime("%d %b %H:%M")
+
+
+def ago(moment: int, now: int) -> str:
+    """A moment of the last day as `5 min ago`, an older one as :func:`local_clock` has it."""
+    seconds = (now - moment) // 1_000_000
+    if seconds < 60:
+        return "just now"
+    return f"{span_words(seconds)} ago" if seconds < 86_400 else local_clock(moment)
 
 
 #: What of a job is told only where there is something to tell.
@@ -60,7 +71,7 @@ def where(job: Job, pulse: dict[str, Any]) -> str:
     """How a job stands, in a few words."""
     if job.state is JobState.GENERATING and (at := progress(job, pulse)):
         stopping = ", stopping" if job.cancel_requested else ""
-        return f"step {at['step']} of {at['steps']}{stopping}"
+        return percent_words(at) + stopping
     if job.state is JobState.QUEUED and job.held:
         return f"held: {job.held}"
     if job.state is JobState.FAILED:
@@ -68,12 +79,39 @@ def where(job: Job, pulse: dict[str, Any]) -> str:
     return ""
 
 
-def job_row(job: Job, pulse: dict[str, Any]) -> str:
-    """One line of a list, no wider than the terminal (if it is one)."""
-    state = str(job.state) + (f" ({note})" if (note := where(job, pulse)) else "")
-    head = f"{job.id[:8]}  {state:<12}  {local_clock(job.created_at):<12}  {job.image_name:<16}  "
-    width = shutil.get_terminal_size().columns if sys.stdout.isatty() else _WIDE
-    return head + fitted_line(job.request.prompt, max(20, width - len(head)))
+def percent_words(at: dict[str, Any]) -> str:
+    """`44 %`: how far a picture is. Steps are not named: a model may need fewer than were asked."""
+    return f"{100 * int(at['step']) // max(1, int(at['steps']))} %"
+
+
+def job_rows(desk: Desk, jobs: Sequence[Job], pulse: dict[str, Any], *, headed: bool) -> list[str]:
+    """A line for each, in columns, no wider than the terminal (if it is one, below a header)."""
+    now, terminal = now_us(), sys.stdout.isatty()
+    states = [str(job.state) + (f" ({n})" if (n := where(job, pulse)) else "") for job in jobs]
+    width = max(12, *map(len, states))
+    named = max(16, *(min(30, len(job.image_name)) for job in jobs))
+    whole = shutil.get_terminal_size().columns if terminal else _WIDE
+    room = max(20, whole - width - named - 28)
+    rows = [
+        f"{job.id[:8]}  {desk.tint(state.ljust(width), job.state)}"
+        f"  {ago(job.created_at, now) if terminal else local_clock(job.created_at):<12}"
+        f"  {fitted_line(job.image_name, 30):<{named}}  {fitted_line(job.request.prompt, room)}"
+        for job, state in zip(jobs, states, strict=True)
+    ]
+    if terminal and headed:
+        head = f"{'ID':<8}  {'STATE':<{width}}  {'SENT':<12}  {'PICTURE':<{named}}  PROMPT"
+        rows.insert(0, desk.tint(head, "head"))
+    return rows
+
+
+def result_line(desk: Desk, job: Job, pulse: dict[str, Any]) -> str:
+    """What became of a job, for whoever looks on: its state, its prompt, its picture or why not."""
+    words = desk.tint(f"{job.state:<10}", job.state) + f"  {fitted_line(job.request.prompt, 60)}"
+    if job.state is JobState.COMPLETED:
+        return f"{words}  {desk.config.outputs / job.path}"
+    if job.state is JobState.FAILED:
+        return f"{words}  {job.error_code}: {fitted_line(job.error_message or '', 300)}"
+    return f"{words}  ({note})" if (note := where(job, pulse)) else words
 
 
 def job_lines(job: Job, config: Config, pulse: dict[str, Any]) -> str:
@@ -100,7 +138,7 @@ def job_lines(job: Job, config: Config, pulse: dict[str, Any]) -> str:
         ("picture", _picture_path(job, config)),
         *(("warning", fitted_line(warning, 300)) for warning in job.warnings),
     ]
-    return _aligned(facts)
+    return aligned(facts)
 
 
 def batch_lines(batch: Batch, counts: dict[JobState, int]) -> str:
@@ -116,10 +154,11 @@ def batch_lines(batch: Batch, counts: dict[JobState, int]) -> str:
         *(("warning", fitted_line(warning, 300)) for warning in batch.warnings),
         ("each", f"steady list --batch {batch.ticket}"),
     ]
-    return _aligned(facts)
+    return aligned(facts)
 
 
-def _aligned(facts: list[tuple[str, Any]]) -> str:
+def aligned(facts: Sequence[tuple[str, Any]]) -> str:
+    """A line for each fact that is not None: its name, then what there is to say."""
     return "\n".join(f"{name:<9} {value}" for name, value in facts if value is not None)
 
 

@@ -117,7 +117,7 @@ def submit(
     ]
     if wait:
         return until_done(desk, tickets, since, deadline)
-    desk.tell_if_alone()
+    desk.tell_if_unready()
     return 0
 
 

@@ -5,13 +5,15 @@ with ``--json`` one object. Ctrl-C ends the looking, never the job.
 """
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from watcher.commands.bar import Bar
-from watcher.commands.desk import Desk, command, fitted_line
+from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
 
 if TYPE_CHECKING:
@@ -54,7 +56,7 @@ def wait(desk: Desk, tickets: Sequence[str], since: int, deadline: float | None)
     :func:`deadline_of`. Returns 0, or 1 when a job failed or was cancelled, 2 when a file was
     refused. Raises SteadyError ``timeout``.
     """
-    screen = Screen(desk)
+    screen = Screen(desk, ends=True)
     with screen:
         while not desk.has_record():
             screen.progress(1, 1)
@@ -71,6 +73,7 @@ def wait(desk: Desk, tickets: Sequence[str], since: int, deadline: float | None)
                             waiting.discard(ticket)
                             code = max(code, ended)
                 if not waiting:
+                    screen.sum_up()
                     return code
                 done, total = _done_of(store, tickets)
                 screen.progress(total - done, total)
@@ -131,10 +134,16 @@ def _rest(deadline: float | None) -> None:
 class Screen:
     """Where changes and the bar are shown; as a context manager it leaves a clean line."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, *, ends: bool = False) -> None:
+        """``ends``: for people only how jobs end is shown, and :meth:`sum_up` counts them."""
         self._desk = desk
+        self._ends = ends
+        self._ended: Counter[str] = Counter()
+        self._folders: set[Path] = set()
+        self._began = time.monotonic()
         self._bar = Bar(desk)
-        self._lonely_since: float | None = time.monotonic()
+        self._code = self._told = ""  #: how the service stands, and what was said of it
+        self._since = time.monotonic()
 
     def __enter__(self) -> "Screen":
         return self
@@ -144,7 +153,7 @@ class Screen:
 
     def show(self, jobs: "Iterable[Job]") -> None:
         """One line (or object) for each change."""
-        from watcher.commands.show import job_json, where
+        from watcher.commands.show import job_json, result_line
 
         pulse: dict[str, Any] | None = None
         for job in jobs:
@@ -152,15 +161,25 @@ class Screen:
             if self._desk.as_json:
                 self._desk.answer(job_json(job, self._desk.config, pulse), "")
                 continue
-            words = f"{job.id[:8]} {job.state}"
             if job.state == "completed":
-                words += f"  {self._desk.config.outputs / job.path}"
-            elif job.state == "failed":
-                words += f"  {job.error_code}: {fitted_line(job.error_message or '', 300)}"
-            elif job.held:
-                words += f"  ({where(job, pulse)})"
-            self._bar.wipe()
-            self._desk.talk(words)
+                self._folders.add((self._desk.config.outputs / job.path).parent)
+            self._ended[job.state] += job.state.ended
+            if job.state.ended or job.held or not self._ends:
+                self._bar.wipe()
+                self._desk.talk(result_line(self._desk, job, pulse))
+
+    def sum_up(self) -> None:
+        """What all of it came to: `6 pictures in 9 s -> /srv/outputs/20261126; 1 failed`."""
+        from watcher.pace import span_words
+
+        made = self._ended["completed"]
+        words = f"{made} picture{'s' * (made != 1)} in {span_words(time.monotonic() - self._began)}"
+        words += "".join(f" -> {folder}" for folder in sorted(self._folders)[:3])
+        for state in ("failed", "cancelled"):
+            if number := self._ended[state]:
+                words += f"; {number} {state}"
+        self._bar.wipe()
+        self._desk.talk(words)
 
     def complain(self, error: SteadyError) -> None:
         """An error of one of the files waited for."""
@@ -169,8 +188,10 @@ class Screen:
 
     def progress(self, left: int, total: int | None = None) -> dict[str, Any]:
         """Draw how far it is (on a terminal); returns the watcher's pulse."""
+        from watcher.commands.show import percent_words
+
         pulse = self._desk.pulse()
-        self._mind_watcher(pulse)
+        self._mind_service(pulse)
         if not self._bar.shown:
             return pulse
         running = pulse.get("running", []) if pulse["alive"] else []
@@ -178,7 +199,7 @@ class Screen:
         words = [f"{left} to go"] if total != 1 else []
         if running:
             first = running[0]
-            words.append(f"step {first['step']} of {first['steps']}" + _time_left(first, pulse))
+            words.append(percent_words(first) + _time_left(first, pulse))
         elif pulse["alive"]:
             words.append(_why_not(pulse))
         if total:
@@ -188,13 +209,25 @@ class Screen:
         self._bar.draw(share, " · ".join(w for w in words if w))
         return pulse
 
-    def _mind_watcher(self, pulse: dict[str, Any]) -> None:
-        if pulse["alive"]:
-            self._lonely_since = None
-        elif self._lonely_since and time.monotonic() - self._lonely_since > _LONELY_SECONDS:
-            self._lonely_since = None
-            self._bar.wipe()
-            self._desk.tell_if_alone()
+    def _mind_service(self, pulse: dict[str, Any]) -> None:
+        """Say once, as it comes, why nothing is made: no watcher, no model, a model that loads."""
+        from watcher import live
+
+        reason = next(live.unready(pulse), None)
+        code = reason.code if reason else str(pulse.get("state"))
+        if code != self._code:
+            self._code, self._since = code, time.monotonic()
+        away = code == "watcher_down" and time.monotonic() - self._since < _LONELY_SECONDS
+        if code in (self._told, "running", "stopping") or away:
+            return
+        self._told = code
+        self._bar.wipe()
+        if code == "model_loading":
+            self._desk.talk("Loading the model …")
+        elif code == "paused":
+            self._desk.talk("The queue is paused; go on: steady resume")
+        else:
+            self._desk.tell_if_unready()
 
 
 def _time_left(running: dict[str, Any], pulse: dict[str, Any]) -> str:
@@ -208,8 +241,9 @@ def _time_left(running: dict[str, Any], pulse: dict[str, Any]) -> str:
 
 def _why_not(pulse: dict[str, Any]) -> str:
     """Why nothing runs just now."""
-    if pulse.get("trouble"):
-        return str(pulse["trouble"][0].get("message", ""))
+    from watcher import live
+
     if pulse.get("state") == "paused":
         return "paused; go on: steady resume"
-    return "waiting"
+    stands = live.standing(pulse)
+    return "begins in a moment" if stands == live.READY else stands

@@ -139,6 +139,7 @@ class Seat:
             "trouble": self.trouble,
             "model": self.spec.name,
             "load_seconds": self.load_seconds,
+            "loading_seconds": round(now - child.born, 1) if child and state == "loading" else None,
             "ailing": {name: ailment.trouble for name, ailment in self.ailing.items()},
         }
 

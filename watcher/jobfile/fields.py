@@ -38,7 +38,7 @@ from watcher.jobfile.strictjson import Number
 from watcher.jobfile.wording import control_character, translated, wrong
 from watcher.jobs import MAX_PROMPT, MAX_SEED, Card, JobRequest, Limits, derived_seed
 from watcher.modelnames import lora_words
-from watcher.models.tokens import cut_of
+from watcher.models.tokens import cut_of, unknown_words
 from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, REFINE
 
 _FIELDS = frozenset(JobRequest.model_fields)
@@ -251,7 +251,8 @@ class Checker:
     def warnings(self, request: JobRequest) -> tuple[str, ...]:
         """What is asked for and has no effect on the job's model, or is not read by it."""
         card = self.limits.card(dict(request))
-        found = [cut] if (cut := cut_of(card.folder, request.prompt)) else []
+        said = (look(card.folder, request.prompt) for look in (cut_of, unknown_words))
+        found = [words for words in said if words]
         if request.model is not None and card.absent is not None:
             found.append(f"The model `{card.name}` is NOT READY, so the job waits. {card.absent}")
         if request.guidance_scale and not card.takes("guidance"):

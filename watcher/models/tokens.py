@@ -1,4 +1,4 @@
-"""How much of a prompt the text encoder reads: counted with the model's tokenizer, without torch.
+"""What of a prompt a model reads: how many tokens, without torch, and of a small model which words.
 
 The tokenizer is read once in a process, and only when a prompt comes that is long enough to
 matter. Where it cannot be read nothing is said: the worker counts again. Keeps nothing on disk.
@@ -6,14 +6,19 @@ matter. Where it cannot be read nothing is said: the worker counts again. Keeps 
 
 import functools
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+
+from watcher.models.catalogue import PROFILE
 
 MAX_TOKENS = 512  #: of a prompt with what its template puts around it; the rest is cut off
 #: No prompt of so few bytes is cut: a token is at least one, and a template is short.
 _SURE = 400
 _SHOWN = 60  #: characters of what is not read
+_NAMED = 5  #: words that a model does not know are named
+_WORD = re.compile(r"[^\W\d_]{3,}")  #: shorter ones are articles and the like
 _HERE = "\ue000"  #: stands for the prompt: no letter, so a template leaves it as it is
 
 
@@ -29,6 +34,34 @@ def cut_of(folder: Path | None, prompt: str) -> str | None:
     except Exception:  # a template or a tokenizer may fail in any way, and then nothing is known
         return None
     return cut_by(lambda text: tokenizer.encode(text).offsets, template, prompt)
+
+
+def unknown_words(folder: Path | None, prompt: str) -> str | None:
+    """A warning that names the words of ``prompt`` a model of a small vocabulary does not know.
+
+    None where all are known, and for a model whose profile lists no ``words``: it knows them all.
+    """
+    known = _words(folder) if folder else None
+    if not known:
+        return None
+    asked = dict.fromkeys(word.lower() for word in _WORD.findall(prompt))
+    strange = [word[:30] for word in asked if word not in known]
+    if not strange:
+        return None
+    more = f" and {len(strange) - _NAMED} more" if len(strange) > _NAMED else ""
+    named = ", ".join(f"`{word}`" for word in strange[:_NAMED])
+    return (
+        f"This small model does not know {named}{more}, so expect something else. It draws plain"
+        " shapes, houses, trees, boats, cats and some twenty other things, and landscapes."
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _words(folder: Path) -> frozenset[str]:
+    try:
+        return frozenset(json.loads((folder / PROFILE).read_bytes()).get("words", "").split())
+    except (OSError, ValueError, AttributeError):  # a damaged profile is told of elsewhere
+        return frozenset()
 
 
 def cut_by(

@@ -1,0 +1,71 @@
+"""What needs a person: failed jobs by their reason, refused files, trouble around the service.
+
+What somebody dismissed on the page is not told again, until it happens again. Reads only.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from watcher.errors import ERRORS, SteadyError
+from watcher.jobs import Batch, Job, JobState
+from watcher.live import pulse_troubles
+from watcher.store import JobFilter
+
+if TYPE_CHECKING:
+    from watcher.store import JobStore
+
+DISMISSED = "dismissed"  #: the record's setting: revs of jobs, tickets of refused files
+MOST_FILES = 20  #: refused files looked at
+_MOST_FAILED = 60  #: failed jobs looked at
+
+
+@dataclass(frozen=True)
+class FailureGroup:
+    """Failed jobs that share one reason."""
+
+    code: str
+    what: str
+    do: str
+    jobs: tuple[Job, ...]
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a person should look at. ``more``: there are further failed jobs."""
+
+    failed: tuple[Job, ...]
+    more: bool
+    refused: tuple[Batch, ...]
+    troubles: tuple[SteadyError, ...]
+    notices: tuple[str, ...]
+
+    @property
+    def reasons(self) -> list[FailureGroup]:
+        """The failed jobs by what went wrong, the latest first."""
+        groups: dict[str, list[Job]] = {}
+        for job in self.failed:
+            groups.setdefault(job.error_code or "internal", []).append(job)
+        return [reason_of(code, jobs) for code, jobs in groups.items()]
+
+
+def reason_of(code: str, jobs: list[Job]) -> FailureGroup:
+    """In the registry's words; a job's own words stay with it."""
+    kind = ERRORS[code if code in ERRORS else "internal"]
+    return FailureGroup(code, kind.what, kind.do, tuple(jobs))
+
+
+def needs_of(store: "JobStore", pulse: dict[str, Any]) -> Needs:
+    """Everything not yet dismissed; ``pulse``: the watcher's."""
+    seen = store.get(DISMISSED) or {}
+    jobs = store.jobs(JobFilter(state=JobState.FAILED), limit=_MOST_FAILED + 1)
+    single, mark = seen.get("jobs", {}), int(seen.get("rev", 0))
+    failed = [j for j in jobs if j.rev > max(mark, int(single.get(j.id, 0)))]
+    gone = set(seen.get("batches", ()))
+    refused = [b for b in store.refused(MOST_FILES) if b.ticket not in gone]
+    return Needs(
+        failed=tuple(failed[:_MOST_FAILED]),
+        more=len(failed) > _MOST_FAILED,
+        refused=tuple(refused),
+        troubles=tuple(pulse_troubles(pulse)),
+        notices=tuple(str(n) for n in (pulse.get("inbox") or {}).get("notices", ())),
+    )
