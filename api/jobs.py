@@ -32,24 +32,29 @@ _BODY = {
             "application/json": {
                 "schema": {"$ref": "#/components/schemas/Jobs"},
                 "examples": {
-                    "one": {"value": {"prompt": "a red fox in the snow"}},
-                    "many": {"value": [{"prompt": "a red fox"}, {"prompt": "an owl", "seed": 7}]},
+                    "one": {"value": {"prompt": "a red balloon over snowy mountains"}},
+                    "many": {
+                        "value": [
+                            {"prompt": "a black cat"},
+                            {"prompt": "a lighthouse at night", "seed": 7},
+                        ]
+                    },
                     "batch": {
                         "value": {
                             "defaults": {"num_inference_steps": 9},
-                            "matrix": {"animal": ["fox", "owl"], "style": ["ink", "oil"]},
-                            "jobs": ["a {style} painting of a {animal}"],
+                            "matrix": {"animal": ["cat", "dog"], "ground": ["yellow", "blue"]},
+                            "jobs": ["a black {animal} on a {ground} background"],
                         }
                     },
                 },
             },
             "application/yaml": {
                 "schema": {"description": "what application/json says, written as YAML"},
-                "example": {"prompt": "a red fox in the snow"},
+                "example": {"prompt": "a red balloon over snowy mountains"},
             },
             "text/plain": {
                 "schema": {"type": "string", "pattern": "^[A-Za-z][A-Za-z ,]{0,200}$"},
-                "example": "a red fox\nan owl at night\n",
+                "example": "a black cat\na lighthouse at night\n",
             },
         },
     }

@@ -4,8 +4,8 @@ set -eu
 cd "$(dirname "$0")"
 
 # a picture, and a list of prompts from another program
-steady submit "a red fox in the snow" --seed 7
-printf 'an owl\na hare\n' | steady submit -
+steady submit "a red balloon over snowy mountains" --seed 7
+printf 'a black cat on a yellow background\na palm tree on a beach at sunset\n' | steady submit -
 # the same table every evening: only what is missing or changed
 steady submit --key prompts --resume prompts.csv
 # smaller, and only shown
@@ -14,7 +14,7 @@ steady submit --set width=512 --set height=512 --dry-run list.yaml
 steady watch --once -q
 steady list --state failed --json
 # one picture four times with other seeds
-picture=$(steady list --text "red fox" --json | python3 -c 'import json, sys; print(json.loads(sys.stdin.readline())["path"])')
+picture=$(steady list --text "red balloon" --json | python3 -c 'import json, sys; print(json.loads(sys.stdin.readline())["path"])')
 steady submit "$picture" --count 4
 # tidy up
 steady prune --older-than 30d

@@ -344,7 +344,7 @@ def test_status_says_what_needs_a_person(make_root: Make) -> None:
     assert "fox raise" in steady(root, "status", ids[0]).stdout
     submit(root, "sleep=60 fox", "--count", "4")
     root.watch()
-    root.wait_for("generating", 1)
+    until(lambda: "generating" in root.states(), 60)
     seen = until(lambda: "left " in (told := steady(root, "status").stdout) and told, 30)
     assert "notes.docx" in seen and re.search(r"all done in about [\d.]+ ", seen)
     told = objects(steady(root, "status", "--json"))[0]

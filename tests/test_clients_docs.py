@@ -42,7 +42,7 @@ def test_each_program_runs_as_it_is_written(here: House, number: int, tmp_path: 
         cwd=tmp_path, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    told = ["96x64 [7, 8] []", "fox-2 http://127.0.0.1:", "Steps: 8, Sampler: Euler"][number]
+    told = ["256x192 [7, 8] []", "balloon-2 http://127.0.0.1:", "Steps: 8, Sampler: Euler"][number]
     assert told in done.stdout, done.stdout
 
 

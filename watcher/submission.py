@@ -23,6 +23,7 @@ from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
 from watcher.inbox import drop_file
 from watcher.inputs import Finder, Inputs
+from watcher.jobfile.naming import slug
 from watcher.jobfile.planner import PlannedJob, Template
 from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.rows import RowIterator
@@ -37,6 +38,13 @@ _TOLD = 100  #: problems of refused rows and warnings that are
 #: A data URI; JSON may put a backslash before each slash.
 _WRITTEN_IN = re.compile(rb"data:image\\?/[\w.+-]{2,20};base64,([A-Za-z0-9+/\\]{16,}={0,2})")
 _NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
+
+
+def _named_after(data: bytes, suffix: str) -> str:
+    """What a body that came without a name is called: its first prompt's beginning, if that is plain."""
+    first = rb"\A([^\r\n]{1,40})" if suffix == ".txt" else rb'"prompt"\s*:\s*"([^"\\]{1,40})'
+    found = re.search(first, data) if suffix == ".txt" or suffix not in LINE_SUFFIXES else None
+    return (slug(found[1].decode("utf-8", "ignore")) if found else "") or "prompts"
 
 
 @dataclass(frozen=True)
@@ -80,7 +88,8 @@ class Body:
             words = f"{filename or 'The file'}: files of this kind are not read."
             raise SteadyError("unsupported_suffix", words, remedy=remedy_for(filename))
         stem = os.path.splitext(filename)[0] or filename
-        return cls(data, own if own in FORMS else suffix, stem or "prompts")
+        form = own if own in FORMS else suffix
+        return cls(data, form, stem or _named_after(data, form))
 
     @property
     def table(self) -> bool:

@@ -278,9 +278,15 @@ def _with_tickets(sheets: Sequence[Submission], key: str | None) -> list[tuple[S
 
 
 def _send(desk: Desk, sheet: Submission, ticket: str, *, known: bool, resume: bool = False) -> str:
+    from watcher.jobfile.naming import slug
     from watcher.jobs import job_id_of
 
     name = sheet.name if sheet.name and sheet.name != "-" else ""
+    if (
+        sheet.name is None and sheet.jobs > 1
+    ):  # the pictures are called by their prompt and a number
+        stem = slug(sheet.requests[0].prompt[:40])
+        name = stem and stem + sheet.body.suffix
     keyed = sheet.plan.key is not None or uuid.UUID(ticket).version == 5
     resume = resume and keyed
     repeat = keyed and not resume and _is_repeat(desk, sheet, ticket)
