@@ -152,9 +152,10 @@ def unready(pulse: Mapping[str, Any]) -> Iterator[SteadyError]:
     if not pulse["alive"]:
         yield SteadyError("watcher_down")
         return
-    yield from map(SteadyError.told, pulse.get("trouble", ()))
+    troubles = pulse.get("trouble", ())
+    yield from map(SteadyError.told, troubles)
     workers = pulse.get("workers", ())
-    if not any(worker.get("state") in _WORKING for worker in workers):
+    if not troubles and not any(worker.get("state") in _WORKING for worker in workers):
         so_far = max((worker.get("loading_seconds") or 0 for worker in workers), default=0)
         before = max((worker.get("load_seconds") or 0 for worker in workers), default=0)
         words = f", {before:.0f} s the last time" if before else ""

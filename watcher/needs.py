@@ -36,6 +36,7 @@ class Needs:
     failed: tuple[Job, ...]
     more: bool
     refused: tuple[Batch, ...]
+    lacking: tuple[Batch, ...]  #: tables of which rows came back
     troubles: tuple[SteadyError, ...]
     notices: tuple[str, ...]
 
@@ -61,11 +62,12 @@ def needs_of(store: "JobStore", pulse: dict[str, Any]) -> Needs:
     single, mark = seen.get("jobs", {}), int(seen.get("rev", 0))
     failed = [j for j in jobs if j.rev > max(mark, int(single.get(j.id, 0)))]
     gone = set(seen.get("batches", ()))
-    refused = [b for b in store.refused(MOST_FILES) if b.ticket not in gone]
+    files = [b for b in store.refused(MOST_FILES) if b.ticket not in gone]
     return Needs(
         failed=tuple(failed[:_MOST_FAILED]),
         more=len(failed) > _MOST_FAILED,
-        refused=tuple(refused),
+        refused=tuple(batch for batch in files if batch.error),
+        lacking=tuple(batch for batch in files if not batch.error),
         troubles=tuple(pulse_troubles(pulse)),
         notices=tuple(str(n) for n in (pulse.get("inbox") or {}).get("notices", ())),
     )

@@ -208,9 +208,11 @@ def _needs_lines(needs: "Needs") -> list[tuple[str, str]]:
     """What a person should look at, each with what to do about it."""
     lines = [("  trouble", f"{error}") for error in needs.troubles if error.code != "watcher_down"]
     for batch in needs.refused:
-        rows = f"{batch.refused_rows} rows: " if batch.refused_rows else ""
-        why = (batch.error or {}).get("message") or "they lie in a .refused.csv beside the file"
-        lines.append(("  refused", f"{fitted_line(batch.name, 60)}: {rows}{fitted_line(why, 200)}"))
+        why = fitted_line((batch.error or {}).get("message", ""), 200)
+        lines.append(("  refused", f"{fitted_line(batch.name, 60)}: {why} See inbox/refused."))
+    for batch in needs.lacking:
+        rows = f"{batch.refused_rows} row{'s' * (batch.refused_rows != 1)} cannot be used"
+        lines.append(("  refused", f"{fitted_line(batch.name, 60)}: {rows}; see its .refused.csv."))
     for group in needs.reasons:
         number = f"{len(group.jobs)}{'+' if needs.more else ''}"
         show = f"steady status {group.jobs[0].id[:8]}"

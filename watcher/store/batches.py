@@ -233,9 +233,9 @@ class Batches(Database):
         )
 
     def refused(self, limit: int = 20) -> list[Batch]:
-        """The newest batches that were refused, of the latest 10,000 batches."""
+        """The newest batches that were refused, whole or some of their rows, of the latest 10,000."""
         return self._batches(
-            "WHERE error IS NOT NULL AND seq > (SELECT COALESCE(max(seq), 0) FROM batches) - 10000"
+            "WHERE (error IS NOT NULL OR refused_rows > 0) AND seq > (SELECT COALESCE(max(seq), 0) FROM batches) - 10000"
             " ORDER BY seq DESC LIMIT :limit",
             limit=limit,
         )
