@@ -97,6 +97,15 @@ class Desk:
         finally:
             store.close()
 
+    @contextlib.contextmanager
+    def record_if_any(self) -> Iterator["JobStore | None"]:
+        """The same; None where no watcher has ever run."""
+        if not self.has_record():
+            yield None
+            return
+        with self.record() as store:
+            yield store
+
     def pulse(self) -> dict[str, Any]:
         """How the watcher is, wherever it runs; what it said last, with ``alive``."""
         from watcher import live

@@ -52,11 +52,8 @@ def list_models(desk: Desk) -> None:
     """List the models we know and the one in use."""
     from watcher.models import weights
 
-    if desk.has_record():
-        with desk.record() as store:
-            models = weights.listed(desk.config, store)
-    else:
-        models = weights.listed(desk.config)
+    with desk.record_if_any() as store:
+        models = weights.listed(desk.config, store)
     for one in models:
         where = str(one.folder or f"{one.engine}: {one.source}")
         if one.folder is None and one.engine in ("zimage", "diffusers"):
@@ -83,11 +80,8 @@ def list_loras(desk: Desk) -> None:
     from watcher.models import limits_known
     from watcher.models.loras import listed_loras
 
-    if desk.has_record():
-        with desk.record() as store:
-            limits = limits_known(desk.config, store)
-    else:
-        limits = limits_known(desk.config, None)
+    with desk.record_if_any() as store:
+        limits = limits_known(desk.config, store)
     for one in listed_loras(desk.config, [limits.usual, *limits.others.values()]):
         fits = "for " + ", ".join(one["models"]) if one["models"] else "for no model here"
         words = "  words: " + ", ".join(one["trigger_words"]) if one["trigger_words"] else ""

@@ -129,7 +129,7 @@ def _body_reader(
     from watcher.inputs import Inputs
     from watcher.submission import Reader
 
-    with desk.record() if desk.has_record() else contextlib.nullcontext() as store:
+    with desk.record_if_any() as store:
         yield Reader(limits, desk.root, Inputs(desk.config, store), keyed, preset)
 
 
@@ -319,10 +319,8 @@ def _is_repeat(desk: Desk, sheet: Submission, ticket: str) -> bool:
             if waiting.read_bytes() != sheet.body.data:
                 raise SteadyError("key_conflict")
             return True
-    if not desk.has_record():
-        return False
-    with desk.record() as store:
-        known = store.batch(ticket)
+    with desk.record_if_any() as store:
+        known = store.batch(ticket) if store else None
     if known is None:
         return False
     if known.digest not in (None, sheet.body.digest):
@@ -374,14 +372,11 @@ def _from_record(desk: Desk) -> "tuple[Limits, bool]":
     """
     from watcher import models
 
-    if not desk.has_record():
-        return models.limits_known(desk.config, None), False
-    with desk.record() as store:
-        return models.limits_known(desk.config, store), any(store.counts().values())
+    with desk.record_if_any() as store:
+        known = store is not None and any(store.counts().values())
+        return models.limits_known(desk.config, store), known
 
 
 def _last_rev(desk: Desk) -> int:
-    if not desk.has_record():
-        return 0
-    with desk.record() as store:
-        return store.last_rev()
+    with desk.record_if_any() as store:
+        return store.last_rev() if store else 0
