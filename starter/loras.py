@@ -44,9 +44,9 @@ TOKENS = 32  #: of a caption
 FORWARDS = 8  #: of the model for one of its own pictures
 #: (width, height): how many pairs are drawn, and how many make a batch.
 MIX: dict[tuple[int, int], tuple[int, int]] = {
-    (128, 128): (144, 12),
-    (256, 256): (200, 4),
-    (64, 64): (48, 24),
+    (128, 128): (72, 12),
+    (256, 256): (140, 4),
+    (64, 64): (24, 24),
     (192, 128): (24, 8),
     (128, 192): (24, 8),
 }
@@ -208,14 +208,19 @@ def train(style: str, target: Path, *, seconds: float, peak: float) -> None:
         known = {n.removeprefix("transformer."): t.float() for n, t in load_file(target).items()}
         set_peft_model_state_dict(model, known, adapter_name="default")
     learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
+    # The second halves begin at zero and have the longer way to go.
+    halves = [
+        {"params": [p for n, p in model.named_parameters() if half in n], "share": share}
+        for half, share in (("lora_A", 1.0), ("lora_B", 2.0))
+    ]
+    optimizer = torch.optim.AdamW(halves, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
     average = [p.detach().clone() for p in learned]
     start, mean, step, told = time.process_time(), 0.0, 0, 0.0
     while (spent := time.process_time() - start) < seconds:
         rate = min(1.0, (step + 1) / 30) * (0.02 + 0.98 * math.cos(math.pi / 2 * spent / seconds))
         for group in optimizer.param_groups:
-            group["lr"] = peak * rate
-        size = rng.choices(list(MIX), [0.26, 0.56, 0.06, 0.06, 0.06])[0]
+            group["lr"] = peak * rate * group["share"]
+        size = rng.choices(list(MIX), [0.2, 0.65, 0.05, 0.05, 0.05])[0]
         pair = pairs[size]
         picks = torch.tensor(rng.sample(range(len(pair["noise"])), MIX[size][1]))
         noise, aim = pair["noise"][picks], pair["aim"][picks]
@@ -273,7 +278,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("style", choices=[*STYLES, "pairs"])
-    parser.add_argument("--minutes", type=float, default=40, help="processor time of the training")
+    parser.add_argument("--minutes", type=float, default=5.5, help="processor time of the training")
     parser.add_argument("--peak", type=float, default=2e-3, help="learning rate")
     parser.add_argument("--ship", action="store_true", help="put it into starter/loras/")
     arguments = parser.parse_args()

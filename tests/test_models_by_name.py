@@ -12,6 +12,7 @@ from conftest import until
 from doors import Bench
 from PIL import Image
 from roots import Root
+from torture import write_loras
 
 from watcher.config import Config
 from watcher.errors import SteadyError
@@ -331,6 +332,20 @@ def test_the_root_s_own_model_keeps_no_job_of_another_waiting(
     root.drop("other.json", of_models("well"))
     root.wait_for("queued", "completed")
     until(lambda: root.troubles() == {"out_of_memory"}, what="its jobs wait, and it is said")
+
+
+def test_what_an_engine_turns_out_not_to_take_fails_the_job_and_no_other(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    write_loras(root.folder)
+    root.drop("first.yaml", "- {prompt: a steps=1, lora: one}\n- {prompt: b steps=1}\n")
+    assert root.watch(once=True).wait(60) == 0  # nobody knew before it was loaded
+    failed, made = root.jobs()
+    assert (failed["state"], failed["error_code"], made["state"]) == (
+        "failed", "not_accepted", "completed",
+    )  # fmt: skip
+    assert "`lora`" in failed["error_message"]
 
 
 def test_what_a_model_does_not_take_is_refused_before_the_queue() -> None:

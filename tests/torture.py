@@ -171,17 +171,16 @@ MODELS = {"other": "other"}
 LORAS = ("", "one", "two", "one, two")
 
 
-def _loras(root: Root) -> None:
-    """Put the smallest files there are that are LoRAs, and let the engine take them."""
-    (root.folder / "loras").mkdir()
+def write_loras(root: Path) -> None:
+    """The smallest files there are that are LoRAs: ``one`` and ``two``."""
+    (root / "loras").mkdir()
     for name in LORAS[1:3]:
         tensor = {"dtype": "F32", "shape": [1, 1]}
         header = {f"layer.lora_{half}.weight": tensor | {"data_offsets": [at, at + 4]}
                   for half, at in (("A", 0), ("B", 4))}  # fmt: skip
         text = json.dumps(header).encode()
         data = len(text).to_bytes(8, "little") + text + name.encode().ljust(8)
-        (root.folder / "loras" / f"{name}.safetensors").write_bytes(data)
-    root.configure(engine_options={"log": str(root.log), "accepts": ["lora"]})
+        (root / "loras" / f"{name}.safetensors").write_bytes(data)
 
 
 def _feed(root: Root, dice: random.Random, number: int) -> int:
@@ -243,7 +242,8 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
     tally = Tally()
     begun = time.monotonic()
     root.preset("hot", "label: hot\n")
-    _loras(root)
+    write_loras(root.folder)
+    root.configure(engine_options={"log": str(root.log), "accepts": ["lora"]})
     observer = Observer(root)
     receiver = Receiver(lambda path: 503 if random.random() < 0.2 else 204)
     root.configure(webhooks=[{"url": receiver.url, "secret": SECRET}])

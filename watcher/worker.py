@@ -288,7 +288,7 @@ class _Progress:
             self._sender.post(order.says("preview", jpeg=jpeg))
 
 
-def _run(engine: Engine, device: str, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
+def _run(engine: Engine, info: EngineInfo, order: _Order, sender: _Sender, shelf: _Shelf) -> None:
     """One job from started to picture or failed. Does not return when the device is lost."""
 
     report = _Progress(order, sender)
@@ -302,8 +302,9 @@ def _run(engine: Engine, device: str, order: _Order, sender: _Sender, shelf: _Sh
     sender.settle()
     began = time.perf_counter()
     try:
+        _must_take(info, order.files)
         retouch = Retouch(
-            engine, report, forwards=order.forwards, upscaler=_upscaler(order.files, device)
+            engine, report, forwards=order.forwards, upscaler=_upscaler(order.files, info.device)
         )
         result = retouch.draw(_with_files(order.request, order.files))
         told = {"info": {**report.facts, **result.facts}, "timings": dict(result.timings)}
@@ -328,6 +329,14 @@ def _run(engine: Engine, device: str, order: _Order, sender: _Sender, shelf: _Sh
     else:
         told["timings"]["total"] = round(time.perf_counter() - began, 6)
         sender.post(order.says("picture", place=place, width=size[0], height=size[1], **told))
+
+
+def _must_take(info: EngineInfo, files: Mapping[str, Any]) -> None:
+    """Raises SteadyError ``not_accepted`` for what would change nothing without a word: a job may
+    be recorded before anybody knows what its model's engine takes."""
+    for file, feature in (("image", "image"), ("mask", "mask"), ("loras", "lora")):
+        if files.get(file) and feature not in info.accepts:
+            raise SteadyError("not_accepted", f"This model does not take `{feature}`.")
 
 
 def _upscaler(files: Mapping[str, Any], device: str) -> Upscaler | None:
@@ -377,8 +386,8 @@ def _leave(sender: _Sender, code: str, message: str) -> NoReturn:
     os._exit(EXIT_DEVICE)
 
 
-def _load(order: Mapping[str, Any], sender: _Sender) -> tuple[Engine, str]:
-    """The engine, loaded, and its device. Does not return when it cannot be."""
+def _load(order: Mapping[str, Any], sender: _Sender) -> tuple[Engine, EngineInfo]:
+    """The engine, loaded, and what it says of itself. Does not return when it cannot be."""
     code = "engine_failed"
     try:
         settings = EngineSettings(
@@ -391,7 +400,7 @@ def _load(order: Mapping[str, Any], sender: _Sender) -> tuple[Engine, str]:
         engine = _engine_class(order["engine"])(settings)
         info = engine.load()
         sender.post({"type": "ready", "info": _info_dict(info)})
-        return engine, info.device
+        return engine, info
     except ModelMissing as error:
         code, message = "model_missing", str(error)
     except DeviceLost as error:
@@ -485,12 +494,12 @@ def run_jobs(channel: socket.socket, shelf: _Shelf) -> NoReturn:
     sender.post({"type": "hello", "pid": os.getpid()})
     sender.start()
     reader.start()
-    engine, device = _load(reader.load_order(), sender)
+    engine, info = _load(reader.load_order(), sender)
     reader.loaded()
     gc.collect()
     gc.freeze()  # a model's objects live for ever: never walk them again between two jobs
     while (order := reader.next()) is not None:
-        _run(engine, device, order, sender, shelf)
+        _run(engine, info, order, sender, shelf)
         del order
     sender.settle(5.0)
     engine.close()

@@ -256,7 +256,7 @@ class Pages:
                 if name in ("encode", "denoise", "decode", "total") and seconds is not None
             ],
             attempts=job.facts.get("attempts") or [],
-            model_name=model_name(str(job.facts.get("model") or "")),
+            model_name=model_name(str(job.facts.get("model") or job.model or "")),
             versions=job.facts.get("versions") or {},
             waited=_seconds(job.created_at, job.started_at),
             took=_seconds(job.started_at, job.completed_at),
