@@ -27,7 +27,7 @@ for _name in [name for name in os.environ if name.startswith("STEADY_")]:
 
 
 #: Processor seconds that nothing linear needs on a busy machine, and a bomb exceeds at once.
-SECONDS = 10
+SECONDS = 30
 
 
 def until(predicate: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
