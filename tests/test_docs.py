@@ -23,7 +23,7 @@ import typer
 import yaml
 from roots import Root
 
-from watcher.cli import app
+from watcher.cli import app, import_commands
 from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
@@ -191,6 +191,7 @@ test_exists.__test__ = False  # type: ignore[attr-defined]
 
 @functools.cache
 def known() -> Any:
+    import_commands(())
     return typer.main.get_command(app)
 
 

@@ -222,3 +222,18 @@ def test_no_source_file_is_without_a_docstring() -> None:
         if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     ]
     assert bare == []
+
+
+def test_every_command_comes_from_the_module_that_the_command_line_names() -> None:
+    """A command is found whether its module alone is imported or all are."""
+    listed = "from watcher import cli\nfrom watcher.commands.desk import app\n"
+    listed += "told = {}\nfor module in cli.COMMANDS:\n"
+    listed += "    before = {g.name for g in app.registered_commands + app.registered_groups}\n"
+    listed += "    __import__(f'watcher.commands.{module}')\n"
+    listed += "    after = {g.name for g in app.registered_commands + app.registered_groups}\n"
+    listed += "    told[module] = after - before\n"
+    listed += "print(told == cli.COMMANDS, told)"
+    found = subprocess.run(
+        [sys.executable, "-c", listed], cwd=HOUSE, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.startswith("True"), found.stdout
