@@ -638,7 +638,7 @@ def test_a_storm_over_a_folder_of_pictures_and_a_hot_folder(tracing: Root) -> No
         watcher = tracing.watch(point=point, nth=dice.randint(1, 40 if point == "*" else 4))
         until(lambda w=watcher: w.poll() is not None or tracing.pulse().get("pid") == w.pid, 120)  # type: ignore[misc]
         try:
-            assert watcher.wait(dice.expovariate(1)) == -signal.SIGKILL, tracing.said.read_text()
+            assert watcher.wait(dice.expovariate(1.5)) == -signal.SIGKILL, tracing.said.read_text()
         except subprocess.TimeoutExpired:
             watcher.kill()
             watcher.wait()
