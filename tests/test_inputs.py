@@ -594,6 +594,7 @@ def test_a_worker_elsewhere_gets_each_picture_once_by_content(
     ]  # fmt: skip
 
 
+@pytest.mark.timeout(300)
 def test_the_examples_of_the_page_run_on_the_starter(make_root: Make) -> None:
     page = (Path(__file__).parent.parent / "docs" / "inputs.md").read_text(encoding="utf-8")
     texts = re.findall(r"this -->\n```yaml\n(.*?)```", page, re.DOTALL)

@@ -174,6 +174,21 @@ def test_one_dropped_on_the_form_is_started_from_and_taken_away(eyes: Eyes, hous
     assert "image" not in said and (said["width"], said["height"]) == (64, 64)
 
 
+def test_a_picture_is_seen_growing_in_its_card_and_large(eyes: Eyes, house: House):
+    house.post("/jobs", {"prompt": "it grows sleep=0.5 steps=30"})
+    page = eyes.open()
+    glance = page.locator(".run .glance")
+    expect(glance.locator("img")).to_be_visible(timeout=30_000)
+    glance.click()
+    large = page.locator("#box-img")
+    expect(large).to_be_visible()
+    seen(page, "() => document.querySelector('#box-img').naturalWidth > 0")
+    first = large.get_attribute("src")
+    expect(large).not_to_have_attribute("src", first or "", timeout=30_000)
+    page.locator("#box [data-close]").click()
+    page.locator(".run [data-cancel]").click()
+
+
 def test_what_is_no_picture_is_said(eyes: Eyes):
     eyes.expected.append("422")
     page = eyes.open()

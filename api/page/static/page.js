@@ -379,7 +379,8 @@ function show(card) {
   const link = card && $("[data-full]", card);
   if (!link) return;
   shown = card;
-  Object.assign($("#box-img"), { src: link.dataset.full, alt: $("img", link).alt });
+  const image = Object.assign($("#box-img"), { src: link.dataset.full, alt: $("img", link).alt });
+  image.dataset.preview = card.dataset.state === "generating" ? card.dataset.id : "";
   $("#box-words").textContent = $(".prompt", card).textContent;
   $("#box-open").href = link.href;
   if (!box.open) box.showModal();
@@ -410,7 +411,7 @@ document.addEventListener("click", (e) => {
   else if ("close" in dataset) on.closest("dialog").close();
   else if (dataset.full && !(e.ctrlKey || e.metaKey || e.shiftKey)) {
     e.preventDefault();
-    show(on.closest(".card"));
+    show(on.closest("[data-row]"));
   }
 });
 document.addEventListener("error", (e) => e.target.closest?.(".shot")?.classList.add("broken"), true);
