@@ -148,7 +148,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
     ) -> Response:
         """Submit one job, a list or a batch. The body is a job file: JSON, YAML, lines of JSON,
         a table, or plain text with one prompt a line. It is taken whole or, but for rows of a table, not at all. A picture
-        (PNG, WebP, JPEG) that carries its recipe is made again."""
+        (PNG, WebP, JPEG) that carries its recipe is made again; under a preset one is started from."""
         body = await read_file(request, filename)
         if preset is not None:
             body = await run_in_threadpool(submissions.under, body, preset)

@@ -475,6 +475,14 @@ def test_over_http_pictures_are_sent_first_or_written_in(tmp_path: Path) -> None
         escaped = json.dumps(body).replace("/", "\\/")
         head = {"content-type": "application/json"}
         assert bench.client.post("/jobs", content=escaped, headers=head).status_code == 202
+        (tmp_path / "presets").mkdir()
+        (tmp_path / "presets" / "ink.yaml").write_text("prompt: a wash of ink")
+        under = bench.client.post(
+            "/jobs?preset=ink&filename=cat.png&dry_run=true",
+            content=png(1), headers={"content-type": "image/png"},
+        )  # fmt: skip
+        assert under.status_code == 200 and "a wash of ink" in under.text, under.text
+        assert f"{sent['reference']} cat.png" in under.text
         body["mask"] = "data:image/png;base64," + base64.b64encode(b"no picture at all").decode()
         assert bench.client.post("/jobs", json=body).json()["code"] == "bad_picture"
 
