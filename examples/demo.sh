@@ -5,10 +5,12 @@ set -eu
 cd "$(dirname "$0")/.."
 export STEADY_MODEL=starter
 export STEADY_ROOT="$PWD/demo"
+begun=$(date +%s)
 
 steady -q init
+touch "$STEADY_ROOT/.begun"
 echo "Starting the service in demo/ ..."
-steady serve --port 0 2>"$STEADY_ROOT/serve.log" &
+steady serve --port 0 >"$STEADY_ROOT/serve.log" 2>&1 &
 service=$!
 show=
 stop() {
@@ -18,17 +20,16 @@ stop() {
 trap stop EXIT
 trap 'exit 130' INT TERM
 
-# A person would now copy a file into the folder that is watched. So do we.
-touch "$STEADY_ROOT/.begun"
+# A person would now copy a file into the folder that is watched. So do we. (It may be dropped
+# before, or while nothing runs.)
 cp examples/sunset.yaml "$STEADY_ROOT/inbox/sunset.yaml"
 echo "Dropped examples/sunset.yaml into demo/inbox/:"
 sed 's/^/    /' examples/sunset.yaml
 
-# Until the watcher answers. (The file may be dropped before, or while nothing runs.)
-seconds=0
-until steady -q status 2>/dev/null || [ "$seconds" -ge 60 ]; do
-    sleep 1
-    seconds=$((seconds + 1))
+# What happens, as it happens: that the model loads, how far the picture is.
+until [ -e "$STEADY_ROOT/steady.db" ]; do
+    kill -0 "$service" || { cat "$STEADY_ROOT/serve.log"; exit 1; }
+    sleep 0.2
 done
 steady follow &
 show=$!
@@ -51,10 +52,28 @@ wait "$show" 2>/dev/null || true
 show=
 
 picture=$(steady list -n 1 --json | python -c 'import json, sys; print(json.loads(sys.stdin.readline())["path"])')
+[ -s "$picture" ]
+
+# Shown in the terminal where it can, in a window where there is a screen, else by its path alone.
+if [ -t 1 ]; then
+    case "${TERM_PROGRAM:-}:${TERM:-}" in
+        iTerm.app:* | WezTerm:*) printf '\033]1337;File=inline=1:%s\a\n' "$(base64 <"$picture" | tr -d '\n')" ;;
+        *:xterm-kitty) kitten icat "$picture" || true ;;
+        *)
+            if [ "$(uname)" = Darwin ]; then
+                open "$picture" || true
+            elif [ -n "${WAYLAND_DISPLAY:-}${DISPLAY:-}" ] && command -v xdg-open >/dev/null; then
+                xdg-open "$picture" >/dev/null 2>&1 || true
+            fi
+            ;;
+    esac
+fi
 echo
-echo "The result file  $result"
+echo "1 picture in $(($(date +%s) - begun)) s, most of them to load the model:"
+echo "    $picture"
+echo "The file is done, and beside it lies what became of it:"
+echo "    $result"
 sed 's/^/    /' "$result"
 echo
-echo "The picture      $picture"
-[ -s "$picture" ]
-echo "Now stopping the service; everything it made stays in demo/."
+echo "That was a service in demo/, which stops now. One of your own:"
+echo "    . .venv/bin/activate && steady --root studio init && steady --root studio serve"

@@ -21,6 +21,7 @@ from api.images import open_inside
 from api.models import BatchView, JobPage, JobView, QueueView, Status
 from watcher.errors import SteadyError
 from watcher.jobs import ticket_of_key
+from watcher.submission import Body
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
 
@@ -70,6 +71,22 @@ def test_every_form_of_body_becomes_jobs(bench: Bench, media, text, count):
     if media.startswith("text/plain"):
         prompts = [j["prompt"] for j in bench.client.get("/jobs").json()["jobs"]]
         assert prompts == [line for line in reversed(text.split("\n")) if line]
+
+
+@pytest.mark.parametrize(
+    ("data", "suffix", "name"),
+    [
+        ('{"count": 12, "prompt": "A red fox, in the snow"}', ".json", "A-red-fox-in-the-snow"),
+        ('{"prompt": "say \\"hello\\" to me"}', ".json", "say"),
+        ("a red fox\nan owl\n", ".txt", "a-red-fox"),
+        ("prompt,seed\na red fox,1\nan owl,2\n", ".csv", "prompts"),
+        ('{"prompt": "???"}', ".json", "prompts"),
+        ("- ?\n", ".yaml", "prompts"),
+    ],
+)
+def test_what_comes_without_a_name_is_called_after_its_prompt(data: str, suffix: str, name: str):
+    assert Body.of(data.encode(), "", suffix).name == name
+    assert Body.of(data.encode(), f"mine{suffix}", suffix).name == "mine"
 
 
 def test_a_dry_run_tells_the_expansion_and_queues_nothing(bench: Bench):

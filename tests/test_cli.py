@@ -402,6 +402,7 @@ def test_a_mistake_is_answered_with_what_to_do_instead(make_root: Make, tmp_path
             "urgent",
         ): "one of interactive, normal, bulk. Given: 'urgent'.",
         ("submit", ""): "`prompt` is empty.",
+        ("prune", "--older-than", "3"): "write 3d",
         ("list", "--state", "done"): "completed (the picture is there)",
     }.items():
         done = steady(root, *words)
@@ -417,6 +418,7 @@ def test_a_mistake_is_answered_with_what_to_do_instead(make_root: Make, tmp_path
     assert done.returncode == 1 and "2 completed" in done.stderr
     shown = steady(root, "status", first["ticket"]).stdout
     assert "jobs      2: 2 completed" in shown and "prompt " not in shown
+    assert "file      fox.json" in shown and first["image_name"] == "fox_0001"
     named = steady(root, "status", first["image_name"]).stdout
     assert "prompt    fox" in named
     assert steady(root, "status", first["image_name"] + ".png").stdout == named
@@ -565,6 +567,8 @@ def test_serve_keeps_both_alive_and_stops_both(make_root: Make) -> None:
         until(lambda: healthy(url), 20)
         before = children(process)
         assert set(before) == {"watcher", "api"}
+        again = steady(root, "serve", "--port", "0")
+        assert again.returncode == 4 and url in again.stderr
         for pid in before.values():
             os.kill(pid, signal.SIGKILL)
         until(lambda: healthy(url), 20)

@@ -151,18 +151,18 @@ def _service_status(desk: Desk) -> int:
     notices = (said.get("inbox") or {}).get("notices", [])
     stands = live.standing(pulse)
     unready = stands.startswith("NOT READY")
-    asked = f"; go on: steady resume ({paused.get('reason') or 'paused by hand'})" if paused else ""
     words = [
-        ("watcher", desk.tint(stands, "bad") if alive and unready else state + asked),
-        (None if stands == live.READY or unready else "", stands),
+        ("watcher", desk.tint(stands, "bad") if alive and unready else state),
+        ("paused", paused and f"{paused.get('reason') or 'by hand'}; go on: steady resume"),
+        ("", None if stands == live.READY or unready else stands),
         ("page", live.page_address(desk.config.state)),
         ("model", (said.get("model") or {}).get("name")),
         ("jobs", counts_line(counts)),
         ("", _left_words(seconds)),
         *(("note", notice) for notice in said.get("notices", ())),
     ]
-    lines = [aligned([(name, value) for name, value in words if name is not None])]
-    if needs and (wanted := _needs_lines(needs)):
+    lines = [aligned(words)]
+    if needs and (wanted := _needs_lines(needs, unready=unready)):
         lines += [desk.tint("needs you", "head"), aligned(wanted)]
     desk.answer(
         {
@@ -204,9 +204,9 @@ def _left_words(seconds: float | None) -> str | None:
     return None if seconds is None else f"all done in about {span_words(seconds)}"
 
 
-def _needs_lines(needs: "Needs") -> list[tuple[str, str]]:
-    """What a person should look at, each with what to do about it."""
-    lines = [("  trouble", f"{error}") for error in needs.troubles if error.code != "watcher_down"]
+def _needs_lines(needs: "Needs", *, unready: bool) -> list[tuple[str, str]]:
+    """What a person should look at, each with what to do; ``unready``: the first was said before."""
+    lines = [("  trouble", f"{error}") for error in needs.troubles[1 if unready else 0 :]]
     for batch in needs.refused:
         why = fitted_line((batch.error or {}).get("message", ""), 200)
         lines.append(("  refused", f"{fitted_line(batch.name, 60)}: {why} See inbox/refused."))

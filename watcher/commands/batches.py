@@ -115,6 +115,8 @@ def prune(
     from watcher.pictures.outputs import Outputs
     from watcher.prune import Pruner
 
+    if older_than.strip().isdigit():  # seconds elsewhere; here that would take nearly everything
+        raise SteadyError("bad_request", f"--older-than: write {older_than}d if days are meant.")
     try:
         seconds = seconds_of(older_than)
     except ValueError as error:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand
 
-from watcher.errors import SteadyError, ValueFault
+from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.log import harmless
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def error_text(error: SteadyError) -> str:
     if len(error.problems) > _MOST_FAULTS:
         lines.append(f"  and {len(error.problems) - _MOST_FAULTS} more")
     told = [p.remedy or (error.kind.do if p.allowed else None) for p in error.problems]
-    if error.remedy not in told:
+    if error.remedy not in told and error.remedy != ERRORS["bad_request"].do:  # that is for HTTP
         lines.append("  " + fitted_line(error.remedy, 500))
     return "\n".join(lines)
 

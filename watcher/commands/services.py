@@ -40,8 +40,13 @@ Port = Annotated[int | None, typer.Option("--port", help="Port to listen on; 0 t
 @command()
 def serve(desk: Desk, host: Host = None, port: Port = None, standby: Standby = False) -> int:
     """Run the service here, watcher and api, until SIGTERM or Ctrl-C."""
+    from watcher import live
+
     desk.overrides = {"host": host, "port": port}
     config = desk.config
+    runs = not standby and live.read_pulse(config.state)["alive"]
+    if runs and (there := live.page_address(config.state)):
+        raise SteadyError("already_running", f"The service runs here already: {there}")
     address = (config.host, _free_port(config.host, config.port))
     where = ["--root", str(config.root)]
     children = [

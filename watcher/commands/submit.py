@@ -53,7 +53,7 @@ class Submission:
     def warnings(self) -> list[str]:
         """What is to be told before it is queued."""
         refused = self.plan.refused_rows
-        words = f"{refused} rows cannot be used; they come back in a .refused.csv"
+        words = f"{refused} of its rows cannot be used: see the .refused.csv that comes back"
         return [*self.plan.warnings, *([words] if refused else [])]
 
 
