@@ -23,6 +23,7 @@ from house_of_clients import House, house
 from PIL import Image
 
 from api.compat import a1111, openai, openai_batch
+from api.compat.img2img import img2img_of
 from api.compat.txt2img import txt2img_of
 from watcher.errors import SteadyError
 from watcher.jobs import Card, Limits
@@ -420,5 +421,10 @@ def test_loras_inside_a_prompt_are_read_and_their_kin_named():
     assert asked.fields["lora"] == [
         {"name": "ink", "weight": 0.8}, {"name": "b/c", "weight": 0.5}, {"name": "d", "weight": 1.0},
     ]  # fmt: skip
+    raw = {"prompt": prompt, "init_images": ["aGk="]}
+    begun = img2img_of(raw, Limits().usual, lambda data, name: "sha256:0")
+    assert (begun.fields["prompt"], begun.fields["lora"]) == (
+        asked.fields["prompt"], asked.fields["lora"],
+    )  # fmt: skip
     for left in ("<hypernet:e:1>", "<lora:f:x>"):
         assert any(left in warning for warning in asked.warnings)

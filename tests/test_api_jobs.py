@@ -15,6 +15,7 @@ from doors import HERE, PICTURE, Bench
 from starlette.testclient import TestClient
 from store_children import claim_one
 from test_api_seed import refused
+from torture import write_loras
 
 from api.app import create_app
 from api.images import open_inside
@@ -276,8 +277,9 @@ def test_the_list_pages_without_loss_while_jobs_arrive(bench: Bench):
 
 
 def test_every_filter_narrows(bench: Bench):
+    write_loras(bench.config.root)
     red = bench.done(prompt="a RED fox")
-    bench.post(prompt="a blue owl, 100%")
+    bench.post(prompt="a blue owl, 100%", lora="one")
     bench.watcher.take_in()
     blue = bench.watcher.fail()
     yesterday = (datetime.now() - timedelta(days=1)).date().isoformat()
@@ -297,6 +299,9 @@ def test_every_filter_narrows(bench: Bench):
     assert found(text="a\0") == both
     assert found(batch=red.ticket) == {red.id}
     assert found(name=red.image_name.upper()) == {red.id}
+    assert found(model=bench.watcher.limits.usual.name) == both  # which neither names
+    assert found(model="other") == set()
+    assert found(lora="one") == {blue.id} and found(lora="on") == set()
     assert found(since=today, until=today) == both
     assert found(since=yesterday, until=yesterday) == set()
     assert found(until="0001-01-01T00:00:00Z") == set()
