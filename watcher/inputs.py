@@ -27,7 +27,7 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile.bundle import Bundle
 from watcher.jobfile.sources import Found
-from watcher.jobs import Job, JobState, input_digest, input_job
+from watcher.jobs import PICTURE_FIELDS, Job, JobState, input_digest, input_job
 from watcher.pictures.source import FORMATS, MAX_BYTES, Source, look_at
 from watcher.publish import disk_errors
 from watcher.store import JobStore
@@ -130,7 +130,7 @@ class Inputs:
     def files(self, job: Job) -> dict[str, Any]:
         """The files a job needs, for its worker. Raises SteadyError input_missing."""
         found: dict[str, Any] = {}
-        for field in ("image", "mask"):
+        for field in PICTURE_FIELDS:
             reference = getattr(job.request, field)
             digest = input_digest(reference)
             if digest is not None:

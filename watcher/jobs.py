@@ -91,6 +91,8 @@ _LEVELS = {Priority.INTERACTIVE: 0, Priority.NORMAL: 1, Priority.BULK: 2}
 ImageFormat = Literal["png", "webp", "jpeg"]
 #: What a job may ask of an engine beside a prompt, a size, steps and a seed.
 Feature = Literal["image", "mask", "lora", "guidance", "negative_prompt", "preview", "upscale"]
+#: Fields of a request that name a picture; the engine gets its pixels.
+PICTURE_FIELDS = ("image", "mask")
 #: format -> file suffix
 SUFFIXES: dict[str, str] = {"png": ".png", "webp": ".webp", "jpeg": ".jpg"}
 

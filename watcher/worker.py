@@ -52,6 +52,7 @@ from watcher.engine import (
 )
 from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
+from watcher.jobs import PICTURE_FIELDS
 from watcher.pictures.source import mask_of, pixels_of
 from watcher.retouch import Retouch, Upscaler
 from watcher.wire import MAX_PREVIEW, PLACE_SIZE, PLACES, BadFrame, Frames, line
@@ -65,7 +66,6 @@ _PREVIEW_SECONDS = 0.5  #: from one preview to the next
 _LOOK_SECONDS = 5.0  #: for which somebody who looked is shown previews
 _PREVIEW_SIDE = 512  #: pixels, at most
 _STRIP = 64  #: rows of a picture copied at once
-_FILES = ("image", "mask")  #: fields that name a picture; the engine gets its pixels
 
 log = logging.getLogger("watcher.worker")
 
@@ -227,7 +227,7 @@ class _Reader(threading.Thread):
                 self._load = message
             elif kind == "run":
                 try:
-                    asked = {k: v for k, v in message["request"].items() if k not in _FILES}
+                    asked = {k: v for k, v in message["request"].items() if k not in PICTURE_FIELDS}
                     asked["job_id"] = str(message["job_id"])
                     request = EngineRequest.model_validate(asked)
                     who = str(message["job_id"]), int(message["attempt"])
@@ -334,7 +334,7 @@ def _run(engine: Engine, info: EngineInfo, order: _Order, sender: _Sender, shelf
 def _must_take(info: EngineInfo, files: Mapping[str, Any]) -> None:
     """Raises SteadyError ``not_accepted`` for what would change nothing without a word: a job may
     be recorded before anybody knows what its model's engine takes."""
-    for file, feature in (("image", "image"), ("mask", "mask"), ("loras", "lora")):
+    for file, feature in {**{f: f for f in PICTURE_FIELDS}, "loras": "lora"}.items():
         if files.get(file) and feature not in info.accepts:
             raise SteadyError("not_accepted", f"This model does not take `{feature}`.")
 
@@ -364,8 +364,9 @@ def _with_files(request: EngineRequest, files: Mapping[str, Any]) -> EngineReque
     """``request`` with its files opened. Raises SteadyError bad_picture, unreadable."""
     opened: dict[str, Any] = {}
     size, how = (request.width, request.height), request.resize or "crop"
-    for name, pixels in (("image", pixels_of), ("mask", mask_of)):
+    for name in PICTURE_FIELDS:
         if name in files:
+            pixels = mask_of if name == "mask" else pixels_of
             try:
                 opened[name] = pixels(Path(files[name]).read_bytes(), size, how)
             except OSError as error:

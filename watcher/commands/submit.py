@@ -135,8 +135,10 @@ def _body_reader(
 
 def _with_pictures(given: dict[str, Any], reader: "Reader") -> dict[str, Any]:
     """``given`` with the pictures that --image and --mask name by their path sent along."""
+    from watcher.jobs import PICTURE_FIELDS
+
     sent = dict(given)
-    for name in {"image", "mask"} & given.keys():
+    for name in given.keys() & PICTURE_FIELDS:
         path = Path(given[name])
         with contextlib.suppress(OSError):  # what is no path is a name that the watcher knows
             if path.is_file():

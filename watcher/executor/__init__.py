@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from watcher.errors import SteadyError
-from watcher.jobs import Job
+from watcher.jobs import PICTURE_FIELDS, Job
 from watcher.wire import line
 
 Slot = int  #: 0 .. n-1, one per device
@@ -23,7 +23,7 @@ Files = Mapping[str, Any]
 NO_FILES: Files = {}
 
 
-_PATHS = ("image", "mask", "upscaler")
+_PATHS = (*PICTURE_FIELDS, "upscaler")
 
 
 def relocated(files: Files, place: Callable[[str], str]) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from watcher.intake.resume import Standing
 from watcher.intake.suspect import Suspect
 from watcher.jobfile.fields import seeded
 from watcher.jobfile.planner import PlannedJob
-from watcher.jobs import Batch, JobRequest, Priority, job_ids_of, ticket_of_key
+from watcher.jobs import PICTURE_FIELDS, Batch, JobRequest, Priority, job_ids_of, ticket_of_key
 from watcher.log import say
 from watcher.parts import Part, Shared
 from watcher.store import NewJob, Recording
@@ -192,7 +192,7 @@ class Recorder(Part):
 
 def _linked(request: JobRequest, named: Mapping[str, str]) -> JobRequest:
     """``request`` with the ids of those jobs of its file whose pictures it starts from."""
-    links = {f: f"job:{named[r]}" for f in ("image", "mask") if (r := getattr(request, f)) in named}
+    links = {f: f"job:{named[r]}" for f in PICTURE_FIELDS if (r := getattr(request, f)) in named}
     return request.model_copy(update=links) if links else request
 
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from watcher.jobs import Job, JobRequest, JobState, derived_seed, input_job
+from watcher.jobs import PICTURE_FIELDS, Job, JobRequest, JobState, derived_seed, input_job
 
 #: What may differ without making another picture: when it runs, and under which key.
 _ASIDE = {"seed", "count", "priority", "not_before", "key"}
@@ -85,7 +85,7 @@ class Standing:
 def _fingerprint(request: JobRequest, seed: int | None) -> bytes:
     """The same for requests that ask for the same; 16 bytes."""
     said = request.model_dump(exclude=_ASIDE, exclude_none=True)
-    for field in ("image", "mask"):  # the same before and after that picture was made
+    for field in PICTURE_FIELDS:  # the same before and after that picture was made
         said |= {field: source} if (source := input_job(said.get(field))) else {}
     text = json.dumps([said, seed], sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]

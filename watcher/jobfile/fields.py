@@ -36,7 +36,15 @@ from watcher.jobfile.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
 from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
 from watcher.jobfile.strictjson import Number
 from watcher.jobfile.wording import control_character, translated, wrong
-from watcher.jobs import MAX_PROMPT, MAX_SEED, Card, JobRequest, Limits, derived_seed
+from watcher.jobs import (
+    MAX_PROMPT,
+    MAX_SEED,
+    PICTURE_FIELDS,
+    Card,
+    JobRequest,
+    Limits,
+    derived_seed,
+)
 from watcher.modelnames import lora_words
 from watcher.models.tokens import cut_of, unknown_words
 from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, REFINE
@@ -44,7 +52,7 @@ from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, REFINE
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS
 #: What a job that uses one of these asks of its model.
-NEEDED = ("image", "mask", "lora", "upscale")
+NEEDED = (*PICTURE_FIELDS, "lora", "upscale")
 #: What says how a picture is started from.
 _OF_IMAGE = ("strength", "resize", "mask_blur", "mask_invert", "mask_only", "mask_padding")
 _MOST_UNKNOWN = 10  #: unknown keys named in one mapping

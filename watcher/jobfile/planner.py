@@ -27,8 +27,8 @@ from watcher.jobfile.foreign import Marks, fitted_size
 from watcher.jobfile.hints import allowed_for
 from watcher.jobfile.naming import slug
 from watcher.jobfile.problems import shown
-from watcher.jobfile.sources import FIELDS_OF_PICTURES, Found, Pictures, spread
-from watcher.jobs import MAX_COUNT, Card, JobRequest, Limits, Priority
+from watcher.jobfile.sources import Found, Pictures, spread
+from watcher.jobs import MAX_COUNT, PICTURE_FIELDS, Card, JobRequest, Limits, Priority
 from watcher.modelnames import lora_words
 
 #: Fields in which ``{name}`` is replaced.
@@ -262,7 +262,7 @@ class Planner:
         """Find the pictures a job starts from; of what it says, and in which size."""
         faults: list[ValueFault] = []
         sizes: dict[str, tuple[int, int] | None] = {}
-        for key in FIELDS_OF_PICTURES:
+        for key in PICTURE_FIELDS:
             name = values.get(key)
             if self.finder is None or type(name) is not str or not (name := name.strip()):
                 continue

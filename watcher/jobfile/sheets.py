@@ -36,8 +36,8 @@ from watcher.jobfile.planner import (
     wants_wildcards,
 )
 from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
-from watcher.jobfile.sources import FIELDS_OF_PICTURES, Pictures, is_pattern, spread
-from watcher.jobs import MAX_PROMPT, JobRequest, Limits, field_schemas
+from watcher.jobfile.sources import Pictures, is_pattern, spread
+from watcher.jobs import MAX_PROMPT, PICTURE_FIELDS, JobRequest, Limits, field_schemas
 
 OnError = Literal["reject", "skip"]
 Path = tuple[str | int, ...]
@@ -311,7 +311,7 @@ def _read_axes(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | None
         if isinstance(raw, Mapping):
             for name, values in raw.items():
                 path = (kind, name)
-                if SPELLINGS.get(name, name) in FIELDS_OF_PICTURES:
+                if SPELLINGS.get(name, name) in PICTURE_FIELDS:
                     values = _matching(sheet, values, path, pictures)
                 code, why = _bad_axis(name, values, name in sheet.axes)
                 if why:

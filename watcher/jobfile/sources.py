@@ -9,8 +9,6 @@ from typing import Any, Protocol
 
 from watcher.jobfile.bundle import Bundle
 
-FIELDS_OF_PICTURES = ("image", "mask")
-
 
 @dataclass(frozen=True)
 class Found:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
-from watcher.jobs import Job, JobRequest, input_digest
+from watcher.jobs import PICTURE_FIELDS, Job, JobRequest, input_digest
 from watcher.modelnames import model_name
 from watcher.pictures.container import NotAPicture, PictureFile, scan, unpadded, xmp_of
 from watcher.program import installed_version
@@ -50,7 +50,7 @@ def recipe_of(
     that no path, host or user name can get into a picture.
     """
     request = job.request.model_dump(mode="json", exclude={"webhook"})  # nobody else's
-    for name in ("image", "mask"):  # by what they are; how a person calls them is nobody's affair
+    for name in PICTURE_FIELDS:  # by what they are; how a person calls them is nobody's affair
         digest = input_digest(request[name])
         request[name] = f"sha256:{digest}" if digest else None
     details = info.get("details")

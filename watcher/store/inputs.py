@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from watcher.errors import ERRORS
-from watcher.jobs import JobState, input_digest, input_job
+from watcher.jobs import PICTURE_FIELDS, JobState, input_digest, input_job
 from watcher.store.database import Database
 from watcher.store.entries import to_json
 from watcher.store.schema import Row
@@ -30,7 +30,7 @@ _WAITING = """SELECT w.id, w.request, w.awaits, s.state, s.sha256, s.deleted_at
 
 def awaited(request: Mapping[str, Any]) -> str | None:
     """The id of the first job whose picture a request still waits for."""
-    found = (request.get(field) for field in ("image", "mask"))
+    found = (request.get(field) for field in PICTURE_FIELDS)
     return next((input_job(r) for r in found if r and not input_digest(r)), None)
 
 
@@ -124,7 +124,7 @@ class JobInputs(Database):
             )
             return str(row["id"])
         request = json.loads(row["request"])
-        for field in ("image", "mask"):
+        for field in PICTURE_FIELDS:
             if input_job(request.get(field)) == row["awaits"]:
                 request[field] = f"sha256:{row['sha256']} job:{row['awaits']}"
         other = awaited(request)
