@@ -21,6 +21,7 @@ from watcher.modelnames import LORA_SCHEMA, MAX_LORAS, LoraChoice, lora_choices
 from watcher.upscaling import (
     LANCZOS,
     MAX_LARGE_SIDE,
+    MULTIPLE,
     REFINE,
     UPSCALE_SCHEMA,
     USUAL_STRENGTH,
@@ -38,6 +39,7 @@ MAX_SEED = 2**63 - 1
 
 MAX_PROMPT = 4000  #: characters
 MAX_STEPS = 100
+MAX_GUIDANCE = 30
 MAX_COUNT = 1000
 MAX_REFERENCE = 500  #: characters that name a picture to start from
 
@@ -120,8 +122,8 @@ class JobRequest(BaseModel):
     height: Annotated[int, Field(ge=16)] | None = _optional("pixels, a multiple of 16")
     width: Annotated[int, Field(ge=16)] | None = _optional("pixels, a multiple of 16")
     num_inference_steps: Annotated[int, Field(ge=1, le=MAX_STEPS)] | None = _optional("steps")
-    guidance_scale: Annotated[float, Field(ge=0, le=30, allow_inf_nan=False)] | None = _optional(
-        "no effect on Turbo models"
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE, allow_inf_nan=False)] | None = (
+        _optional("no effect on Turbo models")
     )
     negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT)] | None = _optional(
         "no effect on Turbo models"
@@ -263,6 +265,17 @@ class Card:
     def of_tiles(self) -> "Card":
         """The same without its largest size: for an input that it redraws tile by tile, or not at all."""
         return replace(self, max_side=MAX_LARGE_SIDE, max_pixels=MAX_LARGE_SIDE**2)
+
+    def fitted(self, width: int, height: int) -> tuple[int, int]:
+        """The nearest size it makes: each side a multiple of 16, and not too many pixels."""
+        low = -(-self.min_side // MULTIPLE) * MULTIPLE
+        high = self.max_side // MULTIPLE * MULTIPLE
+        near = [(side + MULTIPLE // 2) // MULTIPLE * MULTIPLE for side in (width, height)]
+        wide, tall = (min(max(side, low), high) for side in near)
+        if wide * tall > self.max_pixels:
+            shrink = (self.max_pixels / (wide * tall)) ** 0.5
+            wide, tall = (max(low, int(s * shrink) // MULTIPLE * MULTIPLE) for s in (wide, tall))
+        return wide, tall
 
     def forwards(self, steps: int, strength: float = 1.0) -> int:
         """Calls of the model for so many ``num_inference_steps``; at least one.

@@ -15,7 +15,7 @@ LANCZOS, REFINE = "lanczos", "refine"
 MAX_LARGE_SIDE = 8192  #: of a picture that was made larger
 USUAL_FACTOR, USUAL_STRENGTH = 2.0, 0.3
 MIN_FACTOR, MAX_FACTOR = 1.5, 4.0
-_MULTIPLE = 16  #: pixels, as of every picture
+MULTIPLE = 16  #: pixels; what the sides of every picture must be multiples of
 
 
 class Upscale(TypedDict):
@@ -30,7 +30,7 @@ class Upscale(TypedDict):
     factor: Annotated[float, Field(ge=MIN_FACTOR, le=MAX_FACTOR, allow_inf_nan=False)]
     method: NotRequired[Annotated[str, Field(min_length=1, max_length=200)]]
     strength: NotRequired[Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]]
-    tile: NotRequired[Annotated[int, Field(ge=64, le=MAX_LARGE_SIDE, multiple_of=_MULTIPLE)]]
+    tile: NotRequired[Annotated[int, Field(ge=64, le=MAX_LARGE_SIDE, multiple_of=MULTIPLE)]]
 
 
 UPSCALE_SCHEMA = {
@@ -84,7 +84,7 @@ def enlarged(width: int, height: int, upscale: Upscale | None) -> tuple[int, int
     """The size a picture of ``width`` x ``height`` has in the end: multiples of 16."""
     if upscale is None:
         return width, height
-    sides = (round(side * upscale["factor"] / _MULTIPLE) * _MULTIPLE for side in (width, height))
+    sides = (round(side * upscale["factor"] / MULTIPLE) * MULTIPLE for side in (width, height))
     return next(sides), next(sides)
 
 

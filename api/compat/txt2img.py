@@ -11,13 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.bodies import fault, whole
-from watcher.jobs import MAX_STEPS, Card
+from watcher.jobs import MAX_GUIDANCE, MAX_STEPS, Card
 from watcher.upscaling import MAX_FACTOR, MIN_FACTOR, REFINE
 
 AUTOMATIC = "Automatic"  #: the web UI's word for what the model has of its own
 MAX_IMAGES = 100  #: batch_size x n_iter of one call
-_MULTIPLE = 16
-_MAX_GUIDANCE = 30.0
 
 #: Fields that change the picture in ways we have not: refused when they are used.
 _REFUSED = ("script_name", "alwayson_scripts", "init_images", "mask")
@@ -116,25 +114,16 @@ def words_of(card: Card) -> tuple[str, str]:
 
 
 def _sides(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
-    sides = {}
-    for name in ("width", "height"):
-        side = whole_field(raw, name)
-        if side is None or side == 0:
-            side = getattr(card, f"default_{name}")
-        low = -(-card.min_side // _MULTIPLE) * _MULTIPLE
-        high = card.max_side // _MULTIPLE * _MULTIPLE
-        near = (side + _MULTIPLE // 2) // _MULTIPLE * _MULTIPLE
-        sides[name] = min(max(near, low), high)
-        if sides[name] != side:
-            warnings.append(f"{name}: {sides[name]} is used instead of {side}.")
-    width, height = sides["width"], sides["height"]
-    if width * height > card.max_pixels:
-        shrink = (card.max_pixels / (width * height)) ** 0.5
-        width, height = (
-            max(_MULTIPLE, int(s * shrink) // _MULTIPLE * _MULTIPLE) for s in (width, height)
-        )
-        warnings.append(f"width and height: {width}x{height} is the most there is.")
-    fields |= {"width": width, "height": height}
+    """The nearest size that the model makes; its own for a side that is not said."""
+    width, height = (
+        whole_field(raw, name) or usual
+        for name, usual in (("width", card.default_width), ("height", card.default_height))
+    )
+    near = card.fitted(width, height)
+    for name, side, ours in zip(("width", "height"), (width, height), near, strict=True):
+        fields[name] = ours
+        if ours != side:
+            warnings.append(f"{name}: {ours} is used instead of {side}.")
 
 
 def _steps(raw: Mapping[str, Any], card: Card, fields: dict[str, Any], warnings: list[str]) -> None:
@@ -160,7 +149,7 @@ def _take_guidance(
     if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 <= scale < 1e6:
         raise fault("wrong_type", "cfg_scale", "must be a number from 0 on")
     if card.takes("guidance"):
-        fields["guidance_scale"] = min(card.guidance(scale), _MAX_GUIDANCE)
+        fields["guidance_scale"] = min(card.guidance(scale), MAX_GUIDANCE)
     elif scale > 1:
         warnings.append(f"cfg_scale: 1 is used instead of {scale:g}; this model has no guidance.")
 

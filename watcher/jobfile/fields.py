@@ -25,7 +25,6 @@ from watcher.jobfile.cells import value_of_text
 from watcher.jobfile.hints import (
     MAX_METADATA,
     MAX_METADATA_TEXT,
-    MULTIPLE,
     SPELLINGS,
     TEXT_FIELDS,
     WHOLE,
@@ -47,7 +46,7 @@ from watcher.jobs import (
 )
 from watcher.modelnames import lora_words
 from watcher.models.tokens import cut_of, unknown_words
-from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, REFINE
+from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, MULTIPLE, REFINE
 
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS

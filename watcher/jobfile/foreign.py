@@ -11,11 +11,9 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from watcher.jobfile.hints import MULTIPLE
-from watcher.jobs import MAX_SEED, MAX_STEPS, Card, Limits
+from watcher.jobs import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, Limits
 from watcher.pictures.recipe import request_of_parameters
 
-MAX_GUIDANCE = 30.0
 _HELD = 30  #: lines a pasted prompt may have
 
 #: An option of a web UI's prompt line -> our field, or empty: without effect here.
@@ -217,7 +215,7 @@ def fitted(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list
 
     width, height = fields.get("width"), fields.get("height")
     if width and height:
-        near = fitted_size(width, height, card)
+        near = card.fitted(width, height)
         if near != (width, height):
             fields["width"], fields["height"] = near
             warnings.append(f"{near[0]}x{near[1]} is used instead of {width}x{height}.")
@@ -237,18 +235,3 @@ def fitted(fields: dict[str, Any], limits: Limits) -> tuple[dict[str, Any], list
         ours = seed % (MAX_SEED + 1)
         put("seed", ours, f"Seed {seed} is larger than seeds can be here; {ours} is used.")
     return fields, warnings
-
-
-def fitted_size(width: int, height: int, card: Card) -> tuple[int, int]:
-    """The nearest size the model makes: each side a multiple of 16, and not too many pixels."""
-    low = -(-card.min_side // MULTIPLE) * MULTIPLE
-    high = card.max_side // MULTIPLE * MULTIPLE
-
-    def near(side: float) -> int:
-        return min(max(int(side + MULTIPLE / 2) // MULTIPLE * MULTIPLE, low), high)
-
-    wide, tall = near(width), near(height)
-    if wide * tall > card.max_pixels:
-        shrink = (card.max_pixels / (wide * tall)) ** 0.5
-        wide, tall = (max(low, int(s * shrink) // MULTIPLE * MULTIPLE) for s in (wide, tall))
-    return wide, tall

@@ -11,7 +11,7 @@ from typing import Any
 from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
 from watcher.jobs import MAX_PROMPT, Card, JobRequest, field_schemas, text_fields
 from watcher.modelnames import MAX_LORAS
-from watcher.upscaling import MAX_FACTOR, MAX_LARGE_SIDE, MIN_FACTOR
+from watcher.upscaling import MAX_FACTOR, MAX_LARGE_SIDE, MIN_FACTOR, MULTIPLE
 
 FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 #: Keys that are read as fields of ours, as people bring them along.
@@ -35,7 +35,6 @@ TEXT_FIELDS = {key for key, field in _MEANT.items() if field in _TEXTS} | {"size
 WHOLE = frozenset(k for k, f in _MEANT.items() if field_schemas()[f].get("type") == "integer")
 #: Every key of a job.
 KNOWN = (*FIELDS, *SPELLINGS, "size")
-MULTIPLE = 16  #: pixels; what sides must be multiples of
 MAX_METADATA = 50  #: names
 MAX_METADATA_TEXT = 4000  #: characters of all names and values together
 

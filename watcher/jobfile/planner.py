@@ -23,7 +23,7 @@ from watcher.jobfile.expand import (
     wild,
 )
 from watcher.jobfile.fields import Checker, moment_of, normalised
-from watcher.jobfile.foreign import Marks, fitted_size
+from watcher.jobfile.foreign import Marks
 from watcher.jobfile.hints import allowed_for
 from watcher.jobfile.naming import slug
 from watcher.jobfile.problems import shown
@@ -300,7 +300,7 @@ class Planner:
             card = card.of_tiles
         grow = next((s / own for s, own in zip(said, size, strict=True) if s), 1.0)
         grow = min(grow, card.max_side / max(size))
-        near = fitted_size(round(size[0] * grow), round(size[1] * grow), card)
+        near = card.fitted(round(size[0] * grow), round(size[1] * grow))
         values["width"], values["height"] = (s or n for s, n in zip(said, near, strict=True))
 
     def _one(
