@@ -308,7 +308,7 @@ class Planner:
     ) -> JobRequest | list[ValueFault]:
         if "count" in values and values["count"] is None:
             del values["count"]
-        starts = values.get("image") is not None or values.get("mask") is not None
+        starts = any(values.get(key) is not None for key in PICTURE_FIELDS)
         if starts and (faults := self._start_from(values, names, index)):
             return faults
         for key in TEXTS:
