@@ -79,8 +79,9 @@ def submitted(folder: Path, *words: str) -> dict[str, Any]:
     """What ``steady submit`` put into the inbox."""
     from typer.testing import CliRunner
 
-    from watcher.cli import app
+    from watcher.cli import app, import_commands
 
+    import_commands(["submit"])
     inbox = folder / "inbox"
     inbox.mkdir(exist_ok=True)
     for path in inbox.glob("*.json"):

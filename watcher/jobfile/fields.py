@@ -325,8 +325,7 @@ def _size_problems(width: int, height: int, card: Card) -> list[ValueFault]:
             continue
         problems.append(wrong(code, message, key, side, card, remedy))
     if not problems and width * height > card.max_pixels:
-        shrink = (card.max_pixels / (width * height)) ** 0.5
-        fits = [max(card.min_side, int(s * shrink) // MULTIPLE * MULTIPLE) for s in (width, height)]
+        fits = card.fitted(width, height)
         problems.append(
             ValueFault(
                 "out_of_range",
