@@ -36,7 +36,7 @@ _BODY = {
                     "many": {
                         "value": [
                             {"prompt": "a black cat"},
-                            {"prompt": "a lighthouse at night", "seed": 7},
+                            {"prompt": "a yellow rocket at night", "seed": 7},
                         ]
                     },
                     "batch": {
@@ -54,7 +54,7 @@ _BODY = {
             },
             "text/plain": {
                 "schema": {"type": "string", "pattern": "^[A-Za-z][A-Za-z ,]{0,200}$"},
-                "example": "a black cat\na lighthouse at night\n",
+                "example": "a black cat\na yellow rocket at night\n",
             },
         },
     }

@@ -5,7 +5,7 @@ cd "$(dirname "$0")"
 
 # a picture, and a list of prompts from another program
 steady submit "a red balloon over snowy mountains" --seed 7
-printf 'a black cat on a yellow background\na palm tree on a beach at sunset\n' | steady submit -
+printf 'a black cat on a yellow background\na red mushroom in the forest\n' | steady submit -
 # the same table every evening: only what is missing or changed
 steady submit --key prompts --resume prompts.csv
 # smaller, and only shown

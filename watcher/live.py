@@ -172,13 +172,11 @@ def pulse_troubles(pulse: Mapping[str, Any]) -> Iterator[SteadyError]:
 
 
 def standing(pulse: Mapping[str, Any]) -> str:
-    """In one line: `ready`, `model is loading: 12 s so far.`, or `NOT READY:` why and what to do."""
+    """In one line: `ready`, `The model is loading: 12 s so far.`, or `NOT READY:` why and what to do."""
     reason = next(unready(pulse), None)
     if reason is None:
         return READY
-    if reason.code == "model_loading":
-        return reason.message.removeprefix("The ")
-    return f"NOT READY: {reason}"
+    return reason.message if reason.code == "model_loading" else f"NOT READY: {reason}"
 
 
 def tell_address(state: Path, address: str) -> None:

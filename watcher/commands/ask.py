@@ -135,6 +135,7 @@ def _service_status(desk: Desk) -> int:
     from watcher import live
     from watcher.commands.show import aligned, counts_line
     from watcher.needs import Needs, needs_of
+    from watcher.pace import Pace, span_words
 
     pulse = desk.pulse()
     counts: dict[JobState, int] = {}
@@ -144,7 +145,10 @@ def _service_status(desk: Desk) -> int:
     if desk.has_record():
         with desk.record() as store:
             counts, paused = store.counts(), store.get("paused")
-            needs, seconds = needs_of(store, pulse), _seconds_left(desk, store, counts, pulse)
+            needs, hands = needs_of(store, pulse), max(1, len(pulse.get("workers", ())))
+            left = sum(number for each, number in counts.items() if not each.ended)
+            pace, rest = Pace(store.durations()), desk.config.cooldown
+            seconds = pace.queue(store.waiting_sizes(), left, hands, rest) if left else None
     alive = pulse["alive"]
     state = str(pulse.get("state")) if alive else "stopped"
     said = pulse if alive else {}
@@ -158,7 +162,7 @@ def _service_status(desk: Desk) -> int:
         ("page", live.page_address(desk.config.state)),
         ("model", (said.get("model") or {}).get("name")),
         ("jobs", counts_line(counts)),
-        ("", _left_words(seconds)),
+        ("", None if seconds is None else f"all done in about {span_words(seconds)}"),
         *(("note", notice) for notice in said.get("notices", ())),
     ]
     lines = [aligned(words)]
@@ -182,26 +186,6 @@ def _service_status(desk: Desk) -> int:
     if not alive:
         desk.tell_if_unready()
     return 0 if alive and not said.get("trouble") else 4
-
-
-def _seconds_left(
-    desk: Desk, store: "JobStore", counts: "dict[JobState, int]", pulse: dict[str, Any]
-) -> float | None:
-    """Until all that waits and runs is done; None when nothing does, or nothing is known."""
-    from watcher.jobs import JobState
-    from watcher.pace import Pace
-
-    left = counts[JobState.QUEUED] + counts[JobState.GENERATING]
-    hands = max(1, len(pulse.get("workers", ())))
-    sizes = store.waiting_sizes()
-    pace = Pace(store.durations())
-    return pace.queue(sizes, left, hands, desk.config.cooldown) if left else None
-
-
-def _left_words(seconds: float | None) -> str | None:
-    from watcher.pace import span_words
-
-    return None if seconds is None else f"all done in about {span_words(seconds)}"
 
 
 def _needs_lines(needs: "Needs", *, unready: bool) -> list[tuple[str, str]]:

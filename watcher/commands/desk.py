@@ -145,15 +145,11 @@ class Desk:
 
     def _shown(self, text: str) -> str:
         """``text`` for a terminal, with nothing that steers it but our own colours."""
-        if not self.colour:
-            return harmless_lines(text)
-        return "".join(
-            piece if _COLOUR.fullmatch(piece) else harmless_lines(piece)
-            for piece in _COLOUR.split(text)
-        )
+        pieces = _COLOUR.split(text) if self.colour else [text]  # every second is a colour
+        return "".join(p if n % 2 else harmless_lines(p) for n, p in enumerate(pieces))
 
     def tell_if_unready(self) -> None:
-        """Say so when what waits cannot be made: no watcher runs, or it is NOT READY."""
+        """Say so when what waits cannot be made yet: no watcher, no model, or one that loads."""
         from watcher import live
 
         pulse = self.pulse()

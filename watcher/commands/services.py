@@ -207,7 +207,7 @@ class Supervisor:
         code = reason.code if reason else live.READY
         if code != self._told and pulse["alive"]:
             self._told = code
-            words = "Loading the model …" if code == "model_loading" else f"NOT READY: {reason}"
+            words = live.standing(pulse)
             self._desk.talk(words if reason else "Ready: drop a file, or open the page.")
         return reason is None
 

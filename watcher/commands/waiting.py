@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from watcher.jobs import Job
     from watcher.store import JobStore
 
+_PAUSED = "The queue is paused; go on: steady resume"
 _LOOK_SECONDS = 0.1
 _LONELY_SECONDS = 3.0  #: without a watcher before we say so
 _PAGE = 1000  #: transitions read at once
@@ -214,20 +215,14 @@ class Screen:
         from watcher import live
 
         reason = next(live.unready(pulse), None)
-        code = reason.code if reason else str(pulse.get("state"))
+        code = reason.code if reason else "paused" * (pulse.get("state") == "paused")
         if code != self._code:
             self._code, self._since = code, time.monotonic()
         away = code == "watcher_down" and time.monotonic() - self._since < _LONELY_SECONDS
-        if code in (self._told, "running", "stopping") or away:
-            return
-        self._told = code
-        self._bar.wipe()
-        if code == "model_loading":
-            self._desk.talk("Loading the model …")
-        elif code == "paused":
-            self._desk.talk("The queue is paused; go on: steady resume")
-        else:
-            self._desk.tell_if_unready()
+        if code and code != self._told and not away:
+            self._told = code
+            self._bar.wipe()
+            self._desk.talk(_PAUSED) if code == "paused" else self._desk.tell_if_unready()
 
 
 def _time_left(running: dict[str, Any], pulse: dict[str, Any]) -> str:
@@ -243,7 +238,5 @@ def _why_not(pulse: dict[str, Any]) -> str:
     """Why nothing runs just now."""
     from watcher import live
 
-    if pulse.get("state") == "paused":
-        return "paused; go on: steady resume"
-    stands = live.standing(pulse)
+    stands = _PAUSED if pulse.get("state") == "paused" else live.standing(pulse)
     return "begins in a moment" if stands == live.READY else stands
