@@ -28,6 +28,8 @@ from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
 from watcher.jobs import Card, Limits
+from watcher.models import starter_folder
+from watcher.models.tokens import unknown_words
 
 HOUSE = Path(__file__).parent.parent
 PAGES = sorted(
@@ -123,6 +125,19 @@ def test_every_word_of_the_operations_is_one_of_ours() -> None:
     words = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", prose(HOUSE / "docs" / "operations.md")))
     assert len(words) > 10
     assert words - set(ERRORS) - set(Config.keys()) == set()
+
+
+@pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/clients.md", "docs/api.md",
+                                  "docs/shop.md", "docs/job-files.md", "docs/openapi.json", "examples"])  # fmt: skip
+def test_every_prompt_shown_says_words_that_the_starter_knows(name: str) -> None:
+    """What is tried from a fresh clone is drawn by the starter: a picture worth showing."""
+    place = HOUSE / name
+    files = [each for each in place.iterdir() if each.is_file()] if place.is_dir() else [place]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    found = re.findall(r"""(?:steady submit|prompt"?\s*[:=])\s*\\?"([^"{\\]{3,})""", text)
+    assert found or name in ("docs/shop.md", "docs/job-files.md")
+    strange = {said for prompt in found if (said := unknown_words(starter_folder(), prompt))}
+    assert not strange
 
 
 # -- commands that are not run
