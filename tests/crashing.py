@@ -15,7 +15,7 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from farslots import Stutter
 from history import rows
@@ -24,6 +24,7 @@ from watcher import log, models, service
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.executor.build import build
+from watcher.log import now_us
 from watcher.notify import SCHEDULE
 
 
@@ -56,6 +57,23 @@ class NamedAtFinish(service.Outputs):
         return saved
 
 
+class ToldAfterwards(service.JobStore):
+    """A seeded fault: that a batch ended is written to the outbox after the transaction, by
+    whoever looks into it a moment later."""
+
+    _late: ClassVar[list[Any]] = []
+
+    def _tell(self, *what: Any) -> int:
+        self._late.append((now_us() + 200_000, what))
+        return 1
+
+    def due_endpoints(self, now: int) -> list[str]:
+        while self._late and self._late[0][0] <= now:
+            with self.write():
+                super()._tell(*self._late.pop(0)[1])
+        return super().due_endpoints(now)
+
+
 def _build_on_ray(stutter: bool, silence: float | None) -> Any:
     """``service.build`` with an actor or a patience of the test's own."""
 
@@ -86,7 +104,9 @@ def main() -> int:
     options.add_argument("--nth", type=int, default=1)
     options.add_argument("--once", action="store_true")
     options.add_argument("--standby", action="store_true")
-    options.add_argument("--fault", choices=["late-identity", "named-at-finish", "poison"])
+    options.add_argument(
+        "--fault", choices=["late-identity", "named-at-finish", "poison", "told-afterwards"]
+    )
     options.add_argument("--broken", action="store_true")
     options.add_argument("--clock", type=Path)
     options.add_argument("--stutter", action="store_true", help="far slots say everything twice")
@@ -118,6 +138,8 @@ def main() -> int:
         service.Inbox = LateIdentity  # type: ignore[misc]
     elif given.fault == "poison":
         service.Inbox = Poisoned  # type: ignore[misc]
+    elif given.fault == "told-afterwards":
+        service.JobStore = ToldAfterwards  # type: ignore[misc]
     elif given.fault == "named-at-finish":
         service.Outputs = NamedAtFinish  # type: ignore[misc]
     if given.stutter or given.silence:

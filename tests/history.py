@@ -11,7 +11,7 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,22 @@ def _folder_faults(root: Path) -> list[str]:
     )
     found += [f"batch {r['ticket']} was never archived" for r in unarchived]
     return found
+
+
+def untold(root: Path, told: Iterable[tuple[str, str, str]]) -> list[str]:
+    """Events of a finished root that somebody who hears of everything was never ``told``, or was
+    told as two. Each is its type, the id of its job or batch, and the id of the message."""
+    ids = collections.defaultdict(set)
+    for event, about, id_ in told:
+        ids[event, about].add(id_)
+    jobs = rows(root, "SELECT id, state FROM jobs")
+    batches = rows(root, "SELECT ticket FROM batches WHERE archived = 1")
+    wanted = {(f"job.{job['state']}", job["id"]) for job in jobs}
+    wanted |= {("batch.completed", batch["ticket"]) for batch in batches}
+    left = rows(root, "SELECT id, state, last_error FROM deliveries WHERE state <> 'delivered'")
+    found = [f"{event} was never told" for event in sorted(wanted - ids.keys())]
+    found += [f"{event} was told as {len(some)}" for event, some in ids.items() if len(some) > 1]
+    return found + [f"in the outbox: {row}" for row in left]
 
 
 def renders(log: Path) -> collections.Counter[tuple[str, int]]:

@@ -25,12 +25,18 @@ class Heard:
     path: str
     timestamp: int
 
+    @property
+    def about(self) -> str:
+        """The job or the batch."""
+        return str(self.data.get("id") or self.data["ticket"])
+
 
 class Receiver:
     """Listens on loopback; what it answers is ``answer(path)``, a status and perhaps headers.
 
     Every signature is checked by the library ``standardwebhooks``; one that it refuses is kept in
-    ``refused``. ``drip``: a byte of the answer a second.
+    ``refused``. ``hears`` is called before the answer goes out. With ``hang`` it answers a byte a
+    second until that is set.
     """
 
     def __init__(
@@ -39,6 +45,7 @@ class Receiver:
         *,
         secret: str = SECRET,
         port: int = 0,
+        hears: Callable[[Heard], None] = lambda heard: None,
     ) -> None:
         self.answer = answer
         self.heard: list[Heard] = []
@@ -69,9 +76,10 @@ class Receiver:
                         receiver.refused.append(repr(error))
                     told = json.loads(body)
                     at = int(self.headers["webhook-timestamp"])
-                    receiver.heard.append(
-                        Heard(self.headers["webhook-id"], told["type"], told["data"], self.path, at)
-                    )
+                    id_ = self.headers["webhook-id"]
+                    heard = Heard(id_, told["type"], told["data"], self.path, at)
+                    hears(heard)
+                    receiver.heard.append(heard)
                 self.send_response(status)
                 for name, value in headers.items():
                     self.send_header(name, value)
@@ -87,6 +95,11 @@ class Receiver:
         self.url = f"http://127.0.0.1:{self.port}/hook"
         self._thread = threading.Thread(target=self._server.serve_forever, args=[0.02])
         self._thread.start()
+
+    @property
+    def told(self) -> list[tuple[str, str, str]]:
+        """What was heard, as history.py judges it."""
+        return [(each.type, each.about, each.id) for each in self.heard]
 
     def close(self) -> None:
         if self.hang is not None:

@@ -7,7 +7,8 @@ from collections.abc import Callable
 
 import pytest
 from engines import expected
-from history import faults, pictures, renders
+from history import faults, pictures, renders, untold
+from receivers import SECRET, Receiver
 from roots import ON_RAY, Root
 from torture import MODELS, kill_on_sight, storm
 
@@ -18,7 +19,7 @@ POINTS = [
     "group_begun", "group_read", "group_recorded", "chunk_recorded",
     "dispatched", "picture_received", "tmp_written", "linked", "folder_synced",
     "thumbnail_written", "completed", "archived_moved", "sidecar_written", "archived_files",
-    "archived", "refused_moved",
+    "archived", "telling", "told", "told_recorded", "refused_moved",
 ]  # fmt: skip
 #: From here on the picture exists, so a kill may not cost a rendering.
 PUBLISHED = POINTS[POINTS.index("linked") : POINTS.index("refused_moved")]
@@ -50,8 +51,9 @@ def fill(root: Root, *, grouped: bool = False) -> None:
     root.drop("bad.yaml", "prompt: x\nwidht: 64\n")
 
 
-def check(root: Root, *, kills: int, jobs: int = JOBS) -> None:
+def check(root: Root, receiver: Receiver, *, kills: int, jobs: int = JOBS) -> None:
     assert faults(root.folder, expected=jobs, log=root.log, kills=kills) == []
+    assert untold(root.folder, receiver.told) + receiver.refused == []
     refused = {p.name for p in (root.inbox / "refused").iterdir()}
     assert refused == {"bad.yaml", "bad.yaml.error.json"}
     left = [p.name for p in root.inbox.iterdir() if p.is_file() and not p.name.startswith(".")]
@@ -65,13 +67,15 @@ def check(root: Root, *, kills: int, jobs: int = JOBS) -> None:
 def test_killed_after_a_step_and_again_in_the_recovery(
     make_root: Callable[..., Root], point: str
 ) -> None:
-    root = make_root(engine="engines:Tracing")
-    fill(root, grouped=point.startswith("group"))
-    first = root.watch(point=point, once=True)
-    assert first.wait(60) == -signal.SIGKILL, f"{point} is never reached"
-    root.watch(point="*", once=True).wait(60)
-    root.finish()
-    check(root, kills=2)
+    with Receiver() as receiver:
+        webhook = {"url": receiver.url, "secret": SECRET}
+        root = make_root(engine="engines:Tracing", webhooks=[webhook])
+        fill(root, grouped=point.startswith("group"))
+        first = root.watch(point=point, once=True)
+        assert first.wait(60) == -signal.SIGKILL, f"{point} is never reached"
+        root.watch(point="*", once=True).wait(60)
+        root.finish()
+        check(root, receiver, kills=2)
 
 
 def test_a_file_that_kills_its_reader_twice_is_set_aside_unread(
@@ -158,15 +162,24 @@ def test_a_storm_of_kills(make_root: Callable[..., Root]) -> None:
     assert tally.kills == KILLS
 
 
-@pytest.mark.parametrize(
-    ("fault", "point"), [("late-identity", "recorded"), ("named-at-finish", "thumbnail_written")]
-)
+SEEDED = [
+    ("late-identity", "recorded", "jobs in the record"),
+    ("named-at-finish", "thumbnail_written", "belongs to no job"),
+    ("told-afterwards", "archived", "was never told"),
+]
+
+
+@pytest.mark.parametrize(("fault", "point", "words"), SEEDED)
 def test_the_checks_turn_red_when_the_protocol_is_broken(
-    make_root: Callable[..., Root], fault: str, point: str
+    make_root: Callable[..., Root], fault: str, point: str, words: str
 ) -> None:
     """Seeded faults: without them this very run is green (see above)."""
-    root = make_root()
-    fill(root)
-    assert root.watch(point=point, once=True, fault=fault).wait(60) == -signal.SIGKILL
-    root.watch(once=True, fault=fault).wait(60)
-    assert faults(root.folder, expected=JOBS, log=root.log, kills=1) != []
+    with Receiver() as receiver:
+        webhook = {"url": receiver.url, "secret": SECRET}
+        root = make_root(engine="engines:Tracing", webhooks=[webhook])
+        fill(root)
+        assert root.watch(point=point, once=True, fault=fault).wait(60) == -signal.SIGKILL
+        root.watch(once=True, fault=fault).wait(60)
+        found = faults(root.folder, expected=JOBS, log=root.log, kills=1)
+        found += untold(root.folder, receiver.told)
+        assert found != [] and all(words in each for each in found)

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from history import faults, legal, no_record_yet, rows
+from history import faults, legal, no_record_yet, rows, untold
 from receivers import SECRET, Receiver
 from roots import ON_RAY, Root
 
@@ -302,22 +302,12 @@ def storm(root: Root, *, kills: int, seed: int, backlog: int = 40) -> Tally:
 def _unheard(root: Root, receiver: Receiver) -> list[str]:
     """Events that were lost, or told as two, once everybody had time to be told."""
     watcher = root.watch(pace=_PACE)
-    left = "SELECT count(*) AS n FROM deliveries WHERE state = 'pending'"
-    deadline = time.monotonic() + 120
-    while rows(root.folder, left)[0]["n"] and time.monotonic() < deadline:
-        time.sleep(0.2)
+    waiting = "SELECT id FROM deliveries WHERE state = 'pending' LIMIT 1"
+    _wait(lambda: not rows(root.folder, waiting), 120)
     watcher.send_signal(signal.SIGTERM)
     watcher.wait()
     receiver.close()
-    ids = collections.defaultdict(set)
-    for each in receiver.heard:
-        ids[each.type, each.data.get("id") or each.data["ticket"]].add(each.id)
-    wanted = {(f"job.{job['state']}", job["id"]) for job in root.jobs()}
-    archived = "SELECT ticket FROM batches WHERE archived = 1"
-    wanted |= {("batch.completed", row["ticket"]) for row in rows(root.folder, archived)}
-    found = [f"{event} was never told" for event in wanted - ids.keys()]
-    found += [f"{event} was told as {len(some)}" for event, some in ids.items() if len(some) > 1]
-    return found + receiver.refused
+    return untold(root.folder, receiver.told) + receiver.refused
 
 
 def _free_port() -> int:
