@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
     "device": service.device,
     "ray": service.on_ray,
     "pair": service.pair,
+    "telling": service.telling,
     "bare": service.bare,
     "latency": service.latency,
     "cancel": service.cancel,

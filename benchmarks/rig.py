@@ -19,9 +19,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from engines import read_log
+from receivers import SECRET, Receiver
 from roots import Root
 
-__all__ = ["STARTER", "Door", "Root", "a_root", "events", "read_log", "settled", "wait", "warm"]
+__all__ = [
+    "SECRET", "STARTER", "Door", "Receiver", "Root", "a_root", "events", "read_log", "settled",
+    "wait", "warm",
+]  # fmt: skip
 
 #: Settings of a root whose worker runs the starter model.
 STARTER: dict[str, Any] = {"engine": "zimage", "model": "starter", "engine_options": {}}

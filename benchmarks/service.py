@@ -1,10 +1,12 @@
 """The whole service against what it stands on: the device alone, the library alone, the clock."""
 
 import json
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,12 +15,25 @@ from typing import Any
 import psutil
 
 from benchmarks.lines import Line, percentile
-from benchmarks.rig import STARTER, Door, Root, a_root, events, read_log, settled, wait, warm
+from benchmarks.rig import (
+    SECRET,
+    STARTER,
+    Door,
+    Receiver,
+    Root,
+    a_root,
+    events,
+    read_log,
+    settled,
+    wait,
+    warm,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Night:
-    """``jobs`` photo-like pictures of 1024² by an engine that sleeps 8 x 100 ms for each."""
+    """``jobs`` photo-like pictures, 1024² unless settings say else, by an engine that sleeps
+    8 x 100 ms for each, or as many ``steps``."""
 
     jobs: int
     wall: float  #: seconds from the first start to the last completion, by the record
@@ -27,13 +42,13 @@ class _Night:
     cpu: float  #: seconds of the watcher
 
 
-def _night(jobs: int, **settings: Any) -> _Night:
-    with a_root(default_width=1024, default_height=1024, **settings) as root:
+def _night(jobs: int, steps: int = 8, **settings: Any) -> _Night:
+    with a_root(**{"default_width": 1024, "default_height": 1024} | settings) as root:
         warm(root)
         before = len(read_log(root.log))
         watcher = psutil.Process(root.pulse()["pid"])
         cpu = sum(watcher.cpu_times()[:2])
-        photos = [{"prompt": f"photo steps=8 sleep=0.1 n{i}"} for i in range(jobs)]
+        photos = [{"prompt": f"photo steps={steps} sleep=0.1 n{i}"} for i in range(jobs)]
         root.drop("night.json", json.dumps(photos))
         wait(lambda: root.states().count("completed") == jobs + 1)
         cpu = sum(watcher.cpu_times()[:2]) - cpu
@@ -72,6 +87,42 @@ def on_ray(jobs: int = 30) -> list[Line]:
             f"p99 {percentile(night.gaps, 0.99):.1f}",
         ),
     ]  # fmt: skip
+
+
+def telling(jobs: int = 60) -> list[Line]:
+    """What receivers of webhooks that are down or very slow cost the jobs.
+
+    The nights without a receiver are the first and the last: how they differ is the noise.
+    """
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        down = f"http://127.0.0.1:{free.getsockname()[1]}/"
+    slow = Receiver()
+    slow.hang = threading.Event()  # a byte a second
+    nights = [
+        _night(jobs, 2, default_width=256, default_height=256,
+               webhooks=[{"url": url, "secret": SECRET} for url in receivers])
+        for receivers in ([], [down], [slow.url], [])
+    ]  # fmt: skip
+    slow.close()
+    first, *told, last = nights
+    without = (first.wall + last.wall) / 2
+    longest = max(first.gaps + last.gaps)
+    found = []
+    for night, name in zip(told, ("is down", "answers a byte a second"), strict=True):
+        gaps = [statistics.median(each.gaps) for each in (night, first, last)]
+        found += [
+            Line(
+                f"{jobs} jobs, a receiver that {name} / none", night.wall / without, "x", 1.05,
+                f"{first.wall / last.wall:.3f} between two without; between two jobs"
+                " {:.1f} against {:.1f} and {:.1f} ms".format(*gaps),
+            ),
+            Line(
+                "jobs that began later than half as long again as any without",
+                sum(gap > 1.5 * longest for gap in night.gaps), "", 0,
+                f"{max(night.gaps):.0f} against {longest:.0f} ms",
+            ),
+        ]  # fmt: skip
+    return found
 
 
 def pair(jobs: int = 30) -> list[Line]:

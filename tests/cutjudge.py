@@ -6,6 +6,7 @@ which has everything imported; only the worker is played, since it holds nothing
 
 import collections
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -22,12 +23,17 @@ from typing import Any
 
 from cuttrace import Tree
 from engines import expected
+from history import untold
+from receivers import SECRET
+from standardwebhooks import Webhook
 
 from watcher import executor as ex
 from watcher import log, service
 from watcher.config import Config
 from watcher.jobs import Job
+from watcher.notify.hooks import Webhooks
 from watcher.pictures.recipe import read_recipe
+from watcher.webhooks import Reply
 
 _SECONDS = 60  #: for a watcher to be done
 
@@ -42,6 +48,7 @@ class Player:
             "revision": "1",
             "device": "cpu",
             "dtype": "float32",
+            "accepts": ["image"],
         }
         self._lock = threading.Lock()
 
@@ -99,19 +106,42 @@ def lay_out(root: Path, tree: Tree) -> None:
         note.write_bytes(note.read_bytes().replace(boot, b"another boot"))
 
 
-def drain(root: Path, settings: Mapping[str, Any], said: Path) -> int:
-    """Run the watcher on ``root`` until nothing is left; its exit code, minus a signal's number."""
-    (root / "config.yaml").write_text(json.dumps(dict(settings)))
+class Ear:
+    """Somebody who is told, without a network: notes each event in a file before answering."""
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._check = Webhook(SECRET)
+
+    def post(self, url: str, body: bytes, headers: Mapping[str, str], *, inside: bool) -> Reply:
+        self._check.verify(body, dict(headers))
+        event = json.loads(body)
+        about = event["data"].get("id") or event["data"]["ticket"]
+        with self._place.open("a") as heard:
+            heard.write(json.dumps([event["type"], about, headers["webhook-id"]]) + "\n")
+        return Reply(204)
+
+    def close(self) -> None:
+        """Nothing is ever on its way."""
+
+
+def drain(root: Path, work: Path) -> int:
+    """Run the watcher on ``root`` until nothing is left; its exit code, minus a signal's number.
+
+    ``work``: a folder outside, where its words go to ``said`` and what it told to ``told``.
+    """
     child = os.fork()
     if child == 0:
         code = 70
         try:
-            handle = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            handle = os.open(work / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(handle, 1)
             os.dup2(handle, 2)
             signal.alarm(_SECONDS)
             log.configure("info")
             service.build = Player  # type: ignore[assignment]
+            ear: Any = Ear(work / "told")
+            service.Webhooks = functools.partial(Webhooks, poster=ear)  # type: ignore[misc, assignment]
             code = service.run(Config.load(root), once=True)
         except BaseException:
             traceback.print_exc(file=sys.stderr)
@@ -121,8 +151,11 @@ def drain(root: Path, settings: Mapping[str, Any], said: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def faults(root: Path, said: Sequence[Mapping[str, Any]], *, full: bool) -> list[str]:
-    """Broken promises of a root that was drained after a cut; what was ``said`` before it.
+def faults(
+    root: Path, said: Sequence[Mapping[str, Any]], told: list[Any], *, full: bool
+) -> list[str]:
+    """Broken promises of a root that was drained after a cut; what was ``said`` before it, and the
+    events that were ``told`` after it.
 
     ``full``: commits are flushed, so what was answered holds; else it may have been forgotten.
     """
@@ -136,8 +169,11 @@ def faults(root: Path, said: Sequence[Mapping[str, Any]], *, full: bool) -> list
             "SELECT name FROM batches WHERE archived = 0 AND (recorded_at IS NOT NULL"
             " OR claim IS NOT NULL)"
         ).fetchall()
+        inputs = {row["sha256"] for row in record.execute("SELECT sha256 FROM inputs")}
     found = [f"not put away: {row['name']}" for row in open_]
-    return found + _job_faults(root, jobs, said, full) + _folder_faults(root, said)
+    found += _job_faults(root, jobs, said, full) + _folder_faults(root, said)
+    found += _input_faults(root, inputs | {e["sha256"] for e in said if e.get("did") == "send"})
+    return found + _event_faults(root, jobs, said, told, full)
 
 
 def _asked(said: Sequence[Mapping[str, Any]], step: str, what: str) -> set[str]:
@@ -227,33 +263,56 @@ def _folder_faults(root: Path, said: Sequence[Mapping[str, Any]]) -> list[str]:
     return found
 
 
-def judge(
-    place: Path,
-    tree: Tree,
+def _input_faults(root: Path, wanted: set[str]) -> list[str]:
+    """A picture that a job starts from, or that was sent, is kept whole."""
+    kept = {path.name: path.read_bytes() for path in (root / ".steady" / "inputs").glob("*")}
+    return [
+        f"the input {sha256[:8]} is not what it was"
+        for sha256 in sorted(wanted)
+        if hashlib.sha256(kept.get(sha256, b"")).hexdigest() != sha256
+    ]
+
+
+def _event_faults(
+    root: Path,
+    jobs: Sequence[dict[str, Any]],
     said: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
+    told: list[Any],
+    full: bool,
 ) -> list[str]:
+    """Everything was told, before the cut or after it, and as one event where commits hold."""
+    found = untold(root, [*(each["told"] for each in said if "told" in each), *told])
+    anew = _asked(said, "begin", "retry") | _asked(said, "begin", "resume")
+    twice = {job["ticket"] for job in jobs if job["prompt"] in anew}  # its batch ended twice
+    if not full:
+        return [each for each in found if " was told as " not in each]
+    return [
+        each
+        for each in found
+        if " was told as " not in each or not any(ticket in each for ticket in twice)
+    ]
+
+
+def judge(place: Path, tree: Tree, said: Sequence[Mapping[str, Any]]) -> list[str]:
     """Lay out, drain, look. ``place`` is a folder of its own, which goes afterwards if all is well."""
     root = place / "root"
     shutil.rmtree(place, ignore_errors=True)
     root.mkdir(parents=True)
     lay_out(root, tree)
-    found = judge_root(root, said, settings, place / "said")
+    found = judge_root(root, said, place)
     if not found:
         shutil.rmtree(place)
     return found
 
 
-def judge_root(
-    root: Path,
-    said: Sequence[Mapping[str, Any]],
-    settings: Mapping[str, Any],
-    heard: Path,
-) -> list[str]:
-    """Drain and look. ``heard``: where the watcher's words go."""
-    code = drain(root, settings, heard)
+def judge_root(root: Path, said: Sequence[Mapping[str, Any]], work: Path) -> list[str]:
+    """Drain and look. ``work``: see ``drain``."""
+    full = json.loads((root / "config.yaml").read_text())["synchronous"] != "normal"
+    code = drain(root, work)
+    heard = work / "told"
+    told = [json.loads(line) for line in heard.read_text().splitlines()] if heard.exists() else []
     try:
         found = [] if code == 0 else [f"the watcher ended with {code}"]
-        return found + faults(root, said, full=settings.get("synchronous") != "normal")
+        return found + faults(root, said, told, full=full)
     except (OSError, sqlite3.Error) as error:
         return [f"the watcher ended with {code}; {type(error).__name__}: {error}"]

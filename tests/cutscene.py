@@ -6,7 +6,9 @@ not take back. WORK, outside the root, also holds what its processes say.
 """
 
 import contextlib
+import hashlib
 import http.client
+import io
 import json
 import os
 import signal
@@ -18,6 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from cuttrace import SAYS
+from engines import expected
+from receivers import Receiver
 
 ROWS = 23  #: two transactions of a table
 
@@ -38,25 +42,33 @@ class Scene:
         self._port = port
 
     def drop(self, name: str, content: str, prompts: list[str]) -> None:
-        """As a careful person does: written elsewhere and flushed, then moved in, and flushed."""
+        """Put a file into the inbox as a careful person does."""
+        say(begin="file", file=name, prompts=prompts)
+        self._put("inbox", name, content.encode())
+        say(did="file", file=name, prompts=prompts)
+
+    def _put(self, folder: str, name: str, content: bytes) -> None:
+        """Written elsewhere and flushed, then moved in, and flushed."""
         draft = self._root / f"draft-{name}"
         with draft.open("wb") as file:
-            file.write(content.encode())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        say(begin="file", file=name, prompts=prompts)
-        draft.rename(self._root / "inbox" / name)
-        for folder in (self._root / "inbox", self._root):
-            handle = os.open(folder, os.O_RDONLY)
+        draft.rename(self._root / folder / name)
+        for changed in (self._root / folder, self._root):
+            handle = os.open(changed, os.O_RDONLY)
             os.fsync(handle)
             os.close(handle)
-        say(did="file", file=name, prompts=prompts)
 
     def ask(self, method: str, path: str, body: Any = None, **headers: str) -> Any:
         connection = http.client.HTTPConnection("127.0.0.1", self._port, timeout=60)
+        sent = {"Content-Type": "application/json"} | headers
         try:
-            data = json.dumps(body) if body is not None else None
-            connection.request(method, path, data, {"Content-Type": "application/json"} | headers)
+            if isinstance(body, bytes):
+                sent["Content-Type"] = "application/octet-stream"
+            elif body is not None:
+                body = json.dumps(body)
+            connection.request(method, path, body, sent)
             answer = connection.getresponse()
             said = answer.read()
             assert answer.status < 300, (method, path, answer.status, said)
@@ -64,9 +76,10 @@ class Scene:
         finally:
             connection.close()
 
-    def post(self, prompt: str, **headers: str) -> str:
+    def post(self, prompt: str, image: str | None = None, **headers: str) -> str:
         say(begin="post", prompt=prompt)
-        told = self.ask("POST", "/generate-image", {"prompt": prompt}, **headers)
+        asked = {"prompt": prompt} | ({"image": image} if image else {})
+        told = self.ask("POST", "/generate-image", asked, **headers)
         say(did="post", prompt=prompt, id=told["job_id"], image=told["image_name"])
         return str(told["job_id"])
 
@@ -88,7 +101,8 @@ class Scene:
             counts = self.ask("GET", "/queue")["counts"]
             claimed = list((self._root / "inbox" / ".claimed").iterdir())
             waiting = [p for p in (self._root / "inbox").iterdir() if p.suffix]
-            return not (counts["queued"] or counts["generating"] or claimed or waiting)
+            untold = self.ask("GET", "/webhooks/deliveries?state=pending")["deliveries"]
+            return not (counts["queued"] or counts["generating"] or claimed or waiting or untold)
 
         until(all_over, "the end")
 
@@ -101,6 +115,14 @@ class Scene:
             say(did="prune", prompt="early steps=1", file="early.yaml")
         names = [f"three-{n} steps=1" for n in range(3)]
         self.drop("three.json", json.dumps([{"prompt": p} for p in names]), names)
+        (self._root / "inputs").mkdir(exist_ok=True)
+        self._put("inputs", "cat.png", _png("cat"))
+        self.drop("cat.yaml", "{prompt: cat steps=1, image: cat.png}", ["cat steps=1"])
+        dog = _png("dog")
+        sha256 = hashlib.sha256(dog).hexdigest()
+        assert self.ask("POST", "/inputs", dog)["sha256"] == sha256
+        say(did="send", sha256=sha256)
+        self.post("dog steps=1", f"sha256:{sha256}")
         first = self.post("post-0 steps=1")
         self.post("post-1 steps=1", **{"Idempotency-Key": "k1"})
         if not long:
@@ -128,10 +150,17 @@ class Scene:
             ("k2.json", keyed, {"resume": True}),
         ):
             jobs = [{"prompt": p} for p in part]
+            say(begin="resume" if more else "key", prompt=part[0])
             self.drop(name, json.dumps({"key": "night", "jobs": jobs} | more), part)
             self.settled()
         self.post("last steps=1")
         self.settled()
+
+
+def _png(words: str) -> bytes:
+    data = io.BytesIO()
+    expected(words, 1, 64, 64).save(data, "png")
+    return data.getvalue()
 
 
 def until(predicate: Callable[[], bool], what: str) -> None:
@@ -157,6 +186,9 @@ def main() -> None:
         sys.argv[4],
     )
     os.chdir(root)
+    settings = json.loads((root / "config.yaml").read_text())
+    hooks = int(settings["webhooks"][0]["url"].split(":")[2].split("/")[0])
+    receiver = Receiver(port=hooks, hears=lambda heard: say(told=heard.told))
     scene = Scene(root, port)
     scene.drop("early.yaml", "prompt: early steps=1\n", ["early steps=1"])
     with (work / "said").open("ab") as said:
@@ -170,6 +202,8 @@ def main() -> None:
     finally:
         service.send_signal(signal.SIGTERM)
         service.wait(60)
+        receiver.close()
+    assert receiver.refused == []
 
 
 if __name__ == "__main__":

@@ -31,10 +31,11 @@ from pathlib import Path
 
 from cutjudge import judge, judge_root
 from cuttrace import CALLS, VARIANTS, Trace, Tree, digest
+from receivers import SECRET
 
 TESTS = Path(__file__).parent
 SETTINGS = {
-    "engine": "engines:Scripted",
+    "engine": "engines:Tracing",
     "model": "scripted",
     "settle_seconds": 0,
     "rescan_seconds": 0.05,
@@ -62,13 +63,17 @@ def stage(root: Path, work: Path, synchronous: str, *, long: bool = True) -> lis
     config = SETTINGS | {
         "synchronous": synchronous,
         "engine_options": {"log": str(log)},
+        "webhooks": [{"url": f"http://127.0.0.1:{_free_port()}/hook", "secret": SECRET}],
     }
     (root / "config.yaml").write_text(json.dumps(config))
+    scene = [sys.executable, str(TESTS / "cutscene.py"), str(root), str(_free_port()), str(work)]
+    return [*scene, "long" if long else "short"]
+
+
+def _free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    scene = [sys.executable, str(TESTS / "cutscene.py"), str(root), port, str(work)]
-    return [*scene, "long" if long else "short"]
+        return int(free.getsockname()[1])
 
 
 def environment() -> dict[str, str]:
@@ -128,9 +133,8 @@ class Tally:
 class Bench:
     """Judges states of one trace, several at a time, each distinct one once."""
 
-    def __init__(self, trace: Trace, synchronous: str, place: Path) -> None:
+    def __init__(self, trace: Trace, place: Path) -> None:
         self._trace = trace
-        self._settings = SETTINGS | {"synchronous": synchronous}
         self._place = place
 
     def one(self, cut: Cut) -> tuple[Cut, str, list[str] | None]:
@@ -142,7 +146,7 @@ class Bench:
             (self._place / f"{name}.seen").touch(exist_ok=False)
         except FileExistsError:
             return cut, name, None
-        return cut, name, judge(self._place / name, tree, said, self._settings)
+        return cut, name, judge(self._place / name, tree, said)
 
     def run(self, states: int | None, variants: Sequence[str], seed: int) -> Tally:
         """Judge ``states`` of them; None: all there are."""
@@ -219,7 +223,7 @@ def cut_device(work: Path, synchronous: str, seed: int) -> list[str]:
     said = [json.loads(line) for line in promised.read_text().splitlines()]
     with mounted(image, point):
         root = point / "root"
-        return judge_root(root, said, SETTINGS | {"synchronous": synchronous}, work / "drained")
+        return judge_root(root, said, work)
 
 
 def _lines(path: Path) -> int:
@@ -259,7 +263,7 @@ def main() -> int:
         try:
             trace = record(work, synchronous)
             recorded = time.monotonic() - begun
-            tally = Bench(trace, synchronous, work).run(states, variants, given.seed)
+            tally = Bench(trace, work).run(states, variants, given.seed)
             by = ", ".join(f"{v} {tally.states[v]}" for v in variants)
             print(
                 f"synchronous {synchronous}: {len(trace.events)} calls recorded in {recorded:.0f} s,"

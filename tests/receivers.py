@@ -26,9 +26,9 @@ class Heard:
     timestamp: int
 
     @property
-    def about(self) -> str:
-        """The job or the batch."""
-        return str(self.data.get("id") or self.data["ticket"])
+    def told(self) -> tuple[str, str, str]:
+        """As history.py judges it: what, of which job or batch, and the message's id."""
+        return self.type, self.data.get("id") or self.data["ticket"], self.id
 
 
 class Receiver:
@@ -98,8 +98,8 @@ class Receiver:
 
     @property
     def told(self) -> list[tuple[str, str, str]]:
-        """What was heard, as history.py judges it."""
-        return [(each.type, each.about, each.id) for each in self.heard]
+        """What was heard."""
+        return [each.told for each in self.heard]
 
     def close(self) -> None:
         if self.hang is not None:

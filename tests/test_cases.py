@@ -201,6 +201,42 @@ def test_remedies_name_the_line(text: str, suffix: str, line: int, word: str) ->
     assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("data", "suffix", "word"),
+    [
+        (gzip.compress(b'{"prompt": "a"}'), ".json", "Unpack"),
+        (b"PK\x03\x04\x14\x00xl/workbook.xml", ".csv", "as .csv"),
+        (b"\x89PNG\r\n\x1a\n", ".txt", "suffix"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", ".yaml", "suffix"),
+        (b"%PDF-1.7\nabc\n", ".txt", "its text"),
+        (b"{\\rtf1\\ansi a fox}", ".txt", "plain text"),
+        (b"<!DOCTYPE html>\n<p>a fox", ".json", "the text alone"),
+        (b"# mine\n- prompt: a\n  seed: 5\n", ".txt", ".yaml"),
+        (b"Prompt: a fox\nPrompt: an owl\n", ".txt", "alone"),
+        (b"Prompt;Seed\na fox;5\n", ".txt", ".csv"),
+        (b'{"prompt": "a fox"}\n', ".txt", ".json"),
+        (b"prompt: a\nseed: 5\n", ".json", ".yaml"),
+        (b"prompt,seed\na,5\n", ".yaml", ".csv"),
+        (b'{"prompt": "a", "seed": 5}\n', ".csv", ".json"),
+        (b"prompt: a\nseed: 5\n", ".csv", ".yaml"),
+        (b'[{"prompt": "a"},\n{"prompt": "b"}]\n', ".jsonl", "Call the file .json."),
+        (b'{\n "prompt": "a"\n}\n', ".jsonl", "Call the file .json."),
+    ],
+)
+def test_a_file_of_another_kind_is_called_what_it_is(data: bytes, suffix: str, word: str) -> None:
+    with pytest.raises(SteadyError) as caught:
+        parse(data, suffix, Limits())
+    assert word in caught.value.remedy
+
+
+@pytest.mark.parametrize(
+    "text", ["a prompt, a seed", "prompt", "prompt, portrait", "a: b", "[x] y"]
+)
+def test_a_prompt_that_only_resembles_another_kind_is_a_prompt(text: str) -> None:
+    (planned,) = parse(text.encode(), ".txt", Limits()).requests
+    assert planned.request.prompt == text
+
+
 def collection() -> tuple[list[str], bytes]:
     """1,632 prompts, and the table that holds them: tabs, capital headers, columns of its own and
     quotes, the shape of a public collection."""

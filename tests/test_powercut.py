@@ -38,7 +38,7 @@ def test_the_model_of_the_files_is_what_the_disk_has(
 def test_nothing_is_lost_as_it_is(
     traces: dict[str, Trace], synchronous: str, tmp_path: Path
 ) -> None:
-    bench = Bench(traces[synchronous], synchronous, tmp_path)
+    bench = Bench(traces[synchronous], tmp_path)
     tally = bench.run(16, ["ext4", "meta_drop", "strict", "rand"], seed=7)
     assert tally.faults == []
     assert tally.states.total() == 16
@@ -53,6 +53,7 @@ FAULTS = [
     ("the claims", "full", r"inbox/\.claimed$", "strict"),
     ("the folder of the day in done/", "full", r"inbox/done$", "strict"),
     ("submitted files", "full", r"inbox/\.tmp/", "meta_drop"),
+    ("pictures that jobs start from", "full", r"\.steady/inputs/", "meta_drop"),
 ]
 
 
@@ -64,4 +65,4 @@ def test_a_missing_flush_is_found(
 ) -> None:
     broken = traces[synchronous].without(re.compile(lost))
     assert len(broken.events) < len(traces[synchronous].events), "nothing flushes it"
-    assert Bench(broken, synchronous, tmp_path).run(24, [variant], seed=3).faults
+    assert Bench(broken, tmp_path).run(24, [variant], seed=3).faults

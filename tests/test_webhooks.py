@@ -16,7 +16,7 @@ from receivers import OTHER, SECRET, Receiver
 from roots import Root
 
 from watcher.addresses import Address, not_allowed
-from watcher.config import Webhook
+from watcher.config import Config, Webhook
 from watcher.errors import SteadyError
 from watcher.jobfile import parse
 from watcher.jobs import Limits
@@ -83,10 +83,11 @@ def test_what_is_told_is_what_http_answers_and_a_retry_is_told_in_order(tmp_path
         store.attempted(first.id, now=8)
         second = store.next_delivery("x", 2**60)
         assert second is not None and second.id != first.id and second.seq > first.seq
-        store.archived(answered["ticket"])
+        assert store.archived(answered["ticket"])
+        assert not store.archived(answered["ticket"])  # a crash in between put it away again
         store.attempted(second.id, now=9)
         batch = store.next_delivery("x", 2**60)
-        assert batch is not None
+        assert batch is not None and len(store.deliveries()) == 3
         whole = json.loads(json.dumps(payload_of(batch)))
         assert whole["data"] == bench.client.get(f"/batches/{answered['ticket']}").json()
 
@@ -172,6 +173,25 @@ def test_a_job_may_name_an_address_where_its_host_is_allowed(make_root: Make) ->
         assert "does not allow" in error.read_text()
         [picture] = (root.folder / "outputs").rglob("a_0001.png")
         assert b"/mine" not in picture.read_bytes()  # who was told is in no picture
+
+
+@pytest.mark.parametrize(
+    ("hooks", "words"),
+    [
+        ("https://x.example/", "`webhooks`: it must be a list."),
+        ([{"url": "https://x.example/"}], "`webhooks.0.secret`: it is missing."),
+        ([{"url": "x.example", "secret": SECRET}], "`webhooks.0`: the url is no address"),
+        ([{"url": "https://x.example", "secret": "x"}], "`webhooks.0`: a secret is whsec_"),
+        ([{"url": "https://x.example", "secret": SECRET}] * 2, "https://x.example stands there"),
+    ],
+)
+def test_receivers_that_cannot_be_used_are_refused_in_words(
+    tmp_path: Path, hooks: Any, words: str
+) -> None:
+    (tmp_path / "config.yaml").write_text(json.dumps({"webhooks": hooks}))
+    with pytest.raises(SteadyError) as caught:
+        Config.load(tmp_path)
+    assert words in caught.value.message and ".." not in caught.value.message
 
 
 LISTED = ("hooks.example.com", "*.example.org", "http://n8n.lan:5678")

@@ -94,6 +94,15 @@ class ModelSetting(BaseModel):
         return self.options | {name: value for name, value in said.items() if value is not None}
 
 
+#: What is wrong with a value, by the validator's name for it.
+_IN_WORDS = {
+    "missing": "it is missing",
+    "extra_forbidden": "it is no setting",
+    "list_type": "it must be a list",
+    "dict_type": "it must be a mapping",
+    "model_type": "it must be a mapping",
+    "model_attributes_type": "it must be a mapping",
+}
 WebhookEvent = Literal["job.completed", "job.failed", "job.cancelled", "batch.completed"]
 
 
@@ -297,6 +306,14 @@ class Config(BaseModel):
             key_of(secret)
         return value
 
+    @field_validator("webhooks")
+    @classmethod
+    def _each_once(cls, value: list[Webhook]) -> list[Webhook]:
+        for place, hook in enumerate(value):
+            if hook.url in [other.url for other in value[:place]]:
+                raise ValueError(f"{hook.url} stands there twice; list all its events once")
+        return value
+
     @classmethod
     def keys(cls) -> list[str]:
         """Every key that may stand in config.yaml."""
@@ -320,7 +337,8 @@ class Config(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             key = ".".join(map(str, first["loc"])) or "config.yaml"
-            raise SteadyError("bad_config", f"`{key}`: {first['msg']}.") from None
+            said = _IN_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+            raise SteadyError("bad_config", f"`{key}`: {said.rstrip('.')}.") from None
         return config.model_copy(
             update={
                 "root": root,

@@ -58,6 +58,7 @@ class Inputs:
         self.store = store
         self._outputs = config.outputs
         self._kept = config.state / "inputs"
+        self._durable = False  #: the folder itself
         self.checkpoint = checkpoint
 
     # -- by content
@@ -96,8 +97,13 @@ class Inputs:
         final = self._kept / digest
         with disk_errors("A picture cannot be kept"):
             self._kept.mkdir(parents=True, exist_ok=True)
+            if not self._durable:  # names of folders, too, are lost with the power
+                for folder in (self._kept, self._kept.parent):
+                    publish.sync_folder(folder.parent)
+                self._durable = True
             with contextlib.suppress(FileNotFoundError):
                 os.utime(final)  # wanted anew: it is not old any more
+                publish.sync_folder(self._kept)  # whoever gave it the name may have died of it
                 return
             temporary = self._kept / f"new-{uuid.uuid4().hex}"
             publish.write_synced(temporary, data)

@@ -48,6 +48,7 @@ _SHEET = 96  #: places on one page of a batch
 _BATCHES = 40
 _FAILED = 40  #: failed jobs of a batch that are told
 _HOURS = 24
+_DEAD_SHOWN = 5  #: deliveries that were given up
 _HOURS_SECONDS = 30.0  #: for which the figures of the last hours are kept
 _OF_MODEL = ("device", "dtype", "attention", "memory", "revision", "details", "versions")
 _TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
@@ -350,6 +351,7 @@ class Pages:
             versions=(made[0].facts.get("versions") or {}) if made else {},
             uptime=_seconds(pulse.get("started_at"), now_us()) if pulse["alive"] else None,
             untold=[e for e in live.pulse_troubles(pulse) if e.code == "undelivered"],
+            dead=self._store.deliveries(state="dead", limit=_DEAD_SHOWN),
             told=len(self._store.listening()),
             config=self._door.config,
         )

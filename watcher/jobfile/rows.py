@@ -22,7 +22,16 @@ from watcher.jobfile.planner import (
     template_of,
 )
 from watcher.jobfile.problems import MAX_PROBLEMS, at, shown, shown_key
-from watcher.jobfile.tables import RawRow, Row, Table, cells_of, json_rows, text_rows
+from watcher.jobfile.tables import (
+    CALL_IT,
+    RawRow,
+    Row,
+    Table,
+    cells_of,
+    json_rows,
+    looks_like,
+    text_rows,
+)
 from watcher.jobs import JobRequest, Limits, Priority
 
 #: Columns that are no fields and yet no metadata.
@@ -75,6 +84,8 @@ class Columns:
         remedy = f"Call the column `{shown_key(near)}` `prompt`." if near else None
         if len(self.header) == 1:
             remedy = "Columns are separated by `,`, `;`, a tab or `|`."
+        if kind := looks_like(self.header[0]):
+            remedy = CALL_IT[kind]
         value = shown(self.header)
         return ValueFault(
             "bad_csv", message, key="prompt", line=1, value=value, remedy=remedy

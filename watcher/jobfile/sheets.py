@@ -37,6 +37,7 @@ from watcher.jobfile.planner import (
 )
 from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
 from watcher.jobfile.sources import Pictures, is_pattern, spread
+from watcher.jobfile.tables import CALL_IT, looks_like
 from watcher.jobs import MAX_PROMPT, PICTURE_FIELDS, JobRequest, Limits, field_schemas
 
 OnError = Literal["reject", "skip"]
@@ -135,7 +136,10 @@ def read_sheets(text: str, suffix: str, pictures: Pictures | None = None) -> lis
     """The sheets of a file's text. Raises SteadyError for what cannot be read at all."""
     if fenced := _FENCED.fullmatch(text):  # as a chat writes it; lines keep their numbers
         text = "\n" + fenced[1]
+    kind = looks_like(text.lstrip().partition("\n")[0])
     if suffix == ".json":
+        if kind in (".yaml", ".csv"):
+            raise SteadyError("bad_json", "The file holds no JSON.", remedy=CALL_IT[kind])
         document = strictjson.JsonDocument(text)
         return [_sheet(document.value, document.place, None, pictures)]
     try:
@@ -146,6 +150,8 @@ def read_sheets(text: str, suffix: str, pictures: Pictures | None = None) -> lis
         if error.code == "bad_yaml" and (slip := _slip(text)):
             raise refusal([slip]) from None
         raise
+    if kind == ".csv" and any(isinstance(d.value, str) for d in documents):
+        raise SteadyError("bad_shape", "The file holds a table.", remedy=CALL_IT[kind])
     if (slip := _slip(text)) and any(_is_slip(d.value) for d in documents):
         raise refusal([slip])
     filled = [(n, d) for n, d in enumerate(documents, 1) if d.value is not None]

@@ -20,6 +20,7 @@ from typing import Any, BinaryIO
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import strictjson
 from watcher.jobfile.foreign import Pasted
+from watcher.jobfile.hints import KNOWN, plain_key
 from watcher.suffixes import FORMS
 
 MAX_LINE = 1 << 20  #: characters of one physical line
@@ -35,6 +36,19 @@ _BOMS = (
 
 
 _LOOKS_LATIN = "it looks like Windows-1252 or Latin-1"
+#: How files begin that are no text, what they are, and what their owner can do.
+_NO_TEXT = (
+    (b"pk\x03\x04", "a workbook or a .zip", "Save a table as .csv; call a bundle .zip."),
+    (b"\xd0\xcf\x11\xe0", "a workbook or document", "Save it as .csv or as plain text."),
+    (b"{\\rtf", "a document of a word processor", "Save it as plain text."),
+    (b"%pdf-", "a PDF", "Save its text as .txt."),
+    (b"\x1f\x8b", "packed with gzip", "Unpack it."),
+    (b"\x89png", "a picture", "Call it by its own suffix."),
+    (b"\xff\xd8\xff", "a picture", "Call it by its own suffix."),
+    (b"<!doctype html", "a web page", "Save the text alone."),
+    (b"<html", "a web page", "Save the text alone."),
+)
+_HEAD = 16  #: bytes that tell
 
 
 def encoding_of(head: bytes) -> str:
@@ -42,8 +56,15 @@ def encoding_of(head: bytes) -> str:
     return next((name for mark, name in _BOMS if head.startswith(mark)), "utf-8")
 
 
+def _refuse_no_text(head: bytes) -> None:
+    for begins, what, remedy in _NO_TEXT:
+        if head.lower().startswith(begins):
+            raise SteadyError("encoding", f"The file is {what}, not text.", remedy=remedy)
+
+
 def decoded(data: bytes) -> str:
     """The text of a whole file, without its byte order mark. Raises SteadyError encoding."""
+    _refuse_no_text(data[:_HEAD])
     try:
         return data.decode(encoding_of(data[:4]))
     except UnicodeDecodeError as error:
@@ -102,8 +123,9 @@ class TextLines:
 
     def __init__(self, stream: BinaryIO) -> None:
         start = stream.tell()
-        head = stream.read(4)
+        head = stream.read(_HEAD)
         stream.seek(start)
+        _refuse_no_text(head)
         self._text = _Text(stream, encoding=encoding_of(head), newline="")
         self.number = 0
 
@@ -262,6 +284,9 @@ def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
             row.value = strictjson.read_json(text)
         except SteadyError as error:
             row.value = text.strip()
+            if row.value == "{" or row.value.startswith("["):
+                message = "A job or list goes over several lines; in a .jsonl each has its own."
+                raise SteadyError("bad_shape", message, remedy="Call the file .json.") from None
             problem = error.problems[0]
             message = problem.message.removeprefix("Line 1, ")
             message = message[:1].upper() + message[1:]
@@ -277,18 +302,39 @@ def begins_as_json(text: str) -> bool:
     return _JSON.match(text) is not None
 
 
+_YAML = re.compile(r"\s*(- +)?prompt *:(\s|$)", re.IGNORECASE)
+_MARKS = re.compile("[,;\t|]")
+#: What a text that was called by another suffix should be called.
+CALL_IT = {
+    ".json": "Call the file .json (or .jsonl, with a job in every line).",
+    ".yaml": "Call the file .yaml, or write the prompts alone into a .txt, one a line.",
+    ".csv": "Call the file .csv.",
+}
+
+
+def looks_like(line: str) -> str:
+    """The suffix a file with this first line should have; empty where nothing is certain."""
+    if begins_as_json(line):
+        return ".json"
+    if _YAML.match(line):
+        return ".yaml"
+    names = [plain_key(cell.strip(' "\r\n')) for cell in _MARKS.split(line)]
+    return ".csv" if "prompt" in names and len({*names} & {*KNOWN}) > 1 else ""
+
+
 def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
     """The prompts of a plain list: one a line; blank lines and comments (``# ...``) are skipped.
 
     A line that begins with ``#`` and something other than a blank (``#1 fan``) is a prompt.
-    Generation data is one row, its ``value`` the fields. Raises SteadyError bad_shape for JSON.
+    Generation data is one row, its ``value`` the fields. Raises SteadyError bad_shape for what
+    begins as another kind of file.
     """
     lines, pasted, number = TextLines(stream), Pasted(), 0
     for text in lines:
         text = text.strip(" \t\r\n")
-        if not number and begins_as_json(text):
-            remedy = "Call the file .json (or .jsonl, with a job in every line)."
-            raise SteadyError("bad_shape", "This is JSON, not a list of prompts.", remedy=remedy)
+        if not number and (kind := looks_like(text)):
+            message = f"Line {lines.number} is that of a {kind} file, not of a list of prompts."
+            raise SteadyError("bad_shape", message, remedy=CALL_IT[kind])
         if text == "#" or text.startswith("# "):
             continue
         for line, value in pasted.add(lines.number, text):

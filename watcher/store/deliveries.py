@@ -229,6 +229,8 @@ class Deliveries(Database):
     ) -> list[Delivery]:
         """The newest first, a page at a time."""
         only = "" if state is None else "AND state = :state"
+        if state in ("delivered", "dead"):
+            only += " AND ended_at IS NOT NULL"  # as the index of those that are over has it
         rows = self.poll(
             f"SELECT * FROM deliveries WHERE seq < :before {only} ORDER BY seq DESC LIMIT :limit",
             before=before_seq or 2**62,
