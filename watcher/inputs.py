@@ -369,8 +369,9 @@ class Finder:
 def _check_name(name: str) -> None:
     """Raises SteadyError bad_reference for what is no name of a picture in our folders."""
     if name.startswith("data:"):
-        words = "Pictures are written into a job only over HTTP."
-        raise SteadyError("bad_reference", words)
+        words = "This is no picture that is written into a job here."
+        remedy = "Over HTTP write data:image/png;base64,…; a file names one below inputs/."
+        raise SteadyError("bad_reference", words, remedy=remedy)
     if _ADDRESS.match(name):
         words = "Addresses are never fetched."
         raise SteadyError("bad_reference", words)
