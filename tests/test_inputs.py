@@ -183,7 +183,7 @@ REFUSED = {
     "photos\\\\cat.png": ("bad_reference", "without `..`"),
     "out.png": ("bad_reference", "leads out"),
     "away/cat.png": ("bad_reference", "leads out"),
-    "data:image/png;base64,AAAA": ("bad_reference", "only over HTTP"),
+    "data:image/png;base64,AAAA": ("bad_reference", "no picture that is written"),
     "photos/none.png": ("input_missing", "There is no picture `photos/none.png`"),
     "photos/none-*.png": ("input_missing", "matches"),
     "nobody": ("input_missing", "There is no picture `nobody`"),
