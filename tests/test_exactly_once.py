@@ -22,7 +22,7 @@ POINTS = [
     "archived", "telling", "told", "told_recorded", "refused_moved",
 ]  # fmt: skip
 #: From here on the picture exists, so a kill may not cost a rendering.
-PUBLISHED = POINTS[POINTS.index("linked") : POINTS.index("refused_moved")]
+PUBLISHED = POINTS[POINTS.index("linked") : POINTS.index("telling")]
 if ON_RAY:  # where a watcher takes seconds to start: each side of what Ray has a part in
     POINTS = ["recorded", "dispatched", "picture_received", "linked", "archived"]
     PUBLISHED = ["linked", "completed"]
