@@ -133,6 +133,8 @@ def drain(root: Path, work: Path) -> int:
     child = os.fork()
     if child == 0:
         code = 70
+        for name in [name for name in os.environ if name.startswith("STEADY_")]:
+            del os.environ[name]  # the root's own settings hold
         try:
             handle = os.open(work / "said", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
             os.dup2(handle, 1)
