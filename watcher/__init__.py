@@ -16,7 +16,8 @@ executor/     who runs engines; worker.py: the child process that owns the devic
 engine.py     what an engine is; engines/: Z-Image on diffusers, servers of OpenAI's API, devices, placement;
               shortage.py: which errors mean what
 retouch.py    what is done to a picture around any engine: mask, enlarging, tiles
-models/       which model, what it allows, and getting it onto this machine
+models/       which model, what it allows, and getting it onto this machine;
+              modelstate.py: what is known of them while the watcher works
 suffixes.py   which files people may drop, and what is said about others
 publish.py    how a file appears: whole or not at all; folder.py: is this folder still ours
 results.py    a finished batch's result files; needs.py: what needs a person

@@ -23,6 +23,7 @@ from watcher.executor import Executor, Files
 from watcher.finish import Finisher
 from watcher.jobs import Job, JobState, Priority
 from watcher.log import say
+from watcher.modelstate import LAST_MODEL
 from watcher.pace import RunWindow
 from watcher.parts import Part, Shared
 from watcher.previews import Previews
@@ -30,7 +31,6 @@ from watcher.store import PATIENCE, Want
 
 logger = logging.getLogger("steady.dispatch")
 
-LAST_MODEL = "last_model"  #: where the record keeps which model a run of jobs had last
 MAX_DEATHS = 2  #: worker deaths a job may cause
 MAX_TRANSIENT = 3  #: attempts of a job that meets passing device errors
 BACKLOG = 4  #: pictures waiting to be saved before no further job is handed out

@@ -21,20 +21,19 @@ from typing import Any, TypeVar
 
 from watcher import live, models, moved
 from watcher.config import Config
-from watcher.dispatch import LAST_MODEL, Choosing, Dispatcher
+from watcher.dispatch import Choosing, Dispatcher
 from watcher.errors import SteadyError, Trouble
-from watcher.executor import Executor, Files
+from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.heat import hottest_card
 from watcher.inbox.watch import Inbox, ignore_lease_signal
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
-from watcher.jobs import Job, JobState, Limits
+from watcher.jobs import JobState
 from watcher.live import Troubles, each_once
 from watcher.log import now_us, say
-from watcher.models.loras import lora_files
-from watcher.models.upscalers import upscaler_file
+from watcher.modelstate import ModelState
 from watcher.notify import SCHEDULE, Notifier
 from watcher.notify.command import Command
 from watcher.notify.hooks import Webhooks
@@ -45,7 +44,6 @@ from watcher.pictures.outputs import Outputs
 from watcher.previews import Previews
 from watcher.root import Turn, check_layout, keep_private
 from watcher.store import JobStore
-from watcher.upscaling import LANCZOS, REFINE
 
 logger = logging.getLogger("steady.watcher")
 _T = TypeVar("_T")
@@ -67,7 +65,6 @@ _NO_THERMOMETER = (
     "`max_temperature` is set, but nobody can tell how hot a card is here"
     " (`pip install 'steadydiffusion[care]'`)."
 )
-_NAME_IT = "Name it under `models` again, or cancel its jobs."
 
 
 def ignore_step(_step: str) -> None:
@@ -164,7 +161,7 @@ class Service:
         self._other: object = None  #: how that file looked the last time
         self._begun = False  #: outputs are open and the last run's jobs are settled
         self._troubles = Troubles(now=now_us)
-        self._choice = models.choose(config, store, probe)
+        self._models = ModelState(config, store, probe)
         self._outputs = Outputs(
             config.outputs, embed_metadata=config.embed_metadata, checkpoint=checkpoint
         )
@@ -175,16 +172,14 @@ class Service:
             checkpoint=checkpoint,
             presets=config.presets,
         )
-        limits = self._judged_by(store.get(models.ENGINES_SAID))
-        first = self._first(limits)
-        self._executor = executor or build(config, self._choice, self._probe, limits, first)
+        limits, first = self._models.limits, self._models.first()
+        self._executor = executor or build(config, self._models.choice, probe, limits, first)
         self._reading = reading = Reading(
             inbox=self._inbox,
             limits=limits,
             root=config.root,
             inputs=(inputs := Inputs(config, store, checkpoint=checkpoint)),
         )
-        self._heard: object = None  #: the EngineInfo that jobs are judged by
         address = config.public_url or f"http://{config.host}:{config.port}"
         command = Command(
             config.on_batch_done, store=store, root=config.root, inbox=config.inbox,
@@ -223,16 +218,12 @@ class Service:
             executor=self._executor,
             finisher=self._finisher,
             window=RunWindow.parse(config.run_window),
-            files_of=lambda job: {
-                **inputs.files(job),
-                **self._loras_of(job),
-                **self._upscaler_of(job),
-            },
+            files_of=lambda job: {**inputs.files(job), **self._models.files(job)},
             choosing=Choosing(
                 usual=limits.usual.name,
                 others=tuple(limits.others),
                 begun=first,
-                absent=lambda: self._absent,
+                absent=lambda: self._models.absent,
                 patience=config.model_patience,
                 cooldown=config.cooldown,
                 hot=lambda: self._hot,
@@ -240,8 +231,6 @@ class Service:
             previews=self._previews,
         )
         self._started_at = now_us()
-        self._absent: dict[str, SteadyError] = {}  #: models whose files are not here, by name
-        self._kept: dict[str, dict[str, Any]] = {}  #: why jobs of a model wait, by its name
         self._thermometer = thermometer
         self._notices: list[str] = []  #: what is to be said of heat
         self._hot = False
@@ -294,8 +283,9 @@ class Service:
         self._intake.start()
         if self._store.unchecked:
             threading.Thread(target=self._verify, name="verify", daemon=True).start()
-        say(logger, "watcher.ready", inbox=str(self._config.inbox), model=self._choice.name,
-            why=self._choice.why)  # fmt: skip
+        choice = self._models.choice
+        say(logger, "watcher.ready", inbox=str(self._config.inbox), model=choice.name,
+            why=choice.why)  # fmt: skip
         while not self._stop.is_set():
             self._guarded("turn", self._turn)
             if once and (ended := self._guarded("turn", self._done)) is not None:
@@ -350,37 +340,8 @@ class Service:
         if time.monotonic() - self._cared >= _CARE_SECONDS:
             self._care()
         self._dispatcher.turn()
-        if self._dispatcher.info and self._dispatcher.info is not self._heard:
-            self._heed(self._dispatcher.info)
-
-    def _heed(self, info: dict[str, Any]) -> None:
-        """From now on jobs are judged by what the engine says it accepts."""
-        card = self._reading.limits.named(self._dispatcher.model) or self._reading.limits.usual
-        said = models.said_by(info, card)
-        known = self._store.get(models.ENGINES_SAID) or {}
-        if known.get(card.name) != said:
-            known = known | {card.name: said}
-            self._store.put(models.ENGINES_SAID, known)
-        self._reading.limits = self._judged_by(known)
-        self._heard = info
-
-    def _loras_of(self, job: Job) -> Files:
-        """The LoRA files of a job. Raises SteadyError: what became of one of them."""
-        if not job.request.lora:
-            return {}
-        card = self._reading.limits.card(dict(job.request))
-        return {"loras": lora_files(self._config, job.request.lora, card)}
-
-    def _upscaler_of(self, job: Job) -> Files:
-        """The file of a job's upscaler. Raises SteadyError upscaler_unusable."""
-        upscale = job.request.upscale
-        method = LANCZOS if upscale is None else upscale.get("method", LANCZOS)
-        if method in (LANCZOS, REFINE):
-            return {}
-        return {"upscaler": str(upscaler_file(self._config.upscalers, method))}
-
-    def _judged_by(self, said: Any) -> Limits:
-        return models.limits_of(self._choice.profile, self._config, self._choice.name, said)
+        if self._models.heed(self._dispatcher.info, self._dispatcher.model):
+            self._reading.limits = self._models.limits
 
     def _verify(self) -> None:
         """After an unclean stop a large record is read as a whole, while work goes on.
@@ -412,8 +373,7 @@ class Service:
         if waiting == 0 and not self._store.unarchived():
             return 0 if self._notifier.idle else None
         stuck = self._store.get("paused") or self._trouble()[0] or self._finisher.stuck
-        usual = self._reading.limits.usual.name
-        kept = {name or usual for name in self._store.waiting_models()} <= self._kept.keys()
+        kept = set(self._models.wanted()) <= self._models.kept.keys()
         return 4 if stuck or (waiting and kept) else None
 
     def _recover(self) -> None:
@@ -438,7 +398,8 @@ class Service:
         self._cared = time.monotonic()
         self._guarded("record", self._look_at_record)
         self._guarded("outputs", self._look_at_outputs)
-        self._guarded("record", self._look_at_models)
+        self._guarded("record", lambda: self._models.look(self._executor.status()))
+        self._reading.limits = self._models.limits
         self._look_at_device()
         self._look_at_heat()
         self._look_behind()
@@ -479,32 +440,8 @@ class Service:
                 say(logger, "setting.moved", logging.WARNING, message=words)
         self._left = left
 
-    def _first(self, limits: Limits) -> str:
-        """The model that workers begin with: the one they had, if jobs wait for it."""
-        waiting = [name or limits.usual.name for name in self._store.waiting_models()]
-        order = (self._store.get(LAST_MODEL), limits.usual.name, *waiting)
-        return next((name for name in order if name in waiting and limits.named(name)), "")
-
-    def _look_at_models(self) -> None:
-        """Which models' files are missing here, and why jobs of a model wait."""
-        limits = self._judged_by(self._store.get(models.ENGINES_SAID))
-        self._reading.limits = limits
-        cards = [(name, limits.named(name)) for name in limits.names]
-        self._absent = {name: card.absent for name, card in cards if card and card.absent}
-        kept = {}
-        for name in {name or limits.usual.name for name in self._store.waiting_models()}:
-            ailing = [slot.get("ailing", {}).get(name) for slot in self._executor.status()]
-            if limits.named(name) is None:
-                words = f"`{name}` is no model of config.yaml any more."
-                kept[name] = SteadyError("model_not_found", words, remedy=_NAME_IT).as_dict()
-            elif name in self._absent:
-                kept[name] = self._absent[name].as_dict()
-            elif ailing and all(ailing):
-                kept[name] = ailing[0]
-        self._kept = kept
-
     def _look_at_device(self) -> None:
-        lost = models.check(self._choice, self._probe)
+        lost = models.check(self._models.choice, self._probe)
         if lost and not any(slot["info"] for slot in self._executor.status()):
             self._troubles.report("device", lost)
         else:  # there again; or a worker has loaded the model, which is the better witness
@@ -548,38 +485,9 @@ class Service:
         self._notices = [words] if self._hot else [_NO_THERMOMETER] if heat is None else []
 
     def _trouble(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-        """What holds the queue, and what keeps single slots or models from drawing.
-
-        A slot's trouble is the queue's only where every slot has one, and a model's only where it
-        is the root's own.
-        """
-        usual = self._reading.limits.usual.name
-        slots = self._executor.status()
-        ill = [
-            (slot, found)
-            for slot in slots
-            if (found := slot["trouble"]) and found.get("model", usual) in ("", usual)
-        ]
-        kept = [
-            error
-            | {"model": name, "message": f"Jobs of the model `{name}` wait: {error['message']}"}
-            for name, error in self._kept.items()
-            if name != usual
-        ]
-        held = [self._kept[usual]] if usual in self._kept else []
-        if len(ill) == len(slots):
-            held = [found for _, found in ill]
-            ill = []
-        warnings = [
-            found
-            | {
-                "slot": slot["slot"],
-                "message": f"Worker {slot['slot']} ({slot['device']}) does not run, the others do: "
-                + found["message"],
-            }
-            for slot, found in ill
-        ]
-        return each_once([*self._troubles.current(), *held]), warnings + kept
+        """What holds the queue, and what keeps single slots or models from drawing."""
+        held, warnings = self._models.troubles(self._executor.status())
+        return each_once([*self._troubles.current(), *held]), warnings
 
     def _pulse(self, state: str | None = None) -> None:
         now = time.monotonic()
@@ -591,15 +499,15 @@ class Service:
         with contextlib.suppress(SteadyError):  # said by whoever works with the record
             self._paused = bool(self._store.get("paused"))
         trouble, warnings = self._trouble()
-        usual = self._reading.limits.usual.name
+        choice, usual = self._models.choice, self._models.limits.usual.name
         pulse: dict[str, Any] = {
             "pid": os.getpid(),
             "started_at": self._started_at,
             "state": state or ("paused" if self._paused else "running"),
             "model": {
-                "name": self._choice.name,
-                "why": self._choice.why,
-                "starter": self._choice.starter,
+                "name": choice.name,
+                "why": choice.why,
+                "starter": choice.starter,
             }
             | (self._dispatcher.info if self._dispatcher.model in ("", usual) else {}),
             "workers": self._executor.status(),
