@@ -74,6 +74,12 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
     """The list, and how to add to it."""
     store = door.store
 
+    def names_in_record(model: str | None) -> list[str]:
+        if model is None:
+            return []
+        # a job that waits and named none is the usual model's
+        return [model, ""] if model == door.limits().usual.name else [model]
+
     @router.get("", response_model=models.JobPage)
     def list_jobs(
         request: Request,
@@ -103,7 +109,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             until=moment_bound("until", until, end=True),
             ticket=without_nul(batch),
             name=without_nul(name),
-            models=() if model is None else (model, "")[: 1 + (model == door.limits().usual.name)],
+            models=names_in_record(without_nul(model)),
             lora=without_nul(lora),
         )
         rows = store.jobs(chosen, before_seq=seq_of(cursor), limit=limit + 1)
