@@ -275,6 +275,9 @@ def test_wait_shows_one_line_a_change_and_no_control_codes_in_a_pipe(make_root: 
     assert done.returncode == 0, done.stderr
     assert re.search(r"^completed   fox  /", done.stderr, re.M) and "1 picture in " in done.stderr
     assert "\x1b" not in done.stderr and "\r" not in done.stderr
+    done = steady(root, "submit", "fox raise", "--count", "2", "--wait", "--timeout", "30s")
+    assert done.returncode == 1 and done.stderr.count("failed      fox raise  engine_failed: ") == 2
+    assert re.search(r"^0 pictures in [\d.]+ s; 2 failed$", done.stderr, re.M), done.stderr
     done = steady(root, "submit", "fox raise", "--wait", "--timeout", "30s", "--json")
     assert done.returncode == 1
     assert objects(done)[-1]["error_code"] == "engine_failed"

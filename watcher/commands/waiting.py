@@ -66,13 +66,11 @@ def wait(desk: Desk, tickets: Sequence[str], since: int, deadline: float | None)
             code, rev, waiting, version = 0, since, set(tickets), None
             while True:
                 if version != (version := store.data_version()):
-                    changed, rev = _changes(store, rev)
+                    ended = {ticket: _ended(screen, store, ticket) for ticket in sorted(waiting)}
+                    changed, rev = _changes(store, rev)  # after that look, so that none is missed
                     screen.show(job for job in changed if job.ticket in tickets)
-                    for ticket in sorted(waiting):
-                        ended = _ended(screen, store, ticket)
-                        if ended is not None:
-                            waiting.discard(ticket)
-                            code = max(code, ended)
+                    waiting = {ticket for ticket, how in ended.items() if how is None}
+                    code = max([code, *(how for how in ended.values() if how is not None)])
                 if not waiting:
                     screen.sum_up()
                     return code
@@ -180,7 +178,8 @@ class Screen:
             if number := self._ended[state]:
                 words += f"; {number} {state}"
         self._bar.wipe()
-        self._desk.talk(words)
+        if sum(self._ended.values()):  # else a file was refused, and that was said
+            self._desk.talk(words)
 
     def complain(self, error: SteadyError) -> None:
         """An error of one of the files waited for."""
