@@ -64,7 +64,8 @@ def serve_http(config: Config) -> int:
         most = most_connections()
         app = create_app(config, streams=max(1, most // 4))
         keep_private(config)
-        gc.freeze()  # what is loaded by now stays; looking at it again and again takes long
+        gc.freeze()  # what is loaded by now stays; looking at it again and again takes long,
+        gc.set_threshold(10_000)  # as does looking often while connections come in thousands
         throttled: ThrottledLog = app.state.throttled
         connections = Connections(most, ThrottledLog(), stays_open=events.stays_open)
 

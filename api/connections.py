@@ -6,7 +6,8 @@ before that, the oldest first, when its place is needed. So a client that sends 
 answered however many others hold on, also when all of them come from one address.
 The application, by far the dearest part of a request, is asked for one request in a turn of
 the event loop, and those that are soon done go first: when thousands come at once, what is new
-is looked at between them, and a stream that has not begun gives its place up like one that waits.
+is looked at before what can wait, and a stream that has not begun gives its place up like one
+that waits.
 Requests that stay open by their nature (event streams, calls that wait for a picture) are
 counted apart, in events.py. Knows nothing of routes and tokens.
 """
@@ -40,7 +41,7 @@ MOST = 1024  #: connections of a process, where the system grants files for them
 _FEWEST = 8
 _SPARE_FILES = 128  #: for the record, pictures and threads
 #: Connections accepted between two looks at the bound; what waits is kept by the system.
-ACCEPTS = 16
+ACCEPTS = 64
 BACKLOG = 2048  #: connections the system keeps until we accept them
 
 #: Seconds that others go before a request whose body is not complete, and before one that stays
@@ -111,6 +112,7 @@ class Connections:
         self._line: list[tuple[float, int, asyncio.Future[None], Connection]] = []
         self._numbers = itertools.count()
         self._calling = False  #: is somebody's turn due?
+        self._newcomers = False  #: since the last look at the line
 
     def protocol(self, **how: Any) -> "Connection":
         """One more connection, as uvicorn asks for it."""
@@ -123,6 +125,7 @@ class Connections:
         if (full or crowded) and not self._make_room(connection.address if crowded else None):
             return False
         self._open[connection.address] += 1
+        self._newcomers = True
         return True
 
     def leave(self, connection: "Connection") -> None:
@@ -160,8 +163,12 @@ class Connections:
             connection.loop.call_soon(self._call, connection.loop)
 
     def _call(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Give the next in the line its turn, and with it those who have hung up."""
-        while self._line:
+        """Give the next in the line its turn, and with it those who have hung up.
+
+        While connections come in, nobody's before it is due: theirs may be the short request.
+        """
+        newcomers, self._newcomers = self._newcomers, False
+        while self._line and not (newcomers and self._line[0][0] > loop.time()):
             *_, turn, connection = heapq.heappop(self._line)
             if not turn.done():
                 turn.set_result(None)
