@@ -2,6 +2,7 @@
 pulse within 15 seconds, and is over by itself when the surroundings are mended."""
 
 import contextlib
+import datetime
 import json
 import os
 import pickle
@@ -11,6 +12,7 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -127,6 +129,24 @@ def test_a_disk_that_cannot_be_written(
     running(root)
     mend = spoil(place)
     told(root, code)
+    mend()
+    whole(root, 2)
+    over(root)
+
+
+def test_the_records_disk_alone_is_full(
+    make_root: Callable[..., Root], mounted: Callable[..., None], tmp_path: Path
+) -> None:
+    """There is no room for the WAL; pictures, job files and the pulse lie elsewhere."""
+    place = tmp_path / "root" / "record"
+    mounted(place, "-t", "tmpfs", "-o", "size=1m", "none")
+    (tmp_path / "root" / "steady.db").symlink_to(place / "steady.db")
+    root = make_root(min_free_disk=0, database=str(place / "steady.db"))
+    root.watch()
+    root.drop("a.yaml", f"- prompt: {LONG}\n- prompt: next\n")
+    running(root)
+    mend = break_full(place)
+    told(root, "disk_full")
     mend()
     whole(root, 2)
     over(root)
@@ -434,6 +454,35 @@ def test_a_clock_that_jumps_disturbs_nobody(make_root: Callable[..., Root], jump
     assert not live.read_pulse(root.folder / ".steady")["alive"]
     root.finish()
     assert faults(root.folder, expected=3) == []
+
+
+@pytest.mark.parametrize("way", ["forward", "back"])
+def test_the_hour_in_which_clocks_are_changed(make_root: Callable[..., Root], way: str) -> None:
+    root = make_root()
+    ahead = time.monotonic_ns() - time.time_ns()
+    change = int(time.time()) + 5
+    at = datetime.datetime.fromtimestamp(change, datetime.UTC)
+    late = at + datetime.timedelta(seconds=2)
+    day = at.timetuple().tm_yday - 1
+    other = (day + 180) % 365
+    if way == "forward":  # local time leaps over an hour, and the job's time lies after it
+        zone = f"WIN0SUM-1,{day}/{at:%H:%M:%S},{other}"
+        not_before = f"{late + datetime.timedelta(hours=1):%Y-%m-%dT%H:%M:%S}"
+    else:  # every local time of an hour comes twice
+        zone = f"WIN0SUM-1,{other},{day}/{at.hour + 1}:{at:%M:%S}"
+        not_before = f"{late:%Y-%m-%dT%H:%M:%S}+00:00"
+    root.extra["TZ"] = zone
+    root.watch(wrapper=("env",))
+    root.drop("late.yaml", f"prompt: late\nnot_before: {not_before}\n")
+    root.drop("a.yaml", "".join(f"- prompt: p{n} steps=4 sleep=0.2\n" for n in range(8)))
+    whole(root, 9, 60)  # and nothing waits for an hour
+    assert max(renders(root.log).values()) == 1
+    (begun,) = (
+        e["t"] for e in read_log(root.log) if e["event"] == "start" and e["prompt"] == "late"
+    )
+    assert begun - ahead >= late.timestamp() * 1e9
+    shown = root.steady("list", env=root.environment())
+    assert shown.returncode == 0, shown.stderr
 
 
 # ---------------------------------------------------------------- threads
