@@ -55,7 +55,8 @@ POINTS = [
 def noise(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
     """A picture that no other seed gives."""
     tile = Image.new("RGB", (8, 8))
-    tile.putdata([(seed * 7 + i * 3, seed * 13 + i, 255 - i * 4 - seed) for i in range(64)])
+    seeds = (seed * 7, seed * 13 + (seed >> 8) * 31, -seed)
+    tile.putdata([tuple((s + i * 3) % 256 for s in seeds) for i in range(64)])
     return tile.resize(size, Image.Resampling.NEAREST)
 
 
