@@ -285,6 +285,26 @@ def test_a_full_disk_costs_nothing(small_disk: Path) -> None:
     inbox.close()
 
 
+def test_a_shelf_on_another_disk_is_said(folder: Path) -> None:
+    inbox = Inbox(folder, settle=0.0, rescan=0.2)
+    inbox.open()
+    put(folder, "cats.csv")
+    claim = only(inbox)
+    if os.geteuid() != 0:
+        pytest.skip("only root mounts")
+    subprocess.run(["mount", "-t", "tmpfs", "none", folder / "done"], check=True)
+    try:
+        with pytest.raises(SteadyError) as error:
+            archive(inbox, "cats.csv")
+    finally:
+        subprocess.run(["umount", "-l", folder / "done"], check=True)
+    assert error.value.code == "folder_gone" and "is on another disk" in error.value.message
+    assert error.value.remedy == "Take off what is mounted in it."
+    archive(inbox, "cats.csv")
+    assert claim.ticket == TICKET and tree(folder) == DONE
+    inbox.close()
+
+
 def test_a_disk_that_became_read_only_costs_nothing(small_disk: Path) -> None:
     inbox = Inbox(small_disk, settle=0.0, rescan=0.2)
     inbox.open()

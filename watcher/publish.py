@@ -164,9 +164,13 @@ def disk_errors(what: str) -> Iterator[None]:
 def disk_trouble(error: OSError, what: str) -> SteadyError:
     """disk_full or folder_gone; ``what`` could not be done, in words without a path."""
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    return SteadyError("disk_full" if full else "folder_gone", f"{what} ({reason(error)}).")
+    remedy = "Take off what is mounted in it." if error.errno == errno.EXDEV else ""
+    code = "disk_full" if full else "folder_gone"
+    return SteadyError(code, f"{what} ({reason(error)}).", remedy=remedy)
 
 
 def reason(error: OSError) -> str:
-    """Why, in the system's words."""
+    """Why, in the system's words, but for those that nobody knows."""
+    if error.errno == errno.EXDEV:
+        return "a folder in it is on another disk"
     return os.strerror(error.errno) if error.errno else str(error)
