@@ -230,7 +230,7 @@ def _lines(path: Path) -> int:
     return path.read_bytes().count(b"\n")
 
 
-MOST_SAID = 30  #: what the scenario says in all
+MOST_SAID = 90  #: what the scenario says in all, about
 #: EXT4_IOC_SHUTDOWN: no write reaches the device from now on, not even the journal's.
 _SHUTDOWN, _WITHOUT_LOG = 0x8004587D, 2
 
