@@ -85,7 +85,7 @@ class Body:
         filename = _NOT_IN_NAMES.sub("", filename)
         own = suffix_of(filename)
         if own not in FORMS and suffix not in FORMS:
-            words = f"{filename or 'The file'}: files of this kind are not read."
+            words = "Files of this kind are not read."
             raise SteadyError("unsupported_suffix", words, remedy=remedy_for(filename))
         stem = os.path.splitext(filename)[0] or filename
         form = own if own in FORMS else suffix
