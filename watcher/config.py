@@ -5,7 +5,6 @@ from the environment, which wins. Relative paths are below the root. A key nobod
 a value nobody can use is refused with the nearest right name. Knows nothing of jobs.
 """
 
-import difflib
 import json
 import os
 import re
@@ -410,6 +409,8 @@ def _refuse_unknown(names: Any, where: str) -> None:
     keys = Config.keys()
     for name in names:
         if name not in keys:
+            import difflib  # only for whoever mistyped a name
+
             near = difflib.get_close_matches(name, keys, n=1)
             hint = f" Did you mean `{near[0]}`?" if near else ""
             raise SteadyError("bad_config", f"`{name}` ({where}) is no setting.{hint}")

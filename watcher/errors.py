@@ -36,7 +36,6 @@ class ErrorKind:
     klass: ErrorClass = ErrorClass.INVALID
 
 
-_INVALID = ErrorClass.INVALID
 _OOM = ErrorClass.OUT_OF_MEMORY
 _ENV = ErrorClass.ENVIRONMENT
 _INT = ErrorClass.INTERNAL

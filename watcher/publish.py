@@ -7,7 +7,6 @@ A crash before it leaves a temporary file (swept at start), after it the final f
 """
 
 import contextlib
-import ctypes
 import errno
 import os
 from collections.abc import Callable, Iterable, Iterator
@@ -72,6 +71,8 @@ def by_link(temporary: Path, final: Path) -> None:
 
 def by_rename(temporary: Path, final: Path) -> None:
     """Linux renameat2 with RENAME_NOREPLACE, for file systems without hard links."""
+    import ctypes  # every command imports this module, and few file systems need it
+
     libc = ctypes.CDLL(None, use_errno=True)
     call = getattr(libc, "renameat2", None)
     if call is None:

@@ -12,7 +12,6 @@ from watcher.describe import describe_batch, describe_job, nonzero_counts, zoned
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
 from watcher.modelnames import lora_words
-from watcher.pace import span_words
 
 _WIDE = 500  #: characters of a line that goes into a pipe
 
@@ -26,6 +25,8 @@ def local_clock(moment: int | None) -> str:
 
 def ago(moment: int, now: int) -> str:
     """A moment of the last day as `5 min ago`, an older one as :func:`local_clock` has it."""
+    from watcher.pace import span_words
+
     seconds = (now - moment) // 1_000_000
     if seconds < 60:
         return "just now"
