@@ -1,5 +1,6 @@
 """Pictures that jobs start from: every odd file is right to the pixel, or refused in words."""
 
+import contextlib
 import io
 import struct
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw
 
 from watcher.errors import SteadyError
-from watcher.pictures.source import MAX_PIXELS, MAX_SIDE, look_at, mask_of, pixels_of
+from watcher.pictures.source import FORMATS, MAX_PIXELS, MAX_SIDE, look_at, mask_of, pixels_of
 
 
 def written(image: Image.Image, format: str, **more: Any) -> bytes:
@@ -148,6 +149,18 @@ def test_a_mask_is_grey_and_what_it_leaves_out_is_kept() -> None:
     made = mask_of(written(mask, "PNG"), (32, 32), "pad")
     assert made.mode == "L"
     assert [made.getpixel(at) for at in ((4, 16), (28, 16), (4, 1))] == [255, 0, 0]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_damaged_picture_is_refused_in_words_whatever_its_reader_says(format: str) -> None:
+    data = written(Image.effect_noise((40, 24), 90).convert("RGB"), format)
+    for at in range(8, len(data), max(1, len(data) // 60)):
+        for piece in (b"", b"\xff" * 6, b"\0" * 6):
+            damaged = data[:at] + piece + data[at + 6 :]
+            with contextlib.suppress(SteadyError):  # or it is a picture all the same
+                look_at(damaged)
+                pixels_of(damaged, (64, 64))
 
 
 def test_of_an_animation_the_first_is_taken() -> None:

@@ -25,7 +25,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
 Size = tuple[int, int]  #: width, height
 
-_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+#: What plug-ins raise at broken files; AVIF's decoder says RuntimeError to all of it.
+_BROKEN = (OSError, SyntaxError, ValueError, EOFError, IndexError, RuntimeError, struct.error,
+           zlib.error)  # fmt: skip
 _TRANSPOSED = frozenset({5, 6, 7, 8})  #: orientations that swap the sides
 _ORIENTATION = 0x0112
 _WHITE, _BLACK = (255, 255, 255, 255), (0, 0, 0, 255)
