@@ -261,7 +261,7 @@ def test_the_lines_of_the_page_do_what_it_says(
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     if name == "quickstart.md":
         assert len(list((home / "studio" / "outputs").glob("*/*.png"))) == 6
-        assert "house" in done.stdout
+        assert "butterfly" in done.stdout
     else:
         assert root.states() == ["completed"]
         assert list((home / "pictures-copy").glob("*/*.png"))
