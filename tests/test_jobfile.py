@@ -14,6 +14,7 @@ from conftest import SECONDS
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from watcher.config import Config
 from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.jobfile import MAX_BYTES, Parsed, parse
 from watcher.jobfile.fields import request_of, seeded
@@ -968,3 +969,16 @@ def test_steps_of_another_program_are_counted_as_the_model_counts(
     [planned] = parse(text.encode(), ".txt", Limits(card)).requests
     request = planned.request
     assert (request.num_inference_steps, request.guidance_scale) == (steps, guidance)
+
+
+def test_pictures_without_a_name_are_called_as_the_settings_say() -> None:
+    limits = Limits(default_name="{prompt}-{seed}")
+    text = '{"prompt": "A red fox!", "seed": 7, "count": 2}'
+    [plan] = parse(text.encode(), ".json", limits).requests[:1]
+    assert plan.request.name == "A-red-fox-7"
+    named = parse(b'{"prompt": "x", "name": "mine"}', ".json", limits).requests
+    assert [each.request.name for each in named] == ["mine"]
+    rows = parse(b"prompt,seed,name\na cat,1,\na dog,2,rex\n", ".csv", limits).requests
+    assert [each.request.name for each in rows] == ["a-cat-1", "rex"]
+    with pytest.raises(ValueError, match="default_name"):
+        Config(default_name="../up")

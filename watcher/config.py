@@ -223,6 +223,10 @@ class Config(BaseModel):
 
     # -- the pictures
     image_format: Literal["png", "webp", "jpeg"] = Field("png", description="when a job says none")
+    default_name: str | None = Field(
+        None, max_length=80, pattern=r"^[\w{][\w.:{}-]*$",
+        description='of pictures when a job says none, e.g. "{prompt}-{seed}"; unset: by the file or the time',
+    )  # fmt: skip
     embed_metadata: bool = Field(True, description="the recipe inside the picture")
 
     # -- the queue

@@ -331,6 +331,9 @@ class Limits:
     max_jobs_per_file: int = 1000  #: .yaml and .json
     max_lines: int = 100_000  #: .jsonl, .csv, .tsv
     default_format: str = "png"
+    default_name: str | None = (
+        None  #: with the placeholders of `name`; None: by the file or the time
+    )
     webhook_hosts: tuple[
         str, ...
     ] = ()  #: where jobs may want to be told, as config.yaml lists them

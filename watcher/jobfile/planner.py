@@ -311,6 +311,8 @@ class Planner:
         starts = any(values.get(key) is not None for key in PICTURE_FIELDS)
         if starts and (faults := self._start_from(values, names, index)):
             return faults
+        if self.limits.default_name and values.get("name") is None:
+            values["name"] = self.limits.default_name
         for key in TEXTS:
             text = values.get(key)
             if type(text) is str and "{" in text:

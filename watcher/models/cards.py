@@ -121,6 +121,7 @@ def limits_of(
         max_jobs_per_file=config.max_jobs_per_file,
         max_lines=config.max_lines,
         default_format=config.image_format,
+        default_name=config.default_name,
         webhook_hosts=tuple(config.webhook_hosts),
     )
 
