@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -365,7 +366,10 @@ def test_what_does_not_fit_is_refused_by_its_header(limits: Limits, loras: Path,
 
 def test_files_that_are_no_safetensors_are_refused(limits: Limits, loras: Path) -> None:
     whole = written(loras, "whole", plainly("")()).read_bytes()
-    for name, data in (("cut", whole[:-100]), ("short", b"PK"), ("empty", b"")):
+    odd = json.dumps({"a.lora_A.weight": {"dtype": "F32", "data_offsets": [0, 4]}}).encode()
+    shapeless = struct.pack("<Q", len(odd)) + odd + b"1234"
+    files = {"cut": whole[:-100], "short": b"PK", "empty": b"", "shapeless": shapeless}
+    for name, data in files.items():
         (loras / f"{name}.safetensors").write_bytes(data)
         code, said = refused(limits, name)
         assert code == "lora_unsuitable" and "cut off or something else" in said, name

@@ -216,8 +216,9 @@ def outline(path: Path) -> dict[str, Any]:
             (length,) = struct.unpack("<Q", file.read(8))
             fits = length < min(size, MAX_HEADER)  # other files begin with any number
             entries: dict[str, Any] = json.loads(file.read(length)) if fits else {}
-        ends = [e["data_offsets"][1] for name, e in entries.items() if name != "__metadata__"]
-        whole = 8 + length + max(ends) == size
+        told = [entry for name, entry in entries.items() if name != "__metadata__"]
+        end = max(entry["data_offsets"][1] for entry in told)
+        whole = 8 + length + end == size and all(isinstance(e["shape"], list) for e in told)
     except (struct.error, ValueError, LookupError, TypeError, AttributeError):
         whole = False
     if not whole:
