@@ -10,7 +10,7 @@ from typing import Any
 
 from fastapi import FastAPI
 from starlette.middleware.gzip import GZipMiddleware
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from api import batches, errors, events, health, inputs, jobs, login, page, seed, telling
@@ -96,7 +96,7 @@ def create_app(
         telemetry={"tracing": False, "metrics": False},
     )
     routers = [
-        page.routes(door, people),  # first: at the addresses of the API, for browsers
+        page.routes(door, people, submissions),  # first: at the addresses of the API, for browsers
         album.routes(door, views, submissions),
         attention.routes(door, views),
         health.routes(door, views),
@@ -124,6 +124,8 @@ def create_app(
 
     app.openapi = openapi  # type: ignore[method-assign]
     app.router.routes.append(Route(agents.PATH, for_agents, include_in_schema=False))
+    icon = RedirectResponse("/static/icon.svg", status_code=301)
+    app.router.routes.append(Route("/favicon.ico", icon, include_in_schema=False))
     app.mount("/static", GZipMiddleware(Static(directory=STATIC), minimum_size=1000))
     errors.install(app, routers, page=people.error, log=throttled)
     app.add_middleware(Guard, rules=rules, log=throttled)

@@ -3,26 +3,33 @@
 Each verb is one statement of the record, so a crash leaves it done or not done.
 """
 
+import contextlib
+import functools
 import os
-from collections.abc import Callable, Iterator
-from typing import Annotated
+from collections.abc import Callable, Iterable, Iterator
+from typing import Annotated, BinaryIO
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
-from starlette.responses import Response
+from starlette.responses import Response, StreamingResponse
 
 from api import models
 from api.door import Door
 from api.errors import documented
-from api.images import archive, binary
+from api.images import archive, binary, disposition
 from api.paging import Limit, link_of
 from api.views import Views
 from watcher.errors import SteadyError
+from watcher.inbox import file_of, open_claim, refused_rows_of
+from watcher.jobfile import MAX_TABLE
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.sheet import PICTURES, contact_sheet
 from watcher.results import result_table
+
+_ANY = "application/octet-stream"  #: of what is taken home as a file
+_CHUNK = 1 << 18
 
 
 def routes(door: Door, views: Views) -> APIRouter:
@@ -86,6 +93,27 @@ def _taking_home(router: APIRouter, door: Door) -> None:
         none = "No picture of this batch is ready."
         return archive(door, _finished_jobs(door, ticket), name, none, table)
 
+    def download(name: str, words: str, take: Callable[[Batch], Iterable[bytes]]) -> None:
+        @router.get(
+            f"/{{ticket}}/{name}",
+            name=f"batch_{name.replace('.', '_')}",
+            description=words,
+            response_class=Response,
+            responses={**documented("batch_not_found"), 200: binary(_ANY, words)},
+        )
+        def taken(ticket: str) -> Response:
+            batch = find_batch(door, ticket)
+            stem = os.path.splitext(batch.name)[0]
+            filename = batch.name if name == "file" else f"{stem}.{name}"
+            told = {"Content-Disposition": disposition("attachment", filename)}
+            return StreamingResponse(take(batch), media_type=_ANY, headers=told)
+
+    download("result.csv", "What became of each job, with the columns of its file.",
+             lambda batch: result_table(door.store, door.inbox, batch))  # fmt: skip
+    download("refused.csv", "The rows that could not be used, each with its reason.",
+             lambda batch: [refused_rows(door, batch)])  # fmt: skip
+    download("file", "The file as it came.", lambda batch: _file_of(door, batch))
+
     @router.get(
         "/{ticket}/sheet",
         response_class=Response,
@@ -141,6 +169,30 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
                 "retried": store.retry_failed(find_batch(door, ticket).ticket, now_us()),
             }
         )
+
+
+def refused_rows(door: Door, batch: Batch) -> bytes:
+    """The table of the rows that could not be used. SteadyError batch_not_found without one."""
+    with contextlib.suppress(OSError):
+        place = batch.claim or batch.ticket, batch.name, batch.suffix
+        if batch.refused_rows and (path := refused_rows_of(door.inbox, *place)):
+            return path.read_bytes()
+    raise SteadyError("batch_not_found", "The batch has no table of refused rows.",
+                      remedy="It is written when the batch is done.")  # fmt: skip
+
+
+def _file_of(door: Door, batch: Batch) -> Iterator[bytes]:
+    """The file of ``batch``, wherever it lies. SteadyError batch_not_found without one."""
+    with contextlib.suppress(OSError):
+        claim = file_of(door.inbox, batch.claim or batch.ticket, batch.name, batch.suffix)
+        if claim is not None:
+            return _read(open_claim(claim, MAX_TABLE))
+    raise SteadyError("batch_not_found", "The batch has no file.")
+
+
+def _read(stream: BinaryIO) -> Iterator[bytes]:
+    with stream:
+        yield from iter(functools.partial(stream.read, _CHUNK), b"")
 
 
 def _finished_jobs(door: Door, ticket: str) -> Iterator[Job]:

@@ -204,10 +204,13 @@ class Guard:
             status = _HUNG_UP
         finally:
             tell = say if status < 400 else self._log.say
+            level = logging.WARNING if status >= 500 else logging.INFO
+            if status < 400 and scope["method"] == "GET" and _of_the_page(scope):
+                level = logging.DEBUG
             tell(
                 logger,
                 "http.request",
-                logging.WARNING if status >= 500 else logging.INFO,
+                level,
                 method=scope["method"],
                 path=scope["path"],
                 status=status,
@@ -281,6 +284,14 @@ class Guard:
         if origin is None:
             return False
         return urllib.parse.urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+
+
+def _of_the_page(scope: Scope) -> bool:
+    """Does our own page look here by itself? It does so all the time: nobody wants to read that."""
+    headers = Headers(scope=scope)
+    return headers.get("sec-fetch-site") == "same-origin" and (
+        headers.get("sec-fetch-mode") != "navigate"
+    )
 
 
 def _add_headers(message: Message) -> None:

@@ -15,9 +15,20 @@ from api import images, models
 from api.bodies import KEY, json_body, read_model
 from api.door import Door
 from api.errors import Refused, documented, fault_entry
-from api.paging import Cursor, Limit, cursor_of, day, link_of, moment_bound, seq_of, without_nul
+from api.paging import (
+    RATING,
+    Cursor,
+    Limit,
+    cursor_of,
+    day,
+    link_of,
+    moment_bound,
+    seq_of,
+    without_nul,
+)
 from api.submit import ON_ITS_WAY, Submissions, accepted, read_file
 from api.views import Views
+from watcher.chosen import rating_range
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState, Priority
 from watcher.log import now_us
@@ -97,6 +108,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         ] = None,
         model: Annotated[str | None, Query(max_length=100, description="of this model")] = None,
         lora: Annotated[str | None, Query(max_length=200, description="with this LoRA")] = None,
+        rating: RATING = None,
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Response:
@@ -111,6 +123,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             name=without_nul(name),
             models=names_in_record(without_nul(model)),
             lora=without_nul(lora),
+            rating=rating_range(rating) if rating else None,
         )
         rows = store.jobs(chosen, before_seq=seq_of(cursor), limit=limit + 1)
         following = cursor_of(rows[limit - 1].seq) if len(rows) > limit else None
@@ -183,19 +196,20 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
         openapi_extra=json_body("Change"),
     )
     async def reorder_job(job_id: str, request: Request) -> Response:
-        """Give a waiting job another place. `priority` changes its class, `position` puts it first
-        or last in its class."""
+        """Give a waiting job another place, or rate a picture. `priority` changes its class,
+        `position` puts it first or last in its class; `rating` is on the disk when this answers."""
         change = await read_model(request, models.Change)
         return await run_in_threadpool(_reorder, job_id, change)
 
     def _reorder(job_id: str, change: models.Change) -> Response:
         found = _read_already(door.find(job_id))
         try:
-            store.reorder(
-                job_id,
-                priority=Priority(change.priority) if change.priority else None,
-                position=change.position,
-            )
+            if change.rating is not None:
+                store.rate(job_id, change.rating)
+                store.sync()
+            if change.priority or change.position or change.rating is None:
+                priority = Priority(change.priority) if change.priority else None
+                store.reorder(job_id, priority=priority, position=change.position)
         except SteadyError as error:
             raise _with_state(error, found) from None
         return JSONResponse(views.job(door.find(job_id)))

@@ -220,6 +220,7 @@ class JobView(Asked):
     sha256: str | None
     bytes: int | None
     deleted_at: str | None
+    rating: int = Field(description="of a person: 1 to 5, -1 rejected, 0 none")
     facts: dict[str, Any]
     links: Links
 
@@ -465,7 +466,7 @@ class Tested(Answer):
 
 
 class Change(BaseModel):
-    """A job's new place in the queue."""
+    """A job's new place in the queue, or what a person thinks of its picture."""
 
     model_config = ConfigDict(
         extra="forbid",
@@ -475,6 +476,27 @@ class Change(BaseModel):
 
     priority: PriorityWord | None = None
     position: Literal["front", "back"] | None = None
+    rating: int | None = Field(
+        None, ge=-1, le=5, description="1 to 5, -1 rejects, 0 takes either back"
+    )
+
+
+class Again(BaseModel):
+    """Pictures to make a new batch of, and what is to be another way."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        strict=True,
+        json_schema_extra={
+            "example": {"ids": ["00000000-0000-4000-8000-000000000000"], "fields": {"upscale": 2}}
+        },
+    )
+
+    ids: list[str] = Field(min_length=1, max_length=1000)
+    fields: dict[str, Any] = Field(
+        default_factory=dict, description="fields of a job, put over what each said"
+    )
+    seeds: Literal["same", "new"] = "same"
 
 
 class Pause(BaseModel):

@@ -31,6 +31,12 @@ def day(what: str) -> Any:
 Limit = Annotated[int, Query(ge=1, le=500, description="rows on a page")]
 
 
+RATING = Annotated[
+    str | None,
+    Query(max_length=20, description="a rating, or several: 4.., 2..3, rejected", examples=["4.."]),
+]
+
+
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 

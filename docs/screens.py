@@ -38,27 +38,33 @@ SETTINGS = {
 }
 
 PROMPTS = """\
-- a red fox in the snow
-- a sailing boat at night under the moon
-- a lighthouse on a beach
-- a hot air balloon over mountains
-- a house in a forest in autumn
-- two cats on a meadow
-- a castle on a hill at sunset
-- a whale in the sea
-- a snowman in front of a house
-- a yellow car in the desert
-- an owl on a tree at night
-- a rainbow over a green field
+defaults: {num_inference_steps: 9}
+jobs:
+  - {prompt: a red boat on a lake with snowy mountains at sunset, width: 384, height: 256}
+  - {prompt: a white lighthouse in the hills at night with stars, width: 256, height: 384}
+  - {prompt: a grey hot air balloon flying over snowy mountains in the morning, width: 256, height: 256}
+  - {prompt: a red house in the hills in the snow, width: 384, height: 256}
+  - {prompt: two red butterflies flying over a lake at noon, width: 256, height: 256}
+  - {prompt: a green cactus in the desert at sunset, width: 256, height: 384}
+  - {prompt: a white rabbit in the hills in the morning, width: 256, height: 256}
+  - {prompt: a sunrise over tall pine trees, width: 512, height: 256}
+  - {prompt: a yellow car in a city at night, width: 384, height: 256}
+  - {prompt: a palm tree on a beach at sunset, width: 256, height: 384}
+  - {prompt: a storm over the sea with a lightning bolt, width: 384, height: 256}
+  - {prompt: a red mushroom in the hills with clouds, width: 256, height: 256}
+  - {prompt: a blue boat on the sea at night with the moon, width: 384, height: 256}
+  - {prompt: snow capped mountains at night with the moon, width: 512, height: 256}
+  - {prompt: a purple flower on a yellow background, width: 256, height: 256}
+  - {prompt: an orange robot in the hills by day, width: 256, height: 384}
 """
 MATRIX = """\
 matrix:
-  thing: [fox, cat, boat, house, tree, balloon]
-  time: [in the morning, at sunset, at night, in winter]
+  thing: [red boat on a lake, white house in the hills, green tree in the hills]
+  time: [in the morning, at sunset, at night, in the snow]
 jobs: ["a {thing} {time}"]
 """
 REFUSED = "prompt: a cat: the movie\nsize: 256x256\n"
-BULK = "prompt,seed\n" + "".join(f"a {c} bird over the sea,{n}\n" for n, c in enumerate(
+BULK = "prompt,seed\n" + "".join(f"a {c} balloon over the mountains,{n}\n" for n, c in enumerate(
     ["red", "blue", "white", "black", "yellow", "green"] * 12))  # fmt: skip
 
 
@@ -167,6 +173,10 @@ def prepare(given: Service) -> None:
         (given.inbox / name).write_text(text)
     wait(lambda: states(given)["completed"], "the first picture")
     wait(lambda: idle(given), "the files are done")
+    pictures = given.ask("/jobs?state=completed&limit=100")["jobs"]
+    for n, job in enumerate(pictures):
+        if n % 3 == 1:
+            given.ask(f"/jobs/{job['id']}", "PATCH", {"rating": (5, 3, 4, -1)[n % 4]})
     given.ask("/jobs", "POST", {"prompt": "a city by the sea in every detail", "width": 1024,
                                 "height": 1024, "num_inference_steps": 100})  # fmt: skip
     wait(lambda: states(given)["failed"] and idle(given), "the long job failed")
@@ -184,11 +194,18 @@ def shoot(given: Service, camera: Camera) -> None:
     batches = given.ask("/batches")["batches"]
     ticket = {b["name"]: b["ticket"] for b in reversed(batches)}  # the newest of a name
     camera.take("preview", "/", dropped)
-    camera.take("pictures", "/pictures", choose_two)
+    camera.take("pictures", f"/pictures?batch={ticket['sketches.yaml']}")
+    camera.take("chosen", f"/pictures?batch={ticket['sketches.yaml']}", choose_two)
+    camera.take("compare", f"/pictures?batch={ticket['sketches.yaml']}", compare_two)
+    camera.take("seasons", f"/batches/{ticket['seasons.yaml']}")
     done = given.ask(f"/jobs?state=completed&batch={ticket['sketches.yaml']}")["jobs"]
     job = next(j for j in done if "balloon" in j["prompt"])
     camera.take("job", f"/jobs/{job['id']}")
-    camera.take("large", "/pictures", lambda page: page.locator(".shot").nth(3).click())
+    camera.take(
+        "large",
+        f"/pictures?batch={ticket['sketches.yaml']}",
+        lambda page: page.locator(".shot").nth(3).click(),
+    )
     camera.take("batches", "/batches")
     camera.take("system", "/system")
     birds = ticket["birds.csv"]
@@ -208,6 +225,11 @@ def dropped(page: Page) -> None:
 def choose_two(page: Page) -> None:
     for n in (1, 2):
         page.locator(".pick input").nth(n).check()
+
+
+def compare_two(page: Page) -> None:
+    choose_two(page)
+    page.locator("#chosen-compare").click()
 
 
 def main() -> None:

@@ -178,7 +178,8 @@ os.execv(sys.argv[3], sys.argv[3:])
 class Running:
     """``python -m api`` as a process of its own.
 
-    ``files``: its soft and hard limit of open files, where not those of the tests.
+    ``files``: its soft and hard limit of open files, where not those of the tests. ``port``: where
+    one that is gone was.
     """
 
     def __init__(
@@ -186,12 +187,13 @@ class Running:
         root: Path,
         *options: str,
         files: tuple[int, int] | None = None,
+        port: int | None = None,
         **environment: str,
     ) -> None:
         self.root = root
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            self.port = probe.getsockname()[1]
+            self.port = port or probe.getsockname()[1]
         self.log = root / f"api-{self.port}.log"
         self.streams: list[Stream] = []  #: closed with the service
         command = ["-m", "api", "--root", str(root), "--port", str(self.port), *options]

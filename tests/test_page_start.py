@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from axe_playwright_python.sync_playwright import Axe
+from conftest import until
 from doors import running
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, expect
 from roots import Root
-from test_page import LOOKS, WCAG, Eyes, House, browser, seen, submit  # noqa: F401
+from test_page import LOOKS, RULES, Eyes, House, browser, let_go, seen, submit  # noqa: F401
 
 from watcher.jobs import input_digest
 
@@ -85,7 +86,7 @@ def test_a_chosen_picture_is_started_from(eyes: Eyes, house: House):
     assert (said["width"], said["height"]) == (192, 128), "as the picture"
     assert (said["strength"], said["resize"]) == (0.6, "crop")
     assert "mask" not in said
-    assert Axe().run(page, options=WCAG).response["violations"] == []
+    assert Axe().run(page, options=RULES).response["violations"] == []
 
 
 def test_how_far_from_it_and_how_it_fits_are_heeded(eyes: Eyes, house: House):
@@ -218,3 +219,26 @@ def test_a_jobs_page_shows_what_it_started_from_and_edit_brings_it_back(eyes: Ey
     for name in ("image", "mask"):
         assert input_digest(said[name]) == input_digest(first[name])
     assert (said["strength"], said["width"]) == (0.5, 192)
+
+
+def test_each_picture_of_a_dropped_folder_is_started_from(eyes: Eyes, house: House, tmp_path: Path):
+    folder = tmp_path / "shop"
+    folder.mkdir()
+    for n, (width, height) in enumerate(((192, 128), (128, 192))):
+        (folder / f"{n}.png").write_bytes(drawn(width, height))
+    page = eyes.open()
+    let_go(page, folder)
+    expect(page.locator("#preview .wrong")).to_contain_text("Write a prompt on the first page")
+    page.locator("#preview [data-close]").click()
+    page.locator("#prompt").fill("each of the shop's")
+    let_go(page, folder)
+    page.get_by_role("button", name="Queue 2 pictures").click()
+    expect(page.locator(".toast").last).to_contain_text("Queued 2 pictures")
+
+    def both() -> list[dict[str, Any]]:
+        made = [j for j in house.root.jobs() if j["prompt"] == "each of the shop's"]
+        return [json.loads(j["request"]) for j in made] if len(made) == 2 else []
+
+    said = until(both, 30, "one for each")
+    assert {(s["width"], s["height"]) for s in said} == {(192, 128), (128, 192)}
+    assert len({input_digest(s["image"]) for s in said}) == 2

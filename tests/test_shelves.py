@@ -215,6 +215,20 @@ def test_a_refused_file_moved_back_is_a_plain_new_file(inbox: Inbox, folder: Pat
     assert (reason["code"], reason["ticket"]) == ("bad_shape", cats.ticket)
 
 
+def test_a_mended_file_leaves_no_old_reason(inbox: Inbox, folder: Path) -> None:
+    put(folder, "cats.csv")
+    put(folder, "owls.csv", OTHER)
+    for claim in list(inbox.leftovers()):
+        inbox.refuse(claim, {"code": "bad_csv"})
+    put(folder, "cats.csv")
+    (folder / "refused" / "cats.csv").unlink()  # moved back, and claimed again
+    archive(inbox, "cats.csv")
+    put(folder, "owls.csv")
+    archive(inbox, "owls.csv")  # another file of a name that still lies there
+    left = sorted(path.name for path in (folder / "refused").iterdir())
+    assert left == ["owls.csv", "owls.csv.error.json"]
+
+
 def test_words_no_text_can_hold_are_written_all_the_same(inbox: Inbox, folder: Path) -> None:
     put(folder, "cats.yaml")
     inbox.refuse(only(inbox), {"message": "half a \ud800 pair"})

@@ -111,6 +111,7 @@ def whole_job(job: Job, time: TimeFormat) -> dict[str, Any]:
         "error_code": code,
         "error_message": "cancelled" if job.state is JobState.CANCELLED else job.error_message,
         "remedy": ERRORS[code].do if code in ERRORS else None,
+        "rating": job.rating,
         "facts": public(job.facts, _FACTS),
         "links": {
             "self": f"/jobs/{job.id}",

@@ -42,6 +42,7 @@ MAX_STEPS = 100
 MAX_GUIDANCE = 30
 MAX_COUNT = 1000
 MAX_REFERENCE = 500  #: characters that name a picture to start from
+REJECTED, MAX_RATING = -1, 5  #: as XMP has it; 0 is none
 
 
 class JobState(StrEnum):
@@ -457,7 +458,7 @@ class Job:
     row: int | None = None  #: the row or item of its file, from 1; None for a job of before
     #: by name; None while it waits and names none: then it is the root's
     model: str | None = None
-    rating: int = 0  #: -1 rejected, 0 none, 1..5
+    rating: int = 0  #: a person's: REJECTED, 0 none, 1..MAX_RATING
     attempt: int = 0  #: claims so far; fences every later write
     deaths: int = 0  #: worker deaths between start and pixels
     watcher_deaths: int = 0

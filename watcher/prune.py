@@ -2,7 +2,8 @@
 
 Kill-safe by its order: of a batch first what lies on disk, then its jobs, last its own row.
 A prune that was cut off finds the batch again and goes on; what is left of it is never more
-than was there. Never touches a batch with a job that waits or runs, nor a picture unless told.
+than was there. Never touches a batch with a job that waits or runs, a picture that a person
+rated with its job, nor any picture unless told.
 """
 
 import contextlib
@@ -60,8 +61,8 @@ class Pruner:
         while found := self._store.prunable(before, after):
             after = found[-1][0]
             for _, batch in found:
-                pruned.batches += 1
                 if dry_run:
+                    pruned.batches += 1
                     pruned.jobs += batch.jobs
                     pruned.pictures += (
                         images * self._store.progress(batch.ticket)[JobState.COMPLETED]
@@ -70,7 +71,7 @@ class Pruner:
                 pruned.files += drop_done(self._inbox, batch.claim or batch.ticket, batch.name)
                 self._checkpoint("files_dropped")
                 self._drop_jobs(batch, pruned, images)
-                self._store.drop_batch(batch.ticket)
+                pruned.batches += self._store.drop_batch(batch.ticket)
                 self._checkpoint("batch_dropped")
         if not dry_run:
             pruned.files += self._drop_orphans(before)
@@ -78,12 +79,15 @@ class Pruner:
         return pruned
 
     def _drop_jobs(self, batch: Batch, pruned: Pruned, images: bool) -> None:
-        while jobs := self._store.jobs_of(batch.ticket, limit=_CHUNK):
-            for job in jobs:
+        after = -1
+        while jobs := self._store.jobs_of(batch.ticket, after, limit=_CHUNK):
+            after = jobs[-1].index
+            going = [job for job in jobs if job.rating <= 0]
+            for job in going:
                 self._drop_files(job, pruned, images)
             self._checkpoint("pictures_dropped")
-            gone = self._store.drop_jobs(batch.ticket, [job.id for job in jobs])
-            if not gone:  # somebody runs one of them again
+            gone = self._store.drop_jobs(batch.ticket, [job.id for job in going])
+            if going and not gone:  # somebody runs one of them again
                 return
             pruned.jobs += gone
             self._checkpoint("jobs_dropped")

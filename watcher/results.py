@@ -23,6 +23,7 @@ from watcher.jobfile.tables import csv_pieces, guarded, written
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
 from watcher.modelnames import lora_words
+from watcher.pictures.container import NotAPicture, with_rating
 from watcher.store import JobStore
 from watcher.suffixes import FORMS
 
@@ -112,11 +113,22 @@ def zip_pieces(
                     yield outbox.take()
 
         for job, file in pictures:
-            chunks = iter(functools.partial(file.read, _CHUNK), b"")
-            yield from packed(job.path, job.completed_at or job.created_at, chunks)
+            yield from packed(job.path, job.completed_at or job.created_at, exported(job, file))
         if table is not None:
             yield from packed(table[0], now_us(), table[1])
     yield outbox.take()
+
+
+def exported(job: Job, file: BinaryIO) -> Iterator[bytes]:
+    """A picture as it leaves the house, in pieces: with what a person thinks of it inside."""
+    if job.rating:
+        data = file.read()
+        try:
+            yield with_rating(data, job.rating)
+        except NotAPicture:  # somebody wrote into it: it goes as it is
+            yield data
+        return
+    yield from iter(functools.partial(file.read, _CHUNK), b"")
 
 
 class _Outbox(io.RawIOBase):

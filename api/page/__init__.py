@@ -5,38 +5,52 @@ buttons and fetches the same page again when something has changed. Pages live a
 addresses of the API: whoever accepts HTML gets the page, every program gets JSON.
 """
 
+import contextlib
+import json
 import shutil
 import sys
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
-from starlette.responses import Response
-from starlette.routing import Match
-from starlette.types import Scope
-from typing_extensions import override
+from fastapi.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse, Response
 
+from api.batches import refused_rows
 from api.door import Door, Kept, unready
 from api.page import paint
-from api.page.album import again_of, curl_of, smaller_size, started_from, yaml_of
+from api.page.album import curl_of, started_from, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
-from api.page.paint import Painter
-from api.page.shown import Chosen, RunningRow, by_day, sizes_of
+from api.page.paint import ForBrowsers, Painter, accepts_html
+from api.page.shown import (
+    Chosen,
+    RunningRow,
+    by_day,
+    captions_of,
+    job_of_form,
+    months_of,
+    prompts_for,
+    sizes_of,
+    table_of,
+)
 from api.paging import cursor_of, seq_of
+from api.submit import Submissions
 from api.views import Views
 from watcher import live
+from watcher.chosen import again_of, begun_with, needs_new_seed, smaller_size
 from watcher.describe import public
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Job, JobState
 from watcher.log import now_us
 from watcher.modelnames import model_name
-from watcher.needs import Needs, needs_of, reason_of
+from watcher.models.loras import loras_of
+from watcher.needs import needs_of, reason_of
+from watcher.pace import span_words
 from watcher.pictures.sheet import Grid
 from watcher.program import installed_version
 from watcher.store import JobFilter
+from watcher.submission import Body
 from watcher.suffixes import FORMS
 from watcher.upscaling import MAX_LARGE_SIDE, USUAL_FACTOR
 
@@ -46,28 +60,14 @@ _PICTURES = 60
 _FIRST_PICTURES = 24
 _SHEET = 96  #: places on one page of a batch
 _BATCHES = 40
+_TIMED = 20_000  #: jobs of a batch whose times are looked at
 _FAILED = 40  #: failed jobs of a batch that are told
 _HOURS = 24
 _DEAD_SHOWN = 5  #: deliveries that were given up
 _HOURS_SECONDS = 30.0  #: for which the figures of the last hours are kept
+_MONTHS_SECONDS = 5.0
 _OF_MODEL = ("device", "dtype", "attention", "memory", "revision", "details", "versions")
 _TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
-
-
-class ForBrowsers(APIRoute):
-    """A route that is only there for those who accept HTML."""
-
-    @override
-    def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        match, child = super().matches(scope)
-        if match is not Match.NONE and not accepts_html(Headers(scope=scope)):
-            return Match.NONE, {}
-        return match, child
-
-
-def accepts_html(headers: Headers) -> bool:
-    """Does a person's browser ask for a page?"""
-    return "text/html" in headers.get("accept", "")
 
 
 class Pages:
@@ -82,6 +82,7 @@ class Pages:
         self._hours = Kept(
             lambda: self._store.hours(hour_of(now_us()) - (_HOURS - 1) * HOUR), _HOURS_SECONDS
         )
+        self._months = Kept(lambda: months_of(self._store), _MONTHS_SECONDS)
 
     # -- what every page has
 
@@ -93,6 +94,8 @@ class Pages:
         waiting = counts[JobState.QUEUED]
         head = [] if here != "now" else [f"{waiting:,} queued"] * bool(waiting)
         running = self.running() if here == "now" else []
+        if left := self._door.queue_seconds(waiting + len(running)) if here == "now" else None:
+            head.insert(0, f"{span_words(round(left))} left")
         if running and running[0].step is not None:
             head.insert(0, f"{running[0].percent}%")
         words = " · ".join(head) or paint.one_line(title, 80)
@@ -107,6 +110,15 @@ class Pages:
             "model": self._model(pulse),
             "version": self._version,
             "accepted": ",".join(FORMS),
+            "seen": json.dumps(
+                {
+                    "counts": {state.value: counts[state] for state in JobState},
+                    "paused": paused is not None,
+                    "alive": pulse["alive"],
+                    "troubles": len(list(live.pulse_troubles(pulse))),
+                },
+                separators=(",", ":"),
+            ),
             "running": running,
         }
 
@@ -147,7 +159,7 @@ class Pages:
 
     # -- the pages
 
-    def now(self, origin: str | None) -> Response:
+    def now(self, origin: str | None, start: str | None) -> Response:
         """What runs, what waits, what needs a person, a place for new prompts, the latest."""
         found = needs_of(self._store, self._door.pulse())
         values = self.frame("now")
@@ -163,7 +175,7 @@ class Pages:
             held=held,
             queue_seconds=self._door.queue_seconds(waiting - held + len(values["running"])),
             attention=found,
-            smaller=self._smaller(found),
+            smaller=self._smaller(found.failed),
             card=limits.usual,
             others=[
                 card
@@ -171,23 +183,27 @@ class Pages:
                 if card.absent is None or name in self._door.config.models
             ],
             sizes=sizes_of(limits.usual),
-            form=self._form(origin),
+            form=self._form(origin, start),
+            prompts=prompts_for(starter=bool(values["model"]["starter"])),
+            loras=list(loras_of(self._door.config)) if limits.usual.takes("lora") else [],
             days=by_day(pictures[:_FIRST_PICTURES]),
             more=len(pictures) > _FIRST_PICTURES,
             again=self._again_words,
         )
 
-    def _form(self, origin: str | None) -> dict[str, Any]:
-        """What the form for new pictures says first: an old job to edit, or nothing."""
-        job = self._store.job(origin) if origin else None
-        return {} if job is None else again_of(job.request)
+    def _form(self, origin: str | None, start: str | None) -> dict[str, Any]:
+        """What the form for new pictures says first: an old job to edit, one to start from, or nothing."""
+        job = self._store.job(start or origin or "")
+        if job is not None and start:
+            return {name: value for name, value in begun_with(job).items() if name != "seed"}
+        return {} if job is None else again_of(job.request, new_seed=needs_new_seed(job))
 
-    def _smaller(self, found: Needs) -> dict[str, tuple[int, int]]:
+    def _smaller(self, failed: Sequence[Job]) -> dict[str, tuple[int, int]]:
         """For jobs that did not fit: the size that may."""
         card = self._door.limits().usual
         sizes = {
             job.id: smaller_size(job.request, card)
-            for job in found.failed
+            for job in failed
             if job.error_code in ("out_of_memory", "timed_out")
         }
         return {job_id: size for job_id, size in sizes.items() if size is not None}
@@ -219,7 +235,7 @@ class Pages:
             **self.frame("pictures", "Pictures"),
             chosen=chosen,
             days=by_day(rows[:_PICTURES]),
-            found=len(rows),
+            months=self._months(),
             batch=batch,
             older=chosen.address(following) if following else None,
             newest=chosen.address(None) if chosen.cursor else None,
@@ -280,6 +296,12 @@ class Pages:
         for job in failed:
             groups.setdefault(job.error_code or "internal", []).append(job)
         waiting = batch.jobs - ended
+        span = self._store.span(ticket) if not waiting and batch.jobs <= _TIMED else None
+        columns: list[str] = []
+        refused: list[list[str]] = []
+        with contextlib.suppress(SteadyError):
+            columns, refused = table_of(refused_rows(self._door, batch))
+        captions = captions_of([job.request.prompt for job in rows[:_SHEET]])
         return self.show(
             "batch.html",
             **self.frame("batches", self.called(batch)),
@@ -291,6 +313,10 @@ class Pages:
             waiting=waiting,
             eta=self._door.queue_seconds(waiting) if waiting else None,
             rows=rows[:_SHEET],
+            captions={job.id: words for job, words in zip(rows, captions, strict=False)},
+            took=_seconds(*span) if span else None,
+            columns=columns,
+            refused=refused,
             grid=Grid.of(batch.axes) if after < 0 and len(rows) <= _SHEET else None,
             steps={r.job.id: r for r in self.running()} if waiting else {},
             first=after < 0,
@@ -299,6 +325,7 @@ class Pages:
             before=max(-1, after - _SHEET) if after >= 0 else None,
             latest=max(-1, ended - _SHEET // 2) if progress[JobState.COMPLETED] else None,
             reasons=[reason_of(code, jobs) for code, jobs in groups.items()],
+            smaller=self._smaller(failed),
         )
 
     def batches(self, before: str | None) -> Response:
@@ -360,7 +387,7 @@ class Pages:
         self, request: Request, error: SteadyError, headers: Mapping[str, str]
     ) -> Response | None:
         """What went wrong, as a page; None for those who did not ask for one."""
-        if request.method != "GET" or not accepts_html(request.headers):
+        if not accepts_html(request.headers):
             return None
         return self._paint(
             "error.html",
@@ -374,7 +401,7 @@ class Pages:
         )
 
 
-def routes(door: Door, pages: Pages) -> APIRouter:
+def routes(door: Door, pages: Pages, submissions: Submissions) -> APIRouter:
     """All pages. Hang them before the routes of the same addresses that answer JSON."""
     router = APIRouter(include_in_schema=False, route_class=ForBrowsers)
 
@@ -383,8 +410,15 @@ def routes(door: Door, pages: Pages) -> APIRouter:
         origin: Annotated[
             uuid.UUID | None, Query(alias="from", description="a job to edit")
         ] = None,
+        start: Annotated[uuid.UUID | None, Query(description="a job to start from")] = None,
     ) -> Response:
-        return pages.now(str(origin) if origin else None)
+        return pages.now(str(origin) if origin else None, str(start) if start else None)
+
+    @router.post("/")
+    async def make(request: Request) -> Response:
+        body = json.dumps(job_of_form(await request.body()), ensure_ascii=False).encode()
+        done = await run_in_threadpool(submissions.submit, Body(body, ".json", ""), None)
+        return RedirectResponse(f"/batches/{done.batch.ticket}", status_code=303)
 
     @router.get("/queue")
     def queue() -> Response:
@@ -396,9 +430,11 @@ def routes(door: Door, pages: Pages) -> APIRouter:
         state: Annotated[str, Query(max_length=20)] = "",
         day: Annotated[str, Query(max_length=10)] = "",
         batch: Annotated[str, Query(max_length=64)] = "",
+        rating: Annotated[str, Query(max_length=20)] = "",
+        until: Annotated[str, Query(max_length=10)] = "",
         cursor: Annotated[str | None, Query(pattern="^s[0-9]{1,18}$")] = None,
     ) -> Response:
-        return pages.pictures(Chosen(text, state, day, batch, cursor))
+        return pages.pictures(Chosen(text, state, day, batch, rating, until, cursor))
 
     @router.get("/jobs/{job_id:uuid}")
     def job(job_id: uuid.UUID, request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""What the page does with pictures it has: make them again, take several home at once.
+"""What the page does with pictures it has: make them again, one or many; take several home at once.
 
 Drops job files and reads pictures; what is asked to be made again goes the way of any POST.
 """
@@ -6,43 +6,38 @@ Drops job files and reads pictures; what is asked to be made again goes the way 
 import json
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
+from fastapi.concurrency import run_in_threadpool
 from pydantic import StringConstraints
 from starlette.responses import Response
 
 from api import models
-from api.bodies import KEY
+from api.bodies import KEY, json_body, read_model
 from api.door import Door, is_uuid
 from api.errors import documented
 from api.images import archive, binary
+from api.paging import RATING
 from api.submit import ON_ITS_WAY, Submissions, accepted
 from api.views import Views
+from watcher.chosen import again_of, larger_of, made_of, rating_range, smaller_size
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobs import Card, Job, JobRequest, JobState, input_digest
-from watcher.pictures import recipe
+from watcher.jobs import Job, JobRequest, JobState, input_digest
+from watcher.store import JobFilter
 from watcher.submission import Body
-from watcher.upscaling import USUAL_FACTOR
 
 MOST = 200  #: pictures in one archive of chosen ones
 
 #: As many of these as MOST fit into an address; a server refuses one of more than 64 KiB unread.
 ID = Annotated[str, StringConstraints(pattern="^[0-9A-Fa-f-]{1,36}$")]
 
-#: What says how a picture was begun: one that is only made larger is begun with itself.
-_BEGINNINGS = frozenset(
-    {
-        "image", "mask", "strength", "resize", "mask_blur", "mask_invert", "mask_only",
-        "mask_padding", "upscale",
-    }
-)  # fmt: skip
 _NUMBER = re.compile(r"_[0-9]{1,6}$")
 
 
 def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
-    """``/jobs/images.zip`` and ``/jobs/{job_id}/again``; hang them before the other ``/jobs``."""
+    """``/jobs/images.zip``, ``/jobs/again`` and ``/jobs/{job_id}/again``; hang them before the other ``/jobs``."""
     router = APIRouter(prefix="/jobs", tags=["jobs"])
 
     @router.get(
@@ -54,12 +49,39 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         },
     )
     def chosen_images(
-        id: Annotated[list[ID], Query(min_length=1, max_length=MOST, description="ids of jobs")],
+        id: Annotated[list[ID] | None, Query(max_length=MOST, description="ids of jobs")] = None,
+        rating: RATING = None,
     ) -> Response:
-        """Some pictures in one archive. Unknown ids and jobs without a picture are left out."""
-        found = [door.store.job(one) for one in dict.fromkeys(id) if is_uuid(one)]
-        jobs = (j for j in found if j and j.state is JobState.COMPLETED and j.deleted_at is None)
+        """Some pictures in one archive: those with these ids, or all that are rated so. Unknown ids
+        and jobs without a picture are left out. A rating goes along as XMP:Rating."""
+        if not id and rating is None:
+            fault = ValueFault("out_of_range", "Name pictures by `id`, or a `rating`.", key="id")
+            raise SteadyError("out_of_range", problems=[fault])
+        jobs = _pictured(door, id or ()) if rating is None else _rated(door, rating)
         return archive(door, jobs, "pictures", "None of these has a picture.")
+
+    @router.post(
+        "/again",
+        name="many_again",
+        status_code=202,
+        response_model=models.Accepted,
+        responses={**documented("bad_yaml", "image_not_ready"), 202: ON_ITS_WAY},
+        openapi_extra=json_body("Again"),
+    )
+    async def many_again(request: Request, idempotency_key: KEY = None) -> Response:
+        """One batch made of many pictures: a new job like each of them, with some fields changed.
+        `{"upscale": 2}` makes them larger as they are, `{"count": 4}` four variations of each,
+        another `prompt` or `lora` keeps the seeds."""
+        what = await read_model(request, models.Again)
+        return await run_in_threadpool(_many_again, what, idempotency_key)
+
+    def _many_again(what: models.Again, key: str | None) -> Response:
+        jobs = list(_pictured(door, what.ids))
+        if not jobs:
+            raise SteadyError("image_not_ready", "None of these has a picture.")
+        made = made_of(jobs, what.fields, new_seed=what.seeds == "new")
+        data = json.dumps(made, ensure_ascii=False).encode()
+        return accepted(submissions.submit(Body(data, ".json", "chosen"), key))
 
     @router.post(
         "/{job_id}/again",
@@ -98,30 +120,23 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
     return router
 
 
-def again_of(request: JobRequest, *, new_seed: bool = False) -> dict[str, Any]:
-    """What a new job must say to make the same picture (or, with ``new_seed``, a sister of it)."""
-    fields = recipe.again({"request": request.model_dump(mode="json")})
-    return {k: v for k, v in fields.items() if not (new_seed and k == "seed")}
+def _pictured(door: Door, ids: Sequence[str]) -> Iterator[Job]:
+    """The jobs with these ids that have a picture, each once, in this order."""
+    for one in dict.fromkeys(ids):
+        job = door.store.job(one) if is_uuid(one) else None
+        if job and job.state is JobState.COMPLETED and job.deleted_at is None:
+            yield job
 
 
-def larger_of(job: Job) -> dict[str, Any]:
-    """What a new job must say to make the picture of ``job`` larger, as it is."""
-    width, height = job.request.final_size
-    said = {k: v for k, v in again_of(job.request).items() if k not in _BEGINNINGS}
-    started = {"image": f"job:{job.id}", "upscale": USUAL_FACTOR}
-    return said | started | {"width": width, "height": height}
+def _rated(door: Door, rating: str) -> Iterator[Job]:
+    """Every picture rated so, the newest first."""
+    return door.store.all_jobs(JobFilter(pictured=True, rating=rating_range(rating)))
 
 
 def started_from(request: JobRequest) -> list[tuple[str, str]]:
     """What a job starts from, as far as its content is known: sha256 and words for each picture."""
     named = ((request.image, "what it started from"), (request.mask, "its mask"))
     return [(digest, words) for name, words in named if (digest := input_digest(name))]
-
-
-def smaller_size(request: JobRequest, card: Card) -> tuple[int, int] | None:
-    """Half the sides, in steps of 16; None when that is less than the model makes."""
-    width, height = ((side or 0) // 32 * 16 for side in (request.width, request.height))
-    return (width, height) if min(width, height) >= card.min_side else None
 
 
 def yaml_of(request: Mapping[str, Any]) -> str:

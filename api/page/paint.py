@@ -1,4 +1,4 @@
-"""How the page is painted: the templates, their filters, and files that never change by themselves.
+"""How the page is painted and sent: the templates, their filters, and files that never change by themselves.
 
 Everything a person wrote goes through Jinja's autoescaping; only :func:`ticks` makes markup of
 text, piece by piece escaped. Knows nothing of the record.
@@ -6,16 +6,21 @@ text, piece by piece escaped. Knows nothing of the record.
 
 import datetime
 import functools
+import gzip
 import hashlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import markupsafe
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
+from starlette.routing import Match
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 from typing_extensions import override
@@ -27,6 +32,46 @@ STATIC = HERE / "static"
 
 #: Characters that steer the direction of text, or none at all: a title must not obey them.
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
+
+
+class ForBrowsers(APIRoute):
+    """A route that is only there for those who accept HTML; sends no byte more than it must."""
+
+    @override
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def light(request: Request) -> Response:
+            return lightened(await handle(request), request.headers)
+
+        return light
+
+    @override
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        match, child = super().matches(scope)
+        if match is not Match.NONE and not accepts_html(Headers(scope=scope)):
+            return Match.NONE, {}
+        return match, child
+
+
+def accepts_html(headers: Headers) -> bool:
+    """Does a person's browser ask for a page?"""
+    return "text/html" in headers.get("accept", "")
+
+
+def lightened(answer: Response, headers: Headers) -> Response:
+    """The page with less to send: nothing when the browser has it (304), else packed."""
+    if answer.status_code != 200:
+        return answer
+    tag = f'W/"{hashlib.sha256(bytes(answer.body)).hexdigest()[:24]}"'
+    told = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Accept-Encoding"}
+    if headers.get("if-none-match") == tag:
+        return Response(status_code=304, headers=told)
+    answer.headers.update(told)
+    if "gzip" in headers.get("accept-encoding", ""):
+        answer.body = gzip.compress(bytes(answer.body), 5, mtime=0)
+        answer.headers.update({"Content-Encoding": "gzip", "Content-Length": str(len(answer.body))})
+    return answer
 
 
 class Static(StaticFiles):

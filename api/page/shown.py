@@ -1,13 +1,21 @@
 """What the page shows, made from what there is: rows, days, sizes, what a gallery is narrowed to. Pure."""
 
+import contextlib
+import csv
 import datetime
+import io
+import itertools
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from api.paging import moment_bound, without_nul
+from watcher.chosen import rating_range
 from watcher.jobs import Card, Job, JobState
-from watcher.store import JobFilter
+from watcher.store import JobFilter, JobStore
+
+_MOST_ROWS = 200  #: refused rows that are shown, to be mended
 
 
 @dataclass(frozen=True)
@@ -35,25 +43,37 @@ class Chosen:
     state: str
     day: str
     batch: str
+    rating: str
+    until: str
     cursor: str | None
 
     @property
     def filter(self) -> JobFilter:
-        """Raises SteadyError out_of_range for a day that is none."""
+        """Raises SteadyError out_of_range for a day or a rating that is none."""
         state = self.state if self.state in {s.value for s in JobState} else ""
         return JobFilter(
             state=JobState(state) if state and state != "completed" else None,
             pictured=state in ("", "completed"),
             text=without_nul(self.text.strip()) or None,
             since=moment_bound("day", self.day) if self.day else None,
-            until=moment_bound("day", self.day, end=True) if self.day else None,
+            until=moment_bound("day", self.day or self.until, end=True)
+            if self.day or self.until
+            else None,
             ticket=without_nul(self.batch) or None,
+            rating=rating_range(self.rating) if self.rating else None,
         )
 
     @property
     def narrowed(self) -> bool:
         """Is anything but the usual chosen?"""
-        return bool(self.text or self.day or self.batch or self.state not in ("", "completed"))
+        return bool(
+            self.text
+            or self.day
+            or self.batch
+            or self.rating
+            or self.until
+            or self.state not in ("", "completed")
+        )
 
     def address(self, cursor: str | None) -> str:
         """The page of the same choice that begins after ``cursor``."""
@@ -62,10 +82,104 @@ class Chosen:
             "state": self.state,
             "day": self.day,
             "batch": self.batch,
+            "rating": self.rating,
+            "until": self.until,
             "cursor": cursor,
         }
         query = urllib.parse.urlencode({k: v for k, v in members.items() if v})
         return f"/pictures?{query}" if query else "/pictures"
+
+
+@dataclass(frozen=True)
+class Month:
+    """The pictures of one local month, and where the gallery begins with them."""
+
+    words: str
+    count: int
+    address: str
+
+
+def months_of(store: JobStore) -> list[Month]:
+    """Every month in which a picture was asked for, the newest first."""
+    found: list[Month] = []
+    end = 2**62
+    while stretch := store.pictures_before(end, _month_of):
+        end, count = stretch
+        first = datetime.datetime.fromtimestamp(end // 1_000_000).date()
+        last = (first + datetime.timedelta(days=32)).replace(day=1) - datetime.timedelta(days=1)
+        found.append(Month(f"{first:%B %Y}", count, f"/pictures?until={last}"))
+    return found
+
+
+def _month_of(moment: int) -> int:
+    """The first moment of the local month ``moment`` (microseconds UTC) lies in."""
+    day = datetime.datetime.fromtimestamp(moment // 1_000_000)
+    return int(datetime.datetime(day.year, day.month, 1).timestamp()) * 1_000_000
+
+
+def captions_of(prompts: Sequence[str]) -> list[str]:
+    """What each of several prompts says that the others do not; all of it where that is all."""
+    words = [prompt.split() for prompt in prompts]
+    if len(words) < 2 or len(set(prompts)) == 1:
+        return list(prompts)
+    least = min(map(len, words))
+    head = next((n for n in range(least) if len({w[n] for w in words}) > 1), least)
+    tail = next(
+        (n for n in range(least - head) if len({w[-1 - n] for w in words}) > 1), least - head
+    )
+    return [
+        " ".join(w[head : len(w) - tail]) or prompt
+        for w, prompt in zip(words, prompts, strict=True)
+    ]
+
+
+def table_of(data: bytes) -> tuple[list[str], list[list[str]]]:
+    """A table of refused rows: its columns (the last says what is wrong), and the first rows."""
+    rows = list(
+        itertools.islice(
+            csv.reader(io.StringIO(data.decode("utf-8-sig", "replace"))), _MOST_ROWS + 1
+        )
+    )
+    return (rows[0], rows[1:]) if rows else ([], [])
+
+
+#: Prompts that show what a model can do, where a person does not know what to type.
+_PROMPTS = (
+    "a lighthouse on a cliff at dusk, waves, film grain",
+    "portrait of an old fisherman, window light, 85 mm",
+    "a cosy reading corner with a cat, watercolour",
+)
+_SIMPLE_PROMPTS = (
+    "a red boat on a lake at sunset", "a white lighthouse in the hills at night",
+    "two red butterflies flying over a lake",
+)  # fmt: skip
+
+
+def prompts_for(*, starter: bool) -> tuple[str, ...]:
+    """A few prompts that the model in use draws well."""
+    return _SIMPLE_PROMPTS if starter else _PROMPTS
+
+
+def job_of_form(body: bytes) -> dict[str, Any]:
+    """What a form that was sent without JavaScript asks for, as a job says it.
+
+    What is no number where one is wanted stays as it is: the reader says so in its words.
+    """
+    said = {k: v for k, v in urllib.parse.parse_qsl(body.decode("utf-8", "replace")) if v.strip()}
+    size = said.pop("size", "")
+    if "x" in size:
+        said["width"], said["height"] = size.split("x", 1)
+    return {name: _number(value) if name in _NUMBERS else value for name, value in said.items()}
+
+
+_NUMBERS = ("width", "height", "num_inference_steps", "seed", "count", "guidance_scale")
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def by_day(jobs: Sequence[Job]) -> list[tuple[int, list[Job]]]:

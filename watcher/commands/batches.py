@@ -1,10 +1,9 @@
-"""export and prune: taking a batch along, and tidying old ones away.
+"""export and prune: taking a batch or rated pictures along, and tidying old ones away.
 
 Both work on record and folders directly, with the service up or down.
 A crash of an export leaves a part of the copy, never less of what was copied.
 """
 
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -26,40 +25,56 @@ if TYPE_CHECKING:
 @command()
 def export(
     desk: Desk,
-    batch: Annotated[str, typer.Argument(metavar="TICKET", help="A batch, or one of its jobs.")],
-    target: Annotated[
-        Path,
+    places: Annotated[
+        list[str],
         typer.Argument(
-            metavar="TARGET",
-            help="A folder or .zip for the pictures; .csv or .json for the results; .jpg for a"
-            " contact sheet.",
+            metavar="[TICKET] TARGET",
+            help="A batch or one of its jobs (not needed with --rating), then a folder or .zip for"
+            " the pictures; .csv or .json for the results; .jpg for a contact sheet.",
         ),
     ],
+    rating: Annotated[
+        str | None, typer.Option(help="Only pictures you rated so: 4.., 2..3, 5.")
+    ] = None,
     page: Annotated[int, typer.Option(min=1, help="Of the contact sheet, 64 pictures each.")] = 1,
 ) -> None:
-    """Copy a batch's pictures, its results or a contact sheet to a place of yours."""
-    from watcher.pictures.outputs import Outputs
+    """Copy a batch's pictures, its results or a contact sheet to a place of yours.
 
+    With --rating the pictures you chose. Your ratings go along as XMP:Rating.
+    """
+    from watcher.chosen import rating_range
+    from watcher.pictures.outputs import Outputs
+    from watcher.store import JobFilter
+
+    *batches, last = places
+    if len(batches) != (1 if rating is None else min(1, len(batches))):
+        raise SteadyError("bad_request", "export wants a ticket and a target.")
+    target = Path(last)
     if target.suffix and target.exists():
         raise SteadyError("bad_request", f"{target} is there already.", remedy="Name another.")
     with desk.record() as store:
-        found = store.batch(ticket_of(store, batch))
-        if found is None:
+        ticket = ticket_of(store, batches[0]) if batches else None
+        found = store.batch(ticket) if ticket else None
+        if ticket and found is None:
             raise SteadyError("batch_not_found")
         outputs = Outputs(desk.config.outputs)
         try:
-            number = _write(store, outputs, desk.config.inbox, found, target, page)
+            if rating is not None:
+                wanted = JobFilter(ticket=ticket, pictured=True, rating=rating_range(rating))
+                number = _take_along(outputs, store.all_jobs(wanted), target)
+            elif found is not None:
+                number = _write(store, outputs, desk.config.inbox, found, target, page)
         except OSError as error:
             message = f"{target} cannot be written: {error.strerror}."
             raise SteadyError("bad_request", message) from None
-    desk.answer({"ticket": found.ticket, "target": str(target), "jobs": number}, f"{target}")
+    desk.answer({"ticket": ticket, "target": str(target), "jobs": number}, f"{target}")
 
 
 def _write(
     store: "JobStore", outputs: "Outputs", inbox: Path, batch: "Batch", target: Path, page: int
 ) -> int:
     from watcher.pictures.sheet import PICTURES, contact_sheet
-    from watcher.results import result_json, result_table, zip_pieces
+    from watcher.results import result_json, result_table
 
     kind = target.suffix.lower()
     if kind in (".csv", ".json"):
@@ -78,21 +93,30 @@ def _write(
             raise SteadyError("image_not_ready", f"The batch has no page {page}.")
         target.write_bytes(contact_sheet(outputs, jobs_, batch.axes))
         return len(jobs_)
-    pictures = [
-        (job, outputs.path(job))
-        for job in store.jobs_in_order(batch.ticket)
-        if job.state == "completed" and job.deleted_at is None
-    ]
-    there = [(job, path) for job, path in pictures if path.is_file()]
-    if kind == ".zip":
-        table = f"{batch.name}.result.csv", result_table(store, inbox, batch)
+    jobs = (j for j in store.jobs_in_order(batch.ticket) if j.state == "completed")
+    table = f"{batch.name}.result.csv", result_table(store, inbox, batch)
+    return _take_along(outputs, (j for j in jobs if j.deleted_at is None), target, table)
+
+
+def _take_along(
+    outputs: "Outputs",
+    jobs: "Iterable[Job]",
+    target: Path,
+    table: "tuple[str, Iterable[bytes]] | None" = None,
+) -> int:
+    """The pictures of ``jobs`` as a folder, or as a zip with ``table``; how many there were."""
+    from watcher.results import exported, zip_pieces
+
+    there = [(job, path) for job in jobs if (path := outputs.path(job)).is_file()]
+    if target.suffix.lower() == ".zip":
         with target.open("xb") as file:
             file.writelines(zip_pieces(_opened_files(there), table))
         return len(there)
-    for job, path in there:
+    for job, picture in _opened_files(there):
         copied = target / job.path
         copied.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copied)
+        with copied.open("wb") as file:
+            file.writelines(exported(job, picture))
     return len(there)
 
 

@@ -61,9 +61,18 @@ class Submission:
 def submit(
     desk: Desk,
     what: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(metavar="PROMPT|FILE...", help="A prompt in quotes, job files, or - ."),
-    ],
+    ] = None,
+    from_: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="RATING",
+            help='The pictures you rated so, as in "rating>=4", again with what else is said here:'
+            " --upscale 2 makes them larger as they are, --count 4 four variations of each.",
+        ),
+    ] = None,
     key: Annotated[
         str | None, typer.Option(help="Submitting again with this key is harmless.")
     ] = None,
@@ -104,7 +113,10 @@ def submit(
     usual = preset_named(preset, desk.config.presets, limits) if preset is not None else None
     with _body_reader(desk, limits, keyed=key is not None, preset=usual) as reader:
         given = _with_pictures(given, reader)
-        sheets = list(_sheets(what, given, key, kind, reader))
+        if from_ is None:
+            sheets = list(_sheets(what or [], given, key, kind, reader))
+        else:
+            sheets = [_of_chosen(desk, from_, what or [], given, reader)]
     if dry_run:
         _show(desk, sheets, limits)
         return 0
@@ -159,6 +171,8 @@ def _sheets(
     """The files to write, each fully checked. Raises SteadyError; nothing was written then."""
     paths = [path for word in what for path in _files_named(word)]
     if not paths:
+        if not what:
+            raise SteadyError("bad_request", "submit wants a prompt, a job file or --from.")
         if len(what) > 1:
             raise SteadyError(
                 "bad_request",
@@ -172,6 +186,27 @@ def _sheets(
         suffix = "." + kind.lower().lstrip(".") if str(path) == "-" else ""
         with _errors_name_file(str(path)):
             yield _of_file(data, path, suffix, given, reader)
+
+
+def _of_chosen(
+    desk: Desk, rating: str, what: list[str], given: dict[str, Any], reader: "Reader"
+) -> Submission:
+    """A new batch made of rated pictures; ``what`` may be another prompt for all of them."""
+    from watcher.chosen import made_of, rating_range
+    from watcher.store import JobFilter
+    from watcher.submission import Body
+
+    if len(what) > 1:
+        raise SteadyError("bad_request", "With --from there is one prompt for all, in quotes.")
+    given = given | ({"prompt": what[0]} if what else {})
+    wanted = JobFilter(pictured=True, rating=rating_range(rating))
+    with desk.record() as store:
+        made = made_of(store.all_jobs(wanted), given)
+    if not made:
+        raise SteadyError("bad_request", f"No picture is rated so: {rating}.")
+    lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in made)
+    body = Body(lines.encode(), ".jsonl", "chosen")
+    return Submission(body, "chosen.jsonl", reader.plan(body))
 
 
 def _files_named(word: str) -> list[Path]:

@@ -15,7 +15,7 @@ What a crash between two of its steps leaves is found by ``leftovers`` at the ne
 The watcher's side is ``watch.py``; here is what others ask, and it needs no watchdog.
 """
 
-from watcher.inbox.archive import claimed_files, done_files, drop_done, file_of
+from watcher.inbox.archive import claimed_files, done_files, drop_done, file_of, refused_rows_of
 from watcher.inbox.claims import Claim, open_claim
 from watcher.inbox.submit import drop_file
 
@@ -27,4 +27,5 @@ __all__ = [
     "drop_file",
     "file_of",
     "open_claim",
+    "refused_rows_of",
 ]

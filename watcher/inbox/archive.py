@@ -13,6 +13,7 @@ import hashlib
 import itertools
 import json
 import os
+import threading
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -48,6 +49,7 @@ class Shelves:
         self._checkpoint = checkpoint
         self._ways = ways
         self._synced: set[Path] = set()  #: folders whose own names are known to be durable
+        self._refusing = threading.Lock()
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -132,6 +134,7 @@ class Shelves:
                 self._write(home / f"{stem}.refused.csv", refused)
             if source is not None:
                 self._move(source, home / file)
+                self._forget_reason(name)
             self._checkpoint("archived_moved")
             for end, parts in further:
                 path, pieces = home / f"{stem}{end}", iter(parts)
@@ -171,7 +174,7 @@ class Shelves:
             name = f"submitted-{claim.ticket}{claim.suffix}"
         said = {"file": claim.name, "ticket": claim.ticket} | body
         text = json.dumps(said, ensure_ascii=False, indent=1)
-        with self._writing():
+        with self._writing(), self._refusing:
             path = self._place(name, claim.ticket)
             self._write(_reason_beside(path), [text.encode("utf-8", "backslashreplace"), b"\n"])
             self._checkpoint("sidecar_written")
@@ -179,6 +182,13 @@ class Shelves:
                 self._move(claim.path, path)
             self._checkpoint("refused_moved")
         return path
+
+    def _forget_reason(self, name: str) -> None:
+        """Remove why a file ``name`` was refused, once it was mended, taken and is no longer there."""
+        path = self._refused / os.path.basename(name)
+        with self._refusing, contextlib.suppress(OSError):
+            if not os.path.lexists(path):
+                _reason_beside(path).unlink(missing_ok=True)
 
     def put_away(self, claim: Claim) -> bool:
         """Does the file of ``claim`` lie in ``done/`` as well? SteadyError folder_gone."""
@@ -306,6 +316,16 @@ def file_of(inbox: Path, ticket: str, name: str = "", suffix: str = "") -> Claim
         return None
     kept = _kept_in(inbox / DONE, ticket, name, suffix)
     return None if kept is None else Claim(ticket, name, suffix, "file", 0, kept.parent, kept.name)
+
+
+def refused_rows_of(inbox: Path, ticket: str, name: str, suffix: str) -> Path | None:
+    """The table of the rows of a finished file that could not be used; None without one.
+
+    Raises OSError.
+    """
+    kept = _kept_in(inbox / DONE, ticket, name, suffix)
+    rows = kept and kept.with_name(f"{_stem_in_done(ticket, name)}.refused.csv")
+    return rows if rows and rows.is_file() else None
 
 
 def drop_done(inbox: Path, claim_ticket: str, name: str) -> int:

@@ -1,7 +1,7 @@
 """The outside of a picture file: PNG, WebP and JPEG, looked over without decoding a pixel.
 
-Says a picture's format, size and the texts it carries, takes all texts out, and makes the
-EXIF and XMP blocks that carry them. Pictures that come here may be from strangers, so no
+Says a picture's format, size and the texts it carries, takes all texts out, puts a person's
+rating in, and makes the EXIF and XMP blocks that carry them. Pictures that come here may be from strangers, so no
 image library is called and every length is bounded before it is used.
 
 Pure: bytes in, bytes and values out. Knows nothing of files, jobs or what the texts say.
@@ -80,6 +80,23 @@ def strip(data: bytes) -> bytes:
     """
     picture = scan(data)
     return {"png": _strip_png, "webp": _strip_webp, "jpeg": _strip_jpeg}[picture.format](data)
+
+
+def with_rating(data: bytes, rating: int) -> bytes:
+    """The same picture with ``rating`` (-1 to 5) as XMP:Rating, which catalogues of photographs
+    read; the recipe inside stays.
+
+    Raises NotAPicture as :func:`scan` does.
+    """
+    picture = scan(data)
+    if picture.format == "png":  # our recipe is in a chunk of its own
+        chunk = b"iTXtXML:com.adobe.xmp" + bytes(5) + xmp_of(None, rating)
+        at = len(_PNG) + 25  # behind IHDR
+        length, check = struct.pack(">L", len(chunk) - 4), struct.pack(">L", zlib.crc32(chunk))
+        return data[:at] + length + chunk + check + data[at:]
+    ours = None if picture.ours is None else picture.ours.decode("utf-8", "replace")
+    packet = xmp_of(ours, rating)
+    return (_jpeg_with if picture.format == "jpeg" else _webp_with)(data, packet, picture)
 
 
 # -- PNG
@@ -218,6 +235,20 @@ def _strip_webp(data: bytes) -> bytes:
     return b"RIFF" + struct.pack("<L", len(body)) + body
 
 
+def _webp_with(data: bytes, packet: bytes, picture: PictureFile) -> bytes:
+    """The file with this XMP in place of its own."""
+    chunks = {kind: data[start:end] for kind, start, end in reversed([*_webp_chunks(data)])}
+    alpha = 0x10 if b"VP8L" in chunks and chunks[b"VP8L"][4] & 0x10 else 0
+    sides = [(side - 1).to_bytes(3, "little") for side in (picture.width, picture.height)]
+    head = chunks.pop(b"VP8X", bytes([alpha, 0, 0, 0]) + b"".join(sides))
+    kept = {b"VP8X": bytes([head[0] | 0x04]) + head[1:]} | dict(reversed(chunks.items()))
+    body = b"WEBP" + b"".join(
+        struct.pack("<4sL", kind, len(chunk)) + chunk + bytes(len(chunk) & 1)
+        for kind, chunk in (kept | {b"XMP ": packet}).items()
+    )
+    return b"RIFF" + struct.pack("<L", len(body)) + body
+
+
 # -- JPEG
 
 
@@ -270,6 +301,20 @@ def _strip_jpeg(data: bytes) -> bytes:
     return b"".join(parts) + data[rest:]
 
 
+def _jpeg_with(data: bytes, packet: bytes, _picture: PictureFile) -> bytes:
+    """The file with this XMP in place of its own; one that has no room for it stays as it is."""
+    if len(packet) + len(_XMP_JPEG) + 2 > 0xFFFF:
+        return data
+    before, rest = [data[:2]], 2
+    after: list[bytes] = []
+    for marker, start, end in _jpeg_segments(data):
+        if not (marker == 0xE1 and data.startswith(_XMP_JPEG, start, end)):
+            (before if marker == 0xE0 else after).append(data[start - 4 : end])
+        rest = end
+    segment = struct.pack(">BBH", 0xFF, 0xE1, len(_XMP_JPEG) + len(packet) + 2)
+    return b"".join([*before, segment, _XMP_JPEG, packet, *after]) + data[rest:]
+
+
 # -- EXIF and XMP
 
 
@@ -282,15 +327,18 @@ def exif_of(parameters: str) -> bytes:
     return b"Exif\x00\x00" + b"MM\x00*" + struct.pack(">L", 8) + main + inner + comment
 
 
-def xmp_of(text: str) -> bytes:
-    """An XMP packet that carries ``text``, our JSON."""
+def xmp_of(text: str | None, rating: int = 0) -> bytes:
+    """An XMP packet that carries ``text``, our JSON, and a person's rating, where there are any."""
     for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        text = text.replace(character, entity)
+        text = text and text.replace(character, entity)
+    recipe = f"<steady:recipe>{text}</steady:recipe>" if text is not None else ""
+    rated = f"<xmp:Rating>{rating}</xmp:Rating>" if rating else ""
+    names = ' xmlns:xmp="http://ns.adobe.com/xap/1.0/"' if rating else ""
     return (
         '<x:xmpmeta xmlns:x="adobe:ns:meta/">'
         '<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
-        f'<rdf:Description rdf:about="" xmlns:steady="{_NAMESPACE}">'
-        f"<steady:recipe>{text}</steady:recipe>"
+        f'<rdf:Description rdf:about="" xmlns:steady="{_NAMESPACE}"{names}>'
+        f"{recipe}{rated}"
         "</rdf:Description></rdf:RDF></x:xmpmeta>"
     ).encode()
 

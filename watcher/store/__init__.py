@@ -250,6 +250,21 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
             place = {"class": priority.level, "rank": rank}
             return self._moved("class = :class, rank = :rank", "id = :id", id=id, **place)
 
+    def rate(self, id: str, rating: int) -> Job:
+        """What a person thinks of the picture: REJECTED, 0 for nothing, 1..MAX_RATING.
+
+        No transition: it has no rev, and nobody is told. SteadyError ``job_not_found``,
+        ``wrong_state`` (no picture).
+        """
+        with self.write():
+            rows = self.run(
+                "UPDATE jobs SET rating = :rating WHERE id = :id AND state = 'completed'"
+                " RETURNING *",
+                id=id,
+                rating=rating,
+            )
+            return job_of(rows[0]) if rows else self._refused(id)
+
     def mark_deleted(self, id: str, now: int) -> Job | None:
         """A person deleted the picture; the row stays. None: there was none to delete."""
         with self.write():

@@ -247,6 +247,16 @@ class Batches(Database):
             raise SteadyError("batch_not_found")
         return {state: rows[0][f"n_{state}"] for state in JobState}
 
+    def span(self, ticket: str) -> tuple[int, int] | None:
+        """When the batch's first job began and its last ended; None while none has. Reads them all."""
+        rows = self.poll(
+            "SELECT min(started_at) AS began, max(completed_at) AS ended FROM jobs"
+            " WHERE ticket = :ticket",
+            ticket=ticket,
+        )
+        began, ended = rows[0]["began"], rows[0]["ended"]
+        return None if began is None or ended is None else (began, ended)
+
     def unarchived(self, limit: int = 1000) -> list[Batch]:
         """Recorded or refused, no job open, file not put away yet; oldest first."""
         return self._batches(
@@ -289,7 +299,8 @@ class Batches(Database):
         return [(row["seq"], batch_of(row)) for row in rows]
 
     def drop_jobs(self, ticket: str, ids: Sequence[str]) -> int:
-        """Forget these jobs of a batch that is put away; 0 when one waits or runs again.
+        """Forget these jobs of a batch that is put away, but for pictures that a person rated; 0
+        when one waits or runs again.
 
         Their picture names stay taken for ever.
         """
@@ -297,6 +308,7 @@ class Batches(Database):
             return len(
                 self.run(
                     f"DELETE FROM jobs WHERE ticket = :ticket AND id IN {self.each('ids')}"
+                    " AND rating <= 0"
                     " AND EXISTS (SELECT 1 FROM batches AS b WHERE b.ticket = :ticket"
                     " AND archived = 1 AND n_queued + n_generating = 0) RETURNING id",
                     ticket=ticket,

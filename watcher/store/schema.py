@@ -191,6 +191,9 @@ _VERSION_2 = (
         WHERE state = 'queued' AND held IS NULL AND loras <> ''""",
     "ALTER TABLE jobs ADD COLUMN forwards {integer}",
     "ALTER TABLE jobs ADD COLUMN rating {integer} NOT NULL DEFAULT 0",
+    "CREATE INDEX jobs_rated ON jobs (seq, rating) WHERE rating <> 0",
+    "CREATE INDEX jobs_pictured ON jobs (created_at) WHERE state = 'completed'"
+    " AND deleted_at IS NULL",
     "ALTER TABLE batches ADD COLUMN axes TEXT",
     # When people were led to expect its end, soon after it came; kept where they are notified.
     "ALTER TABLE batches ADD COLUMN eta_at {integer}",

@@ -8,7 +8,7 @@ the record (but for :attr:`JobFilter.text`). Part of :class:`watcher.store.JobSt
 import itertools
 import re
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class JobFilter:
     ``text``: part of the prompt, in any case. ``since`` and ``until``: created then,
     microseconds, until not included. ``name``: the picture's name, in any case, any folder.
     ``pictured``: only those whose picture is there. ``models``: of one of these, "" for jobs that
-    named none and wait. ``lora``: with this one among theirs.
+    named none and wait. ``lora``: with this one among theirs. ``rating``: the lowest and the highest.
     """
 
     state: JobState | None = None
@@ -50,6 +50,7 @@ class JobFilter:
     pictured: bool = False
     models: Sequence[str] = ()
     lora: str | None = None
+    rating: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,14 @@ class Tally:
     count: int
     wait: Spread
     run: Spread
+
+
+def _rated(low: int, high: int) -> tuple[str, str]:
+    """The condition for a rating from ``low`` to ``high``, and its index: few are rated at all."""
+    condition = f"rating BETWEEN {low:d} AND {high:d}"
+    if low > 0 or high < 0:
+        return f"{condition} AND rating <> 0", "INDEXED BY jobs_rated"
+    return condition, ""
 
 
 class JobQueries(Database):
@@ -129,7 +138,10 @@ class JobQueries(Database):
         an index.
         """
         where, values = [], dict[str, Any](limit=limit)
-        order = "seq DESC"
+        order, index = "seq DESC", ""
+        if filter.rating is not None:
+            rated, index = _rated(*filter.rating)
+            where.append(rated)
         if filter.state is not None:
             where.append("state = :state")
             values["state"] = filter.state.value
@@ -138,7 +150,7 @@ class JobQueries(Database):
         if filter.ticket is not None:
             where.append("ticket = :ticket")
             values["ticket"] = filter.ticket
-            order = "idx DESC"  # the same order, and there is an index for it
+            order, index = "idx DESC", ""  # the same order, and there is an index for it
         if filter.name is not None:
             where.append("id IN (SELECT job_id FROM image_names WHERE folded = :name)")
             values["name"] = folded(filter.name)
@@ -167,8 +179,15 @@ class JobQueries(Database):
         if before_seq is not None:
             where.append("seq < :before_seq")
             values["before_seq"] = before_seq
-        condition = f"WHERE {' AND '.join(where)}" if where else ""
+        condition = f"{index} WHERE {' AND '.join(where)}" if where else ""
         return self._jobs(f"{condition} ORDER BY {order} LIMIT :limit", **values)
+
+    def all_jobs(self, filter: JobFilter) -> Iterator[Job]:
+        """The same without end, a page in memory at a time."""
+        before: int | None = None
+        while page := self.jobs(filter, before_seq=before, limit=_PAGE):
+            yield from page
+            before = page[-1].seq
 
     def jobs_of(self, ticket: str, after_index: int = -1, limit: int = _PAGE) -> list[Job]:
         """The batch's jobs in its own order, a page at a time."""
@@ -277,6 +296,30 @@ class JobQueries(Database):
             Hour(int(r["h"]) * hour, int(r["n"]), float(r["wait"]) / 1e6, float(r["run"]) / 1e6)
             for r in rows
         ]
+
+    def pictures_before(self, end: int, begin_of: Callable[[int], int]) -> tuple[int, int] | None:
+        """The newest stretch of pictures whose jobs came before ``end``: (its begin, how many).
+
+        ``begin_of``: where the stretch that a moment lies in begins. None: there are no more.
+        Reads an index alone.
+        """
+        pictured = (
+            "FROM jobs INDEXED BY jobs_pictured WHERE state = 'completed' AND deleted_at IS NULL"
+        )
+        newest = self.poll(
+            f"SELECT created_at AS at {pictured} AND created_at < :end"
+            " ORDER BY created_at DESC LIMIT 1",
+            end=end,
+        )
+        if not newest:
+            return None
+        begin = begin_of(int(newest[0]["at"]))
+        rows = self.poll(
+            f"SELECT count(*) AS n {pictured} AND created_at >= :begin AND created_at < :end",
+            begin=begin,
+            end=end,
+        )
+        return begin, int(rows[0]["n"])
 
     def counts(self) -> dict[JobState, int]:
         """How many jobs are in each state."""

@@ -1,62 +1,7 @@
 // The page's script. The server renders everything; this presses the API's buttons, follows
 // the events, and fetches the same page again when something has changed.
-const $ = (what, where = document) => where.querySelector(what);
-const $$ = (what, where = document) => [...where.querySelectorAll(what)];
-const make = (name, words = "", kind = "") =>
-  Object.assign(document.createElement(name), { textContent: words, className: kind });
-// Words with what stands between backticks as code.
-const ticks = (where, words) => {
-  words.split("`").forEach((part, n) => where.append(n % 2 ? make("code", part) : part));
-  return where;
-};
-const count = (n, one) => `${n.toLocaleString("en")} ${one}${n === 1 ? "" : "s"}`;
-const JSON_TYPE = "application/json";
-
-// -- asking
-
-async function ask(line, body, type = JSON_TYPE) {
-  const [method, address] = line.split(" ");
-  const headers = body === undefined ? {} : { "Content-Type": type };
-  const answer = await fetch(address, { method, body, headers }).catch(() => null);
-  if (!answer) throw Object.assign(new Error("The service does not answer."), { said: {} });
-  const said = await answer.json().catch(() => ({}));
-  if (answer.ok) return said;
-  const words = [said.detail || `Error ${answer.status}`, said.remedy].filter(Boolean).join(" ");
-  throw Object.assign(new Error(words), { said });
-}
-
-function toast(words, { bad = false, undo, link } = {}) {
-  const box = make("div", words, bad ? "toast bad" : "toast");
-  if (undo) {
-    const button = make("button", "Undo");
-    button.onclick = () => { box.remove(); undoing(undo); };
-    box.append(button);
-  }
-  if (link) box.append(Object.assign(make("a", "Open", "button"), { href: link }));
-  $("#toasts").append(box);
-  setTimeout(() => box.remove(), bad ? 12000 : 8000);
-}
-
-// A running job is cancelled only after its step: until then it cannot be queued again.
-async function undoing(line, tries = 20) {
-  try {
-    await ask(line);
-    refresh();
-  } catch (error) {
-    if (error.said.code === "wrong_state" && error.said.state === "generating" && tries)
-      setTimeout(undoing, 300, line, tries - 1);
-    else toast(error.message, { bad: true });
-  }
-}
-
-function sure(words, yes) {
-  $("#sure-words").textContent = words;
-  $("#sure-yes").textContent = yes;
-  const box = $("#sure");
-  box.returnValue = "";
-  box.showModal();
-  return new Promise((done) => (box.onclose = () => done(box.returnValue === "yes")));
-}
+import { $, $$, ask, count, make, sure, ticks, toast } from "./ask.js";
+import * as pictures from "./pictures.js";
 
 async function press(button) {
   const { do: line, each, ids = "", list, body, say, undo, then, go } = button.dataset;
@@ -79,36 +24,48 @@ async function press(button) {
 
 // -- the same page, newer
 
-let busy = false, stale = false, due = 0;
+const CALM = 2000; // ms between two looks while things change by themselves and nobody does anything
+let acted = 0;
+for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, () => (acted = performance.now()), true);
+let busy = false, dated = false, due = 0, looked = 0, last = "";
+document.addEventListener("stale", () => refresh());
 function soon(wait = 150) {
-  stale = true;
-  if (!due && !document.hidden) due = setTimeout(refresh, wait);
+  dated = true;
+  const now = performance.now(), calm = now - acted < 5 * CALM ? 0 : looked + CALM - now;
+  if (!due && !document.hidden) due = setTimeout(refresh, Math.max(wait, calm));
 }
 
 async function refresh() {
   clearTimeout(due);
   due = 0;
-  if (busy) return void (stale = true);
+  if (busy) return void (dated = true);
   busy = true;
-  stale = false;
-  const begun = performance.now();
+  dated = false;
+  const begun = (looked = performance.now());
   const answer = await fetch(location.href, { headers: { Accept: "text/html" } }).catch(() => null);
   if (!answer) live(false);
   else if (answer.ok) {
-    const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-    const focused = document.activeElement?.closest("[data-row]");
-    const rows = $$("[data-row]"), at = rows.indexOf(focused);
-    for (const id of ["head", "main"]) morph($("#" + id), page.getElementById(id));
-    document.title = page.title;
-    if (focused && !focused.isConnected) {
-      const next = [...rows.slice(at), ...rows.slice(0, at).reverse()].find((r) => r.isConnected);
-      $("a.open", next ?? undefined)?.focus();
-    }
-    choose();
+    const text = await answer.text(); // unchanged, it came as a 304 from the browser's own store
+    if (text !== last) renew(new DOMParser().parseFromString(text, "text/html"));
+    last = text;
+    live(true);
   }
   busy = false;
   // A slow page is fetched less often.
-  if (stale) soon(Math.max(400, 3 * (performance.now() - begun)));
+  if (dated) soon(Math.max(400, 3 * (performance.now() - begun)));
+}
+
+function renew(page) {
+  const focused = document.activeElement?.closest("[data-row]");
+  const rows = $$("[data-row]"), at = rows.indexOf(focused);
+  for (const id of ["head", "main"]) morph($("#" + id), page.getElementById(id));
+  document.title = page.title;
+  if (focused && !focused.isConnected) {
+    const next = [...rows.slice(at), ...rows.slice(0, at).reverse()].find((r) => r.isConnected);
+    $("a.open", next ?? undefined)?.focus();
+  }
+  document.body.dataset.seen = page.body.dataset.seen;
+  pictures.redraw();
 }
 
 // Make the children of `old` those of `now`. Elements with an id stay themselves, so focus,
@@ -117,7 +74,7 @@ function morph(old, now) {
   for (const { name, value } of [...now.attributes])
     if (name !== "open" && old.getAttribute(name) !== value) old.setAttribute(name, value);
   for (const { name } of [...old.attributes])
-    if (name !== "open" && name !== "disabled" && !now.hasAttribute(name)) old.removeAttribute(name);
+    if (name !== "open" && name !== "style" && name !== "disabled" && !now.hasAttribute(name)) old.removeAttribute(name);
   const named = new Map([...old.children].filter((e) => e.id).map((e) => [e.id, e]));
   let at = old.firstChild;
   for (const want of [...now.childNodes]) {
@@ -144,12 +101,14 @@ function morph(old, now) {
 // -- events: one tab listens for all of them
 
 const channel = new BroadcastChannel("steady");
+let leads = false, gone = false;
 channel.onmessage = ({ data }) => hear(data);
 function tell(news) {
   hear(news);
   channel.postMessage(news);
 }
 function listen() {
+  leads = true;
   const stream = new EventSource("/events?preview=true");
   stream.onopen = () => tell({ kind: "open" });
   stream.onerror = () => tell({ kind: "lost" });
@@ -159,10 +118,21 @@ function listen() {
 }
 if (navigator.locks) navigator.locks.request("steady-events", listen);
 else listen();
+channel.postMessage({ kind: "hello" });
 
+let summary = null; // the last queue event, for tabs that come later
 function hear({ kind, step }) {
-  if (kind === "lost") return live(false);
+  if (kind === "lost") return (gone = true), live(false);
   if (kind === "preview") return growing(step);
+  if (kind === "hello") return void (summary && leads && channel.postMessage(summary));
+  if (kind === "open") return void (gone && soon(), (gone = false));
+  if (kind === "job") told(step);
+  if (kind === "queue") {
+    summary = { kind, step };
+    const { counts, paused, watcher, reasons } = step;
+    const now = JSON.stringify({ counts, paused: !!paused, alive: watcher.alive, troubles: reasons.length });
+    return void (now !== document.body.dataset.seen && soon());
+  }
   if (kind !== "step") return soon();
   const bar = $(`[data-bar="${step.job_id}"]`), words = $(`[data-steps="${step.job_id}"]`);
   if (!bar) return;
@@ -181,12 +151,12 @@ function growing({ job_id, step }) {
     next.src = `/jobs/${job_id}/preview?step=${step}`;
   }
 }
+const reconnecting = [make("span", "", "dot wait"), "Reconnecting …"];
 function live(up) {
-  if (!up) $("#live")?.replaceChildren(make("span", "", "dot wait"), "Reconnecting …");
+  if (!up) $("#live")?.replaceChildren(...reconnecting), (last = "");
 }
-document.onvisibilitychange = () => stale && soon();
+document.onvisibilitychange = () => dated && soon();
 addEventListener("pageshow", (e) => e.persisted && soon());
-soon(700);
 const every = $("[data-every]")?.dataset.every;
 if (every) setInterval(soon, every * 1000);
 setInterval(() => {
@@ -196,11 +166,38 @@ setInterval(() => {
   }
 }, 1000);
 
+// -- told when a batch ends: by a notification, where a person asked for them, and in the title
+
+const asks = () => "Notification" in window && Notification.permission === "granted" && localStorage.getItem("tell") === "on";
+const checks = new Map(); // ticket -> when to look whether it is done
+function told({ ticket, state }) {
+  if (!leads || !asks() || !["completed", "failed", "cancelled"].includes(state)) return;
+  clearTimeout(checks.get(ticket));
+  checks.set(ticket, setTimeout(ended, 800, ticket));
+}
+async function ended(ticket) {
+  checks.delete(ticket);
+  const { name, progress, error } = await ask(`GET /batches/${ticket}`).catch(() => ({ error: true }));
+  if (error || progress.queued + progress.generating) return;
+  const parts = [["completed", "done"], ["failed", "failed"], ["cancelled", "cancelled"]];
+  const words = parts.filter(([state]) => progress[state]).map(([state, said]) => `${progress[state].toLocaleString("en")} ${said}`);
+  const note = new Notification(name.startsWith("api-") ? "Your pictures are done" : `${name} is done`, { body: words.join(", "), tag: ticket });
+  note.onclick = () => {
+    focus();
+    location.assign(`/batches/${ticket}`);
+  };
+}
+async function askToTell() {
+  const said = "Notification" in window ? await Notification.requestPermission() : "denied";
+  localStorage.setItem("tell", said === "granted" && localStorage.getItem("tell") !== "on" ? "on" : "off");
+  toast(asks() ? "You are told when a batch ends, while a tab is open." : said === "granted" ? "You are not told any more." : "The browser does not allow it for this address.", { bad: said !== "granted" });
+}
+
 // -- a new picture
 
 const form = $("#new");
-form?.addEventListener("submit", async (e) => {
-  e.preventDefault();
+// What the form asks for, as a job says it; the seed apart, which may be longer than a Number holds.
+function asked() {
   const given = Object.fromEntries(new FormData(form));
   const { size, width, height, seed, prompt, negative_prompt, model, lora, ...numbers } = given;
   const sides = size ? size.split("x") : [width, height];
@@ -210,10 +207,15 @@ form?.addEventListener("submit", async (e) => {
   if (negative_prompt) job.negative_prompt = negative_prompt;
   if (model) job.model = model;
   if (lora) job.lora = lora;
+  return [job, seed];
+}
+form?.addEventListener("submit", async (e) => {
+  e.preventDefault();
+  const [job, seed] = asked();
   try {
     Object.assign(job, await form.beginning?.()); // source.js
     let body = JSON.stringify(job);
-    if (seed) body = body.slice(0, -1) + `,"seed":${BigInt(seed)}}`; // longer than a Number holds
+    if (seed) body = body.slice(0, -1) + `,"seed":${BigInt(seed)}}`;
     const said = await ask("POST /jobs", body);
     toast(`Queued ${count(said.jobs, "picture")}.`, { link: said.location });
     form.prompt.select();
@@ -230,6 +232,18 @@ form?.model?.addEventListener("change", () => {
   form.height.value = usual.height;
   form.num_inference_steps.value = usual.steps;
 });
+// The LoRAs that are named in the field are pressed, and the other way round.
+const named = () => form.lora.value.split(",").map((each) => each.trim()).filter(Boolean);
+const pressLoras = () => {
+  for (const chip of $$("[data-lora]", form)) chip.ariaPressed = `${named().some((each) => each.split(":")[0] === chip.dataset.lora)}`;
+};
+function pick({ lora }) {
+  const others = named().filter((each) => each.split(":")[0] !== lora);
+  form.lora.value = (others.length < named().length ? others : [...others, lora]).join(", ");
+  pressLoras();
+}
+form?.lora?.addEventListener("input", pressLoras);
+if (form?.lora) pressLoras();
 form?.addEventListener("trouble", (e) => toast(e.detail, { bad: true }));
 form?.prompt.addEventListener("keydown", (e) => {
   if (e.key === "Enter" && !e.shiftKey && !e.isComposing) {
@@ -241,19 +255,21 @@ form?.prompt.addEventListener("keydown", (e) => {
 // -- files: shown before they are queued
 
 const ANY_TYPE = "application/octet-stream"; // the name says what it is
-let ready = [];
+let ready = [], afterwards = null; // what is shown, and what is asked once it is queued
 
 async function preview(files, folders = []) {
   const shown = $("#preview-files"), go = $("#preview-go");
-  ready = [];
+  [ready, afterwards] = [[], null];
   shown.replaceChildren();
+  for (const folder of folders) {
+    const inside = await filesOf(folder), images = inside.filter(({ type }) => type.startsWith("image/"));
+    files.push(...inside.filter(({ type }) => !type.startsWith("image/")));
+    if (images.length) beginnings(shown.appendChild(make("section")), folder.name, images);
+    else if (!inside.length) files.push(new File([], folder.name));
+  }
   for (const file of files.slice(0, 50)) {
     const part = shown.appendChild(make("section"));
     part.append(make("h3", file.name));
-    if (folders.includes(file.name)) {
-      part.append(make("p", "This is a folder; folders are not read. Drop its files.", "wrong"));
-      continue;
-    }
     const query = `filename=${encodeURIComponent(file.name)}`;
     try {
       const plan = await ask(`POST /jobs?dry_run=true&${query}`, file, ANY_TYPE);
@@ -270,6 +286,38 @@ async function preview(files, folders = []) {
   go.focus();
 }
 
+// The files of a dropped folder and of the folders in it, the first 500.
+async function filesOf(entry, found = []) {
+  if (entry.isFile) found.push(await new Promise((done, fail) => entry.file(done, fail)));
+  else {
+    const reader = entry.createReader();
+    for (let some = [0]; some.length && found.length < 500; ) {
+      some = await new Promise((done, fail) => reader.readEntries(done, fail));
+      for (const each of some) await filesOf(each, found);
+    }
+  }
+  return found.slice(0, 500);
+}
+
+// A folder of pictures: each is started from, with what the form says.
+function beginnings(part, name, images) {
+  part.append(make("h3", name));
+  const words = form?.prompt.value.trim();
+  if (!words) return part.append(make("p", "Write a prompt on the first page, then drop the folder there: each of its pictures is started from with it.", "wrong"));
+  part.append(make("p", `${count(images.length, "picture")} to start from, each with the form's words:`, "meta"));
+  part.append(Object.assign(make("p", words, "prompt"), { dir: "auto" }));
+  ready.push({ images, name, count: images.length * (+form.count.value || 1) });
+}
+async function start({ images, name }) {
+  const [{ width, height, ...job }] = asked(); // as large as each picture
+  const jobs = [];
+  for (const image of images) {
+    const { sha256 } = await ask("POST /inputs", image, image.type);
+    jobs.push({ ...job, image: `sha256:${sha256}` });
+  }
+  return ask(`POST /jobs?filename=${encodeURIComponent(`${name}.json`)}`, JSON.stringify(jobs));
+}
+
 function planned(part, plan) {
   part.append(make("p", plan.count === null ? "A long table; it begins so:" : count(plan.count, "picture"), "meta"));
   const table = part.appendChild(make("table"));
@@ -280,9 +328,9 @@ function planned(part, plan) {
     line.insertCell().textContent = job.seed === null ? "" : `seed ${job.seed}`;
   }
   if (plan.count > 8) part.append(make("p", `and ${(plan.count - 8).toLocaleString("en")} more`, "meta"));
-  for (const words of plan.warnings.slice(0, 5)) part.append(make("p", words, "meta"));
+  for (const words of plan.warnings.slice(0, 5)) part.append(ticks(make("p", "", "meta"), words));
   for (const fault of plan.refused.slice(0, 5))
-    part.append(make("p", `Row ${fault.row ?? "?"} is left out: ${fault.detail} ${fault.remedy ?? ""}`, "wrong"));
+    part.append(ticks(make("p", "", "wrong"), `Row ${fault.row ?? "?"} is left out: ${fault.detail} ${fault.remedy ?? ""}`));
 }
 
 async function wrong(part, { message, said }, file) {
@@ -299,15 +347,28 @@ async function queue() {
   let sum = 0, last;
   $("#preview").close();
   try {
-    for (const { file, query, count } of ready) {
-      last = await ask(`POST /jobs?${query}`, file, ANY_TYPE);
+    for (const { file, query, count, ...folder } of ready) {
+      last = await (file ? ask(`POST /jobs?${query}`, file, ANY_TYPE) : start(folder));
       sum += last.jobs ?? count ?? NaN;
     }
+    if (afterwards) await ask(...afterwards);
     toast(sum ? `Queued ${count(sum, "picture")}.` : "Queued.", { link: ready.length === 1 && last.location });
   } catch (error) {
     toast(error.message, { bad: true });
   }
   refresh();
+}
+
+// The rows of a table that could not be used, as a person mended them. With its `error` column a
+// table of ours is read as it was shown, apostrophes before formulas and all.
+async function mend(section) {
+  const cell = (text) => `"${text.replaceAll('"', '""')}"`;
+  const names = $$("thead th", section).slice(0, -1).map((th) => th.textContent);
+  const rows = $$("tbody tr", section).map((row) => $$("input", row).map((input) => input.value));
+  const text = [[...names, "error"], ...rows.map((row) => [...row, ""])].map((row) => row.map(cell).join(",")).join("\r\n");
+  const { ticket, name } = section.dataset;
+  await preview([new File([text], `${name.replace(/\.\w+$/, "")}-mended.csv`)]);
+  afterwards = ["POST /attention/dismiss", JSON.stringify({ batches: [ticket] })];
 }
 
 $("#preview-go").onclick = queue;
@@ -327,7 +388,8 @@ document.ondrop = (e) => {
   e.preventDefault();
   document.body.classList.remove("over");
   const entries = [...e.dataTransfer.items].map((item) => item.webkitGetAsEntry?.());
-  preview([...e.dataTransfer.files], entries.filter((e) => e?.isDirectory).map((e) => e.name));
+  const folders = entries.filter((entry) => entry?.isDirectory), names = folders.map(({ name }) => name);
+  preview([...e.dataTransfer.files].filter(({ name }) => !names.includes(name)), folders);
 };
 document.onpaste = (e) => {
   const files = [...e.clipboardData.files], text = e.clipboardData.getData("text/plain").trim();
@@ -340,78 +402,26 @@ document.onpaste = (e) => {
   e.preventDefault();
 };
 
-// -- choosing pictures
-
-const chosen = () => $$(".card:has(.pick :checked)").map((card) => card.dataset.id);
-function choose() {
-  const bar = $("#chosen"), ids = chosen();
-  if (!bar) return;
-  bar.hidden = !ids.length;
-  $("#main").classList.toggle("choosing", ids.length > 0);
-  $("#chosen-count").textContent = `${ids.length} chosen`;
-  $("#chosen-zip").href = "/jobs/images.zip?" + ids.map((id) => "id=" + id).join("&");
-}
-document.onchange = (e) => e.target.closest(".pick") && choose();
-
-async function many(what) {
-  const ids = chosen();
-  if (what === "all" || what === "none") {
-    for (const box of $$(".pick input")) box.checked = what === "all";
-    return choose();
-  }
-  if (what === "delete" && !(await sure(`Delete ${count(ids.length, "picture")}? The files are removed for good.`, "Delete"))) return;
-  try {
-    for (const id of ids)
-      await ask(what === "delete" ? `DELETE /jobs/${id}/image` : `POST /jobs/${id}/again?seed=new`);
-    toast(what === "delete" ? `Deleted ${count(ids.length, "picture")}.` : `Queued ${count(ids.length, "picture")}, each with a new seed.`);
-    many("none");
-  } catch (error) {
-    toast(error.message, { bad: true });
-  }
-  refresh();
-}
-
-// -- one picture, large
-
-const box = $("#box");
-let shown = null;
-function show(card) {
-  const link = card && $("[data-full]", card);
-  if (!link) return;
-  shown = card;
-  const image = Object.assign($("#box-img"), { src: link.dataset.full, alt: $("img", link).alt });
-  image.dataset.preview = card.dataset.state === "generating" ? card.dataset.id : "";
-  $("#box-words").textContent = $(".prompt", card).textContent;
-  $("#box-open").href = link.href;
-  if (!box.open) box.showModal();
-}
-function step(by) {
-  const cards = $$(".card:has([data-full])");
-  show(cards[cards.findIndex((card) => card.id === shown.id) + by]);
-}
-$("#box-prev").onclick = () => step(-1);
-$("#box-next").onclick = () => step(1);
-box.onclose = () => {
-  $("#box-img").removeAttribute("src");
-  $("a.open", document.getElementById(shown.id) ?? shown)?.focus();
-};
-box.onclick = (e) => e.target === box && box.close();
-
 // -- clicks and keys
 
 document.addEventListener("click", (e) => {
   const on = e.target.closest("button, a");
-  for (const menu of $$(".menu[open]")) if (!menu.contains(e.target) || on) menu.open = false;
+  for (const menu of $$(".menu[open]"))
+    if (!menu.contains(e.target) || (on && !on.closest("summary"))) menu.open = false;
   if (!on) return;
   const { dataset } = on;
   if (dataset.do || dataset.each) press(on);
-  else if (dataset.many) many(dataset.many);
+  else if (dataset.many) pictures.many(dataset.many);
   else if (dataset.copy) copy($("#" + dataset.copy));
+  else if (dataset.fill) (form.prompt.value = dataset.fill), form.prompt.focus();
+  else if (dataset.lora) pick(dataset);
+  else if ("tell" in dataset) askToTell();
+  else if ("mend" in dataset) mend(on.closest("section"));
   else if ("help" in dataset) $("#help").showModal();
   else if ("close" in dataset) on.closest("dialog").close();
   else if (dataset.full && !(e.ctrlKey || e.metaKey || e.shiftKey)) {
     e.preventDefault();
-    show(on.closest("[data-row]"));
+    pictures.show(on.closest("[data-row]"));
   }
 });
 document.addEventListener("error", (e) => e.target.closest?.(".shot")?.classList.add("broken"), true);
@@ -427,9 +437,14 @@ const allowed = $("#keys-on");
 allowed.checked = localStorage.getItem("keys") !== "off";
 allowed.onchange = () => localStorage.setItem("keys", allowed.checked ? "on" : "off");
 
-function move(by) {
-  const rows = $$("[data-row]").filter((row) => $("a.open", row));
-  const at = rows.indexOf(document.activeElement?.closest("[data-row]"));
+async function move(by) {
+  const all = () => $$("[data-row]").filter((row) => $("a.open", row));
+  const now = () => document.activeElement?.closest("[data-row]");
+  let rows = all(), at = rows.indexOf(now());
+  if (by > 0 && rows.length && at === rows.length - 1 && (await pictures.more())) {
+    rows = all();
+    at = rows.indexOf(now());
+  }
   const row = rows[at < 0 && by < 0 ? rows.length - 1 : Math.min(rows.length - 1, Math.max(0, at + by))];
   const link = row && $("a.open", row);
   if (row) link.focus();
@@ -437,10 +452,13 @@ function move(by) {
 }
 const row = () => document.activeElement?.closest("[data-row]") ?? $("#job");
 const KEYS = {
+  ...pictures.KEYS,
   j: () => ($("#job") ? $("#go-next")?.click() : move(1)),
   k: () => ($("#job") ? $("#go-prev")?.click() : move(-1)),
-  ArrowRight: () => $("#go-next")?.click(),
-  ArrowLeft: () => $("#go-prev")?.click(),
+  ArrowRight: () => ($("#job") ? $("#go-next")?.click() : move(1)),
+  ArrowLeft: () => ($("#job") ? $("#go-prev")?.click() : move(-1)),
+  ArrowDown: () => pictures.along(1),
+  ArrowUp: () => pictures.along(-1),
   r: () => {
     const on = row();
     if (!on) return;
@@ -465,16 +483,13 @@ const KEYS = {
 };
 document.addEventListener("keydown", (e) => {
   if (e.ctrlKey || e.metaKey || e.altKey || e.isComposing) return;
-  if (box.open) {
-    if (e.key === "ArrowRight" || e.key === "j") step(1);
-    if (e.key === "ArrowLeft" || e.key === "k") step(-1);
-    return;
-  }
+  if (pictures.pressed(e.key)) return;
   if (e.key === "Escape") for (const menu of $$(".menu[open]")) menu.open = false;
-  if ($("dialog[open]") || !allowed.checked || e.target.closest("input, textarea, select")) return;
+  if ($("dialog[open]") || !allowed.checked || e.target.closest("input:not([type=checkbox]), textarea, select")) return;
   const act = KEYS[e.key];
   if (!act) return;
-  if (e.key.length === 1) e.preventDefault();
+  const rows = document.activeElement?.closest(".rows .card");
+  if (e.key.length === 1 || rows) e.preventDefault();
   act();
 });
 if (["#prompt", "#search"].includes(location.hash)) $(location.hash)?.focus();

@@ -167,7 +167,7 @@ if (from) {
   if (strength) at("strength").value = strength, told = true;
   if (resize) at("resize").value = resize;
   if (image)
-    fetch(`/inputs/${image.slice(7, 71)}`)
+    fetch(image.startsWith("job:") ? `/jobs/${image.slice(4)}/image` : `/inputs/${image.slice(7, 71)}`)
       .then((answer) => (answer.ok ? answer.blob() : Promise.reject()))
       .then(createImageBitmap)
       .catch(() => null)
