@@ -19,6 +19,7 @@ import re
 import stat
 import uuid
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +61,8 @@ class Inputs:
         self._kept = config.state / "inputs"
         self._durable = False  #: the folder itself
         self.checkpoint = checkpoint
+        #: Around what the disk does for a file that is read: it is not to blame for an end then.
+        self.blameless: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
     # -- by content
 
@@ -69,7 +72,8 @@ class Inputs:
         Raises SteadyError bad_picture, in words that need a name before them; disk_full.
         """
         source, digest = look_at(data), hashlib.sha256(data).hexdigest()
-        self.copy(digest, data)
+        with self.blameless():
+            self.copy(digest, data)
         return f"sha256:{digest}", source
 
     def job_from(self, data: bytes, name: str, preset: Mapping[str, Any]) -> bytes:
@@ -251,12 +255,15 @@ class Finder:
 
     def flush(self) -> None:
         """Copy what was found. A crash in here leaves notes without copies, or all of it."""
-        if self._ticket is not None and self._inputs.store is not None and self._waiting:
-            noted = [(name, digest) for name, (digest, _) in self._waiting.items()]
-            self._inputs.store.note_inputs(self._ticket, noted)
-            self._inputs.checkpoint("input_noted")
-        for digest, data in self._waiting.values():
-            self._inputs.copy(digest, data)
+        if not self._waiting:
+            return
+        with self._inputs.blameless():
+            if self._ticket is not None and self._inputs.store is not None:
+                noted = [(name, digest) for name, (digest, _) in self._waiting.items()]
+                self._inputs.store.note_inputs(self._ticket, noted)
+                self._inputs.checkpoint("input_noted")
+            for digest, data in self._waiting.values():
+                self._inputs.copy(digest, data)
         self._waiting.clear()
         self._held = 0
 

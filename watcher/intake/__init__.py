@@ -27,7 +27,7 @@ from watcher.inbox import Claim
 from watcher.intake.groups import Groups, group_of
 from watcher.intake.reading import Reading
 from watcher.intake.recording import Recorder
-from watcher.intake.suspect import Suspect
+from watcher.intake.suspect import NOBODY, Suspect
 from watcher.intake.tables import Stopped, Tables
 from watcher.jobs import Batch, JobState
 from watcher.log import say
@@ -68,6 +68,7 @@ class Intake(Part):
         self._announce = announce
         self._stopping = threading.Event()
         self._suspect = suspect = Suspect(state / "reading")
+        reading.inputs.blameless = lambda: suspect.reading(NOBODY)
         self._recorder = recorder = Recorder(shared, reading=reading, suspect=suspect)
         self._tables = Tables(recorder, state=state, stopping=self._stopping, between=self._between)
         self._groups = Groups(recorder, alone=self.take)

@@ -36,7 +36,7 @@ class Reading:
         self.limits = limits
         self._inbox = inbox
         self._root = root
-        self._inputs = inputs
+        self.inputs = inputs
 
     def whole(
         self, claim: Claim, batch: Batch, *, again: bool = False
@@ -62,7 +62,7 @@ class Reading:
     def _job_from(self, data: bytes, claim: Claim, preset: Template) -> bytes:
         """The job that a picture dropped into a hot folder is. Raises SteadyError."""
         try:
-            return self._inputs.job_from(data, claim.name, preset.values)
+            return self.inputs.job_from(data, claim.name, preset.values)
         except SteadyError as error:
             if error.code == "missing_field":
                 raise in_preset(error, claim.hot) from None
@@ -84,7 +84,7 @@ class Reading:
 
     def _finder(self, claim: Claim, batch: Batch, again: bool) -> Finder:
         """What was copied for this very file is taken again, whatever lies in the folder now."""
-        return Finder(self._inputs, batch.ticket if again else claim.ticket, settled=again)
+        return Finder(self.inputs, batch.ticket if again else claim.ticket, settled=again)
 
     def _preset(self, claim: Claim) -> Template | None:
         """What holds for every job of the hot folder that ``claim`` was dropped into.

@@ -17,7 +17,7 @@ from pathlib import Path
 from watcher.errors import SteadyError
 
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
-_NOBODY = " " * 36  #: as long as a ticket
+NOBODY = " " * 36  #: as long as a ticket
 
 
 class Suspect:
@@ -29,7 +29,7 @@ class Suspect:
         #: Tickets whose file was begun by the last process and was not what killed it.
         self.innocent: frozenset[str] = self._innocent()
         self._begun: list[str] = []
-        self._named = _NOBODY
+        self._named = NOBODY
 
     def _innocent(self) -> frozenset[str]:
         try:
