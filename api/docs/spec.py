@@ -140,7 +140,7 @@ def openapi(app: FastAPI, limits: Limits) -> dict[str, Any]:
         separate_input_output_schemas=False,
     )
     parts = document.setdefault("components", {}).setdefault("schemas", {})
-    for model in (models.Problem, models.Change, models.Pause, models.Dismiss):
+    for model in (models.Again, models.Problem, models.Change, models.Pause, models.Dismiss):
         schema = model.model_json_schema(ref_template="#/components/schemas/{model}")
         parts |= schema.pop("$defs", {})
         parts[model.__name__] = schema
