@@ -277,6 +277,13 @@ class Door:
         seconds = self.pace().queue(sizes, waiting, self.hands, self.config.cooldown)
         return seconds and seconds + self._loads()
 
+    def all_seconds(self, waiting: int) -> float | None:
+        """Seconds until what runs and ``waiting`` further jobs are done; None when not known."""
+        ahead = self.queue_seconds(waiting)
+        running = ((self.store.job(entry["job_id"]), entry) for entry in self.under_way())
+        lefts = [self.left(job, entry) or 0.0 for job, entry in running if job]
+        return None if ahead is None else max([ahead + sum(lefts) / self.hands, *lefts])
+
     def _loads(self) -> float:
         """Seconds the loads of models take that jobs wait for and no worker has."""
         workers = self.pulse().get("workers", ())

@@ -73,8 +73,7 @@ class Figures(Collector):
                 finished.add_metric([state.value], counts[state])
         yield jobs
         yield finished
-        waiting = counts[JobState.QUEUED] + counts[JobState.GENERATING]
-        eta = self._door.queue_seconds(waiting)
+        eta = self._door.all_seconds(counts[JobState.QUEUED])
         if eta is not None:
             yield _gauge("steady_queue_eta_seconds", "Until all jobs are done.", eta)
         paused = store.get("paused")

@@ -109,12 +109,11 @@ class Views:
         """Counts, what runs, when all is done, and who paused it."""
         counts = self._store.counts()
         paused = self._store.get("paused") or None
-        left = self._door.queue_seconds(counts[JobState.QUEUED])
+        left = self._door.all_seconds(counts[JobState.QUEUED])
         running = []
         for entry in self._door.under_way():
             job = self._store.job(entry["job_id"])
             own = self._door.left(job, entry) if job else None
-            left = None if left is None else left + (own or 0.0) / self._door.hands
             started, eta = utc_time(entry.get("started_at")), rounded(own)
             more = {"slot": entry.get("slot"), "started_at": started, "eta_seconds": eta}
             running.append(_told(models.RunningJob, entry, **more))

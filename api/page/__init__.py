@@ -94,7 +94,7 @@ class Pages:
         waiting = counts[JobState.QUEUED]
         head = [] if here != "now" else [f"{waiting:,} queued"] * bool(waiting)
         running = self.running() if here == "now" else []
-        if left := self._door.queue_seconds(waiting + len(running)) if here == "now" else None:
+        if left := self._door.all_seconds(waiting) if here == "now" else None:
             head.insert(0, f"{span_words(round(left))} left")
         if running and running[0].step is not None:
             head.insert(0, f"{running[0].percent}%")
@@ -173,7 +173,7 @@ class Pages:
             upcoming=self._store.upcoming(_NEXT),
             classes=self._store.ready_by_class(),
             held=held,
-            queue_seconds=self._door.queue_seconds(waiting - held + len(values["running"])),
+            queue_seconds=self._door.all_seconds(waiting - held),
             attention=found,
             smaller=self._smaller(found.failed),
             card=limits.usual,
@@ -219,7 +219,7 @@ class Pages:
             held_jobs=self._store.held_back(50),
             held=held,
             classes=self._store.ready_by_class(),
-            queue_seconds=self._door.queue_seconds(values["counts"]["queued"] - held),
+            queue_seconds=self._door.all_seconds(values["counts"]["queued"] - held),
             again=self._again_words,
         )
 
@@ -311,7 +311,7 @@ class Pages:
             progress={state.value: n for state, n in progress.items()},
             ended=ended,
             waiting=waiting,
-            eta=self._door.queue_seconds(waiting) if waiting else None,
+            eta=self._door.batch_seconds(batch.ticket) if waiting else None,
             rows=rows[:_SHEET],
             captions={job.id: words for job, words in zip(rows, captions, strict=False)},
             took=_seconds(*span) if span else None,
