@@ -51,6 +51,7 @@ class Hand:
         return int(index), int(across)
 
 
+@pytest.mark.timeout(420)
 def test_twenty_of_a_thousand_are_chosen_by_keys(eyes: Eyes, wall: Wall):
     """Over a kill of the service and a reload; at most 1,050 key presses, nothing lost."""
     eyes.expected = ["ERR_", "Failed to load", "Failed to fetch"]
@@ -63,7 +64,7 @@ def test_twenty_of_a_thousand_are_chosen_by_keys(eyes: Eyes, wall: Wall):
         while first + at + across <= wanted:
             before = at
             hand.press("ArrowDown")
-            until(lambda before=before: hand.place()[0] > before, 20, "the next row")
+            until(lambda before=before: hand.place()[0] > before, what="the next row")
             at, across = hand.place()
         for _ in range(wanted - first - at):
             hand.press("ArrowRight")
@@ -73,7 +74,7 @@ def test_twenty_of_a_thousand_are_chosen_by_keys(eyes: Eyes, wall: Wall):
         if number == 10:
             wall.again()
         if number == 15:
-            until(lambda: "cursor=" in page.url, 20, "the address says where one is")
+            until(lambda: "cursor=" in page.url, what="the address says where one is")
             page.reload()
             there = page.locator(".card").first.get_attribute("data-id")
             first = THOUSAND - 1 - wall.ids.index(str(there))
@@ -82,7 +83,7 @@ def test_twenty_of_a_thousand_are_chosen_by_keys(eyes: Eyes, wall: Wall):
     wanted_ids = {wall.ids[THOUSAND - 1 - n] for n in WANTED}
     found = JobFilter(rating=(5, 5))
     until(
-        lambda: {j.id for j in wall.stage.store.all_jobs(found)} == wanted_ids, 20, "all are kept"
+        lambda: {j.id for j in wall.stage.store.all_jobs(found)} == wanted_ids, what="all are kept"
     )
     assert hand.pressed <= 1050, hand.pressed
 

@@ -129,6 +129,7 @@ def test_a_mask_is_painted_by_keys_alone(eyes: Eyes, house: House):
     page = eyes.open()
     choose(page, drawn())
     canvas = page.locator("#canvas")
+    expect(canvas).to_be_visible()
     canvas.focus()
     canvas.press("ArrowLeft")
     canvas.press("Space")
