@@ -284,7 +284,8 @@ def json_rows(stream: BinaryIO) -> Iterator[RawRow]:
             row.value = strictjson.read_json(text)
         except SteadyError as error:
             row.value = text.strip()
-            if row.value == "{" or row.value.startswith("["):
+            begins = row.value == "{" or row.value.startswith("[")
+            if begins and error.code == "bad_json":
                 message = "A job or list goes over several lines; in a .jsonl each has its own."
                 raise SteadyError("bad_shape", message, remedy="Call the file .json.") from None
             problem = error.problems[0]
