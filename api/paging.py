@@ -33,7 +33,14 @@ Limit = Annotated[int, Query(ge=1, le=500, description="rows on a page")]
 
 RATING = Annotated[
     str | None,
-    Query(max_length=20, description="a rating, or several: 4.., 2..3, rejected", examples=["4.."]),
+    Query(
+        max_length=20,
+        description="a rating, or several: 4.., 2..3, rejected",
+        examples=["4.."],
+        json_schema_extra={
+            "pattern": r"^(-1|[0-5]|(-1|[0-5])\.\.[0-5]?|\.\.[0-5]|>=[0-5]|rejected)$"
+        },
+    ),
 ]
 
 
