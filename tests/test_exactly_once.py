@@ -155,7 +155,7 @@ def test_killed_the_moment_a_file_is_seen(make_root: Callable[..., Root], where:
     assert kill_on_sight(root, where, rounds=ROUNDS) == []
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(700)
 def test_a_storm_of_kills(make_root: Callable[..., Root]) -> None:
     tally = storm(make_root(models=MODELS), kills=KILLS, seed=1)
     assert tally.faults == []

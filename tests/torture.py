@@ -303,7 +303,7 @@ def _unheard(root: Root, receiver: Receiver) -> list[str]:
     """Events that were lost, or told as two, once everybody had time to be told."""
     watcher = root.watch(pace=_PACE)
     waiting = "SELECT id FROM deliveries WHERE state = 'pending' LIMIT 1"
-    _wait(lambda: not rows(root.folder, waiting), 120)
+    _wait(lambda: not rows(root.folder, waiting), 300)  # the last waits grow long
     watcher.send_signal(signal.SIGTERM)
     watcher.wait()
     receiver.close()
