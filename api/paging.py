@@ -38,7 +38,7 @@ RATING = Annotated[
         description="a rating, or several: 4.., 2..3, rejected",
         examples=["4.."],
         json_schema_extra={
-            "pattern": r"^(-1|[0-5]|(-1|[0-5])\.\.[0-5]?|\.\.[0-5]|>=[0-5]|rejected)$"
+            "pattern": r"^((>=|<=|=)?-?\d|-?\d\.\.(-?\d)?|\.\.-?\d|\d\+|rejected)?$"
         },
     ),
 ]
