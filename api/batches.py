@@ -186,11 +186,11 @@ def _file_of(door: Door, batch: Batch) -> Iterator[bytes]:
     with contextlib.suppress(OSError):
         claim = file_of(door.inbox, batch.claim or batch.ticket, batch.name, batch.suffix)
         if claim is not None:
-            return _read(open_claim(claim, MAX_TABLE))
+            return _sent_from(open_claim(claim, MAX_TABLE))
     raise SteadyError("batch_not_found", "The batch has no file.")
 
 
-def _read(stream: BinaryIO) -> Iterator[bytes]:
+def _sent_from(stream: BinaryIO) -> Iterator[bytes]:
     with stream:
         yield from iter(functools.partial(stream.read, _CHUNK), b"")
 

@@ -57,7 +57,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         if not id and rating is None:
             fault = ValueFault("out_of_range", "Name pictures by `id`, or a `rating`.", key="id")
             raise SteadyError("out_of_range", problems=[fault])
-        jobs = _pictured(door, id or ()) if rating is None else _rated(door, rating)
+        jobs = _pictured(door, id or ()) if rating is None else _best_of(door, rating)
         return archive(door, jobs, "pictures", "None of these has a picture.")
 
     @router.post(
@@ -128,7 +128,7 @@ def _pictured(door: Door, ids: Sequence[str]) -> Iterator[Job]:
             yield job
 
 
-def _rated(door: Door, rating: str) -> Iterator[Job]:
+def _best_of(door: Door, rating: str) -> Iterator[Job]:
     """Every picture rated so, the newest first."""
     return door.store.all_jobs(JobFilter(pictured=True, rating=rating_range(rating)))
 
