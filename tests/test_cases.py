@@ -205,7 +205,7 @@ def test_remedies_name_the_line(text: str, suffix: str, line: int, word: str) ->
 @pytest.mark.parametrize(
     ("data", "suffix", "word"),
     [
-        (gzip.compress(b'{"prompt": "a"}'), ".json", "Unpack"),
+        (gzip.compress(b'{"prompt": "a"}', mtime=0), ".json", "Unpack"),
         (b"PK\x03\x04\x14\x00xl/workbook.xml", ".csv", "as .csv"),
         (b"\x89PNG\r\n\x1a\n", ".txt", "suffix"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF", ".yaml", "suffix"),
