@@ -4,6 +4,7 @@ The libraries are scripted, in processes of their own: what they raise is what t
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -15,9 +16,9 @@ from scripted_torch import ScriptedTorch
 
 HOUSE = Path(__file__).parent.parent
 
-#: A library with one part; ``words.json`` says what it fails with, ``held`` keeps it reading.
+#: A library with one part; WORDS says what it fails with, the pipe HELD keeps it reading.
 _LIBRARY = """
-import json, os, time
+import json, os
 from pathlib import Path
 
 class ZImagePipeline:
@@ -34,8 +35,8 @@ class Part:
         if words:
             raise RuntimeError(words)
         print("reads", flush=True)
-        while Path(os.environ["HELD"]).exists():
-            time.sleep(0.02)
+        if Path(os.environ["HELD"]).exists():
+            Path(os.environ["HELD"]).read_bytes()
         return cls(), {"missing_keys": []}
 """
 
@@ -118,13 +119,13 @@ def test_workers_of_a_machine_read_one_after_another(
 ):
     """Also different models: it is the main memory that is short."""
     held = tmp_path / "held"
-    held.touch()
+    os.mkfifo(held)
     first = read("one", HELD=str(held))
     assert first.stdout and first.stdout.readline() == "reads\n"
     second = read("two", HELD=str(tmp_path / "nothing"))
     until(lambda: opens(second.pid, HOUSE / "watcher" / "engines"), what="it waits for its turn")
     assert second.poll() is None
-    held.unlink()
+    held.write_bytes(b"")
     assert first.stdout.read() == "read\n"
     assert second.communicate(timeout=60)[0] == "reads\nread\n"
 
