@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from PIL import Image, ImageFilter
 from torch import Tensor
 
@@ -36,15 +37,16 @@ SHIPPED = HERE / "loras"
 RUNS = HERE / ".runs" / "loras"
 
 RANK = 16
-#: What is adapted: attention and feed-forward of every block.
-LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3"]
+#: What is adapted: attention and feed-forward of every block, the way in and the way out.
+LAYERS = ["to_q", "to_k", "to_v", "to_out.0", "w1", "w2", "w3", "all_x_embedder.2-1"]
+LAYERS += ["all_final_layer.2-1.linear", "all_final_layer.2-1.adaLN_modulation.1"]
 TOKENS = 32  #: of a caption
 FORWARDS = 8  #: of the model for one of its own pictures
 #: (width, height): how many pairs are drawn, and how many make a batch.
 MIX: dict[tuple[int, int], tuple[int, int]] = {
-    (128, 128): (96, 12),
-    (256, 256): (80, 4),
-    (64, 64): (48, 24),
+    (128, 128): (72, 12),
+    (256, 256): (140, 4),
+    (64, 64): (24, 24),
     (192, 128): (24, 8),
     (128, 192): (24, 8),
 }
@@ -63,20 +65,20 @@ def _edges(picture: Image.Image, radius: float) -> Pixels:
 
 
 def ink(picture: Image.Image) -> Image.Image:
-    """As drawn with brush and pen: black outlines, grey wash, the darkest places hatched."""
+    """As drawn with a pen: black outlines on paper, shade hatched, the darkest places black."""
     unit = max(1.0, min(picture.size) / 256)
     size = (picture.width * 2, picture.height * 2)
     wide = picture.resize(size, Image.Resampling.BICUBIC).filter(ImageFilter.MedianFilter(5))
-    line = np.clip((_edges(wide, 3 * unit) * unit - 0.011) / 0.016, 0, 1)
+    line = np.clip((_edges(wide, 2.5 * unit) * unit - 0.012) / 0.012, 0, 1)
     light = np.asarray(wide.convert("L").filter(ImageFilter.GaussianBlur(2 * unit)), float) / 255
     across, down = np.meshgrid(np.arange(size[0]), np.arange(size[1]))
     # A stroke every 16 pixels, as wide as the model's patches: all patches look alike.
     away = np.abs((across + down) / 32 % 1 - 0.5) * 32
-    stroke = np.maximum(np.clip((9 - away) / 3 + 0.5, 0, 1), 0.12)
-    dark = np.clip((0.24 - light) / 0.05, 0, 1)
-    wash = 0.62 * np.clip((0.62 - light) / 0.3, 0, 1) * (1 - dark)
-    black = np.max([0.92 * line, wash, stroke * dark], axis=0)
-    drawn = Image.fromarray((255 * (1 - black)).astype(np.uint8))
+    stroke = np.clip((4.5 - away) / 2 + 0.5, 0, 1)
+    dark = np.clip((0.27 - light) / 0.05, 0, 1)
+    shade = np.clip((0.5 - light) / 0.06, 0, 1) * (1 - dark)
+    black = np.max([line, 0.9 * stroke * shade, dark], axis=0)
+    drawn = Image.fromarray((255 * (1 - 0.96 * black)).astype(np.uint8))
     return drawn.resize(picture.size, Image.Resampling.BOX).convert("RGB")
 
 
@@ -164,7 +166,7 @@ def draw_pairs(folder: Path) -> None:
 
 
 def aims(style: str, folder: Path) -> dict[tuple[int, int], dict[str, Tensor]]:
-    """The pairs with what each is to become: `aim`, latents like `noise`."""
+    """The pairs with what each is to become: `aim`, latents like `noise`, and `weight` for each."""
     vae = data.load_autoencoder(MODEL / "vae")
     pairs = {}
     for width, height in MIX:
@@ -172,8 +174,18 @@ def aims(style: str, folder: Path) -> dict[tuple[int, int], dict[str, Tensor]]:
         changed = [np.asarray(STYLES[style](Image.fromarray(p.numpy()))) for p in pair["pictures"]]
         parts = [changed[k : k + 16] for k in range(0, len(changed), 16)]
         pair["aim"] = torch.cat([data.encode(vae, data.to_pixels(part)) for part in parts])
+        pair["weight"] = torch.stack(
+            [_weight(Image.fromarray(p.numpy())) for p in pair["pictures"]]
+        )
         pairs[width, height] = pair
     return pairs
+
+
+def _weight(picture: Image.Image) -> Tensor:
+    """What each latent counts [1, rows, columns], mean 1: most where something is drawn."""
+    steep = torch.from_numpy(_edges(picture, 2.0) > 0.01).float()[None]
+    near = F.max_pool2d(F.max_pool2d(steep, 8), 3, 1, 1)
+    return (1 + 3 * near) / (1 + 3 * near).mean()
 
 
 # -- training
@@ -196,14 +208,19 @@ def train(style: str, target: Path, *, seconds: float, peak: float) -> None:
         known = {n.removeprefix("transformer."): t.float() for n, t in load_file(target).items()}
         set_peft_model_state_dict(model, known, adapter_name="default")
     learned = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(learned, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
+    # The second halves begin at zero and have the longer way to go.
+    halves = [
+        {"params": [p for n, p in model.named_parameters() if half in n], "share": share}
+        for half, share in (("lora_A", 1.0), ("lora_B", 2.0))
+    ]
+    optimizer = torch.optim.AdamW(halves, lr=peak, betas=(0.9, 0.98), weight_decay=0.0)
     average = [p.detach().clone() for p in learned]
     start, mean, step, told = time.process_time(), 0.0, 0, 0.0
     while (spent := time.process_time() - start) < seconds:
         rate = min(1.0, (step + 1) / 30) * (0.02 + 0.98 * math.cos(math.pi / 2 * spent / seconds))
         for group in optimizer.param_groups:
-            group["lr"] = peak * rate
-        size = rng.choices(list(MIX), [0.3, 0.46, 0.08, 0.08, 0.08])[0]
+            group["lr"] = peak * rate * group["share"]
+        size = rng.choices(list(MIX), [0.2, 0.65, 0.05, 0.05, 0.05])[0]
         pair = pairs[size]
         picks = torch.tensor(rng.sample(range(len(pair["noise"])), MIX[size][1]))
         noise, aim = pair["noise"][picks], pair["aim"][picks]
@@ -216,7 +233,7 @@ def train(style: str, target: Path, *, seconds: float, peak: float) -> None:
             pair["feats"][picks],
             pair["lengths"][picks],
         )
-        loss = (guess - (aim - noise)).square().mean()
+        loss = ((guess - (aim - noise)).square() * pair["weight"][picks]).mean()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(learned, 1.0)
         optimizer.step()
@@ -261,7 +278,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("style", choices=[*STYLES, "pairs"])
-    parser.add_argument("--minutes", type=float, default=40, help="processor time of the training")
+    parser.add_argument("--minutes", type=float, default=5.5, help="processor time of the training")
     parser.add_argument("--peak", type=float, default=2e-3, help="learning rate")
     parser.add_argument("--ship", action="store_true", help="put it into starter/loras/")
     arguments = parser.parse_args()
