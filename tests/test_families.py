@@ -188,25 +188,35 @@ def test_models_that_cannot_be_used_are_told_in_words(
 def test_the_recipe_is_true_and_makes_the_same_pixels(
     folders: Callable[[str], Path], make_root: Callable[..., Root]
 ) -> None:
+    """All families in one service, each picture once more from itself alone."""
     root = make_root(
-        engine="diffusers", model=str(folders("sdxl")), device="cpu", default_steps=4,
-        engine_options={},
+        engine="diffusers", model=str(folders("sdxl")), device="cpu", engine_options={},
+        models={name: str(folders(name)) for name in FAMILIES},
     )  # fmt: skip
-    job = {"prompt": "a fox", "negative_prompt": "blue", "guidance_scale": 3.0, "seed": 3}
-    root.drop("fox.json", json.dumps(job))
     root.watch()
-    [row] = root.wait_for("completed", timeout=280)
-    path = root.folder / "outputs" / row["path"]
-    with Image.open(path) as image:
-        pixels, text = image.tobytes(), image.text["parameters"]  # type: ignore[attr-defined]
-    assert text == (
-        "a fox\nNegative prompt: blue\nSteps: 4, Sampler: Euler, CFG scale: 3, Seed: 3, "
-        "Size: 64x64, Model: sdxl, Version: SteadyDiffusion"
-    )
-    recipe = read_recipe(path.read_bytes())
-    assert recipe is not None
-    assert (recipe["model"], recipe["forwards"], recipe["device"]) == ("sdxl", 4, "cpu")
-    root.drop("again.png", path.read_bytes())
-    again = root.wait_for("completed", "completed", timeout=100)[1]
-    with Image.open(root.folder / "outputs" / again["path"]) as image:
-        assert image.tobytes() == pixels
+    said = {"prompt": "a fox", "width": 64, "height": 64, "num_inference_steps": 4, "seed": 3}
+    done: list[str] = []
+
+    def made() -> Path:
+        done.append("completed")
+        return root.folder / "outputs" / root.wait_for(*done, timeout=280)[-1]["path"]
+
+    for name in FAMILIES:
+        call, _, scale = OWN[name]
+        negative = {k: v for k, v in call.items() if k == "negative_prompt"}
+        job = said | negative | {"model": name, "guidance_scale": 3.0}
+        root.drop(f"{name}.json", json.dumps(job))
+        path = made()
+        with Image.open(path) as image:
+            pixels, text = image.tobytes(), image.text["parameters"]  # type: ignore[attr-defined]
+        assert text == (
+            f"a fox\n{'Negative prompt: blue' if negative else ''}\nSteps: 4, Sampler: Euler, "
+            f"{'' if name == 'sdxl' else 'Schedule type: Simple, '}CFG scale: {scale:g}, Seed: 3, "
+            f"Size: 64x64, Model: {name}, Version: SteadyDiffusion"
+        ).replace("\n\n", "\n")
+        recipe = read_recipe(path.read_bytes())
+        assert recipe is not None
+        assert (recipe["model"], recipe["forwards"], recipe["device"]) == (name, 4, "cpu")
+        root.drop(f"{name}.png", path.read_bytes())
+        with Image.open(made()) as image:
+            assert image.tobytes() == pixels
