@@ -148,6 +148,42 @@ def test_jobs_of_two_models_that_come_in_turns_cost_two_loads(
     assert [job["model"] for job in root.jobs()] == list("ab" * 20)
 
 
+def test_the_order_outlives_a_kill(make_root: Callable[..., Root]) -> None:
+    root = make_root(model="a", models=NAMES)
+    gate = root.folder / "gate"
+    gate.touch()
+    jobs = json.loads(of_models(*"ab" * 20))
+    jobs[10]["prompt"] += f" held={gate}"
+    root.drop("turns.json", json.dumps(jobs))
+    watcher = root.watch()
+    until(lambda: root.log.is_file() and len(drawn(root)) == 6, what="the sixth of a")
+    watcher.kill()
+    watcher.wait()
+    gate.unlink()
+    assert root.watch(once=True).wait(100) == 0
+    assert root.states() == ["completed"] * 40
+    assert loads(root) == ["a", "a", "b"]
+    assert [prompt[0] for prompt in drawn(root)] == [*"a" * 21, *"b" * 20]  # the held one twice
+
+
+def test_a_stream_of_the_loaded_model_holds_up_no_other_for_longer_than_the_patience(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root(model="a", models=NAMES, model_patience=0.5)
+    gate = root.folder / "gate"
+    gate.touch()
+    jobs = json.loads(of_models("a", "b", *"a" * 500))
+    jobs[0]["prompt"] += f" held={gate}"
+    for job in jobs[2:]:
+        job["prompt"] += " sleep=0.05"
+    root.drop("night.json", json.dumps(jobs))
+    root.watch()
+    until(lambda: len(root.jobs()) == 502, what="all are recorded")
+    gate.unlink()
+    until(lambda: root.jobs()[1]["state"] == "completed", what="the one of the other model")
+    assert root.states().count("queued") > 100
+
+
 def test_one_that_waits_at_the_screen_goes_next_and_drags_no_bulk_behind_it(
     make_root: Callable[..., Root],
 ) -> None:
