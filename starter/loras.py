@@ -65,7 +65,7 @@ def _edges(picture: Image.Image, radius: float) -> Pixels:
 
 
 def ink(picture: Image.Image) -> Image.Image:
-    """As drawn with a pen: black outlines on paper, shade hatched, the darkest places black."""
+    """As drawn with a pen: black outlines on paper, shade hatched; white outlines where it is dark."""
     unit = max(1.0, min(picture.size) / 256)
     size = (picture.width * 2, picture.height * 2)
     wide = picture.resize(size, Image.Resampling.BICUBIC).filter(ImageFilter.MedianFilter(5))
@@ -77,7 +77,7 @@ def ink(picture: Image.Image) -> Image.Image:
     stroke = np.clip((4.5 - away) / 2 + 0.5, 0, 1)
     dark = np.clip((0.27 - light) / 0.05, 0, 1)
     shade = np.clip((0.5 - light) / 0.06, 0, 1) * (1 - dark)
-    black = np.max([line, 0.9 * stroke * shade, dark], axis=0)
+    black = np.maximum(line, 0.9 * stroke * shade) * (1 - dark) + dark * (1 - line)
     drawn = Image.fromarray((255 * (1 - 0.96 * black)).astype(np.uint8))
     return drawn.resize(picture.size, Image.Resampling.BOX).convert("RGB")
 
@@ -278,8 +278,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("style", choices=[*STYLES, "pairs"])
-    parser.add_argument("--minutes", type=float, default=5.5, help="processor time of the training")
-    parser.add_argument("--peak", type=float, default=2e-3, help="learning rate")
+    parser.add_argument("--minutes", type=float, default=40, help="processor time of the training")
+    parser.add_argument("--peak", type=float, default=1.5e-3, help="learning rate")
     parser.add_argument("--ship", action="store_true", help="put it into starter/loras/")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
