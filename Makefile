@@ -11,7 +11,8 @@ STATES ?= 440
 DEVICE ?= 0
 SEED   ?= 1
 ifeq ($(TORCH),cpu)
-TORCH_INDEX := --index-url https://download.pytorch.org/whl/cpu
+TORCH_CPU = $(PIP) install --retries 1 --no-compile -c constraints.txt --index-url https://download.pytorch.org/whl/cpu torch \
+	  || { echo "PyTorch's own index was not reached. The usual one is asked; its torch may fetch gigabytes more."; false; } ||
 else ifneq ($(TORCH),)
 $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
@@ -36,7 +37,7 @@ $(VENV)/bin/python:
 # Bytecode is written at the first import: compiling everything in advance doubles the wait.
 # torch comes first and alone, so that nothing after it can choose another build.
 $(VENV)/.torch: constraints.txt | $(VENV)/bin/python
-	$(PIP) install --no-compile -c constraints.txt $(TORCH_INDEX) torch
+	$(TORCH_CPU) $(PIP) install --no-compile -c constraints.txt torch
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml
