@@ -26,7 +26,7 @@ from watcher.inputs import Inputs
 from watcher.jobfile.fields import seeded
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Limits, Priority
 from watcher.log import now_us, say
-from watcher.pace import Pace, Size, size_of
+from watcher.pace import Pace, Size, loading_seconds, size_of
 from watcher.previews import Previews
 from watcher.store import JobStore
 
@@ -275,7 +275,8 @@ class Door:
         """Seconds until ``waiting`` further jobs are done; None while nothing is known."""
         sizes = self._waiting() if waiting else []
         seconds = self.pace().queue(sizes, waiting, self.hands, self.config.cooldown)
-        return seconds and seconds + self._loads()
+        workers, usual = self.pulse().get("workers", ()), self.limits().usual.name
+        return seconds and seconds + loading_seconds(workers, self._models(), usual)
 
     def all_seconds(self, waiting: int) -> float | None:
         """Seconds until what runs and ``waiting`` further jobs are done; None when not known."""
@@ -283,16 +284,6 @@ class Door:
         running = ((self.store.job(entry["job_id"]), entry) for entry in self.under_way())
         lefts = [self.left(job, entry) or 0.0 for job, entry in running if job]
         return None if ahead is None else max([ahead + sum(lefts) / self.hands, *lefts])
-
-    def _loads(self) -> float:
-        """Seconds the loads of models take that jobs wait for and no worker has."""
-        workers = self.pulse().get("workers", ())
-        taken = [each["load_seconds"] for each in workers if each.get("load_seconds")]
-        usual = self.limits().usual.name
-        wanted = {name or usual for name in self._models()} - {
-            each.get("model") for each in workers
-        }
-        return len(wanted) * max(taken, default=0.0) / self.hands
 
     def batch_seconds(self, ticket: str) -> float | None:
         """Seconds until the last of the batch's waiting jobs is done; None when not known."""

@@ -21,7 +21,7 @@ from roots import Root
 from store_children import claim_one
 
 from watcher.dispatch import RunWindow
-from watcher.pace import Pace
+from watcher.pace import Pace, loading_seconds
 from watcher.wildcards import Wildcards
 
 Make = Callable[..., Root]
@@ -264,6 +264,16 @@ def test_the_pace_is_learned_by_size_and_forwards() -> None:
     early = [(1024, 1024, 8, int(i * 8e6 - 1e6), int((i + 1) * 8e6)) for i in range(1, 6)]
     assert Pace(early).seconds(1024, 1024, 8) == pytest.approx(8.0, rel=0.05)
     assert pace.queue([(1024, 1024, 8)] * 3, 30, hands=2) == pytest.approx(120.0)
+    assert pace.queue([(1024, 1024, 8)] * 3, 30, rest=2.0) == pytest.approx(300.0)
+
+
+def test_models_that_no_worker_has_take_their_load_as_well() -> None:
+    one = {"model": "a", "load_seconds": 20.0}
+    assert loading_seconds([one], ["", "b", "c"], "a") == 40.0
+    assert (
+        loading_seconds([one, {"model": "b", "load_seconds": 30.0}], ["a", "b", "c"], "a") == 15.0
+    )
+    assert loading_seconds([], ["b"], "a") == 0.0  # nothing is known of a load
 
 
 def test_after_five_pictures_the_time_left_is_within_a_fifth(bench: Bench) -> None:

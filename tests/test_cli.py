@@ -347,6 +347,7 @@ def test_status_says_what_needs_a_person(make_root: Make) -> None:
     ids = re.findall(r"steady status (\w{8})", needs)
     assert "fox raise" in steady(root, "status", ids[0]).stdout
     submit(root, "sleep=60 fox", "--count", "4")
+    assert "1 file in the inbox, for a watcher to read" in steady(root, "status").stdout
     root.watch()
     until(lambda: "generating" in root.states(), 60)
     seen = until(lambda: "left " in (told := steady(root, "status").stdout) and told, 30)

@@ -127,5 +127,5 @@ def configure(level: str = "info") -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(Terminal() if sys.stderr.isatty() else JsonLines())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
-    for noisy in ("watchdog", "asyncio", "sqlalchemy"):
+    for noisy in ("alembic", "asyncio", "sqlalchemy", "watchdog"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

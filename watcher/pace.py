@@ -91,6 +91,18 @@ class Pace:
         return None if each is None else (each + rest) * waiting / max(1, hands)
 
 
+def loading_seconds(
+    workers: Sequence[Mapping[str, Any]], wanted: Iterable[str], usual: str
+) -> float:
+    """Until the models that jobs wait for and none of the ``workers`` of a pulse has are loaded.
+
+    ``wanted``: their names, "" for ``usual``. As long as the longest last load for each.
+    """
+    taken = [each["load_seconds"] for each in workers if each.get("load_seconds")]
+    absent = {name or usual for name in wanted} - {each.get("model") or usual for each in workers}
+    return len(absent) * max(taken, default=0.0) / max(1, len(workers))
+
+
 def _apart(durations: Sequence[Duration]) -> Iterator[tuple[Cost, float]]:
     """Cost and seconds of each picture, without the time it stood behind the one before.
 

@@ -38,7 +38,7 @@ from watcher.notify import SCHEDULE, Notifier
 from watcher.notify.command import Command
 from watcher.notify.hooks import Webhooks
 from watcher.notify.messages import Messages
-from watcher.pace import Pace, RunWindow
+from watcher.pace import Pace, RunWindow, loading_seconds
 from watcher.parts import Shared
 from watcher.pictures.outputs import Outputs
 from watcher.previews import Previews
@@ -452,10 +452,12 @@ class Service:
         if self._config.notify is None or not self._store.without_eta():
             return
         waiting = self._store.counts()[JobState.QUEUED]
-        sizes, slots = self._store.waiting_sizes(), len(self._executor.status())
+        sizes, slots = self._store.waiting_sizes(), self._executor.status()
         pace = Pace(self._store.durations())
-        seconds = pace.queue(sizes, waiting, max(1, slots), self._config.cooldown)
+        seconds = pace.queue(sizes, waiting, len(slots), self._config.cooldown)
         if seconds is not None:
+            wanted = self._store.waiting_models()
+            seconds += loading_seconds(slots, wanted, self._models.limits.usual.name)
             self._store.expect_end(now_us() + int(seconds * 1e6))
 
     def _tell_of_trouble(self) -> None:

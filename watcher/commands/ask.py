@@ -15,6 +15,7 @@ import typer
 from watcher.commands.desk import Desk, command, fitted_line
 from watcher.errors import SteadyError
 from watcher.log import now_us
+from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
     from watcher.jobs import Job, JobState
@@ -135,7 +136,7 @@ def _service_status(desk: Desk) -> int:
     from watcher import live
     from watcher.commands.show import aligned, counts_line
     from watcher.needs import Needs, needs_of
-    from watcher.pace import Pace, span_words
+    from watcher.pace import Pace, loading_seconds, span_words
 
     pulse = desk.pulse()
     counts: dict[JobState, int] = {}
@@ -145,10 +146,13 @@ def _service_status(desk: Desk) -> int:
     if desk.has_record():
         with desk.record() as store:
             counts, paused = store.counts(), store.get("paused")
-            needs, hands = needs_of(store, pulse), max(1, len(pulse.get("workers", ())))
+            needs, workers = needs_of(store, pulse), pulse.get("workers", ())
             left = sum(number for each, number in counts.items() if not each.ended)
             pace, rest = Pace(store.durations()), desk.config.cooldown
-            seconds = pace.queue(store.waiting_sizes(), left, hands, rest) if left else None
+            seconds = pace.queue(store.waiting_sizes(), left, len(workers), rest) if left else None
+            if seconds is not None:
+                usual = (pulse.get("model") or {}).get("name") or ""
+                seconds += loading_seconds(workers, store.waiting_models(), usual)
     alive = pulse["alive"]
     state = str(pulse.get("state")) if alive else "stopped"
     said = pulse if alive else {}
@@ -162,6 +166,7 @@ def _service_status(desk: Desk) -> int:
         ("page", live.page_address(desk.config.state)),
         ("model", (said.get("model") or {}).get("name")),
         ("jobs", counts_line(counts)),
+        ("", None if alive else _waiting_words(desk)),
         ("", None if seconds is None else f"all done in about {span_words(seconds)}"),
         *(("note", notice) for notice in said.get("notices", ())),
     ]
@@ -360,6 +365,15 @@ def _cancel_unread(desk: Desk, store: "JobStore", ticket: str) -> None:
         except FileNotFoundError:  # claimed this moment: it is in the record soon
             raise SteadyError("wrong_state", remedy="It is just being read: try again.") from None
     desk.answer({"id": ticket, "state": "cancelled"}, f"{ticket} cancelled")
+
+
+def _waiting_words(desk: Desk) -> str | None:
+    """What lies in the inbox for a watcher that does not run; None when that is nothing."""
+    names = [path.name for path in desk.config.inbox.glob("*.*")]
+    number = sum(suffix_of(each) in JOB_SUFFIXES and each[0] != "." for each in names)
+    return (
+        f"{number} file{'s' * (number > 1)} in the inbox, for a watcher to read" if number else None
+    )
 
 
 def _waiting_file(desk: Desk, ticket: str) -> Path | None:

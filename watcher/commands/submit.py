@@ -384,7 +384,6 @@ def _show(desk: Desk, sheets: Sequence[Submission], limits: "Limits") -> None:
         for warning in sheet.warnings:
             desk.talk(f"  note: {warning}")
     sizes = [(*r.final_size, limits.forwards(r)) for sheet in sheets for r in sheet.requests]
-    forwards = sum(each for _, _, each in sizes)
     total = sum(sheet.jobs for sheet in sheets)
     seconds = None
     if desk.has_record():
@@ -393,7 +392,7 @@ def _show(desk: Desk, sheets: Sequence[Submission], limits: "Limits") -> None:
         with desk.record() as store:
             seconds = Pace(store.durations()).queue(sizes, total, rest=desk.config.cooldown)
     time = "" if seconds is None else f", about {span_words(round(seconds))}"
-    desk.talk(f"{_count_pictures(total)}, {forwards} steps of work{time}; nothing was queued.")
+    desk.talk(f"{_count_pictures(total)}{time}; nothing was queued.")
 
 
 def _count_pictures(number: int) -> str:
