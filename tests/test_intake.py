@@ -95,7 +95,7 @@ def test_no_submission_waits_for_a_table_that_is_being_read(root: Path):
         short, table, file = reading.seen
         assert [short.ticket, table.ticket] == [SENT[1], SENT[0]]
         assert not any(each.recorded_at for each in reading.seen), "and the tables are not yet"
-        until(lambda: store.batch(file.ticket).recorded_at, 30)
+        until(lambda: store.batch(file.ticket).recorded_at, 100)
         assert [len(store.jobs_of(ticket)) for ticket in SENT[1:]] == [1, 1]
         assert len(store.jobs_of(SENT[0])) >= 500
     finally:

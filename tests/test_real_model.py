@@ -40,6 +40,7 @@ def bare() -> Callable[..., Image.Image]:
     return make
 
 
+@pytest.mark.timeout(400)  # two services that read the model, also on a busy machine
 def test_a_picture_of_the_service_is_the_one_the_bare_pipeline_makes(
     make_root: Callable[..., Root], bare: Callable[..., Image.Image]
 ) -> None:
@@ -50,7 +51,7 @@ def test_a_picture_of_the_service_is_the_one_the_bare_pipeline_makes(
          "num_inference_steps": 5},
     ]  # fmt: skip
     root.drop("two.json", json.dumps(asked))
-    root.finish(timeout=110)
+    root.finish(timeout=180)
     for job in root.jobs():
         path = root.folder / "outputs" / job["path"]
         recipe = read_recipe(path.read_bytes())
@@ -65,7 +66,7 @@ def test_a_picture_of_the_service_is_the_one_the_bare_pipeline_makes(
         assert recipe["forwards"] == request["num_inference_steps"] - 1
     first = root.folder / "outputs" / root.jobs()[1]["path"]
     root.drop("again.png", first.read_bytes())
-    root.finish(timeout=110)
+    root.finish(timeout=180)
     second = root.folder / "outputs" / root.jobs()[2]["path"]
     with Image.open(first) as one, Image.open(second) as two:
         assert one.tobytes() == two.tobytes()
