@@ -86,6 +86,7 @@ class Root:
 
     def spawn(self, *command: str, wrapper: Sequence[str] = ()) -> Started:
         """A process in this root's environment; what it says is added to watcher.log."""
+        self.said.touch()
         if not wrapper and not ON_RAY and not self.extra.keys() & {"PYTHONPATH", "LD_PRELOAD"}:
             self.processes.append(
                 Forked(command, cwd=self.folder, env=self.environment(), stderr=self.said)
