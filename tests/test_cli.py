@@ -449,11 +449,18 @@ def test_asking_makes_nothing(make_root: Make) -> None:
     root = make_root()
     assert steady(root, "list").returncode == 0
     assert steady(root, "status").returncode == 4
-    assert steady(root, "status", "12345678").returncode == 3
+    lost = steady(root, "status", "boat.yaml")
+    assert lost.returncode == 3 and "no job, batch or picture boat.yaml" in lost.stderr
     assert not (root.folder / "steady.db").exists()
     gone = subprocess.run([*STEADY, "--root", "/no/where", "list"], env=root.environment(),
                           capture_output=True, check=False)  # fmt: skip
     assert gone.returncode == 4 and b"init" in gone.stderr
+    empty = root.folder / "empty"
+    empty.mkdir()
+    roundabout = str(root.folder / "inbox" / ".." / "empty")
+    none = subprocess.run([*STEADY, "--root", roundabout, "list"], env=root.environment(),
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert none.returncode == 4 and f"{empty.resolve()} is no folder of the service" in none.stderr
 
 
 def test_a_bad_setting_is_4_and_named(make_root: Make) -> None:
@@ -461,6 +468,16 @@ def test_a_bad_setting_is_4_and_named(make_root: Make) -> None:
     (root.folder / "config.yaml").write_text("prot: 9000\n")
     done = steady(root, "list")
     assert done.returncode == 4 and "port" in done.stderr
+    (root.folder / "config.yaml").write_text("port: 99999\n")
+    done = steady(root, "list")
+    assert done.returncode == 4 and "must be less than or equal to 65535" in done.stderr
+
+
+def test_a_port_that_cannot_be_is_2_and_blames_the_option(make_root: Make) -> None:
+    done = steady(make_root(), "serve", "--port", "99999")
+    assert (done.returncode, done.stderr) == (
+        2, "steady: `--port`: it must be less than or equal to 65535.\n",
+    )  # fmt: skip
 
 
 # -- the processes

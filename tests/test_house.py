@@ -16,6 +16,7 @@ from watcher.errors import ERRORS
 from watcher.jobfile import parse
 from watcher.jobs import TRANSITIONS, JobRequest, JobState
 from watcher.models import limits_known
+from watcher.pace import RunWindow
 
 HOUSE = Path(__file__).parent.parent
 SOURCES = sorted([*HOUSE.glob("watcher/**/*.py"), *HOUSE.glob("api/**/*.py")])
@@ -72,6 +73,17 @@ def test_config_yaml_switched_on_is_accepted_from_a_file(
     switched_on = re.sub(r"^# (?=[a-z_]+: )", "", config_text(), flags=re.MULTILINE)
     (tmp_path / "config.yaml").write_text(switched_on, encoding="utf-8")
     assert Config.load(tmp_path).port == 8000
+
+
+def test_every_example_in_config_yaml_is_accepted() -> None:
+    words = "\n".join(Config.model_fields[name].description or "" for name in Config.keys())  # noqa: SIM118
+    examples = re.findall(r"`(\w+): ([^`]+)`", words.replace("whsec_…", f"whsec_{'A' * 32}"))
+    settings = [f"{name}: {value}" for name, value in examples if name in Config.model_fields]
+    assert len(settings) == 10
+    for setting in settings:
+        chosen = Config(**yaml.safe_load(setting))
+        assert chosen != Config(), setting
+        RunWindow.parse(chosen.run_window)
 
 
 @pytest.mark.parametrize(

@@ -342,7 +342,7 @@ def test_a_byte_order_mark_tells_the_encoding(encoding: str) -> None:
         ("resolution", "size: 1024x768"), ("aspect_ratio", "width"), ("num_steps", "num_inference_steps"),
         ("widht", "width"), ("Prompt", "prompt"), ("negative-prompt", "negative_prompt"),
         ("promt", "prompt"), ("ckpt", "model"), ("filename", "name"), ("output_format", "format"),
-        ("matrix_", "`matrix`"), ("zzz", "known are"), ("notify", "its `webhook`"), ("init_images", "never fetched"),
+        ("matrix_", "`matrix`"), ("zzz", "docs/job-files.md list every field"), ("colour", "`count`"), ("notify", "its `webhook`"), ("init_images", "never fetched"),
     ],
 )  # fmt: skip
 def test_what_other_programs_call_it_gets_the_right_name(theirs: str, word: str) -> None:

@@ -147,7 +147,9 @@ class Config(BaseModel):
     inputs: Path = Field(Path("inputs"), description="folder of pictures that jobs start from")
     database: str = Field("steady.db", description="the record: a file, or postgresql://…")
     synchronous: Literal["full", "normal"] = Field(
-        "full", description="normal is faster and may forget the last moments at a power cut"
+        "full",
+        description="full: what was answered is kept, also when the power goes. normal: for a slow "
+        "disk; a power cut may cost half a minute of cancels and retries, but no file or picture",
     )
 
     # -- the HTTP door
@@ -155,12 +157,16 @@ class Config(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 takes a free one")
     token: str | None = Field(None, description="secret for HTTP; auto makes one")
     allowed_hosts: Annotated[list[str], _read_by(_names)] = Field(
-        default_factory=list, description="further names by which the service may be called"
+        default_factory=list,
+        description="further names of a service without a token, when people reach it through a "
+        'proxy or a tunnel, e.g. `allowed_hosts: [art.lan, "*.home.arpa"]`; others are refused',
     )
     public_url: str | None = Field(None, description="address in links, behind a proxy")
     call_patience: float = Field(
-        30, ge=0, description="seconds a call of /v1 or /sdapi waits while the queue is paused"
-    )
+        30, ge=0,
+        description="seconds a call of /v1 or /sdapi waits while the queue is paused, then 503. "
+        "More for a program that does not try again, e.g. `call_patience: 600`; 0: not at all",
+    )  # fmt: skip
 
     # -- the inbox
     settle_seconds: float = Field(1.0, ge=0, description="quiet time before a file is taken")
@@ -170,7 +176,11 @@ class Config(BaseModel):
     presets: Path = Field(
         Path("presets"), description="NAME.yaml here makes NAME/ in the inbox a hot folder"
     )
-    max_queued: int = Field(1_000_000, ge=1, description="waiting jobs before the doors close")
+    max_queued: int = Field(
+        1_000_000, ge=1,
+        description="waiting jobs, then requests are answered 429 and files wait in the inbox; "
+        "less where nobody may fill the queue for weeks, e.g. `max_queued: 10000`",
+    )  # fmt: skip
 
     # -- the model
     engine: str = Field("zimage", description="zimage, diffusers, openai, or package.module:Class")
@@ -193,15 +203,19 @@ class Config(BaseModel):
         "local", description="local (one of our own), auto, host:port or ray://… (docs/ray.md)"
     )
     ray_slots: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="workers on Ray; auto: as many as the cluster has room for"
+        "auto",
+        description="workers on Ray; auto: as many as the cluster has room for, also later. A "
+        "number leaves the rest to others, e.g. `ray_slots: 2`",
     )
     ray_resources: dict[str, PositiveFloat] = Field(
         default_factory=dict,
         description="what one takes; empty means {GPU: 1}, with `device: cpu` {CPU: 1}",
     )
     model_patience: Annotated[float, _read_by(seconds_of)] = Field(
-        60, ge=0, description="seconds a job may be passed by for jobs of the loaded model"
-    )
+        60, ge=0,
+        description="seconds a job may be passed by for jobs of the loaded model, then it is next. "
+        "More where models load slowly and nobody waits, e.g. `model_patience: 10m`",
+    )  # fmt: skip
     engine_options: dict[str, Any] = Field(
         default_factory=dict, description="further settings of the engine (docs/gpu.md)"
     )
@@ -231,27 +245,38 @@ class Config(BaseModel):
 
     # -- the queue
     cooldown: Annotated[float, _read_by(seconds_of)] = Field(
-        0, ge=0, description="seconds a worker rests after a picture, e.g. 5s"
-    )
+        0, ge=0,
+        description="seconds a worker rests after every picture, so that the card stays cool and "
+        "quiet, e.g. `cooldown: 5s`; max_temperature waits only when it is hot",
+    )  # fmt: skip
     max_temperature: int | None = Field(
         None, ge=30, le=120, description="no job begins on a hotter card; degrees Celsius"
     )
-    run_window: str | None = Field(None, description='when bulk jobs run, e.g. "22:00-07:00"')
+    run_window: str | None = Field(
+        None,
+        description="when jobs of `priority: bulk` begin, e.g. at night while the card is yours by "
+        'day: `run_window: "22:00-07:00"`, local time, or with a zone behind it: Europe/Berlin',
+    )
     min_free_disk: Annotated[int, _read_by(byte_count)] = Field(
         500_000_000, ge=0, description="the queue waits below this, e.g. 2GB"
     )
     on_batch_done: Annotated[list[str], _read_by(str.split)] = Field(
-        default_factory=list, description="command run when a batch is done"
+        default_factory=list,
+        description="command that is run when a batch is done, without a shell, e.g. "
+        "`on_batch_done: [/usr/local/bin/tell-me]`; STEADY_FILE and others in its environment say "
+        "of which (docs/operations.md)",
     )
     webhooks: list[Webhook] = Field(
         default_factory=list,
         description="{url, secret, events}: who is told (docs/notifications.md)",
     )
     webhook_hosts: dict[str, str] = Field(
-        default_factory=dict, description="host: secret; where jobs may want to be told"
+        default_factory=dict,
+        description="who may be told by a job's own `webhook`, and the secret that signs it, e.g. "
+        "`webhook_hosts: {hooks.example.com: whsec_…}` (docs/notifications.md); others are refused",
     )
     notify: Annotated[Notify | None, BeforeValidator(_addresses)] = Field(
-        None, description="addresses for mail, ntfy, Slack and others"
+        None, description="addresses for mail, ntfy, Slack and others (docs/notifications.md)"
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much")
 
@@ -327,21 +352,21 @@ class Config(BaseModel):
         """The settings of ``root``; ``overrides`` (command-line options) win over everything.
 
         Raises SteadyError ``bad_config``, naming the key, the allowed values and the nearest
-        right name.
+        right name; ``bad_request`` for an option.
         """
         root = Path(root).absolute()
         values = _config_file(root / "config.yaml")
         _refuse_unknown(values, "config.yaml")
+        given = {name: value for name, value in overrides.items() if value is not None}
         try:
-            config = cls(**values | _environment())
-            given = {name: value for name, value in overrides.items() if value is not None}
-            if given:
-                config = cls.model_validate(config.model_dump() | given)
+            config = cls(**values | _environment() | given)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             key = ".".join(map(str, first["loc"])) or "config.yaml"
             said = _IN_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-            raise SteadyError("bad_config", f"`{key}`: {said.rstrip('.')}.") from None
+            said = said.replace("Input should be", "it must be")
+            code, name = ("bad_request", f"--{key}") if key in given else ("bad_config", key)
+            raise SteadyError(code, f"`{name}`: {said.rstrip('.')}.") from None
         return config.model_copy(
             update={
                 "root": root,

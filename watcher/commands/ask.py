@@ -129,7 +129,7 @@ def status(
         )
         desk.tell_if_unready()
         return 0
-    raise SteadyError("job_not_found")
+    raise SteadyError("job_not_found", f"There is no job, batch or picture {job}.")
 
 
 def _service_status(desk: Desk) -> int:

@@ -46,7 +46,7 @@ class Desk:
     """One call of `steady`: where it works and how it speaks."""
 
     def __init__(self, root: Path, *, as_json: bool = False, quiet: bool = False) -> None:
-        self.root = root.absolute()
+        self.root = root.resolve() if ".." in root.parts else root.absolute()
         self.as_json = as_json
         self.quiet = quiet
         self.overrides: dict[str, Any] = {}  #: settings that options of the command replace

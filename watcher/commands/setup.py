@@ -18,7 +18,7 @@ HEADINGS = {
     "engine": "the model",
     "default_width": "what a job gets when it says nothing, and may ask for",
     "image_format": "the pictures",
-    "run_window": "the queue",
+    "cooldown": "the queue",
 }
 
 

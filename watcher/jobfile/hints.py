@@ -123,7 +123,9 @@ def advice_for(key: str) -> str:
         near = difflib.get_close_matches(plain[:30], sorted(BATCH_KEYS), n=1, cutoff=0.7)
         if near:
             return f"Did you mean `{near[0]}`, beside the jobs?"
-        return "Remove it; known are " + ", ".join(KNOWN) + "."
+        few = difflib.get_close_matches(plain[:30], FIELDS, n=3, cutoff=0.5)
+        nearest = f"nearest: {', '.join(f'`{name}`' for name in few)}; " if few else ""
+        return f"Remove it; {nearest}`steady submit --help` and docs/job-files.md list every field."
     if plain in _NAMES_FOR:
         return f"Here it is called `{ours}`" + (
             ", e.g. `size: 1024x768`." if ours == "size" else "."
