@@ -9,8 +9,7 @@ between. A state is a prefix of it of which a variant drops what a disk may have
     meta_zero   all names and sizes; bytes that were not flushed are zero
     torn        all names; of the data that was not flushed a part, the last write torn at 512
     strict      what POSIX gives: a name only by the flush of its folder, bytes by that of the file
-    rand        each name and write that was not flushed is there or not; only a rename's old name
-                does not go before its new one is there, as every journal has it
+    rand        each name and write that was not flushed is there or not
     kill        everything, as after the death of all processes
 """
 
@@ -196,6 +195,8 @@ class Trace:
 
     def _move(self, old: str, new: str, *, keep: bool) -> None:
         node = self._node(old)
+        if node is not None and node == self._node(new):
+            return  # rename leaves two names of one file as they are
         if self._ours(new):
             assert node is not None, f"{old} comes from outside"
             self._put([(new, node)] + ([] if keep else [(old, None)]))
@@ -263,16 +264,13 @@ class Trace:
         for index, event in enumerate(self.events[:cut]):
             if isinstance(event, Names):
                 whole = dice.random() < 0.5
-                arrived = True  #: the new name of a rename
                 for folder, name, node in event.changes:
                     sure = index < max(flushed.get(folder, 0), self.start)
                     if variant in ("ext4", "data_first"):
                         sure = index < commit
                     elif variant == "rand":
                         one = len({f for f, _, _ in event.changes}) == 1
-                        drawn = whole if one else dice.random() < 0.5
-                        sure = sure or (drawn and (arrived or node is not None))
-                        arrived = sure
+                        sure = sure or (whole if one else dice.random() < 0.5)
                     elif variant != "strict":
                         sure = True
                     if sure and node is None:

@@ -95,11 +95,16 @@ def act(order: dict[str, Any]) -> None:
         die("inside")
         os.replace(temporary, final)
 
-    way = {"link": deadly_link, "rename": publish.by_rename, "copy": deadly_copy}[order["way"]]
+    ways: tuple[publish.Way, ...] = {
+        "all": publish.WAYS,
+        "link": (deadly_link,),
+        "rename": (publish.by_rename,),
+        "copy": (deadly_copy,),
+    }[order["way"]]
     if order["do"] == "submit":
-        drop_file(folder, b"prompt: a fox\n", ".yaml", TICKET, ways=(way,))
+        drop_file(folder, b"prompt: a fox\n", ".yaml", TICKET, ways=ways)
         return
-    inbox = Inbox(folder, settle=0.05, rescan=0.5, checkpoint=die, ways=(way,))
+    inbox = Inbox(folder, settle=0.05, rescan=0.5, checkpoint=die, ways=ways)
     inbox.open()
     if order["do"] == "claim":
         while True:

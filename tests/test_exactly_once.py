@@ -14,8 +14,8 @@ from torture import MODELS, kill_on_sight, storm
 
 #: Every step of the protocol that leaves something behind, in the order of a job's journey.
 POINTS = [
-    "preset_kept", "claimed", "claim_synced", "tries_committed", "input_noted", "input_written",
-    "input_copied", "parsed", "recorded",
+    "preset_kept", "claimed", "claim_taken", "claim_synced", "tries_committed", "input_noted",
+    "input_written", "input_copied", "parsed", "recorded",
     "group_begun", "group_read", "group_recorded", "chunk_recorded",
     "dispatched", "picture_received", "tmp_written", "linked", "folder_synced",
     "thumbnail_written", "completed", "archived_moved", "sidecar_written", "archived_files",

@@ -610,10 +610,11 @@ def test_claims_are_synced_in_chunks_before_they_are_handed_out(root: Path) -> N
     for number in range(600):
         (root / "inbox" / f"{number:04}.yaml").write_text("prompt: a fox")
     got = claims(inbox, 600)
-    assert steps == (
-        ["claimed"] * 256 + ["claim_synced"] + ["claimed"] * 256 + ["claim_synced"]
-        + ["claimed"] * 88 + ["claim_synced"]
-    )  # fmt: skip
+    assert steps == [
+        step
+        for part in (256, 256, 88)
+        for step in ["claimed"] * part + ["claim_taken"] * part + ["claim_synced"]
+    ]
     assert [c.name for c in got] == [f"{n:04}.yaml" for n in range(600)]  # in order of arrival
     assert len({c.ticket for c in got}) == 600
     inbox.close()
@@ -630,14 +631,14 @@ def test_a_limit_leaves_the_rest_for_the_next_call(inbox: Inbox, folder: Path) -
     assert len(inbox.scan()) == 4
 
 
-@pytest.mark.parametrize("step", ["claimed", "claim_synced"])
+@pytest.mark.parametrize("step", ["claimed", "claim_taken", "claim_synced"])
 def test_killed_while_claiming_every_file_is_there_once(root: Path, step: str) -> None:
     folder = root / "inbox"
     folder.mkdir()
     for number in range(10):
         (folder / f"{number}.yaml").write_text(f"prompt: {number}")
-    nth = 4 if step == "claimed" else 1
-    assert run_child(do="claim", folder=str(folder), way="link", step=step, nth=nth) == -9
+    nth = 1 if step == "claim_synced" else 4
+    assert run_child(do="claim", folder=str(folder), way="all", step=step, nth=nth) == -9
     inbox = Inbox(folder, settle=0.0, rescan=5.0)
     inbox.open()
     left = inbox.leftovers()
@@ -910,9 +911,77 @@ def test_a_claim_undone_by_half_is_not_claimed_again(root: Path) -> None:
     inbox = Inbox(folder, settle=SETTLE, rescan=5.0)
     inbox.open()
     assert [claim.ticket for claim in inbox.leftovers()] == [TICKET]
+    assert ours.exists() and not (folder / "fox.yaml").exists()
     assert [claim.name for claim in claims(inbox, 1)] == ["another.yaml"]
-    until(lambda: inbox.scan() == [] and not (folder / "fox.yaml").exists())
-    assert ours.exists()
+    inbox.close()
+
+
+def test_a_version_that_came_between_the_two_names_is_claimed(root: Path) -> None:
+    """Somebody saves the file anew while it is claimed: the newer one runs, and only that."""
+    folder = root / "inbox"
+    replaced = False
+
+    def save_again(step: str) -> None:
+        nonlocal replaced
+        if step == "claimed" and not replaced:
+            replaced = True
+            (folder / ".fox.tmp").write_text("prompt: a red fox")
+            (folder / ".fox.tmp").rename(folder / "fox.yaml")
+
+    inbox = Inbox(folder, settle=0.0, rescan=5.0, checkpoint=save_again)
+    inbox.open()
+    (folder / "fox.yaml").write_text("prompt: a fox")
+    assert inbox.read(claim(inbox), 100) == b"prompt: a red fox"
+    nothing_for(inbox, 0.3)
+    assert len(os.listdir(folder / ".claimed")) == 1
+    inbox.close()
+
+
+def test_a_file_taken_back_between_the_two_names_does_not_run(root: Path) -> None:
+    folder = root / "inbox"
+    steps: list[str] = []
+
+    def take_back(step: str) -> None:
+        steps.append(step)
+        if steps == ["claimed"]:
+            (folder / "fox.yaml").unlink()
+
+    inbox = Inbox(folder, settle=0.0, rescan=5.0, checkpoint=take_back)
+    inbox.open()
+    (folder / "fox.yaml").write_text("prompt: a fox")
+    until(lambda: (nothing_for(inbox, 0.1), "claim_taken" in steps)[1])
+    assert os.listdir(folder / ".claimed") == []
+    inbox.close()
+
+
+def test_an_old_name_on_its_way_out_is_ended_at_the_next_start(root: Path) -> None:
+    """Killed after the old name was put aside: the same file, or the newer one, under one ticket."""
+    folder = root / "inbox"
+    Inbox(folder, settle=SETTLE, rescan=5.0).open()
+    for name, newer in (("same.yaml", None), ("newer.yaml", "prompt: newer")):
+        path = folder / ".claimed" / f"{uuid.uuid4()}~{name}"
+        path.write_text("prompt: older")
+        aside = path.with_name(f".{path.name}")
+        if newer is None:
+            os.link(path, aside)
+        else:
+            aside.write_text(newer)
+    inbox = Inbox(folder, settle=SETTLE, rescan=5.0)
+    inbox.open()
+    read = {claim.name: inbox.read(claim, 100) for claim in inbox.leftovers()}
+    assert read == {"same.yaml": b"prompt: older", "newer.yaml": b"prompt: newer"}
+    assert len(os.listdir(folder / ".claimed")) == 2
+    inbox.close()
+
+
+def test_where_links_are_unknown_one_rename_claims(root: Path) -> None:
+    steps: list[str] = []
+    folder = root / "inbox"
+    inbox = Inbox(folder, settle=0.0, rescan=5.0, checkpoint=steps.append, ways=WAYS["rename"])
+    inbox.open()
+    (folder / "fox.yaml").write_text("prompt: a fox")
+    assert inbox.read(claim(inbox), 100) == b"prompt: a fox"
+    assert steps == ["claimed", "claim_synced"] and not (folder / "fox.yaml").exists()
     inbox.close()
 
 

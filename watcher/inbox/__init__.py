@@ -2,15 +2,16 @@
 
     inbox/x.yaml                        somebody's file, or api-<ticket>.json of our own making
     inbox/ink/x.jpg                     the same, below the preset ``ink`` (``hot``)
-    inbox/.claimed/<ticket>~x.yaml      ours: the rename is the claim, the name carries the id
+    inbox/.claimed/<ticket>~x.yaml      ours: the new name is the claim, and carries the id
     inbox/done/YYYYMMDD/x~<ticket8>.yaml    all its jobs ended; .result.json beside it
     inbox/refused/x.yaml                nothing of it ran; x.yaml.error.json says why
 
 A job file is always in exactly one of these, and leaves ``inbox/`` before any row of the
 record exists. The folder is the truth: events only ring a bell (``bell``), readiness is
 judged by looking (``arrivals``), and nothing that matters is kept in memory. All moves stay
-inside ``inbox/``, which is therefore one file system. Knows nothing of what files mean.
-What a crash between two of its steps leaves is found by ``leftovers`` at the next start.
+inside ``inbox/``, which is therefore one file system; no kill and no power cut between the two
+names of a claim can lose the file (``takeover``). Knows nothing of what files mean. What a
+crash between two of its steps leaves is found by ``leftovers`` at the next start.
 
 The watcher's side is ``watch.py``; here is what others ask, and it needs no watchdog.
 """

@@ -207,14 +207,6 @@ class Shelves:
         """Where the file of ``claim`` lies in ``done/``, if it does."""
         return _kept_in(self._done, claim.ticket, claim.name, claim.suffix)
 
-    def _is_other_name(self, path: Path, claim: Claim) -> bool:
-        """Is ``path`` a second name of the file of ``claim``, wherever that lies now?"""
-        for known in (claim.path, self._kept(claim)):
-            with contextlib.suppress(FileNotFoundError):
-                if known is not None and os.path.samestat(os.lstat(known), os.lstat(path)):
-                    return True
-        return False
-
     def _find(self, ticket: str, name: str) -> Path | None:
         """Where the claimed file lies, or None when it was moved before."""
         preset, _, plain = name.rpartition("/")
@@ -289,6 +281,11 @@ def claimed_files(inbox: Path) -> list[str]:
 
 def claimed_paths(claimed: Path) -> Iterator[Path]:
     """Every file in work: in the folder ``claimed`` itself and in the rooms of hot folders."""
+    return (path for path in files_in_rooms(claimed) if not path.name.startswith("."))
+
+
+def files_in_rooms(claimed: Path) -> Iterator[Path]:
+    """The same, and the old names of some on their way out (``takeover``)."""
     with os.scandir(claimed) as entries:
         for entry in entries:
             if "~" in entry.name:

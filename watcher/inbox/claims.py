@@ -2,6 +2,7 @@
 
     .claimed/<ticket>~<up to 180 bytes of the name it was dropped with>
     .claimed/<hot folder>@<digest of its preset>/<ticket>~<the same>
+    .claimed/.<ticket>~<the same>    its old name, on the way out (``takeover``)
 
 The ticket is in the name, so a crash between any two steps leaves a file that becomes the
 very same jobs when it is found again. Reading trusts nothing: links are not followed,

@@ -20,24 +20,11 @@ from typing import Any, BinaryIO
 from watcher import publish
 from watcher.errors import SteadyError
 from watcher.folder import is_read_only
-from watcher.inbox.archive import (
-    CLAIMED,
-    DONE,
-    REFUSED,
-    Shelves,
-    claimed_paths,
-    file_of,
-)
+from watcher.inbox import takeover
+from watcher.inbox.archive import CLAIMED, DONE, REFUSED, Shelves, file_of
 from watcher.inbox.arrivals import Arrival, Arrivals
 from watcher.inbox.bell import Bell, deaf
-from watcher.inbox.claims import (
-    Claim,
-    claim_of,
-    cut,
-    entry_of,
-    open_claim,
-    read_claim,
-)
+from watcher.inbox.claims import Claim, claim_of, entry_of, open_claim, read_claim
 from watcher.inbox.hot import HotFolders
 from watcher.inbox.writers import ignore_lease_signal, leases_work
 from watcher.log import say
@@ -68,7 +55,7 @@ class Inbox(Shelves):
         settle: seconds a file must lie unchanged.
         rescan: seconds between looks that no event asked for.
         checkpoint: called with the step's name after ``preset_kept``, ``claimed``,
-            ``claim_synced``, ``archived_moved``, ``sidecar_written``, ``refused_moved``.
+            ``claim_taken``, ``claim_synced``, ``archived_moved``, ``sidecar_written``, ``refused_moved``.
         ways: how files are published, see ``publish``.
         settle_blind: ``settle`` where nobody can tell whether a file is still written.
         empty_grace: seconds an empty file waits to be filled.
@@ -100,8 +87,10 @@ class Inbox(Shelves):
         self._hot = HotFolders(folder, presets or folder.parent / "presets", arrivals_of)
         self._watched: object = None  #: the hot folders that events are heard of
         self._ready: deque[Arrival] = deque()  #: settled in the last look, not yet claimed
-        self._unsynced: list[Claim] = []  #: renamed, not yet handed out
-        self._left: dict[tuple[int, str], Claim] = {}  #: of earlier runs, by inode and name
+        self._unsynced: list[Claim] = []  #: not yet handed out
+        self._doubled: dict[
+            Path, tuple[Path, Arrivals, Arrival]
+        ] = {}  #: by old name (``takeover``)
         self._said: set[str] = set()
         self._owing = False  #: the leftovers could not be read when they were asked for
         self._notices: list[str] = []
@@ -320,16 +309,22 @@ class Inbox(Shelves):
         self._checkpoint("claim_synced")
 
     def _sync_claims(self) -> None:
-        """Both folders, before any row: else a power cut could put a file back that ran."""
-        rooms = {claim.folder for claim in self._unsynced}
-        homes = {self.folder / claim.hot for claim in self._unsynced}
+        """Before any row: the new names are durable, then the old ones go, durably. So a power cut
+        leaves one of them at least, and none that comes back when its file has run.
+        """
         with disk_errors("The inbox cannot be written"):
-            for path in [*rooms, *filter(os.path.lexists, homes)]:  # a hot folder may go
-                publish.sync_folder(path)
+            for room in {claim.folder for claim in self._unsynced}:
+                publish.sync_folder(room)
+            for source in list(self._doubled):
+                self._take(source)
+            takeover.sync({self.folder / claim.hot for claim in self._unsynced})
 
     def _claim(self, arrival: Arrival) -> Claim | None:
-        """Rename it into ``.claimed``; None when it has to wait or went away."""
+        """Give it its name in ``.claimed``; None when it has to wait or went away."""
         arrivals = self._hot.folders[arrival.hot] if arrival.hot else self._arrivals
+        source = arrivals.folder / arrival.name
+        if source in self._doubled:
+            return None  # trouble came before ``_take``, which goes on with it
         again_at = arrivals.confirm(arrival)
         room = self.folder / CLAIMED
         if again_at is None and arrival.hot:
@@ -343,55 +338,66 @@ class Inbox(Shelves):
             self._settling += 1
             self._due = min(self._due, again_at)
             return None
-        if arrival.ticket and self._in_work(arrival.ticket):
+        target = room / entry_of(arrival.ticket or str(uuid.uuid4()), arrival.name)
+        if arrival.ticket and (self._in_work(arrival.ticket) or os.path.lexists(target)):
             self._waiting += 1
+            self._settling += 1
             return None  # a repeat: judged when the first has ended
-        entry = entry_of(arrival.ticket or str(uuid.uuid4()), arrival.name)
-        source, target = arrivals.folder / arrival.name, room / entry
-        left = self._left.pop((arrival.signature[0], cut(arrival.name)), None)
-        if left is not None and self._is_other_name(source, left):
-            os.unlink(source)  # a power cut undid half of the claim
-            publish.sync_folder(arrivals.folder)
-            return None
+        link = arrival.size > 0 and publish.by_link in self._ways
         try:
-            os.rename(source, target)
-        except FileNotFoundError:
-            if not os.path.lexists(source):
-                return None  # taken back in this very moment
-            self._make_rooms()
-            os.rename(source, target)
+            try:
+                doubled = takeover.begin(source, target, link=link)
+            except FileNotFoundError:
+                if not os.path.lexists(source):
+                    return None  # taken back in this very moment
+                self._make_rooms()
+                doubled = takeover.begin(source, target, link=link)
         except OSError as error:
-            if error.errno not in _UNMOVABLE:
-                raise
-            arrivals.block(arrival, f"cannot be taken and does not run ({reason(error)})")
-            self._waiting += 1
+            self._block(arrivals, arrival, error)
             return None
-        arrivals.taken(arrival)
+        if doubled:
+            self._doubled[source] = target, arrivals, arrival
+        else:
+            arrivals.taken(arrival)
         if arrival.ticket and arrival.size == 0 and os.lstat(target).st_size == 0:
             os.unlink(target)  # a name reserved by a submitter that died; it holds nothing
             return None
-        return claim_of(target.parent, entry, arrival.size)
+        return claim_of(target.parent, target.name, arrival.size)
+
+    def _take(self, source: Path) -> None:
+        """Remove the old name of a claim. What was taken back, or cannot be moved, is none."""
+        target, arrivals, arrival = self._doubled[source]
+        try:
+            takeover.end(source, target)
+            arrivals.taken(arrival)
+        except OSError as error:
+            self._home.guard()
+            if os.path.lexists(source):
+                self._block(arrivals, arrival, error)
+            target.unlink(missing_ok=True)
+            self._unsynced = [claim for claim in self._unsynced if claim.path != target]
+        del self._doubled[source]
+        self._checkpoint("claim_taken")
+
+    def _block(self, arrivals: Arrivals, arrival: Arrival, error: OSError) -> None:
+        if error.errno not in _UNMOVABLE:
+            raise error
+        arrivals.block(arrival, f"cannot be taken and does not run ({reason(error)})")
+        self._waiting += 1
 
     def leftovers(self) -> list[Claim]:
         """Everything in ``.claimed``, oldest claim first: at start, what an earlier run left.
 
         While the inbox is gone they are owed: the first ``scan`` after it is back gives them.
         """
-        found: list[tuple[int, Claim]] = []
         self._owing = True
         try:
             self._home.guard()
-            for path in claimed_paths(self.folder / CLAIMED):
-                status = os.lstat(path)
-                claim = claim_of(path.parent, path.name, status.st_size)
-                if claim is not None:
-                    found.append((status.st_ctime_ns, claim))
-                    self._left[status.st_ino, path.name.partition("~")[2]] = claim
+            found = takeover.leftovers(self.folder)
         except (OSError, SteadyError):
             return []
         self._owing = False
-        found.sort(key=lambda pair: (pair[0], pair[1].entry))
-        return [claim for _, claim in found]
+        return found
 
     def find(self, ticket: str, name: str = "", suffix: str = "") -> Claim | None:
         """The claim with this ticket, while its file lies in ``.claimed``; with the name it was

@@ -1,0 +1,85 @@
+"""From the name a file was dropped with to its claim's, with no instant that could lose it.
+
+    inbox/x.yaml                                      dropped
+    inbox/x.yaml + .claimed/<ticket>~x.yaml           linked; the folder is flushed
+    .claimed/.<ticket>~x.yaml + .claimed/<ticket>~x.yaml    the old name is out of everybody's reach
+    .claimed/<ticket>~x.yaml                          claimed; both folders are flushed
+
+A disk may keep the two halves of a rename apart, so the new name is durable before the old one
+goes; and the old one is moved before it is removed, so that a newer version which somebody put
+in its place meanwhile is claimed, not deleted. A crash in between is ended by ``leftovers``.
+Where links are unknown one rename does it all.
+"""
+
+import contextlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from watcher import publish
+from watcher.inbox.archive import CLAIMED, claimed_paths, files_in_rooms
+from watcher.inbox.claims import Claim, claim_of, entry_of
+
+
+def begin(source: Path, target: Path, *, link: bool) -> bool:
+    """Give the file its claim's name; has it its old one still (``end``)? Raises OSError.
+
+    ``link``: try it with both names.
+    """
+    if link:
+        with contextlib.suppress(OSError):
+            publish.by_link(source, target)
+            return True
+    os.rename(source, target)
+    return False
+
+
+def end(source: Path, target: Path) -> None:
+    """Remove the old name of the file that has the durable name ``target``.
+
+    Raises FileNotFoundError when it is gone already, OSError.
+    """
+    aside = target.with_name("." + target.name)
+    os.rename(source, aside)
+    _remove(aside)
+
+
+def _remove(aside: Path) -> None:
+    # One file under both names stays as it is; what differs is newer.
+    os.rename(aside, aside.with_name(aside.name.removeprefix(".")))
+    aside.unlink(missing_ok=True)
+
+
+def leftovers(inbox: Path) -> list[Claim]:
+    """Everything in ``.claimed``, oldest claim first, each under one name. Raises OSError."""
+    found: list[tuple[int, Claim]] = []
+    by_inode: dict[int, Claim] = {}
+    for path in files_in_rooms(inbox / CLAIMED):
+        if path.name.startswith("."):
+            _remove(path)
+    for path in claimed_paths(inbox / CLAIMED):
+        status = os.lstat(path)
+        claim = claim_of(path.parent, path.name, status.st_size)
+        if claim is not None:
+            found.append((status.st_ctime_ns, claim))
+            by_inode[status.st_ino] = claim
+    sync({claim.folder for _, claim in found})
+    homes = {inbox / claim.hot for _, claim in found}
+    for home in homes:
+        with contextlib.suppress(FileNotFoundError), os.scandir(home) as entries:
+            for entry in entries:
+                claim = by_inode.get(entry.inode())
+                if claim is None or entry_of(claim.ticket, entry.name) != claim.entry:
+                    continue
+                if os.path.samestat(os.lstat(claim.path), os.lstat(entry.path)):
+                    end(Path(entry.path), claim.path)
+    sync(homes)
+    found.sort(key=lambda pair: (pair[0], pair[1].entry))
+    return [claim for _, claim in found]
+
+
+def sync(folders: Iterable[Path]) -> None:
+    """Make the names in ``folders`` durable; a hot folder may go meanwhile. Raises OSError."""
+    for folder in folders:
+        with contextlib.suppress(FileNotFoundError):
+            publish.sync_folder(folder)
