@@ -63,18 +63,23 @@ def leftovers(inbox: Path) -> list[Claim]:
         if claim is not None:
             found.append((status.st_ctime_ns, claim))
             by_inode[status.st_ino] = claim
-    sync({claim.folder for _, claim in found})
+    sources: dict[str, Path] = {}
     homes = {inbox / claim.hot for _, claim in found}
     for home in homes:
         with contextlib.suppress(FileNotFoundError), os.scandir(home) as entries:
             for entry in entries:
-                claim = by_inode.get(entry.inode())
-                if claim is None or entry_of(claim.ticket, entry.name) != claim.entry:
+                known = by_inode.get(entry.inode())
+                if known is None or entry_of(known.ticket, entry.name) != known.entry:
                     continue
-                if os.path.samestat(os.lstat(claim.path), os.lstat(entry.path)):
-                    end(Path(entry.path), claim.path)
+                if os.path.samestat(os.lstat(known.path), os.lstat(entry.path)):
+                    sources[known.entry] = Path(entry.path)
+    # Old names go in the order of the claims, so a file that has one is later than all without.
+    found.sort(key=lambda pair: (pair[1].entry in sources, pair[0], pair[1].entry))
+    sync({claim.folder for _, claim in found})
+    for _, claim in found:
+        if claim.entry in sources:
+            end(sources[claim.entry], claim.path)
     sync(homes)
-    found.sort(key=lambda pair: (pair[0], pair[1].entry))
     return [claim for _, claim in found]
 
 
