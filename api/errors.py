@@ -31,7 +31,7 @@ SAFE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
     "Cross-Origin-Opener-Policy": "same-origin",
-    "Referrer-Policy": "no-referrer",
+    "Referrer-Policy": "same-origin",  # with none, a form of our own would send `Origin: null`
 }
 
 _RETRY_SECONDS = 5  #: said with every 503: trouble of the surroundings is looked at again

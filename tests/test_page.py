@@ -49,8 +49,12 @@ def browser() -> Iterator[Browser]:
     assert path, "no browser: apt-get install chromium libatomic1, or name one in CHROMIUM"
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(
-            executable_path=path, args=["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
-        )
+            executable_path=path,
+            args=[
+                "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
+                "--host-resolver-rules=MAP pictures.lan 127.0.0.1",
+            ],
+        )  # fmt: skip
         yield started
         started.close()
 
@@ -713,6 +717,20 @@ def test_programs_get_json_and_people_pages(stage: Callable[[str], Stage]):
         assert sent <= 10_000, "the script over the wire"
         again = client.get("/static/page.js", headers={"if-none-match": script.headers["etag"]})
         assert again.status_code == 304
+
+
+def test_a_phone_in_the_house_logs_in_and_asks_for_a_picture(
+    browser: Browser, stage: Callable[[str], Stage]
+):
+    """By a name of the network, without HTTPS, a browser says less of where a form is from."""
+    with running(stage("phone").config.root, STEADY_TOKEN="s3cret") as service:
+        phone = Eyes(browser, f"http://pictures.lan:{service.port}", **LOOKS["phone"])
+        phone.expected.append("Cross-Origin-Opener-Policy")
+        page = phone.open()
+        page.get_by_label("Token").fill("s3cret")
+        page.get_by_role("button", name="Log in").click()
+        submit(page, "seen from the sofa")
+        phone.close()
 
 
 def test_older_pictures_come_in_pages_that_nothing_shifts(stage: Callable[[str], Stage]):
