@@ -48,7 +48,8 @@ class Wall:
     def sent(self) -> list[dict[str, Any]]:
         """What was queued since the last look."""
         files = list(self.stage.config.inbox.glob("api-*.json"))
-        made = [job for path in files for job in json.loads(path.read_text())]
+        bodies = [json.loads(path.read_text()) for path in files]
+        made = [job for body in bodies for job in (body if isinstance(body, list) else [body])]
         for path in files:
             path.unlink()
         return made
