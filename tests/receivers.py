@@ -57,7 +57,12 @@ class Receiver:
 
         class Handler(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+                length = int(self.headers.get("Content-Length", -1))
+                data = self.rfile.read(max(0, length))
+                if len(data) != length:
+                    self.close_connection = True
+                    return  # its sender was killed in the middle: nothing was told
+                body = data.decode()
                 receiver.asked.append(self.headers["Host"])
                 if receiver.hang is not None:
                     with contextlib.suppress(OSError):
