@@ -150,6 +150,14 @@ def test_quiet_says_nothing_while_all_is_well(make_root: Make) -> None:
     assert done.returncode == 3 and "no job" in done.stderr
 
 
+def test_two_faults_are_said_once_each(make_root: Make) -> None:
+    done = steady(make_root(), "submit", "one", "--width", "17", "--height", "18")
+    assert done.returncode == 2
+    assert [line.split(" must")[0] for line in done.stderr.splitlines()] == [
+        "steady: `width`", "  `height`",
+    ]  # fmt: skip
+
+
 def test_it_works_with_an_empty_environment(make_root: Make) -> None:
     root = make_root()
     bare = {"PATH": "/usr/bin:/bin", "PYTHONPATH": root.environment()["PYTHONPATH"]}

@@ -121,7 +121,7 @@ ERRORS: dict[str, ErrorKind] = {
     "watcher_down": ErrorKind(503, 4, "The watcher is not running, so jobs wait.", "Start it with `steady serve` or `steady watch`.", _ENV),
     "model_loading": ErrorKind(503, 4, "The model is not loaded yet.", "Wait a moment; jobs sent now are made as soon as it is.", _ENV),
     "inbox_degraded": ErrorKind(503, 4, "The inbox is watched less well than it should be.", "Read the words; files are still taken, perhaps later.", _ENV),
-    "model_missing": ErrorKind(503, 4, "The model is not on this machine.", "Run `steady model pull` (33 GB).", _ENV),
+    "model_missing": ErrorKind(503, 4, "The model is not on this machine.", "Run `steady model pull`, or set `model` anew.", _ENV),
     "model_damaged": ErrorKind(503, 4, "The model cannot be loaded.", "Run `steady model verify`.", _ENV),
     "model_unfit": ErrorKind(503, 4, "The model does not compute as it should on this device.", "Try another `dtype`, `attention: native`, or a newer driver; every job is kept.", _ENV),
     "device_lost": ErrorKind(503, 4, "The device the model needs is not there.", "Bring it back, or set `model` and `device` anew; every job is kept.", _ENV),

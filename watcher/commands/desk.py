@@ -180,10 +180,9 @@ def fitted_line(text: str, width: int) -> str:
 def error_text(error: SteadyError) -> str:
     """An error for people: what happened, each single fault with its place, what to do; once."""
     faults = [fitted_line(_fault(problem), 1000) for problem in error.problems[:_MOST_FAULTS]]
-    if len(error.problems) == 1 and error.message.endswith(error.problems[0].message):
-        lines = [f"steady: {faults[0]}"]
-    else:
-        lines = [f"steady: {fitted_line(error.message, 500)}", *(f"  {fault}" for fault in faults)]
+    if not faults or error.problems[0].message not in error.message:
+        faults.insert(0, fitted_line(error.message, 500))
+    lines = [f"steady: {faults[0]}", *(f"  {fault}" for fault in faults[1:])]
     if len(error.problems) > _MOST_FAULTS:
         lines.append(f"  and {len(error.problems) - _MOST_FAULTS} more")
     told = [p.remedy or (error.kind.do if p.allowed else None) for p in error.problems]
