@@ -628,7 +628,8 @@ def test_the_examples_of_the_page_run_on_the_starter(make_root: Make) -> None:
     draft = Image.frombytes("RGB", (64, 64), made(root, "draft"))
     refined = Image.frombytes("RGB", (128, 128), made(root, "refined"))
     apart = ImageChops.difference(refined, draft.resize((128, 128), Image.Resampling.LANCZOS))
-    assert max(ImageStat.Stat(apart).mean) < 25, "the draft is still there"
+    # by seed 13 to 26 in the worst channel; two houses of different seeds mostly 40 to 150
+    assert max(ImageStat.Stat(apart).mean) < 40, "the draft is still there"
 
 
 @pytest.mark.slow

@@ -157,6 +157,7 @@ def test_the_order_outlives_a_kill(make_root: Callable[..., Root]) -> None:
     root.drop("turns.json", json.dumps(jobs))
     watcher = root.watch()
     until(lambda: root.log.is_file() and len(drawn(root)) == 6, what="the sixth of a")
+    until(lambda: root.states().count("completed") == 5, what="the five before it on record")
     watcher.kill()
     watcher.wait()
     gate.unlink()

@@ -73,8 +73,9 @@ def leftovers(inbox: Path) -> list[Claim]:
                     continue
                 if os.path.samestat(os.lstat(known.path), os.lstat(entry.path)):
                     sources[known.entry] = Path(entry.path)
-    # Old names go in the order of the claims, so a file that has one is later than all without.
-    found.sort(key=lambda pair: (pair[1].entry in sources, pair[0], pair[1].entry))
+    # Old names go in the order of the claims, so a file that has one is later than all without;
+    # of those claimed in one tick of the disk's clock the names decide, as when they arrived.
+    found.sort(key=lambda pair: (pair[1].entry in sources, pair[0], pair[1].name, pair[1].entry))
     sync({claim.folder for _, claim in found})
     for _, claim in found:
         if claim.entry in sources:
