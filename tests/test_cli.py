@@ -362,6 +362,10 @@ def test_status_says_what_needs_a_person(make_root: Make) -> None:
     assert "notes.docx" in seen and re.search(r"all done in about [\d.]+ ", seen)
     told = objects(steady(root, "status", "--json"))[0]
     assert told["ready"] is True and told["eta_seconds"] > 0 and len(told["refused"]) == 1
+    mended = root.inbox / "refused" / "bad.yaml"
+    mended.write_text("prompt: x\nwidth: 64\n")
+    mended.rename(root.inbox / "bad.yaml")
+    assert objects(steady(root, "status", "--json"))[0]["refused"] == []
 
 
 def test_ids_may_be_shortened_while_they_are_unique(make_root: Make) -> None:

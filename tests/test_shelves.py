@@ -12,7 +12,7 @@ from inbox_child import TICKET
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.inbox import Claim, drop_file
+from watcher.inbox import Claim, drop_file, lies_refused
 from watcher.inbox.watch import Inbox
 
 CHILD = Path(__file__).with_name("inbox_child.py")
@@ -227,6 +227,20 @@ def test_a_mended_file_leaves_no_old_reason(inbox: Inbox, folder: Path) -> None:
     archive(inbox, "owls.csv")  # another file of a name that still lies there
     left = sorted(path.name for path in (folder / "refused").iterdir())
     assert left == ["owls.csv", "owls.csv.error.json"]
+
+
+def test_a_refused_file_is_known_by_its_ticket_while_it_lies_there(
+    inbox: Inbox, folder: Path
+) -> None:
+    for ticket in (TICKET, OTHER):
+        put(folder, "night.csv", ticket)
+        inbox.refuse(next(c for c in inbox.leftovers() if c.ticket == ticket), {"code": "bad_csv"})
+    lie = {ticket: lies_refused(folder, ticket, "night.csv", ".csv") for ticket in (TICKET, OTHER)}
+    assert lie == {TICKET: True, OTHER: True}
+    (folder / "refused" / "night_2.csv").rename(folder / "night.csv")  # mended, and back
+    assert lies_refused(folder, TICKET, "night.csv", ".csv")
+    assert not lies_refused(folder, OTHER, "night.csv", ".csv")
+    assert lies_refused(folder, OTHER, "night\\xff.csv", ".csv"), "nobody can tell"
 
 
 def test_words_no_text_can_hold_are_written_all_the_same(inbox: Inbox, folder: Path) -> None:

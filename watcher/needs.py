@@ -1,12 +1,15 @@
 """What needs a person: failed jobs by their reason, refused files, trouble around the service.
 
-What somebody dismissed on the page is not told again, until it happens again. Reads only.
+What somebody dismissed on the page is not told again, until it happens again; nor is a refused
+file that lies in ``refused/`` no more. Reads only.
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher.errors import ERRORS, SteadyError
+from watcher.inbox import lies_refused
 from watcher.jobs import Batch, Job, JobState
 from watcher.live import pulse_troubles
 from watcher.store import JobFilter
@@ -55,7 +58,7 @@ def reason_of(code: str, jobs: list[Job]) -> FailureGroup:
     return FailureGroup(code, kind.what, kind.do, tuple(jobs))
 
 
-def needs_of(store: "JobStore", pulse: dict[str, Any]) -> Needs:
+def needs_of(store: "JobStore", pulse: dict[str, Any], inbox: Path) -> Needs:
     """Everything not yet dismissed; ``pulse``: the watcher's."""
     seen = store.get(DISMISSED) or {}
     jobs = store.jobs(JobFilter(state=JobState.FAILED), limit=_MOST_FAILED + 1)
@@ -66,7 +69,12 @@ def needs_of(store: "JobStore", pulse: dict[str, Any]) -> Needs:
     return Needs(
         failed=tuple(failed[:_MOST_FAILED]),
         more=len(failed) > _MOST_FAILED,
-        refused=tuple(batch for batch in files if batch.error),
+        refused=tuple(
+            batch
+            for batch in files
+            if batch.error
+            and lies_refused(inbox, batch.claim or batch.ticket, batch.name, batch.suffix)
+        ),
         lacking=tuple(batch for batch in files if not batch.error),
         troubles=tuple(pulse_troubles(pulse)),
         notices=tuple(str(n) for n in (pulse.get("inbox") or {}).get("notices", ())),

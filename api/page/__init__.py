@@ -161,7 +161,7 @@ class Pages:
 
     def now(self, origin: str | None, start: str | None) -> Response:
         """What runs, what waits, what needs a person, a place for new prompts, the latest."""
-        found = needs_of(self._store, self._door.pulse())
+        found = needs_of(self._store, self._door.pulse(), self._door.inbox)
         values = self.frame("now")
         waiting = values["counts"]["queued"]
         held = self._store.held()

@@ -50,7 +50,7 @@ def routes(door: Door, views: Views) -> APIRouter:
     router = APIRouter(prefix="/attention", tags=["service"])
 
     def told() -> Response:
-        found = needs_of(door.store, door.pulse())
+        found = needs_of(door.store, door.pulse(), door.inbox)
         return JSONResponse(
             {
                 "failed": [views.brief(job) for job in found.failed],

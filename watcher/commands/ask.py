@@ -146,7 +146,7 @@ def _service_status(desk: Desk) -> int:
     if desk.has_record():
         with desk.record() as store:
             counts, paused = store.counts(), store.get("paused")
-            needs, workers = needs_of(store, pulse), pulse.get("workers", ())
+            needs, workers = needs_of(store, pulse, desk.config.inbox), pulse.get("workers", ())
             left = sum(number for each, number in counts.items() if not each.ended)
             pace, rest = Pace(store.durations()), desk.config.cooldown
             seconds = pace.queue(store.waiting_sizes(), left, len(workers), rest) if left else None
@@ -230,7 +230,9 @@ def cancel(desk: Desk, jobs: Ids = None, batch: Whole = None) -> int:
             raise SteadyError(
                 "wrong_state",
                 f"Nothing of this batch is left to cancel: {counts_line(counts)}.",
-                remedy=f"What failed can be run again: steady retry --batch {ticket}",
+                remedy=f"What failed can be run again: steady retry --batch {ticket}"
+                if counts[JobState.FAILED]
+                else "",
             )
         desk.answer({"ticket": ticket, "cancelled": number}, f"{ticket} {number} cancelled")
         return 0 if not jobs else _each(desk, jobs, _cancel_one)

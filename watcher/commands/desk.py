@@ -154,7 +154,7 @@ class Desk:
 
         pulse = self.pulse()
         if not pulse["alive"]:
-            self.talk(f"No watcher runs here; start it: steady --root {self.root} serve")
+            self.talk(f"No watcher runs here yet; to start one: steady --root {self.root} serve")
         elif (stands := live.standing(pulse)) != live.READY:
             self.talk(stands)
 

@@ -16,7 +16,14 @@ crash between two of its steps leaves is found by ``leftovers`` at the next star
 The watcher's side is ``watch.py``; here is what others ask, and it needs no watchdog.
 """
 
-from watcher.inbox.archive import claimed_files, done_files, drop_done, file_of, refused_rows_of
+from watcher.inbox.archive import (
+    claimed_files,
+    done_files,
+    drop_done,
+    file_of,
+    lies_refused,
+    refused_rows_of,
+)
 from watcher.inbox.claims import Claim, open_claim
 from watcher.inbox.submit import drop_file
 
@@ -27,6 +34,7 @@ __all__ = [
     "drop_done",
     "drop_file",
     "file_of",
+    "lies_refused",
     "open_claim",
     "refused_rows_of",
 ]

@@ -171,7 +171,7 @@ class Shelves:
         name = claim.entry.partition("~")[2]
         if own_ticket(name):
             # back in the inbox it must be a plain new file, not a repeat of this ticket
-            name = f"submitted-{claim.ticket}{claim.suffix}"
+            name = _submitted(claim.ticket, claim.suffix)
         said = {"file": claim.name, "ticket": claim.ticket} | body
         text = json.dumps(said, ensure_ascii=False, indent=1)
         with self._writing(), self._refusing:
@@ -244,12 +244,11 @@ class Shelves:
 
     def _place(self, name: str, ticket: str) -> Path:
         """The first name in ``refused/`` that is free, or where an earlier call began."""
-        stem, suffix = os.path.splitext(name)
-        for end in ("", *(f"_{number}" for number in range(2, _MOST_ALIKE + 1))):
-            path = self._refused / f"{stem}{end}{suffix}"
+        *numbered, last = _places_of(self._refused, name, ticket)
+        for path in numbered:
             if not os.path.lexists(path) or _ticket_in(_reason_beside(path)) == ticket:
                 return path
-        return self._refused / f"{stem}~{ticket}{suffix}"
+        return last
 
     def _move(self, source: Path, target: Path) -> None:
         """Give a claimed file its last name; finishes what an earlier call began."""
@@ -323,6 +322,32 @@ def refused_rows_of(inbox: Path, ticket: str, name: str, suffix: str) -> Path | 
     kept = _kept_in(inbox / DONE, ticket, name, suffix)
     rows = kept and kept.with_name(f"{_stem_in_done(ticket, name)}.refused.csv")
     return rows if rows and rows.is_file() else None
+
+
+def lies_refused(inbox: Path, ticket: str, name: str, suffix: str) -> bool:
+    """Does the file that was refused under ``ticket`` still lie in ``refused/``: neither mended and
+    taken back, nor removed? True also where nobody can tell.
+    """
+    if "\\" in name:  # shown differently from what the file system has
+        return True
+    refused = inbox / REFUSED
+    return any(
+        os.path.lexists(path) and _ticket_in(_reason_beside(path)) in (ticket, None)
+        for plain in (os.path.basename(name), _submitted(ticket, suffix))
+        for path in _places_of(refused, plain, ticket)
+    ) or not os.access(refused, os.R_OK)
+
+
+def _places_of(refused: Path, name: str, ticket: str) -> Iterator[Path]:
+    """Where a refused file of this name may lie, in the order in which a free one is looked for."""
+    stem, suffix = os.path.splitext(name)
+    for end in ("", *(f"_{number}" for number in range(2, _MOST_ALIKE + 1)), f"~{ticket}"):
+        yield refused / f"{stem}{end}{suffix}"
+
+
+def _submitted(ticket: str, suffix: str) -> str:
+    """What a refused file of our own making is called."""
+    return f"submitted-{ticket}{suffix}"
 
 
 def drop_done(inbox: Path, claim_ticket: str, name: str) -> int:
