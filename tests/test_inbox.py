@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import copyfile
 
 import pytest
 from conftest import until
@@ -20,9 +21,9 @@ from inbox_child import TICKET
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.inbox import Claim, drop_file
+from watcher.inbox import Claim, drop_file, takeover
 from watcher.inbox.arrivals import Arrivals
-from watcher.inbox.claims import cut, display
+from watcher.inbox.claims import cut, display, entry_of
 from watcher.inbox.watch import Inbox
 from watcher.inbox.writers import Writer, writer_of
 
@@ -982,6 +983,35 @@ def test_where_links_are_unknown_one_rename_claims(root: Path) -> None:
     (folder / "fox.yaml").write_text("prompt: a fox")
     assert inbox.read(claim(inbox), 100) == b"prompt: a fox"
     assert steps == ["claimed", "claim_synced"] and not (folder / "fox.yaml").exists()
+    inbox.close()
+
+
+def test_where_two_names_do_not_look_like_one_file_it_is_one_rename(root: Path) -> None:
+    """Some network disks number a file by its name: nobody could tell the old one from a new file."""
+    source, target = root / "fox.yaml", root / "claimed.yaml"
+    source.write_text("prompt: a fox")
+
+    def copy(old: Path, new: Path) -> None:
+        copyfile(old, new)
+
+    assert not takeover.begin(source, target, link=copy)
+    assert not source.exists() and target.read_text() == "prompt: a fox"
+
+
+def test_long_names_and_those_of_one_name_are_told_apart_after_a_kill(root: Path) -> None:
+    folder = root / "inbox"
+    Inbox(folder, settle=SETTLE, rescan=5.0).open()
+    long = "x" * 200 + ".yaml"
+    for name in ("fox.yaml", "fox.yaml", long):
+        ticket = str(uuid.uuid4())
+        (folder / name).unlink(missing_ok=True)
+        (folder / name).write_text(f"prompt: {ticket}")
+        os.link(folder / name, folder / ".claimed" / entry_of(ticket, name))
+    inbox = Inbox(folder, settle=SETTLE, rescan=5.0)
+    inbox.open()
+    assert len(inbox.leftovers()) == 3
+    assert [name for name in os.listdir(folder) if name.endswith(".yaml")] == []
+    nothing_for(inbox, SETTLE * 2)
     inbox.close()
 
 

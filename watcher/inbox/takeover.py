@@ -18,18 +18,20 @@ from pathlib import Path
 
 from watcher import publish
 from watcher.inbox.archive import CLAIMED, claimed_paths, files_in_rooms
-from watcher.inbox.claims import Claim, claim_of, entry_of
+from watcher.inbox.claims import Claim, claim_of, cut
 
 
-def begin(source: Path, target: Path, *, link: bool) -> bool:
+def begin(source: Path, target: Path, *, link: publish.Way | None) -> bool:
     """Give the file its claim's name; has it its old one still (``end``)? Raises OSError.
 
-    ``link``: try it with both names.
+    ``link``: how it gets a second name; None where one rename must do.
     """
-    if link:
+    if link is not None:
         with contextlib.suppress(OSError):
-            publish.by_link(source, target)
-            return True
+            link(source, target)
+            if _one_file(source, target):
+                return True
+            target.unlink()  # some network disks number a file by its name
     os.rename(source, target)
     return False
 
@@ -50,10 +52,17 @@ def _remove(aside: Path) -> None:
     aside.unlink(missing_ok=True)
 
 
+def _one_file(one: Path, other: Path) -> bool:
+    try:
+        return os.path.samestat(os.lstat(one), os.lstat(other))
+    except FileNotFoundError:
+        return False
+
+
 def leftovers(inbox: Path) -> list[Claim]:
     """Everything in ``.claimed``, oldest claim first, each under one name. Raises OSError."""
     found: list[tuple[int, Claim]] = []
-    by_inode: dict[int, Claim] = {}
+    named: dict[tuple[Path, str], list[Claim]] = {}  #: by the place and the name they came from
     for path in files_in_rooms(inbox / CLAIMED):
         if path.name.startswith("."):
             _remove(path)
@@ -62,17 +71,16 @@ def leftovers(inbox: Path) -> list[Claim]:
         claim = claim_of(path.parent, path.name, status.st_size)
         if claim is not None:
             found.append((status.st_ctime_ns, claim))
-            by_inode[status.st_ino] = claim
+            place = inbox / claim.hot, claim.entry.partition("~")[2]
+            named.setdefault(place, []).append(claim)
     sources: dict[str, Path] = {}
-    homes = {inbox / claim.hot for _, claim in found}
+    homes = {home for home, _ in named}
     for home in homes:
         with contextlib.suppress(FileNotFoundError), os.scandir(home) as entries:
             for entry in entries:
-                known = by_inode.get(entry.inode())
-                if known is None or entry_of(known.ticket, entry.name) != known.entry:
-                    continue
-                if os.path.samestat(os.lstat(known.path), os.lstat(entry.path)):
-                    sources[known.entry] = Path(entry.path)
+                for claim in named.get((home, cut(entry.name)), ()):
+                    if _one_file(claim.path, Path(entry.path)):
+                        sources[claim.entry] = Path(entry.path)
     # Old names go in the order of the claims, so a file that has one is later than all without;
     # of those claimed in one tick of the disk's clock the names decide, as when they arrived.
     found.sort(key=lambda pair: (pair[1].entry in sources, pair[0], pair[1].name, pair[1].entry))

@@ -343,7 +343,7 @@ class Inbox(Shelves):
             self._waiting += 1
             self._settling += 1
             return None  # a repeat: judged when the first has ended
-        link = arrival.size > 0 and publish.by_link in self._ways
+        link = publish.by_link if arrival.size > 0 and publish.by_link in self._ways else None
         try:
             try:
                 doubled = takeover.begin(source, target, link=link)
