@@ -9,6 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -996,6 +997,38 @@ def test_where_two_names_do_not_look_like_one_file_it_is_one_rename(root: Path) 
 
     assert not takeover.begin(source, target, link=copy)
     assert not source.exists() and target.read_text() == "prompt: a fox"
+
+
+def test_a_file_of_somebody_else_holds_no_leftover_up() -> None:
+    """Killed between its two names, in a folder where only its owner may take it away."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can be somebody else")
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o777)
+        folder = Path(place) / "inbox"
+        os.seteuid(65534)
+        try:
+            Inbox(folder, settle=SETTLE, rescan=5.0).open()
+        finally:
+            os.seteuid(0)
+        for number in range(2):
+            (folder / f"{number}.yaml").write_text("prompt: a fox")
+            os.chmod(folder / f"{number}.yaml", 0o666)
+            os.link(
+                folder / f"{number}.yaml", folder / ".claimed" / f"{uuid.uuid4()}~{number}.yaml"
+            )
+        os.chown(folder, 0, 0)
+        os.chmod(folder, 0o1777)
+        os.chown(folder / "1.yaml", 65534, 65534)
+        os.seteuid(65534)
+        try:
+            inbox = Inbox(folder, settle=SETTLE, rescan=5.0)
+            inbox.open()
+            assert [claim.name for claim in inbox.leftovers()] == ["1.yaml"]
+            inbox.close()
+        finally:
+            os.seteuid(0)
+        assert (folder / "0.yaml").exists() and not (folder / "1.yaml").exists()
 
 
 def test_long_names_and_those_of_one_name_are_told_apart_after_a_kill(root: Path) -> None:

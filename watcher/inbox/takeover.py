@@ -60,7 +60,10 @@ def _one_file(one: Path, other: Path) -> bool:
 
 
 def leftovers(inbox: Path) -> list[Claim]:
-    """Everything in ``.claimed``, oldest claim first, each under one name. Raises OSError."""
+    """Everything in ``.claimed``, oldest claim first, each under one name. Raises OSError.
+
+    What may not be taken away from its folder is no claim: it is looked at anew there.
+    """
     found: list[tuple[int, Claim]] = []
     named: dict[tuple[Path, str], list[Claim]] = {}  #: by the place and the name they came from
     for path in files_in_rooms(inbox / CLAIMED):
@@ -85,11 +88,16 @@ def leftovers(inbox: Path) -> list[Claim]:
     # of those claimed in one tick of the disk's clock the names decide, as when they arrived.
     found.sort(key=lambda pair: (pair[1].entry in sources, pair[0], pair[1].name, pair[1].entry))
     sync({claim.folder for _, claim in found})
+    kept = []
     for _, claim in found:
-        if claim.entry in sources:
-            end(sources[claim.entry], claim.path)
+        try:
+            if claim.entry in sources:
+                end(sources[claim.entry], claim.path)
+            kept.append(claim)
+        except PermissionError:
+            claim.path.unlink()
     sync(homes)
-    return [claim for _, claim in found]
+    return kept
 
 
 def sync(folders: Iterable[Path]) -> None:
