@@ -69,7 +69,7 @@ slow: $(VENV)/.installed-test ## the slow tests: storms, thousands of files, fuz
 
 postgres: $(VENV)/.installed-test ## the record on a PostgreSQL server of its own: store, exactly once, standby
 	$(BIN)/python tests/postgres.py $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" \
-	  tests/test_store.py tests/test_exactly_once.py tests/test_postgres.py
+	  tests/test_store.py tests/test_find.py tests/test_exactly_once.py tests/test_postgres.py
 
 # A machine of its own: loopback alone, where every link to another machine is one of the test's.
 ALONE := $(if $(filter 0,$(shell id -u)),unshare --net,unshare --map-root-user --net) \

@@ -17,6 +17,7 @@ from api.door import Door
 from api.errors import Refused, documented, fault_entry
 from api.paging import (
     RATING,
+    SIZE,
     Cursor,
     Limit,
     cursor_of,
@@ -28,9 +29,9 @@ from api.paging import (
 )
 from api.submit import ON_ITS_WAY, Submissions, accepted, read_file
 from api.views import Views
-from watcher.chosen import rating_range
+from watcher.chosen import rating_range, size_of
 from watcher.errors import SteadyError
-from watcher.jobs import Job, JobState, Priority
+from watcher.jobs import MAX_SEED, Job, JobState, Priority
 from watcher.log import now_us
 from watcher.pictures.outputs import Outputs
 from watcher.store import JobFilter
@@ -85,19 +86,16 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
     """The list, and how to add to it."""
     store = door.store
 
-    def names_in_record(model: str | None) -> list[str]:
-        if model is None:
-            return []
-        # a job that waits and named none is the usual model's
-        return [model, ""] if model == door.limits().usual.name else [model]
-
     @router.get("", response_model=models.JobPage)
     def list_jobs(
         request: Request,
         state: Annotated[models.State | None, Query(description="only these")] = None,
         text: Annotated[
             str | None,
-            Query(max_length=200, description="words of the prompt"),
+            Query(
+                max_length=200,
+                description="part of the prompt, the picture's name, the file's, label or metadata, in any case",
+            ),
         ] = None,
         since: Annotated[str | None, day("created at or after")] = None,
         until: Annotated[str | None, day("created before; a day is included whole")] = None,
@@ -109,6 +107,11 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
         model: Annotated[str | None, Query(max_length=100, description="of this model")] = None,
         lora: Annotated[str | None, Query(max_length=200, description="with this LoRA")] = None,
         rating: RATING = None,
+        seed: Annotated[int | None, Query(ge=0, le=MAX_SEED, description="with this seed")] = None,
+        size: SIZE = None,
+        label: Annotated[
+            str | None, Query(max_length=500, description="with this label, in any case")
+        ] = None,
         cursor: Cursor = None,
         limit: Limit = 50,
     ) -> Response:
@@ -121,9 +124,12 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             until=moment_bound("until", until, end=True),
             ticket=without_nul(batch),
             name=without_nul(name),
-            models=names_in_record(without_nul(model)),
+            models=door.names_in_record(without_nul(model)),
             lora=without_nul(lora),
             rating=rating_range(rating) if rating else None,
+            seed=seed,
+            size=size_of(size) if size else None,
+            label=without_nul(label),
         )
         rows = store.jobs(chosen, before_seq=seq_of(cursor), limit=limit + 1)
         following = cursor_of(rows[limit - 1].seq) if len(rows) > limit else None

@@ -44,6 +44,17 @@ RATING = Annotated[
 ]
 
 
+SIZE = Annotated[
+    str | None,
+    Query(
+        max_length=20,
+        description="width and height of the picture",
+        examples=["1024x768"],
+        json_schema_extra={"pattern": r"^([0-9]{1,5}x[0-9]{1,5})?$"},
+    ),
+]
+
+
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 

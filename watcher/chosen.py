@@ -49,6 +49,19 @@ def rating_range(text: str) -> tuple[int, int]:
     return (REJECTED if low is None else int(low)), (MAX_RATING if high is None else int(high))
 
 
+def size_of(text: str) -> str:
+    """``1024x768``, which may be written ``1024 X 768`` or ``1024 × 768``, for :class:`JobFilter`.
+
+    Raises SteadyError out_of_range.
+    """
+    found = re.fullmatch(r"\s*([0-9]{1,5})\s*[xX×*]\s*([0-9]{1,5})\s*", text)
+    if found is None:
+        fault = ValueFault("out_of_range", "`size` is not understood.", key="size",
+                           value=text[:60], allowed="width and height: 1024x768")  # fmt: skip
+        raise SteadyError("out_of_range", problems=[fault])
+    return f"{int(found[1])}x{int(found[2])}"
+
+
 def needs_new_seed(job: Job) -> bool:
     """Would the same seed fail in the same way?"""
     return job.error_code == "blank_picture"

@@ -60,6 +60,9 @@ _VERIFY_SECONDS = 30.0  #: until a record that was found damaged is read once mo
 #: The longest wait for another program's lock on the record: shorter than a pulse may be old,
 #: so that the pulse tells of it.
 _BUSY_SECONDS = 1.0
+#: Between looks for jobs that are not in the index yet, and how much longer than the work itself
+#: the pause is that follows it: while files are read, and otherwise.
+_INDEX_SECONDS, _READING_PAUSE, _PAUSE = 1.0, 20, 1
 _OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
 _NO_THERMOMETER = (
     "`max_temperature` is set, but nobody can tell how hot a card is here"
@@ -283,6 +286,10 @@ class Service:
         self._intake.start()
         if self._store.unchecked:
             threading.Thread(target=self._verify, name="verify", daemon=True).start()
+        index = threading.Thread(target=self._index, name="index")
+        ends.callback(index.join)
+        ends.callback(self._stop.set)
+        index.start()
         choice = self._models.choice
         say(logger, "watcher.ready", inbox=str(self._config.inbox), model=choice.name,
             why=choice.why)  # fmt: skip
@@ -361,6 +368,19 @@ class Service:
                 self._troubles.clear("verify")
                 say(logger, "record.verified", seconds=round(time.monotonic() - begun, 1))
                 return
+
+    def _index(self) -> None:
+        """Make jobs findable that are on record, whenever there is time. Trouble is the queue's."""
+        while not self._stop.is_set():
+            begun = time.monotonic()
+            try:
+                count = self._store.index_some()
+            except Trouble:
+                self._stop.wait(_VERIFY_SECONDS)
+                continue
+            pause = _PAUSE if self._intake.quiet else _READING_PAUSE
+            worked = time.monotonic() - begun
+            self._stop.wait(worked * pause if count else _INDEX_SECONDS)
 
     def _done(self) -> int | None:
         """For ``once``: 0 when nothing is left, 4 when what is left cannot go on, else None."""

@@ -150,7 +150,7 @@ class Tools:
         self,
         state: JobState | None = None,
         text: Annotated[
-            str | None, Field(max_length=200, description="words of the prompt")
+            str | None, Field(max_length=200, description="part of prompt, name, file or label")
         ] = None,
         limit: Annotated[int, Field(ge=1, le=_PAGE)] = 20,
     ) -> str:

@@ -225,15 +225,17 @@ class Pages:
 
     def pictures(self, chosen: "Chosen") -> Response:
         """The gallery: newest first, by day, in pages that new pictures never shift."""
-        rows = self._store.jobs(
-            chosen.filter, before_seq=seq_of(chosen.cursor), limit=_PICTURES + 1
-        )
+        limits = self._door.limits()
+        others = limits.others.values()
+        wanted = chosen.filter(self._door.names_in_record)
+        rows = self._store.jobs(wanted, before_seq=seq_of(chosen.cursor), limit=_PICTURES + 1)
         following = cursor_of(rows[_PICTURES - 1].seq) if len(rows) > _PICTURES else None
         batch = self._store.batch(chosen.batch) if chosen.batch else None
         return self.show(
             "pictures.html",
             **self.frame("pictures", "Pictures"),
             chosen=chosen,
+            models=[card.name for card in (limits.usual, *others)] if others else [],
             days=by_day(rows[:_PICTURES]),
             months=self._months(),
             batch=batch,
@@ -425,16 +427,8 @@ def routes(door: Door, pages: Pages, submissions: Submissions) -> APIRouter:
         return pages.queue()
 
     @router.get("/pictures")
-    def pictures(
-        text: Annotated[str, Query(max_length=200)] = "",
-        state: Annotated[str, Query(max_length=20)] = "",
-        day: Annotated[str, Query(max_length=10)] = "",
-        batch: Annotated[str, Query(max_length=64)] = "",
-        rating: Annotated[str, Query(max_length=20)] = "",
-        until: Annotated[str, Query(max_length=10)] = "",
-        cursor: Annotated[str | None, Query(pattern="^s[0-9]{1,18}$")] = None,
-    ) -> Response:
-        return pages.pictures(Chosen(text, state, day, batch, rating, until, cursor))
+    def pictures(chosen: Annotated[Chosen, Query()]) -> Response:
+        return pages.pictures(chosen)
 
     @router.get("/jobs/{job_id:uuid}")
     def job(job_id: uuid.UUID, request: Request) -> Response:

@@ -6,12 +6,14 @@ import datetime
 import io
 import itertools
 import urllib.parse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from api.paging import moment_bound, without_nul
-from watcher.chosen import rating_range
+from watcher.chosen import rating_range, size_of
 from watcher.jobs import Card, Job, JobState
 from watcher.store import JobFilter, JobStore
 
@@ -35,57 +37,59 @@ class RunningRow:
         return min(99, round(100 * (self.step or 0) / self.steps))
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """What the gallery is narrowed to, as the address says it."""
+class Chosen(BaseModel):
+    """What the gallery is narrowed to, as the address says it; "" for any.
 
-    text: str
-    state: str
-    day: str
-    batch: str
-    rating: str
-    until: str
-    cursor: str | None
+    A further filter is its line here, its line in ``filter``, and a field of pictures.html.
+    """
 
-    @property
-    def filter(self) -> JobFilter:
-        """Raises SteadyError out_of_range for a day or a rating that is none."""
+    model_config = ConfigDict(frozen=True)
+
+    text: Annotated[str, Field(max_length=200)] = ""
+    state: Annotated[str, Field(max_length=20)] = ""
+    rating: Annotated[str, Field(max_length=20)] = ""
+    day: Annotated[str, Field(max_length=10)] = ""
+    until: Annotated[str, Field(max_length=10)] = ""
+    batch: Annotated[str, Field(max_length=64)] = ""
+    model: Annotated[str, Field(max_length=100)] = ""
+    lora: Annotated[str, Field(max_length=200)] = ""
+    size: Annotated[str, Field(max_length=20)] = ""
+    seed: Annotated[str, Field(pattern=r"^\s*[0-9]{0,19}\s*$")] = ""
+    cursor: Annotated[str | None, Field(pattern="^s[0-9]{1,18}$")] = None
+
+    def filter(self, names: Callable[[str | None], list[str]]) -> JobFilter:
+        """``names``: those of a model in the record. Raises SteadyError out_of_range for a day, a
+        size or a rating that is none."""
         state = self.state if self.state in {s.value for s in JobState} else ""
+        end = self.day or self.until
         return JobFilter(
             state=JobState(state) if state and state != "completed" else None,
             pictured=state in ("", "completed"),
             text=without_nul(self.text.strip()) or None,
             since=moment_bound("day", self.day) if self.day else None,
-            until=moment_bound("day", self.day or self.until, end=True)
-            if self.day or self.until
-            else None,
+            until=moment_bound("day", end, end=True) if end else None,
             ticket=without_nul(self.batch) or None,
             rating=rating_range(self.rating) if self.rating else None,
+            models=names(without_nul(self.model.strip()) or None),
+            lora=without_nul(self.lora.strip()) or None,
+            size=size_of(self.size) if self.size.strip() else None,
+            seed=int(self.seed) if self.seed.strip() else None,
         )
 
     @property
     def narrowed(self) -> bool:
         """Is anything but the usual chosen?"""
-        return bool(
-            self.text
-            or self.day
-            or self.batch
-            or self.rating
-            or self.until
-            or self.state not in ("", "completed")
-        )
+        said = self.model_dump(exclude={"cursor", "state"})
+        return any(said.values()) or self.state not in ("", "completed")
+
+    @property
+    def narrowed_further(self) -> bool:
+        """Is anything chosen that stands under "More"?"""
+        return bool(self.model or self.lora or self.size or self.seed)
 
     def address(self, cursor: str | None) -> str:
         """The page of the same choice that begins after ``cursor``."""
-        members = {
-            "text": self.text,
-            "state": self.state,
-            "day": self.day,
-            "batch": self.batch,
-            "rating": self.rating,
-            "until": self.until,
-            "cursor": cursor,
-        }
+        members = self.model_dump() | {"cursor": cursor}
         query = urllib.parse.urlencode({k: v for k, v in members.items() if v})
         return f"/pictures?{query}" if query else "/pictures"
 

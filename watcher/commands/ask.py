@@ -7,6 +7,7 @@ how jobs are run.
 import contextlib
 import re
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -38,22 +39,38 @@ def list_jobs(
             help="Only jobs in this state: queued, generating, completed, failed, cancelled.",
         ),
     ] = None,
-    text: Annotated[str | None, typer.Option(help="Only prompts with this text.")] = None,
+    text: Annotated[
+        str | None, typer.Option(help="Only with this in prompt, name, file, label or metadata.")
+    ] = None,
     batch: Annotated[str | None, typer.Option(help="Only jobs of this batch (ticket).")] = None,
+    lora: Annotated[str | None, typer.Option(help="Only with this LoRA.")] = None,
+    size: Annotated[str | None, typer.Option(help="Only of this size: 1024x768.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Only with this seed.")] = None,
+    label: Annotated[str | None, typer.Option(help="Only with this label.")] = None,
+    rating: Annotated[str | None, typer.Option(help="Only rated so: 5, 4.., rejected.")] = None,
     limit: Annotated[
         int, typer.Option("--limit", "-n", min=1, help="How many, newest first.")
     ] = 20,
 ) -> None:
     """List jobs, newest first."""
+    from watcher.chosen import rating_range, size_of
     from watcher.commands.show import job_json, job_rows
     from watcher.store import JobFilter
 
     only = _state_of(state) if state else None
+    further = JobFilter(
+        text=text,
+        lora=lora,
+        size=size_of(size) if size else None,
+        seed=seed,
+        label=label,
+        rating=rating_range(rating) if rating else None,
+    )
     if not desk.has_record():
         desk.talk("No jobs yet.")
         return
     pulse = desk.pulse()
-    wanted = JobFilter(state=only, text=text, ticket=batch)
+    wanted = replace(further, state=only, ticket=batch)
     left, before, seen, total = limit, None, 0, None
     with desk.record() as store:
         while left > 0 and (jobs := store.jobs(wanted, before_seq=before, limit=min(left, 500))):
@@ -63,11 +80,11 @@ def list_jobs(
             if not desk.as_json:
                 desk.answer({}, "\n".join(rows))
             left, before, seen = left - len(jobs), jobs[-1].seq, seen + len(jobs)
-        if not left and not text:
+        if not left and further == JobFilter():
             counts = store.progress(batch) if batch else store.counts()
             total = counts[only] if only else sum(counts.values())
     if not seen:
-        desk.talk("No such jobs." if state or text or batch else "No jobs yet.")
+        desk.talk("No jobs yet." if wanted == JobFilter() else "No such jobs.")
     elif total and total > seen and sys.stdout.isatty():
         desk.talk(f"Showing {seen} of {total}; all of them: --limit {total}")
 

@@ -22,9 +22,10 @@ from watcher.store.claiming import PATIENCE, Claiming, Want
 from watcher.store.deliveries import Deliveries, Delivery, DeliveryState
 from watcher.store.entries import batch_of, job_of, to_json, with_warnings
 from watcher.store.inputs import HELD
+from watcher.store.lists import JobFilter
 from watcher.store.record import Record
 from watcher.store.recording import NewJob, Recorded, Recording
-from watcher.store.views import READY, JobFilter, JobQueries
+from watcher.store.views import READY, JobQueries
 
 __all__ = [
     "PATIENCE",
@@ -191,13 +192,15 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
             row = rows[0]
             name = imagenames.next_of(self, id, row["folder"], row["image_name"])
             suffix = row["path"].rpartition(".")[2]
-            return self._move(
+            job = self._move(
                 "image_name = :name, path = :path",
                 "id = :id",
                 id=id,
                 name=name,
                 path=f"{row['folder']}/{name}.{suffix}",
             )
+            self._index_again(row["seq"])
+            return job
 
     def cancel(self, id: str, now: int) -> Job:
         """A waiting job ends here; a running one is flagged for its worker to see.

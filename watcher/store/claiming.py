@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from watcher.jobs import Job, Priority
-from watcher.store.database import Database
 from watcher.store.entries import job_of, to_json
 from watcher.store.schema import Row
+from watcher.store.search import Searched
 from watcher.store.views import READY
 
 #: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
@@ -67,7 +67,7 @@ class Want(NamedTuple):
     loras: str = ""
 
 
-class Claiming(Database):
+class Claiming(Searched):
     """Claiming."""
 
     def claim_many(
@@ -102,6 +102,8 @@ class Claiming(Database):
                              now=now, seq=first["seq"])  # fmt: skip
                 [claimed] = self.run(_CLAIM, now=now, seq=row["seq"], usual=usual)
                 self.run(_CLAIMED, **{"class": row["class"], "rank": row["rank"], "worst": worst})
+                if claimed["model"] != row["model"]:
+                    self._index_again(row["seq"])
                 jobs.append(job_of(claimed))
         return jobs
 

@@ -52,6 +52,13 @@ class RecordFile:
                 f"SQLite {sqlite3.sqlite_version} is too old; 3.35 is the oldest that will do.",
                 remedy="Use a Python that brings a newer SQLite.",
             )
+        with contextlib.closing(sqlite3.connect(":memory:")) as any_:
+            if not any_.execute("SELECT sqlite_compileoption_used('ENABLE_FTS5')").fetchone()[0]:
+                raise SteadyError(
+                    "database_trouble",
+                    "This SQLite was built without its full-text search (FTS5).",
+                    remedy="Use a Python that brings a whole SQLite, as Debian's and Docker's do.",
+                )
         path = self.path
         try:
             os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o644))

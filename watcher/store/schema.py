@@ -230,6 +230,9 @@ _VERSION_2 = (
     # Who hears of what: as the settings of the watcher that runs say it.
     """CREATE TABLE listeners (event {key} NOT NULL, endpoint {key} NOT NULL,
         PRIMARY KEY (event, endpoint)) {plain_table}""",
+    # What a job is found by, put here some time after it came; see lists.py.
+    """CREATE TABLE search (job {integer} PRIMARY KEY, words {key} NOT NULL,
+        marks {key} NOT NULL)""",
 )
 
 
@@ -279,6 +282,47 @@ def _postgres_outbox() -> tuple[str, ...]:
     )
 
 
+# The indexes of ``search``: of each three characters of the words, and of whole marks. Without the
+# places where they stand, for the row says that: half as many bytes.
+_SQLITE_INDEXES = {
+    "words": "trigram case_sensitive 1",
+    "marks": "ascii tokenchars ''=%_.-~''",
+}
+
+
+def _sqlite_search() -> tuple[str, ...]:
+    statements = [
+        "CREATE TRIGGER jobs_unsearched AFTER DELETE ON jobs"
+        " BEGIN DELETE FROM search WHERE job = OLD.seq; END"
+    ]
+    for column, tokenizer in _SQLITE_INDEXES.items():
+        index = f"search_{column}"
+        out = f"INSERT INTO {index} ({index}, rowid, {column}) VALUES ('delete', OLD.job, OLD.{column});"
+        in_ = f"INSERT INTO {index} (rowid, {column}) VALUES (NEW.job, NEW.{column});"
+        statements += [
+            f"CREATE VIRTUAL TABLE {index} USING fts5 ({column}, content = 'search',"
+            f" content_rowid = 'job', detail = 'none', tokenize = '{tokenizer}')",
+            f"CREATE TRIGGER {index}_in AFTER INSERT ON search BEGIN {in_} END",
+            f"CREATE TRIGGER {index}_out AFTER DELETE ON search BEGIN {out} END",
+            f"CREATE TRIGGER {index}_over AFTER UPDATE OF {column} ON search BEGIN {out} {in_} END",
+        ]
+    return tuple(statements)
+
+
+# The extension comes with every PostgreSQL, and the owner of a database may add it; where that is
+# refused, or its package is not there, lists read the table instead.
+_POSTGRES_SEARCH = (
+    "ALTER TABLE search ADD FOREIGN KEY (job) REFERENCES jobs (seq) ON DELETE CASCADE",
+    """DO $$ BEGIN CREATE EXTENSION IF NOT EXISTS pg_trgm;
+        EXCEPTION WHEN OTHERS THEN RAISE NOTICE 'no pg_trgm: %', SQLERRM; END $$""",
+    """DO $$ DECLARE place text; BEGIN
+        SELECT n.nspname INTO place FROM pg_extension AS e
+            JOIN pg_namespace AS n ON n.oid = e.extnamespace WHERE e.extname = 'pg_trgm';
+        IF place IS NOT NULL THEN EXECUTE format('CREATE INDEX search_words_marks ON search USING gin'
+            ' (words %1$I.gin_trgm_ops, marks %1$I.gin_trgm_ops)', place); END IF; END $$""",
+)
+
+
 SQLITE = Dialect(
     name="sqlite",
     serial="INTEGER PRIMARY KEY AUTOINCREMENT",
@@ -289,7 +333,7 @@ SQLITE = Dialect(
     mark="?",
     begin="BEGIN IMMEDIATE",
     plain_table="WITHOUT ROWID",
-    own=(_sqlite_triggers(), _sqlite_outbox()),
+    own=(_sqlite_triggers(), (*_sqlite_outbox(), *_sqlite_search())),
 )
 
 POSTGRES = Dialect(
@@ -303,7 +347,7 @@ POSTGRES = Dialect(
     begin="SELECT 1 FROM (SELECT pg_advisory_xact_lock(1398031449, hashtext(current_schema())))"
     " AS only_writer",
     plain_table="",
-    own=((*_postgres_triggers(), _PULSES), _postgres_outbox()),
+    own=((*_postgres_triggers(), _PULSES), (*_postgres_outbox(), *_POSTGRES_SEARCH)),
 )
 
 _TABLES = (_VERSION_1, _VERSION_2)

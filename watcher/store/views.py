@@ -1,7 +1,7 @@
 """Looking at the record: one job, lists in pages, figures. Nothing here changes anything.
 
 Pages go by key, never by offset, and figures are counted by triggers, so no look grows with
-the record (but for :attr:`JobFilter.text`). Part of :class:`watcher.store.JobStore`.
+the record. Lists are in ``lists.py``. Part of :class:`watcher.store.JobStore`.
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
@@ -10,47 +10,18 @@ import re
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from watcher.jobs import Job, JobState, Priority
-from watcher.store.database import Database
-from watcher.store.entries import job_of, to_json
+from watcher.store.entries import job_of
 from watcher.store.imagenames import folded
+from watcher.store.lists import PAGE, JobFilter, Lists
 
 #: The ready jobs, as their own index has them. Without the hint SQLite prefers the index of the
 #: lists and sorts the whole backlog for each claim: a second at a million rows.
 READY = "INDEXED BY jobs_ready WHERE state = 'queued' AND held IS NULL"
 
-_PAGE = 1000  #: jobs read at once
 _LAST = 2**31 - 1  #: in place of a row that is not known
 _IDX = 2**32 - 1  #: the half of a packed (row, idx) that is the idx
-
-
-def _plain(text: str) -> str:
-    """``text`` as LIKE finds it, whatever is in it."""
-    return re.sub(r"([!%_])", r"!\1", text)
-
-
-@dataclass(frozen=True)
-class JobFilter:
-    """What a list of jobs is narrowed to; None means any.
-
-    ``text``: part of the prompt, in any case. ``since`` and ``until``: created then,
-    microseconds, until not included. ``name``: the picture's name, in any case, any folder.
-    ``pictured``: only those whose picture is there. ``models``: of one of these, "" for jobs that
-    named none and wait. ``lora``: with this one among theirs. ``rating``: the lowest and the highest.
-    """
-
-    state: JobState | None = None
-    text: str | None = None
-    since: int | None = None
-    until: int | None = None
-    ticket: str | None = None
-    name: str | None = None
-    pictured: bool = False
-    models: Sequence[str] = ()
-    lora: str | None = None
-    rating: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -81,15 +52,7 @@ class Tally:
     run: Spread
 
 
-def _rated(low: int, high: int) -> tuple[str, str]:
-    """The condition for a rating from ``low`` to ``high``, and its index: few are rated at all."""
-    condition = f"rating BETWEEN {low:d} AND {high:d}"
-    if low > 0 or high < 0:
-        return f"{condition} AND rating <> 0", "INDEXED BY jobs_rated"
-    return condition, ""
-
-
-class JobQueries(Database):
+class JobQueries(Lists):
     """Every question the record answers about jobs."""
 
     def job(self, id: str) -> Job | None:
@@ -129,67 +92,7 @@ class JobQueries(Database):
         )
         return [(row["id"], row["attempt"]) for row in rows]
 
-    def jobs(
-        self, filter: JobFilter = JobFilter(), before_seq: int | None = None, limit: int = 50
-    ) -> list[Job]:
-        """The newest jobs first; ``before_seq``: the seq of the last one already seen.
-
-        ``text``, ``models`` and ``lora`` read every row they pass; everything else is a look into
-        an index.
-        """
-        where, values = [], dict[str, Any](limit=limit)
-        order, index = "seq DESC", ""
-        if filter.rating is not None:
-            rated, index = _rated(*filter.rating)
-            where.append(rated)
-        if filter.state is not None:
-            where.append("state = :state")
-            values["state"] = filter.state.value
-        if filter.pictured:
-            where.append("state = 'completed' AND deleted_at IS NULL")
-        if filter.ticket is not None:
-            where.append("ticket = :ticket")
-            values["ticket"] = filter.ticket
-            order, index = "idx DESC", ""  # the same order, and there is an index for it
-        if filter.name is not None:
-            where.append("id IN (SELECT job_id FROM image_names WHERE folded = :name)")
-            values["name"] = folded(filter.name)
-        if filter.text is not None:
-            where.append("lower(prompt) LIKE lower(:text) ESCAPE '!'")
-            values["text"] = f"%{_plain(filter.text)}%"
-        if filter.models:
-            where.append(f"model IN {self.each('models')}")
-            values["models"] = to_json(list(filter.models))
-        if filter.lora is not None:
-            where.append("loras <> '' AND ', ' || loras || ',' LIKE :lora ESCAPE '!'")
-            values["lora"] = f"%, {_plain(filter.lora)},%"
-        # created_at grows with seq but for jumps of the clock: the index says where to look.
-        if filter.since is not None:
-            where.append(
-                "created_at >= :since AND seq >= (SELECT seq FROM jobs WHERE created_at >= :since"
-                " ORDER BY created_at, seq LIMIT 1)"
-            )
-            values["since"] = filter.since
-        if filter.until is not None:
-            where.append(
-                "created_at < :until AND seq <= (SELECT seq FROM jobs WHERE created_at < :until"
-                " ORDER BY created_at DESC, seq DESC LIMIT 1)"
-            )
-            values["until"] = filter.until
-        if before_seq is not None:
-            where.append("seq < :before_seq")
-            values["before_seq"] = before_seq
-        condition = f"{index} WHERE {' AND '.join(where)}" if where else ""
-        return self._jobs(f"{condition} ORDER BY {order} LIMIT :limit", **values)
-
-    def all_jobs(self, filter: JobFilter) -> Iterator[Job]:
-        """The same without end, a page in memory at a time."""
-        before: int | None = None
-        while page := self.jobs(filter, before_seq=before, limit=_PAGE):
-            yield from page
-            before = page[-1].seq
-
-    def jobs_of(self, ticket: str, after_index: int = -1, limit: int = _PAGE) -> list[Job]:
+    def jobs_of(self, ticket: str, after_index: int = -1, limit: int = PAGE) -> list[Job]:
         """The batch's jobs in its own order, a page at a time."""
         return self._jobs(
             "INDEXED BY jobs_by_place WHERE ticket = :ticket AND idx > :after"
@@ -226,8 +129,8 @@ class JobQueries(Database):
             yield from self.jobs_in_order(ticket)
             return
         ordered = [place & _IDX for place in sorted(places)]
-        for start in range(0, len(ordered), _PAGE):
-            wanted = ordered[start : start + _PAGE]
+        for start in range(0, len(ordered), PAGE):
+            wanted = ordered[start : start + PAGE]
             some = f"INDEXED BY jobs_by_place WHERE ticket = :ticket AND idx IN ({', '.join(map(str, wanted))})"
             found = {job.index: job for job in self._jobs(some, ticket=ticket)}
             yield from (found[index] for index in wanted if index in found)
@@ -448,6 +351,3 @@ class JobQueries(Database):
             for name in spans
         )
         return Tally(rev, int(row["n"]), wait, run)
-
-    def _jobs(self, rest: str, **values: Any) -> list[Job]:
-        return [job_of(row) for row in self.poll(f"SELECT * FROM jobs {rest}", **values)]
