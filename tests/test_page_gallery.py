@@ -212,3 +212,21 @@ def test_the_page_can_be_installed(eyes: Eyes):
     assert manifest["display"] == "standalone" and manifest["start_url"] == "/"
     assert eyes.context.request.get(manifest["icons"][0]["src"]).ok
     assert barriers(page) == []
+
+
+def test_pictures_are_found_by_seed_size_and_words(eyes: Eyes, wall: Wall):
+    page = eyes.open("/pictures")
+    page.locator(".further summary").click()
+    page.locator("[name=seed]").fill("123")
+    page.locator("[name=size]").fill("256 x 256")
+    page.locator("#filter").get_by_role("button", name="Show").click()
+    expect(page.locator(".card")).to_have_count(1)
+    expect(page.locator(f"#c-{wall.ids[123]}")).to_be_visible()
+    expect(page.locator("[name=seed]")).to_have_value("123")
+    page.locator("[name=lora]").fill("none such")
+    page.keyboard.press("Enter")
+    expect(page.locator(".empty")).to_contain_text("Nothing fits")
+    page.get_by_role("link", name="All", exact=True).click()
+    page.locator("#search").fill("PICTURE 77")
+    page.keyboard.press("Enter")
+    expect(page.locator(".card")).to_have_count(11)
