@@ -223,7 +223,7 @@ def test_pictures_are_found_by_seed_size_and_words(eyes: Eyes, wall: Wall):
     expect(page.locator(".card")).to_have_count(1)
     expect(page.locator(f"#c-{wall.ids[123]}")).to_be_visible()
     expect(page.locator("[name=seed]")).to_have_value("123")
-    page.locator("[name=lora]").fill("none such")
+    page.locator("#filter [name=lora]").fill("none such")
     page.keyboard.press("Enter")
     expect(page.locator(".empty")).to_contain_text("Nothing fits")
     page.get_by_role("link", name="All", exact=True).click()
