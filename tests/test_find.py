@@ -307,15 +307,15 @@ def test_a_kill_leaves_index_and_rows_in_step(tmp_path: Path) -> None:
     store.close()
 
 
+@pytest.mark.parametrize("version", [1, 2])
 def test_an_older_record_is_searched_at_once_and_indexed_by_the_watcher(
-    make_root: Callable, tmp_path: Path
+    make_root: Callable[..., Any], version: int
 ) -> None:
-    script = Path(__file__).with_name("record_of_version_1.sql").read_text("utf-8")
+    script = Path(__file__).with_name(f"record_of_version_{version}.sql").read_text("utf-8")
     root = make_root()
     with sqlite3.connect(root.folder / "steady.db") as old:
         old.executescript(script)
-    url = f"sqlite:///{root.folder / 'steady.db'}"
-    store = JobStore(url, checkpointer=False)
+    store = JobStore(f"sqlite:///{root.folder / 'steady.db'}", checkpointer=False)
     [fox] = store.jobs(JobFilter(text="狐"))
     assert store.poll("SELECT count(*) AS n FROM search")[0]["n"] == 0
     watcher = root.watch()

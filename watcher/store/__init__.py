@@ -41,12 +41,10 @@ __all__ = [
 
 _BULK = Priority.BULK.level
 
-
 # A fresh start for a failed or cancelled job, in its new place among those who wait.
 _RETRY = f"""state = 'queued', held = {HELD}, deaths = 0, watcher_deaths = 0,
     cancel_requested = 0, started_at = NULL, completed_at = NULL, error_code = NULL,
     error_message = NULL, facts = NULL, passed_at = NULL"""
-
 
 #: What can be done with a job in this state, where something else was asked for.
 _INSTEAD = {

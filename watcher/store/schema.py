@@ -230,7 +230,10 @@ _VERSION_2 = (
     # Who hears of what: as the settings of the watcher that runs say it.
     """CREATE TABLE listeners (event {key} NOT NULL, endpoint {key} NOT NULL,
         PRIMARY KEY (event, endpoint)) {plain_table}""",
-    # What a job is found by, put here some time after it came; see lists.py.
+)
+
+_VERSION_3 = (
+    # What a job is found by, put here some time after it came; see search.py.
     """CREATE TABLE search (job {integer} PRIMARY KEY, words {key} NOT NULL,
         marks {key} NOT NULL)""",
 )
@@ -333,7 +336,7 @@ SQLITE = Dialect(
     mark="?",
     begin="BEGIN IMMEDIATE",
     plain_table="WITHOUT ROWID",
-    own=(_sqlite_triggers(), (*_sqlite_outbox(), *_sqlite_search())),
+    own=(_sqlite_triggers(), _sqlite_outbox(), _sqlite_search()),
 )
 
 POSTGRES = Dialect(
@@ -347,10 +350,10 @@ POSTGRES = Dialect(
     begin="SELECT 1 FROM (SELECT pg_advisory_xact_lock(1398031449, hashtext(current_schema())))"
     " AS only_writer",
     plain_table="",
-    own=((*_postgres_triggers(), _PULSES), (*_postgres_outbox(), *_POSTGRES_SEARCH)),
+    own=((*_postgres_triggers(), _PULSES), _postgres_outbox(), _POSTGRES_SEARCH),
 )
 
-_TABLES = (_VERSION_1, _VERSION_2)
+_TABLES = (_VERSION_1, _VERSION_2, _VERSION_3)
 
 #: The version this code reads and writes.
 VERSION = len(_TABLES)
