@@ -479,10 +479,14 @@ def test_twelve_tabs_share_one_stream(eyes: Eyes, house: House):
 
 
 class Stage:
-    """The api on a record made by hand; the pulse says what the test wants."""
+    """The api on a record made by hand; the pulse says what the test wants.
 
-    def __init__(self, folder: Path) -> None:
+    ``settings``: what config.yaml says.
+    """
+
+    def __init__(self, folder: Path, **settings: Any) -> None:
         folder.mkdir()
+        (folder / "config.yaml").write_text(json.dumps(settings))
         self.config = Config.load(folder, model="starter")
         Outputs(self.config.outputs).open()
         self.config.inbox.mkdir()

@@ -21,8 +21,8 @@ HOW_MANY = 8
 class Wall:
     """A record with some pictures, and the service on it; it may be killed and started again."""
 
-    def __init__(self, folder: Path, number: int = HOW_MANY) -> None:
-        self.stage = Stage(folder)
+    def __init__(self, folder: Path, number: int = HOW_MANY, **settings: Any) -> None:
+        self.stage = Stage(folder, **settings)
         self.stage.pulse()
         text = "".join(f"- {{prompt: picture {n}, seed: {n}}}\n" for n in range(number))
         self.stage.add(text, "wall.yaml")

@@ -225,8 +225,7 @@ class Pages:
 
     def pictures(self, chosen: "Chosen") -> Response:
         """The gallery: newest first, by day, in pages that new pictures never shift."""
-        limits = self._door.limits()
-        others = limits.others.values()
+        names = dict.fromkeys((*self._door.limits().names, chosen.model))
         wanted = chosen.filter(self._door.names_in_record)
         rows = self._store.jobs(wanted, before_seq=seq_of(chosen.cursor), limit=_PICTURES + 1)
         following = cursor_of(rows[_PICTURES - 1].seq) if len(rows) > _PICTURES else None
@@ -235,7 +234,7 @@ class Pages:
             "pictures.html",
             **self.frame("pictures", "Pictures"),
             chosen=chosen,
-            models=[card.name for card in (limits.usual, *others)] if others else [],
+            models=[name for name in names if name],
             days=by_day(rows[:_PICTURES]),
             months=self._months(),
             batch=batch,
