@@ -95,7 +95,7 @@ class Watcher:
         assert job is not None
         return job
 
-    def finish(self, job: Job | None = None, picture: bytes = PICTURE) -> Job:
+    def finish(self, job: Job | None = None, picture: bytes = PICTURE, **facts: Any) -> Job:
         """The running (or next) job gets its picture."""
         job = job or self.claim()
         path = self.config.outputs / job.path
@@ -106,7 +106,7 @@ class Watcher:
             job.attempt,
             sha256=hashlib.sha256(picture).hexdigest(),
             bytes=len(picture),
-            facts={"model": "none"},
+            facts={"model": "none"} | facts,
             now=now_us(),
         )
         assert done is not None

@@ -500,12 +500,12 @@ class Stage:
     def add(self, text: str, name: str = "dropped.yaml") -> list[str]:
         return self.watcher.drop(text, next(self.tickets), name)
 
-    def finish(self) -> Job:
-        job = self.watcher.claim()
+    def finish(self, job: Job | None = None, **facts: Any) -> Job:
+        job = job or self.watcher.claim()
         file = io.BytesIO()
         colour = tuple(job.id.encode()[-3:])
         Image.new("RGB", (64, 64), colour).save(file, "PNG")
-        return self.watcher.finish(job, file.getvalue())
+        return self.watcher.finish(job, file.getvalue(), **facts)
 
     def refuse(self, name: str, error: dict[str, Any]) -> str:
         ticket = next(self.tickets)

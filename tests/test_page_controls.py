@@ -7,15 +7,19 @@ from typing import Any
 import pytest
 from conftest import until
 from playwright.sync_api import Browser, Page, expect
-from test_page import LOOKS, Eyes, browser  # noqa: F401
+from test_page import LOOKS, Eyes, barriers, browser  # noqa: F401
 from test_page_choose import Wall, pick
 
 from watcher.jobs import JobState
+from watcher.log import now_us
+from watcher.store import Want
 
 
 @pytest.fixture(scope="module")
 def wall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wall]:
-    wall = Wall(tmp_path_factory.mktemp("controls") / "root", 130)  # three pages of the gallery
+    large = {"source": "starter", "width": 320, "height": 192, "steps": 12}
+    folder = tmp_path_factory.mktemp("controls") / "root"
+    wall = Wall(folder, 130, models={"large": large})  # three pages of the gallery
     yield wall
     wall.close()
 
@@ -305,3 +309,117 @@ def test_the_last_hours_are_a_table_too(eyes: Eyes):
     expect(page.locator("#hours td").first).to_be_visible()
     follow(page, "Deliveries", "/webhooks/deliveries$")
     eyes.expected = ["404"]  # a browser asks for an icon where what it shows is JSON
+
+
+def test_a_model_is_chosen_for_a_new_picture_and_its_sizes_come_along(eyes: Eyes, wall: Wall):
+    page = eyes.open()
+    page.locator("#new summary").first.click()
+    page.locator("#new").get_by_label("Model").select_option("large")
+    page.locator("#prompt").fill("a large fox")
+    press(page, "Make it", "#new")
+    (job,) = until(wall.sent, 20, "the job")
+    asked = {name: job[name] for name in ("model", "width", "height", "num_inference_steps")}
+    assert asked == {"model": "large", "width": 320, "height": 192, "num_inference_steps": 12}
+
+
+def test_guidance_and_what_is_not_wanted_are_heeded(eyes: Eyes, wall: Wall):
+    page = eyes.open()
+    page.locator("#new summary").first.click()
+    page.locator("#new").get_by_label("Guidance").fill("4.5")
+    page.locator("#new").get_by_label("Negative prompt").fill("blurry")
+    page.locator("#prompt").fill("a sharp fox")
+    press(page, "Make it", "#new")
+    (job,) = until(wall.sent, 20, "the job")
+    assert (job["guidance_scale"], job["negative_prompt"]) == (4.5, "blurry")
+
+
+@pytest.mark.parametrize("script", [True, False])
+@pytest.mark.parametrize("look", ["light", "phone"])
+def test_pictures_are_found_by_model_lora_size_seed_and_words(
+    browser: Browser,  # noqa: F811
+    wall: Wall,
+    look: str,
+    script: bool,
+):
+    waits(wall, "{prompt: a harbour, model: large, seed: 4711, width: 64, height: 128, name: quay,"
+                " label: Order 66, metadata: {client: Miller}, lora: ink}")  # fmt: skip
+    [job] = wall.stage.store.claim_many(now_us(), [Want(("large",), "large")], usual="starter")
+    done = wall.stage.finish(job)
+    one = f"c-{done.id}"
+    seeing = Eyes(browser, wall.service.url, java_script_enabled=script, **LOOKS[look])
+    page = seeing.open("/pictures")
+    for words in ("HARBOUR", "quay", "order 66", "miller", "dropped.yaml"):
+        page.locator("#search").fill(words)
+        page.locator("#search").press("Enter")
+        expect(page.locator("#search")).to_have_value(words)
+        expect(page.locator(".card").first).to_have_id(one)
+    page.goto("/pictures")
+    fold, more = page.locator("#filters > summary"), page.locator(".further > summary")
+    for name, value in (
+        ("lora", "ink"),
+        ("size", "64 x 128"),
+        ("seed", "4711"),
+        ("model", "large"),
+    ):
+        if look == "phone":
+            fold.click()
+        if page.locator(".further").get_attribute("open") != "":
+            more.click()
+        field = page.locator(f"#filter [name={name}]")
+        if name == "model":
+            field.select_option(value)
+        else:
+            field.fill(value)
+        press(page, "Show", "#filter")
+        expect(page.locator(".card").first).to_have_id(one)
+        expect(page.locator(f"#filter [name={name}]")).to_have_value(value)
+    if look == "phone":
+        expect(fold).to_have_text("Filters (4)")
+        fold.click()
+    page.locator("#filter [name=model]").select_option("starter")
+    press(page, "Show", "#filter")
+    expect(page.locator(".empty")).to_contain_text("Nothing fits.")
+    assert not script or barriers(page) == []
+    seeing.close()
+
+
+def test_a_running_batch_is_followed_to_its_newest_picture(eyes: Eyes, wall: Wall):
+    ids = waits(wall, *(f"of many {n}" for n in range(120)))
+    for _ in range(60):
+        wall.stage.finish()
+    page = eyes.open(f"/batches/{wall.stage.store.job(ids[0]).ticket}")  # type: ignore[union-attr]
+    follow(page, "To the newest picture", "after=")
+    expect(page.locator(f"#c-{ids[59]} img")).to_be_visible()
+    expect(page.locator("#sheet .card").first).not_to_have_id(f"c-{ids[0]}")
+
+
+def test_what_was_queued_is_opened_from_its_toast(eyes: Eyes, wall: Wall):
+    page = eyes.open()
+    page.locator("#prompt").fill("to be opened")
+    press(page, "Make it", "#new")
+    link = page.locator("#toasts").get_by_role("link", name="Open")
+    expect(link).to_be_visible()
+    (job_id,) = wall.stage.watcher.take_in()
+    link.click()
+    expect(page).to_have_url(re.compile(job_id))
+    expect(page.locator("#main")).to_contain_text("to be opened")
+
+
+def test_the_versions_that_made_a_picture_are_told(eyes: Eyes, wall: Wall):
+    waits(wall, "by which torch")
+    done = wall.stage.finish(versions={"torch": "2.9.1", "diffusers": "0.36"})
+    page = eyes.open(f"/jobs/{done.id}")
+    told = page.locator("#versions").get_by_text("torch 2.9.1, diffusers 0.36")
+    expect(told).to_be_hidden()
+    page.locator("#versions summary").click()
+    expect(told).to_be_visible()
+
+
+def test_all_that_failed_is_a_click_away(eyes: Eyes, wall: Wall):
+    ids = fails(wall, 61)
+    page = eyes.open()
+    follow(page, "All failed jobs", r"/pictures\?state=failed$")
+    expect(page.locator(".card").first).to_have_id(f"c-{ids[-1]}")
+    page.goto("/")
+    press(page, "Dismiss everything", "#attention")
+    expect(page.locator("#attention")).to_have_count(0)

@@ -240,6 +240,9 @@ def test_refused_rows_are_mended_where_they_are_shown(eyes: Eyes, scene: Scene):
     mend = page.locator("#mend")
     expect(mend.locator(".wrong").first).to_have_text("width must be a multiple of 16.")
     assert barriers(page) == []
+    with page.expect_download() as download:
+        mend.get_by_role("link", name="as a table").click()
+    assert download.value.path().read_bytes() == table.encode()
     mend.get_by_label("width, row 1").fill("64")
     mend.get_by_role("button", name="Check and send again").click()
     expect(page.locator("#preview .wrong")).to_contain_text("prompt is missing")

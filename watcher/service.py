@@ -62,7 +62,7 @@ _VERIFY_SECONDS = 30.0  #: until a record that was found damaged is read once mo
 _BUSY_SECONDS = 1.0
 #: Between looks for jobs that are not in the index yet, and how much longer than the work itself
 #: the pause is that follows it: while files are read, and otherwise.
-_INDEX_SECONDS, _READING_PAUSE, _PAUSE = 1.0, 20, 1
+_INDEX_SECONDS, _READING_PAUSE, _PAUSE = 1.0, 35, 5
 _OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
 _NO_THERMOMETER = (
     "`max_temperature` is set, but nobody can tell how hot a card is here"

@@ -41,7 +41,7 @@ from watcher import live
 from watcher.chosen import again_of, begun_with, needs_new_seed, smaller_size
 from watcher.describe import public
 from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import ENDED, Batch, Job, JobState
+from watcher.jobs import ENDED, Batch, Card, Job, JobState, Limits
 from watcher.log import now_us
 from watcher.modelnames import model_name
 from watcher.models.loras import loras_of
@@ -177,11 +177,7 @@ class Pages:
             attention=found,
             smaller=self._smaller(found.failed),
             card=limits.usual,
-            others=[
-                card
-                for name, card in limits.others.items()
-                if card.absent is None or name in self._door.config.models
-            ],
+            others=self._others(limits),
             sizes=sizes_of(limits.usual),
             form=self._form(origin, start),
             prompts=prompts_for(starter=bool(values["model"]["starter"])),
@@ -190,6 +186,11 @@ class Pages:
             more=len(pictures) > _FIRST_PICTURES,
             again=self._again_words,
         )
+
+    def _others(self, limits: Limits) -> list[Card]:
+        """The models that are offered beside the usual one: those here, and those of config.yaml."""
+        known = self._door.config.models
+        return [c for name, c in limits.others.items() if c.absent is None or name in known]
 
     def _form(self, origin: str | None, start: str | None) -> dict[str, Any]:
         """What the form for new pictures says first: an old job to edit, one to start from, or nothing."""
@@ -225,7 +226,8 @@ class Pages:
 
     def pictures(self, chosen: "Chosen") -> Response:
         """The gallery: newest first, by day, in pages that new pictures never shift."""
-        names = dict.fromkeys((*self._door.limits().names, chosen.model))
+        limits = self._door.limits()
+        others = [card.name for card in self._others(limits)]
         wanted = chosen.filter(self._door.names_in_record)
         rows = self._store.jobs(wanted, before_seq=seq_of(chosen.cursor), limit=_PICTURES + 1)
         following = cursor_of(rows[_PICTURES - 1].seq) if len(rows) > _PICTURES else None
@@ -234,7 +236,7 @@ class Pages:
             "pictures.html",
             **self.frame("pictures", "Pictures"),
             chosen=chosen,
-            models=[name for name in names if name],
+            models=dict.fromkeys(filter(None, (limits.usual.name, *others, chosen.model))),
             days=by_day(rows[:_PICTURES]),
             months=self._months(),
             batch=batch,
