@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -322,15 +323,28 @@ def test_a_model_is_chosen_for_a_new_picture_and_its_sizes_come_along(eyes: Eyes
     assert asked == {"model": "large", "width": 320, "height": 192, "num_inference_steps": 12}
 
 
-def test_guidance_and_what_is_not_wanted_are_heeded(eyes: Eyes, wall: Wall):
-    page = eyes.open()
-    page.locator("#new summary").first.click()
-    page.locator("#new").get_by_label("Guidance").fill("4.5")
-    page.locator("#new").get_by_label("Negative prompt").fill("blurry")
-    page.locator("#prompt").fill("a sharp fox")
-    press(page, "Make it", "#new")
-    (job,) = until(wall.sent, 20, "the job")
-    assert (job["guidance_scale"], job["negative_prompt"]) == (4.5, "blurry")
+def test_guidance_and_what_is_not_wanted_are_asked_where_the_model_takes_them(
+    browser: Browser,  # noqa: F811
+    wall: Wall,
+    tmp_path: Path,
+):
+    other = Wall(tmp_path / "root", 1, engine="engines:Guided")
+    for each, takes in ((wall, False), (other, True)):
+        seeing = Eyes(browser, each.service.url, **LOOKS["light"])
+        page = seeing.open()
+        page.locator("#new summary").first.click()
+        page.locator("#prompt").fill("a sharp fox")
+        for name, words in (("Guidance", "4.5"), ("Negative prompt", "blurry")):
+            field = page.locator("#new").get_by_label(name)
+            expect(field).to_have_count(int(takes))
+            if takes:
+                field.fill(words)
+        press(page, "Make it", "#new")
+        (job,) = until(each.sent, 20, "the job")
+        said = (job.get("guidance_scale"), job.get("negative_prompt"))
+        assert said == ((4.5, "blurry") if takes else (None, None))
+        seeing.close()
+    other.close()
 
 
 @pytest.mark.parametrize("script", [True, False])
