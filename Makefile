@@ -17,6 +17,9 @@ else ifneq ($(TORCH),)
 $(error TORCH may be empty or cpu, not "$(TORCH)")
 endif
 
+# Without bytecode every process of the tests would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test again slow postgres ray ray-once clients fuzz fuzz-files torture powercut serve lint format bench gpu wheel written screens starter starter-score clean
 

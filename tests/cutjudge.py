@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import imported  # noqa: F401  before anything forks
 from cuttrace import Tree
 from engines import expected
 from history import untold

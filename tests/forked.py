@@ -15,20 +15,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
-
-PRELOADED = [
-    "watcher.service",
-    "watcher.cli",
-    "watcher.commands.services",
-    "watcher.commands.submit",
-    "api.app",
-    "uvicorn",
-    "uvicorn.lifespan.on",
-    "uvicorn.loops.auto",
-    "uvicorn.protocols.http.auto",
-]
 
 
 class Forked:
@@ -50,7 +39,7 @@ class Forked:
     ) -> None:
         self.args = list(command)
         streams = [str(path) if path else None for path in (stdin, stdout, stderr)]
-        self._process = _server().Process(
+        self._process = server().Process(
             target=_become, args=(self.args, str(cwd), dict(env), streams), daemon=False
         )
         self._process.start()
@@ -105,9 +94,19 @@ def run(
 
 
 @functools.cache
-def _server() -> ForkServerContext:
+def server() -> ForkServerContext:
+    """What forks, for processes that are a function; one serves a whole pytest process."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(PRELOADED)
+    context.set_forkserver_preload(["imported"])
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # where it finds that
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
     return context
 
 

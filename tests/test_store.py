@@ -2,7 +2,6 @@
 
 import contextlib
 import itertools
-import multiprocessing
 import os
 import random
 import re
@@ -21,6 +20,7 @@ from typing import Any
 
 import pytest
 from conftest import until
+from forked import server
 from postgres import fresh_record
 from store_children import (
     LOCAL,
@@ -55,9 +55,6 @@ from watcher.store import (
 )
 from watcher.store.claiming import _FIRSTS, BULK_TURN
 from watcher.store.inputs import _WAITING
-
-PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["dataset", "pydantic"])  # the slow half of starting a child
 
 Opener = Callable[..., JobStore]
 
@@ -1094,9 +1091,9 @@ def test_durations_are_those_of_finished_pictures(store: JobStore) -> None:
 def test_processes_open_a_fresh_record_and_claim_each_job_once(
     url: str, crowd: int, jobs: int
 ) -> None:
-    barrier, queue = PROCESSES.Barrier(crowd), PROCESSES.Queue()
+    barrier, queue = server().Barrier(crowd), server().Queue()
     children = [
-        PROCESSES.Process(target=claim_all, args=(url, barrier, queue, jobs, me))
+        server().Process(target=claim_all, args=(url, barrier, queue, jobs, me))
         for me in range(crowd)
     ]
     for child in children:
@@ -1119,7 +1116,7 @@ def test_what_was_acknowledged_survives_kill_9(file: Path, rounds: int) -> None:
     completed: set[str] = set()
     for round_ in range(rounds):
         hear, tell = os.pipe()
-        child = PROCESSES.Process(target=_tell, args=(url, PROCESSES.reducer.DupFd(tell), round_))
+        child = server().Process(target=_tell, args=(url, server().reducer.DupFd(tell), round_))
         child.start()
         os.close(tell)
         with os.fdopen(hear) as said:
@@ -1253,8 +1250,8 @@ def test_the_disk_is_full_for_a_while(tmp_path: Path) -> None:
 def test_another_program_holds_the_lock(file: Path) -> None:
     store = sqlite(file, busy_seconds=0.2)
     (id,) = put_batch(store)
-    locked, free = PROCESSES.Event(), PROCESSES.Event()
-    child = PROCESSES.Process(target=hold_lock, args=(file, locked, free))
+    locked, free = server().Event(), server().Event()
+    child = server().Process(target=hold_lock, args=(file, locked, free))
     child.start()
     try:
         assert locked.wait(30)
@@ -1307,7 +1304,7 @@ def test_damage_is_looked_for_after_an_unclean_stop(file: Path) -> None:
         ).fetchone()[0]
     file.write_bytes(whole[: (root - 1) * page] + os.urandom(page) + whole[root * page :])
     sqlite(file).close()  # nothing to be suspicious of
-    child = PROCESSES.Process(target=pause_and_die, args=(f"sqlite:///{file}",))
+    child = server().Process(target=pause_and_die, args=(f"sqlite:///{file}",))
     child.start()
     child.join()
     assert child.exitcode == -signal.SIGKILL
