@@ -356,7 +356,7 @@ class Limits:
 
     def forwards(self, request: JobRequest) -> int:
         """How often the model of this job is called for it."""
-        card = self.card(dict(request))
+        card = self.card(request.__dict__)
         steps = request.num_inference_steps or card.default_steps
         total = 0 if request.only_enlarged else card.forwards(steps, request.strength_used)
         up = request.upscale

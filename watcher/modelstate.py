@@ -92,7 +92,7 @@ class ModelState:
         """The LoRA files of a job and that of its upscaler. Raises SteadyError: what became of one."""
         found: dict[str, Any] = {}
         if job.request.lora:
-            card = self.limits.card(dict(job.request))
+            card = self.limits.card(job.request.__dict__)
             found["loras"] = lora_files(self._config, job.request.lora, card)
         upscale = job.request.upscale
         method = LANCZOS if upscale is None else upscale.get("method", LANCZOS)

@@ -165,7 +165,7 @@ class Calls:
     def _refuse_absent(self, plan: Plan) -> None:
         """Keep nobody waiting for a model whose files are not here: SteadyError says what is missing."""
         for planned in plan.requests:
-            card = self._door.limits().card(dict(planned.request))
+            card = self._door.limits().card(planned.request.__dict__)
             if planned.request.model is not None and card.absent is not None:
                 raise card.absent
 

@@ -12,8 +12,9 @@ Knows nothing of files, batches or lines.
 import difflib
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -36,6 +37,7 @@ from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
 from watcher.jobfile.strictjson import Number
 from watcher.jobfile.wording import control_character, translated, wrong
 from watcher.jobs import (
+    MAX_COUNT,
     MAX_PROMPT,
     MAX_SEED,
     PICTURE_FIELDS,
@@ -43,6 +45,7 @@ from watcher.jobs import (
     JobRequest,
     Limits,
     derived_seed,
+    field_schemas,
 )
 from watcher.modelnames import lora_words
 from watcher.models.tokens import cut_of, unknown_words
@@ -133,21 +136,70 @@ def _size_word(value: Any) -> tuple[int | None, int | None] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
+def _is_plain(most: int, text: Any) -> bool:
+    """Is ``text`` one of at most so many characters that tidying leaves as it is?"""
+    return (
+        type(text) is str
+        and 0 < len(text) <= most
+        and text.isprintable()
+        and text[0] != " " != text[-1]
+    )
+
+
+def _is_plain_name(text: Any) -> bool:
+    return type(text) is str and text.isascii() and not bad_name(text)
+
+
+def _is_plain_metadata(value: Any) -> bool:
+    return (
+        type(value) is dict
+        and {type(name) for name in value} <= {str}
+        and {type(each) for each in value.values()} <= {str, int, bool}
+        and not _bad_metadata(value)
+    )
+
+
+#: What each row of a table has of its own, and when it passes whatever else the row says. All
+#: other fields are mostly those of the row before, and are judged once.
+_OWN: dict[str, Callable[[Any], bool]] = {
+    **{
+        field: partial(_is_plain, field_schemas()[field]["maxLength"])
+        for field in ("prompt", "negative_prompt", "label", "key")
+    },
+    "seed": lambda seed: type(seed) is int and 0 <= seed <= MAX_SEED - MAX_COUNT,
+    "name": _is_plain_name,
+    "metadata": _is_plain_metadata,
+}
+_MOST_KINDS = 1000  #: of requests that are remembered
+
+
 class Checker:
     """Turns values by field name into requests, each judged by its model.
 
-    Remembers the sizes it has passed; otherwise without state.
+    Remembers the requests it has passed, one of each kind: those of a kind say the same but for
+    what is each job's own.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._good_sizes: set[tuple[str, int, int | None, int | None]] = set()
+        self._passed: dict[tuple[Any, ...], JobRequest] = {}
 
     def check(self, values: dict[str, Any]) -> JobRequest | list[ValueFault]:
         """The request, or everything that is wrong with it.
 
-        In ``values`` texts are tidied and what was left open is filled in.
+        In ``values`` texts may be tidied and what was left open be filled in.
         """
+        kind, own = _kind_of(values)
+        if (like := self._passed.get(kind)) is not None:
+            return like.model_copy(update=own)
+        made = self._check(values)
+        if kind and isinstance(made, JobRequest):
+            if len(self._passed) >= _MOST_KINDS:
+                self._passed.clear()
+            self._passed[kind] = made
+        return made
+
+    def _check(self, values: dict[str, Any]) -> JobRequest | list[ValueFault]:
         card = self.limits.fill(values)
         problems = self._tidied(values, card)
         made = self._validated(values, card)
@@ -219,12 +271,7 @@ class Checker:
             problems.append(ValueFault("missing_field", words, key="mask", remedy=remedy))
         problems += _upscale_problems(request, card, self.limits)
         card = card.of_tiles if request.only_enlarged else card
-        size = (card.name, card.max_side, request.width, request.height)
-        if size not in self._good_sizes:
-            faults = _size_problems(request.width or 0, request.height or 0, card)
-            problems += faults
-            if not faults and len(self._good_sizes) < 10_000:
-                self._good_sizes.add(size)
+        problems += _size_problems(request.width or 0, request.height or 0, card)
         if request.seed is not None and request.seed > MAX_SEED - request.count + 1:
             message = "`seed` plus `count` goes beyond the largest seed."
             problems.append(wrong("out_of_range", message, "seed", request.seed, card))
@@ -257,7 +304,7 @@ class Checker:
 
     def warnings(self, request: JobRequest) -> tuple[str, ...]:
         """What is asked for and has no effect on the job's model, or is not read by it."""
-        card = self.limits.card(dict(request))
+        card = self.limits.card(request.__dict__)
         said = (look(card.folder, request.prompt) for look in (cut_of, unknown_words))
         found = [words for words in said if words]
         if request.model is not None and card.absent is not None:
@@ -267,10 +314,30 @@ class Checker:
         if request.negative_prompt and not card.takes("negative_prompt"):
             found.append("`negative_prompt` has no effect on this model.")
         if request.image is None:
-            idle = [f"`{name}`" for name in _OF_IMAGE if getattr(request, name) is not None]
+            values = request.__dict__
+            idle = [f"`{name}`" for name in _OF_IMAGE if values[name] is not None]
             if idle:
                 found.append(f"{', '.join(idle)}: no effect without `image`.")
         return tuple(found)
+
+
+def _kind_of(values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What of ``values`` jobs of a kind share, and what is each one's own.
+
+    The first is empty when something of its own has to be looked at more closely.
+    """
+    kind: list[Any] = []
+    own: dict[str, Any] = {}
+    for field, value in values.items():
+        if value is None or (passes := _OWN.get(field)) is None:
+            # 1, 1.0 and True are equal, and a field takes but one of them
+            kind += field, type(value), repr(value) if isinstance(value, list | dict) else value
+        elif passes(value):
+            kind.append(field)
+            own[field] = value
+        else:
+            return (), {}
+    return tuple(kind), own
 
 
 def _upscale_problems(request: JobRequest, card: Card, limits: Limits) -> list[ValueFault]:

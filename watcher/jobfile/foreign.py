@@ -68,6 +68,8 @@ class Marks:
 
     def look(self, prompt: str) -> None:
         """Notes what ``prompt`` holds."""
+        if not ("--" in prompt or "<" in prompt or ":" in prompt or "BREAK" in prompt):
+            return  # as most of a million
         for match in _MARKS.finditer(prompt):
             self._found.setdefault(str(match.lastgroup), match[0].strip()[:40])
 

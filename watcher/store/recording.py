@@ -9,6 +9,8 @@ derives from its ticket. A crash leaves a whole chunk on record or nothing of it
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import lru_cache
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 from watcher.errors import SteadyError
@@ -21,6 +23,31 @@ from watcher.store.schema import Row
 
 #: What the request column leaves out: it has a column of its own or is the same for all.
 _OWN_COLUMN = {"prompt", "count", "priority", "not_before", "key"}
+#: What of the column each job has of its own; the rest is mostly that of the job before.
+_OWN = ("seed", "name", "label", "negative_prompt", "metadata")
+_SHARED = tuple(f for f in JobRequest.model_fields if f not in {*_OWN, *_OWN_COLUMN})
+_shared_of = itemgetter(*_SHARED)
+
+
+def _request_column(request: JobRequest) -> str:
+    """What a request says, as JSON."""
+    said = request.__dict__
+    values = _shared_of(said)
+    try:
+        text = _shared_json(values)
+    except TypeError:  # a list or a mapping is among them
+        text = _shared_json.__wrapped__(values)
+    for field in _OWN:
+        if (value := said[field]) is not None:
+            text += f'"{field}":{value if type(value) is int else to_json(value)},'
+    return f"{{{text[:-1]}}}"
+
+
+@lru_cache(maxsize=1000)
+def _shared_json(values: tuple[Any, ...]) -> str:
+    """The members of the column that jobs share, each with a comma behind it."""
+    said = zip(_SHARED, values, strict=True)
+    return "".join(f'"{field}":{to_json(value)},' for field, value in said if value is not None)
 
 
 class NewJob(NamedTuple):
@@ -66,7 +93,7 @@ class NewJob(NamedTuple):
         """
         return cls(
             prompt=request.prompt,
-            request=request.model_dump_json(exclude=_OWN_COLUMN, exclude_none=True),
+            request=_request_column(request),
             suffix=SUFFIXES[request.format or "png"],
             forwards=forwards,
             name=request.name or stem,
