@@ -216,7 +216,7 @@ class Table:
             line, text = numbered
             number += 1
             cells, problem = self._cells(line, text)
-            if any(cells) and not all(not c or c.isspace() for c in cells):
+            if "".join(cells).strip():
                 yield RawRow(number, line, cells, problem=problem)
 
     def _cells(self, number: int, line: str) -> tuple[list[str], ValueFault | None]:
@@ -242,6 +242,10 @@ class Table:
 
     def _quoted(self, number: int, line: str) -> list[str] | None:
         """The cells where all quotes fit; None, and no further line taken, where they do not."""
+        try:
+            return next(csv.reader((line,), delimiter=self._mark, strict=True))
+        except csv.Error:
+            pass  # one of them may be closed on a later line
         taken: list[tuple[int, str]] = []
 
         def lines() -> Iterator[str]:
