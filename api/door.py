@@ -24,7 +24,8 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.inputs import Inputs
 from watcher.jobfile.fields import seeded
-from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Limits, Priority
+from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Priority
+from watcher.limits import Limits
 from watcher.log import now_us, say
 from watcher.pace import Pace, Size, loading_seconds, size_of
 from watcher.previews import Previews

@@ -28,7 +28,8 @@ from api.app import create_app
 from watcher import jobfile, live
 from watcher.config import Config
 from watcher.jobfile.fields import seeded
-from watcher.jobs import Job, Limits, Priority, job_id_of
+from watcher.jobs import Job, Priority, job_id_of
+from watcher.limits import Limits
 from watcher.log import now_us
 from watcher.models import limits_known
 from watcher.pictures.outputs import Outputs

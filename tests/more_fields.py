@@ -57,7 +57,7 @@ SET = ["mood=calm", "warmth=0.5", "grain=true", "inks=a,b", 'knobs={"x":1.5}']
 
 def read(data: str, suffix: str) -> dict[str, Any]:
     from watcher import jobfile
-    from watcher.jobs import Limits
+    from watcher.limits import Limits
 
     return jobfile.parse(data.encode(), suffix, Limits()).requests[0].request.model_dump()
 
@@ -66,7 +66,7 @@ def wrong() -> list[str]:
     """What each wrong value is told, and what would be right."""
     from watcher import jobfile
     from watcher.errors import SteadyError
-    from watcher.jobs import Limits
+    from watcher.limits import Limits
 
     try:
         jobfile.parse(json.dumps({"prompt": "a"} | WRONG).encode(), ".json", Limits())
@@ -116,7 +116,7 @@ def posted(folder: Path, route: str, **more: Any) -> dict[str, Any]:
 
 def main(folder: Path) -> dict[str, Any]:
     from watcher.jobfile.batchline import body_fields
-    from watcher.jobs import Limits
+    from watcher.limits import Limits
 
     ways = {
         "yaml": read(YAML, ".yaml"),

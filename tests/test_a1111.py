@@ -26,7 +26,7 @@ from api.compat import a1111, openai, openai_batch
 from api.compat.img2img import img2img_of
 from api.compat.txt2img import txt2img_of
 from watcher.errors import SteadyError
-from watcher.jobs import Card, Limits
+from watcher.limits import Card, Limits
 
 ABLE = Card(accepts=("image", "upscale"))
 

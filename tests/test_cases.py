@@ -28,7 +28,7 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile import Parsed, parse
 from watcher.jobfile.tables import refused_csv
-from watcher.jobs import Card, Limits
+from watcher.limits import Card, Limits
 from watcher.models import limits_known, starter_folder
 from watcher.suffixes import FORMS
 
@@ -115,7 +115,7 @@ def test_what_the_encoder_does_not_read_is_named_for_each_job() -> None:
 
 def test_a_time_in_the_spring_gap_is_never_early() -> None:
     code = (
-        "import sys; from watcher.jobfile import parse; from watcher.jobs import Limits\n"
+        "import sys; from watcher.jobfile import parse; from watcher.limits import Limits\n"
         "for each in parse(sys.stdin.buffer.read(), '.yaml', Limits()).requests:\n"
         "    print(each.not_before)"
     )

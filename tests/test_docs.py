@@ -27,7 +27,7 @@ from watcher.cli import app, import_commands
 from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
-from watcher.jobs import Card, Limits
+from watcher.limits import Card, Limits
 from watcher.models import starter_folder
 from watcher.models.tokens import unknown_words
 

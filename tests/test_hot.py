@@ -21,7 +21,8 @@ from watcher.inbox import Claim
 from watcher.inbox.watch import Inbox
 from watcher.jobfile import parse
 from watcher.jobfile.presets import read_preset
-from watcher.jobs import Limits, input_digest
+from watcher.jobs import input_digest
+from watcher.limits import Limits
 
 
 class Box:

@@ -15,7 +15,7 @@ from roots import Root
 from watcher.config import Config
 from watcher.jobfile import parse
 from watcher.jobfile.hints import BATCH_KEYS, FIELDS, allowed_for
-from watcher.jobs import Card, Limits
+from watcher.limits import Card, Limits
 from watcher.models import limits_known
 from watcher.results import COLUMNS
 from watcher.suffixes import JOB_SUFFIXES

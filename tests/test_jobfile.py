@@ -19,7 +19,8 @@ from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.jobfile import MAX_BYTES, Parsed, parse
 from watcher.jobfile.fields import Checker, request_of, seeded
 from watcher.jobfile.tables import refused_csv
-from watcher.jobs import MAX_PROMPT, MAX_SEED, Card, JobRequest, Limits, Priority, derived_seed
+from watcher.jobs import MAX_PROMPT, MAX_SEED, JobRequest, Priority, derived_seed
+from watcher.limits import Card, Limits
 
 LIMITS = Limits()
 NOW = datetime(2026, 11, 22, 23, 30)

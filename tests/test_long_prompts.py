@@ -11,7 +11,7 @@ from conftest import until
 from house_of_clients import House, house
 
 from watcher.jobfile import parse
-from watcher.jobs import Card, Limits
+from watcher.limits import Card, Limits
 from watcher.models import starter_folder
 from watcher.models.tokens import cut_of, unknown_words
 

@@ -21,7 +21,7 @@ from watcher.config import Config
 from watcher.engine import EngineRequest, EngineSettings, Lora
 from watcher.engines.zimage import ZImage
 from watcher.errors import SteadyError
-from watcher.jobs import Limits
+from watcher.limits import Limits
 from watcher.models import limits_known
 from watcher.models.loras import digests_of
 from watcher.pictures.recipe import read_recipe

@@ -26,7 +26,7 @@ from watcher.config import Config
 from watcher.engines.convert import convert_model
 from watcher.errors import SteadyError
 from watcher.executor.build import build
-from watcher.jobs import Card, Limits
+from watcher.limits import Card, Limits
 from watcher.models import STARTER, ZIMAGE_TURBO, Choice, weights
 from watcher.models.catalogue import CATALOGUE
 from watcher.models.weights import HubFile

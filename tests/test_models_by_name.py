@@ -17,7 +17,7 @@ from torture import write_loras
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile import parse
-from watcher.jobs import Card, Limits
+from watcher.limits import Card, Limits
 from watcher.models import limits_known
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.sheet import contact_sheet

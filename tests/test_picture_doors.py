@@ -19,7 +19,8 @@ from PIL.PngImagePlugin import PngInfo
 from api.compat.edits import variation_of
 from api.compat.img2img import extras_of, img2img_of
 from watcher.errors import SteadyError
-from watcher.jobs import Limits, input_digest
+from watcher.jobs import input_digest
+from watcher.limits import Limits
 
 
 @pytest.fixture(scope="module")

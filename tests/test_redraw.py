@@ -12,7 +12,7 @@ from test_zimage import STARTER, ask
 from watcher.engine import Cancelled, EngineRequest, EngineSettings, Preview, Result
 from watcher.engines.latents import noise_of, pooled, sigmas_of
 from watcher.engines.zimage import ZImage
-from watcher.jobs import Limits
+from watcher.limits import Limits
 from watcher.retouch import Retouch
 from watcher.upscaling import tiles_of
 

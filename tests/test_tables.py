@@ -16,7 +16,7 @@ from watcher.jobfile import parse, read_lines
 from watcher.jobfile.planner import PlannedJob
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.tables import Row, refused_csv
-from watcher.jobs import Limits
+from watcher.limits import Limits
 
 LIMITS = Limits()
 

@@ -20,7 +20,8 @@ from safetensors.numpy import save_file
 
 from watcher import jobfile
 from watcher.errors import SteadyError
-from watcher.jobs import Card, JobRequest, Limits
+from watcher.jobs import JobRequest
+from watcher.limits import Card, Limits
 from watcher.models.upscalers import upscaler_file
 from watcher.pictures.recipe import read_recipe
 

@@ -19,7 +19,7 @@ from watcher.addresses import Address, not_allowed
 from watcher.config import Config, Webhook
 from watcher.errors import SteadyError
 from watcher.jobfile import parse
-from watcher.jobs import Limits
+from watcher.limits import Limits
 from watcher.log import now_us
 from watcher.notify import SCHEDULE, Notifier
 from watcher.notify.hooks import Webhooks, payload_of

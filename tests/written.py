@@ -12,7 +12,7 @@ from fastapi import FastAPI
 from api.docs import spec
 from watcher.commands.setup import config_text
 from watcher.errors import ERRORS
-from watcher.jobs import Limits
+from watcher.limits import Limits
 
 HOUSE = Path(__file__).parent.parent
 

@@ -4,7 +4,7 @@ Read in this order. A folder is a part with a front door (its ``__init__.py``); 
 inside is its own business.
 
 jobs.py       the nouns: JobRequest, Job, Batch, the states; upscaling.py: how much larger;
-              modelnames.py: what models and LoRAs are called
+              modelnames.py: what models and LoRAs are called; limits.py: what jobs may be
 service.py    the story, told in intake/, dispatch.py and finish.py; parts.py: what they share
 jobfile/      bytes of a job file -> JobRequests, or an error a person can act on
 inbox/        the folder as an interface: submit, wait, claim, archive, refuse, recover

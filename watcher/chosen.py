@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobs import MAX_RATING, REJECTED, Card, Job, JobRequest
+from watcher.jobs import MAX_RATING, REJECTED, Job, JobRequest
+from watcher.limits import Card
 from watcher.pictures import recipe
 from watcher.upscaling import USUAL_FACTOR
 

@@ -11,7 +11,8 @@ from watcher import models
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.executor import Files
-from watcher.jobs import Job, Limits
+from watcher.jobs import Job
+from watcher.limits import Limits
 from watcher.models.loras import lora_files
 from watcher.models.upscalers import upscaler_file
 from watcher.store import JobStore

@@ -28,7 +28,8 @@ from watcher.jobfile.planner import PlannedJob, Template
 from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.tables import Row
-from watcher.jobs import JobRequest, Limits
+from watcher.jobs import JobRequest
+from watcher.limits import Limits
 from watcher.suffixes import FORMS, LINE_SUFFIXES, PICTURE_SUFFIXES, remedy_for, suffix_of
 from watcher.wildcards import Wildcards
 

@@ -27,7 +27,8 @@ from api.compat.txt2img import Txt2ImgBody, txt2img_of, words_of
 from api.door import Door
 from api.images import picture_bytes
 from watcher.errors import SteadyError
-from watcher.jobs import Card, Job, JobState
+from watcher.jobs import Job, JobState
+from watcher.limits import Card
 from watcher.log import now_us
 from watcher.models.loras import listed_loras
 from watcher.pictures.container import NotAPicture, scan

@@ -13,7 +13,7 @@ from typing import Any
 
 from api.bodies import fault
 from api.compat.txt2img import Txt2ImgBody, plain_value, txt2img_of, whole_field
-from watcher.jobs import Card
+from watcher.limits import Card
 from watcher.pictures.recipe import prompt_in
 from watcher.upscaling import LANCZOS, MAX_FACTOR, MIN_FACTOR
 

@@ -31,7 +31,8 @@ from api.door import Door
 from api.events import Feed, Stream
 from watcher.errors import SteadyError
 from watcher.jobfile.batchline import USAGE, body_fields, images_body, look_of
-from watcher.jobs import MAX_STEPS, Job, JobState, Limits
+from watcher.jobs import MAX_STEPS, Job, JobState
+from watcher.limits import Limits
 from watcher.submission import Body
 
 NAME = "openai"  #: the batch's name: tells in lists which door a job came in by

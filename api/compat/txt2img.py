@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from api.bodies import fault, whole
-from watcher.jobs import MAX_GUIDANCE, MAX_STEPS, Card
+from watcher.jobs import MAX_GUIDANCE, MAX_STEPS
+from watcher.limits import Card
 from watcher.upscaling import MAX_FACTOR, MIN_FACTOR, REFINE
 
 AUTOMATIC = "Automatic"  #: the web UI's word for what the model has of its own

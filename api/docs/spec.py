@@ -14,7 +14,8 @@ from fastapi.openapi.utils import get_openapi
 
 from api import models
 from api.errors import MEDIA_TYPE, documented, example_of
-from watcher.jobs import MAX_COUNT, MAX_SEED, Limits, field_schemas, text_fields
+from watcher.jobs import MAX_COUNT, MAX_SEED, field_schemas, text_fields
+from watcher.limits import Limits
 
 _DESCRIPTION = """\
 Pictures from text, one queue, nothing lost and nothing made twice.

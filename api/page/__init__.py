@@ -41,7 +41,8 @@ from watcher import live
 from watcher.chosen import again_of, begun_with, needs_new_seed, smaller_size
 from watcher.describe import public
 from watcher.errors import ERRORS, SteadyError
-from watcher.jobs import ENDED, Batch, Card, Job, JobState, Limits
+from watcher.jobs import ENDED, Batch, Job, JobState
+from watcher.limits import Card, Limits
 from watcher.log import now_us
 from watcher.modelnames import model_name
 from watcher.models.loras import loras_of

@@ -14,7 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from api.paging import moment_bound, without_nul
 from watcher.chosen import rating_range, size_of
-from watcher.jobs import Card, Job, JobState
+from watcher.jobs import Job, JobState
+from watcher.limits import Card
 from watcher.store import JobFilter, JobStore
 
 _MOST_ROWS = 200  #: refused rows that are shown, to be mended

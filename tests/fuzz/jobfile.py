@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["watcher"]):
     from watcher.jobfile import parse
     from watcher.jobfile.fields import seeded
     from watcher.jobfile.tables import refused_csv
-    from watcher.jobs import Limits
+    from watcher.limits import Limits
     from watcher.suffixes import FORMS
 
 RECIPE = "parameters in a .png"

@@ -24,7 +24,8 @@ from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
     from watcher.jobfile.planner import Template
-    from watcher.jobs import JobRequest, Limits
+    from watcher.jobs import JobRequest
+    from watcher.limits import Limits
     from watcher.submission import Body, Plan, Reader
 
 _SHOWN_IDS = 1000

@@ -52,7 +52,7 @@ from watcher.engines.trials import (
     must_work,
 )
 from watcher.errors import SteadyError
-from watcher.jobs import Card
+from watcher.limits import Card
 from watcher.models import has_profile, profile_of
 from watcher.models.tokens import MAX_TOKENS, cut_by
 

@@ -11,7 +11,7 @@ from watcher.executor import Executor, WorkerSpec
 from watcher.executor.local import LocalExecutor
 from watcher.executor.ray import environment as rayenv
 from watcher.executor.ray.slots import FarExecutor
-from watcher.jobs import Limits
+from watcher.limits import Limits
 from watcher.models import Choice, Devices, Probe, locate
 from watcher.previews import Previews
 

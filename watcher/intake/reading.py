@@ -22,7 +22,8 @@ from watcher.jobfile.planner import Template
 from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.tables import Row, refused_csv
-from watcher.jobs import Batch, Limits
+from watcher.jobs import Batch
+from watcher.limits import Limits
 from watcher.pictures.source import MAX_BYTES
 from watcher.publish import disk_trouble
 from watcher.suffixes import LINE_SUFFIXES

@@ -33,7 +33,8 @@ from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.sheets import OnError
 from watcher.jobfile.sources import Pictures
 from watcher.jobfile.tables import Row, cells_of, decoded
-from watcher.jobs import JobRequest, Limits, Priority
+from watcher.jobs import JobRequest, Priority
+from watcher.limits import Limits
 from watcher.pictures.recipe import again, read_recipe
 from watcher.suffixes import FORMS
 

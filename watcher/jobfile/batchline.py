@@ -15,7 +15,8 @@ from typing import Any, BinaryIO
 from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.jobfile import strictjson
 from watcher.jobfile.tables import Row
-from watcher.jobs import Job, JobRequest, JobState, Limits
+from watcher.jobs import Job, JobRequest, JobState
+from watcher.limits import Limits
 
 BATCH_URL = "/v1/images/generations"
 _BLANK_LINES = 100  #: before the first line that says something

@@ -41,12 +41,11 @@ from watcher.jobs import (
     MAX_PROMPT,
     MAX_SEED,
     PICTURE_FIELDS,
-    Card,
     JobRequest,
-    Limits,
     derived_seed,
     field_schemas,
 )
+from watcher.limits import Card, Limits
 from watcher.modelnames import lora_words
 from watcher.models.tokens import cut_of, unknown_words
 from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, MULTIPLE, REFINE

@@ -11,7 +11,8 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from watcher.jobs import MAX_GUIDANCE, MAX_SEED, MAX_STEPS, Limits
+from watcher.jobs import MAX_GUIDANCE, MAX_SEED, MAX_STEPS
+from watcher.limits import Limits
 from watcher.pictures.recipe import request_of_parameters
 
 _HELD = 30  #: lines a pasted prompt may have

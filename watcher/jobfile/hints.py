@@ -9,7 +9,8 @@ from functools import lru_cache
 from typing import Any
 
 from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
-from watcher.jobs import MAX_PROMPT, Card, JobRequest, field_schemas, text_fields
+from watcher.jobs import MAX_PROMPT, JobRequest, field_schemas, text_fields
+from watcher.limits import Card
 from watcher.modelnames import MAX_LORAS
 from watcher.upscaling import MAX_FACTOR, MAX_LARGE_SIDE, MIN_FACTOR, MULTIPLE
 

@@ -28,7 +28,8 @@ from watcher.jobfile.hints import allowed_for
 from watcher.jobfile.naming import slug
 from watcher.jobfile.problems import shown
 from watcher.jobfile.sources import Found, Pictures, spread
-from watcher.jobs import MAX_COUNT, PICTURE_FIELDS, Card, JobRequest, Limits, Priority
+from watcher.jobs import MAX_COUNT, PICTURE_FIELDS, JobRequest, Priority
+from watcher.limits import Card, Limits
 from watcher.modelnames import lora_words
 
 #: Fields in which ``{name}`` is replaced.

@@ -13,7 +13,7 @@ from watcher.jobfile.planner import Planner, Template
 from watcher.jobfile.problems import refusal
 from watcher.jobfile.sources import Found
 from watcher.jobfile.tables import decoded
-from watcher.jobs import Limits
+from watcher.limits import Limits
 
 #: Fields that would be the same for all that the preset is for, and what to do instead.
 _NOT_SHARED = {

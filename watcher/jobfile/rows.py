@@ -32,7 +32,8 @@ from watcher.jobfile.tables import (
     looks_like,
     text_rows,
 )
-from watcher.jobs import JobRequest, Limits, Priority
+from watcher.jobs import JobRequest, Priority
+from watcher.limits import Limits
 
 #: Columns that are no fields and yet no metadata.
 _ALSO_READ = frozenset({"size", "expand"})

@@ -38,7 +38,8 @@ from watcher.jobfile.planner import (
 from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
 from watcher.jobfile.sources import Pictures, is_pattern, spread
 from watcher.jobfile.tables import CALL_IT, looks_like
-from watcher.jobs import MAX_PROMPT, PICTURE_FIELDS, JobRequest, Limits, field_schemas
+from watcher.jobs import MAX_PROMPT, PICTURE_FIELDS, JobRequest, field_schemas
+from watcher.limits import Limits
 
 OnError = Literal["reject", "skip"]
 Path = tuple[str | int, ...]

@@ -12,7 +12,8 @@ from typing import Any
 from watcher.errors import ValueFault
 from watcher.jobfile.hints import TEXT_FIELDS, WHOLE, allowed_for, kind_of, schema_words
 from watcher.jobfile.problems import shown
-from watcher.jobs import Card, field_schemas
+from watcher.jobs import field_schemas
+from watcher.limits import Card
 
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+?\d{1,3}", re.ASCII)
 

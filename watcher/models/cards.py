@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from watcher.config import Config, ModelSetting
 from watcher.errors import SteadyError
-from watcher.jobs import MAX_STEPS, Card, Feature, Limits
+from watcher.jobs import MAX_STEPS, Feature
+from watcher.limits import Card, Limits
 from watcher.modelnames import model_name
 from watcher.models.catalogue import (
     CATALOGUE,

@@ -19,7 +19,7 @@ from typing import Any
 
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.jobs import Card
+from watcher.limits import Card
 from watcher.modelnames import LoraChoice
 from watcher.models.catalogue import MAX_HEADER, folder_of, outline, starter_folder
 from watcher.models.lora_format import Layers, is_lora, pieces_of
