@@ -320,6 +320,34 @@ class Door:
         before = self.queue_seconds(position or 0)
         return None if before is None else before + left
 
+    # -- what is wrong
+
+    def unready(self) -> Iterator[SteadyError]:
+        """Every reason why no picture can be made now."""
+        if self.stopping:
+            yield SteadyError("stopping")
+        reasons = list(live.unready(self.pulse()))
+        yield from reasons
+        try:
+            self.store.put(_PROBE, now_us() // 60_000_000)
+            paused = self.store.get("paused")
+        except SteadyError as error:
+            yield error
+            return
+        if paused and paused.get("by") == "failures":
+            yield SteadyError("repeated_failures", paused.get("reason") or "")
+        yield from self._disk_warnings({error.code for error in reasons})
+
+    def _disk_warnings(self, seen: set[str]) -> Iterator[SteadyError]:
+        try:
+            free = shutil.disk_usage(self.outputs).free
+        except OSError:
+            if "folder_gone" not in seen:
+                yield SteadyError("folder_gone", "The outputs folder is not there.")
+            return
+        if free < self.config.min_free_disk and "disk_full" not in seen:
+            yield SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")
+
 
 def is_uuid(text: str) -> bool:
     """Is ``text`` an id as we write them?"""
@@ -327,34 +355,3 @@ def is_uuid(text: str) -> bool:
         return str(uuid.UUID(text)) == text
     except ValueError:
         return False
-
-
-# -- what is wrong
-
-
-def unready(door: Door) -> Iterator[SteadyError]:
-    """Every reason why no picture can be made now."""
-    if door.stopping:
-        yield SteadyError("stopping")
-    reasons = list(live.unready(door.pulse()))
-    yield from reasons
-    try:
-        door.store.put(_PROBE, now_us() // 60_000_000)
-        paused = door.store.get("paused")
-    except SteadyError as error:
-        yield error
-        return
-    if paused and paused.get("by") == "failures":
-        yield SteadyError("repeated_failures", paused.get("reason") or "")
-    yield from _disk_warnings(door, {error.code for error in reasons})
-
-
-def _disk_warnings(door: Door, seen: set[str]) -> Iterator[SteadyError]:
-    try:
-        free = shutil.disk_usage(door.outputs).free
-    except OSError:
-        if "folder_gone" not in seen:
-            yield SteadyError("folder_gone", "The outputs folder is not there.")
-        return
-    if free < door.config.min_free_disk and "disk_full" not in seen:
-        yield SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from api import metrics, models
 from api.bodies import json_body, read_model
-from api.door import Door, unready
+from api.door import Door
 from api.errors import documented, problem
 from api.views import Views
 from watcher.describe import public
@@ -61,7 +61,7 @@ def routes(door: Door, views: Views) -> APIRouter:
     @router.get("/ready", response_model=models.Readiness, responses=documented("not_ready"))
     def ready() -> Response:
         """May jobs be made right now? 503 with every reason while the answer is no."""
-        reasons = list(unready(door))
+        reasons = list(door.unready())
         if not reasons:
             return JSONResponse({"ready": True})
         problems = [ValueFault(e.code, e.message, remedy=e.remedy) for e in reasons]

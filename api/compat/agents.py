@@ -26,7 +26,7 @@ from pydantic import Field
 from starlette.types import Receive, Scope, Send
 
 from api import images, links
-from api.door import Door, unready
+from api.door import Door
 from api.errors import problem
 from api.events import Feed
 from api.guard import token_of
@@ -180,7 +180,7 @@ class Tools:
 
     def queue_status(self) -> str:
         """How many jobs wait, what runs, and what keeps the service from making pictures."""
-        reasons = [error.as_dict() for error in unready(self._door)]
+        reasons = [error.as_dict() for error in self._door.unready()]
         return _text(self._views.queue() | {"reasons": reasons})
 
     def _told(self, job: Job, *, place: bool = True) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
 from api.batches import refused_rows
-from api.door import Door, Kept, unready
+from api.door import Door, Kept
 from api.page import paint
 from api.page.album import curl_of, started_from, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
@@ -368,7 +368,7 @@ class Pages:
         return self.show(
             "system.html",
             **values,
-            troubles=list(unready(self._door)),
+            troubles=list(self._door.unready()),
             workers=list(pulse.get("workers", ())) if pulse["alive"] else [],
             inbox=pulse.get("inbox") or {},
             moved=pulse.get("notices") or (),

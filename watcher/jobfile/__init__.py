@@ -8,7 +8,7 @@ YAML, JSON, a CSV row or a JSONL line gives the same requests.
 :func:`parse` reads all that may be dropped (watcher/suffixes.py), whole: .yaml and .json by
 sheets.py over strictyaml.py and strictjson.py, tables and lists by rows.py over tables.py, pictures
 by their recipe. :func:`read_lines` reads tables and lists row by row.
-planner.py and expand.py make the pictures of one template. Nothing is remembered between
+combine.py, planner.py and expand.py make the pictures of one template. Nothing is remembered between
 calls and nothing depends on the clock but ``{date}``, so reading again after a crash gives the
 same jobs.
 """
@@ -22,7 +22,7 @@ from datetime import datetime
 from typing import Any, BinaryIO
 
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobfile import sheets
+from watcher.jobfile import combine
 from watcher.jobfile.bundle import MAX_BUNDLE, Bundle
 from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.foreign import fitted
@@ -30,7 +30,7 @@ from watcher.jobfile.naming import numbered
 from watcher.jobfile.planner import PlannedJob, Planner, Template
 from watcher.jobfile.problems import MAX_PROBLEMS, refusal, shown_key
 from watcher.jobfile.rows import RowIterator
-from watcher.jobfile.sheets import OnError
+from watcher.jobfile.sheets import OnError, read_sheets
 from watcher.jobfile.sources import Pictures
 from watcher.jobfile.tables import Row, cells_of, decoded
 from watcher.jobs import JobRequest, Priority
@@ -144,7 +144,7 @@ def _of_sheets(data: bytes, form: str, planner: Planner, keyed: bool) -> Parsed:
     text = decoded(data)
     if not text.strip():
         raise SteadyError("empty_file")
-    read = sheets.read_sheets(text, form, planner.finder)
+    read = read_sheets(text, form, planner.finder)
     first = read[0]
     for sheet in read if len(read) > 1 else ():
         if sheet.resume or sheet.on_error or (sheet.key and len(sheet.items) != 1):
@@ -156,14 +156,14 @@ def _of_sheets(data: bytes, form: str, planner: Planner, keyed: bool) -> Parsed:
     problems = dict.fromkeys(p for sheet in read for p in sheet.problems)
     if problems:
         raise refusal(_by_line(problems))
-    sheets.inherit(read, planner.preset)
-    sheets.spread_items(read, planner.finder)
-    sheets.choose_combinations(read, planner, planner.limits)
+    combine.inherit(read, planner.preset)
+    combine.spread_items(read, planner.finder)
+    combine.choose_combinations(read, planner, planner.limits)
 
     how = next((s.on_error for s in read if s.on_error), None) or "reject"
     planned: list[PlannedJob] = []
     refused: dict[int, Row] = {}
-    for number, item, made in sheets.pictures(read, planner):
+    for number, item, made in combine.pictures(read, planner):
         faults = [m for m in made if isinstance(m, ValueFault)]
         problems |= dict.fromkeys(faults)
         if faults and how == "skip":

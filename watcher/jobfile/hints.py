@@ -35,7 +35,7 @@ TEXT_FIELDS = {key for key, field in _MEANT.items() if field in _TEXTS} | {"size
 #: Keys that say a whole number.
 WHOLE = frozenset(k for k, f in _MEANT.items() if field_schemas()[f].get("type") == "integer")
 #: Every key of a job.
-KNOWN = (*FIELDS, *SPELLINGS, "size")
+KNOWN = frozenset({*FIELDS, *SPELLINGS, "size"})
 MAX_METADATA = 50  #: names
 MAX_METADATA_TEXT = 4000  #: characters of all names and values together
 

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobfile import sheets
+from watcher.jobfile import combine
 from watcher.jobfile.bundle import Bundle
 from watcher.jobfile.planner import Planner, Template
 from watcher.jobfile.problems import refusal
+from watcher.jobfile.sheets import read_sheets
 from watcher.jobfile.sources import Found
 from watcher.jobfile.tables import decoded
 from watcher.limits import Limits
@@ -44,7 +45,7 @@ def read_preset(data: bytes, limits: Limits) -> Template:
 
     Raises SteadyError with every problem; :func:`in_preset` says whose they are.
     """
-    read = sheets.read_sheets(decoded(data), ".yaml")
+    read = read_sheets(decoded(data), ".yaml")
     if len(read) > 1 or read[0].batch or [item.path for item in read[0].items] != [()]:
         raise SteadyError("bad_shape", "A preset is one mapping of a job's fields.")
     sheet, (item,) = read[0], read[0].items
@@ -57,8 +58,8 @@ def read_preset(data: bytes, limits: Limits) -> Template:
         filled["image"] = "picture.png"
     probe = replace(item, template=replace(item.template, values=filled))
     planner = Planner(limits, pictures=_Anything())
-    sheets.choose_combinations([probe_sheet := replace(sheet, items=[probe])], planner, limits)
-    for _, _, made in sheets.pictures([probe_sheet], planner):
+    combine.choose_combinations([probe_sheet := replace(sheet, items=[probe])], planner, limits)
+    for _, _, made in combine.pictures([probe_sheet], planner):
         sheet.problems += [each for each in made if isinstance(each, ValueFault)]
     if sheet.problems:
         raise refusal(sheet.problems)

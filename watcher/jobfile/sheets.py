@@ -1,56 +1,37 @@
 """.yaml and .json: one job, a list, several documents, or a batch with its axes.
 
 A :class:`Sheet` is one document understood: its templates, what they are multiplied with,
-and everything wrong with it, each problem with its line. Pictures are counted before the
-first one is built. Knows nothing of files or tables.
+and everything wrong with it, each problem with its line; combine.py makes its jobs. Knows
+nothing of files or tables.
 """
 
 import difflib
-import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from watcher.errors import SteadyError, Trouble, ValueFault
 from watcher.jobfile import strictjson, strictyaml
-from watcher.jobfile.expand import (
-    ExpansionFault,
-    Product,
-    digest,
-    length_of,
-    placeholders_in,
-    sampled,
-    values_of,
-)
-from watcher.jobfile.fields import normalised, unknown_field
+from watcher.jobfile.expand import Product, length_of, placeholders_in, values_of
+from watcher.jobfile.fields import unknown_field
 from watcher.jobfile.foreign import is_workflow
 from watcher.jobfile.hints import BATCH_KEYS, KNOWN, SPELLINGS, TEXT_FIELDS
-from watcher.jobfile.planner import (
-    BUILT_IN,
-    TEXTS,
-    Planner,
-    Template,
-    keyed_apart,
-    template_of,
-    wants_wildcards,
-)
+from watcher.jobfile.planner import BUILT_IN, TEXTS, Template, template_of, wants_wildcards
 from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
-from watcher.jobfile.sources import Pictures, is_pattern, spread
+from watcher.jobfile.sources import Pictures, spread
 from watcher.jobfile.tables import CALL_IT, looks_like
-from watcher.jobs import MAX_PROMPT, PICTURE_FIELDS, JobRequest, field_schemas
-from watcher.limits import Limits
+from watcher.jobs import MAX_PROMPT, PICTURE_FIELDS, field_schemas
 
 OnError = Literal["reject", "skip"]
 Path = tuple[str | int, ...]
 
 #: A mapping with one of these is a batch.
 _MARKS = BATCH_KEYS - {"key", "count", "expand"}
-_FIELD_NAMES = frozenset(KNOWN)
 #: Fields whose values are lists, so that an axis of theirs holds lists as well.
 _LISTS = frozenset(n for n, said in field_schemas().items() if said["type"] == "array")
 #: A YAML comment may follow these: their values hold no ``#``.
-_COMMENT_KEYS = (_FIELD_NAMES - TEXT_FIELDS - {"metadata"}) | {
+_COMMENT_KEYS = (KNOWN - TEXT_FIELDS - {"metadata"}) | {
     *("name", "folder", "not_before", "size", "upscale"),
     *("sample", "expand", "on_error", "resume"),
 }
@@ -122,7 +103,7 @@ class Sheet:
         texts = [item.template.values.get(key) for item in self.items for key in TEXTS]
         used = {n for t in texts if isinstance(t, str) for n in placeholders_in(t)}
         said = []
-        for name in [n for n in self.axes if n not in used and n not in _FIELD_NAMES][:10]:
+        for name in [n for n in self.axes if n not in used and n not in KNOWN][:10]:
             said.append(f"`{shown_key(name)}` is declared and used in no text.")
         for name in sorted(used - self.axes.keys() - BUILT_IN)[:10]:
             near = difflib.get_close_matches(name, list(self.axes)[:50], n=1, cutoff=0.7)
@@ -173,7 +154,7 @@ def _slip(text: str) -> ValueFault | None:
     """The first place where a colon is none or lacks its blank, so that no field is seen."""
     for match in _SLIP.finditer(text):
         name, mark = match[2], match[3]
-        if name not in _FIELD_NAMES and name not in BATCH_KEYS:
+        if name not in KNOWN and name not in BATCH_KEYS:
             continue
         odd = mark if mark != ":" else text[match.end()]
         line, column = strictyaml.line_of(text, match.end() - (mark != ":"))
@@ -244,7 +225,7 @@ def _read_batch(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | Non
     else:
         for key in list(rest)[:10]:
             problem = unknown_field(key, rest[key])
-            if key in _FIELD_NAMES:
+            if key in KNOWN:
                 problem = replace(
                     problem,
                     message=f"`{shown_key(key)}` has no place beside `jobs`.",
@@ -319,7 +300,7 @@ def _read_axes(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | None
             for name, values in raw.items():
                 path = (kind, name)
                 if SPELLINGS.get(name, name) in PICTURE_FIELDS:
-                    values = _matching(sheet, values, path, pictures)
+                    values = matching(sheet, values, path, pictures)
                 code, why = _bad_axis(name, values, name in sheet.axes)
                 if why:
                     shown_values = shown(values) if code != "duplicate_key" else None
@@ -342,8 +323,8 @@ def _read_axes(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | None
     sheet.product = Product(axes["matrix"], axes["zip"])
 
 
-def _matching(sheet: Sheet, raw: Any, path: Path, pictures: Pictures | None) -> Any:
-    """``raw`` with the names that match for each pattern; a fault of the sheet for none."""
+def matching(sheet: Sheet, raw: Any, path: Path, pictures: Pictures | None) -> Any:
+    """``raw`` with the names that match for each pattern; a fault at ``path`` of ``sheet`` for none."""
     try:
         return spread(raw, pictures)
     except Trouble:
@@ -373,121 +354,3 @@ def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:
     if any(isinstance(v, str) and len(v) > MAX_PROMPT for v in several):
         return "out_of_range", f"holds a text of more than {MAX_PROMPT} characters"
     return "", ""
-
-
-# -- expansion
-
-
-def inherit(sheets: Sequence[Sheet], preset: Template) -> None:
-    """Puts what holds for every job under what each item says."""
-    for sheet in sheets:
-        for item in sheet.items:
-            item.template.inherit(preset)
-
-
-def spread_items(sheets: Sequence[Sheet], pictures: Pictures | None) -> None:
-    """One item for each picture that the ``image`` of an item matches. Raises SteadyError."""
-    for sheet in sheets if pictures else ():
-        items: list[Item] = []
-        for item in sheet.items:
-            values = item.template.values
-            raw = values.get("image")
-            if isinstance(raw, list) or is_pattern(raw):
-                found = _matching(sheet, raw, item.origins.get("image", item.path), pictures)
-                sheet.many = True
-                items += [
-                    replace(item, template=replace(item.template, values=values | {"image": each}))
-                    for each in (found if isinstance(found, list) else [found])
-                ]
-            else:
-                items.append(item)
-        sheet.items = items
-    if problems := [problem for sheet in sheets for problem in sheet.problems]:
-        raise refusal(problems)
-
-
-def choose_combinations(sheets: Sequence[Sheet], planner: Planner, limits: Limits) -> None:
-    """Counts the pictures of a file and decides which combinations are made, building none.
-
-    Raises SteadyError too_many_jobs with the count.
-    """
-    total = 0
-    for sheet in sheets:
-        try:
-            each = [planner.multiplicity(item.template.values) for item in sheet.items]
-        except ExpansionFault as fault:
-            raise SteadyError("too_many_jobs", f"{fault}") from None
-        combinations = sheet.product.total
-        if sheet.sample is None or sheet.sample >= combinations * len(each):
-            total += combinations * sum(each)
-            _refuse_more(total, limits.max_lines if sheet.many else limits.max_jobs_per_file)
-            sheet.chosen = range(combinations * len(each))
-        else:
-            _refuse_more(total + sheet.sample, limits.max_jobs_per_file)
-            said = json.dumps([item.raw for item in sheet.items], sort_keys=True)
-            drawn = digest(planner.salt, "sample", said)
-            sheet.chosen = sampled(combinations * len(each), sheet.sample, drawn)
-            total += sum(each[which // combinations] for which in sheet.chosen)
-            _refuse_more(total, limits.max_jobs_per_file)
-
-
-def _refuse_more(total: int, most: int) -> None:
-    if total > most:
-        message = f"The file makes {total} jobs; {most} are allowed."
-        allowed = f"at most {most}"
-        raise ValueFault("too_many_jobs", message, value=str(total), allowed=allowed).error()
-
-
-def pictures(
-    sheets: Sequence[Sheet], planner: Planner
-) -> Iterator[tuple[int, Item, list[JobRequest] | list[ValueFault]]]:
-    """Every chosen combination in order: the item's number in the file, from 1, the item, and
-    its pictures or what is wrong with them, once for each item that was wrong to begin with."""
-    index, before = 0, 1
-    for sheet in sheets:
-        made_of: dict[int, int] = {}
-        for which in sheet.chosen:
-            place, combination = divmod(which, sheet.product.total)
-            item = sheet.items[place]
-            number = item.number
-            if item.template.problems and number in made_of:
-                continue
-            made = _pictures_of(sheet, item, sheet.product[combination], planner, index)
-            requests = [m for m in made if isinstance(m, JobRequest)]
-            if not requests:
-                made_of.setdefault(number, 0)
-                yield before + number, item, made
-                continue
-            already = made_of.get(number, 0)
-            made_of[number] = already + len(requests)
-            index += len(requests)
-            yield before + number, item, keyed_apart(requests, already + 1) if already else requests
-        before += 1 + max((item.number for item in sheet.items), default=-1)
-
-
-def _pictures_of(
-    sheet: Sheet, item: Item, combination: dict[str, Any], planner: Planner, index: int
-) -> list[JobRequest] | list[ValueFault]:
-    template = item.template
-    values, origins = dict(template.values), item.origins
-    if ours := {name: v for name, v in combination.items() if name in _FIELD_NAMES}:
-        more, came_from, problems = normalised(ours)
-        if problems:
-            return [sheet.located(p, sheet.axes.get(p.key or "", ())) for p in problems]
-        values |= more
-        origins = origins | {f: sheet.axes[key] for f, key in came_from.items()}
-    names = {name: _text_of(value) for name, value in combination.items()}
-    made = planner.pictures(template, values, names, index)
-    problems = [m for m in made if isinstance(m, ValueFault)]
-    if not problems:
-        return made
-    return [sheet.located(p, origins.get(p.key or "") or item.path_of(p)) for p in problems]
-
-
-def _text_of(value: Any) -> str:
-    """A value as it was written: ``true``, ``1e3``, empty for null."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return value.source if isinstance(value, strictjson.Number) else str(value)

@@ -324,7 +324,7 @@ def looks_like(line: str) -> str:
     if _YAML.match(line):
         return ".yaml"
     names = [plain_key(cell.strip(' "\r\n')) for cell in _MARKS.split(line)]
-    return ".csv" if "prompt" in names and len({*names} & {*KNOWN}) > 1 else ""
+    return ".csv" if "prompt" in names and len(KNOWN.intersection(names)) > 1 else ""
 
 
 def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
