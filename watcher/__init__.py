@@ -12,7 +12,8 @@ root.py       may we work here: the layout, one watcher by lock, standbys that w
               moved.py: what lies where a setting led before
 store/        the record: one method per transition
 pictures/     the only writer of pictures; the recipe inside them; formats without decoding; contact sheet
-executor/     who runs engines; worker.py: the child process that owns the device; wire.py
+executor/     who runs engines; worker.py: the child process that owns the device;
+              orders.py: its end of the socket; wire.py: what is said over it
 engine.py     what an engine is; engines/: Z-Image on diffusers, servers of OpenAI's API, devices, placement;
               shortage.py: which errors mean what
 retouch.py    what is done to a picture around any engine: mask, enlarging, tiles
