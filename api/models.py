@@ -4,96 +4,17 @@ views.py answers with the fields these models have, so what is described is what
 of the five first routes are the seed's own. Nothing is computed here.
 """
 
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, create_model
-from pydantic.fields import FieldInfo
+from pydantic import BaseModel, Field, create_model
 
+from api.examples import COUNTS, ID, Answer, RequestBody
 from watcher.describe import TOLD_APART
 from watcher.jobs import JobRequest
 
 State = Literal["queued", "generating", "completed", "failed", "cancelled"]
 Word = Literal["generating", "completed", "failed"]
 PriorityWord = Literal["interactive", "normal", "bulk"]
-
-ID = "550e8400-e29b-41d4-a716-446655440000"
-
-_LOCAL = ("2026-01-21T14:30:22.123456", "2026-01-21T14:30:45.789012")
-_COUNTS = {"queued": 7, "generating": 1, "completed": 4, "failed": 0, "cancelled": 0}
-
-#: What examples show in a field of this name; elsewhere the field has its own, or nothing.
-_SAMPLE: dict[str, Any] = {
-    "archived": False,
-    "attempt": 1,
-    "bytes": 1048576,
-    "cancel_requested": False,
-    "cancelled": False,
-    "completed_at": "2026-01-21T14:30:45.789012Z",
-    "count": 1,
-    "counts": _COUNTS,
-    "created_at": "2026-01-21T14:30:22.123456Z",
-    "done": 0.3333,
-    "facts": {"model": "Tongyi-MAI/Z-Image-Turbo", "device": "cuda:0"},
-    "format": "png",
-    "height": 1024,
-    "id": ID,
-    "image_name": "ImgGen_143022",
-    "index": 0,
-    "job_id": ID,
-    "jobs": 12,
-    "keyed": False,
-    "location": f"/batches/{ID}",
-    "more": False,
-    "name": "cats.yaml",
-    "next": "s42",
-    "num_inference_steps": 9,
-    "path": "20260121/ImgGen_143022.png",
-    "priority": "interactive",
-    "progress": 1.0,
-    "prompt": "a beautiful sunset over mountains",
-    "ready": True,
-    "recorded_at": "2026-01-21T14:30:22.223456Z",
-    "retried": 2,
-    "rev": 42,
-    "row": 1,
-    "seed": 1234,
-    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
-    "slot": 0,
-    "source": "file",
-    "started_at": "2026-01-21T14:30:23.000001Z",
-    "state": "completed",
-    "step": 8,
-    "steps": 8,
-    "ticket": ID,
-    "version": "0.1.0",
-    "watcher": {"alive": False, "state": None},
-    "width": 1024,
-}
-
-
-def example_answer(model: type[BaseModel]) -> dict[str, Any]:
-    """A document of this form: every field as its own example or ``_SAMPLE`` shows it."""
-    return {name: _shown_field(name, field) for name, field in model.model_fields.items()}
-
-
-def _shown_field(name: str, field: FieldInfo) -> Any:
-    if field.examples:
-        return field.examples[0]
-    kind: Any = field.annotation
-    several = get_origin(kind) is list
-    inner = get_args(kind)[0] if several else kind
-    if isinstance(inner, type) and issubclass(inner, BaseModel):
-        return [example_answer(inner)] if several else example_answer(inner)
-    return [] if several else _SAMPLE.get(name)
-
-
-class Answer(BaseModel):
-    """Base of all: nothing undocumented is sent, and an example shows what is."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra=lambda schema, model: schema.update(example=example_answer(model)),
-    )
 
 
 class Fault(Answer):
@@ -142,8 +63,10 @@ class Status(Answer):
     height: int
     width: int
     num_inference_steps: int
-    created_at: str = Field(description="local time, as in the seed", examples=[_LOCAL[0]])
-    completed_at: str | None = Field(examples=[_LOCAL[1]])
+    created_at: str = Field(
+        description="local time, as in the seed", examples=["2026-01-21T14:30:22.123456"]
+    )
+    completed_at: str | None = Field(examples=["2026-01-21T14:30:45.789012"])
     error_message: str | None
     state: State
     position: int | None = Field(description="jobs that run before this one; 0 is next or running")
@@ -247,22 +170,12 @@ class Accepted(Answer):
 class Input(Answer):
     """A picture that jobs may start from. Sides are pixels, as it is seen."""
 
-    model_config = ConfigDict(
-        extra="forbid",
-        json_schema_extra={
-            "example": {
-                "reference": f"sha256:{'4b' * 32}",
-                "sha256": "4b" * 32,
-                "width": 1024,
-                "height": 768,
-            }
-        },
+    reference: str = Field(
+        description="names it as `image` or `mask` of a job", examples=[f"sha256:{'4b' * 32}"]
     )
-
-    reference: str = Field(description="names it as `image` or `mask` of a job")
-    sha256: str
+    sha256: str = Field(examples=["4b" * 32])
     width: int
-    height: int
+    height: int = Field(examples=[768])
 
 
 class Planned(Asked):
@@ -303,7 +216,7 @@ class BatchView(Answer):
     created_at: str
     recorded_at: str | None
     jobs: int
-    progress: dict[str, int] = Field(examples=[_COUNTS])
+    progress: dict[str, int] = Field(examples=[COUNTS])
     done: float
     eta_seconds: float | None = Field(examples=[21.5])
     axes: dict[str, list[Any]] = Field(
@@ -465,50 +378,6 @@ class Tested(Answer):
     told: int = Field(examples=[1])
 
 
-class Change(BaseModel):
-    """A job's new place in the queue, or what a person thinks of its picture."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={"example": {"priority": "interactive", "position": "front"}},
-    )
-
-    priority: PriorityWord | None = None
-    position: Literal["front", "back"] | None = None
-    rating: int | None = Field(
-        None, ge=-1, le=5, description="1 to 5, -1 rejects, 0 takes either back"
-    )
-
-
-class Again(BaseModel):
-    """Pictures to make a new batch of, and what is to be another way."""
-
-    model_config = ConfigDict(
-        extra="forbid",
-        strict=True,
-        json_schema_extra={
-            "example": {"ids": ["00000000-0000-4000-8000-000000000000"], "fields": {"upscale": 2}}
-        },
-    )
-
-    ids: list[str] = Field(min_length=1, max_length=1000)
-    fields: dict[str, Any] = Field(
-        default_factory=dict, description="fields of a job, put over what each said"
-    )
-    seeds: Literal["same", "new"] = "same"
-
-
-class Pause(BaseModel):
-    """Why the queue is paused (optional)."""
-
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"example": {"reason": "GPU is needed"}}
-    )
-
-    reason: str | None = Field(None, max_length=500)
-
-
 class Attention(Answer):
     """What needs a person."""
 
@@ -519,13 +388,39 @@ class Attention(Answer):
     notices: list[str]
 
 
-class Dismiss(BaseModel):
-    """What was seen: jobs by id, refused files by ticket, or everything."""
+class Change(RequestBody):
+    """A job's new place in the queue, or what a person thinks of its picture."""
 
-    model_config = ConfigDict(
-        extra="forbid", strict=True, json_schema_extra={"example": {"jobs": [ID]}}
+    priority: PriorityWord | None = Field(None, examples=["interactive"])
+    position: Literal["front", "back"] | None = Field(None, examples=["front"])
+    rating: int | None = Field(
+        None, ge=-1, le=5, description="1 to 5, -1 rejects, 0 takes either back"
     )
 
-    jobs: list[str] = Field(default_factory=list, max_length=200)
+
+class Again(RequestBody):
+    """Pictures to make a new batch of, and what is to be another way."""
+
+    ids: list[str] = Field(
+        min_length=1, max_length=1000, examples=[["00000000-0000-4000-8000-000000000000"]]
+    )
+    fields: dict[str, Any] = Field(
+        default_factory=dict,
+        description="fields of a job, put over what each said",
+        examples=[{"upscale": 2}],
+    )
+    seeds: Literal["same", "new"] = "same"
+
+
+class Pause(RequestBody):
+    """Why the queue is paused (optional)."""
+
+    reason: str | None = Field(None, max_length=500, examples=["GPU is needed"])
+
+
+class Dismiss(RequestBody):
+    """What was seen: jobs by id, refused files by ticket, or everything."""
+
+    jobs: list[str] = Field(default_factory=list, max_length=200, examples=[[ID]])
     batches: list[str] = Field(default_factory=list, max_length=200)
     all: bool = False
