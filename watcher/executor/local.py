@@ -34,7 +34,7 @@ from watcher.executor import (
     WorkerSpec,
 )
 from watcher.executor.child import Child
-from watcher.executor.patience import STEP_FLOOR, Patience
+from watcher.executor.patience import JOB_DEADLINE, Deadlines, Patience
 from watcher.executor.seat import Ailment, Seat, Slots, Task
 from watcher.jobs import Job
 from watcher.log import now_us
@@ -85,14 +85,12 @@ class LocalExecutor(Slots[Seat]):
             spec,
             [Seat(slot, device, first) for slot, device in enumerate(devices or [spec.device])],
         )
-        self._load_timeout = load_timeout
-        self._job_timeout = job_timeout
         self._idle_unload = idle_unload
         self._python = python
         self._backoff = tuple(backoff)
         self._kill_after = kill_after
-        self._silence = silence
         self._patience = Patience(step_timeout)
+        self._deadlines = Deadlines(self._patience, load_timeout, job_timeout, kill_after, silence)
         self._selector = selectors.DefaultSelector()
         self._bell, self._ringer = socket.socketpair()
         self._bell.setblocking(False)
@@ -221,29 +219,10 @@ class LocalExecutor(Slots[Seat]):
             return seat.retry_at if seat.state == "waiting" else float("inf")
         alarms = [child.alarm()]
         if not child.doomed and not self._stopping:
-            alarms.append(self._deadline(seat, child)[0])
+            alarms.append(self._deadlines.next(seat, child)[0])
             if self._idle_unload is not None and seat.state == "ready" and not seat.tasks:
                 alarms.append(seat.idle_since + self._idle_unload)
         return min(alarms)
-
-    def _deadline(self, seat: Seat, child: Child) -> tuple[float, str]:
-        """The next deadline of this worker (monotonic) and its name."""
-        if seat.state == "loading":
-            return child.born + self._load_timeout, f"load deadline ({self._load_timeout:g} s)"
-        if seat.state == "leaving":
-            return seat.idle_since + self._kill_after, "did not leave when told to"
-        if not seat.tasks:
-            return child.heard + self._silence, f"silent for {self._silence:g} s"
-        task = seat.tasks[0]
-        if task.started is None:
-            return task.moved + STEP_FLOOR, f"did not begin a job in {STEP_FLOOR:g} s"
-        compiled = bool(dict(seat.info.get("details", {})).get("compiled"))
-        limit = self._patience.limit(task.size, compiled=compiled)
-        step = (task.moved + limit, f"step deadline ({limit:g} s)")
-        if task.overdue is None:
-            return min(step, (task.started + self._job_timeout, "job deadline"))
-        patience = self._kill_after + 3 * (self._patience.median(task.size) or 0.0)
-        return min(step, (task.overdue + patience, f"job deadline ({self._job_timeout:g} s)"))
 
     def _look(self, seat: Seat, now: float) -> None:
         """Whatever is due for this slot at ``now``."""
@@ -258,16 +237,16 @@ class LocalExecutor(Slots[Seat]):
         child.look(now)
         if child.doomed or self._stopping:
             return
-        when, what = self._deadline(seat, child)
+        when, what = self._deadlines.next(seat, child)
         if now >= when:
             task = seat.tasks[0] if seat.tasks else None
-            if what == "job deadline" and task is not None:
+            if what == JOB_DEADLINE and task is not None:
                 task.overdue = now
                 self._cancel(seat, task)  # politely first: that costs no reload
                 return
             if task is not None and task.overdue is not None:
                 seat.tasks.popleft()
-                self._fail(seat, task, "timed_out", self._overdue_words())
+                self._fail(seat, task, "timed_out", self._deadlines.overdue_words)
             child.end(what, self._kill_after)
             self._dying(seat, child)
         elif (
@@ -433,16 +412,13 @@ class LocalExecutor(Slots[Seat]):
     def _failed(self, seat: Seat, task: Task, code: str, message: str) -> None:
         self._done(seat, task, "failed")
         if code == "cancelled" and task.overdue is not None:
-            code, message = "timed_out", self._overdue_words()
+            code, message = "timed_out", self._deadlines.overdue_words
         if code not in ERRORS or ERRORS[code].klass is ErrorClass.ENVIRONMENT:
             code, message = "engine_failed", f"{code[:60]}: {message}"
         self._fail(seat, task, code, message)
 
     def _fail(self, seat: Seat, task: Task, code: str, message: str) -> None:
         self._events.append(Failed(seat.slot, *task.who, code, message))
-
-    def _overdue_words(self) -> str:
-        return f"The job took longer than {self._job_timeout:g} seconds."
 
     def _done(self, seat: Seat, task: Task, counter: str) -> None:
         """The job ended and its worker lives."""
