@@ -3,8 +3,9 @@
 An executor has slots, one per device. It is handed one job a slot and tells what becomes of
 it; how it reaches the device is its own business. ``local.py`` keeps worker processes on this
 machine: ``seat.py`` is one slot, ``child.py`` one process, ``patience.py`` when it is late.
-``ray/slots.py`` keeps slots on other machines, ``ray/actor.py`` is such a slot, and ``ray/__init__.py`` (with ``ray/environment.py``
-before it) the line between them. ``build.py`` chooses.
+``ray/slots.py`` keeps slots on other machines, ``ray/actor.py`` is such a slot, and
+``ray/__init__.py`` (with ``ray/environment.py`` before it) the line between them. ``build.py``
+chooses.
 """
 
 from collections.abc import Callable, Mapping
