@@ -27,9 +27,9 @@ from api.views import Views
 from watcher.config import Config
 from watcher.log import ThrottledLog
 from watcher.pictures.outputs import Outputs
-from watcher.pictures.source import MAX_BYTES
 from watcher.program import installed_version
 from watcher.store import JobStore
+from watcher.suffixes import MAX_PICTURE
 
 _LINES = 60  #: a minute that the log has of each kind of refusal
 
@@ -58,7 +58,7 @@ def create_app(
         ("/jobs", TABLE_BODY),
         ("/v1/files", openai_batch.ROOM),
         ("/sdapi/v1/png-info", a1111.MAX_PICTURE),
-        ("/inputs", MAX_BYTES),
+        ("/inputs", MAX_PICTURE),
         ("/v1/images/edits", edits.MAX_FORM),
         ("/v1/images/variations", edits.MAX_FORM),
         ("/sdapi/v1/img2img", a1111.MAX_PICTURES),

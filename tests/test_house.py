@@ -1,5 +1,6 @@
 """The house itself: what is written down about it is what it is."""
 
+import os
 import re
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from watcher.jobfile import parse
 from watcher.jobs import TRANSITIONS, JobRequest, JobState
 from watcher.models import limits_known
 from watcher.pace import RunWindow
+from watcher.store import JobStore
 
 HOUSE = Path(__file__).parent.parent
 SOURCES = sorted([*HOUSE.glob("watcher/**/*.py"), *HOUSE.glob("api/**/*.py")])
@@ -185,6 +187,33 @@ def test_help_brings_nothing_heavy_along() -> None:
     assert "submit" in found.stdout
     heavy = {"torch", "dataset", "sqlalchemy", "fastapi", "watchdog", "rich", "pydantic"}
     assert heavy & set(found.stderr.split()) == set()
+
+
+@pytest.mark.parametrize("words", [["list"], ["status"], ["submit", "a fox"]])
+def test_what_looks_and_what_submits_brings_little_along(tmp_path: Path, words: list[str]) -> None:
+    """With a record: most of a short command's time is what it imports."""
+    config = Config.load(tmp_path, model="starter")
+    config.state.mkdir(parents=True)
+    JobStore(config.database_url).close()
+    found = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import atexit, sys\n"
+            "atexit.register(lambda: print('IMPORTED', *sys.modules, file=sys.stderr))\n"
+            "from watcher.cli import main\nmain()",
+            *("--root", str(tmp_path), *words),
+        ],
+        cwd=HOUSE,
+        env=os.environ | {"STEADY_MODEL": "starter"},
+        capture_output=True,
+        text=True,
+    )
+    assert found.returncode == (4 if words == ["status"] else 0), found.stderr
+    imported = set(found.stderr.partition("IMPORTED")[2].split())
+    assert "watcher.store" in imported
+    heavy = {"torch", "dataset", "sqlalchemy", "alembic", "fastapi", "watchdog", "rich", "PIL"}
+    assert heavy & imported == set()
 
 
 def test_imports_only_go_down() -> None:

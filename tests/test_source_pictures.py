@@ -12,7 +12,8 @@ import pytest
 from PIL import Image, ImageCms, ImageDraw
 
 from watcher.errors import SteadyError
-from watcher.pictures.source import FORMATS, MAX_PIXELS, MAX_SIDE, look_at, mask_of, pixels_of
+from watcher.pictures.source import MAX_PIXELS, MAX_SIDE, look_at, mask_of, pixels_of
+from watcher.suffixes import PICTURE_FORMATS
 
 
 def written(image: Image.Image, format: str, **more: Any) -> bytes:
@@ -152,7 +153,7 @@ def test_a_mask_is_grey_and_what_it_leaves_out_is_kept() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("format", PICTURE_FORMATS)
 def test_a_damaged_picture_is_refused_in_words_whatever_its_reader_says(format: str) -> None:
     data = written(Image.effect_noise((40, 24), 90).convert("RGB"), format)
     for at in range(8, len(data), max(1, len(data) // 60)):

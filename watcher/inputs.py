@@ -21,7 +21,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from watcher import publish
 from watcher.config import Config
@@ -29,10 +29,12 @@ from watcher.errors import SteadyError
 from watcher.jobfile.bundle import Bundle
 from watcher.jobfile.sources import Found
 from watcher.jobs import PICTURE_FIELDS, Job, JobState, input_digest, input_job
-from watcher.pictures.source import FORMATS, MAX_BYTES, Source, look_at
 from watcher.publish import disk_errors
 from watcher.store import JobStore
-from watcher.suffixes import INPUT_SUFFIXES, suffix_of
+from watcher.suffixes import INPUT_SUFFIXES, MAX_PICTURE, PICTURE_FORMATS, suffix_of
+
+if TYPE_CHECKING:
+    from watcher.pictures.source import Source
 
 _MOST = 100_000  #: pictures that one pattern may match
 _AT_ONCE, _FEW = 16 << 20, 32  #: bytes and pictures that are copied together
@@ -66,12 +68,12 @@ class Inputs:
 
     # -- by content
 
-    def keep(self, data: bytes) -> tuple[str, Source]:
+    def keep(self, data: bytes) -> tuple[str, "Source"]:
         """Judge a picture and have its bytes here: its reference, ``sha256:…``, and what it is.
 
         Raises SteadyError bad_picture, in words that need a name before them; disk_full.
         """
-        source, digest = look_at(data), hashlib.sha256(data).hexdigest()
+        source, digest = _source_of(data), hashlib.sha256(data).hexdigest()
         with self.blameless():
             self.copy(digest, data)
         return f"sha256:{digest}", source
@@ -317,7 +319,7 @@ class Finder:
     def _judged(self, name: str, data: bytes) -> Found:
         digest = hashlib.sha256(data).hexdigest()
         try:
-            source = look_at(data)
+            source = _source_of(data)
         except SteadyError as error:
             raise SteadyError(error.code, f"`{_shown(name)}` {error.message}") from None
         self._wait(name, digest, data)
@@ -344,7 +346,7 @@ class Finder:
             raise _missing(name)
         stem = Path(called).stem if called and not source else (source or digest)[:8]
         self._wait(name, digest, data)
-        picture = look_at(data)
+        picture = _source_of(data)
         return Found(name, picture.size, stem, _animated(called or name, picture))
 
     def _of_job(self, name: str) -> Found:
@@ -370,7 +372,7 @@ class Finder:
             raise SteadyError("input_missing", words, remedy="Run that job again first.")
         digest = str(job.sha256)
         self._wait(f"job:{job.id}", digest, data)
-        return Found(f"sha256:{digest} job:{job.id}", look_at(data).size, job.image_name)
+        return Found(f"sha256:{digest} job:{job.id}", _source_of(data).size, job.image_name)
 
 
 def _check_name(name: str) -> None:
@@ -401,20 +403,27 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _read(path: Path, name: str) -> bytes:
-    """A regular file of at most MAX_BYTES. Raises SteadyError bad_picture, unreadable."""
+    """A regular file of at most MAX_PICTURE. Raises SteadyError bad_picture, unreadable."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
     try:
         with open(os.open(path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise SteadyError("bad_reference", f"`{_shown(name)}` is no file.")
-            data = file.read(MAX_BYTES + 1)
+            data = file.read(MAX_PICTURE + 1)
     except OSError as error:
         words = f"`{_shown(name)}` cannot be read: {error.strerror}."
         raise SteadyError("unreadable", words) from None
     return data
 
 
-def _animated(name: str, source: Source) -> str | None:
+def _source_of(data: bytes) -> "Source":
+    """What the picture in ``data`` is. Raises SteadyError bad_picture."""
+    from watcher.pictures.source import look_at  # Pillow: most commands look at no picture
+
+    return look_at(data)
+
+
+def _animated(name: str, source: "Source") -> str | None:
     """What to say of a picture that is several."""
     words = "holds several pictures; the first is used."
     return f"`{_shown(name)}` {words}" if source.several else None
@@ -424,7 +433,7 @@ def _missing(name: str) -> SteadyError:
     kinds = (
         ""
         if suffix_of(name) in INPUT_SUFFIXES or ":" in name
-        else f" Files are {', '.join(FORMATS)}."
+        else f" Files are {', '.join(PICTURE_FORMATS)}."
     )
     return SteadyError("input_missing", f"There is no picture `{_shown(name)}`.{kinds}")
 

@@ -33,6 +33,9 @@ PICTURE_SUFFIXES = frozenset(s for s, form in FORMS.items() if form == "picture"
 JOB_SUFFIXES = frozenset(FORMS)
 #: Pictures that jobs may start from.
 INPUT_SUFFIXES = PICTURE_SUFFIXES | {".bmp", ".tif", ".tiff", ".gif", ".avif"}
+#: What Pillow opens of them. Never EPS, which starts an interpreter, nor SVG, which is a program.
+PICTURE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
+MAX_PICTURE = 64 << 20  #: bytes of a picture that comes in
 #: What is taken from a hot folder.
 HOT_SUFFIXES = JOB_SUFFIXES | INPUT_SUFFIXES
 

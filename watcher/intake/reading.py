@@ -24,9 +24,8 @@ from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.tables import Row, refused_csv
 from watcher.jobs import Batch
 from watcher.limits import Limits
-from watcher.pictures.source import MAX_BYTES
 from watcher.publish import disk_trouble
-from watcher.suffixes import LINE_SUFFIXES
+from watcher.suffixes import LINE_SUFFIXES, MAX_PICTURE
 from watcher.wildcards import Wildcards
 
 
@@ -47,7 +46,7 @@ class Reading:
         ``again``: it is on record already. Raises SteadyError: what is wrong with the file, or the
         environment's trouble.
         """
-        most = MAX_BYTES if claim.starts else jobfile.most_bytes(claim.suffix)
+        most = MAX_PICTURE if claim.starts else jobfile.most_bytes(claim.suffix)
         data, suffix, preset = self._inbox.read(claim, most), claim.suffix, self._preset(claim)
         digest = hashlib.sha256(data).hexdigest()
         if preset is not None and claim.starts:

@@ -36,11 +36,10 @@ from watcher.jobfile.tables import Row, cells_of, decoded
 from watcher.jobs import JobRequest, Priority
 from watcher.limits import Limits
 from watcher.pictures.recipe import again, read_recipe
-from watcher.suffixes import FORMS
+from watcher.suffixes import FORMS, MAX_PICTURE
 
 MAX_BYTES = 1 << 20  #: of a .yaml or .json
 MAX_TABLE = 4 << 30  #: of a table
-MAX_PICTURE = 64 << 20  #: of a picture that is to be made again
 MAX_ROWS = 20_000  #: of a table read whole; longer ones are streamed
 FEW_JOBS = 20  #: files up to this many pictures wait as ``normal``, larger ones as ``bulk``
 

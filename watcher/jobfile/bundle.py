@@ -11,8 +11,7 @@ import zipfile
 import zlib
 
 from watcher.errors import SteadyError
-from watcher.pictures.source import MAX_BYTES
-from watcher.suffixes import FORMS, INPUT_SUFFIXES, PICTURE_SUFFIXES, suffix_of
+from watcher.suffixes import FORMS, INPUT_SUFFIXES, MAX_PICTURE, PICTURE_SUFFIXES, suffix_of
 
 MAX_BUNDLE = 256 << 20  #: bytes of the file
 _MAX_ENTRIES = 5000
@@ -64,7 +63,7 @@ class Bundle:
     def picture(self, name: str) -> bytes | None:
         """The bytes of the picture ``name``; None when there is none."""
         entry = self._entries.get(name) if suffix_of(name) in INPUT_SUFFIXES else None
-        return None if entry is None else self._read(entry, MAX_BYTES)
+        return None if entry is None else self._read(entry, MAX_PICTURE)
 
     def _read(self, entry: zipfile.ZipInfo, most: int) -> bytes:
         if entry.file_size > most:

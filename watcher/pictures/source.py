@@ -14,14 +14,11 @@ from dataclasses import dataclass
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from watcher.errors import SteadyError
+from watcher.suffixes import MAX_PICTURE, PICTURE_FORMATS
 
-MAX_BYTES = 64 << 20  #: of the file
 MAX_SIDE = 12_000  #: pixels
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 16  #: pixels
-
-#: What is opened. Never EPS, which starts an interpreter, nor SVG, which is a program.
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "AVIF")
 
 Size = tuple[int, int]  #: width, height
 
@@ -104,10 +101,10 @@ def clear_in(data: bytes) -> bytes | None:
 @contextlib.contextmanager
 def _opened(data: bytes) -> Iterator[Image.Image]:
     """The picture, its head read and within the limits; whatever breaks inside is said so."""
-    if len(data) > MAX_BYTES:
-        raise _bad(f"has more than {MAX_BYTES >> 20} MiB")
+    if len(data) > MAX_PICTURE:
+        raise _bad(f"has more than {MAX_PICTURE >> 20} MiB")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=PICTURE_FORMATS) as image:
             width, height = image.size
             if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
                 raise _too_large(f"is {width}x{height}")
@@ -117,7 +114,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise _too_large("is far too large") from None
     except UnidentifiedImageError:
-        raise _bad(f"is no picture that can be read ({', '.join(FORMATS)})") from None
+        raise _bad(f"is no picture that can be read ({', '.join(PICTURE_FORMATS)})") from None
     except _BROKEN:
         raise _bad("is damaged or cut off") from None
 
