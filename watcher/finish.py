@@ -161,7 +161,7 @@ class Finisher(Part):
                 return self._finish(job, picture)
             except Trouble:
                 raise
-            except Exception as error:  # the one broad except: around one job
+            except Exception as error:  # around one job: what is saved next is saved all the same
                 logger.exception("job.failed", extra={"facts": {"job_id": job.id}})
                 self._record_failure(job, "internal", f"{type(error).__name__} while saving")
         except Trouble as error:  # only while stopping, see _insist
