@@ -296,7 +296,7 @@ class Feed:
     def _passing(
         self, told: dict[str, dict[str, str]], job: Job | None, *, preview: bool
     ) -> Iterator[bytes]:
-        """Steps and previews that are not in ``told`` yet, which knows them then."""
+        """Yield the steps and previews that are not in ``told`` yet, and add them to it."""
         for kind, news in (("step", self.steps), ("preview", self.previews if preview else {})):
             for job_id, data in news.items():
                 if told[kind].get(job_id) != data and (job is None or job.id == job_id):
@@ -305,7 +305,7 @@ class Feed:
 
     @contextlib.contextmanager
     def _listening(self, eyes: tuple[str | None, ...] = ()) -> Iterator[None]:
-        """Somebody waits, and looks at these jobs (None: at all that run)."""
+        """Count a listener inside, and the jobs it looks at (None: all that run)."""
         self._listeners += 1
         self._looking.update(eyes)
         self._wanted.set()

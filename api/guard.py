@@ -287,7 +287,7 @@ class Guard:
 
 
 def _of_the_page(scope: Scope) -> bool:
-    """Does our own page look here by itself? It does so all the time: nobody wants to read that."""
+    """Does our own page ask by itself? It does so all the time, and that is not logged."""
     headers = Headers(scope=scope)
     return headers.get("sec-fetch-site") == "same-origin" and (
         headers.get("sec-fetch-mode") != "navigate"

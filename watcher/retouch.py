@@ -117,7 +117,7 @@ class Retouch:
         return self._refine(request, large, upscale) if method == REFINE else large
 
     def _still_here(self) -> None:
-        """Raises Cancelled where that is wanted; whoever watches the clock sees that we live."""
+        """Report the same progress again: raises Cancelled if wanted, and shows that the job goes on."""
         self._report(self._done, max(1, self._forwards, self._done))
 
     def _refine(

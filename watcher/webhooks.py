@@ -67,7 +67,7 @@ class Reply:
 
     @property
     def ok(self) -> bool:
-        """Was it told?"""
+        """Was it delivered?"""
         return self.error is None and (self.status is None or 200 <= self.status < 300)
 
     @property

@@ -163,7 +163,7 @@ class Calls:
         return call
 
     def _refuse_absent(self, plan: Plan) -> None:
-        """Keep nobody waiting for a model whose files are not here: SteadyError says what is missing."""
+        """Refuse a model whose files are not here instead of waiting; SteadyError says what is missing."""
         for planned in plan.requests:
             card = self._door.limits().card(planned.request.__dict__)
             if planned.request.model is not None and card.absent is not None:
@@ -274,7 +274,7 @@ class Calls:
                 self._answered.popitem(last=False)
 
     def waited_for(self) -> list[str]:
-        """Tickets somebody is on the line for."""
+        """The tickets that open calls wait for."""
         with self._lock:
             return list(self._waiting)
 

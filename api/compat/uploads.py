@@ -26,7 +26,7 @@ class Shelf:
         self._folder = folder
 
     def keep(self, source: BinaryIO, filename: str) -> dict[str, Any]:
-        """Put an upload away. The note comes last: a crash leaves bytes nobody knows of."""
+        """Keep an upload. The note comes last: a crash leaves bytes without a note."""
         ident = f"file-{uuid.uuid4().hex}"
         with self._disk():
             path = self.path(ident)
@@ -74,7 +74,7 @@ class Shelf:
         return sorted((n for n in found if n), key=lambda n: (-n["created_at"], n["id"]))
 
     def drop(self, ident: str) -> None:
-        """Forget both; the note first, so a crash leaves bytes nobody knows of."""
+        """Remove both, the note first: a crash leaves bytes without a note."""
         with self._disk():
             for path in (self._folder / f"{ident}.json", self.path(ident)):
                 path.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What `steady` can do, one module for each kind of wish.
+"""What `steady` can do, one module for each kind of command.
 
 desk.py       what every command is given: root, settings, record, two ways to speak
 show.py       a job in words and as JSON

@@ -152,7 +152,7 @@ class AnyPipeline:
         self._calls += 1
 
     def _try_out(self) -> Image.Image:
-        """A small picture for nobody: loads kernels and shows whether the model works."""
+        """Draw a small picture and throw it away: it loads kernels and shows whether the model works."""
         side = 64 if self._chosen.device == "cpu" else 256
         request = EngineRequest(prompt="a", width=side, height=side, num_inference_steps=2, seed=0)
         return self._draw(request, lambda done, total, preview=None: None, tiled=False).image

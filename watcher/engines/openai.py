@@ -154,7 +154,10 @@ class ImageServer:
         return Result(image, facts, {"server": round(time.perf_counter() - began, 6)})
 
     def _asked(self, request: EngineRequest, report: Report) -> bytes:
-        """The answer; what passes is waited for a while, and told as what it is then."""
+        """Ask the server and return its answer; what may pass is tried again for a while, then raised.
+
+        Raises SteadyError server_failed, ServerAway.
+        """
         path, kind, body = self._body(request)
         # A picture's bytes in base64, and twice that for a server that does not pack it well.
         limit = request.width * request.height * 8 + _SLACK

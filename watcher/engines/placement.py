@@ -169,7 +169,8 @@ class Placement:
         )
 
     def _set_compiled(self, wanted: bool) -> None:
-        """Compiled blocks and the hooks of streaming would be compiled anew again and again."""
+        """Switch compiled blocks on or off: under the hooks of streaming each would compile again and
+        again."""
         for block in (m for part in self._parts.values() for m in part.modules()):
             if block._compiled_call_impl is not None and not wanted:
                 self._compiled[block] = block._compiled_call_impl
@@ -178,7 +179,7 @@ class Placement:
                 block._compiled_call_impl = self._compiled.pop(block)
 
     def wait(self) -> None:
-        """Until the device has done all it was told to do."""
+        """Wait until the device has finished its work."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         elif self._device.type == "mps":

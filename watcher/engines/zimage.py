@@ -172,13 +172,13 @@ class ZImage:
         return model, Path(single).expanduser().absolute() if single else None
 
     def _takes_guidance(self, model: str) -> bool:
-        """As configured, or as its profile says; of a model without one nobody knows that it does not."""
+        """Say whether guidance has an effect: as configured, else as its profile says, else yes."""
         if self._options.guidance is not None:
             return self._options.guidance
         return not has_profile(model) or bool(profile_of(model)["guidance"])
 
     def _count_calls(self) -> None:
-        """Count what the parts really do, whoever calls them."""
+        """Count the calls of transformer and text encoder, whatever makes them."""
 
         def counting(name: str) -> Callable[..., None]:
             def count(*_: Any) -> None:
@@ -190,7 +190,7 @@ class ZImage:
         self._pipe.text_encoder.register_forward_pre_hook(counting("encodes"))
 
     def _try_out(self, side: int = 64, forwards: int = 1) -> Image.Image:
-        """A small picture for nobody: loads kernels and shows whether the model works."""
+        """Draw a small picture and throw it away: it loads kernels and shows whether the model works."""
         request = EngineRequest(
             prompt="", width=side, height=side, num_inference_steps=forwards + 1, seed=0,
             guidance_scale=4.0,

@@ -235,7 +235,8 @@ class Child:
         os.close(self._shelf)
 
     def cause(self, code: int) -> tuple[str, SteadyError | None, bool]:
-        """Of an unexpected end: the words, the trouble around us if that was it, and blame."""
+        """Explain an unexpected end: in words, the trouble outside if that caused it, and whether the
+        job may have."""
         how = f"was ended: {self.ended}"
         if self.ended is None:
             how = f"left with {ending(code)}" if code >= 0 else f"was ended by {ending(code)}"

@@ -52,11 +52,11 @@ class Bell:
         self.overflowed_at = float("-inf")
 
     def ring(self) -> None:
-        """Wake whoever waits; any thread, never raises."""
+        """Wake the thread that waits; from any thread, never raises."""
         self._rung.set()
 
     def hear(self) -> None:
-        """An event came (called by the watch): ring, and be deaf no more."""
+        """Ring, for an event came (called by the watch), and count as hearing again."""
         self.trouble = None
         self._heard.set()
         self._rung.set()
@@ -104,7 +104,7 @@ class Bell:
 
     @property
     def alive(self) -> bool:
-        """Do all threads of the watch live? (A living watch may still be deaf: ``hears``.)"""
+        """Do all threads of the watch live? (They may hear nothing all the same: ``hears``.)"""
         observer = self._observer
         return (
             observer is not None

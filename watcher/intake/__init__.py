@@ -173,10 +173,10 @@ class Intake(Part):
         self._look_at = now + max(_LOOK_SECONDS, 5 * (now - begun))
 
     def _spare(self) -> None:
-        """Give those their try back that were begun and not to blame for the end of it.
+        """Take back the counted try of files that did not cause the end of the process.
 
-        Before anything else is begun: the note of those goes then, and a kill would leave them
-        their try.
+        Done before anything else is begun: the note that names them goes then, and after a kill
+        their try would count.
         """
         if self._spared:
             self._store.spare(sorted(self._spared))

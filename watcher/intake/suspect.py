@@ -40,7 +40,7 @@ class Suspect:
 
     @contextlib.contextmanager
     def begun(self, tickets: Sequence[str]) -> Iterator[None]:
-        """Inside, tries of these are counted; entered before the record is told.
+        """Note, inside, that the tries of ``tickets`` are counted; entered before the record does.
 
         A fault of ours that is raised in here would be met in the same file again, whichever it
         is: every try counts.
@@ -65,9 +65,9 @@ class Suspect:
 
     @contextlib.contextmanager
     def reading(self, ticket: str) -> Iterator[None]:
-        """Inside, the file of ``ticket`` is to blame for whatever ends the process.
+        """Note, inside, that reading ``ticket`` is the cause of whatever ends the process.
 
-        A table may be interrupted by another file, which is then to blame until it is read.
+        A table may be interrupted by another file, which is the cause until it is read.
         """
         outer = self._named
         self._name(ticket)

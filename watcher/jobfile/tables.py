@@ -151,7 +151,7 @@ class TextLines:
 
 
 def delimiter_of(line: str, form: str) -> str:
-    """The separator of a header line; a character nobody types when there is one column."""
+    """The separator of a header line; for one column a character that no text holds."""
     counts = {mark: _outside_quotes(line, mark) for mark in ("\t", ";", ",")}
     best = max(counts, key=lambda mark: counts[mark])
     if form == ".tsv" and counts["\t"]:

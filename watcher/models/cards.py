@@ -157,7 +157,7 @@ def _profile_or_usual(source: str, config: Config) -> dict[str, Any]:
 def _card(
     name: str, entry: ModelSetting, profile: Mapping[str, Any], config: Config, said: Any
 ) -> Card:
-    """One card: the entry wins over the profile. Defaults that nobody set are made to fit the
+    """One card: the entry wins over the profile. Defaults that are not set are made to fit the
     largest side and area."""
     engine = entry.engine or "zimage"
     where = f"models: {name}: " if name in config.models else "default_"

@@ -49,7 +49,7 @@ class Channel(Protocol):
         """Is this endpoint one of its own?"""
 
     def quiet_seconds(self) -> float:
-        """How long from now on nobody wants to hear anything; 0: tell."""
+        """Seconds of quiet hours that are left; 0 when there are none now."""
 
     def send(self, due: Delivery) -> Reply:
         """One attempt; takes seconds."""
@@ -143,7 +143,7 @@ class Notifier:
                     threading.Thread(target=channel.send, args=due, daemon=True).start()
 
     def troubles(self) -> list[SteadyError]:
-        """Who could not be told something, today, in words."""
+        """Name the receivers that could not be reached today."""
         found = self._store.given_up(self._now() - _DAY)
         return [
             SteadyError(

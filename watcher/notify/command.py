@@ -60,7 +60,7 @@ class Command:
         return bool(self._words) and endpoint == COMMAND
 
     def quiet_seconds(self) -> float:
-        """It is always told."""
+        """No quiet hours hold for it."""
         return 0.0
 
     def close(self, *, at_once: bool) -> None:

@@ -122,7 +122,7 @@ class RayLine(Line):
     # -- the thread in which Ray lives
 
     def _live(self) -> None:
-        """Be part of a cluster until told to leave; once more after every end that was none."""
+        """Take part in a cluster until told to leave; join again whenever the connection ends."""
         failures = 0
         while not self._leaving.is_set():
             self.joining = True
@@ -191,7 +191,7 @@ class RayLine(Line):
     # -- one slot
 
     async def _tend(self, slot: Slot) -> None:
-        """One actor after another for this slot. Returns when it has left as it was told."""
+        """Keep an actor for this slot, a new one for each that is lost; returns when one has left as told."""
         actor = None
         failures = 0
         while True:
@@ -281,11 +281,11 @@ class RayLine(Line):
 
 
 def _nobody(_slot: Slot | None, _news: object) -> None:
-    """Who is told before the start."""
+    """Drop the news: nothing was started yet."""
 
 
 async def _hand_on(orders: asyncio.Queue[_Order], actor: Any) -> None:
-    """One at a time, so that they arrive in their order."""
+    """Pass the orders on one at a time, so that they arrive in order."""
     while True:
         method, *arguments = await orders.get()
         await getattr(actor, method).remote(*arguments)
@@ -344,7 +344,7 @@ def _cluster(address: str, state: Path) -> Iterator[None]:
 
 
 def _knock(address: str) -> None:
-    """OSError where nobody listens: Ray would end this process after a minute of trying."""
+    """Raise OSError where nothing listens: Ray would end this process after a minute of trying."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
@@ -352,7 +352,7 @@ def _knock(address: str) -> None:
 
 @contextlib.contextmanager
 def _home(folder: Path) -> Iterator[None]:
-    """Ray's own processes are at home in ``folder``.
+    """Let Ray's own processes have ``folder`` as their home.
 
     One of them asks the network which cloud this is (a name server and 169.254.169.254), also
     where nothing is to be reported; but not where it finds its cluster described at home.

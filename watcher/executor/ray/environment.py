@@ -14,7 +14,7 @@ _LOOPBACK = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 
 
 def settle(address: str, state: Path) -> None:
-    """Ray's own password always on, nothing told to anybody, one machine kept to itself.
+    """Switch Ray's own password on and its reports off, and keep one machine to itself.
 
     Raises SteadyError ``bad_config`` when a cluster is to be joined and no token is given.
     """

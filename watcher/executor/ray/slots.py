@@ -74,13 +74,13 @@ Tell = Callable[[Slot | None, News], None]  #: from any thread
 
 
 class Line(Protocol):
-    """Finds processes for the slots, starts them anew for ever, and carries words."""
+    """Find processes for the slots, start each again whenever it ends, and carry messages."""
 
     #: It may be putting signal handlers of its own below Python's just now.
     joining: bool
 
     def start(self, tell: Tell) -> None:
-        """Begin; what happens is told."""
+        """Begin; what happens is passed to ``tell``."""
 
     def order(self, slot: Slot, name: str, method: str, *arguments: Any) -> None:
         """Call a method of FarSlot, after all earlier ones; nothing if ``name`` is gone."""
@@ -280,9 +280,10 @@ class FarExecutor(Slots[_FarSlot]):
         return replace(event, slot=slot)
 
     def _mourn(self, place: _FarSlot, lost: Lost) -> None:
-        """Its process is gone. A job is blamed where that died and the machine did not.
+        """Report that its process is gone; a job counts as the cause where the process died and not the
+        machine.
 
-        The one in turn also where nothing was heard of its start: the word may have died too.
+        So does the job in turn where nothing was heard of its start: the message may be lost.
         """
         jobs = [
             (*task.who, task.started is not None or (lost.died and not turn))
@@ -304,7 +305,7 @@ def _place(slot: Slot, spec: WorkerSpec) -> _FarSlot:
 
 
 def _keep_signals() -> None:
-    """What was put below Python's handlers makes a process that is told to end leave by an
+    """Install Python's signal handlers again: those that Ray put below them end a process by an
     abort."""
     if threading.current_thread() is threading.main_thread():
         for number in (signal.SIGTERM, signal.SIGINT):
