@@ -35,6 +35,7 @@ MAX_DEATHS = 2  #: worker deaths a job may cause
 MAX_TRANSIENT = 3  #: attempts of a job that meets passing device errors
 BACKLOG = 4  #: pictures waiting to be saved before no further job is handed out
 STREAK = 5  #: failures of one class in a row that pause the queue
+_TURN_SECONDS = 0.025  #: for which a turn waits for the workers
 _PEEK_SECONDS = 0.5  #: between looks for those who want to see a picture grow
 _LOOK_SECONDS = 1.0  #: also without a change in the record: held rows, window
 _AGAIN_SECONDS = 5.0  #: after the files of a job could not be had
@@ -137,9 +138,9 @@ class Dispatcher(Part):
         """What every slot is at, for live.json."""
         return [r.as_dict() for r in self._running.values()]
 
-    def turn(self, timeout: float = 0.025) -> None:
+    def turn(self) -> None:
         """Take what the workers say, pass cancels on, hand out what is due."""
-        events = self._executor.events(timeout)
+        events = self._executor.events(_TURN_SECONDS)
         self._owed.extend(events)
         while self._owed:
             self._settle(self._owed[0])

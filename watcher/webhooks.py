@@ -93,7 +93,7 @@ def _connected(place: Any, seconds: float) -> socket.socket:
 class Poster:
     """Posts. Safe for several threads.
 
-    ``seconds``: for a whole attempt, whatever it hangs at. ``context``: of TLS.
+    ``seconds``: for a whole attempt, whatever it hangs at.
     """
 
     def __init__(
@@ -102,12 +102,10 @@ class Poster:
         seconds: float = 20.0,
         resolve: Resolve = _resolved,
         connect: Connect = _connected,
-        context: ssl.SSLContext | None = None,
     ) -> None:
         self._seconds = seconds
         self._resolve = resolve
         self._connect = connect
-        self._context = context
         self._open: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._closed = False
@@ -149,8 +147,7 @@ class Poster:
         begun = time.monotonic()
         plain = self._any_of(places)
         if address.scheme == "https":
-            context = self._context or _tls()
-            plain = context.wrap_socket(
+            plain = _tls().wrap_socket(
                 plain, server_hostname=address.host, do_handshake_on_connect=False
             )
         with plain, self._watched(plain):

@@ -247,7 +247,7 @@ def _set(words: list[str], limits: "Limits") -> dict[str, Any]:
     """What ``--set`` says, each value as its field wants it. Raises SteadyError."""
     from watcher.jobfile.fields import request_of
 
-    said = pairs(words, "--set wants FIELD=VALUE")
+    said = pairs(words)
     if not said:
         return {}
     read = request_of({"prompt": "-"} | said, limits, text=True)

@@ -23,6 +23,7 @@ from watcher.engines.plan import DeviceDescription
 from watcher.errors import SteadyError
 
 #: Any of these means that a driver for NVIDIA's cards is installed, whatever torch says.
+_PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
 _DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/usr/lib/wsl/lib/libcuda.so.1")
 
 
@@ -167,15 +168,13 @@ def probe(*, memory: bool = False) -> dict[str, Any]:
     }
 
 
-def host_memory(
-    proc: Path = Path("/proc"), groups: Path = Path("/sys/fs/cgroup")
-) -> tuple[int | None, int | None]:
+def host_memory() -> tuple[int | None, int | None]:
     """Bytes of main memory: all that this process may have, and what it could have now."""
     with contextlib.suppress(OSError, ValueError):
-        lines = (proc / "meminfo").read_text().splitlines()
+        lines = (_PROC / "meminfo").read_text().splitlines()
         fields = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in lines}
         total, free = fields["MemTotal"], fields["MemAvailable"]
-        for limit, used in _limits(proc, groups):
+        for limit, used in _limits():
             total, free = min(total, limit), min(free, max(0, limit - used))
         return total, free
     with contextlib.suppress(OSError, ValueError, AttributeError):
@@ -184,7 +183,7 @@ def host_memory(
     return None, None
 
 
-def _limits(proc: Path, groups: Path) -> list[tuple[int, int]]:
+def _limits() -> list[tuple[int, int]]:
     """Of each control group around this process that has a limit: the limit, and what is used.
 
     A container sees its own group at the top. Pages of files that could be dropped are not used.
@@ -192,16 +191,16 @@ def _limits(proc: Path, groups: Path) -> list[tuple[int, int]]:
     found = []
     own = ""
     with contextlib.suppress(OSError):
-        for line in (proc / "self" / "cgroup").read_text().splitlines():
+        for line in (_PROC / "self" / "cgroup").read_text().splitlines():
             if line.startswith("0::"):
                 own = line.removeprefix("0::").strip("/")
-    here = groups / own
+    here = _GROUPS / own
     for folder in [here, *here.parents]:
         with contextlib.suppress(OSError, ValueError):
             limit = int((folder / "memory.max").read_text())  # "max": no limit
             stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
             used = int((folder / "memory.current").read_text()) - int(stat["inactive_file"])
             found.append((limit, used))
-        if folder == groups:
+        if folder == _GROUPS:
             break
     return found

@@ -128,13 +128,13 @@ def display(name: str) -> str:
     return harmless(os.fsencode(name).decode("utf-8", "backslashreplace"))
 
 
-def cut(name: str, most: int = NAME_BYTES) -> str:
-    """``name`` in at most ``most`` bytes, its suffix kept, no character cut in two."""
+def cut(name: str) -> str:
+    """``name`` in at most NAME_BYTES bytes, its suffix kept, no character cut in two."""
     raw = os.fsencode(name)
-    if len(raw) <= most:
+    if len(raw) <= NAME_BYTES:
         return name
     suffix = os.path.splitext(name)[1]
-    end = most - len(os.fsencode(suffix))
+    end = NAME_BYTES - len(os.fsencode(suffix))
     while end > 0 and raw[end] & 0xC0 == 0x80:  # a continuation byte would open the rest
         end -= 1
     return os.fsdecode(raw[:end]) + suffix

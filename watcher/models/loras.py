@@ -26,6 +26,7 @@ from watcher.models.lora_format import Layers, is_lora, pieces_of
 
 SUFFIX = ".safetensors"
 _PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl")
+_LIST_SECONDS = 0.5
 _LISTED = 2000  #: files that are looked at
 _SEARCHED = 4 << 30  #: bytes that are hashed to find a file by its digest
 
@@ -220,14 +221,12 @@ def _layers_in(files: tuple[_Stamp, ...]) -> Layers:
 # -- told
 
 
-def listed_loras(
-    config: Config, cards: Sequence[Card], seconds: float = 0.5
-) -> list[dict[str, Any]]:
+def listed_loras(config: Config, cards: Sequence[Card]) -> list[dict[str, Any]]:
     """Every LoRA as ``GET /loras`` tells it, with the models of ``cards`` it fits.
 
-    Digests that would take more than ``seconds`` in all are left out this time, and known the next.
+    Digests that take longer than half a second in all are left out this time, and known the next.
     """
-    until = time.monotonic() + seconds
+    until = time.monotonic() + _LIST_SECONDS
     told = []
     for name, path in loras_of(config).items():
         try:
