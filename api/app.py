@@ -57,12 +57,12 @@ def create_app(
     large = [
         ("/jobs", TABLE_BODY),
         ("/v1/files", openai_batch.ROOM),
-        ("/sdapi/v1/png-info", a1111.MAX_PICTURE),
+        ("/sdapi/v1/png-info", a1111.MAX_PICTURE_BODY),
         ("/inputs", MAX_PICTURE),
         ("/v1/images/edits", edits.MAX_FORM),
         ("/v1/images/variations", edits.MAX_FORM),
-        ("/sdapi/v1/img2img", a1111.MAX_PICTURES),
-        ("/sdapi/v1/extra-single-image", a1111.MAX_PICTURE),
+        ("/sdapi/v1/img2img", a1111.MAX_PICTURES_BODY),
+        ("/sdapi/v1/extra-single-image", a1111.MAX_PICTURE_BODY),
     ]
     rules = Rules.of(config, body_limits=large)
     throttled = ThrottledLog(_LINES)

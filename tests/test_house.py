@@ -265,6 +265,19 @@ def test_no_source_file_is_without_a_docstring() -> None:
     assert bare == []
 
 
+def test_a_function_or_class_has_its_name_for_itself() -> None:
+    """One name, one meaning, in the whole tree. Modules of routes and programs are alike."""
+    import ast
+
+    homes: dict[str, list[str]] = {}
+    for path in SOURCES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(HOUSE)))
+    alike = {"routes", "main", "__getattr__"}
+    assert {n: at for n, at in homes.items() if len(at) > 1 and n not in alike} == {}
+
+
 def test_every_command_comes_from_the_module_that_the_command_line_names() -> None:
     """A command is found whether its module alone is imported or all are."""
     listed = "from watcher import cli\nfrom watcher.commands.desk import app\n"

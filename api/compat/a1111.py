@@ -37,8 +37,8 @@ from watcher.store import JobStore
 from watcher.submission import Body
 
 NAME = "a1111"  #: the batch's name: tells in lists which door a job came in by
-MAX_PICTURE = 48 << 20  #: bytes of a png-info body
-MAX_PICTURES = 96 << 20  #: … and of an img2img body
+MAX_PICTURE_BODY = 48 << 20  #: bytes of a png-info body
+MAX_PICTURES_BODY = 96 << 20  #: … and of an img2img body
 _CHOSEN = "a1111_model"  #: where the record keeps the model that this door was told to use
 _VERSION = "SteadyDiffusion"
 
