@@ -6,7 +6,7 @@ What the sheets say was checked when they were read (sheets.py). Knows nothing o
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import strictjson
@@ -15,20 +15,22 @@ from watcher.jobfile.fields import normalised
 from watcher.jobfile.hints import KNOWN
 from watcher.jobfile.planner import Planner, Template, keyed_apart
 from watcher.jobfile.problems import refusal
-from watcher.jobfile.sheets import Item, Sheet, matching
 from watcher.jobfile.sources import Pictures, is_pattern
 from watcher.jobs import JobRequest
 from watcher.limits import Limits
 
+if TYPE_CHECKING:
+    from watcher.jobfile.sheets import Item, Sheet
 
-def inherit(sheets: Sequence[Sheet], preset: Template) -> None:
+
+def inherit(sheets: "Sequence[Sheet]", preset: Template) -> None:
     """Puts what holds for every job under what each item says."""
     for sheet in sheets:
         for item in sheet.items:
             item.template.inherit(preset)
 
 
-def spread_items(sheets: Sequence[Sheet], pictures: Pictures | None) -> None:
+def spread_items(sheets: "Sequence[Sheet]", pictures: Pictures | None) -> None:
     """One item for each picture that the ``image`` of an item matches. Raises SteadyError."""
     for sheet in sheets if pictures else ():
         items: list[Item] = []
@@ -36,7 +38,7 @@ def spread_items(sheets: Sequence[Sheet], pictures: Pictures | None) -> None:
             values = item.template.values
             raw = values.get("image")
             if isinstance(raw, list) or is_pattern(raw):
-                found = matching(sheet, raw, item.origins.get("image", item.path), pictures)
+                found = sheet.matching(raw, item.origins.get("image", item.path), pictures)
                 sheet.many = True
                 items += [
                     replace(item, template=replace(item.template, values=values | {"image": each}))
@@ -49,7 +51,7 @@ def spread_items(sheets: Sequence[Sheet], pictures: Pictures | None) -> None:
         raise refusal(problems)
 
 
-def choose_combinations(sheets: Sequence[Sheet], planner: Planner, limits: Limits) -> None:
+def choose_combinations(sheets: "Sequence[Sheet]", planner: Planner, limits: Limits) -> None:
     """Counts the pictures of a file and decides which combinations are made, building none.
 
     Raises SteadyError too_many_jobs with the count.
@@ -82,8 +84,8 @@ def _refuse_more(total: int, most: int) -> None:
 
 
 def pictures(
-    sheets: Sequence[Sheet], planner: Planner
-) -> Iterator[tuple[int, Item, list[JobRequest] | list[ValueFault]]]:
+    sheets: "Sequence[Sheet]", planner: Planner
+) -> "Iterator[tuple[int, Item, list[JobRequest] | list[ValueFault]]]":
     """Every chosen combination in order: the item's number in the file, from 1, the item, and
     its pictures or what is wrong with them, once for each item that was wrong to begin with."""
     index, before = 0, 1
@@ -109,7 +111,7 @@ def pictures(
 
 
 def _pictures_of(
-    sheet: Sheet, item: Item, combination: dict[str, Any], planner: Planner, index: int
+    sheet: "Sheet", item: "Item", combination: dict[str, Any], planner: Planner, index: int
 ) -> list[JobRequest] | list[ValueFault]:
     template = item.template
     values, origins = dict(template.values), item.origins

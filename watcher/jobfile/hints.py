@@ -6,13 +6,15 @@ Knows nothing of files or validation.
 import difflib
 import re
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from watcher.jobfile.naming import MAX_NAME, MAX_SEGMENTS
 from watcher.jobs import MAX_PROMPT, JobRequest, field_schemas, text_fields
-from watcher.limits import Card
 from watcher.modelnames import MAX_LORAS
 from watcher.upscaling import MAX_FACTOR, MAX_LARGE_SIDE, MIN_FACTOR, MULTIPLE
+
+if TYPE_CHECKING:
+    from watcher.limits import Card
 
 FIELDS: tuple[str, ...] = tuple(JobRequest.model_fields)
 #: Keys that are read as fields of ours, as people bring them along.
@@ -144,7 +146,7 @@ _KINDS = {
 }
 
 
-def allowed_for(field: str, card: Card) -> str:
+def allowed_for(field: str, card: "Card") -> str:
     """The allowed range of ``field`` in words."""
     sides = f"{card.min_side}..{card.max_side} in steps of {MULTIPLE}"
     special = {

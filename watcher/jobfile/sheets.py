@@ -96,6 +96,16 @@ class Sheet:
         key = shown_key(str(path[-1])) if path else None
         self.problems.append(self.located(ValueFault(code, message, key=key, **more), path))
 
+    def matching(self, raw: Any, path: Path, pictures: Pictures | None) -> Any:
+        """``raw`` with the names that match for each pattern; a fault at ``path`` for none."""
+        try:
+            return spread(raw, pictures)
+        except Trouble:
+            raise
+        except SteadyError as error:
+            self.fault(error.code, error.message, path, value=shown(raw), remedy=error.remedy)
+            return raw
+
     def warnings(self) -> list[str]:
         """Names that are declared and not used, and placeholders that look misspelt."""
         if not self.axes:
@@ -300,7 +310,7 @@ def _read_axes(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | None
             for name, values in raw.items():
                 path = (kind, name)
                 if SPELLINGS.get(name, name) in PICTURE_FIELDS:
-                    values = matching(sheet, values, path, pictures)
+                    values = sheet.matching(values, path, pictures)
                 code, why = _bad_axis(name, values, name in sheet.axes)
                 if why:
                     shown_values = shown(values) if code != "duplicate_key" else None
@@ -321,17 +331,6 @@ def _read_axes(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | None
         sheet.fault("bad_placeholder", message, ("zip",), remedy="Give them the same length.")
         axes["zip"] = {}
     sheet.product = Product(axes["matrix"], axes["zip"])
-
-
-def matching(sheet: Sheet, raw: Any, path: Path, pictures: Pictures | None) -> Any:
-    """``raw`` with the names that match for each pattern; a fault at ``path`` of ``sheet`` for none."""
-    try:
-        return spread(raw, pictures)
-    except Trouble:
-        raise
-    except SteadyError as error:
-        sheet.fault(error.code, error.message, path, value=shown(raw), remedy=error.remedy)
-        return raw
 
 
 def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:

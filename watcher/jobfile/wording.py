@@ -7,26 +7,28 @@ Finds nothing wrong itself: fields.py and pydantic do.
 import difflib
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from watcher.errors import ValueFault
 from watcher.jobfile.hints import TEXT_FIELDS, WHOLE, allowed_for, kind_of, schema_words
 from watcher.jobfile.problems import shown
 from watcher.jobs import field_schemas
-from watcher.limits import Card
+
+if TYPE_CHECKING:
+    from watcher.limits import Card
 
 _ROUNDED = re.compile(r"\d([.,]\d+)?[eE]\+?\d{1,3}", re.ASCII)
 
 
 def wrong(
-    code: str, message: str, key: str, given: Any, card: Card, remedy: str | None = None
+    code: str, message: str, key: str, given: Any, card: "Card", remedy: str | None = None
 ) -> ValueFault:
     """A fault of the field ``key``, with the value that was given and what its model allows."""
     value, allowed = shown(given), allowed_for(key, card)
     return ValueFault(code, message, key=key, value=value, allowed=allowed, remedy=remedy)
 
 
-def translated(error: Any, card: Card) -> ValueFault:
+def translated(error: Any, card: "Card") -> ValueFault:
     """One pydantic error. The value is kept apart from the message."""
     field = str(error["loc"][0])
     kind, given = error["type"], error.get("input")
