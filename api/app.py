@@ -21,6 +21,7 @@ from api.door import Door
 from api.guard import Guard, Rules
 from api.page import album
 from api.page import needs as attention
+from api.page.pages import Pages
 from api.page.paint import STATIC, Painter, Static
 from api.submit import TABLE_BODY, Submissions
 from api.views import Views
@@ -72,7 +73,7 @@ def create_app(
     tools = agents.Tools(door, views, submissions, feed, address=address, token=rules.token)
     for_agents = agents.Agents(tools, door)
     paint = Painter()
-    people = page.Pages(door, views, paint)
+    people = Pages(door, views, paint)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
