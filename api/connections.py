@@ -17,6 +17,7 @@ import errno
 import heapq
 import itertools
 import logging
+import resource
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -54,10 +55,6 @@ _NO_FILES = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
 def most_connections() -> int:
     """Raise this process's limit of open files as far as it helps; the connections it allows."""
-    try:
-        import resource
-    except ImportError:  # Windows has no such limit
-        return MOST
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST + _SPARE_FILES
     if soft != resource.RLIM_INFINITY and soft < wanted:

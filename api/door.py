@@ -201,7 +201,7 @@ class Door:
             paths += (inbox / ".claimed").glob(f"{batch.ticket}~*")
         for path in paths:
             with contextlib.suppress(OSError, SteadyError):
-                fd = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
+                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
                 with os.fdopen(fd, "rb") as file:
                     data = file.read(jobfile.most_bytes(batch.suffix))
                 parsed = jobfile.parse(data, batch.suffix, self.limits())

@@ -73,14 +73,8 @@ def open_inside(folder: Path, relative: str) -> int:
     parts = relative.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
         raise SteadyError("image_not_found")
-    flags = os.O_RDONLY | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
     try:
-        fd = (
-            _walk(folder, parts, flags)
-            if os.open in os.supports_dir_fd
-            else _open_checked(folder, relative, flags)
-        )
+        fd = _walk(folder, parts)
     except (OSError, ValueError):
         raise SteadyError("image_not_found", "The picture's file is not there.") from None
     if not stat.S_ISREG(os.fstat(fd).st_mode):
@@ -89,7 +83,8 @@ def open_inside(folder: Path, relative: str) -> int:
     return fd
 
 
-def _walk(folder: Path, parts: list[str], flags: int) -> int:
+def _walk(folder: Path, parts: list[str]) -> int:
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         for part in parts[:-1]:
@@ -99,15 +94,6 @@ def _walk(folder: Path, parts: list[str], flags: int) -> int:
         return os.open(parts[-1], flags, dir_fd=here)
     finally:
         os.close(here)
-
-
-def _open_checked(folder: Path, relative: str, flags: int) -> int:
-    """Where folders cannot be opened: compare what the path really is with what it should be."""
-    root = folder.resolve()
-    path = (root / relative).resolve(strict=True)
-    if path != root / relative:
-        raise OSError(errno.ELOOP, "a link")
-    return os.open(path, flags)
 
 
 def check_ready(job: Job) -> None:

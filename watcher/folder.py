@@ -136,7 +136,7 @@ def unmarked(name: str, mark: str) -> str:
 
 def is_read_only(folder: Path) -> bool:
     """Does ``folder`` lie on a disk that nobody may write to, as far as the system tells?"""
-    with contextlib.suppress(AttributeError, OSError):
+    with contextlib.suppress(OSError):
         return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
     return False
 
@@ -169,7 +169,7 @@ def _mount_of(folder: Path) -> int:
     """The id of the mount where the system tells it (bind mounts share a device number), or 0."""
     if not hasattr(os, "O_PATH"):
         return 0
-    fd = os.open(folder, os.O_PATH | getattr(os, "O_CLOEXEC", 0))
+    fd = os.open(folder, os.O_PATH | os.O_CLOEXEC)
     try:
         for line in Path(f"/proc/self/fdinfo/{fd}").read_bytes().splitlines():
             if line.startswith(b"mnt_id:"):

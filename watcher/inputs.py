@@ -404,7 +404,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _read(path: Path, name: str) -> bytes:
     """A regular file of at most MAX_PICTURE. Raises SteadyError bad_picture, unreadable."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOFOLLOW", 0)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         with open(os.open(path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

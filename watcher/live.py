@@ -109,7 +109,7 @@ def write(state: Path, pulse: dict[str, Any]) -> None:
 
 def _write_over(path: Path, data: bytes) -> None:
     """In place, in one write, padded to the old length. Raises OSError."""
-    file = os.open(path, os.O_WRONLY | getattr(os, "O_CLOEXEC", 0))
+    file = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(file, data.ljust(os.fstat(file).st_size))
     finally:

@@ -55,7 +55,7 @@ def sync_fd(fd: int) -> None:
 def sync_folder(folder: Path) -> None:
     """Make the names in ``folder`` durable (a no-op where folders cannot be opened)."""
     try:
-        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_DIRECTORY", 0))
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC | os.O_DIRECTORY)
     except PermissionError:
         return
     try:

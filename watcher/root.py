@@ -7,11 +7,11 @@ Knows nothing of jobs; owns nothing that a crash could leave.
 
 import contextlib
 import errno
+import fcntl
 import json
 import logging
 import os
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -93,31 +93,13 @@ def network_file_system(path: Path) -> str | None:
     return kind if kind in _NETWORK else None
 
 
-if sys.platform == "win32":
-    import msvcrt
-
-    _LOOK = os.O_RDWR
-    _PLACE = 1 << 30  # a byte far behind the words: a locked byte cannot be read by others
-
-    def _try_lock(fd: int, *, exclusive: bool) -> bool:
-        os.lseek(fd, _PLACE, os.SEEK_SET)
-        try:
-            msvcrt.locking(fd, msvcrt.LK_NBLCK, 1)
-        except OSError:
-            return False
-        return True
-else:
-    import fcntl
-
-    _LOOK = os.O_RDONLY
-
-    def _try_lock(fd: int, *, exclusive: bool) -> bool:
-        kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
-        try:
-            fcntl.flock(fd, kind | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+def _try_lock(fd: int, *, exclusive: bool) -> bool:
+    kind = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+    try:
+        fcntl.flock(fd, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 _POLL_SECONDS = 0.05
@@ -154,7 +136,7 @@ class RootLock:
         wait = self._wait_seconds if wait_seconds is None else wait_seconds
         deadline = time.monotonic() + wait
         with disk_errors("The lock file cannot be used"), contextlib.ExitStack() as unless_held:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | getattr(os, "O_CLOEXEC", 0), 0o644)
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             unless_held.callback(os.close, fd)
             while not _try_lock(fd, exclusive=True):
                 if time.monotonic() >= deadline or (give_up is not None and give_up()):
@@ -185,7 +167,7 @@ def held(path: Path) -> bool:
     a watcher that starts in that very moment only tries again 50 ms later.
     """
     try:
-        fd = os.open(path, _LOOK | getattr(os, "O_CLOEXEC", 0))
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:
@@ -229,7 +211,7 @@ class Turn:
         self._patience = float("inf") if standby else WAIT_SECONDS
         self._told = threading.Event()
         self._who: dict[str, Any] = {
-            "host": os.uname().nodename if hasattr(os, "uname") else "",
+            "host": os.uname().nodename,
             "pid": os.getpid(),
             "since": datetime.now().astimezone().isoformat(timespec="seconds"),
         }

@@ -92,8 +92,6 @@ def mcp(desk: Desk) -> None:
 
 
 def _become(arguments: list[str]) -> None:
-    if sys.platform == "win32":
-        raise typer.Exit(subprocess.run(arguments, env=environment(), check=False).returncode)
     os.execve(arguments[0], arguments, environment())  # noqa: S606 (it becomes this process)
 
 
@@ -229,13 +227,11 @@ class Supervisor:
 
 def _start(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
     """A child in a process group of its own, so that Ctrl-C reaches only us."""
-    own: dict[str, Any] = {}
+    own: dict[str, Any] = {"process_group": 0}
     if sys.platform == "linux":
         prctl = ctypes.CDLL(None).prctl
         # The kernel ends the child when we are killed. (One thread here, so this is safe.)
-        own = {"preexec_fn": lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)}
-    if sys.platform != "win32":
-        own["process_group"] = 0
+        own["preexec_fn"] = lambda: prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
     return subprocess.Popen(list(arguments), stdin=subprocess.DEVNULL, env=environment(), **own)
 
 

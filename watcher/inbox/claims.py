@@ -151,9 +151,7 @@ def open_claim(claim: Claim, limit: int) -> BinaryIO:
     Raises SteadyError not_a_regular_file, too_large, empty_file, unreadable; folder_gone
     when the disk fails; FileNotFoundError when nothing lies there.
     """
-    flags = os.O_RDONLY
-    for name in ("O_NONBLOCK", "O_NOFOLLOW", "O_CLOEXEC", "O_NOCTTY", "O_BINARY"):
-        flags |= getattr(os, name, 0)
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
     try:
         # opening a device may already do something: look first
         _refuse_odd(os.lstat(claim.path), limit)

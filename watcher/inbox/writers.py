@@ -28,11 +28,9 @@ class Writer(Enum):
 def ignore_lease_signal() -> None:
     """Let SIGIO pass: a writer that meets our lease sends it, and its default is death.
 
-    Call from the process's main thread before the first look. A no-op where there is none.
+    Call from the process's main thread before the first look.
     """
-    number = getattr(signal, "SIGIO", None)
-    if number is not None:
-        signal.signal(number, signal.SIG_IGN)
+    signal.signal(signal.SIGIO, signal.SIG_IGN)
 
 
 if sys.platform == "linux":

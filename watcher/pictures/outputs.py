@@ -354,8 +354,7 @@ def _is_plain_segment(part: str) -> bool:
 
 def _read_regular(path: Path, most: int) -> bytes | None:
     """A regular file of at most ``most`` bytes; None for anything else, without waiting."""
-    flags = os.O_RDONLY | os.O_CLOEXEC
-    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
         fd = os.open(path, flags)
         try:

@@ -37,8 +37,7 @@ def _writable(name: str, folder: Path) -> Finding:
     if not folder.is_dir():
         return Finding(name, FAIL, f"{folder} is not a folder", f"mv {folder} {folder}.aside")
     if not os.access(folder, os.R_OK | os.W_OK | os.X_OK) or is_read_only(folder):
-        who = os.getuid() if hasattr(os, "getuid") else "you"
-        mend = f"sudo chown -R {who} {folder} (or mount it for writing)"
+        mend = f"sudo chown -R {os.getuid()} {folder} (or mount it for writing)"
         return Finding(name, FAIL, f"{folder} cannot be written", mend)
     return Finding(name, OK, f"{folder} can be written")
 

@@ -1,7 +1,6 @@
 """Limits, disk, clock, the HTTP door, optional packages."""
 
 import json
-import os
 import shutil
 import socket
 import stat
@@ -104,7 +103,7 @@ def exposure(look: Look) -> Iterator[Finding]:
     if config.host not in ("127.0.0.1", "::1", "localhost") and not config.token:
         mend = "set `token: auto`, or `host: 127.0.0.1`"
         yield Finding("exposure", FAIL, f"{config.host} is open to others without a token", mend)
-    elif token.exists() and os.name == "posix" and stat.S_IMODE(token.stat().st_mode) & 0o077:
+    elif token.exists() and stat.S_IMODE(token.stat().st_mode) & 0o077:
         words = f"{token} can be read by other users"
         yield Finding("exposure", FAIL, words, f"chmod 600 {token}")
     else:
