@@ -8,18 +8,15 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobs import MAX_RATING, REJECTED, Job, JobRequest
+from watcher.jobs import MAX_RATING, PICTURE_FIELDS, REJECTED, Job, JobRequest
 from watcher.limits import Card
 from watcher.pictures import recipe
 from watcher.upscaling import USUAL_FACTOR
 
 #: What says how a picture was begun: one that is only made larger is begun with itself.
-_BEGINNINGS = frozenset(
-    {
-        "image", "mask", "strength", "resize", "mask_blur", "mask_invert", "mask_only",
-        "mask_padding", "upscale",
-    }
-)  # fmt: skip
+_BEGINNINGS = frozenset(PICTURE_FIELDS) | {
+    *("strength", "resize", "mask_blur", "mask_invert", "mask_only", "mask_padding", "upscale"),
+}
 _RATINGS = re.compile(
     r"(?:rating)?\s*(?:(>=|<=|=|)\s*(-?\d)|(-?\d)?\s*\.\.\s*(-?\d)?|(-?\d)\s*\+|(rejected))",
     re.IGNORECASE,
