@@ -16,17 +16,9 @@ from api.door import Door
 from api.errors import documented
 from api.images import binary
 from watcher.errors import SteadyError
+from watcher.suffixes import PICTURE_FORMATS
 
-_TYPES = (
-    "image/png",
-    "image/jpeg",
-    "image/webp",
-    "image/bmp",
-    "image/tiff",
-    "image/gif",
-    "image/avif",
-    "application/octet-stream",
-)
+_TYPES = (*(f"image/{each.lower()}" for each in PICTURE_FORMATS), "application/octet-stream")
 _PICTURE = {"schema": {"type": "string", "contentMediaType": "image/png"}}
 
 

@@ -42,7 +42,7 @@ class Figures(Collector):
         self._rev = 0
         self._count = 0
         self._spreads = {name: [0.0, *(0 for _ in _BOUNDS)] for name in ("wait", "run")}
-        self._arrivals = Kept(lambda: door.store.arrivals(), _ARRIVALS_SECONDS)
+        self._arrivals = Kept(door.store.arrivals, _ARRIVALS_SECONDS)
 
     def collect(self) -> Iterator[Metric]:
         """Called by the registry at every scrape."""
