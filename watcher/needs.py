@@ -4,6 +4,7 @@ What somebody dismissed on the page is not told again, until it happens again; n
 file that lies in ``refused/`` no more. Reads only.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,16 +47,16 @@ class Needs:
     @property
     def reasons(self) -> list[FailureGroup]:
         """The failed jobs by what went wrong, the latest first."""
-        groups: dict[str, list[Job]] = {}
-        for job in self.failed:
-            groups.setdefault(job.error_code or "internal", []).append(job)
-        return [reason_of(code, jobs) for code, jobs in groups.items()]
+        return reasons_of(self.failed)
 
 
-def reason_of(code: str, jobs: list[Job]) -> FailureGroup:
-    """In the registry's words; a job's own words stay with it."""
-    kind = ERRORS[code if code in ERRORS else "internal"]
-    return FailureGroup(code, kind.what, kind.do, tuple(jobs))
+def reasons_of(failed: Iterable[Job]) -> list[FailureGroup]:
+    """Failed jobs by what went wrong, in the registry's words; a job's own words stay with it."""
+    groups: dict[str, list[Job]] = {}
+    for job in failed:
+        groups.setdefault(job.error_code or "internal", []).append(job)
+    kinds = {code: ERRORS[code if code in ERRORS else "internal"] for code in groups}
+    return [FailureGroup(c, kinds[c].what, kinds[c].do, tuple(groups[c])) for c in groups]
 
 
 def needs_of(store: "JobStore", pulse: dict[str, Any], inbox: Path) -> Needs:

@@ -40,7 +40,7 @@ from watcher.limits import Card, Limits
 from watcher.log import now_us
 from watcher.modelnames import model_name
 from watcher.models.loras import loras_of
-from watcher.needs import needs_of, reason_of
+from watcher.needs import needs_of, reasons_of
 from watcher.pace import span_words
 from watcher.pictures.sheet import Grid
 from watcher.program import installed_version
@@ -289,9 +289,6 @@ class Pages:
         ended = sum(progress[state] for state in ENDED)
         rows = self._store.jobs_of(ticket, after_index=after, limit=_SHEET + 1)
         failed = self._store.failed_of(ticket, _FAILED) if progress[JobState.FAILED] else []
-        groups: dict[str, list[Job]] = {}
-        for job in failed:
-            groups.setdefault(job.error_code or "internal", []).append(job)
         waiting = batch.jobs - ended
         span = self._store.span(ticket) if not waiting and batch.jobs <= _TIMED else None
         columns: list[str] = []
@@ -321,7 +318,7 @@ class Pages:
             following=rows[_SHEET - 1].index if len(rows) > _SHEET else None,
             before=max(-1, after - _SHEET) if after >= 0 else None,
             latest=max(-1, ended - _SHEET // 2) if progress[JobState.COMPLETED] else None,
-            reasons=[reason_of(code, jobs) for code, jobs in groups.items()],
+            reasons=reasons_of(failed),
             smaller=self._smaller(failed),
         )
 
