@@ -77,6 +77,11 @@ def test_config_yaml_switched_on_is_accepted_from_a_file(
     assert Config.load(tmp_path).port == 8000
 
 
+def test_the_address_in_links_is_what_people_can_reach() -> None:
+    assert Config(host="::1", port=8000).address == "http://[::1]:8000"
+    assert Config(public_url="https://pictures.example/").address == "https://pictures.example"
+
+
 def test_every_example_in_config_yaml_is_accepted() -> None:
     words = "\n".join(Config.model_fields[name].description or "" for name in Config.keys())  # noqa: SIM118
     examples = re.findall(r"`(\w+): ([^`]+)`", words.replace("whsec_…", f"whsec_{'A' * 32}"))

@@ -385,6 +385,12 @@ class Config(BaseModel):
         return self.root / ".steady"
 
     @property
+    def address(self) -> str:
+        """Where people reach the service: ``public_url``, else what is listened on."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return (self.public_url or f"http://{host}:{self.port}").rstrip("/")
+
+    @property
     def database_url(self) -> str:
         """What the store is opened with: a SQLAlchemy URL."""
         if "://" in self.database:

@@ -183,13 +183,12 @@ class Service:
             root=config.root,
             inputs=(inputs := Inputs(config, store, checkpoint=checkpoint)),
         )
-        address = config.public_url or f"http://{config.host}:{config.port}"
         command = Command(
             config.on_batch_done, store=store, root=config.root, inbox=config.inbox,
-            outputs=config.outputs, address=address,
+            outputs=config.outputs, address=config.address,
         )  # fmt: skip
         webhooks = Webhooks(config.webhooks, config.webhook_hosts, now=now_us)
-        messages = Messages(config.notify, address=address, now=now_us)
+        messages = Messages(config.notify, address=config.address, now=now_us)
         self._notifier = Notifier(
             store, [command, webhooks, messages], now=now_us, schedule=schedule,
             checkpoint=checkpoint,
@@ -206,7 +205,7 @@ class Service:
             outputs=self._outputs,
             refused_rows=reading.refused_rows,
             told=self._notifier.ring,
-            address=address,
+            address=config.address,
         )
         self._intake = Intake(
             shared,

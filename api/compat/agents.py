@@ -339,8 +339,9 @@ async def _serve_stdio(config: Config) -> None:
         door.stopping.bind()
         views = Views(door)
         feed = Feed(door, views.brief)
-        address = (config.public_url or f"http://{config.host}:{config.port}").rstrip("/")
-        tools = Tools(door, views, Submissions(door), feed, address=address, token=token_of(config))
+        tools = Tools(
+            door, views, Submissions(door), feed, address=config.address, token=token_of(config)
+        )
         server = server_of(tools)
         async with feed.running():
             await server.run_stdio_async()

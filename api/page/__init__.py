@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse, Response
 
+from api import links
 from api.door import Door
 from api.page.paint import ForBrowsers
 from api.page.shown import Chosen, job_of_form
@@ -53,8 +54,7 @@ def routes(door: Door, pages: "Pages", submissions: Submissions) -> APIRouter:
 
     @router.get("/jobs/{job_id:uuid}")
     def job(job_id: uuid.UUID, request: Request) -> Response:
-        base = (door.config.public_url or str(request.base_url)).rstrip("/")
-        return pages.job(str(job_id), base)
+        return pages.job(str(job_id), links.base_of(door.config, request))
 
     @router.get("/batches")
     def batches(
