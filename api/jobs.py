@@ -29,7 +29,7 @@ from api.paging import (
 )
 from api.submit import ON_ITS_WAY, Submissions, accepted, read_file
 from api.views import Views
-from watcher.chosen import rating_range, size_of
+from watcher.chosen import rating_range, size_said
 from watcher.errors import SteadyError
 from watcher.jobs import MAX_SEED, Job, JobState, Priority
 from watcher.log import now_us
@@ -128,7 +128,7 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             lora=without_nul(lora),
             rating=rating_range(rating) if rating else None,
             seed=seed,
-            size=size_of(size) if size else None,
+            size=size_said(size) if size else None,
             label=without_nul(label),
         )
         rows = store.jobs(chosen, before_seq=seq_of(cursor), limit=limit + 1)

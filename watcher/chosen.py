@@ -47,7 +47,7 @@ def rating_range(text: str) -> tuple[int, int]:
     return (REJECTED if low is None else int(low)), (MAX_RATING if high is None else int(high))
 
 
-def size_of(text: str) -> str:
+def size_said(text: str) -> str:
     """``1024x768``, which may be written ``1024 X 768`` or ``1024 × 768``, for :class:`JobFilter`.
 
     Raises SteadyError out_of_range.

@@ -30,11 +30,11 @@ from watcher.jobfile.bundle import Bundle
 from watcher.jobfile.sources import Found
 from watcher.jobs import PICTURE_FIELDS, Job, JobState, input_digest, input_job
 from watcher.publish import disk_errors
-from watcher.store import JobStore
 from watcher.suffixes import INPUT_SUFFIXES, MAX_PICTURE, PICTURE_FORMATS, suffix_of
 
 if TYPE_CHECKING:
     from watcher.pictures.source import Source
+    from watcher.store import JobStore
 
 _MOST = 100_000  #: pictures that one pattern may match
 _AT_ONCE, _FEW = 16 << 20, 32  #: bytes and pictures that are copied together
@@ -53,7 +53,7 @@ class Inputs:
     def __init__(
         self,
         config: Config,
-        store: JobStore | None,
+        store: "JobStore | None",
         *,
         checkpoint: Callable[[str], None] = lambda _step: None,
     ) -> None:

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field
 
 from api.paging import moment_bound, without_nul
-from watcher.chosen import rating_range, size_of
+from watcher.chosen import rating_range, size_said
 from watcher.jobs import Job, JobState
 from watcher.limits import Card
 from watcher.store import JobFilter, JobStore
@@ -73,7 +73,7 @@ class Chosen(BaseModel):
             rating=rating_range(self.rating) if self.rating else None,
             models=names(without_nul(self.model.strip()) or None),
             lora=without_nul(self.lora.strip()) or None,
-            size=size_of(self.size) if self.size.strip() else None,
+            size=size_said(self.size) if self.size.strip() else None,
             seed=int(self.seed) if self.seed.strip() else None,
         )
 

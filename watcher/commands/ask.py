@@ -53,7 +53,7 @@ def list_jobs(
     ] = 20,
 ) -> None:
     """List jobs, newest first."""
-    from watcher.chosen import rating_range, size_of
+    from watcher.chosen import rating_range, size_said
     from watcher.commands.show import job_json, job_rows
     from watcher.store import JobFilter
 
@@ -61,7 +61,7 @@ def list_jobs(
     further = JobFilter(
         text=text,
         lora=lora,
-        size=size_of(size) if size else None,
+        size=size_said(size) if size else None,
         seed=seed,
         label=label,
         rating=rating_range(rating) if rating else None,

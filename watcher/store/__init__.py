@@ -25,7 +25,8 @@ from watcher.store.inputs import HELD
 from watcher.store.lists import JobFilter
 from watcher.store.record import Record
 from watcher.store.recording import NewJob, Recorded, Recording
-from watcher.store.views import READY, JobQueries
+from watcher.store.schema import READY
+from watcher.store.views import JobQueries
 
 __all__ = [
     "PATIENCE",

@@ -12,9 +12,8 @@ from typing import NamedTuple
 
 from watcher.jobs import Job, Priority
 from watcher.store.entries import job_of, to_json
-from watcher.store.schema import Row
+from watcher.store.schema import READY, Row
 from watcher.store.search import Searched
-from watcher.store.views import READY
 
 #: Jobs of better classes that may go first while bulk waits; then one bulk job has its turn.
 BULK_TURN = 20

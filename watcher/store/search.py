@@ -19,7 +19,7 @@ from watcher.store.imagenames import folded
 from watcher.store.schema import Row
 from watcher.upscaling import enlarged
 
-#: What :func:`words_of` and :func:`marks_of` need of a job.
+#: What :func:`words_of_row` and :func:`marks_of` need of a job.
 SEARCHED = (
     "seq, prompt, request, image_name, model, loras,"
     " (SELECT name FROM batches AS b WHERE b.ticket = jobs.ticket) AS file"
@@ -28,7 +28,7 @@ _AT_ONCE = 200  #: jobs in one transaction, some hundredths of a second
 _MOST_PIECES = 40  #: of a text that are looked up; the row itself is compared with the whole
 
 
-def words_of(row: Row) -> str:
+def words_of_row(row: Row) -> str:
     """All words of a job, folded: prompt, picture's name, file, label, metadata."""
     words = [row["prompt"], row["image_name"], row["file"] or ""]
     if '"label"' in row["request"] or '"metadata"' in row["request"]:
@@ -86,7 +86,7 @@ class Sought:
 
     def fits(self, row: Row) -> bool:
         """Does a job that is not in the index yet have it? ``row``: with ``SEARCHED``."""
-        if self.words and self.words not in words_of(row):
+        if self.words and self.words not in words_of_row(row):
             return False
         marks = marks_of(row) if self.marks else ""
         return all(any(f" {one} " in marks for one in some) for some in self.marks)
@@ -130,14 +130,14 @@ class Searched(Database):
                 f"SELECT {SEARCHED} FROM jobs WHERE seq > {indexed} ORDER BY seq LIMIT :limit",
                 limit=limit,
             )
-            found = [(row["seq"], words_of(row), marks_of(row)) for row in rows]
+            found = [(row["seq"], words_of_row(row), marks_of(row)) for row in rows]
             self.insert("search", ("job", "words", "marks"), found)
         return len(rows)
 
     def _index_again(self, seq: int) -> None:
         """After a change of what a job is found by, in the transaction of the change."""
         [row] = self.run(f"SELECT {SEARCHED} FROM jobs WHERE seq = :seq", seq=seq)
-        for column, value in (("words", words_of(row)), ("marks", marks_of(row))):
+        for column, value in (("words", words_of_row(row)), ("marks", marks_of(row))):
             self.run(
                 f"UPDATE search SET {column} = :value WHERE job = :seq AND {column} <> :value",
                 seq=seq,

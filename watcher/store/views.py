@@ -15,10 +15,7 @@ from watcher.jobs import Job, JobState, Priority
 from watcher.store.entries import job_of
 from watcher.store.imagenames import folded
 from watcher.store.lists import PAGE, JobFilter, Lists
-
-#: The ready jobs, as their own index has them. Without the hint SQLite prefers the index of the
-#: lists and sorts the whole backlog for each claim: a second at a million rows.
-READY = "INDEXED BY jobs_ready WHERE state = 'queued' AND held IS NULL"
+from watcher.store.schema import READY
 
 _LAST = 2**31 - 1  #: in place of a row that is not known
 _IDX = 2**32 - 1  #: the half of a packed (row, idx) that is the idx
