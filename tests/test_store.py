@@ -53,7 +53,7 @@ from watcher.store import (
     Want,
     schema,
 )
-from watcher.store.claiming import _FIRSTS, BULK_TURN
+from watcher.store.claiming import BULK_TURN, _heads_of
 from watcher.store.inputs import _WAITING
 
 Opener = Callable[..., JobStore]
@@ -935,12 +935,11 @@ def test_retry_failed_takes_only_the_failed_ones(store: JobStore) -> None:
 def test_the_next_job_is_one_look_into_its_index_for_each_model(file: Path) -> None:
     store = sqlite(file)
     put_batch(store, 20)
-    first = _FIRSTS.format(models=store.each("models"))
     store.close()
     with sqlite3.connect(file) as connection:
         connection.execute("ANALYZE")  # figures about the table must not change the plan
-        values = {"models": '["", "a", "b"]', "best": 0, "worst": 2}
-        plan = connection.execute(f"EXPLAIN QUERY PLAN {first}", values)
+        values = {"model0": "", "model1": "a", "best": 0, "worst": 2, "most": 3}
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {_heads_of(2)}", values)
         steps = [row[3] for row in plan]
     connection.close()
     assert any("INDEX jobs_by_model (model=? AND class>?" in step for step in steps)

@@ -192,6 +192,8 @@ class Recorder(Part):
 
 def _linked(request: JobRequest, named: Mapping[str, str]) -> JobRequest:
     """``request`` with the ids of those jobs of its file whose pictures it starts from."""
+    if request.image is None and request.mask is None:
+        return request
     links = {f: f"job:{named[r]}" for f in PICTURE_FIELDS if (r := getattr(request, f)) in named}
     return request.model_copy(update=links) if links else request
 

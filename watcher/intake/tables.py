@@ -196,10 +196,8 @@ class Tables(Part):
             if last and standing is not None:
                 chunk.made.rows.extend((index, None) for index in standing.gone())
             first = chunk.before if standing is None else standing.next_index + fresh
-            jobs = [
-                job if job.name else job._replace(name=name_of(number))
-                for number, job in enumerate(chunk.made.new, first + 1)
-            ]
+            made = enumerate(chunk.made.new, first + 1)
+            jobs = [job.named(name_of(number)) for number, job in made]
             self._recorder.record(
                 [
                     Recording(

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from watcher.jobs import Job, Priority
-from watcher.store.entries import job_of, to_json
+from watcher.store.entries import job_of
 from watcher.store.schema import READY, Row
 from watcher.store.search import Searched
 
@@ -24,14 +24,16 @@ _BULK = Priority.BULK.level
 #: The ready jobs, model by model.
 _OF_MODEL = "INDEXED BY jobs_by_model WHERE state = 'queued' AND held IS NULL AND model"
 
-# Of each model the first job in the classes asked for: one look into the index for each. None
-# while the queue is paused.
-_FIRSTS = f"""
-SELECT j.seq, j.model, j.loras, j.class, j.rank, j.passed_at, queue.streak
-FROM queue, {{models}} AS m JOIN jobs AS j ON j.seq = (
-    SELECT seq FROM jobs {_OF_MODEL} = m.value AND class BETWEEN :best AND :worst
-    ORDER BY class, rank, seq LIMIT 1)
-WHERE NOT EXISTS (SELECT 1 FROM settings WHERE key = 'paused')"""
+# The first jobs of one model in the classes asked for: a look into the index.
+_HEAD = f"""
+SELECT * FROM (SELECT seq, model, loras, class, rank, passed_at FROM jobs {_OF_MODEL} = :model{{k}}
+    AND class BETWEEN :best AND :worst ORDER BY class, rank, seq LIMIT :most) AS m{{k}}"""
+
+
+def _heads_of(models: int) -> str:
+    """The same of so many models, bound as ``model0`` and on."""
+    return " UNION ALL ".join(_HEAD.format(k=k) for k in range(models))
+
 
 # The first job of one class, model and set of LoRAs.
 _SAME_LORAS = """
@@ -39,17 +41,14 @@ SELECT seq, model, loras, class, rank, passed_at FROM jobs INDEXED BY jobs_by_lo
 WHERE state = 'queued' AND held IS NULL AND loras <> '' AND loras = :loras AND model = :model
     AND class = :class ORDER BY rank, seq LIMIT 1"""
 
+_QUEUE = f"""
+SELECT rev, streak, bulk_time, EXISTS (SELECT 1 FROM settings WHERE key = 'paused') AS paused,
+    EXISTS (SELECT 1 FROM jobs {READY} AND class = {_BULK}) AS bulk_waits FROM queue"""
+
 _CLAIM = """
 UPDATE jobs SET state = 'generating', attempt = attempt + 1, started_at = :now,
-    model = CASE WHEN model = '' THEN :usual ELSE model END, rev = (SELECT rev FROM queue) + 1
+    model = CASE WHEN model = '' THEN :usual ELSE model END, rev = :rev
 WHERE seq = :seq RETURNING *"""
-
-_CLAIMED = f"""
-UPDATE queue SET rev = rev + 1,
-    streak = CASE WHEN :class < {_BULK} AND :worst >= {_BULK}
-          AND EXISTS (SELECT 1 FROM jobs {READY} AND class = {_BULK})
-        THEN streak + 1 WHEN :class < {_BULK} THEN streak ELSE 0 END,
-    bulk_time = CASE WHEN :class = {_BULK} AND :rank > bulk_time THEN :rank ELSE bulk_time END"""
 
 
 class Want(NamedTuple):
@@ -64,6 +63,30 @@ class Want(NamedTuple):
     warm: str = ""
     loaded: str = ""
     loras: str = ""
+
+
+class _Heads:
+    """The first jobs of the models of ``most`` wants, read once in a transaction."""
+
+    def __init__(self, record: Searched, worst: int, most: int) -> None:
+        self._record = record
+        self._worst = worst
+        self._most = most
+        self._rows: dict[tuple[int, tuple[str, ...]], list[Row]] = {}
+        self.taken = set[int]()  #: by the wants before
+
+    def of(self, models: Sequence[str], best: int) -> list[Row]:
+        """Of each model the first job that is left in the class ``best`` and those behind it."""
+        key = best, tuple(models)
+        if models and key not in self._rows:
+            found = self._record.run(
+                _heads_of(len(models)),
+                **{f"model{k}": model for k, model in enumerate(models)},
+                best=best, worst=self._worst, most=self._most,
+            )  # fmt: skip
+            self._rows[key] = sorted(found, key=_turn, reverse=True)
+        left = (row for row in self._rows.get(key, ()) if row["seq"] not in self.taken)
+        return list({row["model"]: row for row in left}.values())
 
 
 class Claiming(Searched):
@@ -87,8 +110,12 @@ class Claiming(Searched):
         worst = _BULK if window_open else _BULK - 1
         jobs: list[Job | None] = []
         with self.write():
-            for want in wants:
-                firsts = self._firsts(want, worst)
+            queue = self.run(_QUEUE)[0]
+            heads = _Heads(self, worst, len(wants))
+            for want in () if queue["paused"] else wants:
+                firsts = heads.of(want.models, 0)
+                if firsts and queue["streak"] >= BULK_TURN and worst >= _BULK:
+                    firsts = heads.of(want.models, _BULK) or firsts
                 if not firsts:
                     jobs.append(None)
                     continue
@@ -97,23 +124,32 @@ class Claiming(Searched):
                 if waits is not None and waits <= now - int(patience * 1e6):
                     row = first
                 if row["seq"] != first["seq"] and waits is None:
+                    first["passed_at"] = now
                     self.run("UPDATE jobs SET passed_at = :now WHERE seq = :seq",
                              now=now, seq=first["seq"])  # fmt: skip
-                [claimed] = self.run(_CLAIM, now=now, seq=row["seq"], usual=usual)
-                self.run(_CLAIMED, **{"class": row["class"], "rank": row["rank"], "worst": worst})
+                queue["rev"] += 1
+                [claimed] = self.run(_CLAIM, now=now, seq=row["seq"], usual=usual, rev=queue["rev"])
+                heads.taken.add(row["seq"])
+                self._count_turn(queue, row, worst)
                 if claimed["model"] != row["model"]:
                     self._index_again(row["seq"])
                 jobs.append(job_of(claimed))
-        return jobs
+            if any(jobs):
+                self.run("UPDATE queue SET rev = :rev, streak = :streak, bulk_time = :bulk_time",
+                         **{name: queue[name] for name in ("rev", "streak", "bulk_time")})  # fmt: skip
+        return jobs or [None] * len(wants)
 
-    def _firsts(self, want: Want, worst: int) -> list[Row]:
-        """The first job of each model; those of the bulk class alone when that has its turn."""
-        sql = _FIRSTS.format(models=self.each("models"))
-        models = to_json(list(want.models))
-        found = self.run(sql, models=models, best=0, worst=worst)
-        if found and found[0]["streak"] >= BULK_TURN and worst >= _BULK:
-            return self.run(sql, models=models, best=_BULK, worst=worst) or found
-        return found
+    def _count_turn(self, queue: Row, row: Row, worst: int) -> None:
+        """What the queue remembers of the claim of ``row``."""
+        if row["class"] == _BULK:
+            queue["streak"] = 0
+            queue["bulk_time"] = max(queue["bulk_time"], row["rank"])
+            queue["bulk_waits"] = None  # it may have been the last of them
+            return
+        if queue["bulk_waits"] is None:
+            queue["bulk_waits"] = self.run(_QUEUE)[0]["bulk_waits"]
+        if queue["bulk_waits"] and worst >= _BULK:
+            queue["streak"] += 1
 
     def _best(self, firsts: Sequence[Row], want: Want, usual: str) -> tuple[Row, Row]:
         """The job whose turn it is, and the one that is run with the least to load."""

@@ -376,12 +376,12 @@ class Database:
         this process run meanwhile.
         """
         done = 0
-        for size in _ROWS_AT_ONCE:
-            sql = _insertion(table, tuple(columns), size, self.dialect.mark)
-            while len(rows) - done >= size:
-                values = tuple(itertools.chain.from_iterable(rows[done : done + size]))
-                self._db.executable.exec_driver_sql(sql, values)
-                done += size
+        with contextlib.closing(self._db.executable.connection.cursor()) as cursor:
+            for size in _ROWS_AT_ONCE:
+                sql = _insertion(table, tuple(columns), size, self.dialect.mark)
+                while len(rows) - done >= size:
+                    cursor.execute(sql, [*itertools.chain.from_iterable(rows[done : done + size])])
+                    done += size
 
     def each(self, name: str) -> str:
         """SQL for the members of the JSON list of strings that is bound as ``name``."""

@@ -14,7 +14,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from watcher.errors import SteadyError
-from watcher.jobs import SUFFIXES, JobRequest, JobState, Priority, job_ids_of
+from watcher.jobs import SUFFIXES, JobRequest, Priority, job_ids_of
 from watcher.store import imagenames
 from watcher.store.entries import batch_of, to_json, with_warnings
 from watcher.store.imagenames import Wish, default_name
@@ -108,6 +108,11 @@ class NewJob(NamedTuple):
             awaits=awaited(request.__dict__),
         )
 
+    def named(self, stem: str | None) -> "NewJob":
+        """The same with a name, if it has none."""
+        place = 4  # _replace takes four times as long
+        return self if self.name else NewJob._make((*self[:place], stem, *self[place + 1 :]))
+
 
 @dataclass(frozen=True)
 class Recording:
@@ -137,6 +142,14 @@ class Recording:
 
 #: A job with its ticket, its place in the batch, and its id.
 _Fresh = tuple[str, int, str, NewJob]
+
+
+#: Of a new job, in the order in which its row gives them.
+_COLUMNS = (
+    "id", "ticket", "idx", "state", "rev", "class", "rank", "held", "not_before", "image_name",
+    "folder", "path", "prompt", "request", "created_at", "warnings", "row", "forwards", "model",
+    "loras", "awaits",
+)  # fmt: skip
 
 
 class Recorded(JobInputs):
@@ -245,7 +258,7 @@ class Recorded(JobInputs):
             "UPDATE queue SET rev = rev + :count RETURNING rev, bulk_time", count=len(fresh)
         )[0]
         rev = queue["rev"] - len(fresh)
-        wishes, rows, day = [], list[Row](), f"{local:%Y%m%d}"
+        wishes, rows, day = [], list[tuple[Any, ...]](), f"{local:%Y%m%d}"
         for ticket, _, id_, job in fresh:
             if not (id_ == ticket and batches[ticket]["image_name"]):
                 base = job.name or default_name(local)
@@ -268,32 +281,14 @@ class Recorded(JobInputs):
             held = "input" if job.awaits else "not_before" if later else None
             held = "paused" if batch["paused"] else held
             tell["fresh"] += 1
+            warnings = to_json(job.warnings) if job.warnings else None
+            path = f"{folder}/{picture}{job.suffix}"
             rows.append(
-                {
-                    "id": id_,
-                    "ticket": ticket,
-                    "idx": index,
-                    "state": JobState.QUEUED.value,
-                    "rev": rev,
-                    "class": job.priority.level,
-                    "rank": rank,
-                    "held": held,
-                    "not_before": job.not_before,
-                    "image_name": picture,
-                    "folder": folder,
-                    "path": f"{folder}/{picture}{job.suffix}",
-                    "prompt": job.prompt,
-                    "request": job.request,
-                    "created_at": now,
-                    "warnings": to_json(job.warnings) if job.warnings else None,
-                    "row": job.row,
-                    "forwards": job.forwards,
-                    "model": job.model,
-                    "loras": job.loras,
-                    "awaits": job.awaits,
-                }
-            )
-        self.insert("jobs", list(rows[0]), [tuple(row.values()) for row in rows])
+                (id_, ticket, index, "queued", rev, job.priority.level, rank, held,
+                 job.not_before, picture, folder, path, job.prompt, job.request, now, warnings,
+                 job.row, job.forwards, job.model, job.loras, job.awaits)
+            )  # fmt: skip
+        self.insert("jobs", _COLUMNS, rows)
         self.run("UPDATE job_counts SET n = n + :n WHERE state = 'queued'", n=len(rows))
         for ticket in {ticket for ticket, *_ in fresh if batches[ticket]["cancelled"]}:
             self.run(
