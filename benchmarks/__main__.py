@@ -33,6 +33,7 @@ PARTS: dict[str, Callable[[], list[Line]]] = {
     "faults": faults.api,
     "poison": faults.poison,
     "tables": night.tables,
+    "first": night.first,
     "files": night.files,
     "pictures": pictures.folder,
     "burst": pictures.burst,

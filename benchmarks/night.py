@@ -9,35 +9,29 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from benchmarks.lines import Line
-from benchmarks.rig import Root, a_root, wait
+from benchmarks.rig import Root, a_root, wait, warm
+from watcher.jobs import JobState
 from watcher.store import JobStore
 
 LINES = {10_000: 3, 1_000_000: 60}  #: rows, and the seconds they may take
 MOST = max(LINES)
 FILES = 20_000
+_NEAR = 100_000  #: bytes of a table before its end, read in less than a tenth of a second
 
 
 def tables() -> list[Line]:
     """Ten thousand rows and a million, as .csv and as .jsonl."""
-    fields = ("prompt", "width", "height", "seed", "label")
     found = []
     for suffix, (lines, goal) in itertools.product(("csv", "jsonl"), LINES.items()):
         with _paused() as (root, watcher):
-            with (root.folder / "draft").open("w") as file:
-                file.write(",".join(fields) + "\n" if suffix == "csv" else "")
-                for number in range(lines):
-                    row = (f"a fox in the snow, number {number}", 768, 768, number, f"row-{number}")
-                    if suffix == "csv":
-                        file.write('"{}",{},{},{},{}\n'.format(*row))
-                    else:
-                        file.write(json.dumps(dict(zip(fields, row, strict=True))) + "\n")
+            _draft(root, suffix, lines)
             cpu = _cpu(watcher)
             (root.folder / "draft").rename(root.inbox / f"night.{suffix}")
             told = wait(lambda root=root: _told(root), 3600, 0.5)
@@ -48,6 +42,47 @@ def tables() -> list[Line]:
             Line(f"{name}, most memory", peak, "MB", 300),
         ]
     return found
+
+
+def first() -> list[Line]:
+    """How soon the first picture of a million rows is there, once the last bytes of them are read."""
+    with a_root(max_lines=MOST, max_queued=MOST) as root:
+        warm(root)
+        _draft(root, "csv", MOST)
+        size = (root.folder / "draft").stat().st_size
+        watcher = root.pulse()["pid"]
+        (root.folder / "draft").rename(root.inbox / "night.csv")
+        end = range(size - _NEAR, size + 1)
+        wait(lambda: any(place in end for place in _places(watcher)), 3600)
+        begun = time.monotonic()
+        with closing(
+            JobStore(f"sqlite:///{root.folder / 'steady.db'}", checkpointer=False)
+        ) as ours:
+            wait(lambda: ours.counts()[JobState.COMPLETED] > 1)
+        seconds = time.monotonic() - begun
+    return [
+        Line(f"first picture of {MOST:,} lines, after the last bytes were read", seconds, "s", 5)
+    ]
+
+
+def _places(process: int) -> Iterator[int]:
+    """How far a process has read each of its files, in bytes."""
+    for each in Path(f"/proc/{process}/fdinfo").iterdir():
+        with suppress(OSError):
+            yield int(each.read_text().split(maxsplit=2)[1])
+
+
+def _draft(root: Root, suffix: str, lines: int) -> None:
+    """So many rows in the file ``draft`` of the root."""
+    fields = ("prompt", "width", "height", "seed", "label")
+    with (root.folder / "draft").open("w") as file:
+        file.write(",".join(fields) + "\n" if suffix == "csv" else "")
+        for number in range(lines):
+            row = (f"a fox in the snow, number {number}", 768, 768, number, f"row-{number}")
+            if suffix == "csv":
+                file.write('"{}",{},{},{},{}\n'.format(*row))
+            else:
+                file.write(json.dumps(dict(zip(fields, row, strict=True))) + "\n")
 
 
 def files() -> list[Line]:
