@@ -1,9 +1,9 @@
 """The index that finds jobs: by any part of their words, and by marks such as ``seed=7``.
 
 A row of ``search`` holds what its job is found by. The watcher puts jobs there in the order of
-their rows, some at a time and only after they are on record, so recording does not wait for it, and
-a record of before has them some minutes after it was opened. The highest job there says how far
-that has come: a crash leaves nothing half done. Part of :class:`watcher.store.JobStore`.
+their rows, some at a time and only after they are on record, so recording does not wait for it; a
+record of before gets them while the service runs. The highest job there says how far that has come:
+a crash leaves nothing half done. Part of :class:`watcher.store.JobStore`.
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
