@@ -5,6 +5,7 @@ Imported by the server of forked.py before it forks.
 
 import gc
 import importlib
+import os
 import pkgutil
 
 from PIL import Image
@@ -12,9 +13,10 @@ from PIL import Image
 import api
 import watcher
 
+_ON_SERVER = "STEADY_DATABASE" in os.environ  #: where the record lies, see roots.py
 #: What is not for every watcher: torch, Ray, PostgreSQL.
-_HEAVY = ("watcher.engines.", "watcher.executor.ray.", "watcher.store.server")
-_OTHERS = (
+_HEAVY = ["watcher.engines.", "watcher.executor.ray.", *["watcher.store.server"] * (not _ON_SERVER)]
+_OTHERS = [
     "crashing",
     "dataset",
     "encodings.ascii",
@@ -29,11 +31,12 @@ _OTHERS = (
     "uvicorn.lifespan.on",
     "uvicorn.loops.auto",
     "uvicorn.protocols.http.auto",
-)
+    *["sqlalchemy.dialects.postgresql.psycopg"] * _ON_SERVER,
+]
 
 for _package in (watcher, api):
     for _found in pkgutil.walk_packages(_package.__path__, f"{_package.__name__}."):
-        if not _found.name.startswith(_HEAVY) and not _found.name.endswith("__main__"):
+        if not _found.name.startswith(tuple(_HEAVY)) and not _found.name.endswith("__main__"):
             importlib.import_module(_found.name)
 for _name in _OTHERS:
     importlib.import_module(_name)
