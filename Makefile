@@ -72,22 +72,22 @@ slow: $(VENV)/.installed-test ## the slow tests: storms, thousands of files, fuz
 
 postgres: $(VENV)/.installed-test ## the record on a PostgreSQL server of its own: store, exactly once, standby
 	$(BIN)/python tests/postgres.py $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow and not gpu" \
-	  tests/test_store.py tests/test_find.py tests/test_exactly_once.py tests/test_postgres.py
+	  tests/record/test_store.py tests/http/test_find.py tests/process/test_exactly_once.py tests/record/test_postgres.py
 
 # A machine of its own: loopback alone, where every link to another machine is one of the test's.
 ALONE := $(if $(filter 0,$(shell id -u)),unshare --net,unshare --map-root-user --net) \
 	sh -c 'ip link set lo up && exec "$$@"' sh
 ray: ray-once ## executor: ray on real clusters whose parts fail, on both records (25 minutes)
-	$(ALONE) $(BIN)/python -m pytest -m ray tests/test_ray.py
+	$(ALONE) $(BIN)/python -m pytest -m ray tests/process/test_ray.py
 	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python tests/postgres.py \
-	  $(BIN)/python -m pytest --timeout 300 tests/test_exactly_once.py
+	  $(BIN)/python -m pytest --timeout 300 tests/process/test_exactly_once.py
 
 ray-once: $(VENV)/.installed-test ## of these, exactly once on Ray with SQLite (6 minutes)
 	@$(ALONE) true || { \
 	  echo "Ray's tests need a network namespace (util-linux, iproute2): be root, or allow them to users"; \
 	  echo "(sysctl kernel.unprivileged_userns_clone=1)."; \
 	  exit 1; }
-	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python -m pytest --timeout 300 tests/test_exactly_once.py
+	STEADY_EXECUTOR=ray $(ALONE) $(BIN)/python -m pytest --timeout 300 tests/process/test_exactly_once.py
 
 tests/clients/.installed: tests/clients/requirements.txt tests/clients/package-lock.json $(VENV)/.installed-test
 	$(PIP) install --no-deps --no-compile --upgrade --target tests/clients/python -r $<
@@ -95,10 +95,10 @@ tests/clients/.installed: tests/clients/requirements.txt tests/clients/package-l
 	@touch $@
 
 clients: tests/clients/.installed ## unmodified clients of npm and PyPI against the service (fetches 230 MB; wants node)
-	$(BIN)/python -m pytest -m clients tests/test_clients.py
+	$(BIN)/python -m pytest -m clients tests/clients/test_clients.py
 
 fuzz: $(VENV)/.installed-test ## some four thousand odd requests against the running API (SEED=1; random for others)
-	STEADY_MODEL=starter FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -m slow tests/test_schemathesis.py
+	STEADY_MODEL=starter FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -m slow tests/http/test_schemathesis.py
 
 fuzz-files: $(VENV)/.installed-test ## a minute of odd bytes at the reader of job files (fetches atheris)
 	$(PIP) install atheris
@@ -109,7 +109,7 @@ torture: $(VENV)/.installed-test ## kill the service N times, then look for anyt
 	$(BIN)/python tests/torture.py --kills $(N)
 
 powercut: $(VENV)/.installed-test ## cut the power at 440 instants of a recorded run, then look for anything lost (STATES=all; DEVICE=20: on a real ext4)
-	$(BIN)/python -m pytest -m powercut tests/test_powercut.py
+	$(BIN)/python -m pytest -m powercut tests/record/test_powercut.py
 	$(BIN)/python tests/powercut.py --states $(STATES) --seed $(SEED) --device $(DEVICE)
 
 lint: $(VENV)/.installed-test ## ruff, mypy --strict, and who may import whom

@@ -187,13 +187,13 @@ def _compile(card: str, say: Say) -> None:
 
 
 def _checks(card: str, say: Say) -> None:
-    """tests/test_gpu.py with the starter model."""
+    """tests/model/test_gpu.py with the starter model."""
     if card == "cpu":
-        say("tests/test_gpu.py", "not rehearsed", "", "they need a card")
+        say("tests/model/test_gpu.py", "not rehearsed", "", "they need a card")
         return
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
-        command = ["-m", "pytest", "-q", "tests/test_gpu.py", f"--junitxml={report}"]
+        command = ["-m", "pytest", "-q", "tests/model/test_gpu.py", f"--junitxml={report}"]
         subprocess.run([sys.executable, *command, "-k", "not compile"], cwd=HOUSE, check=False,
                        stdout=subprocess.DEVNULL)  # fmt: skip
         for name, outcome, words in outcomes(report):
