@@ -80,7 +80,8 @@ class Card:
 
         ``strength``: the part of them that an input is redrawn by.
         """
-        return max(1, math.ceil(round(max(1, steps - self.idle_steps) * strength, 6)))
+        whole = max(1, steps - self.idle_steps)
+        return whole if strength == 1.0 else max(1, math.ceil(round(whole * strength, 6)))
 
     def steps(self, forwards: int) -> int:
         """The ``num_inference_steps`` of so many forwards."""

@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -191,13 +192,11 @@ class Tables(Part):
         """The number of new jobs; None when the service stops before the last chunk."""
         fresh = 0
         name_of = numbered(stem_of(claim, batch), spool.pictures)
-        for chunk, last in spool:
+        start = None if standing is None else standing.next_index
+        for chunk, last, first, jobs in _ahead(_named(spool, name_of, start)):
             self._recorder.again(batch, chunk.made.again)
             if last and standing is not None:
                 chunk.made.rows.extend((index, None) for index in standing.gone())
-            first = chunk.before if standing is None else standing.next_index + fresh
-            made = enumerate(chunk.made.new, first + 1)
-            jobs = [job.named(name_of(number)) for number, job in made]
             self._recorder.record(
                 [
                     Recording(
@@ -214,3 +213,29 @@ class Tables(Part):
             if not last and self._stopping.is_set():
                 return None
         return fresh
+
+
+#: A chunk, whether it is the last, the place of its first job in the batch, and its jobs.
+_Named = tuple[Chunk, bool, int, list[NewJob]]
+
+
+def _named(
+    spool: Spool, name_of: Callable[[int], str | None], start: int | None
+) -> Iterator[_Named]:
+    """Each chunk with its jobs named; ``start``: the place of the first where a batch goes on."""
+    fresh = 0
+    for chunk, last in spool:
+        first = chunk.before if start is None else start + fresh
+        new = enumerate(chunk.made.new, first + 1)
+        jobs = [job.named(name_of(number)) for number, job in new]
+        fresh += len(jobs)
+        yield chunk, last, first, jobs
+
+
+def _ahead(items: Iterator[_Named]) -> Iterator[_Named]:
+    """Each of ``items``; the next one is made while the record takes this one."""
+    with ThreadPoolExecutor(1, "ahead") as helper:
+        following = helper.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = helper.submit(next, items, None)
+            yield item

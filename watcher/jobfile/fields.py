@@ -304,8 +304,10 @@ class Checker:
     def warnings(self, request: JobRequest) -> tuple[str, ...]:
         """What is asked for and has no effect on the job's model, or is not read by it."""
         card = self.limits.card(request.__dict__)
-        said = (look(card.folder, request.prompt) for look in (cut_of, unknown_words))
-        found = [words for words in said if words]
+        found: list[str] = []
+        for look in (cut_of, unknown_words):
+            if words := look(card.folder, request.prompt):
+                found.append(words)
         if request.model is not None and card.absent is not None:
             found.append(f"The model `{card.name}` is NOT READY, so the job waits. {card.absent}")
         if request.guidance_scale and not card.takes("guidance"):

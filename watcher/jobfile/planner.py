@@ -309,7 +309,7 @@ class Planner:
     ) -> JobRequest | list[ValueFault]:
         if "count" in values and values["count"] is None:
             del values["count"]
-        starts = any(values.get(key) is not None for key in PICTURE_FIELDS)
+        starts = values.get("image") is not None or values.get("mask") is not None
         if starts and (faults := self._start_from(values, names, index)):
             return faults
         if self.limits.default_name and values.get("name") is None:

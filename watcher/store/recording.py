@@ -104,8 +104,8 @@ class NewJob(NamedTuple):
             id=id,
             row=row,
             model=request.model or "",
-            loras=request.lora_names,
-            awaits=awaited(request.__dict__),
+            loras=request.lora_names if request.lora else "",
+            awaits=awaited(request.__dict__) if request.image or request.mask else None,
         )
 
     def named(self, stem: str | None) -> "NewJob":
