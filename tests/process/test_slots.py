@@ -5,8 +5,6 @@ import itertools
 import os
 import re
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -69,8 +67,8 @@ def test_a_sick_device_stops_no_good_one(make_root: Callable[..., Root], fault: 
     assert (warning["code"], warning["slot"], root.troubles()) == (code, 1, set())
     assert warning["message"].startswith("Worker 1 (sick) does not run, the others do: ")
     if fault == "lost":
-        assert "Worker 1 (sick) does not run" in steady(root, "doctor").stdout
-    status = steady(root, "status")
+        assert "Worker 1 (sick) does not run" in root.steady("doctor").stdout
+    status = root.steady("status")
     assert status.returncode == 0 and "Worker 1 (sick) does not run" in status.stdout, status.stdout
 
     def pauses() -> list[float]:
@@ -84,13 +82,6 @@ def test_a_sick_device_stops_no_good_one(make_root: Callable[..., Root], fault: 
     until(lambda: len(pauses()) >= 4, 60, "five tries")  # at once, then after 1, 2, 4 seconds
     first = pauses()[:4]
     assert first[1] >= 1 and first[2] >= 2 and first[3] >= 4
-
-
-def steady(root: Root, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "watcher.cli", "--root", str(root.folder), *words]
-    return subprocess.run(
-        command, env=root.environment(), capture_output=True, text=True, check=False
-    )
 
 
 def test_where_no_device_loads_the_queue_waits_and_says_so(make_root: Callable[..., Root]) -> None:

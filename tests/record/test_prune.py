@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -138,13 +136,8 @@ def test_repeats_left_in_done_go_when_they_are_old(make_root: Make) -> None:
     for path in (root.inbox / "done").rglob("b~*"):
         os.utime(path, (old, old))
     assert len(files(root.inbox / "done")) == 4
-    command = [sys.executable, "-m", "watcher.cli", "--root", str(root.folder), "prune"]
-    done = subprocess.run(
-        [*command, "--older-than", "30d", "--json"],
-        env=root.environment(), capture_output=True, text=True, timeout=60,
-    )  # fmt: skip
+    done = root.steady("prune", "--older-than", "30d", "--json")
     assert done.returncode == 0
     assert json.loads(done.stdout)["files"] == 2  # the batch itself is of today
     assert len(files(root.inbox / "done")) == 2
-    bad = subprocess.run([*command, "--older-than", "x"], env=root.environment(), timeout=60)
-    assert bad.returncode == 2
+    assert root.steady("prune", "--older-than", "x").returncode == 2
