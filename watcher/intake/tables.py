@@ -193,7 +193,7 @@ class Tables(Part):
         fresh = 0
         name_of = numbered(stem_of(claim, batch), spool.pictures)
         start = None if standing is None else standing.next_index
-        for chunk, last, first, jobs in _ahead(_named(spool, name_of, start)):
+        for chunk, last, first, jobs in _ahead(_with_names(spool, name_of, start)):
             self._recorder.again(batch, chunk.made.again)
             if last and standing is not None:
                 chunk.made.rows.extend((index, None) for index in standing.gone())
@@ -219,7 +219,7 @@ class Tables(Part):
 _Named = tuple[Chunk, bool, int, list[NewJob]]
 
 
-def _named(
+def _with_names(
     spool: Spool, name_of: Callable[[int], str | None], start: int | None
 ) -> Iterator[_Named]:
     """Each chunk with its jobs named; ``start``: the place of the first where a batch goes on."""
