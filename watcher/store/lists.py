@@ -187,6 +187,7 @@ class Lists(Searched):
             narrowed.order = "seq DESC"
             joined = "search JOIN jobs ON jobs.seq = search.job"
             return f"{joined} {narrowed.conditions('search.job', *checks)}"
+        self._enclose(narrowed)
         ways = {}
         for index, words in sought.matches().items():
             narrowed.values[index] = words
@@ -213,6 +214,21 @@ class Lists(Searched):
         shortest = min(ways, key=lambda way: self._few(way, narrowed) if len(ways) > 1 else 0)
         way, narrowed.order = ways[shortest]
         return way
+
+    def _enclose(self, narrowed: _Narrowed) -> None:
+        """Bound it by the newest and the oldest row that the conditions of ``jobs`` hold for.
+
+        What is done lies far behind what waits: without this, who looks for a common word among
+        what is done would pass all of its jobs that wait, which may be most of a million.
+        """
+        if not narrowed.where:
+            return
+        found = f"FROM jobs {narrowed.hint} {narrowed.conditions('seq')} ORDER BY"
+        backwards = narrowed.order.removesuffix(" DESC")
+        for order, sign, name in ((narrowed.order, "<=", "newest"), (backwards, ">=", "oldest")):
+            rows = self.poll(f"SELECT seq {found} {order} LIMIT 1", **narrowed.values)
+            narrowed.values[name] = rows[0]["seq"] if rows else 0
+            narrowed.bounds += (f"{sign} :{name}",)
 
     def _few(self, way: str, narrowed: _Narrowed) -> int:
         """How many rows lie on it; more than enough are told alike."""
