@@ -311,7 +311,7 @@ def test_a_kill_leaves_index_and_rows_in_step(tmp_path: Path) -> None:
 def test_an_older_record_is_searched_at_once_and_indexed_by_the_watcher(
     make_root: Callable[..., Any], version: int
 ) -> None:
-    script = Path(__file__).with_name(f"record_of_version_{version}.sql").read_text("utf-8")
+    script = (Path(__file__).parents[1] / f"record_of_version_{version}.sql").read_text("utf-8")
     root = make_root()
     with sqlite3.connect(root.folder / "steady.db") as old:
         old.executescript(script)

@@ -1343,7 +1343,7 @@ def test_a_record_of_another_shape_is_refused_whatever_version_it_says(file: Pat
 
 #: Records as code of that version left them. 1: the first edition (18540e6), one job of each kind,
 #: a table half read; 2 (a2ef549): the same, opened, rated, and two jobs more.
-OLDER = {n: Path(__file__).with_name(f"record_of_version_{n}.sql") for n in (1, 2)}
+OLDER = {n: Path(__file__).parents[1] / f"record_of_version_{n}.sql" for n in (1, 2)}
 
 
 def put_older(version: int, url: str, file: Path) -> None:
