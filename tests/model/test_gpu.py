@@ -203,7 +203,7 @@ def test_gpu_quantised_weights_draw() -> None:
 def test_gpu_poisoned_context_costs_the_worker_and_not_the_service(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("PYTHONPATH", f"{HERE}{os.pathsep}{Path(__file__).parent}")
     executor = LocalExecutor(WorkerSpec("test_gpu:Poisoned", str(STARTER), "cuda"))
     wait = conversation(executor)
     executor.start()
