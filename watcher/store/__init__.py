@@ -219,7 +219,7 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
                 name=name,
                 path=f"{row['folder']}/{name}.{suffix}",
             )
-            self._index_again(row["seq"])
+            self._index_again([row["seq"]])
             return job
 
     def cancel(self, id: str, now: int) -> Job:

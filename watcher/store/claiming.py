@@ -8,7 +8,7 @@ changes nothing.
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from watcher.jobs import Job, Priority
 from watcher.store.entries import job_of
@@ -39,16 +39,20 @@ def _heads_of(models: int) -> str:
 _SAME_LORAS = """
 SELECT seq, model, loras, class, rank, passed_at FROM jobs INDEXED BY jobs_by_loras
 WHERE state = 'queued' AND held IS NULL AND loras <> '' AND loras = :loras AND model = :model
-    AND class = :class ORDER BY rank, seq LIMIT 1"""
+    AND class = :class AND seq NOT IN ({taken}) ORDER BY rank, seq LIMIT 1"""
 
-_QUEUE = f"""
-SELECT rev, streak, bulk_time, EXISTS (SELECT 1 FROM settings WHERE key = 'paused') AS paused,
-    EXISTS (SELECT 1 FROM jobs {READY} AND class = {_BULK}) AS bulk_waits FROM queue"""
+_QUEUE = """
+SELECT rev, streak, bulk_time, EXISTS (SELECT 1 FROM settings WHERE key = 'paused') AS paused
+FROM queue"""
 
+_BULK_WAITS = f"""
+SELECT 1 FROM jobs {READY} AND class = {_BULK} AND seq NOT IN ({{taken}}) LIMIT 1"""
+
+# ``{rows}``: of each job its seq, and how manieth it is.
 _CLAIM = """
 UPDATE jobs SET state = 'generating', attempt = attempt + 1, started_at = :now,
-    model = CASE WHEN model = '' THEN :usual ELSE model END, rev = :rev
-WHERE seq = :seq RETURNING *"""
+    model = CASE WHEN model = '' THEN :usual ELSE model END, rev = :rev + n.column2
+FROM (VALUES {rows}) AS n WHERE jobs.seq = n.column1"""
 
 
 class Want(NamedTuple):
@@ -88,6 +92,11 @@ class _Heads:
         left = (row for row in self._rows.get(key, ()) if row["seq"] not in self.taken)
         return list({row["model"]: row for row in left}.values())
 
+    def look(self, sql: str, **values: Any) -> list[Row]:
+        """What ``sql`` finds but for the jobs that are taken."""
+        taken = ", ".join(map(str, self.taken)) or "0"
+        return self._record.run(sql.format(taken=taken), **values)
+
 
 class Claiming(Searched):
     """Claiming."""
@@ -108,7 +117,7 @@ class Claiming(Searched):
         may be passed by. A crash after it: the jobs are found by :meth:`generating`.
         """
         worst = _BULK if window_open else _BULK - 1
-        jobs: list[Job | None] = []
+        chosen: list[Row | None] = []
         with self.write():
             queue = self.run(_QUEUE)[0]
             heads = _Heads(self, worst, len(wants))
@@ -117,9 +126,9 @@ class Claiming(Searched):
                 if firsts and queue["streak"] >= BULK_TURN and worst >= _BULK:
                     firsts = heads.of(want.models, _BULK) or firsts
                 if not firsts:
-                    jobs.append(None)
+                    chosen.append(None)
                     continue
-                first, row = self._best(firsts, want, usual)
+                first, row = _best(firsts, want, usual, heads)
                 waits = first["passed_at"]
                 if waits is not None and waits <= now - int(patience * 1e6):
                     row = first
@@ -127,43 +136,27 @@ class Claiming(Searched):
                     first["passed_at"] = now
                     self.run("UPDATE jobs SET passed_at = :now WHERE seq = :seq",
                              now=now, seq=first["seq"])  # fmt: skip
-                queue["rev"] += 1
-                [claimed] = self.run(_CLAIM, now=now, seq=row["seq"], usual=usual, rev=queue["rev"])
                 heads.taken.add(row["seq"])
-                self._count_turn(queue, row, worst)
-                if claimed["model"] != row["model"]:
-                    self._index_again(row["seq"])
-                jobs.append(job_of(claimed))
-            if any(jobs):
-                self.run("UPDATE queue SET rev = :rev, streak = :streak, bulk_time = :bulk_time",
-                         **{name: queue[name] for name in ("rev", "streak", "bulk_time")})  # fmt: skip
-        return jobs or [None] * len(wants)
+                _count_turn(queue, row, worst, heads)
+                chosen.append(row)
+            jobs = self._take([row for row in chosen if row], queue, now, usual)
+        return [jobs[row["seq"]] if row else None for row in chosen] or [None] * len(wants)
 
-    def _count_turn(self, queue: Row, row: Row, worst: int) -> None:
-        """What the queue remembers of the claim of ``row``."""
-        if row["class"] == _BULK:
-            queue["streak"] = 0
-            queue["bulk_time"] = max(queue["bulk_time"], row["rank"])
-            queue["bulk_waits"] = None  # it may have been the last of them
-            return
-        if queue["bulk_waits"] is None:
-            queue["bulk_waits"] = self.run(_QUEUE)[0]["bulk_waits"]
-        if queue["bulk_waits"] and worst >= _BULK:
-            queue["streak"] += 1
-
-    def _best(self, firsts: Sequence[Row], want: Want, usual: str) -> tuple[Row, Row]:
-        """The job whose turn it is, and the one that is run with the least to load."""
-        first = min(firsts, key=_turn)
-        jumps = first["class"] == Priority.INTERACTIVE.level
-        warm = (want.loaded if jumps else "") or want.warm
-        ours = [row for row in firsts
-                if row["class"] == first["class"] and (row["model"] or usual) == warm]  # fmt: skip
-        if ours and want.loras and not jumps:
-            asked = {"loras": want.loras, "class": first["class"]}
-            same = [row for each in ours
-                       for row in self.run(_SAME_LORAS, model=each["model"], **asked)]  # fmt: skip
-            ours = same or ours
-        return first, min(ours, key=_turn) if ours else first
+    def _take(self, rows: Sequence[Row], queue: Row, now: int, usual: str) -> dict[int, Job]:
+        """Claim the jobs of ``rows`` in this order; by their seq."""
+        if not rows:
+            return {}
+        pairs = ", ".join(f"({row['seq']}, {k})" for k, row in enumerate(rows, 1))
+        self.run(_CLAIM.format(rows=pairs), now=now, usual=usual, rev=queue["rev"])
+        self.run(
+            "UPDATE queue SET rev = rev + :count, streak = :streak, bulk_time = :bulk_time",
+            count=len(rows), streak=queue["streak"], bulk_time=queue["bulk_time"],
+        )  # fmt: skip
+        if usual and (unnamed := [row["seq"] for row in rows if not row["model"]]):
+            self._index_again(unnamed)
+        some = ", ".join(str(row["seq"]) for row in rows)
+        claimed = self.run(f"SELECT * FROM jobs WHERE seq IN ({some})")
+        return {row["seq"]: job_of(row) for row in claimed}
 
     def waiting_models(self) -> list[str]:
         """The models of the ready jobs, by name; "" for jobs that named none."""
@@ -177,3 +170,30 @@ class Claiming(Searched):
 
 def _turn(row: Row) -> tuple[int, float, int]:
     return row["class"], row["rank"], row["seq"]
+
+
+def _best(firsts: Sequence[Row], want: Want, usual: str, heads: _Heads) -> tuple[Row, Row]:
+    """The job whose turn it is, and the one that is run with the least to load."""
+    first = min(firsts, key=_turn)
+    jumps = first["class"] == Priority.INTERACTIVE.level
+    warm = (want.loaded if jumps else "") or want.warm
+    ours = [row for row in firsts
+            if row["class"] == first["class"] and (row["model"] or usual) == warm]  # fmt: skip
+    if ours and want.loras and not jumps:
+        asked = {"loras": want.loras, "class": first["class"]}
+        same = [row for each in ours
+                   for row in heads.look(_SAME_LORAS, model=each["model"], **asked)]  # fmt: skip
+        ours = same or ours
+    return first, min(ours, key=_turn) if ours else first
+
+
+def _count_turn(queue: Row, row: Row, worst: int, heads: _Heads) -> None:
+    """What the queue remembers of the claim of ``row``."""
+    if row["class"] == _BULK:
+        queue["streak"] = 0
+        queue["bulk_time"] = max(queue["bulk_time"], row["rank"])
+        queue["waits"] = None  # it may have been the last of them
+    elif worst >= _BULK:
+        if queue.get("waits") is None:
+            queue["waits"] = len(heads.look(_BULK_WAITS))
+        queue["streak"] += queue["waits"]

@@ -134,12 +134,11 @@ class Searched(Database):
             self.insert("search", ("job", "words", "marks"), found)
         return len(rows)
 
-    def _index_again(self, seq: int) -> None:
-        """After a change of what a job is found by, in the transaction of the change."""
-        [row] = self.run(f"SELECT {SEARCHED} FROM jobs WHERE seq = :seq", seq=seq)
-        for column, value in (("words", words_of_row(row)), ("marks", marks_of(row))):
-            self.run(
+    def _index_again(self, seqs: Sequence[int]) -> None:
+        """After a change of what these jobs are found by, in the transaction of the change."""
+        rows = self.run(f"SELECT {SEARCHED} FROM jobs WHERE seq IN ({', '.join(map(str, seqs))})")
+        for column, said in (("words", words_of_row), ("marks", marks_of)):
+            self.run_many(
                 f"UPDATE search SET {column} = :value WHERE job = :seq AND {column} <> :value",
-                seq=seq,
-                value=value,
+                [{"seq": row["seq"], "value": said(row)} for row in rows],
             )
