@@ -1,6 +1,7 @@
 """The gallery and what is light about the page: a thousand pictures, chosen by keys, in a real browser."""
 
 import re
+import zipfile
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,8 +34,9 @@ def eyes(browser: Browser, wall: Wall) -> Iterator[Eyes]:  # noqa: F811
 class Hand:
     """Presses keys and counts them."""
 
-    def __init__(self, page: Page) -> None:
+    def __init__(self, page: Page, wall: Wall) -> None:
         self.page = page
+        self.wall = wall
         self.pressed = 0
 
     def press(self, key: str) -> None:
@@ -42,13 +44,18 @@ class Hand:
         self.pressed += 1
 
     def place(self) -> tuple[int, int]:
-        """(index of the picture in focus, pictures in a row)."""
-        index, across = self.page.evaluate(
-            """() => { const all = [...document.querySelectorAll(".rows .card")];
-                const top = all[0].offsetTop, on = document.activeElement.closest(".card");
-                return [all.indexOf(on), all.filter((c) => c.offsetTop === top).length]; }"""
+        """(which picture is in focus, counted from the newest; pictures in its row)."""
+        on, across = self.page.evaluate(
+            """() => { const top = (card) => card.getBoundingClientRect().top;
+                const on = document.activeElement.closest(".card");
+                return [on.dataset.id, [...on.parentNode.children].filter((c) => top(c) === top(on)).length]; }"""
         )
-        return int(index), int(across)
+        return number(self.wall, on), int(across)
+
+
+def number(wall: Wall, job_id: str | None) -> int:
+    """Which picture it is, counted from the newest."""
+    return THOUSAND - 1 - wall.ids.index(str(job_id))
 
 
 @pytest.mark.timeout(420)
@@ -56,29 +63,27 @@ def test_twenty_of_a_thousand_are_chosen_by_keys(eyes: Eyes, wall: Wall):
     """Over a kill of the service and a reload; at most 1,050 key presses, nothing lost."""
     eyes.expected = ["ERR_", "Failed to load", "Failed to fetch"]
     page = eyes.open("/pictures")
-    hand = Hand(page)
+    hand = Hand(page, wall)
     hand.press("j")
-    first = 0  #: the number of the first picture on the page, counted from the newest
-    for number, wanted in enumerate(WANTED):
+    for turn, wanted in enumerate(WANTED):
         at, across = hand.place()
-        while first + at + across <= wanted:
+        while at + across <= wanted:
             before = at
             hand.press("ArrowDown")
             until(lambda before=before: hand.place()[0] > before, what="the next row")
             at, across = hand.place()
-        for _ in range(wanted - first - at):
+        for _ in range(wanted - at):
             hand.press("ArrowRight")
-        if number == 10:
+        if turn == 10:
             wall.kill()
         hand.press("5")
-        if number == 10:
+        if turn == 10:
             wall.again()
-        if number == 15:
+        if turn == 15:
             until(lambda: "cursor=" in page.url, what="the address says where one is")
             page.reload()
-            there = page.locator(".card").first.get_attribute("data-id")
-            first = THOUSAND - 1 - wall.ids.index(str(there))
-            assert 0 < first <= wanted, "a reload comes back to where one was"
+            first = page.locator(".card").first.get_attribute("data-id")
+            assert 0 < number(wall, first) <= wanted, "a reload comes back to where one was"
             hand.press("j")
     wanted_ids = {wall.ids[THOUSAND - 1 - n] for n in WANTED}
     found = JobFilter(rating=(5, 5))
@@ -113,6 +118,95 @@ def test_rows_keep_shapes_and_their_height_is_chosen(eyes: Eyes):
     page.locator("#months a").click()
     expect(page).to_have_url(re.compile("until="))
     expect(page.locator(".card").first).to_be_visible()
+
+
+#: Every card that is in the page: its id, where it lies, and its stars.
+CARDS = """() => [...document.querySelectorAll(".rows .card")].map((card) => {
+    const { left, top, width, height } = card.getBoundingClientRect();
+    return [card.dataset.id, [left, top + scrollY, width, height].map(Math.round),
+        card.querySelector(".stars").textContent]; })"""
+#: Of each list that goes on in the next part: how far its last row is from the right edge.
+RAGGED = """() => [...document.querySelectorAll(".day.on > .cards")]
+    .filter((list) => list.closest(".part").nextElementSibling.childElementCount)
+    .map((list) => list.getBoundingClientRect().right - list.lastElementChild.getBoundingClientRect().right)
+    .filter((far) => far > 2)"""
+HELD = 400  #: pictures, at most, that the page holds at a time
+
+
+def travel(page: Page, by: int, wanted: str) -> int:
+    """Turns the wheel until the picture ``wanted`` is in the page; the most it held on the way."""
+    most = 0
+
+    def there() -> bool:
+        nonlocal most
+        page.mouse.wheel(0, by)
+        ids = [one for one, *_ in page.evaluate(CARDS)]
+        assert len(ids) == len(set(ids)), "none is there twice"
+        most = max(most, len(ids))
+        return wanted in ids
+
+    until(there, 60, f"a picture {by} px at a time away")
+    return most
+
+
+def test_far_pictures_leave_the_page_and_come_back(eyes: Eyes, wall: Wall):
+    """As they were and where they were; what was chosen stays chosen, and is rated and taken along."""
+    page = eyes.open("/pictures?until=2100-01-02")
+    chosen = [wall.ids[THOUSAND - 1 - n] for n in (3, 1)]
+    for job_id in chosen:
+        page.locator(f"#c-{job_id}").get_by_role("checkbox").check()
+    page.locator("#sizer input").focus()
+    page.mouse.move(500, 500)
+    travel(page, 100, wall.ids[THOUSAND - 120])
+    before = page.evaluate(CARDS)[:60]
+    assert travel(page, 2000, wall.ids[0]) <= HELD
+    expect(page.locator(f"#c-{chosen[0]}")).to_have_count(0)
+    expect(page.locator("#chosen-count")).to_have_text("2 chosen")
+    page.locator("#chosen-rate").get_by_role("button", name="Rate 3 of 5").click()
+    for job_id in chosen:
+        wall.rated(wall.ids.index(job_id), 3)
+    with page.expect_download() as taken:
+        page.locator("#chosen-zip").click()
+    names = zipfile.ZipFile(taken.value.path()).namelist()
+    assert len(names) == 2, names
+
+    assert travel(page, -2000, wall.ids[THOUSAND - 1]) <= HELD
+    for job_id in chosen:
+        expect(page.locator(f"#c-{job_id}").get_by_role("checkbox")).to_be_checked()
+    rated = [[one, at, "rated 3 of 5★★★" if one in chosen else said] for one, at, said in before]
+    until(lambda: page.evaluate(CARDS)[:60] == rated, 20, "all as it was")
+    page.keyboard.press("u")
+    expect(page.locator(f"#c-{chosen[0]} .stars")).to_be_empty()
+
+
+def test_back_comes_back_to_the_same_pictures(eyes: Eyes, wall: Wall):
+    page = eyes.open("/pictures?until=2100-01-04")
+    page.mouse.move(500, 500)
+    travel(page, 1000, wall.ids[THOUSAND // 2])
+    middle = """() => document.elementFromPoint(innerWidth / 3, innerHeight / 2)
+        .closest(".card")?.dataset.id"""
+    until(
+        lambda: page.evaluate("history.state?.card") == f"c-{page.evaluate(middle)}",
+        what="the place is kept",
+    )
+    seen_there = page.evaluate(middle)
+    page.goto("/batches")
+    page.go_back()
+    expect(page.locator(f"#c-{seen_there}")).to_be_in_viewport()
+    expect(page.get_by_role("link", name="Newest")).to_be_attached()
+
+
+def test_rows_are_full_when_the_window_is_another(eyes: Eyes, wall: Wall):
+    page = eyes.open("/pictures?until=2100-01-03")
+    page.mouse.move(500, 500)
+    travel(page, 1000, wall.ids[THOUSAND // 2])
+    assert page.evaluate(RAGGED) == []
+    page.set_viewport_size({"width": 1000, "height": 860})
+    until(lambda: page.evaluate(RAGGED) == [], 20, "rows are full again")
+    travel(page, -1000, wall.ids[THOUSAND - 1])
+    until(lambda: page.evaluate(RAGGED) == [], 20, "rows are full further up too")
+    ids = [one for one, *_ in page.evaluate(CARDS)]
+    assert ids == wall.ids[::-1][: len(ids)], "in their order"
 
 
 def test_the_large_picture_goes_on_past_what_is_loaded(eyes: Eyes, wall: Wall):

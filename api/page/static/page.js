@@ -1,6 +1,7 @@
 // The page's script. The server renders everything; this presses the API's buttons, follows
 // the events, and fetches the same page again when something has changed.
 import { $, $$, ask, count, make, sure, ticks, toast } from "./ask.js";
+import { around, more } from "./gallery.js";
 import * as pictures from "./pictures.js";
 
 async function press(button) {
@@ -24,15 +25,17 @@ async function press(button) {
 
 // -- the same page, newer
 
-const CALM = 2000; // ms between two looks while things change by themselves and nobody does anything
+const CALM = 5000; // ms between two looks while things change by themselves and nobody does anything …
+const ACTIVE = 10000; // … for so long
 let acted = 0;
 for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, () => (acted = performance.now()), true);
+// How long the next look waits after the one at `since`.
+const calm = (since) => (performance.now() - acted < ACTIVE ? 0 : since + CALM - performance.now());
 let busy = false, dated = false, due = 0, looked = 0, last = "";
 document.addEventListener("stale", () => refresh());
 function soon(wait = 150) {
   dated = true;
-  const now = performance.now(), calm = now - acted < 5 * CALM ? 0 : looked + CALM - now;
-  if (!due && !document.hidden) due = setTimeout(refresh, Math.max(wait, calm));
+  if (!due && !document.hidden) due = setTimeout(refresh, Math.max(wait, calm(looked)));
 }
 
 async function refresh() {
@@ -141,7 +144,10 @@ function hear({ kind, step }) {
   const rest = document.title.replace(/^\d+%( · | — )/, "");
   document.title = `${bar.value}%${rest.startsWith("Steady") ? " — " : " · "}${rest}`;
 }
+let grown = 0;
 function growing({ job_id, step }) {
+  if (document.hidden || (calm(grown) > 0 && !$("#box").open)) return;
+  grown = performance.now();
   for (const image of $$(`[data-preview="${job_id}"]`)) {
     const next = new Image();
     next.onload = () => {
@@ -440,8 +446,9 @@ allowed.onchange = () => localStorage.setItem("keys", allowed.checked ? "on" : "
 async function move(by) {
   const all = () => $$("[data-row]").filter((row) => $("a.open", row));
   const now = () => document.activeElement?.closest("[data-row]");
+  around(now());
   let rows = all(), at = rows.indexOf(now());
-  if (by > 0 && rows.length && at === rows.length - 1 && (await pictures.more())) {
+  if (by > 0 && rows.length && at === rows.length - 1 && (await more())) {
     rows = all();
     at = rows.indexOf(now());
   }

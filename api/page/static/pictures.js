@@ -1,70 +1,11 @@
 // Pictures: rated, chosen, compared, shown large. The lists themselves are the server's.
 import { $, $$, ask, count, make, stale, sure, toast } from "./ask.js";
+import { around, away, bring, look, more, shape } from "./gallery.js";
 
 const cards = () => $$(".card:has([data-full])");
-const cardOf = (id) => document.getElementById("c-" + id);
-
-// -- the gallery: rows that keep shapes, their height, and older pictures as they are come to
-
-const wall = $("#gallery");
-function shape(where) {
-  for (const card of $$(".rows .card:not([style])", where)) {
-    const image = $(".shot img", card);
-    card.style.setProperty("--r", image ? image.getAttribute("width") / image.getAttribute("height") : 1);
-  }
-}
-const sizer = $("#row-size");
-if (sizer) {
-  const set = () => document.documentElement.style.setProperty("--row", `${sizer.value}rem`);
-  sizer.value = localStorage.getItem("row size") ?? (innerWidth < 700 ? 7 : 12);
-  sizer.oninput = () => {
-    set();
-    localStorage.setItem("row size", sizer.value);
-  };
-  set();
-}
-
-let coming = null;
-// Adds the next older page below; false when there is none. Two at once share the answer.
-export const more = () => (coming ??= older().finally(() => (coming = null)));
-async function older() {
-  const address = wall?.dataset.older;
-  if (!address) return false;
-  const answer = await fetch(address, { headers: { Accept: "text/html" } }).catch(() => null);
-  if (!answer?.ok) return false;
-  const page = new DOMParser().parseFromString(await answer.text(), "text/html");
-  const next = page.getElementById("gallery");
-  shape(next);
-  for (const day of [...next.children]) {
-    for (const card of $$(".card", day)) card.dataset.page = next.dataset.here;
-    const same = document.getElementById(day.id);
-    if (same) $(".cards", same).append(...$$(".card", day));
-    else wall.append(day);
-  }
-  wall.dataset.keep = ""; // newer pages no longer say all that is here
-  $("#pages").dataset.keep = "";
-  if (next.dataset.older) wall.dataset.older = next.dataset.older;
-  else delete wall.dataset.older;
-  $("[rel=next]", $("#pages"))?.remove();
-  redraw();
-  return true;
-}
-if (wall) {
-  const near = new IntersectionObserver((seen) => {
-    if (seen[0].isIntersecting) more().then((came) => came && (near.unobserve(end), near.observe(end)));
-  }, { rootMargin: "1500px" });
-  const end = $("#pages");
-  near.observe(end);
-  // The address says where one is, so that a reload comes back there.
-  let due = 0;
-  addEventListener("scroll", () => {
-    clearTimeout(due);
-    due = setTimeout(() => {
-      const { dataset } = document.elementFromPoint(innerWidth / 3, innerHeight / 2)?.closest(".card") ?? wall;
-      const here = dataset.page ?? wall.dataset.here;
-      if (here !== location.pathname + location.search) history.replaceState(null, "", here);
-    }, 200);
-  }, { passive: true });
+function cardOf(id) {
+  bring(id);
+  return document.getElementById("c-" + id);
 }
 
 // -- rated: drawn at once, sent in order. What is not answered yet outlives a reload of the tab and
@@ -101,6 +42,8 @@ const keep = () => sessionStorage.setItem(UNSENT, JSON.stringify(unsent));
 
 const words = (rating) => (rating < 0 ? "rejected" : rating ? `rated ${rating} of 5` : "not rated");
 function draw(id, rating) {
+  const far = away.get(id);
+  if (far) far.rating = rating;
   for (const row of $$(`[data-id="${id}"]`)) row.dataset.rating = rating;
   for (const place of $$(`[data-stars="${id}"]`)) {
     const seen = make("span", rating < 0 ? "✕" : "★".repeat(rating));
@@ -109,7 +52,7 @@ function draw(id, rating) {
   }
   for (const button of $$(`[data-rate="${id}"] button`)) button.ariaPressed = `${+button.value === rating}`;
 }
-const ratingOf = (id) => +($(`[data-id="${id}"][data-rating]`)?.dataset.rating ?? 0);
+const ratingOf = (id) => +(away.get(id)?.rating ?? $(`[data-id="${id}"][data-rating]`)?.dataset.rating ?? 0);
 
 function rate(ids, rating) {
   if (!ids.length) return;
@@ -136,21 +79,35 @@ function give(ratings) {
 
 // -- chosen
 
-const chosen = () => $$(".card:has(.pick :checked)").map((card) => card.dataset.id);
+const boxes = () => $$(".card .pick input");
+const idOf = (box) => box.closest(".card").dataset.id;
+const picked = new Set(boxes().filter((box) => box.checked).map(idOf)); // a browser may remember some
+const chosen = () => [...picked];
 
 // What is drawn here over what the server said; after each newer page.
 export function redraw() {
-  if (wall) shape(wall);
+  shape();
   for (const [id, rating] of [...unsent, ...fresh]) draw(id, rating);
-  const bar = $("#chosen"), ids = chosen();
+  for (const box of boxes()) box.checked = picked.has(idOf(box));
+  for (const id of picked) if (!away.has(id) && !document.getElementById("c-" + id)) picked.delete(id);
+  const bar = $("#chosen");
   if (!bar) return;
+  const ids = chosen();
   bar.hidden = !ids.length;
   $("#main").classList.toggle("choosing", ids.length > 0);
   $("#chosen-count").textContent = `${ids.length} chosen`;
   $("#chosen-zip").href = "/jobs/images.zip?" + ids.map((id) => "id=" + id).join("&");
   $("#chosen-compare").disabled = ids.length !== 2;
 }
-document.onchange = (e) => e.target.closest(".pick") && redraw();
+document.addEventListener("filled", ({ detail }) => {
+  for (const [id, rating] of detail) if (rating !== ratingOf(id)) draw(id, rating);
+  redraw();
+});
+document.onchange = ({ target }) => {
+  if (!target.closest(".pick")) return;
+  picked[target.checked ? "add" : "delete"](idOf(target));
+  redraw();
+};
 
 // What is asked of the whole choice: one batch of new jobs.
 const MAKES = {
@@ -162,7 +119,8 @@ const MAKES = {
 export async function many(what) {
   const ids = chosen();
   if (what === "all" || what === "none") {
-    for (const box of $$(".pick input")) box.checked = what === "all";
+    picked.clear();
+    if (what === "all") for (const id of [...boxes().map(idOf), ...away.keys()]) picked.add(id);
     return redraw();
   }
   if (what === "compare") return compare(ids);
@@ -303,6 +261,8 @@ export function show(card) {
   $("#box-edit").href = `/?from=${id}`;
   $("#box-facts").textContent = dataset.facts ?? "";
   for (const part of [$("#box-save"), $(".menu", box)]) part.hidden = !("rating" in card.dataset);
+  card.scrollIntoView({ block: "nearest" });
+  look();
   for (const by of [1, -1]) {
     const beside = cards()[cards().indexOf(card) + by];
     if (beside) new Image().src = $("[data-full]", beside).dataset.full; // it is here when it is wanted
@@ -348,10 +308,11 @@ export const KEYS = {
 export async function along(by) {
   const from = document.activeElement?.closest(".rows .card");
   if (!from) return false;
+  around(from);
   const { left, width, top } = from.getBoundingClientRect(), x = left + width / 2;
   const beyond = (card) => (by > 0 ? card.getBoundingClientRect().top > top + 4 : card.getBoundingClientRect().top < top - 4);
   const next = () => {
-    const all = $$(".card", wall), at = all.indexOf(from);
+    const all = $$(".rows .card"), at = all.indexOf(from);
     const rest = (by > 0 ? all.slice(at + 1) : all.slice(0, at).reverse()).slice(0, 200).filter(beyond);
     const row = rest.filter((card) => Math.abs(card.offsetTop - rest[0].offsetTop) < 4 && card.parentNode === rest[0].parentNode);
     const off = (card) => Math.abs(card.getBoundingClientRect().left + card.offsetWidth / 2 - x);
