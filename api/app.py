@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.middleware.gzip import GZipMiddleware
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
@@ -22,7 +21,7 @@ from api.guard import Guard, Rules
 from api.page import album
 from api.page import needs as attention
 from api.page.pages import Pages
-from api.page.paint import STATIC, Painter, Static
+from api.page.paint import Painter, static
 from api.submit import TABLE_BODY, Submissions
 from api.views import Views
 from watcher.config import Config
@@ -126,7 +125,7 @@ def create_app(
     app.router.routes.append(Route(agents.PATH, for_agents, include_in_schema=False))
     icon = RedirectResponse("/static/icon.svg", status_code=301)
     app.router.routes.append(Route("/favicon.ico", icon, include_in_schema=False))
-    app.mount("/static", GZipMiddleware(Static(directory=STATIC), minimum_size=1000))
+    app.add_route("/static/{name}", static)
     errors.install(app, routers, page=people.error, log=throttled)
     app.add_middleware(Guard, rules=rules, log=throttled)
     app.state.throttled = throttled

@@ -8,7 +8,7 @@ import datetime
 import functools
 import gzip
 import hashlib
-import os
+import mimetypes
 import re
 from collections.abc import Callable, Coroutine, Iterable
 from pathlib import Path
@@ -18,10 +18,10 @@ import jinja2
 import markupsafe
 from fastapi.routing import APIRoute
 from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match
-from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 from typing_extensions import override
 
@@ -29,6 +29,7 @@ from watcher.pace import span_words
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
+_MANIFEST = "application/manifest+json"  #: not every system knows it
 
 #: Characters that steer the direction of text, or none at all: a title must not obey them.
 _STEERING = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]+")
@@ -74,20 +75,21 @@ def lightened(answer: Response, headers: Headers) -> Response:
     return answer
 
 
-class Static(StaticFiles):
-    """The page's own files: kept by the browser, asked about each time (304)."""
+@functools.cache
+def _files() -> dict[str, tuple[bytes, str]]:
+    """The page's own files and their types, read at once: of one version, whatever comes."""
+    return {
+        path.name: (path.read_bytes(), mimetypes.guess_type(path.name)[0] or _MANIFEST)
+        for path in STATIC.glob("*.*")
+    }
 
-    @override
-    def file_response(
-        self,
-        full_path: str | os.PathLike[str],
-        stat_result: os.stat_result,
-        scope: Scope,
-        status_code: int = 200,
-    ) -> Response:
-        answer = super().file_response(full_path, stat_result, scope, status_code)
-        answer.headers["Cache-Control"] = "no-cache"
-        return answer
+
+async def static(request: Request) -> Response:
+    """One of the page's own files: kept by the browser, asked about each time (304)."""
+    found = _files().get(request.path_params["name"])
+    if found is None:
+        raise HTTPException(404)
+    return lightened(Response(found[0], media_type=found[1]), request.headers)
 
 
 # -- words for numbers
