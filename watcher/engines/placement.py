@@ -62,7 +62,9 @@ class Placement:
             ``run``, and after a move that failed).
     """
 
-    def __init__(self, pipe: Any, plan: DevicePlan) -> None:
+    def __init__(
+        self, pipe: Any, plan: DevicePlan, *, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.tier = ""
         self._pipe = pipe
         self._parts = {
@@ -72,6 +74,7 @@ class Placement:
         }
         self._plan = plan
         self._device = torch.device(plan.device)
+        self._clock = clock
         self._took: dict[int, tuple[str, float]] = {}  #: pixels -> the tier that they took, when
         self._compiled: dict[Any, Any] = {}  #: blocks that run uncompiled for now
         self._as_written = False
@@ -94,7 +97,7 @@ class Placement:
             tier = self._plan.below(tier)
             if tier is not None:
                 log.warning("%d pixels: out of memory; trying again: %s", pixels, tier)
-                self._took[pixels] = (tier, time.monotonic())
+                self._took[pixels] = (tier, self._clock())
         raise OutOfMemory(words)
 
     @property
@@ -118,7 +121,7 @@ class Placement:
 
     def _tier_for(self, pixels: int) -> str:
         """The planned tier, or the lower one that a picture not larger than this took."""
-        since = time.monotonic() - _REMEMBERED
+        since = self._clock() - _REMEMBERED
         self._took = {size: took for size, took in self._took.items() if took[1] > since}
         known = [tier for size, (tier, _) in self._took.items() if size <= pixels]
         return max([self._plan.tier, *known], key=TIERS.index)

@@ -20,7 +20,7 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,8 @@ class RayLine(Line):
         slots: how many actors; None: as many as the cluster has room for.
         resources: what one slot takes of its machine, ``{"GPU": 1}``.
         limits: keyword arguments of the LocalExecutor behind each slot.
+        silence: seconds after which an actor that says nothing counts as lost.
+        actor: the class of the actors.
     """
 
     def __init__(
@@ -70,6 +72,9 @@ class RayLine(Line):
         slots: int | None,
         resources: Mapping[str, float],
         limits: Mapping[str, Any],
+        silence: float = _SILENCE,
+        backoff: Sequence[float] = BACKOFF,
+        actor: type[FarSlot] = FarSlot,
     ) -> None:
         self._spec = spec
         self._address = address
@@ -77,6 +82,9 @@ class RayLine(Line):
         self._slots = slots
         self._resources = dict(resources)
         self._limits = dict(limits)
+        self._silence = silence
+        self._backoff = tuple(backoff)
+        self._actor = actor
         self._environment = {"HOME": str(Path.home())} if address == "local" else {}  # see _home
         self.joining = False
         self._tell: Tell = _nobody
@@ -125,7 +133,7 @@ class RayLine(Line):
             except (RayError, OSError, RuntimeError, ValueError) as error:
                 words = f"Ray cannot be reached ({_first_line(error)})."
                 self._tell(None, SlotTrouble(SteadyError("worker_unavailable", words)))
-                self._leaving.wait(BACKOFF[min(failures, len(BACKOFF) - 1)] or 1.0)
+                self._leaving.wait(self._backoff[min(failures, len(self._backoff) - 1)] or 1.0)
                 failures += 1
 
     async def _serve(self) -> None:
@@ -195,7 +203,7 @@ class RayLine(Line):
                 await self._attend(slot, actor, met)
                 return
             except _Silent:
-                self._tell(slot, Lost(f"silent for {_SILENCE:g} s"))
+                self._tell(slot, Lost(f"silent for {self._silence:g} s"))
                 _dismiss(actor)
                 actor = None
             except RayError as error:
@@ -206,7 +214,7 @@ class RayLine(Line):
             finally:
                 self._orders.pop(slot, None)
             failures = 1 if time.monotonic() - begun > 60 else failures + 1
-            await asyncio.sleep(BACKOFF[min(failures - 1, len(BACKOFF) - 1)] or 0.2)
+            await asyncio.sleep(self._backoff[min(failures - 1, len(self._backoff) - 1)] or 0.2)
 
     async def _lose(self, slot: Slot, actor: Any, met: Met | None, error: RayError) -> None:
         """Say what became of an actor.
@@ -225,7 +233,7 @@ class RayLine(Line):
 
     def _hire(self) -> Any:
         rest = {k: v for k, v in self._resources.items() if k not in ("CPU", "GPU")}
-        made = ray.remote(FarSlot).options(
+        made = ray.remote(self._actor).options(
             num_cpus=self._resources.get("CPU", 0),
             num_gpus=self._resources.get("GPU", 0),
             resources=rest,
@@ -256,7 +264,7 @@ class RayLine(Line):
         while not left:
             call = asyncio.ensure_future(_reports_of(actor.hear.remote()))
             for _ in range(4):  # in quarters: time in which we ourselves stood still is none
-                done, _ = await asyncio.wait({call}, timeout=_SILENCE / 4)
+                done, _ = await asyncio.wait({call}, timeout=self._silence / 4)
                 if done:
                     break
             else:
