@@ -317,10 +317,11 @@ def _sqlite_search() -> tuple[str, ...]:
 
 
 # The extension comes with every PostgreSQL, and the owner of a database may add it; where that is
-# refused, or its package is not there, lists read the table instead.
+# refused, or its package is not there, lists read the table instead. Not in the schema of one record:
+# with that it would go, and with it the indexes of all others in the database.
 _POSTGRES_SEARCH = (
     "ALTER TABLE search ADD FOREIGN KEY (job) REFERENCES jobs (seq) ON DELETE CASCADE",
-    """DO $$ BEGIN CREATE EXTENSION IF NOT EXISTS pg_trgm;
+    """DO $$ BEGIN CREATE EXTENSION IF NOT EXISTS pg_trgm WITH SCHEMA public;
         EXCEPTION WHEN OTHERS THEN RAISE NOTICE 'no pg_trgm: %', SQLERRM; END $$""",
     """DO $$ DECLARE place text; BEGIN
         SELECT n.nspname INTO place FROM pg_extension AS e
