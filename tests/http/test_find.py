@@ -312,7 +312,7 @@ def test_an_older_record_is_searched_at_once_and_indexed_by_the_watcher(
     make_root: Callable[..., Any], version: int
 ) -> None:
     script = (Path(__file__).parents[1] / f"record_of_version_{version}.sql").read_text("utf-8")
-    root = make_root()
+    root = make_root(database="steady.db")  # a file, wherever the other records lie
     with sqlite3.connect(root.folder / "steady.db") as old:
         old.executescript(script)
     store = JobStore(f"sqlite:///{root.folder / 'steady.db'}", checkpointer=False)
