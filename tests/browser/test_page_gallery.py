@@ -257,6 +257,21 @@ def test_a_phone_shows_a_picture_on_its_first_screen(
     hand.close()
 
 
+@pytest.mark.parametrize("width", [390, 700, 710, 768, 1280])
+def test_heads_fit_any_width(browser: Browser, wall: Wall, width: int):  # noqa: F811
+    """Nothing is wider than the window, and the gallery's heading is one line, also when narrowed."""
+    eyes = Eyes(browser, wall.service.url, viewport={"width": width, "height": 800})
+    page = eyes.open("/pictures")
+    for path in ("/", "/pictures", "/pictures?text=fox", "/pictures?rating=4..&seed=3"):
+        page.goto(path)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{path} is {wide} wide"
+        if path != "/":
+            title = page.locator("h1").bounding_box()
+            assert title and title["height"] < 45, path
+    eyes.close()
+
+
 def test_a_finger_swipes_to_the_next(browser: Browser, wall: Wall):  # noqa: F811
     hand = Eyes(browser, wall.service.url, **LOOKS["phone"])
     page = hand.open("/pictures")
