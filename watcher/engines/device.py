@@ -22,8 +22,8 @@ from watcher.engine import DeviceLost
 from watcher.engines.plan import DeviceDescription
 from watcher.errors import SteadyError
 
-#: Any of these means that a driver for NVIDIA's cards is installed, whatever torch says.
 _PROC, _GROUPS = Path("/proc"), Path("/sys/fs/cgroup")
+#: Any of these means that a driver for NVIDIA's cards is installed, whatever torch says.
 _DRIVER = ("/dev/nvidiactl", "/proc/driver/nvidia/version", "/usr/lib/wsl/lib/libcuda.so.1")
 
 
