@@ -36,6 +36,7 @@ logger = logging.getLogger("steady.finish")
 
 THREADS = 2
 MOST_THREADS = 16  #: of those that wait for the disk while many devices bring pictures
+MAX_WATCHER_DEATHS = 10  #: during one job, which is not tried again then
 MAX_GROUP = 100  #: pictures recorded in one transaction
 _AGAIN_SECONDS = 5.0  #: after environment trouble
 
@@ -92,6 +93,26 @@ class Finisher(Part):
         for thread in (*self._threads, self._recorder, self._announcer):
             thread.start()
         self.announce()
+
+    def recover(self) -> None:
+        """Settle the jobs of a watcher that died: adopt published pictures, else let them wait."""
+        for job in self._store.generating():
+            saved = self._outputs.adopt(job)
+            if saved is not None:
+                self._store.complete(
+                    job.id, job.attempt, sha256=saved.sha256, bytes=saved.bytes,
+                    facts={"adopted": True}, now=self._now(),
+                )  # fmt: skip
+                say(logger, "job.adopted", job_id=job.id, path=job.path)
+            elif job.watcher_deaths + 1 >= MAX_WATCHER_DEATHS:
+                self._store.fail(
+                    job.id, job.attempt, "watcher_crashed", "", facts={}, now=self._now()
+                )
+            else:
+                self._store.release(
+                    job.id, job.attempt, why="the service died", watcher_death=True, now=self._now()
+                )
+                say(logger, "job.recovered", job_id=job.id, attempt=job.attempt)
 
     def stop(self) -> None:
         """Finish what has arrived, then end the threads."""

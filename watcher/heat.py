@@ -7,6 +7,11 @@ import contextlib
 import importlib
 from typing import Any
 
+_NO_THERMOMETER = (
+    "`max_temperature` is set, but nobody can tell how hot a card is here"
+    " (`pip install 'steadydiffusion[care]'`)."
+)
+
 
 def hottest_card() -> int | None:
     """Degrees Celsius of the hottest card of this machine; None where nobody can tell."""
@@ -20,3 +25,25 @@ def hottest_card() -> int | None:
         told = (nvml.nvmlDeviceGetTemperature(card, nvml.NVML_TEMPERATURE_GPU) for card in cards)
         return max(map(int, told), default=None)
     return None
+
+
+class Heat:
+    """Is a card too hot for the next job? It goes on by itself when that has cooled.
+
+    ``most``: degrees Celsius that are too many; None: no number is. Attributes: ``hot``, as of the
+    last look, and ``notices``, what is to be said of it.
+    """
+
+    def __init__(self, most: int | None) -> None:
+        self._most = most
+        self.hot = False
+        self.notices: list[str] = []
+
+    def look(self) -> None:
+        """Ask the cards."""
+        if (most := self._most) is None:
+            return
+        heat = hottest_card()
+        self.hot = heat is not None and heat >= most
+        words = f"A card has {heat} °C: the next job begins below {most} °C."
+        self.notices = [words] if self.hot else [_NO_THERMOMETER] if heat is None else []

@@ -1,7 +1,7 @@
 """How long pictures take, learned from those that were made, by size and forwards.
 
 The one place for every estimate: of a picture, a batch, the queue; at every door; and for spans
-of the day. Pure.
+of the day. Only asks, so a crash leaves nothing.
 """
 
 import bisect
@@ -12,10 +12,13 @@ import statistics
 import zoneinfo
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from watcher.errors import SteadyError
 from watcher.jobs import Job
+
+if TYPE_CHECKING:
+    from watcher.store import JobStore
 
 #: (width, height, forwards, started_at, completed_at), newest first; microseconds.
 Duration = tuple[int, int, int, int, int]
@@ -89,6 +92,18 @@ class Pace:
         if sizes and self._rate is not None:
             each = statistics.fmean(self.seconds(*size) or 0.0 for size in sizes)
         return None if each is None else (each + rest) * waiting / max(1, hands)
+
+
+def queue_seconds(
+    store: "JobStore", waiting: int, workers: Sequence[Mapping[str, Any]], usual: str, rest: float
+) -> float | None:
+    """Until ``waiting`` jobs are done, with what the ``workers`` of a pulse load for them.
+
+    ``rest``: seconds a worker rests after each. None while nothing is known.
+    """
+    pace = Pace(store.durations())
+    seconds = pace.queue(store.waiting_sizes(), waiting, len(workers), rest)
+    return seconds and seconds + loading_seconds(workers, store.waiting_models(), usual)
 
 
 def loading_seconds(

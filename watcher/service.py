@@ -26,7 +26,7 @@ from watcher.errors import SteadyError, Trouble
 from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
-from watcher.heat import hottest_card
+from watcher.heat import Heat
 from watcher.inbox.watch import Inbox, ignore_lease_signal
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
@@ -34,40 +34,28 @@ from watcher.jobs import JobState
 from watcher.live import Troubles, each_once
 from watcher.log import now_us, say
 from watcher.modelstate import ModelState
-from watcher.notify import SCHEDULE, Notifier
-from watcher.notify.command import Command
-from watcher.notify.hooks import Webhooks
-from watcher.notify.messages import Messages
-from watcher.pace import Pace, RunWindow, loading_seconds
+from watcher.notify import LASTS_SECONDS, SCHEDULE, Notifier, channels_of
+from watcher.pace import RunWindow, queue_seconds
 from watcher.parts import Shared
 from watcher.pictures.outputs import Outputs
 from watcher.previews import Previews
 from watcher.root import Turn, check_layout, keep_private
 from watcher.store import JobStore
+from watcher.upkeep import Upkeep
 
 logger = logging.getLogger("steady.watcher")
 _T = TypeVar("_T")
 
-MAX_WATCHER_DEATHS = 10
 _GARBAGE_LOOK = 10_000  #: objects made and not freed between two looks for cycles
 STOP_SECONDS = 5.0  #: the running job's time to end after SIGTERM
 _PULSE_SECONDS = 0.1  #: at most ten pulses a second …
 _BEAT_SECONDS = 1.0  #: … and at least one
 _TELL_SECONDS = 0.5  #: between those that are also told to a record on a server
-LASTS_SECONDS = 60.0  #: of trouble before people are told
 _CARE_SECONDS = 2.0  #: between looks at disk, folders and record
-_VERIFY_SECONDS = 30.0  #: until a record that was found damaged is read once more
 #: The longest wait for another program's lock on the record: shorter than a pulse may be old,
 #: so that the pulse tells of it.
 _BUSY_SECONDS = 1.0
-#: Between looks for jobs that are not in the index yet, and how much longer than the work itself
-#: the pause is that follows it: while files are read, and otherwise.
-_INDEX_SECONDS, _READING_PAUSE, _PAUSE = 1.0, 35, 5
 _OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
-_NO_THERMOMETER = (
-    "`max_temperature` is set, but nobody can tell how hot a card is here"
-    " (`pip install 'steadydiffusion[care]'`)."
-)
 
 
 def ignore_step(_step: str) -> None:
@@ -153,7 +141,6 @@ class Service:
         executor: Executor | None = None,
         schedule: Sequence[float] = SCHEDULE,
         lasts: float = LASTS_SECONDS,
-        thermometer: Callable[[], int | None] = hottest_card,
     ) -> None:
         self._config = config
         self._store = store
@@ -183,19 +170,10 @@ class Service:
             root=config.root,
             inputs=(inputs := Inputs(config, store, checkpoint=checkpoint)),
         )
-        command = Command(
-            config.on_batch_done, store=store, root=config.root, inbox=config.inbox,
-            outputs=config.outputs, address=config.address,
-        )  # fmt: skip
-        webhooks = Webhooks(config.webhooks, config.webhook_hosts, now=now_us)
-        messages = Messages(config.notify, address=config.address, now=now_us)
         self._notifier = Notifier(
-            store, [command, webhooks, messages], now=now_us, schedule=schedule,
+            store, channels_of(config, store), now=now_us, schedule=schedule, lasts=lasts,
             checkpoint=checkpoint,
         )  # fmt: skip
-        self._lasts = lasts
-        self._sick_since: float | None = None  #: when the trouble of now began
-        self._told_trouble: dict[str, Any] | None = store.get("trouble_told")
         self._undelivered: list[dict[str, Any]] = []
         shared = Shared(
             store, self._inbox, self._troubles, self._executor.wake, checkpoint=checkpoint
@@ -214,7 +192,9 @@ class Service:
             max_queued=config.max_queued,
             announce=self._finisher.announce,
         )
+        self._upkeep = Upkeep(store, self._troubles, lambda: self._intake.quiet)
         self._previews = Previews(config.state)
+        self._heat = heat = Heat(config.max_temperature)
         self._dispatcher = Dispatcher(
             shared,
             executor=self._executor,
@@ -228,14 +208,11 @@ class Service:
                 absent=lambda: self._models.absent,
                 patience=config.model_patience,
                 cooldown=config.cooldown,
-                hot=lambda: self._hot,
+                hot=lambda: heat.hot,
             ),
             previews=self._previews,
         )
         self._started_at = now_us()
-        self._thermometer = thermometer
-        self._notices: list[str] = []  #: what is to be said of heat
-        self._hot = False
         self._left: list[str] = []  #: what lies where a setting led before, in words
         self._cared = 0.0
         self._paused = False
@@ -283,12 +260,8 @@ class Service:
         self._executor.start()
         ends.callback(self._intake.stop)
         self._intake.start()
-        if self._store.unchecked:
-            threading.Thread(target=self._verify, name="verify", daemon=True).start()
-        index = threading.Thread(target=self._index, name="index")
-        ends.callback(index.join)
-        ends.callback(self._stop.set)
-        index.start()
+        ends.callback(self._upkeep.stop)
+        self._upkeep.start()
         choice = self._models.choice
         say(logger, "watcher.ready", inbox=str(self._config.inbox), model=choice.name,
             why=choice.why)  # fmt: skip
@@ -349,38 +322,6 @@ class Service:
         if self._models.heed(self._dispatcher.info, self._dispatcher.model):
             self._reading.limits = self._models.limits
 
-    def _verify(self) -> None:
-        """After an unclean stop a large record is read as a whole, while work goes on.
-
-        Until it was found whole: what kept us from reading it may end, and a person may mend it.
-        """
-        begun = time.monotonic()
-        while not self._stop.is_set():
-            try:
-                self._store.verify()
-            except SteadyError as error:
-                if self._troubles.report("verify", error):
-                    say(logger, "record.damaged", logging.ERROR, code=error.code,
-                        message=error.message)  # fmt: skip
-                self._stop.wait(_VERIFY_SECONDS)
-            else:
-                self._troubles.clear("verify")
-                say(logger, "record.verified", seconds=round(time.monotonic() - begun, 1))
-                return
-
-    def _index(self) -> None:
-        """Make jobs findable that are on record, whenever there is time. Trouble is the queue's."""
-        while not self._stop.is_set():
-            begun = time.monotonic()
-            try:
-                count = self._store.index_some()
-            except Trouble:
-                self._stop.wait(_VERIFY_SECONDS)
-                continue
-            pause = _PAUSE if self._intake.quiet else _READING_PAUSE
-            worked = time.monotonic() - begun
-            self._stop.wait(worked * pause if count else _INDEX_SECONDS)
-
     def _done(self) -> int | None:
         """For ``once``: 0 when nothing is left, 4 when what is left cannot go on, else None."""
         if not self._begun:
@@ -395,23 +336,6 @@ class Service:
         kept = set(self._models.wanted()) <= self._models.kept.keys()
         return 4 if stuck or (waiting and kept) else None
 
-    def _recover(self) -> None:
-        for job in self._store.generating():
-            saved = self._outputs.adopt(job)
-            if saved is not None:
-                self._store.complete(
-                    job.id, job.attempt, sha256=saved.sha256, bytes=saved.bytes,
-                    facts={"adopted": True}, now=now_us(),
-                )  # fmt: skip
-                say(logger, "job.adopted", job_id=job.id, path=job.path)
-            elif job.watcher_deaths + 1 >= MAX_WATCHER_DEATHS:
-                self._store.fail(job.id, job.attempt, "watcher_crashed", "", facts={}, now=now_us())
-            else:
-                self._store.release(
-                    job.id, job.attempt, why="the service died", watcher_death=True, now=now_us()
-                )
-                say(logger, "job.recovered", job_id=job.id, attempt=job.attempt)
-
     def _care(self) -> None:
         """Look at the things that may go and come back by themselves."""
         self._cared = time.monotonic()
@@ -420,9 +344,9 @@ class Service:
         self._guarded("record", lambda: self._models.look(self._executor.status()))
         self._reading.limits = self._models.limits
         self._look_at_device()
-        self._look_at_heat()
+        self._heat.look()
         self._look_behind()
-        self._tell_of_trouble()
+        self._guarded("record", lambda: self._notifier.tell_of_trouble(self._trouble()[0]))
         self._guarded("record", self._foretell)
         with contextlib.suppress(SteadyError):  # said by whoever works with the record
             self._undelivered = [each.as_dict() for each in self._notifier.troubles()]
@@ -445,7 +369,7 @@ class Service:
             marker = self._outputs.open(known)
             if marker != known:
                 self._store.put("outputs_marker", marker)
-            self._recover()
+            self._finisher.recover()
             self._begun = True
         self._outputs.check()
         if self._outputs.free_bytes() < self._config.min_free_disk:
@@ -471,39 +395,10 @@ class Service:
         if self._config.notify is None or not self._store.without_eta():
             return
         waiting = self._store.counts()[JobState.QUEUED]
-        sizes, slots = self._store.waiting_sizes(), self._executor.status()
-        pace = Pace(self._store.durations())
-        seconds = pace.queue(sizes, waiting, len(slots), self._config.cooldown)
+        slots, usual = self._executor.status(), self._models.limits.usual.name
+        seconds = queue_seconds(self._store, waiting, slots, usual, self._config.cooldown)
         if seconds is not None:
-            wanted = self._store.waiting_models()
-            seconds += loading_seconds(slots, wanted, self._models.limits.usual.name)
             self._store.expect_end(now_us() + int(seconds * 1e6))
-
-    def _tell_of_trouble(self) -> None:
-        """People are told of trouble that lasts, once, and of its end, also after a restart."""
-        trouble = self._trouble()[0]
-        now = time.monotonic()
-        if not trouble:
-            self._sick_since = None
-            if self._told_trouble:
-                self._notifier.tell("trouble.over", self._told_trouble)
-                self._told_trouble = None
-                self._guarded("record", lambda: self._store.drop("trouble_told"))
-            return
-        self._sick_since = self._sick_since or now
-        if self._told_trouble is None and now - self._sick_since >= self._lasts:
-            self._told_trouble = trouble[0]
-            self._notifier.tell("trouble.lasts", trouble[0])
-            self._guarded("record", lambda: self._store.put("trouble_told", trouble[0]))
-
-    def _look_at_heat(self) -> None:
-        """Is a card too hot for the next job? It goes on by itself when that has cooled."""
-        if (most := self._config.max_temperature) is None:
-            return
-        heat = self._thermometer()
-        self._hot = heat is not None and heat >= most
-        words = f"A card has {heat} °C: the next job begins below {most} °C."
-        self._notices = [words] if self._hot else [_NO_THERMOMETER] if heat is None else []
 
     def _trouble(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """What holds the queue, and what keeps single slots or models from drawing."""
@@ -536,7 +431,7 @@ class Service:
             "trouble": trouble,
             "warnings": warnings + self._undelivered,
             "inbox": self._inbox.health(),
-            "notices": [*self._left, *self._notices],
+            "notices": [*self._left, *self._heat.notices],
         }
         try:
             live.write(self._config.state, pulse)

@@ -153,7 +153,7 @@ def _service_status(desk: Desk) -> int:
     from watcher import live
     from watcher.commands.show import aligned, counts_line
     from watcher.needs import Needs, needs_of
-    from watcher.pace import Pace, loading_seconds, span_words
+    from watcher.pace import queue_seconds, span_words
 
     pulse = desk.pulse()
     counts: dict[JobState, int] = {}
@@ -165,11 +165,9 @@ def _service_status(desk: Desk) -> int:
             counts, paused = store.counts(), store.get("paused")
             needs, workers = needs_of(store, pulse, desk.config.inbox), pulse.get("workers", ())
             left = sum(number for each, number in counts.items() if not each.ended)
-            pace, rest = Pace(store.durations()), desk.config.cooldown
-            seconds = pace.queue(store.waiting_sizes(), left, len(workers), rest) if left else None
-            if seconds is not None:
-                usual = (pulse.get("model") or {}).get("name") or ""
-                seconds += loading_seconds(workers, store.waiting_models(), usual)
+            usual = (pulse.get("model") or {}).get("name") or ""
+            if left:
+                seconds = queue_seconds(store, left, workers, usual, desk.config.cooldown)
     alive = pulse["alive"]
     state = str(pulse.get("state")) if alive else "stopped"
     said = pulse if alive else {}

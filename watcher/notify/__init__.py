@@ -17,8 +17,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from watcher.config import Config
 from watcher.errors import SteadyError, Trouble
-from watcher.log import say
+from watcher.log import now_us, say
+from watcher.notify.command import Command
+from watcher.notify.hooks import Webhooks
+from watcher.notify.messages import Messages
 from watcher.store import Delivery, JobStore
 from watcher.webhooks import Reply
 
@@ -26,6 +30,7 @@ logger = logging.getLogger("steady.notify")
 
 #: Seconds before the first attempt, the second, ...; each a little longer, so that they spread.
 SCHEDULE = (0.0, 5.0, 300.0, 1800.0, 7200.0, 18000.0, 36000.0, 50400.0, 72000.0, 86400.0)
+LASTS_SECONDS = 60.0  #: of trouble before people are told
 _LOOK_SECONDS = 1.0  #: between looks into the outbox when nobody rings
 _END_SECONDS = 1.0  #: that what is on its way has to end when the service stops
 _SIDE_BY_SIDE = 16  #: receivers at a time
@@ -58,6 +63,16 @@ class Channel(Protocol):
         """The service stops: end what is on its way, a second later by force."""
 
 
+def channels_of(config: Config, store: JobStore) -> list[Channel]:
+    """Everybody whom the settings name: a command, programs, people. Raises as Messages does."""
+    command = Command(
+        config.on_batch_done, store=store, root=config.root, inbox=config.inbox,
+        outputs=config.outputs, address=config.address,
+    )  # fmt: skip
+    webhooks = Webhooks(config.webhooks, config.webhook_hosts, now=now_us)
+    return [command, webhooks, Messages(config.notify, address=config.address, now=now_us)]
+
+
 @dataclass
 class _Line:
     """How it goes with one endpoint."""
@@ -68,7 +83,10 @@ class _Line:
 
 
 class Notifier:
-    """Tells what lies in the outbox of ``store`` through ``channels``."""
+    """Tells what lies in the outbox of ``store`` through ``channels``.
+
+    ``schedule``: seconds before each attempt; ``lasts``: until trouble is told to people.
+    """
 
     def __init__(
         self,
@@ -77,10 +95,14 @@ class Notifier:
         *,
         now: Callable[[], int],
         schedule: Sequence[float] = SCHEDULE,
+        lasts: float = LASTS_SECONDS,
         checkpoint: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._store = store
         self._channels = channels
+        self._lasts = lasts
+        self._sick_since: float | None = None  #: when the trouble of now began
+        self._told_trouble: dict[str, Any] | None = store.get("trouble_told")
         self._now = now
         self._schedule = schedule
         self._checkpoint = checkpoint
@@ -141,6 +163,26 @@ class Notifier:
                 for endpoint in (e for e, on in channel.events.items() if event in on):
                     due = [unwritten(endpoint=endpoint)]
                     threading.Thread(target=channel.send, args=due, daemon=True).start()
+
+    def tell_of_trouble(self, troubles: Sequence[dict[str, Any]]) -> None:
+        """People are told of trouble that lasts, once, and of its end, also after a restart.
+
+        ``troubles``: what is wrong now. Call it every few seconds. Raises Trouble, when they were
+        told and the record does not take that.
+        """
+        now = time.monotonic()
+        if not troubles:
+            self._sick_since = None
+            if self._told_trouble:
+                self.tell("trouble.over", self._told_trouble)
+                self._told_trouble = None
+                self._store.drop("trouble_told")
+            return
+        self._sick_since = self._sick_since or now
+        if self._told_trouble is None and now - self._sick_since >= self._lasts:
+            self._told_trouble = troubles[0]
+            self.tell("trouble.lasts", troubles[0])
+            self._store.put("trouble_told", troubles[0])
 
     def troubles(self) -> list[SteadyError]:
         """Name the receivers that could not be reached today."""
