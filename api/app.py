@@ -32,6 +32,17 @@ from watcher.store import JobStore
 from watcher.suffixes import MAX_PICTURE
 
 _LINES = 60  #: a minute that the log has of each kind of refusal
+#: Where bodies may be larger than elsewhere, and how large.
+_LARGE = [
+    ("/jobs", TABLE_BODY),
+    ("/v1/files", openai_batch.ROOM),
+    ("/sdapi/v1/png-info", a1111.MAX_PICTURE_BODY),
+    ("/inputs", MAX_PICTURE),
+    ("/v1/images/edits", edits.MAX_FORM),
+    ("/v1/images/variations", edits.MAX_FORM),
+    ("/sdapi/v1/img2img", a1111.MAX_PICTURES_BODY),
+    ("/sdapi/v1/extra-single-image", a1111.MAX_PICTURE_BODY),
+]
 
 
 def create_app(
@@ -54,17 +65,7 @@ def create_app(
     views = Views(door)
     submissions = Submissions(door)
     outputs = Outputs(config.outputs, embed_metadata=config.embed_metadata)
-    large = [
-        ("/jobs", TABLE_BODY),
-        ("/v1/files", openai_batch.ROOM),
-        ("/sdapi/v1/png-info", a1111.MAX_PICTURE_BODY),
-        ("/inputs", MAX_PICTURE),
-        ("/v1/images/edits", edits.MAX_FORM),
-        ("/v1/images/variations", edits.MAX_FORM),
-        ("/sdapi/v1/img2img", a1111.MAX_PICTURES_BODY),
-        ("/sdapi/v1/extra-single-image", a1111.MAX_PICTURE_BODY),
-    ]
-    rules = Rules.of(config, body_limits=large)
+    rules = Rules.of(config, body_limits=_LARGE)
     throttled = ThrottledLog(_LINES)
     feed = events.Feed(door, views.brief, most=streams)
     calls = Calls(door, submissions, feed)

@@ -31,6 +31,7 @@ def routes(door: Door, views: Views) -> APIRouter:
     """``/health``, ``/models``, ``/loras``, ``/ready``, ``/metrics`` and ``/queue``."""
     router = APIRouter(tags=["service"])
     _may_be_named(router, door)
+    _queue(router, door, views)
     told = installed_version() or "0.0.0"
     registry = CollectorRegistry(auto_describe=False)
     registry.register(metrics.Figures(door, told))
@@ -85,35 +86,6 @@ def routes(door: Door, views: Views) -> APIRouter:
         """Figures for Prometheus. No prompt, id or file name is in any label."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
 
-    @router.get("/queue", response_model=models.QueueView)
-    def queue() -> Response:
-        """The queue in numbers: counts of all jobs by state, what runs, and when all will be done."""
-        return JSONResponse(views.queue())
-
-    @router.post(
-        "/queue/pause",
-        response_model=models.QueueView,
-        openapi_extra=json_body("Pause", required=False),
-    )
-    async def pause_queue(request: Request) -> Response:
-        """Stop handing out jobs. Running ones end; the rest waits, also over a restart, until
-        resumed."""
-        reason = None
-        if await request.body():
-            reason = (await read_model(request, models.Pause)).reason
-        return await run_in_threadpool(_pause, reason)
-
-    def _pause(reason: str | None) -> Response:
-        if not door.store.get("paused"):
-            door.store.put("paused", {"by": "http", "reason": reason, "since": now_us()})
-        return JSONResponse(views.queue())
-
-    @router.post("/queue/resume", response_model=models.QueueView)
-    def resume_queue() -> Response:
-        """Go on handing out jobs. Also ends a pause that the service made after repeated failures."""
-        door.store.drop("paused")
-        return JSONResponse(views.queue())
-
     return router
 
 
@@ -152,3 +124,34 @@ def _may_be_named(router: APIRouter, door: Door) -> None:
         found = listed_loras(door.config, [limits.usual, *limits.others.values()])
         shown = set(models.LoraView.model_fields)
         return JSONResponse({"loras": [{k: each[k] for k in each if k in shown} for each in found]})
+
+
+def _queue(router: APIRouter, door: Door, views: Views) -> None:
+    @router.get("/queue", response_model=models.QueueView)
+    def queue() -> Response:
+        """The queue in numbers: counts of all jobs by state, what runs, and when all will be done."""
+        return JSONResponse(views.queue())
+
+    @router.post(
+        "/queue/pause",
+        response_model=models.QueueView,
+        openapi_extra=json_body("Pause", required=False),
+    )
+    async def pause_queue(request: Request) -> Response:
+        """Stop handing out jobs. Running ones end; the rest waits, also over a restart, until
+        resumed."""
+        reason = None
+        if await request.body():
+            reason = (await read_model(request, models.Pause)).reason
+        return await run_in_threadpool(_pause, reason)
+
+    def _pause(reason: str | None) -> Response:
+        if not door.store.get("paused"):
+            door.store.put("paused", {"by": "http", "reason": reason, "since": now_us()})
+        return JSONResponse(views.queue())
+
+    @router.post("/queue/resume", response_model=models.QueueView)
+    def resume_queue() -> Response:
+        """Go on handing out jobs. Also ends a pause that the service made after repeated failures."""
+        door.store.drop("paused")
+        return JSONResponse(views.queue())

@@ -76,15 +76,15 @@ _BODY = {
 def routes(door: Door, views: Views, submissions: Submissions, outputs: Outputs) -> APIRouter:
     """Everything below ``/jobs`` but its events."""
     router = APIRouter(prefix="/jobs", tags=["jobs"])
-    _many(router, door, views, submissions)
+    _list(router, door, views)
+    _submission(router, views, submissions)
     _one(router, door, views)
     _picture_routes(router, door, views, outputs)
     return router
 
 
-def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions) -> None:
-    """The list, and how to add to it."""
-    store = door.store
+def _list(router: APIRouter, door: Door, views: Views) -> None:
+    """All of them, or those that are looked for."""
 
     @router.get("", response_model=models.JobPage)
     def list_jobs(
@@ -131,10 +131,14 @@ def _many(router: APIRouter, door: Door, views: Views, submissions: Submissions)
             size=size_said(size) if size else None,
             label=without_nul(label),
         )
-        rows = store.jobs(chosen, before_seq=seq_of(cursor), limit=limit + 1)
+        rows = door.store.jobs(chosen, before_seq=seq_of(cursor), limit=limit + 1)
         following = cursor_of(rows[limit - 1].seq) if len(rows) > limit else None
         body = {"jobs": [views.brief(job) for job in rows[:limit]], "next": following}
         return JSONResponse(body, headers=link_of(request, following))
+
+
+def _submission(router: APIRouter, views: Views, submissions: Submissions) -> None:
+    """How to add to them."""
 
     @router.post(
         "",

@@ -68,6 +68,15 @@ class Address:
         return found
 
 
+def check_entry(entry: str) -> None:
+    """Raise ValueError for what can be no entry of ``webhook_hosts``."""
+    if "://" in entry:
+        if Address.of(entry).target != "/":
+            raise ValueError(f"{entry} must end with its host or port")
+    elif not re.fullmatch(r"(\*\.)?[a-zA-Z0-9.-]+", entry):
+        raise ValueError(f"{entry} is neither a host nor an origin such as http://host:port")
+
+
 def not_allowed(url: str, listed: Iterable[str]) -> str | None:
     """Why a job may not name ``url``, in words that go on from "`webhook`"; None: it may."""
     try:

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from watcher.addresses import Address, key_of
+from watcher.addresses import Address, check_entry, key_of
 from watcher.errors import SteadyError
 
 #: Environment names with our prefix that are no configuration keys.
@@ -326,11 +326,7 @@ class Config(BaseModel):
     @classmethod
     def _listed(cls, value: dict[str, str]) -> dict[str, str]:
         for host, secret in value.items():
-            if "://" in host:
-                if Address.of(host).target != "/":
-                    raise ValueError(f"{host} must end with its host or port")
-            elif not re.fullmatch(r"(\*\.)?[a-zA-Z0-9.-]+", host):
-                raise ValueError(f"{host} is neither a host nor an origin such as http://host:port")
+            check_entry(host)
             key_of(secret)
         return value
 

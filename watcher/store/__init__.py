@@ -14,18 +14,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, Priority
 from watcher.store import imagenames
-from watcher.store.batches import Batches
 from watcher.store.claiming import PATIENCE, Claiming, Want
 from watcher.store.deliveries import Deliveries, Delivery, DeliveryState
 from watcher.store.entries import batch_of, job_of, to_json, with_warnings
 from watcher.store.inputs import HELD
 from watcher.store.lists import JobFilter
+from watcher.store.moves import Moves
 from watcher.store.record import Record
 from watcher.store.recording import NewJob, Recorded, Recording
-from watcher.store.schema import READY
 from watcher.store.views import JobQueries
 
 __all__ = [
@@ -47,16 +45,6 @@ _RETRY = f"""state = 'queued', held = {HELD}, deaths = 0, watcher_deaths = 0,
     cancel_requested = 0, started_at = NULL, completed_at = NULL, error_code = NULL,
     error_message = NULL, facts = NULL, passed_at = NULL"""
 
-#: What can be done with a job in this state, where something else was asked for.
-_INSTEAD = {
-    "queued": "It waits for its turn; it can be cancelled, or moved to the front.",
-    "generating": "Its picture is being made; it can be cancelled.",
-    "completed": "Its picture is made. For another like it: `steady submit PICTURE`, or with a"
-    " `--seed` of your own.",
-    "failed": "It is over; it can be run again: `steady retry`.",
-    "cancelled": "It is over; it can be run again: `steady retry`.",
-}
-
 
 @dataclass(frozen=True)
 class Completion:
@@ -69,7 +57,7 @@ class Completion:
     facts: Mapping[str, Any]
 
 
-class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
+class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
     """The record. Safe to share between threads; any number of processes may have it open.
 
     JobStore(url, *, synchronous="full", clock=now_us, checkpointer=True, busy_seconds=10.0):
@@ -318,13 +306,7 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
         """All of it: waiting jobs end, running ones are flagged, unread ones never start."""
         with self.write():
             self._set_batch("cancelled = 1", ticket=ticket)
-            self._move_many(
-                "state = 'cancelled', held = NULL, completed_at = :now",
-                "ticket = :ticket AND state = 'queued'",
-                ticket=ticket,
-                now=self._clock() if now is None else now,
-            )
-            self._settle(None, now=self._clock())
+            self._end_waiting(ticket, self._clock() if now is None else now)
             self._move_many(
                 "cancel_requested = 1",
                 "ticket = :ticket AND state = 'generating' AND cancel_requested = 0",
@@ -332,19 +314,22 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
             )
             return batch_of(self._set_batch("cancelled = 1", ticket=ticket))
 
+    def _end_waiting(self, ticket: str, now: int) -> None:
+        self._move_many(
+            "state = 'cancelled', held = NULL, completed_at = :now",
+            "ticket = :ticket AND state = 'queued'",
+            ticket=ticket,
+            now=now,
+        )
+        self._settle(None, now=now)
+
     def withdraw(self, ticket: str, now: int) -> None:
         """End what of a batch has not begun: waiting jobs, and those still to be read.
 
         A job that is claimed in between runs on. SteadyError ``batch_not_found``.
         """
         with self.write():
-            self._move_many(
-                "state = 'cancelled', held = NULL, completed_at = :now",
-                "ticket = :ticket AND state = 'queued'",
-                ticket=ticket,
-                now=now,
-            )
-            self._settle(None, now=now)
+            self._end_waiting(ticket, now)
             self._set_batch(
                 "cancelled = CASE WHEN recorded_at IS NULL AND error IS NULL"
                 " THEN 1 ELSE cancelled END",
@@ -401,71 +386,3 @@ class JobStore(Recorded, Claiming, Batches, Deliveries, JobQueries, Record):
                     "archived = 0, last_rank = :rank", ticket=ticket, rank=start + count
                 )
             return count
-
-    # -- inside a transaction
-
-    def _move(self, assignment: str, guard: str, **values: Any) -> Job | None:
-        """The one guarded statement of a transition, and the next rev."""
-        rows = self.run(
-            f"UPDATE jobs SET {assignment}, rev = (SELECT rev FROM queue) + 1"
-            f" WHERE {guard} RETURNING *",
-            **values,
-        )
-        if not rows:
-            return None
-        self.run("UPDATE queue SET rev = rev + 1")
-        job = job_of(rows[0])
-        if job.state.ended:
-            self._settle([job.id], now=values.get("now") or self._clock())
-        return job
-
-    def _move_many(self, assignment: str, guard: str, **values: Any) -> int:
-        """The same for every job the guard lets through, in order, each with its own rev."""
-        moved = len(
-            self.run(
-                f"UPDATE jobs SET {assignment}, rev = n.k + (SELECT rev FROM queue)"
-                " FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS k FROM jobs"
-                f" WHERE {guard}) AS n WHERE jobs.seq = n.seq RETURNING jobs.seq",
-                **values,
-            )
-        )
-        if moved:
-            self.run("UPDATE queue SET rev = rev + :moved", moved=moved)
-        return moved
-
-    def _refused(self, id: str) -> Job:
-        """Why a guarded statement changed nothing; always raises."""
-        rows = self.run("SELECT state FROM jobs WHERE id = :id", id=id)
-        if not rows:
-            raise SteadyError("job_not_found")
-        state = rows[0]["state"]
-        raise SteadyError("wrong_state", f"The job is {state}.", remedy=_INSTEAD[state])
-
-    def _moved(self, assignment: str, guard: str, **values: Any) -> Job:
-        """``_move`` of a job this transaction has looked at already."""
-        job = self._move(assignment, guard, **values)
-        if job is None:
-            raise RuntimeError("another writer inside our transaction")
-        return job
-
-    def _rank(
-        self, job: Job, priority: Priority, position: Literal["front", "back"] | None
-    ) -> float:
-        """A place in a class: the first, the last, or that of a newcomer."""
-        ready = f"FROM jobs {READY} AND class = {priority.level}"
-        if position == "front":
-            sql = f"SELECT COALESCE(min(rank), 1) - 1 AS rank {ready}"
-        elif priority is not Priority.BULK:
-            sql = "SELECT rev + 1 AS rank FROM queue"
-        elif position == "back":
-            sql = f"SELECT COALESCE(max(rank), 0) + 1 AS rank {ready}"
-        else:
-            bulk_time = self.run("SELECT bulk_time FROM queue")[0]["bulk_time"]
-            batch = self._set_batch(
-                "last_rank = 1 + CASE WHEN last_rank > :bulk_time THEN last_rank"
-                " ELSE :bulk_time END",
-                ticket=job.ticket,
-                bulk_time=bulk_time,
-            )
-            return float(batch["last_rank"])
-        return float(self.run(sql)[0]["rank"])
