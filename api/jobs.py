@@ -76,14 +76,14 @@ _BODY = {
 def routes(door: Door, views: Views, submissions: Submissions, outputs: Outputs) -> APIRouter:
     """Everything below ``/jobs`` but its events."""
     router = APIRouter(prefix="/jobs", tags=["jobs"])
-    _list(router, door, views)
+    _listed_jobs(router, door, views)
     _submission(router, views, submissions)
     _one(router, door, views)
     _picture_routes(router, door, views, outputs)
     return router
 
 
-def _list(router: APIRouter, door: Door, views: Views) -> None:
+def _listed_jobs(router: APIRouter, door: Door, views: Views) -> None:
     """All of them, or those that are looked for."""
 
     @router.get("", response_model=models.JobPage)
