@@ -154,7 +154,7 @@ class Scripted:
             self._load_fault(first or None)
         return EngineInfo(
             model=self._settings.model,
-            revision="scripted-1",
+            revision=self._options.get("revision", "scripted-1"),
             device="cpu" if self._settings.device == "auto" else self._settings.device,
             dtype="float32",
             versions={"python": sys.version.split()[0]},

@@ -50,6 +50,8 @@ class Card:
     unguided: float = 1.0  #: the web UI's CFG scale that is guidance 0 here
     #: where the model lies, if it is here: tells which prompts are longer than it reads
     folder: Path | None = field(default=None, compare=False)
+    #: what names its very weights; None while nobody knows
+    revision: str | None = None
     #: why it cannot be loaded, where its files are not here
     absent: SteadyError | None = field(default=None, compare=False)
     #: further settings of its engine

@@ -341,6 +341,31 @@ def test_a_picture_dropped_back_is_made_again(make_root: Make, format: str) -> N
         assert seeds == [5, 5, 5, 6, 7, 8]
 
 
+def test_a_picture_of_another_revision_of_the_model_says_that_it_will_differ(
+    make_root: Make,
+) -> None:
+    root = make_root()
+    root.drop("fox.json", json.dumps({"prompt": "a fox steps=1", "seed": 5}))
+    root.finish()
+    [fox] = pictures(root.folder)
+    root.drop("same.png", fox.read_bytes())
+    root.finish()
+    options = {"log": str(root.log), "revision": "sha256:" + "ab" * 32}
+    root.configure(engine_options=options)
+    root.drop("owl.json", json.dumps({"prompt": "an owl steps=1"}))
+    root.finish()
+    root.drop("other.png", fox.read_bytes())
+    asked = steady(root, "submit", "--dry-run", str(fox))
+    root.finish()
+    words = (
+        "It was made by scripted at revision scripted-1; scripted is at abababababab here, so it"
+        " will not be the same to the pixel."
+    )
+    said = [json.loads(job["warnings"] or "[]") for job in root.jobs()]
+    assert said == [[], [], [], [words]]
+    assert words in asked.stdout + asked.stderr
+
+
 # -- the command line over a batch
 
 

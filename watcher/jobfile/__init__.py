@@ -132,8 +132,20 @@ def _of_picture(data: bytes, planner: Planner) -> Parsed:
     if "model" in fields and planner.limits.named(fields["model"]) is None:
         usual = planner.limits.usual.name
         warnings.append(f"The model `{fields.pop('model')}` is not known here; {usual} is used.")
+    card, made_by = planner.limits.card(fields), recipe.get("revision")
+    if isinstance(made_by, str) and card.revision and made_by != card.revision:
+        warnings.append(
+            f"It was made by {shown_key(str(recipe.get('model')))} at revision"
+            f" {_short(made_by)}; {card.name} is at {_short(card.revision)} here, so it will not be"
+            " the same to the pixel."
+        )
     parsed = _of_sheets(json.dumps(fields).encode(), ".json", planner, False)
-    return replace(parsed, warnings=(*warnings, *parsed.warnings))
+    jobs = [replace(job, warnings=(*warnings, *job.warnings)) for job in parsed.requests]
+    return replace(parsed, requests=jobs)
+
+
+def _short(revision: str) -> str:
+    return shown_key(revision.removeprefix("sha256:")[:12])
 
 
 def _of_sheets(data: bytes, form: str, planner: Planner, keyed: bool) -> Parsed:

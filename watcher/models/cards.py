@@ -28,6 +28,7 @@ from watcher.models.catalogue import (
     is_hub_name,
     locate,
     present,
+    revision_of,
     split,
 )
 from watcher.models.loras import settled
@@ -181,11 +182,16 @@ def _card(
     if steps > MAX_STEPS:
         raise SteadyError("bad_config", f"`{where}steps` must be at most {MAX_STEPS}.")
     shared = config.engine_options if engine == config.engine else {}
+    options = _placed({**shared, **entry.engine_options}, config.root)
+    words = _card_words(profile, engine, entry.source, said)
+    folder = folder_of(entry.source, config.root)
+    if folder and not options.get("transformer") and (revision := revision_of(folder)):
+        words["revision"] = revision
     return Card(
         name=name,
         engine=engine,
         source=entry.source,
-        options=_placed({**shared, **entry.engine_options}, config.root),
+        options=options,
         default_width=sides["width"],
         default_height=sides["height"],
         default_steps=steps,
@@ -193,9 +199,9 @@ def _card(
         min_side=min_side,
         max_side=max_side,
         max_pixels=max_pixels,
-        folder=folder_of(entry.source, config.root) if engine == "zimage" else None,
+        folder=folder if engine == "zimage" else None,
         absent=_lacking(engine, entry, config),
-        **_card_words(profile, engine, entry.source, said),
+        **words,
     )
 
 
@@ -233,7 +239,7 @@ def said_by(info: Mapping[str, Any], card: Card) -> dict[str, Any]:
     accepts = info.get("accepts")
     told: dict[str, Any] = {
         key: value if isinstance(value := info.get(key), str) and len(value) <= 100 else None
-        for key in ("sampler", "schedule")
+        for key in ("sampler", "schedule", "revision")
     }
     told["accepts"] = (
         [each for each in accepts if each in get_args(Feature)]
@@ -251,6 +257,7 @@ def _card_words(profile: Mapping[str, Any], engine: str, source: str, said: Any)
             "accepts": None if accepts is None else tuple(accepts),
             "sampler": said.get("sampler"),
             "schedule": said.get("schedule"),
+            "revision": said.get("revision"),
         }
     elif engine == "zimage":
         features = ("guidance", "negative_prompt")
