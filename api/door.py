@@ -268,12 +268,6 @@ class Door:
 
     # -- times to come
 
-    def names_in_record(self, model: str | None) -> list[str]:
-        """What jobs of ``model`` say there; a job that waits and named none is the usual one's."""
-        if model is None:
-            return []
-        return [model, ""] if model == self.limits().usual.name else [model]
-
     def left(self, job: Job, entry: Mapping[str, Any] | None) -> float | None:
         """Seconds until a generating job is done; None while nothing is known."""
         return self.pace().left(size_of(job), entry, now_us())

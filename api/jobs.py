@@ -124,7 +124,7 @@ def _listed_jobs(router: APIRouter, door: Door, views: Views) -> None:
             until=moment_bound("until", until, end=True),
             ticket=without_nul(batch),
             name=without_nul(name),
-            models=door.names_in_record(without_nul(model)),
+            models=door.limits().in_record(without_nul(model)),
             lora=without_nul(lora),
             rating=rating_range(rating) if rating else None,
             seed=seed,

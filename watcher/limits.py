@@ -146,6 +146,12 @@ class Limits:
         """The model of this name."""
         return self.usual if name == self.usual.name else self.others.get(name)
 
+    def in_record(self, name: str | None) -> list[str]:
+        """What jobs of the model ``name`` say there; one that waits and named none is the usual's."""
+        if name is None:
+            return []
+        return [name, ""] if name == self.usual.name else [name]
+
     def card(self, values: Mapping[str, Any]) -> Card:
         """The model that judges a job of these ``values``; the usual one where they name none
         that there is."""

@@ -18,7 +18,7 @@ from api import models
 from api.bodies import KEY, json_body, read_model
 from api.door import Door, is_uuid
 from api.errors import documented
-from api.images import archive, binary
+from api.images import MOST_CHOSEN, archive, binary
 from api.paging import RATING
 from api.submit import ON_ITS_WAY, Submissions, accepted
 from api.views import Views
@@ -28,9 +28,7 @@ from watcher.jobs import Job, JobRequest, JobState, input_digest
 from watcher.store import JobFilter
 from watcher.submission import Body
 
-MOST = 200  #: pictures in one archive of chosen ones
-
-#: As many of these as MOST fit into an address; a server refuses one of more than 64 KiB unread.
+#: As many of these as MOST_CHOSEN fit into an address; a server refuses one of more than 64 KiB unread.
 ID = Annotated[str, StringConstraints(pattern="^[0-9A-Fa-f-]{1,36}$")]
 
 _NUMBER = re.compile(r"_[0-9]{1,6}$")
@@ -49,7 +47,9 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         },
     )
     def chosen_images(
-        id: Annotated[list[ID] | None, Query(max_length=MOST, description="ids of jobs")] = None,
+        id: Annotated[
+            list[ID] | None, Query(max_length=MOST_CHOSEN, description="ids of jobs")
+        ] = None,
         rating: RATING = None,
     ) -> Response:
         """Some pictures in one archive: those with these ids, or all that are rated so. Unknown ids

@@ -222,7 +222,7 @@ class Pages:
         """The gallery: newest first, by day, in pages that new pictures never shift."""
         limits = self._door.limits()
         others = [card.name for card in self._others(limits)]
-        wanted = chosen.filter(self._door.names_in_record)
+        wanted = chosen.filter(limits.in_record)
         rows = self._store.jobs(wanted, before_seq=seq_of(chosen.cursor), limit=_PICTURES + 1)
         following = cursor_of(rows[_PICTURES - 1].seq) if len(rows) > _PICTURES else None
         batch = self._store.batch(chosen.batch) if chosen.batch else None

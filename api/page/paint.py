@@ -25,6 +25,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 from typing_extensions import override
 
+from api.images import MOST_CHOSEN
 from watcher.pace import span_words
 
 HERE = Path(__file__).parent
@@ -216,6 +217,7 @@ def _compiled() -> jinja2.Environment:
         "when": when,
     }
     templates.globals["files"] = digest_of(STATIC.glob("*.*"))
+    templates.globals["most_chosen"] = MOST_CHOSEN
     for name in templates.list_templates():
         templates.get_template(name)
     return templates

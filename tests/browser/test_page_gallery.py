@@ -149,6 +149,28 @@ def travel(page: Page, by: int, wanted: str) -> int:
     return most
 
 
+def test_more_than_a_zip_holds_are_taken_in_parts(eyes: Eyes, wall: Wall):
+    """As the button says before it is pressed."""
+    page = eyes.open("/pictures")
+    page.locator(f"#c-{wall.ids[-1]}").get_by_role("checkbox").check()
+    page.mouse.move(500, 500)
+    travel(page, 2000, wall.ids[0])
+    page.get_by_role("button", name="Choose all here").click()
+    expect(page.locator("#chosen-count")).to_have_text("1000 chosen")
+    button = page.locator("#chosen-zip")
+    names: set[str] = set()
+    for first in range(1, THOUSAND, 200):
+        expect(button).to_have_text(f"Download {first} to {first + 199} of 1000")
+        with page.expect_download() as taken:
+            button.click()
+        names |= set(zipfile.ZipFile(taken.value.path()).namelist())
+    assert len(names) == THOUSAND
+    expect(button).to_have_text("Download 1 to 200 of 1000")
+    page.get_by_role("button", name="Clear").click()
+    page.locator(".card").first.get_by_role("checkbox").check()
+    expect(button).to_have_text("Download")
+
+
 def test_far_pictures_leave_the_page_and_come_back(eyes: Eyes, wall: Wall):
     """As they were and where they were; what was chosen stays chosen, and is rated and taken along."""
     page = eyes.open("/pictures?until=2100-01-02")

@@ -244,10 +244,11 @@ def test_every_door_asks_for_seed_size_and_label(bench: Bench) -> None:
         assert page.status_code == 422
 
 
-def test_the_command_lists_by_seed_and_size(make_root: Callable[..., Any]) -> None:
-    root = make_root()
-    for n in (1, 2):
-        done = root.steady("submit", f"fox {n}", "--seed", str(n), "--size", f"64x{64 * n}")
+def test_the_command_lists_by_seed_size_and_model(make_root: Callable[..., Any]) -> None:
+    root = make_root(models={"b": "b"})
+    for n, more in ((1, ["--model", "b"]), (2, [])):
+        words = ("submit", f"fox {n}", "--seed", str(n), "--size", f"64x{64 * n}", *more)
+        done = root.steady(*words)
         assert done.returncode == 0, done.stderr
     root.finish()
 
@@ -257,6 +258,12 @@ def test_the_command_lists_by_seed_and_size(make_root: Callable[..., Any]) -> No
 
     assert listed("--seed", "2") == ["fox 2"] and listed("--seed", "3") == []
     assert listed("--size", "64x64") == ["fox 1"] and listed("--text", "FOX") == ["fox 2", "fox 1"]
+    assert listed("--model", "b") == ["fox 1"] and listed("--model", "a") == []
+    assert listed("--model", "scripted") == ["fox 2"]
+    root.drop("late.json", json.dumps({"prompt": "fox 3", "not_before": "2099-01-01"}))
+    root.watch()
+    root.wait_for("completed", "completed", "queued")
+    assert listed("--model", "scripted") == ["fox 3", "fox 2"]
     wrong = root.steady("list", "--size", "big")
     assert wrong.returncode == 2 and "1024x768" in wrong.stderr
 

@@ -43,6 +43,7 @@ def list_jobs(
         str | None, typer.Option(help="Only with this in prompt, name, file, label or metadata.")
     ] = None,
     batch: Annotated[str | None, typer.Option(help="Only jobs of this batch (ticket).")] = None,
+    model: Annotated[str | None, typer.Option(help="Only of this model.")] = None,
     lora: Annotated[str | None, typer.Option(help="Only with this LoRA.")] = None,
     size: Annotated[str | None, typer.Option(help="Only of this size: 1024x768.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Only with this seed.")] = None,
@@ -70,9 +71,14 @@ def list_jobs(
         desk.talk("No jobs yet.")
         return
     pulse = desk.pulse()
-    wanted = replace(further, state=only, ticket=batch)
     left, before, seen, total = limit, None, 0, None
     with desk.record() as store:
+        if model:
+            from watcher.models import limits_known
+
+            names = limits_known(desk.config, store).in_record(model)
+            further = replace(further, models=names)
+        wanted = replace(further, state=only, ticket=batch)
         while left > 0 and (jobs := store.jobs(wanted, before_seq=before, limit=min(left, 500))):
             rows = job_rows(desk, jobs, pulse, headed=not seen)
             for job in jobs if desk.as_json else ():

@@ -83,6 +83,7 @@ const boxes = () => $$(".card .pick input");
 const idOf = (box) => box.closest(".card").dataset.id;
 const picked = new Set(boxes().filter((box) => box.checked).map(idOf)); // a browser may remember some
 const chosen = () => [...picked];
+let taken = {}; // up to where a choice was downloaded that is too many for one zip
 
 // What is drawn here over what the server said; after each newer page.
 export function redraw() {
@@ -96,7 +97,15 @@ export function redraw() {
   bar.hidden = !ids.length;
   $("#main").classList.toggle("choosing", ids.length > 0);
   $("#chosen-count").textContent = `${ids.length} chosen`;
-  $("#chosen-zip").href = "/jobs/images.zip?" + ids.map((id) => "id=" + id).join("&");
+  const zip = $("#chosen-zip"), most = +zip.dataset.most, all = ids.join("&id=");
+  if (all !== taken.of) taken = { of: all, until: 0 };
+  const part = ids.slice(taken.until, taken.until + most), last = taken.until + part.length;
+  zip.textContent = ids.length > most ? `Download ${taken.until + 1} to ${last} of ${ids.length}` : "Download";
+  zip.href = "/jobs/images.zip?id=" + part.join("&id=");
+  zip.onclick = () => setTimeout(() => {
+    taken.until = last < ids.length ? last : 0;
+    redraw();
+  });
   $("#chosen-compare").disabled = ids.length !== 2;
 }
 document.addEventListener("filled", ({ detail }) => {
