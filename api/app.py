@@ -18,8 +18,7 @@ from api.compat.calls import Calls
 from api.docs import pages, spec
 from api.door import Door
 from api.guard import Guard, Rules
-from api.page import album
-from api.page import needs as attention
+from api.page import album, needs as attention
 from api.page.pages import Pages
 from api.page.paint import Painter, static
 from api.submit import TABLE_BODY, Submissions
@@ -97,7 +96,7 @@ def create_app(
     )
     routers = [
         page.routes(door, people, submissions),  # first: at the addresses of the API, for browsers
-        album.routes(door, views, submissions),
+        album.routes(door, submissions),
         attention.routes(door, views),
         health.routes(door, views),
         seed.routes(door, views, submissions),

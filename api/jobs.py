@@ -79,7 +79,7 @@ def routes(door: Door, views: Views, submissions: Submissions, outputs: Outputs)
     _listed_jobs(router, door, views)
     _submission(router, views, submissions)
     _one(router, door, views)
-    _picture_routes(router, door, views, outputs)
+    _picture_routes(router, door, outputs)
     return router
 
 
@@ -243,7 +243,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
             raise _with_state(error, store.job(job_id) or found) from None
 
 
-def _picture_routes(router: APIRouter, door: Door, views: Views, outputs: Outputs) -> None:
+def _picture_routes(router: APIRouter, door: Door, outputs: Outputs) -> None:
     """One job's picture: fetch, delete."""
 
     @router.get("/{job_id}/image", response_class=Response, responses=images.DOCUMENTED)

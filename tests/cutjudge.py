@@ -28,8 +28,7 @@ from history import untold
 from receivers import SECRET
 from standardwebhooks import Webhook
 
-from watcher import executor as ex
-from watcher import log, service
+from watcher import executor as ex, log, service
 from watcher.config import Config
 from watcher.jobs import Job
 from watcher.notify.hooks import Webhooks

@@ -10,7 +10,7 @@ jobfile/      bytes of a job file -> JobRequests, or an error a person can act o
 inbox/        the folder as an interface: submit, wait, claim, archive, refuse, recover
 root.py       may we work here: the layout, one watcher by lock, standbys that wait for it;
               moved.py: what lies where a setting led before
-store/        the record: one method per transition; upkeep.py: what is done for it meanwhile
+store/        the record: one method per transition; upkeep.py: what is done for it beside
 pictures/     the only writer of pictures; the recipe inside them; formats without decoding; contact sheet
 executor/     who runs engines; worker.py: the child process that owns the device;
               orders.py: its end of the socket; wire.py: what is said over it

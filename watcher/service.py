@@ -41,7 +41,7 @@ from watcher.pictures.outputs import Outputs
 from watcher.previews import Previews
 from watcher.root import Turn, check_layout, keep_private
 from watcher.store import JobStore
-from watcher.upkeep import Upkeep
+from watcher.upkeep import index_jobs, open_record, verify_record
 
 logger = logging.getLogger("steady.watcher")
 _T = TypeVar("_T")
@@ -52,10 +52,6 @@ _PULSE_SECONDS = 0.1  #: at most ten pulses a second …
 _BEAT_SECONDS = 1.0  #: … and at least one
 _TELL_SECONDS = 0.5  #: between those that are also told to a record on a server
 _CARE_SECONDS = 2.0  #: between looks at disk, folders and record
-#: The longest wait for another program's lock on the record: shorter than a pulse may be old,
-#: so that the pulse tells of it.
-_BUSY_SECONDS = 1.0
-_OPEN_SECONDS = 10.0  #: the same at start, where nobody waits for a pulse
 
 
 def ignore_step(_step: str) -> None:
@@ -94,7 +90,7 @@ def run(
             return 0
         ignore_lease_signal()
         while True:
-            store = _open_record(config)
+            store = open_record(config)
             try:
                 keep_private(config)
                 if not turn.record(store):
@@ -109,20 +105,6 @@ def run(
             if code is not None:
                 return code
             say(logger, "watcher.anew", logging.WARNING)
-
-
-def _open_record(config: Config) -> JobStore:
-    """The record; somebody else's lock on it is waited for a while."""
-    deadline = time.monotonic() + _OPEN_SECONDS
-    while True:
-        try:
-            return JobStore(
-                config.database_url, synchronous=config.synchronous, busy_seconds=_BUSY_SECONDS
-            )
-        except SteadyError as error:
-            if error.code != "database_trouble" or time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
 
 
 class Service:
@@ -192,7 +174,6 @@ class Service:
             max_queued=config.max_queued,
             announce=self._finisher.announce,
         )
-        self._upkeep = Upkeep(store, self._troubles, lambda: self._intake.quiet)
         self._previews = Previews(config.state)
         self._heat = heat = Heat(config.max_temperature)
         self._dispatcher = Dispatcher(
@@ -260,8 +241,14 @@ class Service:
         self._executor.start()
         ends.callback(self._intake.stop)
         self._intake.start()
-        ends.callback(self._upkeep.stop)
-        self._upkeep.start()
+        if self._store.unchecked:
+            given = self._store, self._troubles, self._stop
+            threading.Thread(target=verify_record, args=given, name="verify", daemon=True).start()
+        later = self._store, lambda: self._intake.quiet, self._stop
+        index = threading.Thread(target=index_jobs, args=later, name="index")
+        ends.callback(index.join)
+        ends.callback(self._stop.set)
+        index.start()
         choice = self._models.choice
         say(logger, "watcher.ready", inbox=str(self._config.inbox), model=choice.name,
             why=choice.why)  # fmt: skip

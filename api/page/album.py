@@ -21,7 +21,6 @@ from api.errors import documented
 from api.images import MOST_CHOSEN, archive, binary
 from api.paging import RATING
 from api.submit import ON_ITS_WAY, Submissions, accepted
-from api.views import Views
 from watcher.chosen import again_of, larger_of, made_of, rating_range, smaller_size
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import Job, JobRequest, JobState, input_digest
@@ -34,7 +33,7 @@ ID = Annotated[str, StringConstraints(pattern="^[0-9A-Fa-f-]{1,36}$")]
 _NUMBER = re.compile(r"_[0-9]{1,6}$")
 
 
-def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
+def routes(door: Door, submissions: Submissions) -> APIRouter:
     """``/jobs/images.zip``, ``/jobs/again`` and ``/jobs/{job_id}/again``; hang them before the other ``/jobs``."""
     router = APIRouter(prefix="/jobs", tags=["jobs"])
 

@@ -101,10 +101,10 @@ def local(us: int | None) -> datetime.datetime | None:
     return None if us is None else datetime.datetime.fromtimestamp(us // 1_000_000)
 
 
-def day_words(us: int, today: datetime.date | None = None) -> str:
+def day_words(us: int) -> str:
     """``Today``, ``Yesterday`` or ``Saturday, 21 November 2026``."""
     day = datetime.datetime.fromtimestamp(us // 1_000_000).date()
-    distance = ((today or datetime.date.today()) - day).days
+    distance = (datetime.date.today() - day).days
     if distance in (0, 1):
         return ("Today", "Yesterday")[distance]
     return f"{day:%A}, {day.day} {day:%B %Y}"

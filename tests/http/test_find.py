@@ -17,8 +17,7 @@ from typing import Any
 import pytest
 from conftest import until
 from doors import Bench
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from postgres import fresh_record
 from store_children import LOCAL, record_jobs
 

@@ -12,8 +12,7 @@ import pytest
 from conftest import until
 from doors import running
 from engines import a_job
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 from roots import Root
 
 from watcher.executor import Died, Event, Failed, Picture, Ready, Step, WorkerSpec

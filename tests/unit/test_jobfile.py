@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 from conftest import SECONDS
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from api.paging import moment_bound
 from watcher.config import Config

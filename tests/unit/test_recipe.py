@@ -13,8 +13,7 @@ from typing import Any
 
 import pytest
 from conftest import SECONDS
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from PIL import Image
 
 from watcher.jobs import SUFFIXES, Job, JobRequest, JobState, Priority

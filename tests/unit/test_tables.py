@@ -8,8 +8,7 @@ import tracemalloc
 from collections.abc import Sequence
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from watcher.errors import SteadyError
 from watcher.jobfile import parse, read_lines

@@ -104,8 +104,7 @@ def submit(
     fields: dict[str, Any],
 ) -> int:
     """Put a prompt or job files into the queue; works with the service down."""
-    from watcher.commands.waiting import deadline_of
-    from watcher.commands.waiting import wait as until_done
+    from watcher.commands.waiting import deadline_of, wait as until_done
     from watcher.submission import preset_named
 
     deadline = deadline_of(timeout)

@@ -17,24 +17,12 @@ The watcher's side is ``watch.py``; here is what others ask, and it needs no wat
 """
 
 from watcher.inbox.archive import (
-    claimed_files,
-    done_files,
-    drop_done,
-    file_of,
-    lies_refused,
-    refused_rows_of,
+    claimed_files as claimed_files,
+    done_files as done_files,
+    drop_done as drop_done,
+    file_of as file_of,
+    lies_refused as lies_refused,
+    refused_rows_of as refused_rows_of,
 )
-from watcher.inbox.claims import Claim, open_claim
-from watcher.inbox.submit import drop_file
-
-__all__ = [
-    "Claim",
-    "claimed_files",
-    "done_files",
-    "drop_done",
-    "drop_file",
-    "file_of",
-    "lies_refused",
-    "open_claim",
-    "refused_rows_of",
-]
+from watcher.inbox.claims import Claim as Claim, open_claim as open_claim
+from watcher.inbox.submit import drop_file as drop_file

@@ -22,63 +22,33 @@ from typing import TYPE_CHECKING, Any
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.models.cards import (
-    ENGINES_SAID,
-    describe_card,
-    has_profile,
-    limits_known,
-    limits_of,
-    profile_of,
-    said_by,
+    ENGINES_SAID as ENGINES_SAID,
+    describe_card as describe_card,
+    has_profile as has_profile,
+    limits_known as limits_known,
+    limits_of as limits_of,
+    profile_of as profile_of,
+    said_by as said_by,
     usual_source,
 )
 from watcher.models.catalogue import (
-    STARTER,
-    ZIMAGE_TURBO,
-    Profile,
-    folder_of,
-    hub_cache,
-    is_hub_name,
-    locate,
-    missing_files,
-    present,
-    repository,
-    revision_of,
-    starter_folder,
+    STARTER as STARTER,
+    ZIMAGE_TURBO as ZIMAGE_TURBO,
+    Profile as Profile,
+    folder_of as folder_of,
+    hub_cache as hub_cache,
+    is_hub_name as is_hub_name,
+    locate as locate,
+    missing_files as missing_files,
+    present as present,
+    repository as repository,
+    revision_of as revision_of,
+    starter_folder as starter_folder,
 )
 from watcher.program import environment, module
 
 if TYPE_CHECKING:
     from watcher.store import JobStore
-
-__all__ = [
-    "ENGINES_SAID",
-    "STARTER",
-    "ZIMAGE_TURBO",
-    "Choice",
-    "Devices",
-    "Probe",
-    "Profile",
-    "check",
-    "choose",
-    "describe_card",
-    "describe_devices",
-    "folder_of",
-    "has_profile",
-    "hub_cache",
-    "is_hub_name",
-    "limits_known",
-    "limits_of",
-    "locate",
-    "missing_files",
-    "names_of",
-    "present",
-    "probe_devices",
-    "profile_of",
-    "repository",
-    "revision_of",
-    "said_by",
-    "starter_folder",
-]
 
 log = logging.getLogger(__name__)
 

@@ -16,27 +16,19 @@ from typing import Any, Literal
 
 from watcher.jobs import Batch, Job, Priority
 from watcher.store import imagenames
-from watcher.store.claiming import PATIENCE, Claiming, Want
-from watcher.store.deliveries import Deliveries, Delivery, DeliveryState
+from watcher.store.claiming import PATIENCE as PATIENCE, Claiming, Want as Want
+from watcher.store.deliveries import (
+    Deliveries,
+    Delivery as Delivery,
+    DeliveryState as DeliveryState,
+)
 from watcher.store.entries import batch_of, job_of, to_json, with_warnings
 from watcher.store.inputs import HELD
-from watcher.store.lists import JobFilter
+from watcher.store.lists import JobFilter as JobFilter
 from watcher.store.moves import Moves
 from watcher.store.record import Record
-from watcher.store.recording import NewJob, Recorded, Recording
+from watcher.store.recording import NewJob as NewJob, Recorded, Recording as Recording
 from watcher.store.views import JobQueries
-
-__all__ = [
-    "PATIENCE",
-    "Completion",
-    "Delivery",
-    "DeliveryState",
-    "JobFilter",
-    "JobStore",
-    "NewJob",
-    "Recording",
-    "Want",
-]
 
 _BULK = Priority.BULK.level
 
