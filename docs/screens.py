@@ -189,6 +189,7 @@ def shoot(given: Service, camera: Camera) -> None:
         given.ask("/jobs", "POST", {"prompt": prompt, **slow})
     (given.inbox / "birds.csv").write_text(BULK)
     wait(lambda: states(given)["queued"] > 50 and states(given)["generating"], "it runs")
+    time.sleep(3)  # the page looks up what waits every two seconds: its estimate knows of all
     camera.take("now", "/")
     camera.take("queue", "/queue")
     batches = given.ask("/batches")["batches"]

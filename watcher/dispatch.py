@@ -4,7 +4,7 @@ The dispatcher owns the executor and lives in the watcher's main thread. It know
 of files and pictures: pixels go straight to the finisher.
 
 A crash here leaves jobs in ``generating``; the next start looks for their pictures and
-otherwise puts them back (service.py).
+otherwise puts them back (finish.py).
 """
 
 import collections

@@ -95,7 +95,10 @@ class Finisher(Part):
         self.announce()
 
     def recover(self) -> None:
-        """Settle the jobs of a watcher that died: adopt published pictures, else let them wait."""
+        """Settle what is found in ``generating`` at a start: the jobs of a watcher that died.
+
+        A picture that was published is adopted; else the job waits again in its old place.
+        """
         for job in self._store.generating():
             saved = self._outputs.adopt(job)
             if saved is not None:

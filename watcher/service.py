@@ -2,10 +2,6 @@
 
 This module builds every object once and hands each its collaborators; it knows the order
 of things and nothing of how they are done. ``run`` is the watcher process.
-
-Recovery, at every start: a job found in ``generating`` belonged to a watcher that died.
-Its picture is looked for first; if it was published, it is adopted; otherwise the job
-waits again in its old place.
 """
 
 import contextlib
