@@ -5,6 +5,7 @@ usage or a bad file (nothing queued), 3 no such job, 4 not ready or doctor found
 5 --timeout passed, 130 Ctrl-C (the job goes on). What the commands do is in commands/.
 """
 
+import gc
 import importlib
 import os
 import sys
@@ -16,6 +17,10 @@ import typer
 
 from watcher.commands.desk import Json, Quiet, Root, app
 from watcher.program import installed_version
+
+#: Objects made and not freed between two looks for cycles: what is imported stays, and looking at it
+#: again and again is a twelfth of a short command's time.
+_RARE_LOOK = 50_000
 
 #: Module of commands/ -> what it adds, in the order in which `steady --help` lists it.
 COMMANDS = {
@@ -68,6 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
+    gc.set_threshold(_RARE_LOOK)
     import_commands(words)
     # Else every distribution that is installed is asked whether it extends pydantic.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
