@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from farslots import Stutter
+from forked import launcher
 from history import rows
 
 from watcher import log, models, service
@@ -144,6 +145,7 @@ def main() -> int:
         service.Outputs = NamedAtFinish  # type: ignore[misc]
     if given.stutter or given.silence:
         service.build = _build_on_ray(given.stutter, given.silence)
+    launch = launcher()  # before there is a second thread
     log.configure("info")
     try:
         return service.run(
@@ -154,6 +156,7 @@ def main() -> int:
             probe=(lambda: models.Devices(given.probe.split(",")))
             if given.probe
             else models.probe_devices,
+            launch=launch,
             schedule=[each * (given.pace or 1.0) for each in SCHEDULE],
             lasts=60.0 * (given.pace or 1.0),
         )

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from conftest import until
-from forked import Forked
+from forked import start
 from starlette.testclient import TestClient
 from store_children import claim_one, record_jobs
 
@@ -199,18 +199,14 @@ class Running:
         self.streams: list[Stream] = []  #: closed with the service
         command = ["-m", "api", "--root", str(root), "--port", str(self.port), *options]
         known = os.environ | {"PYTHONPATH": str(Path(__file__).parent.parent)} | environment
-        self.process: Forked | subprocess.Popen[bytes]
-        if files is None:
-            self.process = Forked(
-                command, cwd=root, env=known, stdout=Path(os.devnull), stderr=self.log
-            )
-        else:
-            limited = ["-c", _FEW_FILES, *map(str, files), sys.executable, *command]
-            with self.log.open("ab") as log:
-                self.process = subprocess.Popen(
-                    [sys.executable, *limited],
-                    cwd=root, env=known, stdout=subprocess.DEVNULL, stderr=log,
-                )  # fmt: skip
+        with self.log.open("ab") as log:
+            how: dict[str, Any] = {"cwd": root, "env": known, "stderr": log}
+            how["stdout"] = subprocess.DEVNULL
+            if files is None:
+                self.process = start(command, **how)
+            else:
+                limited = ["-c", _FEW_FILES, *map(str, files), sys.executable, *command]
+                self.process = subprocess.Popen([sys.executable, *limited], **how)
         self.url = f"http://127.0.0.1:{self.port}"
         try:
             until(self._answers, 60, f"the service answers; {self.log}")

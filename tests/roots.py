@@ -12,7 +12,7 @@ from typing import Any
 
 import cluster
 from conftest import until
-from forked import Forked, run
+from forked import run, start
 from history import no_record_yet, rows
 from postgres import fresh_record
 
@@ -21,7 +21,7 @@ from watcher import live
 #: Where the record of every root lies: on this server (`make postgres`), or in a file each.
 SERVER = os.environ.get("STEADY_DATABASE", "")
 TESTS = Path(__file__).parent
-Started = subprocess.Popen[bytes] | Forked
+Started = subprocess.Popen[bytes]
 SETTINGS = {
     "engine": "engines:Scripted",
     "model": "scripted",
@@ -55,6 +55,7 @@ class Root:
         if ON_RAY:
             chosen |= cluster.shared().settings | {"ray_slots": 1}
             self.extra |= cluster.shared().environment
+        self._heavy = chosen["engine"] in ("zimage", "diffusers")
         (folder / "config.yaml").write_text(json.dumps(chosen))
         self.inbox.mkdir(exist_ok=True)
 
@@ -86,21 +87,15 @@ class Root:
 
     def spawn(self, *command: str, wrapper: Sequence[str] = ()) -> Started:
         """A process in this root's environment; what it says is added to watcher.log."""
-        self.said.touch()
-        if not wrapper and not ON_RAY and not self.extra.keys() & {"PYTHONPATH", "LD_PRELOAD"}:
-            self.processes.append(
-                Forked(command, cwd=self.folder, env=self.environment(), stderr=self.said)
-            )
-            return self.processes[-1]
+        own = wrapper or ON_RAY or self.extra.keys() & {"PYTHONPATH", "LD_PRELOAD"}
         with self.said.open("ab") as said:
-            process = subprocess.Popen(
-                [*wrapper, sys.executable, *command],
-                cwd=self.folder,
-                env=self.environment(),
-                stderr=said,
+            how: dict[str, Any] = {"cwd": self.folder, "env": self.environment(), "stderr": said}
+            self.processes.append(
+                subprocess.Popen([*wrapper, sys.executable, *command], **how)
+                if own
+                else start(command, heavy=self._heavy, **how)
             )
-        self.processes.append(process)
-        return process
+        return self.processes[-1]
 
     def watch(
         self,

@@ -4,8 +4,13 @@ import contextlib
 import functools
 import os
 import signal
+import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+
+#: Starts a process, as ``subprocess.Popen`` does.
+Launch = Callable[..., "subprocess.Popen[bytes]"]
 
 HOME = Path(__file__).resolve().parents[1]  #: where the packages lie
 

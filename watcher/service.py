@@ -9,6 +9,7 @@ import gc
 import logging
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +36,7 @@ from watcher.pace import RunWindow, queue_seconds
 from watcher.parts import Shared
 from watcher.pictures.outputs import Outputs
 from watcher.previews import Previews
+from watcher.program import Launch
 from watcher.root import Turn, check_layout, keep_private
 from watcher.store import JobStore
 from watcher.upkeep import index_jobs, open_record, verify_record
@@ -61,6 +63,7 @@ def run(
     standby: bool = False,
     checkpoint: Callable[[str], None] = ignore_step,
     probe: models.Probe = models.probe_devices,
+    launch: Launch = subprocess.Popen,
     schedule: Sequence[float] = SCHEDULE,
     lasts: float = LASTS_SECONDS,
 ) -> int:
@@ -70,7 +73,7 @@ def run(
     a fault of ours, so that whoever keeps it alive starts it anew; 4 when ``once`` could not go on.
     ``standby``: while another watcher has the root or the record, wait for as long as it takes
     (otherwise two seconds, then already_running). ``checkpoint`` is called with a name after every
-    step of the protocol (tests kill the process there). ``schedule``: seconds before each attempt
+    step of the protocol (tests kill the process there). ``launch`` starts workers. ``schedule``: seconds before each attempt
     to tell others; ``lasts``: until trouble is told to people. Raises SteadyError already_running,
     bad_config, database_damaged, database_trouble. When another file takes the record's place, the
     watcher begins anew on that one; when another watcher took its own, it waits anew.
@@ -92,8 +95,8 @@ def run(
                 if not turn.record(store):
                     return 0
                 service = Service(
-                    config, store, checkpoint=checkpoint, probe=probe, schedule=schedule,
-                    lasts=lasts,
+                    config, store, checkpoint=checkpoint, probe=probe, launch=launch,
+                    schedule=schedule, lasts=lasts,
                 )  # fmt: skip
                 code = service.run(once=once)
             finally:
@@ -116,6 +119,7 @@ class Service:
         *,
         checkpoint: Callable[[str], None] = ignore_step,
         probe: models.Probe = models.probe_devices,
+        launch: Launch = subprocess.Popen,
         executor: Executor | None = None,
         schedule: Sequence[float] = SCHEDULE,
         lasts: float = LASTS_SECONDS,
@@ -141,7 +145,9 @@ class Service:
             presets=config.presets,
         )
         limits, first = self._models.limits, self._models.first()
-        self._executor = executor or build(config, self._models.choice, probe, limits, first)
+        self._executor = executor or build(
+            config, self._models.choice, probe, limits, first, launch
+        )
         self._reading = reading = Reading(
             inbox=self._inbox,
             limits=limits,

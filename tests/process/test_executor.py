@@ -572,7 +572,10 @@ def test_options_that_are_no_plain_data_are_refused_before_anything_starts() -> 
 
 
 def test_interpreter_that_cannot_be_started(start: Start) -> None:
-    died = start(python="/nonexistent/python").wait(Died)
+    def launch(command: list[str], **how: Any) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen(["/nonexistent/python", *command[1:]], **how)
+
+    died = start(launch=launch).wait(Died)
     assert died.environment is not None
     assert died.environment.code == "worker_unavailable"
 

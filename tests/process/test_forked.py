@@ -1,9 +1,13 @@
 """What the tests' processes are forked from has all of it imported: else each does that by itself."""
 
 import json
+import os
 from collections.abc import Callable
 
-from forked import run
+import psutil
+import pytest
+from conftest import until
+from forked import CAN_CLONE, run
 from roots import Root
 
 WATCH = """
@@ -26,3 +30,20 @@ def test_a_watcher_has_nothing_left_to_import(make_root: Callable[..., Root]) ->
     assert done.returncode == 0, done.stderr[-3000:]
     assert root.states() == ["completed"]
     assert json.loads(done.stdout) == []
+
+
+@pytest.mark.skipif(not CAN_CLONE, reason="here every process is started as in production")
+def test_a_cloned_worker_is_its_watcher_s_own_child_and_holds_nothing_of_it(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    watcher = root.watch()
+    pid = until(lambda: next(iter(root.pulse().get("workers", ())), {}).get("pid"))
+    worker = psutil.Process(pid)
+    assert "watcher.worker" not in worker.cmdline()
+    assert (worker.ppid(), os.getsid(pid)) == (watcher.pid, pid)
+    held = {os.readlink(f"/proc/{pid}/fd/{each.name}") for each in os.scandir(f"/proc/{pid}/fd")}
+    assert not any(str(root.folder) in each for each in held if "engine.log" not in each)
+    watcher.kill()
+    watcher.wait()
+    until(lambda: not psutil.pid_exists(pid))

@@ -20,8 +20,8 @@ from watcher.store import JobStore
 
 def worker_of(root: Root) -> psutil.Process:
     """The one worker process of the watcher that runs on ``root``."""
-    watcher = psutil.Process(root.pulse()["pid"])
-    return until(lambda: watcher.children(), what="a worker")[0]
+    pid = until(lambda: root.pulse()["workers"][0]["pid"], what="a worker")
+    return psutil.Process(pid)
 
 
 def started(root: Root, prompt: str) -> bool:

@@ -3,6 +3,7 @@ comes out can be recorded, answered and shown."""
 
 import json
 import os
+import subprocess
 import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,16 +40,19 @@ class Mad:
     """An executor whose worker says what it is told to, and all that came of it."""
 
     def __init__(self, folder: Path) -> None:
-        self.before, self.after, self.python = folder / "before", folder / "after", folder / "mad"
-        self.python.write_text(SCRIPT.format(before=self.before, after=self.after))
-        self.python.chmod(0o755)
+        self.before, self.after, self._mad = folder / "before", folder / "after", folder / "mad"
+        self._mad.write_text(SCRIPT.format(before=self.before, after=self.after))
+        self._mad.chmod(0o755)
+
+    def _launch(self, command: list[str], **how: Any) -> "subprocess.Popen[bytes]":
+        return subprocess.Popen([str(self._mad), *command[1:]], **how)
 
     def run(self, before: bytes, after: bytes = b"") -> tuple[list[Event], dict[str, Any]]:
         """Events until the worker's end, and its status then; a job is sent where it asks."""
         self.before.write_bytes(before)
         self.after.write_bytes(after)
         executor = LocalExecutor(
-            WorkerSpec("e", "m"), python=str(self.python), backoff=(60.0,), kill_after=0.1
+            WorkerSpec("e", "m"), launch=self._launch, backoff=(60.0,), kill_after=0.1
         )
         events: list[Event] = []
         sent: list[str] = []

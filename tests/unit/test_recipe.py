@@ -310,9 +310,10 @@ def png(*chunks: bytes, width: int = 8, height: int = 8) -> bytes:
 
 
 def webp(*chunks: tuple[bytes, bytes]) -> bytes:
-    body = b"WEBP"
+    parts = [b"WEBP"]
     for kind, data in chunks:
-        body += kind + struct.pack("<L", len(data)) + data + bytes(len(data) & 1)
+        parts += kind, struct.pack("<L", len(data)), data, bytes(len(data) & 1)
+    body = b"".join(parts)
     return b"RIFF" + struct.pack("<L", len(body)) + body
 
 

@@ -1,6 +1,7 @@
 """Which executor the configuration asks for."""
 
 import importlib.util
+import subprocess
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -14,12 +15,19 @@ from watcher.executor.ray.slots import FarExecutor
 from watcher.limits import Limits
 from watcher.models import Choice, Devices, Probe, locate
 from watcher.previews import Previews
+from watcher.program import Launch
 
 
 def build(
-    config: Config, choice: Choice, probe: Probe, limits: Limits, first: str = ""
+    config: Config,
+    choice: Choice,
+    probe: Probe,
+    limits: Limits,
+    first: str = "",
+    launch: Launch = subprocess.Popen,
 ) -> Executor:
-    """The executor of this root, not started; its workers begin with the model named ``first``.
+    """The executor of this root, not started; its workers begin with the model named ``first``,
+    in processes that ``launch`` starts.
 
     Raises SteadyError: ``bad_config``; ``extra_missing`` when Ray is asked for and not
     installed; ``worker_unavailable`` when the probe for ``devices: auto`` does not answer.
@@ -59,7 +67,7 @@ def build(
         devices = [found for found in probe().names if found != "cpu"]
     elif devices == ["auto"]:
         devices = []
-    return LocalExecutor(spec, devices or [device], **patience)
+    return LocalExecutor(spec, devices or [device], launch=launch, **patience)
 
 
 def probe_of(config: Config, probe: Probe) -> Probe:

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 from watcher.errors import ERRORS, ErrorClass, SteadyError
 from watcher.executor.printed import Printed
-from watcher.program import ending, environment
+from watcher.program import Launch, ending, environment, module
 from watcher.wire import MAX_SAID, PLACE_SIZE, PLACES, BadFrame, Frames, Said, heard
 
 _LAST_WORDS = 0.5  #: seconds from a closed socket to the end of the process behind it
@@ -28,14 +28,14 @@ class Child:
 
     Args:
         slot: kept for whoever asks; says nothing here.
-        python: the interpreter that runs it.
+        launch: starts its process.
         selector: told what to wait for: the socket, what the process prints and, where the
             system has such, its end. ``data`` of each key is this object.
 
     Raises OSError when no process can be started.
     """
 
-    def __init__(self, slot: int, python: str, selector: selectors.BaseSelector) -> None:
+    def __init__(self, slot: int, launch: Launch, selector: selectors.BaseSelector) -> None:
         self.slot = slot
         self.born = self.heard = time.monotonic()
         self.rss: int | None = None  #: bytes, as it said last
@@ -54,12 +54,12 @@ class Child:
         self._prints, printed = os.pipe()
         os.set_blocking(self._prints, False)
         try:
-            self._process = subprocess.Popen(
-                [
-                    *(python, "-P", "-m", "watcher.worker"),
+            self._process = launch(
+                module(
+                    "watcher.worker",
                     *("--fd", str(theirs.fileno()), "--shelf", str(self._shelf)),
                     *("--parent", str(os.getpid())),
-                ],
+                ),
                 stdin=subprocess.DEVNULL,
                 stdout=printed,
                 stderr=printed,

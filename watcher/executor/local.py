@@ -11,7 +11,7 @@ import logging
 import selectors
 import signal
 import socket
-import sys
+import subprocess
 import time
 from collections.abc import Sequence
 from typing import Any
@@ -38,6 +38,7 @@ from watcher.executor.patience import JOB_DEADLINE, Deadlines, Patience
 from watcher.executor.seat import Ailment, Seat, Slots, Task
 from watcher.jobs import Job
 from watcher.log import now_us
+from watcher.program import Launch
 from watcher.wire import BadFrame, Said, line
 
 log = logging.getLogger("watcher.executor")
@@ -58,7 +59,7 @@ class LocalExecutor(Slots[Seat]):
             take 20 times the median of its size, and at least a minute.
         idle_unload: seconds without work after which a worker ends, giving all its memory
             back; the next job starts it again. None: never.
-        python: the interpreter of the workers.
+        launch: starts their processes.
         backoff: seconds before the first, second, … restart in a row; the last one repeats.
         kill_after: seconds from SIGTERM to SIGKILL.
         silence: seconds after which an idle worker that says nothing (it does every second)
@@ -74,7 +75,7 @@ class LocalExecutor(Slots[Seat]):
         step_timeout: float | None = None,
         job_timeout: float = 3600,
         idle_unload: float | None = None,
-        python: str = sys.executable,
+        launch: Launch = subprocess.Popen,
         backoff: Sequence[float] = BACKOFF,
         kill_after: float = KILL_AFTER,
         silence: float = SILENCE,
@@ -86,7 +87,7 @@ class LocalExecutor(Slots[Seat]):
             [Seat(slot, device, first) for slot, device in enumerate(devices or [spec.device])],
         )
         self._idle_unload = idle_unload
-        self._python = python
+        self._launch = launch
         self._backoff = tuple(backoff)
         self._kill_after = kill_after
         self._patience = Patience(step_timeout)
@@ -265,7 +266,7 @@ class LocalExecutor(Slots[Seat]):
         if seat.tasks:
             seat.spec = seat.tasks[0].spec
         try:
-            child = Child(seat.slot, self._python, self._selector)
+            child = Child(seat.slot, self._launch, self._selector)
         except OSError as error:
             trouble = SteadyError("worker_unavailable", f"No worker process: {error.strerror}.")
             self._mourn(seat, f"could not be started ({error.strerror})", trouble)
