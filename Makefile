@@ -62,10 +62,10 @@ serve: $(VENV)/.installed ## watcher and api in this folder, until Ctrl-C
 
 # -- working on it -------------------------------------------------------------------------------
 test: $(VENV)/.installed-test ## all tests but the slow ones (real processes, the real pipeline)
-	STEADY_MODEL=starter $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 40 -m "not slow and not gpu and not ray and not postgres and not clients and not powercut"
+	STEADY_MODEL=starter $(BIN)/python tests/suite.py
 
 again: $(VENV)/.installed-test ## only the tests that failed last, one at a time
-	STEADY_MODEL=starter $(BIN)/python -m pytest --last-failed --last-failed-no-failures none -m "not slow and not gpu and not ray and not postgres and not clients and not powercut"
+	STEADY_MODEL=starter $(BIN)/python tests/suite.py again
 
 slow: $(VENV)/.installed-test ## the slow tests: storms, thousands of files, fuzzing the routes
 	STEADY_MODEL=starter $(BIN)/python -m pytest -m "slow and not gpu and not postgres"

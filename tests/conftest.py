@@ -30,7 +30,7 @@ for _name in [name for name in os.environ if name.startswith("STEADY_")]:
 SECONDS = 30
 
 
-def until(predicate: Callable[[], T], timeout: float = 30.0, what: str = "") -> T:
+def until(predicate: Callable[[], T], timeout: float = 60.0, what: str = "") -> T:
     """The first truthy answer of ``predicate``; fails the test after ``timeout`` seconds."""
     deadline = time.monotonic() + timeout
     while True:

@@ -121,7 +121,7 @@ def run(
     cwd: Path,
     env: Mapping[str, str],
     given: bytes = b"",
-    timeout: float = 60,
+    timeout: float = 120,
 ) -> "subprocess.CompletedProcess[str]":
     """What ``subprocess.run`` gives for ``python …`` with ``given`` as its input."""
     pipe = subprocess.PIPE

@@ -131,7 +131,7 @@ class Root:
         command += ["--pace", str(pace)] if pace else []
         return self.spawn(*command, *(["--once"] if once else []), wrapper=wrapper)
 
-    def finish(self, timeout: float = 60) -> None:
+    def finish(self, timeout: float = 120) -> None:
         """Let an undisturbed watcher do all that is left; fails when it cannot."""
         code = self.watch(once=True).wait(timeout)
         assert code == 0, self.said.read_text()[-3000:]
@@ -169,7 +169,7 @@ class Root:
     def states(self) -> list[str]:
         return [job["state"] for job in self.jobs()]
 
-    def wait_for(self, *states: str, timeout: float = 30) -> list[dict[str, Any]]:
+    def wait_for(self, *states: str, timeout: float = 60) -> list[dict[str, Any]]:
         """The jobs, once their states are exactly ``states`` in order of arrival."""
         until(lambda: self.states() == list(states), timeout, f"{states}; {self.said}")
         return self.jobs()

@@ -147,7 +147,7 @@ def drop(page: Page, *files: tuple[str, bytes]) -> None:
 
 def seen(page: Page, what: str, *given: Any) -> None:
     """Wait until ``what`` holds in the page (its policy forbids Playwright's own waiting)."""
-    until(lambda: page.evaluate(what, *given), 20, what)
+    until(lambda: page.evaluate(what, *given), what=what)
 
 
 def submit(page: Page, prompt: str) -> None:
@@ -186,7 +186,7 @@ def test_size_steps_seed_and_count_are_folded_away_and_heeded(eyes: Eyes, house:
     page.locator("[name=seed]").fill("9007199254740993")  # one more than a double can tell
     page.locator("[name=count]").fill("2")
     submit(page, "a pair")
-    jobs = until(lambda: [j for j in house.root.jobs() if j["prompt"] == "a pair"], 20, "both")
+    jobs = until(lambda: [j for j in house.root.jobs() if j["prompt"] == "a pair"], what="both")
     seeds = [house_request(j)["seed"] for j in jobs]
     assert seeds == [9007199254740993, 9007199254740994]
     assert (house_request(jobs[0])["width"], house_request(jobs[0])["height"]) == (96, 128)
@@ -291,7 +291,7 @@ def test_a_failed_job_is_run_smaller_or_dismissed(eyes: Eyes, house: House):
     assert house.root.jobs()[-1]["prompt"] == prompt or until(
         lambda: house.root.jobs()[-1]["prompt"] == prompt, 20, "a smaller one"
     )
-    until(lambda: house_request(house.root.jobs()[-1])["width"] == 32, 20, "32 wide")
+    until(lambda: house_request(house.root.jobs()[-1])["width"] == 32, what="32 wide")
     page.reload()
     expect(row(page, "f", job)).to_have_count(0)
 
@@ -315,7 +315,7 @@ def test_run_again_from_the_jobs_own_page(eyes: Eyes, house: House):
     expect(page.locator("#facts")).to_contain_text(str(house_request(job)["seed"]))
     expect(page.locator("#facts")).to_contain_text("scripted")
     page.get_by_role("button", name="Same seed").click()
-    until(lambda: len([j for j in house.root.jobs() if j["prompt"] == "encore"]) == 2, 20, "two")
+    until(lambda: len([j for j in house.root.jobs() if j["prompt"] == "encore"]) == 2, what="two")
     page.get_by_role("button", name="Run again, new seed").click()
     three = until(
         lambda: (all_ := [j for j in house.root.jobs() if j["prompt"] == "encore"])[2:] and all_,
@@ -461,7 +461,7 @@ def test_twelve_tabs_share_one_stream(eyes: Eyes, house: House):
         lambda r: streams.append(r.url) if r.url.partition("?")[0].endswith("/events") else None,
     )
     tabs = [eyes.open() for _ in range(12)]
-    until(lambda: tabs[0].evaluate("1") and streams, 10, "a stream")
+    until(lambda: tabs[0].evaluate("1") and streams, what="a stream")
     submit(tabs[5], "seen by all")
     job = house.done("seen by all")
     for tab in tabs:

@@ -43,7 +43,7 @@ class Wall:
         return job.rating
 
     def rated(self, n: int, rating: int) -> None:
-        until(lambda: self.rating(n) == rating, 20, f"picture {n} is rated {rating}")
+        until(lambda: self.rating(n) == rating, what=f"picture {n} is rated {rating}")
 
     def sent(self) -> list[dict[str, Any]]:
         """What was queued since the last look."""
@@ -185,7 +185,7 @@ def test_two_are_compared_under_one_zoom(eyes: Eyes, wall: Wall):
     )
     assert moved[0] == moved[1] and "scale(1)" not in moved[0] and "translate(0px" not in moved[0]
     pair.locator(".rate").nth(1).get_by_label("Rate 4 of 5").click()
-    until(lambda: {wall.rating(0), wall.rating(3)} == {0, 4}, 20, "one of them is rated")
+    until(lambda: {wall.rating(0), wall.rating(3)} == {0, 4}, what="one of them is rated")
     assert barriers(page) == []
     page.keyboard.press("z")
     assert "scale(1)" in page.evaluate("document.querySelector('#pair img').style.transform")

@@ -64,7 +64,7 @@ def fails(wall: Wall, number: int, code: str = "engine_failed") -> list[str]:
 
 
 def becomes(wall: Wall, job_id: str, state: JobState) -> None:
-    until(lambda: wall.stage.store.job(job_id).state is state, 20, state.value)  # type: ignore[union-attr]
+    until(lambda: wall.stage.store.job(job_id).state is state, what=state.value)  # type: ignore[union-attr]
 
 
 def test_pages_are_reached_by_their_links(eyes: Eyes):
@@ -107,7 +107,7 @@ def test_waiting_jobs_are_moved_and_given_another_priority(eyes: Eyes, wall: Wal
     for name in ("bulk", "normal", "interactive"):
         row.locator(".menu summary").click()
         row.get_by_role("button", name=f"Make it {name}").click()
-        until(lambda name=name: wall.stage.store.job(ids[3]).priority.value == name, 20, name)  # type: ignore[union-attr]
+        until(lambda name=name: wall.stage.store.job(ids[3]).priority.value == name, what=name)  # type: ignore[union-attr]
     page.locator(f"#q-{ids[0]}").get_by_role("button", name="Cancel").click()
     becomes(wall, ids[0], JobState.CANCELLED)
 
@@ -187,7 +187,7 @@ def test_a_jobs_page_is_used_whole(eyes: Eyes, wall: Wall):
     sent: list[dict[str, Any]] = []
     for name in ("Four variations", "Make it larger"):
         press(page, name)
-        sent += until(wall.sent, 20, name)
+        sent += until(wall.sent, what=name)
     assert sent[0]["count"] == 4 and "upscale" in sent[1]
     for name in ("Download", "Download without recipe"):
         link = page.locator("#verbs").get_by_role("link", name=name, exact=True)
@@ -234,7 +234,7 @@ def test_the_large_picture_is_left_taken_and_made_again_by_buttons(eyes: Eyes, w
     for name in ("Run again, new seed", "Twice as large"):
         page.locator("#box .menu summary").click()
         press(page, name, "#box")
-        sent += until(wall.sent, 20, name)
+        sent += until(wall.sent, what=name)
     assert "seed" not in sent[0] and sent[1]["upscale"] == 2
     page.locator("#box .menu summary").click()
     follow(page, "Edit and run", rf"/\?from={wall.ids[100]}", "#box")
@@ -318,7 +318,7 @@ def test_a_model_is_chosen_for_a_new_picture_and_its_sizes_come_along(eyes: Eyes
     page.locator("#new").get_by_label("Model").select_option("large")
     page.locator("#prompt").fill("a large fox")
     press(page, "Make it", "#new")
-    (job,) = until(wall.sent, 20, "the job")
+    (job,) = until(wall.sent, what="the job")
     asked = {name: job[name] for name in ("model", "width", "height", "num_inference_steps")}
     assert asked == {"model": "large", "width": 320, "height": 192, "num_inference_steps": 12}
 
@@ -340,7 +340,7 @@ def test_guidance_and_what_is_not_wanted_are_asked_where_the_model_takes_them(
             if takes:
                 field.fill(words)
         press(page, "Make it", "#new")
-        (job,) = until(each.sent, 20, "the job")
+        (job,) = until(each.sent, what="the job")
         said = (job.get("guidance_scale"), job.get("negative_prompt"))
         assert said == ((4.5, "blurry") if takes else (None, None))
         seeing.close()

@@ -196,7 +196,7 @@ def test_far_pictures_leave_the_page_and_come_back(eyes: Eyes, wall: Wall):
     for job_id in chosen:
         expect(page.locator(f"#c-{job_id}").get_by_role("checkbox")).to_be_checked()
     rated = [[one, at, "rated 3 of 5★★★" if one in chosen else said] for one, at, said in before]
-    until(lambda: page.evaluate(CARDS)[:60] == rated, 20, "all as it was")
+    until(lambda: page.evaluate(CARDS)[:60] == rated, what="all as it was")
     page.keyboard.press("u")
     expect(page.locator(f"#c-{chosen[0]} .stars")).to_be_empty()
 
@@ -224,9 +224,9 @@ def test_rows_are_full_when_the_window_is_another(eyes: Eyes, wall: Wall):
     travel(page, 1000, wall.ids[THOUSAND // 2])
     assert page.evaluate(RAGGED) == []
     page.set_viewport_size({"width": 1000, "height": 860})
-    until(lambda: page.evaluate(RAGGED) == [], 20, "rows are full again")
+    until(lambda: page.evaluate(RAGGED) == [], what="rows are full again")
     travel(page, -1000, wall.ids[THOUSAND - 1])
-    until(lambda: page.evaluate(RAGGED) == [], 20, "rows are full further up too")
+    until(lambda: page.evaluate(RAGGED) == [], what="rows are full further up too")
     ids = [one for one, *_ in page.evaluate(CARDS)]
     assert ids == wall.ids[::-1][: len(ids)], "in their order"
 
@@ -329,7 +329,7 @@ def test_a_batch_that_ended_is_told(browser: Browser, wall: Wall):  # noqa: F811
     wall.stage.add("- one more\n- and another\n", "evening.yaml")
     wall.stage.finish()
     wall.stage.watcher.fail("engine_failed", "It failed.")
-    until(lambda: page.evaluate("notes"), 20, "a notification")
+    until(lambda: page.evaluate("notes"), what="a notification")
     assert page.evaluate("notes") == [["evening.yaml is done", "1 done, 1 failed"]]
     seeing.close()
 

@@ -360,7 +360,7 @@ def test_hanging_up_cancels_what_has_not_started(here: House):
     for extra in ({}, {"stream": True}):
         word = f"waiting fox {len(extra)}"
         hang_up(here, {"prompt": word, "n": 2} | extra, lambda word=word: len(here.jobs(word)) == 2)
-        until(lambda word=word: {j["state"] for j in here.jobs(word)} == {"cancelled"}, 10, word)
+        until(lambda word=word: {j["state"] for j in here.jobs(word)} == {"cancelled"}, what=word)
     blocker.join()
     until(lambda: here.jobs("blocking fox")[0]["state"] == "completed", 30)
     assert here.made("waiting fox") == 0

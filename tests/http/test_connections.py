@@ -128,7 +128,7 @@ def test_three_thousand_strangers_hold_nobody_up(
         until(lambda: healthy(service, token))
         assert service.process.poll() is None
         if not token:
-            until(lambda: listens(service), 10, "the places of the streams are free again")
+            until(lambda: listens(service), what="the places of the streams are free again")
     assert b"Traceback" not in service.log.read_bytes()
 
 

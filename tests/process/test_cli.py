@@ -305,7 +305,7 @@ def test_wait_draws_a_bar_on_a_terminal(make_root: Make) -> None:
 def test_ctrl_c_ends_the_waiting_and_not_the_job(make_root: Make) -> None:
     root = make_root()
     process = root.spawn("-m", "watcher.cli", "submit", "fox", "--wait")
-    until(lambda: waiting(root), 20)
+    until(lambda: waiting(root))
     process.send_signal(signal.SIGINT)
     assert process.wait(10) == 130
     root.finish()
@@ -501,7 +501,7 @@ def test_watch_once_does_all_and_a_second_watcher_is_refused(make_root: Make) ->
     assert steady(root, "watch", "--once", "-q").returncode == 0
     assert root.states() == ["completed"]
     root.watch()
-    until(lambda: root.pulse().get("state") == "running", 20)
+    until(lambda: root.pulse().get("state") == "running")
     second = steady(root, "watch", "--once")
     assert second.returncode == 4 and "Another watcher" in second.stderr
 
@@ -575,7 +575,7 @@ def test_without_its_model_the_service_says_not_ready_and_what_to_type(make_root
     until(lambda: "NOT READY: " in shown(), 60)
     assert "page and API  http://127.0.0.1:" in shown() and "Ready: " not in shown()
     line = next(line for line in shown().splitlines() if line.startswith("NOT READY: "))
-    status = until(lambda: "NOT READY" in (told := steady(root, "status").stdout) and told, 20)
+    status = until(lambda: "NOT READY" in (told := steady(root, "status").stdout) and told)
     address = re.search(r"page +(http://\S+)", status)
     assert line in status and address
     assert line in steady(root, "submit", "fox").stderr
@@ -597,15 +597,15 @@ def test_without_its_model_the_service_says_not_ready_and_what_to_type(make_root
 def test_serve_keeps_both_alive_and_stops_both(make_root: Make) -> None:
     root = make_root()
     with served(root) as (process, url):
-        until(lambda: healthy(url), 20)
+        until(lambda: healthy(url))
         before = children(process)
         assert set(before) == {"watcher", "api"}
         again = steady(root, "serve", "--port", "0")
         assert again.returncode == 4 and url in again.stderr
         for pid in before.values():
             os.kill(pid, signal.SIGKILL)
-        until(lambda: healthy(url), 20)
-        until(lambda: set(children(process)) == {"watcher", "api"}, 20)
+        until(lambda: healthy(url))
+        until(lambda: set(children(process)) == {"watcher", "api"})
         after = children(process)
         assert not set(after.values()) & set(before.values())
         assert steady(root, "submit", "fox", "--wait", "--timeout", "40s").returncode == 0
@@ -622,7 +622,7 @@ def test_children_end_when_serve_is_killed(make_root: Make) -> None:
     with served(root) as (process, _):
         pids = children(process).values()
         process.kill()
-        until(lambda: not any(alive(pid) for pid in pids), 20)
+        until(lambda: not any(alive(pid) for pid in pids))
 
 
 def test_serve_says_at_once_when_it_cannot_start(make_root: Make) -> None:
@@ -633,7 +633,7 @@ def test_serve_says_at_once_when_it_cannot_start(make_root: Make) -> None:
         done = steady(root, "serve", "--port", str(taken.getsockname()[1]))
     assert done.returncode == 4 and "--port" in done.stderr
     root.watch()
-    until(lambda: root.pulse().get("state") == "running", 20)
+    until(lambda: root.pulse().get("state") == "running")
     done = steady(root, "serve", "--port", "0")
     assert done.returncode == 4 and "Another watcher" in done.stderr
 

@@ -58,7 +58,7 @@ class Bench:
         self.said: list[tuple[float, Event]] = []
         executor.start()
 
-    def until(self, condition: Callable[[], Any], timeout: float = 20, what: str = "") -> Any:
+    def until(self, condition: Callable[[], Any], timeout: float = 60, what: str = "") -> Any:
         """Turn the executor's loop until ``condition`` holds."""
 
         def turn() -> Any:
@@ -669,7 +669,7 @@ os.kill(os.getpid(), signal.SIGKILL)
         [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, check=False
     )
     assert parent.returncode == -signal.SIGKILL
-    until(lambda: not alive(int(parent.stdout)), 3, "the orphan to die")
+    until(lambda: not alive(int(parent.stdout)), what="the orphan to die")
 
 
 # -- the wire

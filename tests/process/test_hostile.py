@@ -101,7 +101,7 @@ def test_every_hostile_file_is_refused_and_the_service_lives_on(
     for number, (name, make) in enumerate(HOSTILE.items(), 1):
         begun = time.monotonic()
         make(root.inbox / name)
-        until(lambda n=number: len(list(refused.glob("*.error.json"))) >= n, 15, repr(name))  # type: ignore[misc]
+        until(lambda n=number: len(list(refused.glob("*.error.json"))) >= n, what=repr(name))  # type: ignore[misc]
         slow[name] = time.monotonic() - begun
     assert process.memory_info().rss - memory < 100 * 2**20
     assert watcher.poll() is None
@@ -109,7 +109,7 @@ def test_every_hostile_file_is_refused_and_the_service_lives_on(
     print(max(slow.items(), key=lambda pair: pair[1]))
     root.drop("after.yaml", "prompt: after\n")
     root.wait_for("completed", "completed")
-    until(lambda: faults(root.folder, expected=2) == [], 20, "all put away")
+    until(lambda: faults(root.folder, expected=2) == [], what="all put away")
     assert (root.inbox / "folder.yaml").is_dir()
     assert "folder.yaml" in " ".join(root.pulse()["inbox"]["notices"])
 

@@ -50,7 +50,7 @@ class Box:
             self.look()
             return done()
 
-        until(looked, 20, what)
+        until(looked, what=what)
 
     def hot(self, name: str) -> Path:
         """The folder of a preset, once it is watched."""

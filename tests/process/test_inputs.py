@@ -328,9 +328,9 @@ def test_who_waits_for_a_picture_that_is_not_made_fails_with_the_reason(
     fault = "nan" if how == "fails" else "sleep=0.2 steps=200"
     tracing.drop("chain.yaml", DRAFT_AND_REFINE.replace("prompt: draft", f"prompt: draft {fault}"))
     watcher = tracing.watch()
-    until(lambda: len(tracing.jobs()) == 3, 20)
+    until(lambda: len(tracing.jobs()) == 3)
     if how == "is cancelled":
-        until(lambda: tracing.jobs()[0]["state"] == "generating", 20)
+        until(lambda: tracing.jobs()[0]["state"] == "generating")
         assert {job["held"] for job in tracing.jobs()[1:]} == {"input"}
         tracing.steady("cancel", tracing.jobs()[0]["id"])
     first = "failed" if how == "fails" else "cancelled"

@@ -88,7 +88,7 @@ def test_the_one_liners_run(make_root: Callable[..., Root], tmp_path: Path) -> N
         env=environment, capture_output=True, text=True, timeout=110,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    until(lambda: root.states() == ["completed"] * 6, 5, f"{root.states()}")
+    until(lambda: root.states() == ["completed"] * 6, 30, f"{root.states()}")
     assert len(list(root.inbox.glob("api-*.json"))) == 1
 
 

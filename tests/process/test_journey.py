@@ -94,7 +94,7 @@ def test_the_file_moved_back_from_refused_is_tried_again(make_root: Callable[...
     root.watch()
     root.drop("a.yaml", "prompt: x\nwidht: 64\n")
     refused = root.inbox / "refused" / "a.yaml"
-    until(refused.exists, 20, "the refusal")
+    until(refused.exists, what="the refusal")
     refused.write_text("prompt: x\nwidth: 64\n")
     refused.rename(root.inbox / "a.yaml")
     root.wait_for("completed")
@@ -104,7 +104,7 @@ def test_a_killed_worker_costs_a_rendering_and_no_job(make_root: Callable[..., R
     root = make_root()
     root.watch()
     root.drop("a.yaml", "prompt: a steps=8 sleep=0.1\n")
-    until(lambda: started(root, "a steps=8 sleep=0.1"), 20, "the start")
+    until(lambda: started(root, "a steps=8 sleep=0.1"), what="the start")
     worker_of(root).kill()
     root.wait_for("completed")
     assert len(pictures(root.folder)) == 1
@@ -156,7 +156,7 @@ def test_cancel_stops_a_running_job_without_a_picture_and_keeps_the_worker(
     root = make_root()
     root.watch()
     root.drop("a.yaml", "prompt: long steps=200 sleep=0.05\n")
-    until(lambda: started(root, "long steps=200 sleep=0.05"), 20, "the start")
+    until(lambda: started(root, "long steps=200 sleep=0.05"), what="the start")
     worker = worker_of(root).pid
     record = record_of(root)
     record.cancel(root.jobs()[0]["id"], time.time_ns() // 1000)
@@ -174,7 +174,7 @@ def test_sigterm_ends_everything_in_time_and_the_running_job_waits_again(
     root = make_root()
     watcher = root.watch()
     root.drop("a.yaml", "prompt: long steps=400 sleep=0.05\n")
-    until(lambda: started(root, "long steps=400 sleep=0.05"), 20, "the start")
+    until(lambda: started(root, "long steps=400 sleep=0.05"), what="the start")
     worker = worker_of(root)
     watcher.send_signal(signal.SIGTERM)
     assert watcher.wait(10) == 0
@@ -186,7 +186,7 @@ def test_sigterm_ends_everything_in_time_and_the_running_job_waits_again(
 def test_a_second_watcher_on_one_root_exits_with_a_sentence(make_root: Callable[..., Root]) -> None:
     root = make_root()
     root.watch()
-    until(lambda: root.pulse().get("state") == "running", 20, "the first watcher")
+    until(lambda: root.pulse().get("state") == "running", what="the first watcher")
     assert root.watch().wait(20) == 4
     assert "Another watcher" in root.said.read_text()
 
@@ -198,26 +198,26 @@ def test_outputs_that_vanish_cost_no_job(make_root: Callable[..., Root]) -> None
     root.wait_for("completed")
     outputs = root.folder / "outputs"
     outputs.rename(root.folder / "elsewhere")
-    until(lambda: root.pulse().get("trouble"), 15, "the trouble in the pulse")
+    until(lambda: root.pulse().get("trouble"), what="the trouble in the pulse")
     root.drop("b.yaml", "prompt: second\n")
-    until(lambda: len(root.states()) == 2, 15, "the recording")
+    until(lambda: len(root.states()) == 2, what="the recording")
     assert root.states() == ["completed", "queued"]
     (root.folder / "elsewhere").rename(outputs)
-    until(lambda: faults(root.folder, expected=2) == [], 20, "both jobs whole")
+    until(lambda: faults(root.folder, expected=2) == [], what="both jobs whole")
 
 
 def test_a_person_may_pause_and_the_pause_survives(make_root: Callable[..., Root]) -> None:
     root = make_root()
     watcher = root.watch()
-    until(lambda: root.pulse().get("state") == "running", 20, "the watcher")
+    until(lambda: root.pulse().get("state") == "running", what="the watcher")
     record = record_of(root)
     record.put("paused", {"by": "person", "reason": "", "since": 0})
     root.drop("a.yaml", "prompt: waits\n")
-    until(lambda: root.states() == ["queued"], 15, "the recording")
+    until(lambda: root.states() == ["queued"], what="the recording")
     watcher.send_signal(signal.SIGKILL)
     watcher.wait()
     root.watch()
-    until(lambda: root.pulse().get("state") == "paused", 20, "paused again")
+    until(lambda: root.pulse().get("state") == "paused", what="paused again")
     assert root.states() == ["queued"]
     record.drop("paused")
     record.close()
@@ -264,7 +264,7 @@ def test_a_key_makes_a_repeat_harmless_and_another_content_a_conflict(
     )
     root.drop("other-" + name, json.dumps(body | {"prompt": "else"}))
     reason = root.inbox / "refused" / f"other-{name}.error.json"
-    until(reason.exists, 20, "the refusal")
+    until(reason.exists, what="the refusal")
     assert json.loads(reason.read_bytes())["code"] == "key_conflict"
     assert root.states() == ["completed"]
 

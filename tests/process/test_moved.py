@@ -56,9 +56,9 @@ def test_outputs_on_a_bind_mount_that_goes_away(
     root.drop("before.yaml", "prompt: before steps=1\n")
     root.wait_for("completed")
     subprocess.run(["umount", "-l", outputs], check=True)
-    until(lambda: "folder_gone" in root.troubles(), 20, "said")
+    until(lambda: "folder_gone" in root.troubles(), what="said")
     root.drop("after.yaml", "prompt: after steps=1\n")
-    until(lambda: root.states() == ["completed", "queued"], 20, "it waits")
+    until(lambda: root.states() == ["completed", "queued"], what="it waits")
     assert list(outputs.iterdir()) == []
     bound(disk, outputs)
     root.wait_for("completed", "completed")
@@ -72,15 +72,15 @@ def test_an_inbox_that_moves_while_its_files_are_in_work(make_root: Callable[...
     gate.touch()
     watcher = root.watch()
     root.drop("many.csv", f"prompt\nfirst held={gate} steps=1\nsecond steps=1\n")
-    until(lambda: "generating" in root.states(), 20)
+    until(lambda: "generating" in root.states())
     watcher.kill()
     watcher.wait()
     gate.unlink()
     configure(root, inbox="in2")
     watcher = root.watch()
     root.wait_for("completed", "completed")
-    until(lambda: "`inbox` was inbox at an earlier start. 1 of its files" in notices(root), 20)
-    until(lambda: list((root.folder / "in2" / "done").rglob("many~*.csv.result.json")), 20)
+    until(lambda: "`inbox` was inbox at an earlier start. 1 of its files" in notices(root))
+    until(lambda: list((root.folder / "in2" / "done").rglob("many~*.csv.result.json")))
     stop(watcher)
     assert "setting.moved" in root.said.read_text()
     assert list((root.inbox / ".claimed").glob("*~many.csv"))  # left alone, not lost
@@ -101,7 +101,7 @@ def test_moved_outputs_are_told_until_they_are_brought_along(
     root.finish()
     configure(root, outputs="pictures")
     watcher = root.watch()
-    until(lambda: "`outputs` was outputs" in notices(root), 20)
+    until(lambda: "`outputs` was outputs" in notices(root))
     doctor = subprocess.run(
         ["steady", "--root", root.folder, "doctor"],
         env=root.environment() | {"PATH": _path()}, capture_output=True, text=True, check=False,
@@ -109,7 +109,7 @@ def test_moved_outputs_are_told_until_they_are_brought_along(
     assert "`outputs` was outputs at an earlier start" in doctor.stdout + doctor.stderr
     for made in list((root.folder / "outputs").glob("[0-9]*")):
         made.rename(root.folder / "pictures" / made.name)
-    until(lambda: not notices(root), 20)
+    until(lambda: not notices(root))
     stop(watcher)
 
 
@@ -119,13 +119,13 @@ def test_a_moved_record_is_told(make_root: Callable[..., Root]) -> None:
     root.finish()
     configure(root, database="other.db")
     watcher = root.watch()
-    until(lambda: "`database` was steady.db" in notices(root), 20)
+    until(lambda: "`database` was steady.db" in notices(root))
     stop(watcher)
     configure(root, database="steady.db")
     (root.folder / "other.db").unlink()
     watcher = root.watch()
-    until(lambda: root.pulse().get("state") == "running" and time.monotonic(), 20)
-    until(lambda: not notices(root), 20)
+    until(lambda: root.pulse().get("state") == "running" and time.monotonic())
+    until(lambda: not notices(root))
     stop(watcher)
     assert root.states() == ["completed"]
 

@@ -123,7 +123,7 @@ def test_jobs_run_on_an_actor_and_the_watcher_alone_makes_their_pictures(root: R
     assert watcher.pid not in [parent.pid for parent in actor.parents()]
     watcher.send_signal(signal.SIGTERM)
     assert watcher.wait(20) == 0
-    until(lambda: not actor.is_running(), 20, "the end of the actor")
+    until(lambda: not actor.is_running(), what="the end of the actor")
     sound(root, 3)
 
 
@@ -226,7 +226,7 @@ def test_a_frozen_actor_counts_as_lost_and_its_late_picture_does_not(
     frozen = time.monotonic()
     os.kill(slot["actor_pid"], signal.SIGSTOP)
     try:
-        until(lambda: root.states() == ["queued"], 20, "the loss")
+        until(lambda: root.states() == ["queued"], what="the loss")
         say("actor frozen, silence of 4 s allowed: given up after", time.monotonic() - frozen)
         held.unlink()
     finally:

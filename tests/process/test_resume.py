@@ -137,7 +137,7 @@ def test_a_resume_takes_over_from_a_batch_in_progress(make_root: Make) -> None:
     watcher = root.watch()
     slow = [f"row {i} steps=1 sleep=0.05" for i in range(12)]
     root.drop("a.json", json.dumps({"key": "k", "jobs": slow}))
-    until(lambda: len(root.jobs()) == 12, 20, "the recording")
+    until(lambda: len(root.jobs()) == 12, what="the recording")
     root.drop("a.json", json.dumps({"key": "k", "resume": True, "jobs": [*slow, "more"]}))
     until(lambda: root.states() == ["completed"] * 13, 30, "all of both")
     watcher.send_signal(signal.SIGTERM)

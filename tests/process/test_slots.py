@@ -39,7 +39,7 @@ def test_a_load_that_failed_once_holds_nothing_when_the_next_one_worked(
         until(lambda n=count: root.states() == ["completed"] * n, 30, f"{fault}; {root.pulse()}")
         told = set(re.findall(r"worker.trouble.*?code\W+(\w+)", root.said.read_text()))
         assert SAID.get(fault, fault) in told
-        until(lambda: root.troubles() == set(), 10, f"{fault} is over; {root.pulse()}")
+        until(lambda: root.troubles() == set(), what=f"{fault} is over; {root.pulse()}")
 
 
 def worker_of(root: Root) -> int | None:

@@ -150,7 +150,7 @@ def test_after_ten_attempts_it_is_given_up_and_can_be_sent_again(tmp_path: Path)
             assert (again.status_code, again.json()["state"]) == (200, "pending")
             until(lambda: receiver.heard, 30, "it arrives")
             assert receiver.heard[0].id == dead["id"] and receiver.refused == []
-            until(lambda: not bench.client.get(listed).json()["deliveries"], 10, "no more dead")
+            until(lambda: not bench.client.get(listed).json()["deliveries"], what="no more dead")
             assert bench.client.post("/webhooks/deliveries/no/resend").status_code == 404
         finally:
             notifier.stop()

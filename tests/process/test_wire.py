@@ -68,7 +68,7 @@ class Mad:
                 told(executor.status())
                 return any(isinstance(e, Died) for e in events)
 
-            until(turn, 20, "the end of the worker")
+            until(turn, what="the end of the worker")
             return events, executor.status()[0]
         finally:
             executor.stop(0)
@@ -286,7 +286,7 @@ def test_a_worker_that_prints_without_end_does_not_fill_the_log(
     root.watch()
     root.drop("a.yaml", "- prompt: a chatter steps=1\n- prompt: b steps=1\n")
     root.wait_for("completed", "completed")
-    until(lambda: root.pulse()["workers"][0]["state"] == "ready", 10, "rest")
+    until(lambda: root.pulse()["workers"][0]["state"] == "ready", what="rest")
     assert root.said.stat().st_size < 2 * BURST
 
 

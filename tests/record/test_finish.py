@@ -79,11 +79,11 @@ def test_two_threads_save_pictures_and_more_where_a_queue_grows(
     assert threads() == THREADS
     for job in jobs[: 2 * THREADS]:
         finisher.finish(job, picture(job))
-    until(lambda: disk.waiting == THREADS, 20, "both threads at work")
+    until(lambda: disk.waiting == THREADS, what="both threads at work")
     assert threads() == THREADS  # what two can hold back is no queue
     for job in jobs[2 * THREADS :]:
         finisher.finish(job, picture(job))
-    until(lambda: disk.waiting == MOST_THREADS, 20, "all threads at work")
+    until(lambda: disk.waiting == MOST_THREADS, what="all threads at work")
     assert threads() == MOST_THREADS
     assert finisher.busy == JOBS
     disk.lets_go.set()

@@ -87,7 +87,7 @@ def test_a_waiting_one_gets_it_when_the_holder_ends(
     assert not got.wait(0.2)
     assert other.stdin is not None
     other.stdin.close()
-    assert got.wait(5)
+    assert got.wait(60)
     thread.join()
 
 
