@@ -215,11 +215,13 @@ def _kill_worker(root: Root, watcher: subprocess.Popen[bytes], dice: random.Rand
 
 
 def _workers(root: Root, watcher: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The watcher's children; on Ray the actors it has met, and the workers below them."""
+    """The watcher's, each in a session of its own; on Ray the actors it has met, and the workers
+    below them."""
     found = []
-    with contextlib.suppress(psutil.NoSuchProcess):
+    with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):
         if not ON_RAY:
-            return psutil.Process(watcher.pid).children()
+            near = psutil.Process(watcher.pid).children()
+            return [each for each in near if os.getsid(each.pid) == each.pid]
         pulse = root.pulse()
         for slot in pulse.get("workers", ()) if pulse.get("pid") == watcher.pid else ():
             for pid in filter(None, (slot["pid"], slot.get("actor_pid"))):

@@ -400,11 +400,11 @@ def test_whole_tables_keep_their_good_rows() -> None:
     assert len(caught.value.problems) == 2
 
 
-def test_a_hundred_thousand_rows_pass_in_constant_memory() -> None:
-    data = table(100_000)
-    limits = Limits(max_lines=100_000)
+def test_twenty_thousand_rows_pass_in_constant_memory() -> None:
+    data = table(20_000)
+    limits = Limits(max_lines=20_000)
     count = sum(isinstance(r, PlannedJob) for r in read_lines(io.BytesIO(data), ".csv", limits))
-    assert count == 100_000 - 100_000 // 7
+    assert count == 20_000 - 20_000 // 7
     lines = read_lines(io.BytesIO(table(4_000)), ".csv", limits)
     for _, _row in zip(range(1_000), lines, strict=False):
         pass
