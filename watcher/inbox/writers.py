@@ -64,10 +64,10 @@ else:
 def leases_work(path: Path | str) -> bool:
     """Say whether a file that nobody writes is known to be one, by ``path``, just written and closed.
 
-    A process that was forked meanwhile has it open until it starts its program: up to 0.2 s
-    are given to that.
+    A process that was forked meanwhile has it open until it starts its program: up to a
+    second is given to that.
     """
-    for _ in range(20):
+    for _ in range(100):
         found = writer_of(path)
         if found is not Writer.HOLDS:
             return found is Writer.NONE
