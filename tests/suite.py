@@ -13,12 +13,12 @@ HOUSE = Path(__file__).parents[1]
 PICK = "not slow and not gpu and not ray and not postgres and not clients and not powercut"
 MODELS = "tests/model"  #: where torch is imported
 NOTHING_TO_DO = 5  #: exit code of pytest
-#: Words of each run; those that go on when others have ended find other workers' tests to do.
+#: Words of each run; a worker that has nothing left takes from the others.
 RUNS = {
     "models": [MODELS],
     "all else": [f"--ignore={MODELS}", "-n", "3", "--dist", "worksteal"],
 }
-AGAIN = ["--last-failed", "--last-failed-no-failures", "none", "-p", "no:xdist"]
+AGAIN = ["--last-failed", "--last-failed-no-failures", "none"]
 
 
 def command(name: str, words: list[str]) -> list[str]:
