@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -109,6 +110,7 @@ def main() -> int:
         "--fault", choices=["late-identity", "named-at-finish", "poison", "told-afterwards"]
     )
     options.add_argument("--broken", action="store_true")
+    options.add_argument("--cloned", action="store_true", help="workers without their start")
     options.add_argument("--clock", type=Path)
     options.add_argument("--stutter", action="store_true", help="far slots say everything twice")
     options.add_argument(
@@ -145,7 +147,7 @@ def main() -> int:
         service.Outputs = NamedAtFinish  # type: ignore[misc]
     if given.stutter or given.silence:
         service.build = _build_on_ray(given.stutter, given.silence)
-    launch = launcher()  # before there is a second thread
+    launch = launcher() if given.cloned else subprocess.Popen  # before there is a second thread
     log.configure("info")
     try:
         return service.run(

@@ -38,10 +38,11 @@ ON_RAY = os.environ.get("STEADY_EXECUTOR") == "ray"
 class Root:
     """A root with the scripted engine; starts watchers on it and looks at what they do.
 
-    ``settings`` are keys of config.yaml. Every process started is killed by ``close``.
+    ``settings`` are keys of config.yaml. ``cloned``: its workers are there at once (forked.py), as
+    those with a real model are; others are started as in production. Every process started is killed by ``close``.
     """
 
-    def __init__(self, folder: Path, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, cloned: bool = False, **settings: Any) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "engine.log"
@@ -56,6 +57,7 @@ class Root:
             chosen |= cluster.shared().settings | {"ray_slots": 1}
             self.extra |= cluster.shared().environment
         self._heavy = chosen["engine"] in ("zimage", "diffusers")
+        self._cloned = cloned or self._heavy
         (folder / "config.yaml").write_text(json.dumps(chosen))
         self.inbox.mkdir(exist_ok=True)
 
@@ -121,6 +123,7 @@ class Root:
         """
         command = [str(TESTS / "crashing.py"), str(self.folder)]
         command += ["--point", point, "--nth", str(nth)] if point else []
+        command += ["--cloned"] if self._cloned else []
         command += ["--standby"] if standby else []
         command += ["--fault", fault] if fault else []
         command += ["--probe", probe] if probe else []

@@ -36,7 +36,7 @@ def test_a_watcher_has_nothing_left_to_import(make_root: Callable[..., Root]) ->
 def test_a_cloned_worker_is_its_watcher_s_own_child_and_holds_nothing_of_it(
     make_root: Callable[..., Root],
 ) -> None:
-    root = make_root()
+    root = make_root(cloned=True)
     watcher = root.watch()
     pid = until(lambda: next(iter(root.pulse().get("workers", ())), {}).get("pid"))
     worker = psutil.Process(pid)
