@@ -22,7 +22,7 @@ from farslots import Stutter
 from forked import launcher
 from history import rows
 
-from watcher import log, models, service
+from watcher import log, models, service, upkeep
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.executor.build import build
@@ -59,7 +59,7 @@ class NamedAtFinish(service.Outputs):
         return saved
 
 
-class ToldAfterwards(service.JobStore):
+class ToldAfterwards(upkeep.JobStore):
     """A seeded fault: that a batch ended is written to the outbox after the transaction, by
     whoever looks into it a moment later."""
 
@@ -142,7 +142,7 @@ def main() -> int:
     elif given.fault == "poison":
         service.Inbox = Poisoned  # type: ignore[misc]
     elif given.fault == "told-afterwards":
-        service.JobStore = ToldAfterwards  # type: ignore[misc]
+        upkeep.JobStore = ToldAfterwards  # type: ignore[misc]
     elif given.fault == "named-at-finish":
         service.Outputs = NamedAtFinish  # type: ignore[misc]
     if given.stutter or given.silence:
