@@ -173,6 +173,18 @@ class JobRequest(BaseModel):
         "an address that is told when the job ends; config.yaml must allow its host"
     )
 
+    def but(self, values: Mapping[str, Any]) -> "JobRequest":
+        """The same with other values, which are known to be right."""
+        made = object.__new__(JobRequest)  # model_copy takes three times as long
+        for name, value in (
+            ("__dict__", self.__dict__ | values),
+            ("__pydantic_fields_set__", self.__pydantic_fields_set__ | values.keys()),
+            ("__pydantic_extra__", None),
+            ("__pydantic_private__", None),
+        ):
+            object.__setattr__(made, name, value)
+        return made
+
     @property
     def strength_used(self) -> float:
         """The part of the steps by which the input is redrawn; 1 where there is none."""

@@ -15,7 +15,7 @@ from api.paging import moment_bound
 from watcher.config import Config
 from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.jobfile import MAX_BYTES, Parsed, parse
-from watcher.jobfile.fields import Checker, moment_of, request_of, seeded
+from watcher.jobfile.fields import moment_of, request_of, seeded
 from watcher.jobfile.tables import refused_csv
 from watcher.jobs import MAX_PROMPT, MAX_SEED, JobRequest, Priority, derived_seed
 from watcher.limits import Card, Limits
@@ -978,46 +978,3 @@ def test_pictures_without_a_name_are_called_as_the_settings_say() -> None:
     assert [each.request.name for each in rows] == ["a-cat-1", "rex"]
     with pytest.raises(ValueError, match="default_name"):
         Config(default_name="../up")
-
-
-# -- a request like an earlier one
-
-_ODD: dict[str, list[Any]] = {
-    "prompt": ["a fox", " fox ", "", None, "a\tb", "\x00", "x" * (MAX_PROMPT + 1), 5],
-    "negative_prompt": ["blur", None, " ", 1.0],
-    "label": ["row 1", None, " l", "x" * 501],
-    "seed": [1, 0, -1, True, 1.0, MAX_SEED, MAX_SEED + 1, None, "1"],
-    "name": ["cat", "con", "a/b", "é", "x.png", None],
-    "metadata": [{"a": "b"}, {"a": None}, {1: "b"}, {"a": [1]}, {"a": "\x00"}, {"a": 2**80}, []],
-    "key": ["k", "", "k" * 201, None],
-    "width": [512, 512.0, True, 513, "512", None],
-    "height": [512, 4096],
-    "num_inference_steps": [1, True, 1.0],
-    "count": [1, True, 2],
-    "lora": [None, [], ["ink"], "ink", [1]],
-    "format": ["png", "PNG", "gif"],
-    "model": [None, "nobody"],
-}
-
-
-@given(
-    st.lists(
-        st.fixed_dictionaries(
-            {"prompt": st.sampled_from(_ODD["prompt"])},
-            optional={name: st.sampled_from(few) for name, few in _ODD.items() if name != "prompt"},
-        ),
-        min_size=2,
-        max_size=6,
-    )
-)
-@example([{"prompt": "a", "width": 512}, {"prompt": "b", "width": 512.0}])
-@example([{"prompt": "a", "num_inference_steps": 1}, {"prompt": "b", "num_inference_steps": True}])
-@example([{"prompt": "a", "seed": 1, "count": 2}, {"prompt": "b", "seed": MAX_SEED, "count": 2}])
-def test_what_passed_before_changes_no_verdict(rows: list[dict[str, Any]]) -> None:
-    checker = Checker(LIMITS)
-    for row in rows:
-        said, alone = checker.check(dict(row)), Checker(LIMITS).check(dict(row))
-        assert said == alone
-        if isinstance(said, JobRequest) and isinstance(alone, JobRequest):
-            assert said.model_dump_json() == alone.model_dump_json()
-            assert said.model_fields_set == alone.model_fields_set

@@ -12,9 +12,8 @@ Knows nothing of files, batches or lines.
 import difflib
 import re
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
-from functools import partial
 from math import isfinite
 from typing import Any
 
@@ -37,13 +36,11 @@ from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
 from watcher.jobfile.strictjson import Number
 from watcher.jobfile.wording import control_character, translated, wrong
 from watcher.jobs import (
-    MAX_COUNT,
     MAX_PROMPT,
     MAX_SEED,
     PICTURE_FIELDS,
     JobRequest,
     derived_seed,
-    field_schemas,
 )
 from watcher.limits import Card, Limits
 from watcher.modelnames import lora_words
@@ -135,70 +132,17 @@ def _size_word(value: Any) -> tuple[int | None, int | None] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def _is_plain(most: int, text: Any) -> bool:
-    """Is ``text`` one of at most so many characters that tidying leaves as it is?"""
-    return (
-        type(text) is str
-        and 0 < len(text) <= most
-        and text.isprintable()
-        and text[0] != " " != text[-1]
-    )
-
-
-def _is_plain_name(text: Any) -> bool:
-    return type(text) is str and text.isascii() and not bad_name(text)
-
-
-def _is_plain_metadata(value: Any) -> bool:
-    return (
-        type(value) is dict
-        and {type(name) for name in value} <= {str}
-        and {type(each) for each in value.values()} <= {str, int, bool}
-        and not _bad_metadata(value)
-    )
-
-
-#: What each row of a table has of its own, and when it passes whatever else the row says. All
-#: other fields are mostly those of the row before, and are judged once.
-_OWN: dict[str, Callable[[Any], bool]] = {
-    **{
-        field: partial(_is_plain, field_schemas()[field]["maxLength"])
-        for field in ("prompt", "negative_prompt", "label", "key")
-    },
-    "seed": lambda seed: type(seed) is int and 0 <= seed <= MAX_SEED - MAX_COUNT,
-    "name": _is_plain_name,
-    "metadata": _is_plain_metadata,
-}
-_MOST_KINDS = 1000  #: of requests that are remembered
-
-
 class Checker:
-    """Turns values by field name into requests, each judged by its model.
-
-    Remembers the requests it has passed, one of each kind: those of a kind say the same but for
-    what is each job's own.
-    """
+    """Turns values by field name into requests, each judged by its model."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
-        self._passed: dict[tuple[Any, ...], JobRequest] = {}
 
     def check(self, values: dict[str, Any]) -> JobRequest | list[ValueFault]:
         """The request, or everything that is wrong with it.
 
         In ``values`` texts may be tidied and what was left open be filled in.
         """
-        kind, own = _kind_of(values)
-        if (like := self._passed.get(kind)) is not None:
-            return like.model_copy(update=own)
-        made = self._check(values)
-        if kind and isinstance(made, JobRequest):
-            if len(self._passed) >= _MOST_KINDS:
-                self._passed.clear()
-            self._passed[kind] = made
-        return made
-
-    def _check(self, values: dict[str, Any]) -> JobRequest | list[ValueFault]:
         card = self.limits.fill(values)
         problems = self._tidied(values, card)
         made = self._validated(values, card)
@@ -235,9 +179,7 @@ class Checker:
                 ValueFault("missing_field", message, key="prompt", allowed=allowed, remedy=remedy)
             )
             values["prompt"] = "x"
-        if isinstance(metadata := values.get("metadata"), dict) and (
-            why := _bad_metadata(metadata)
-        ):
+        if isinstance(metadata := values.get("metadata"), dict) and (why := bad_metadata(metadata)):
             problems.append(wrong("wrong_type", f"`metadata` {why}.", "metadata", metadata, card))
             values["metadata"] = None
         return problems
@@ -301,13 +243,15 @@ class Checker:
             ]
         return request.model_copy(update={"lora": settled})
 
-    def warnings(self, request: JobRequest) -> tuple[str, ...]:
-        """What is asked for and has no effect on the job's model, or is not read by it."""
+    def unread(self, request: JobRequest) -> tuple[str, ...]:
+        """What of the prompt the job's model does not read."""
+        folder, prompt = self.limits.card(request.__dict__).folder, request.prompt
+        return tuple(w for w in (cut_of(folder, prompt), unknown_words(folder, prompt)) if w)
+
+    def idle(self, request: JobRequest) -> tuple[str, ...]:
+        """What is asked for and has no effect on the job's model, or has to wait for it."""
         card = self.limits.card(request.__dict__)
         found: list[str] = []
-        for look in (cut_of, unknown_words):
-            if words := look(card.folder, request.prompt):
-                found.append(words)
         if request.model is not None and card.absent is not None:
             found.append(f"The model `{card.name}` is NOT READY, so the job waits. {card.absent}")
         if request.guidance_scale and not card.takes("guidance"):
@@ -320,25 +264,6 @@ class Checker:
             if idle:
                 found.append(f"{', '.join(idle)}: no effect without `image`.")
         return tuple(found)
-
-
-def _kind_of(values: Mapping[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """What of ``values`` jobs of a kind share, and what is each one's own.
-
-    The first is empty when something of its own has to be looked at more closely.
-    """
-    kind: list[Any] = []
-    own: dict[str, Any] = {}
-    for field, value in values.items():
-        if value is None or (passes := _OWN.get(field)) is None:
-            # 1, 1.0 and True are equal, and a field takes but one of them
-            kind += field, type(value), repr(value) if isinstance(value, list | dict) else value
-        elif passes(value):
-            kind.append(field)
-            own[field] = value
-        else:
-            return (), {}
-    return tuple(kind), own
 
 
 def _upscale_problems(request: JobRequest, card: Card, limits: Limits) -> list[ValueFault]:
@@ -423,7 +348,7 @@ def _bad_name(key: str, text: str, why: str, card: Card) -> ValueFault:
     return wrong("bad_name", f"`{key}` {why}.", key, text, card, remedy)
 
 
-def _bad_metadata(metadata: Mapping[Any, Any]) -> str:
+def bad_metadata(metadata: Mapping[Any, Any]) -> str:
     """Why ``metadata`` is refused; empty when it is fine. Types are also pydantic's matter."""
     if len(metadata) > MAX_METADATA:
         return f"has more than {MAX_METADATA} names"
@@ -486,4 +411,4 @@ def seeded(request: JobRequest, job_id: str) -> JobRequest:
     """``request`` with a seed: its own, or the one of ``job_id``, so asking again gives the same."""
     if request.seed is not None:
         return request
-    return request.model_copy(update={"seed": derived_seed(job_id)})
+    return request.but({"seed": derived_seed(job_id)})

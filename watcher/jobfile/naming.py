@@ -58,7 +58,7 @@ def numbered(stem: str, count: int) -> Callable[[int], str | None]:
     base, digits = slug(stem)[:60], max(4, len(str(count)))
     if count < 2 or not base:
         return lambda _number: None
-    return lambda number: f"{base}_{number:0{digits}d}"
+    return lambda number: f"{base}_{str(number).zfill(digits)}"
 
 
 def slug(text: str) -> str:

@@ -325,9 +325,13 @@ class Planner:
                     drawn = digest(self.salt, "wild", key, index, text)
                     values[key] = wild(text, drawn, self._wildcards)
         made = self._checker.check(values)
-        if isinstance(made, JobRequest) and made.name and len(self._named) < _MOST_NAMED:
-            self._named[made.name] = Found(made.name, made.final_size, made.name)
-        return made
+        return self.remembered(made) if isinstance(made, JobRequest) else made
+
+    def remembered(self, request: JobRequest) -> JobRequest:
+        """``request``, whose picture later jobs of the file may start from, by its name."""
+        if request.name and len(self._named) < _MOST_NAMED:
+            self._named[request.name] = Found(request.name, request.final_size, request.name)
+        return request
 
     def _filled(
         self, key: str, text: str, values: dict[str, Any], names: Mapping[str, str], index: int
@@ -371,14 +375,29 @@ class Planner:
         return str(index + 1 if head == "index" else values["seed"]).zfill(int(width or 0))
 
     def planned(
-        self, request: JobRequest, row: int, priority: Priority, warnings: tuple[str, ...] = ()
+        self,
+        request: JobRequest,
+        row: int,
+        priority: Priority,
+        warnings: tuple[str, ...] = (),
+        *,
+        idle: tuple[str, ...] | None = None,
     ) -> PlannedJob:
-        """``request`` as a picture to be made; ``priority`` when it names none."""
+        """``request`` as a picture to be made; ``priority`` when it names none.
+
+        ``idle``: what :meth:`idle` says of it, where that is known.
+        """
         self.marks.look(request.prompt)
         moment = None if request.not_before is None else moment_of(request.not_before)
         own = priority if request.priority is None else Priority(request.priority)
-        said = self._checker.warnings(request) + warnings
+        if idle is None:
+            idle = self.idle(request)
+        said = self._checker.unread(request) + idle + warnings
         return PlannedJob(request, request.name, said, row, moment, own)
+
+    def idle(self, request: JobRequest) -> tuple[str, ...]:
+        """Warnings of a job that do not depend on its words."""
+        return self._checker.idle(request)
 
 
 def _fault_in_value(error: SteadyError, key: str, value: Any) -> ValueFault:

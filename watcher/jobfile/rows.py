@@ -13,6 +13,7 @@ from watcher.jobfile.batchline import batch_line_fields, is_batch_line
 from watcher.jobfile.cells import reader_of
 from watcher.jobfile.foreign import fitted, line_fields
 from watcher.jobfile.hints import FIELDS, SPELLINGS, meant_by, plain_key
+from watcher.jobfile.kinds import Kinds
 from watcher.jobfile.planner import (
     TEXTS,
     PlannedJob,
@@ -230,7 +231,8 @@ class RowIterator:
         return next(self._each)
 
     def _work(self) -> "Iterator[PlannedJob | Row]":
-        most, planner, columns = self._planner.limits.max_lines, self._planner, self._columns
+        most, planner = self._planner.limits.max_lines, self._planner
+        kinds = Kinds(planner)
         for rows, raw in enumerate(self.raw, 1):
             if rows > most:
                 raise _too_many("rows", most)
@@ -238,30 +240,48 @@ class RowIterator:
                 yield self._refused(raw, [raw.problem], {})
                 continue
             template = self._read(raw)
-            template.inherit(planner.preset)
-            values = template.values
-            names: Mapping[str, str] = {}
-            if columns is not None and _has_braces(values):
-                names = columns.names(raw.cells)
-            made: list[JobRequest] = []
-            problems: list[ValueFault] = []
-            starts = "image" in values
-            for said in planner.spread(template, problems) if starts else (values,):
-                for each in planner.pictures(template, said, names, self._index + len(made)):
-                    if isinstance(each, ValueFault):
-                        problems.append(each)
-                    else:
-                        made.append(each)
+            kind, own = kinds.of(template)
+            if (planned := kinds.again(kind, own, raw.number)) is not None:
+                yield self._counted(planned)
+                continue
+            made, problems = self._pictures(raw, template)
             if problems:
                 yield self._refused(raw, problems, template.came_from)
                 continue
-            for each in keyed_apart(made):
-                self._index += 1
-                if self._index > most:
-                    raise _too_many("jobs", most)
-                yield planner.planned(each, raw.number, Priority.NORMAL, template.warnings)
+            for each in made:
+                planned = planner.planned(each, raw.number, Priority.NORMAL, template.warnings)
+                if len(made) == 1:
+                    kinds.keep(kind, planned)
+                yield self._counted(planned)
         if planner.finder:
             planner.finder.flush()
+
+    def _pictures(
+        self, raw: RawRow, template: Template
+    ) -> tuple[list[JobRequest], list[ValueFault]]:
+        """The pictures of a row, and what is wrong with it."""
+        planner = self._planner
+        template.inherit(planner.preset)
+        values = template.values
+        names: Mapping[str, str] = {}
+        if self._columns is not None and _has_braces(values):
+            names = self._columns.names(raw.cells)
+        made: list[JobRequest] = []
+        problems: list[ValueFault] = []
+        for said in planner.spread(template, problems) if "image" in values else (values,):
+            for each in planner.pictures(template, said, names, self._index + len(made)):
+                if isinstance(each, ValueFault):
+                    problems.append(each)
+                else:
+                    made.append(each)
+        return keyed_apart(made), problems
+
+    def _counted(self, planned: PlannedJob) -> PlannedJob:
+        """``planned``, unless it is one too many."""
+        self._index += 1
+        if self._index > self._planner.limits.max_lines:
+            raise _too_many("jobs", self._planner.limits.max_lines)
+        return planned
 
     def _refused(
         self, raw: RawRow, problems: list[ValueFault], came_from: Mapping[str, str]

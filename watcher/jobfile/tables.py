@@ -150,6 +150,22 @@ class TextLines:
             raise _not_text(error, f"Line {torn}", torn, _LOOKS_LATIN) from None
 
 
+class _OneLine:
+    """Gives a csv.reader one line at a time, since to make a reader takes longer than to read one."""
+
+    def __init__(self) -> None:
+        self.line: str | None = None
+
+    def __iter__(self) -> "_OneLine":
+        return self
+
+    def __next__(self) -> str:
+        line, self.line = self.line, None
+        if line is None:
+            raise StopIteration
+        return line
+
+
 def delimiter_of(line: str, form: str) -> str:
     """The separator of a header line; for one column a character that no text holds."""
     counts = {mark: _outside_quotes(line, mark) for mark in ("\t", ";", ",")}
@@ -185,10 +201,12 @@ class Table:
         if first.startswith("#TYPE "):
             self.warnings.append("The first line, `#TYPE …`, was left out.")
             number, first = self._top()
-        separator = first[4:5] if re.fullmatch("(?i:sep=.)", first.rstrip("\r\n")) else ""
+        separator = first[4:5] if re.fullmatch("(?i:sep=[^\"])", first.rstrip("\r\n")) else ""
         if separator:
             number, first = self._top()
         self._mark = separator or delimiter_of(first, form)
+        self._one = _OneLine()
+        self._csv = csv.reader(self._one, delimiter=self._mark, strict=True)
         self._guarded = False
         header, problem = self._cells(number, first)
         if problem is not None:
@@ -242,8 +260,9 @@ class Table:
 
     def _quoted(self, number: int, line: str) -> list[str] | None:
         """The cells where all quotes fit; None, and no further line taken, where they do not."""
+        self._one.line = line
         try:
-            return next(csv.reader((line,), delimiter=self._mark, strict=True))
+            return next(self._csv)
         except csv.Error:
             pass  # one of them may be closed on a later line
         taken: list[tuple[int, str]] = []
