@@ -177,7 +177,7 @@ class JobRequest(BaseModel):
         """The same with other values, which are known to be right."""
         made = object.__new__(JobRequest)  # model_copy takes three times as long
         for name, value in (
-            ("__dict__", self.__dict__ | values),
+            ("__dict__", {**self.__dict__, **values}),
             ("__pydantic_fields_set__", self.__pydantic_fields_set__ | values.keys()),
             ("__pydantic_extra__", None),
             ("__pydantic_private__", None),
