@@ -6,8 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from watcher.jobfile import read_lines
 from watcher.jobfile.planner import PlannedJob, Template
@@ -47,7 +46,12 @@ _ODD: dict[str, list[Any]] = {
     "expand": [None, "wildcards"],
     "nonsense": [None, 1],
 }
-_ODD["prompt"] += ["a {a|b|c} fox", "{seed} foxes, {index}", "a (fox:1.2) --ar 16:9", "a __colour__ fox"]
+_ODD["prompt"] += [
+    "a {a|b|c} fox",
+    "{seed} foxes, {index}",
+    "a (fox:1.2) --ar 16:9",
+    "a __colour__ fox",
+]
 
 ROWS = st.lists(
     st.fixed_dictionaries(
