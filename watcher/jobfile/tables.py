@@ -201,7 +201,7 @@ class Table:
         if first.startswith("#TYPE "):
             self.warnings.append("The first line, `#TYPE …`, was left out.")
             number, first = self._top()
-        separator = first[4:5] if re.fullmatch("(?i:sep=[^\"])", first.rstrip("\r\n")) else ""
+        separator = first[4:5] if re.fullmatch('(?i:sep=[^"])', first.rstrip("\r\n")) else ""
         if separator:
             number, first = self._top()
         self._mark = separator or delimiter_of(first, form)
