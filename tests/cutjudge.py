@@ -28,7 +28,7 @@ from history import untold
 from receivers import SECRET
 from standardwebhooks import Webhook
 
-from watcher import executor as ex, log, service
+from watcher import executor as ex, log, notify, service
 from watcher.config import Config
 from watcher.jobs import Job
 from watcher.notify.hooks import Webhooks
@@ -143,7 +143,7 @@ def drain(root: Path, work: Path) -> int:
             log.configure("info")
             service.build = Player  # type: ignore[assignment]
             ear: Any = Ear(work / "told")
-            service.Webhooks = functools.partial(Webhooks, poster=ear)  # type: ignore[misc, assignment]
+            notify.Webhooks = functools.partial(Webhooks, poster=ear)  # type: ignore[misc, assignment]
             code = service.run(Config.load(root), once=True)
         except BaseException:
             traceback.print_exc(file=sys.stderr)
