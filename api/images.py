@@ -31,7 +31,6 @@ from watcher.results import zip_pieces
 TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _CHUNK = 256 * 1024
-MOST_CHOSEN = 200  #: pictures in one archive of chosen ones
 _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
 
 _HEADERS = {

@@ -13,6 +13,7 @@ from watcher.limits import Card
 from watcher.pictures import recipe
 from watcher.upscaling import USUAL_FACTOR
 
+MOST_CHOSEN = 200  #: pictures that are given in one archive
 #: What says how a picture was begun: one that is only made larger is begun with itself.
 _BEGINNINGS = frozenset(PICTURE_FIELDS) | {
     *("strength", "resize", "mask_blur", "mask_invert", "mask_only", "mask_padding", "upscale"),

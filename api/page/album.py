@@ -18,10 +18,10 @@ from api import models
 from api.bodies import KEY, json_body, read_model
 from api.door import Door, is_uuid
 from api.errors import documented
-from api.images import MOST_CHOSEN, archive, binary
+from api.images import archive, binary
 from api.paging import RATING
 from api.submit import ON_ITS_WAY, Submissions, accepted
-from watcher.chosen import again_of, larger_of, made_of, rating_range, smaller_size
+from watcher.chosen import MOST_CHOSEN, again_of, larger_of, made_of, rating_range, smaller_size
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import Job, JobRequest, JobState, input_digest
 from watcher.store import JobFilter

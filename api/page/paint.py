@@ -25,7 +25,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 from typing_extensions import override
 
-from api.images import MOST_CHOSEN
+from watcher.chosen import MOST_CHOSEN
 from watcher.pace import span_words
 
 HERE = Path(__file__).parent

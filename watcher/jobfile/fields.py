@@ -49,6 +49,8 @@ from watcher.upscaling import LANCZOS, MAX_LARGE_SIDE, MULTIPLE, REFINE
 
 _FIELDS = frozenset(JobRequest.model_fields)
 _TIDIED = _FIELDS & TEXT_FIELDS
+#: In these ``{name}`` is replaced.
+TEXTS = ("prompt", "negative_prompt", "name", "folder", "label")
 #: What a job that uses one of these asks of its model.
 NEEDED = (*PICTURE_FIELDS, "lora", "upscale")
 #: What says how a picture is started from.

@@ -6,12 +6,14 @@ the first of its kind became, with its own words in their place. Knows nothing o
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from watcher.jobfile.fields import bad_metadata
+from watcher.jobfile.fields import TEXTS, bad_metadata
 from watcher.jobfile.naming import bad_name
-from watcher.jobfile.planner import TEXTS, PlannedJob, Planner, Template
 from watcher.jobs import MAX_COUNT, MAX_SEED, PICTURE_FIELDS, JobRequest, Priority, field_schemas
+
+if TYPE_CHECKING:
+    from watcher.jobfile.planner import PlannedJob, Planner, Template
 
 _MOST = 1000  #: kinds that are remembered
 
@@ -58,13 +60,13 @@ Kind = tuple[Any, ...]
 class Kinds:
     """What became of one row of each kind, of one file."""
 
-    def __init__(self, planner: Planner) -> None:
+    def __init__(self, planner: "Planner") -> None:
         base = planner.preset
         self._planner = planner
         self._seen: dict[Kind, tuple[JobRequest, tuple[str, ...]]] = {}
         self._differ = base.wild or planner.limits.default_name or not _is_settled(base.values)
 
-    def of(self, template: Template) -> tuple[Kind, dict[str, Any]]:
+    def of(self, template: "Template") -> tuple[Kind, dict[str, Any]]:
         """The kind of a row that says ``template``, and what is its own.
 
         An empty kind where the row has to be looked at by itself.
@@ -86,7 +88,7 @@ class Kinds:
         found = tuple(kind)
         return (found, own) if found in self._seen or _is_settled(values) else ((), {})
 
-    def again(self, kind: Kind, own: Mapping[str, Any], row: int) -> PlannedJob | None:
+    def again(self, kind: Kind, own: Mapping[str, Any], row: int) -> "PlannedJob | None":
         """The picture of a row of a known ``kind``; None for the first of its kind."""
         if (seen := self._seen.get(kind)) is None:
             return None
@@ -94,7 +96,7 @@ class Kinds:
         request = self._planner.remembered(like.but(own))
         return self._planner.planned(request, row, Priority.NORMAL, idle=idle)
 
-    def keep(self, kind: Kind, made: PlannedJob) -> None:
+    def keep(self, kind: Kind, made: "PlannedJob") -> None:
         """Remember the one picture of a row for the others of its kind."""
         if kind:
             if len(self._seen) >= _MOST:

@@ -22,7 +22,7 @@ from watcher.jobfile.expand import (
     seeds_of,
     wild,
 )
-from watcher.jobfile.fields import Checker, moment_of, normalised
+from watcher.jobfile.fields import TEXTS, Checker, moment_of, normalised
 from watcher.jobfile.foreign import Marks
 from watcher.jobfile.hints import allowed_for
 from watcher.jobfile.naming import slug
@@ -32,8 +32,6 @@ from watcher.jobs import MAX_COUNT, PICTURE_FIELDS, JobRequest, Priority
 from watcher.limits import Card, Limits
 from watcher.modelnames import lora_words
 
-#: Fields in which ``{name}`` is replaced.
-TEXTS = ("prompt", "negative_prompt", "name", "folder", "label")
 _NAMES = frozenset({"name", "folder"})
 #: Fields in which ``{a|b}`` is, where wildcards are asked for.
 _WILD_TEXTS = ("prompt", "negative_prompt")

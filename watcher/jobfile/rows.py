@@ -11,11 +11,11 @@ from typing import Any, BinaryIO
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.batchline import batch_line_fields, is_batch_line
 from watcher.jobfile.cells import reader_of
+from watcher.jobfile.fields import TEXTS
 from watcher.jobfile.foreign import fitted, line_fields
 from watcher.jobfile.hints import FIELDS, SPELLINGS, meant_by, plain_key
 from watcher.jobfile.kinds import Kinds
 from watcher.jobfile.planner import (
-    TEXTS,
     PlannedJob,
     Planner,
     Template,

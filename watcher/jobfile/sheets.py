@@ -14,10 +14,10 @@ from typing import Any, Literal
 from watcher.errors import SteadyError, Trouble, ValueFault
 from watcher.jobfile import strictjson, strictyaml
 from watcher.jobfile.expand import Product, length_of, placeholders_in, values_of
-from watcher.jobfile.fields import unknown_field
+from watcher.jobfile.fields import TEXTS, unknown_field
 from watcher.jobfile.foreign import is_workflow
 from watcher.jobfile.hints import BATCH_KEYS, KNOWN, SPELLINGS, TEXT_FIELDS
-from watcher.jobfile.planner import BUILT_IN, TEXTS, Template, template_of, wants_wildcards
+from watcher.jobfile.planner import BUILT_IN, Template, template_of, wants_wildcards
 from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
 from watcher.jobfile.sources import Pictures, spread
 from watcher.jobfile.tables import CALL_IT, looks_like
