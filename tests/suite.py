@@ -13,10 +13,10 @@ HOUSE = Path(__file__).parents[1]
 PICK = "not slow and not gpu and not ray and not postgres and not clients and not powercut"
 MODELS = "tests/model"  #: where torch is imported
 NOTHING_TO_DO = 5  #: exit code of pytest
-#: Words of each run; a worker that has nothing left takes from the others.
+#: Words of each run; a file's tests share what it starts, so they stay together.
 RUNS = {
     "models": [MODELS],
-    "all else": [f"--ignore={MODELS}", "-n", "3", "--dist", "worksteal"],
+    "all else": [f"--ignore={MODELS}", "-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"],
 }
 AGAIN = ["--last-failed", "--last-failed-no-failures", "none"]
 

@@ -64,7 +64,7 @@ ROWS = st.lists(
 
 
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=60)
 @given(ROWS, st.sampled_from(SETTINGS))
 @example([{"prompt": "a", "width": 512}, {"prompt": "b", "width": 512.0}], SETTINGS[0])
 @example([{"prompt": "a"}, {"prompt": "b", "key": "k"}, {"prompt": "c", "key": "l"}], SETTINGS[0])
