@@ -152,6 +152,7 @@ def seen(page: Page, what: str, *given: Any) -> None:
 
 def submit(page: Page, prompt: str) -> None:
     page.locator("#prompt").fill(prompt)
+    page.wait_for_load_state()  # before, nothing listens to the key
     page.locator("#prompt").press("Enter")
     expect(page.locator(".toast").last).to_contain_text("Queued")
 
