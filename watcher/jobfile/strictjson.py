@@ -20,7 +20,8 @@ from watcher.jobfile.problems import refusal, shown_key
 MAX_DEPTH = 16  #: mappings and lists inside each other
 MAX_VALUES = 100_000  #: as many as .yaml may hold, with room
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
-_LONG_NUMBER = re.compile(r"[0-9]{400}")
+_LONG = 400  #: digits of a number that is looked at before it is read
+_LONG_NUMBER = re.compile(f"[0-9]{{{_LONG}}}")
 
 
 class Number(float):
@@ -68,7 +69,7 @@ def _float(text: str) -> float:
 
 
 def _int(text: str) -> int:
-    if len(text) > 400:
+    if len(text) > _LONG:
         raise _Odd("bad_json", "A number is too large.")
     return int(text)
 
@@ -89,7 +90,8 @@ def read_json(text: str) -> Any:
     problem that names line and column where they are known.
     """
     try:
-        value = (_CAREFUL if _LONG_NUMBER.search(text) else _DECODER).decode(text)
+        long = len(text) >= _LONG and _LONG_NUMBER.search(text)
+        value = (_CAREFUL if long else _DECODER).decode(text)
     except json.JSONDecodeError as error:
         end = min(error.pos, len(text.rstrip()))  # what is missing is missing on the last line
         row, column = text.count("\n", 0, end) + 1, end - (text.rfind("\n", 0, end) + 1) + 1
@@ -109,7 +111,8 @@ def read_json(text: str) -> Any:
         raise refusal([fault]) from None
     except RecursionError:
         raise _too_deep() from None
-    if isinstance(value, list | dict):
+    # Most lines of a million are too short, or hold too few brackets, to be too much.
+    if len(text) > MAX_VALUES or text.count("{") + text.count("[") > MAX_DEPTH:
         _refuse_depth(value)
     return value
 
@@ -135,7 +138,7 @@ def _too_deep() -> SteadyError:
 
 def _refuse_depth(value: Any) -> None:
     """Depth and number of values, without recursion: later readers may recurse over what passes."""
-    level, values = [value], 0
+    level, values = [value] if isinstance(value, list | dict) else [], 0
     for _ in range(MAX_DEPTH):
         for container in level:
             values += len(container)
