@@ -725,6 +725,7 @@ FIELD_VALUES: dict[str, Any] = {
 @example(prompt="no", fields={})
 @example(prompt='#1, "cat"; it\'s', fields={"seed": 0})
 @example(prompt="12:30 - {a} [b] *c*", fields={})
+@example(prompt="a", fields={"label": "0\xa0"})
 @settings(max_examples=40, deadline=None)
 def test_the_same_text_is_the_same_job_in_every_format(prompt: str, fields: dict[str, Any]) -> None:
     import csv

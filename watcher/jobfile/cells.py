@@ -67,7 +67,7 @@ def _long_text(text: str) -> str | None:
 
 
 def _text_of_cell(text: str) -> str | None:
-    return text.strip() or None
+    return text.strip(" \t\r\n") or None  # other blanks are the person's, as in every format
 
 
 def _word_cell(text: str) -> str | None:
