@@ -36,6 +36,7 @@ def a_root(**settings: Any) -> Iterator[Root]:
     """A root in a folder that goes away; its processes are told to end, and waited for."""
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         root = Root(Path(folder) / "root", settle_seconds=1.0, rescan_seconds=5.0, **settings)
+        root.copied = False  # what a start takes is among the promises
         try:
             yield root
         finally:

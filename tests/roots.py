@@ -42,6 +42,9 @@ class Root:
     those with a real model are; others are started as in production. Every process started is killed by ``close``.
     """
 
+    #: Processes are copies of one that has imported all (forked.py), or what `python` starts.
+    copied = not ON_RAY
+
     def __init__(self, folder: Path, *, cloned: bool = False, **settings: Any) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +92,7 @@ class Root:
 
     def spawn(self, *command: str, wrapper: Sequence[str] = ()) -> Started:
         """A process in this root's environment; what it says is added to watcher.log."""
-        own = wrapper or ON_RAY or self.extra.keys() & {"PYTHONPATH", "LD_PRELOAD"}
+        own = wrapper or not self.copied or self.extra.keys() & {"PYTHONPATH", "LD_PRELOAD"}
         with self.said.open("ab") as said:
             how: dict[str, Any] = {"cwd": self.folder, "env": self.environment(), "stderr": said}
             self.processes.append(
