@@ -4,6 +4,7 @@ No torch, no model, no watcher is started here: the door reads the record and dr
 into the inbox, so it works while the watcher is down and the watcher works without it.
 """
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
@@ -24,6 +25,7 @@ from api.page.paint import Painter, static
 from api.submit import TABLE_BODY, Submissions
 from api.views import Views
 from watcher.config import Config
+from watcher.errors import SteadyError
 from watcher.log import ThrottledLog
 from watcher.pictures.outputs import Outputs
 from watcher.program import installed_version
@@ -42,6 +44,12 @@ _LARGE = [
     ("/sdapi/v1/img2img", a1111.MAX_PICTURES_BODY),
     ("/sdapi/v1/extra-single-image", a1111.MAX_PICTURE_BODY),
 ]
+
+
+def _prepare(record: JobStore) -> None:
+    """Make the record's connections for writing. A record in trouble tells who comes to write."""
+    with contextlib.suppress(SteadyError), record.read():
+        pass
 
 
 def create_app(
@@ -76,10 +84,13 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         door.stopping.bind()
+        # The first write would else wait half a second for what is imported only to write.
+        ready = asyncio.create_task(asyncio.to_thread(_prepare, record))
         async with feed.running():
             yield
             door.stopping.set()
             await for_agents.close()
+        await ready
         if own:
             record.close()
 

@@ -1,6 +1,8 @@
 """The door beside the real watcher: the seed's loop, progress by events, and a busy day."""
 
 import json
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
@@ -13,6 +15,9 @@ import pytest
 from conftest import until
 from doors import Running, Stream, running
 from roots import Root
+
+from watcher.config import Config
+from watcher.store import JobStore
 
 
 @pytest.fixture
@@ -102,3 +107,30 @@ def test_forty_clients_ask_while_five_thousand_files_are_dropped(house: Root):
     assert not wrong
     assert answers[0] > 1000
     assert slowest[0] <= 2.0
+
+
+WRITING = """
+import sys, time
+from fastapi.testclient import TestClient
+from api.app import create_app
+from watcher.config import Config
+app = create_app(Config.load(sys.argv[1]))
+assert "dataset" not in sys.modules, "whoever only looks would wait for it"
+with TestClient(app):
+    end = time.monotonic() + 60
+    while "dataset" not in sys.modules and time.monotonic() < end:
+        time.sleep(0.01)
+    assert "dataset" in sys.modules, "the first who writes would wait for it"
+"""
+
+
+def test_what_only_writes_need_is_there_before_the_first_of_them(house: Root):
+    house.steady("list")  # the record is there
+    JobStore(Config.load(house.folder).database_url).close()  # makes it
+    done = subprocess.run(
+        [sys.executable, "-c", WRITING, str(house.folder)],
+        env=house.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
