@@ -82,7 +82,7 @@ ERRORS: dict[str, ErrorKind] = {
     "image_not_found": ErrorKind(404, 3, "There is no picture with this name.", "Check the name, or look it up in the list of jobs."),
     "image_not_ready": ErrorKind(400, 4, "The picture is not ready.", "Ask for the status and come back when it is completed."),
     "no_preview": ErrorKind(404, 4, "There is no preview of this picture now.", "Ask again while it is being made; after that, for the picture itself."),
-    "image_deleted": ErrorKind(410, 3, "The picture was deleted.", "Run the job again to make it anew."),
+    "image_deleted": ErrorKind(410, 3, "The picture was deleted.", "Its page still has what it was made from: `Edit and run` makes it anew."),
     "delivery_not_found": ErrorKind(404, 3, "There is no delivery with this id.", "Look it up at GET /webhooks/deliveries."),
     "model_not_found": ErrorKind(404, 3, "There is no model with this name.", "Use one that `steady model list` names."),
     "not_accepted": ErrorKind(422, 2, "The model does not take what the job asks of it.", "Remove it, or name another model."),

@@ -122,7 +122,7 @@ class Poster:
     ) -> Reply:
         """One attempt. ``inside``: the operator has allowed that this origin is no public one."""
         if len(body) > MAX_BODY:
-            return Reply(error=f"The body has more than {MAX_BODY} bytes.")
+            return Reply(error=f"The body has more than {MAX_BODY} bytes.", final=True)
         try:
             address = Address.of(url)
             places = self._resolve(address.host, address.port)

@@ -156,6 +156,46 @@ def test_after_ten_attempts_it_is_given_up_and_can_be_sent_again(tmp_path: Path)
             notifier.stop()
 
 
+def test_what_waited_behind_a_dead_receiver_is_given_up_with_it(tmp_path: Path) -> None:
+    """One attempt a minute would take ten thousand minutes for a thousand events."""
+    with Bench(tmp_path) as bench, Receiver(lambda path: 500) as receiver:
+        clock = [now_us()]
+        hooks = Webhooks([Webhook(url=receiver.url, secret=SECRET)], {}, now=now_us)
+        notifier = Notifier(bench.store, [hooks], now=lambda: clock[0])
+        notifier.start()
+        try:
+            bench.client.post("/jobs", json=[{"prompt": f"p{n}"} for n in range(30)])
+            *old, new = bench.watcher.take_in()
+            for id_ in old:
+                bench.store.cancel(id_, 5)
+            clock[0] = now_us() + int(sum(SCHEDULE) * 1e6)
+            bench.store.cancel(new, 6)
+            clock[0] += 10**6
+            notifier.ring()
+            until(lambda: len(bench.store.deliveries(state="dead")) >= 28, 30, "given up")
+        finally:
+            notifier.stop()
+        assert len(receiver.asked) <= 2, "one is asked again at its own time"
+
+
+def test_addresses_that_were_told_are_forgotten(tmp_path: Path) -> None:
+    with Bench(tmp_path) as bench, Receiver() as receiver:
+        store = bench.store
+        bench.client.post("/jobs", json=[{"prompt": f"p{n}"} for n in range(40)])
+        endpoints = [f"{receiver.url}?job={n}" for n in range(40)]
+        hooks = Webhooks([Webhook(url=e, secret=SECRET) for e in endpoints], {}, now=now_us)
+        notifier = Notifier(store, [hooks], now=now_us)
+        store.listen({e: ["job.cancelled"] for e in endpoints})
+        store.cancel(bench.watcher.take_in()[0], 5)
+        assert store.due_endpoints(now_us()) == sorted(endpoints)
+        notifier.start()
+        try:
+            until(lambda: len(receiver.heard) == 40 and notifier.idle, 60, "all are told")
+            assert notifier._lines == {}
+        finally:
+            notifier.stop()
+
+
 def test_a_job_may_name_an_address_where_its_host_is_allowed(make_root: Make) -> None:
     with Receiver(secret=OTHER) as receiver:
         origin = receiver.url.removesuffix("/hook")

@@ -223,6 +223,25 @@ def test_a_late_worker_changes_nothing(store: JobStore) -> None:
     assert ACTIONS["complete"][2](store, now) is None  # once
 
 
+def test_of_a_thousand_attempts_the_last_are_told(store: JobStore) -> None:
+    """All of them would be read at every look."""
+    put_batch(store)
+    for now in range(1, 300):
+        job = claim(store)
+        assert store.release(job.id, job.attempt, why="no room", now=now)
+    attempts = get(store, job.id).facts["attempts"]
+    assert attempts[-1] == {"attempt": 299, "why": "no room", "at": 299}
+    assert len(attempts) < 100
+
+
+def test_line_ends_of_every_script_are_words_in_a_reason(store: JobStore) -> None:
+    put_batch(store)
+    job = claim(store)
+    released = store.release(job.id, job.attempt, why="a\u2028b\u0085c", now=2)
+    assert released is not None
+    assert released.facts["attempts"][0]["why"] == "a\u2028b\u0085c"
+
+
 def test_cancel_while_running_is_kept_until_the_worker_lets_go(store: JobStore) -> None:
     put_batch(store)
     job = claim(store)
@@ -915,6 +934,34 @@ def test_a_released_job_keeps_its_place_and_a_retried_one_queues_anew(store: Job
     store.fail(job.id, job.attempt, "engine_failed", "", facts={}, now=3)
     store.retry(first, 4)
     assert drain(store) == [second, third, first]
+
+
+def test_a_cancelled_batch_whose_job_runs_again_is_no_more_cancelled(store: JobStore) -> None:
+    first, second = put_batch(store, 2)
+    ticket = get(store, first).ticket
+    store.cancel_batch(ticket, 2)
+    store.retry(first, 3)
+    batch = store.batch(ticket)
+    assert batch is not None and not batch.cancelled
+    store.cancel_batch(ticket, 4)
+    assert store.retry_ended(ticket, [first, second], 5) == 2
+    batch = store.batch(ticket)
+    assert batch is not None and not batch.cancelled
+
+
+def test_a_retry_of_what_cannot_start_says_so(store: JobStore) -> None:
+    """It starts from a picture that was not made."""
+    (source,) = put_batch(store)
+    ticket = str(uuid.uuid4())
+    store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
+    job = NewJob.of(request("from it", image=f"job:{source}"))
+    how = {"first_index": 0, "final": True, "now": 1, "local": LOCAL}
+    (link,) = record_jobs(store, ticket, [job], **how)
+    store.cancel(source, 2)
+    assert get(store, link).state is JobState.FAILED
+    answered = store.retry(link, 3)
+    assert answered == get(store, link)
+    assert answered.state is JobState.FAILED
 
 
 def test_retry_failed_takes_only_the_failed_ones(store: JobStore) -> None:

@@ -2,8 +2,8 @@
 
 Every receiver has a thread of its own while there is something for it, so a slow one holds up
 nobody else. What could not be told is tried again by ``schedule``, with the same id; after that it
-is given up and said in the pulse. A crash leaves what is not recorded as told: it is told once
-more by the next start, so everything is told at least once.
+is given up and said in the pulse, and so is what waited that long behind it. A crash leaves what is
+not recorded as told: it is told once more by the next start, so everything is told at least once.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ _LOOK_SECONDS = 1.0  #: between looks into the outbox when nobody rings
 _END_SECONDS = 1.0  #: that what is on its way has to end when the service stops
 _SIDE_BY_SIDE = 16  #: receivers at a time
 _HOLD_SECONDS = 60.0  #: the longest a receiver that failed is left alone with other news
-_THIN_OUT = 200  #: told between two looks at what is old
+_TIDY_SECONDS = 60.0  #: between two looks at what is old
 _DAY = 86_400_000_000
 
 
@@ -110,9 +110,11 @@ class Notifier:
         self._stopping = threading.Event()
         self._looking = True
         self._closed = False
-        self._told = 0
+        self._tidied = time.monotonic()
         self._lines: dict[str, _Line] = {}
-        self._lock = threading.Lock()
+        self._busy = 0
+        self._lock = threading.Lock()  # of the lines
+        self._recording = threading.Lock()  # nothing is recorded once the service has stopped
         self._thread = threading.Thread(target=self._run, name="notify")
 
     def start(self) -> None:
@@ -134,18 +136,18 @@ class Notifier:
         if self._thread.is_alive():
             self._thread.join()
         deadline = time.monotonic() + _END_SECONDS
-        while self._busy() and time.monotonic() < deadline:
+        while self._busy and time.monotonic() < deadline:
             self._bell.wait(0.02)
             self._bell.clear()
         for channel in self._channels:
             channel.close(at_once=True)
-        with self._lock:
+        with self._recording:
             self._closed = True
 
     @property
     def idle(self) -> bool:
         """Nothing is being told, and nothing could be told just now."""
-        return not (self._looking or self._bell.is_set() or self._busy())
+        return not (self._looking or self._bell.is_set() or self._busy)
 
     def tell(self, event: str, body: dict[str, Any]) -> None:
         """Let those who listen hear of it; while the record takes nothing, at once and only once."""
@@ -196,10 +198,6 @@ class Notifier:
             for endpoint, (number, why) in list(found.items())[:20]
         ]
 
-    def _busy(self) -> int:
-        with self._lock:
-            return sum(line.busy for line in self._lines.values())
-
     def _run(self) -> None:
         while not self._stopping.is_set():
             self._bell.wait(_LOOK_SECONDS)
@@ -212,16 +210,22 @@ class Notifier:
     def _look(self) -> None:
         for endpoint in self._store.due_endpoints(self._now()):
             with self._lock:
+                if self._busy >= _SIDE_BY_SIDE:
+                    break
                 line = self._lines.setdefault(endpoint, _Line())
-                busy = sum(each.busy for each in self._lines.values())
-                if line.busy or busy >= _SIDE_BY_SIDE or line.held_until > time.monotonic():
+                if line.busy or line.held_until > time.monotonic():
                     continue
                 line.busy = True
+                self._busy += 1
             threading.Thread(
                 target=self._drain, args=[endpoint, line], name="notify", daemon=True
             ).start()
-        if self._told >= _THIN_OUT:
-            self._told = 0
+        if time.monotonic() - self._tidied >= _TIDY_SECONDS:
+            self._tidied = time.monotonic()
+            with self._lock:
+                for endpoint, line in [*self._lines.items()]:
+                    if not line.busy and line.held_until < self._tidied - _TIDY_SECONDS:
+                        del self._lines[endpoint]
             self._store.thin_out()
 
     def _drain(self, endpoint: str, line: _Line) -> None:
@@ -241,6 +245,9 @@ class Notifier:
         finally:
             with self._lock:
                 line.busy = False
+                self._busy -= 1
+                if line.held_until <= time.monotonic():  # nothing to remember: jobs name thousands
+                    del self._lines[endpoint]
             self._bell.set()
 
     def _deliver(self, channel: Channel | None, due: Delivery, line: _Line) -> bool:
@@ -261,7 +268,7 @@ class Notifier:
         else:
             error = reply.error or f"It answered {reply.status}."
         self._checkpoint("told")
-        with self._lock:
+        with self._recording:
             if self._closed:
                 return False
             self._record(channel, due, reply, error, line)
@@ -274,8 +281,7 @@ class Notifier:
         now = self._now()
         again: int | None = None
         if error is None:
-            line.failures = 0
-            self._told += 1
+            line.failures, line.held_until = 0, 0.0
         elif channel is not None and not channel.once:
             line.failures = min(line.failures + 1, len(self._schedule) - 1)
             asked = reply.retry_after or 0.0
@@ -285,6 +291,9 @@ class Notifier:
                 wait = max(self._schedule[due.attempt], asked) * random.uniform(1.0, 1.1)
                 again = now + int(wait * 1e6)
         self._store.attempted(due.id, now=now, status=reply.status, error=error, again_at=again)
+        if error is not None and channel is not None:
+            due_before = now - int(sum(self._schedule) * 1e6)
+            self._store.give_up(due.endpoint, error, now=now, due=due_before)
         if reply.gone:
             words = "It answered 410: it wants to hear nothing more. Start the service to try anew."
             self._store.silence(due.endpoint, words, now=now)

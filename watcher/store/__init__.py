@@ -31,11 +31,15 @@ from watcher.store.recording import NewJob as NewJob, Recorded, Recording as Rec
 from watcher.store.views import JobQueries
 
 _BULK = Priority.BULK.level
+_HISTORY = 4000  #: characters that are told of earlier attempts: every look reads them
 
 # A fresh start for a failed or cancelled job, in its new place among those who wait.
 _RETRY = f"""state = 'queued', held = {HELD}, deaths = 0, watcher_deaths = 0,
     cancel_requested = 0, started_at = NULL, completed_at = NULL, error_code = NULL,
     error_message = NULL, facts = NULL, passed_at = NULL"""
+
+# A batch whose jobs run again; of a file that is still being read, all else stays cancelled.
+_OPEN_AGAIN = "archived = 0, cancelled = CASE WHEN recorded_at IS NULL THEN cancelled ELSE 0 END"
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
     ) -> Job | None:
         """Back to the queue in its old place; cancelled when that was asked. None: fenced.
 
-        ``why`` is kept in ``facts["attempts"]``. ``death``, ``watcher_death``: count one.
+        ``why`` is kept in ``facts["attempts"]``, of hundreds the last. ``death``, ``watcher_death``: count one.
         """
         line = to_json({"attempt": attempt, "why": why, "at": now}) + "\n"
         with self.write():
@@ -165,13 +169,14 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 f" held = CASE WHEN cancel_requested = 1 THEN NULL ELSE {HELD} END,"
                 " cancel_requested = 0, started_at = NULL, deaths = deaths + :death,"
                 " watcher_deaths = watcher_deaths + :watcher,"
-                " history = COALESCE(history, '') || :line",
+                " history = CASE WHEN length(history) < :most THEN history ELSE '' END || :line",
                 "id = :id AND attempt = :attempt AND state = 'generating'",
                 id=id,
                 attempt=attempt,
                 death=int(death),
                 watcher=int(watcher_death),
                 line=line,
+                most=_HISTORY,
                 now=now,
             )
 
@@ -228,10 +233,10 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
             rows = self.run(f"SELECT * FROM jobs WHERE {ended}", id=id)
             old = job_of(rows[0]) if rows else self._refused(id)
             rank = self._rank(old, old.priority, None)
-            self.run("UPDATE batches SET archived = 0 WHERE ticket = :t", t=old.ticket)
-            job = self._moved(f"{_RETRY}, rank = :rank", ended, id=id, now=now, rank=rank)
-            self._settle(None, now=now)
-            return job
+            self._set_batch(_OPEN_AGAIN, ticket=old.ticket)
+            self._moved(f"{_RETRY}, rank = :rank", ended, id=id, now=now, rank=rank)
+            self._settle(None, now=now)  # it fails again at once if what it starts from has failed
+            return job_of(self.run("SELECT * FROM jobs WHERE id = :id", id=id)[0])
 
     def reorder(
         self,
@@ -375,6 +380,6 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
             if count:
                 self._settle(None, now=self._clock())
                 self._set_batch(
-                    "archived = 0, last_rank = :rank", ticket=ticket, rank=start + count
+                    f"{_OPEN_AGAIN}, last_rank = :rank", ticket=ticket, rank=start + count
                 )
             return count

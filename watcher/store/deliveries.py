@@ -113,23 +113,19 @@ class Deliveries(Database):
 
     def due_endpoints(self, now: int) -> list[str]:
         """Who is to be told something. Two looks into an index for each that waits."""
-        found: list[str] = []
-        last = ""
-        while True:
-            last = self.poll(
-                "SELECT min(endpoint) AS e FROM deliveries INDEXED BY deliveries_queued"
-                " WHERE state = 'pending' AND endpoint > :last",
-                last=last,
-            )[0]["e"]
-            if last is None:
-                return found
-            if self.poll(
-                "SELECT 1 FROM deliveries INDEXED BY deliveries_queued WHERE state = 'pending'"
-                " AND endpoint = :endpoint AND next_at <= :now LIMIT 1",
-                endpoint=last,
-                now=now,
-            ):
-                found.append(last)
+        first = (
+            "SELECT min(endpoint) FROM deliveries INDEXED BY deliveries_queued"
+            " WHERE state = 'pending'"
+        )
+        rows = self.poll(
+            f"WITH RECURSIVE waiting (endpoint) AS ({first} UNION ALL SELECT ({first}"
+            " AND endpoint > w.endpoint) FROM waiting AS w WHERE w.endpoint IS NOT NULL)"
+            " SELECT w.endpoint FROM waiting AS w WHERE EXISTS (SELECT 1 FROM deliveries AS d"
+            " INDEXED BY deliveries_queued WHERE d.state = 'pending' AND d.endpoint = w.endpoint"
+            " AND d.next_at <= :now)",
+            now=now,
+        )
+        return [row["endpoint"] for row in rows]
 
     def next_delivery(self, endpoint: str, now: int) -> Delivery | None:
         """The oldest that is due there, its attempt counted; None when nothing is.
@@ -181,12 +177,24 @@ class Deliveries(Database):
         """Tell it nothing more: it listens no longer, and what waits for it is given up."""
         with self.write():
             self.run("DELETE FROM listeners WHERE endpoint = :endpoint", endpoint=endpoint)
-            self.run(
-                "UPDATE deliveries SET state = 'dead', last_error = :error, ended_at = :now"
-                " WHERE endpoint = :endpoint AND state = 'pending'",
-                endpoint=endpoint,
-                error=error,
-                now=now,
+        while self.give_up(endpoint, error, now=now) == _CHUNK:
+            pass
+
+    def give_up(self, endpoint: str, error: str, *, now: int, due: int = 2**62) -> int:
+        """End the oldest that wait there and were due before ``due``; how many, _CHUNK at most."""
+        with self.write():
+            return len(
+                self.run(
+                    "UPDATE deliveries SET state = 'dead', ended_at = :now,"
+                    " last_error = COALESCE(last_error, :error) WHERE seq IN (SELECT seq FROM"
+                    " (SELECT seq, next_at FROM deliveries INDEXED BY deliveries_queued"
+                    " WHERE state = 'pending' AND endpoint = :endpoint ORDER BY seq"
+                    f" LIMIT {_CHUNK}) AS oldest WHERE next_at < :due) RETURNING seq",
+                    endpoint=endpoint,
+                    error=error,
+                    due=due,
+                    now=now,
+                )
             )
 
     def resend(self, id: str, now: int) -> Delivery:

@@ -48,7 +48,7 @@ def job_of(row: Row) -> Job:
     priority = _PRIORITIES[row["class"]]
     facts: dict[str, Any] = json.loads(row["facts"]) if row["facts"] else {}
     if row["history"]:
-        facts["attempts"] = [json.loads(line) for line in row["history"].splitlines()]
+        facts["attempts"] = [json.loads(line) for line in row["history"].split("\n")[:-1]]
     return Job(
         **{name: row[name] for name in _AS_IN_JOBS},
         index=row["idx"],
