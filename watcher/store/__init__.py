@@ -167,7 +167,8 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 "state = CASE WHEN cancel_requested = 1 THEN 'cancelled' ELSE 'queued' END,"
                 " completed_at = CASE WHEN cancel_requested = 1 THEN :now ELSE NULL END,"
                 f" held = CASE WHEN cancel_requested = 1 THEN NULL ELSE {HELD} END,"
-                " cancel_requested = 0, started_at = NULL, deaths = deaths + :death,"
+                " cancel_requested = 0, started_at = NULL, passed_at = NULL,"
+                " deaths = deaths + :death,"
                 " watcher_deaths = watcher_deaths + :watcher,"
                 " history = CASE WHEN length(history) < :most THEN history ELSE '' END || :line",
                 "id = :id AND attempt = :attempt AND state = 'generating'",
@@ -302,14 +303,14 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
     def cancel_batch(self, ticket: str, now: int | None = None) -> Batch:
         """All of it: waiting jobs end, running ones are flagged, unread ones never start."""
         with self.write():
-            self._set_batch("cancelled = 1", ticket=ticket)
+            batch = batch_of(self._set_batch("cancelled = 1", ticket=ticket))
             self._end_waiting(ticket, self._clock() if now is None else now)
             self._move_many(
                 "cancel_requested = 1",
                 "ticket = :ticket AND state = 'generating' AND cancel_requested = 0",
                 ticket=ticket,
             )
-            return batch_of(self._set_batch("cancelled = 1", ticket=ticket))
+            return batch
 
     def _end_waiting(self, ticket: str, now: int) -> None:
         self._move_many(
@@ -336,11 +337,13 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
     def pause_batch(self, ticket: str) -> Batch:
         """Its waiting jobs are held back, also those still to be read."""
         with self.write():
-            self._set_batch("paused = 1", ticket=ticket)
+            batch = batch_of(self._set_batch("paused = 1", ticket=ticket))
             self._move_many(
-                "held = 'paused'", "ticket = :ticket AND state = 'queued'", ticket=ticket
+                "held = 'paused', passed_at = NULL",
+                "ticket = :ticket AND state = 'queued'",
+                ticket=ticket,
             )
-            return batch_of(self._set_batch("paused = 1", ticket=ticket))
+            return batch
 
     def resume_batch(self, ticket: str, now: int | None = None) -> Batch:
         """Its jobs wait in their old places again."""

@@ -366,13 +366,7 @@ VERSION = len(_TABLES)
 
 def migrations(dialect: Dialect) -> list[list[str]]:
     """The statements that lead to version 1, 2, ... in ``dialect``, in order."""
-    words = {
-        "serial": dialect.serial,
-        "integer": dialect.integer,
-        "real": dialect.real,
-        "key": dialect.key,
-        "plain_table": dialect.plain_table,
-    }
+    words = vars(dialect)
     return [
         [statement.format(**words) for statement in tables] + list(own)
         for tables, own in zip(_TABLES, dialect.own, strict=True)
