@@ -18,7 +18,7 @@ from api.compat import a1111, agents, edits, openai, openai_batch
 from api.compat.calls import Calls
 from api.docs import pages, spec
 from api.door import Door
-from api.guard import Guard, Rules
+from api.guard import LOGIN, Guard, Rules
 from api.page import album, needs as attention
 from api.page.pages import Pages
 from api.page.paint import Painter, static
@@ -33,17 +33,18 @@ from watcher.store import JobStore
 from watcher.suffixes import MAX_PICTURE
 
 _LINES = 60  #: a minute that the log has of each kind of refusal
-#: Where bodies may be larger than elsewhere, and how large.
-_LARGE = [
-    ("/jobs", TABLE_BODY),
-    ("/v1/files", openai_batch.ROOM),
-    ("/sdapi/v1/png-info", a1111.MAX_PICTURE_BODY),
-    ("/inputs", MAX_PICTURE),
-    ("/v1/images/edits", edits.MAX_FORM),
-    ("/v1/images/variations", edits.MAX_FORM),
-    ("/sdapi/v1/img2img", a1111.MAX_PICTURES_BODY),
-    ("/sdapi/v1/extra-single-image", a1111.MAX_PICTURE_BODY),
-]
+#: Bytes of a body where they may be more or fewer than elsewhere.
+_BODIES = {
+    LOGIN: login.MAX_FORM,
+    "/jobs": TABLE_BODY,
+    "/v1/files": openai_batch.ROOM,
+    "/sdapi/v1/png-info": a1111.MAX_PICTURE_BODY,
+    "/inputs": MAX_PICTURE,
+    "/v1/images/edits": edits.MAX_FORM,
+    "/v1/images/variations": edits.MAX_FORM,
+    "/sdapi/v1/img2img": a1111.MAX_PICTURES_BODY,
+    "/sdapi/v1/extra-single-image": a1111.MAX_PICTURE_BODY,
+}
 
 
 def _prepare(record: JobStore) -> None:
@@ -72,7 +73,7 @@ def create_app(
     views = Views(door)
     submissions = Submissions(door)
     outputs = Outputs(config.outputs, embed_metadata=config.embed_metadata)
-    rules = Rules.of(config, body_limits=_LARGE)
+    rules = Rules.of(config, body_limits=_BODIES)
     throttled = ThrottledLog(_LINES)
     feed = events.Feed(door, views.brief, most=streams)
     calls = Calls(door, submissions, feed)
@@ -133,7 +134,7 @@ def create_app(
         return JSONResponse(openapi())
 
     app.openapi = openapi  # type: ignore[method-assign]
-    app.router.routes.append(Route(agents.PATH, for_agents, include_in_schema=False))
+    app.router.routes.append(Route(agents.PATH, for_agents, methods=["POST"]))
     icon = RedirectResponse("/static/icon.svg", status_code=301)
     app.router.routes.append(Route("/favicon.ico", icon, include_in_schema=False))
     app.add_route("/static/{name}", static)

@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Header
+from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobfile.strictjson import read_json
+from watcher.jobfile.strictjson import MAX_VALUES, read_json
 
 Given = TypeVar("Given", bound=BaseModel)
 
@@ -71,8 +72,16 @@ async def unpacked(request: Request) -> bytes:
     return await request.body()
 
 
+async def read_object(request: Request) -> dict[str, Any]:
+    """The JSON body as a mapping. Raises SteadyError as :func:`json_object` does."""
+    return await run_in_threadpool(json_object, await read_body(request, "application/json"))
+
+
 def json_object(data: bytes) -> dict[str, Any]:
-    """The body as a mapping. Raises SteadyError encoding, bad_json, duplicate_key, bad_shape."""
+    """The body as a mapping. Raises SteadyError encoding, bad_json, duplicate_key, bad_shape,
+    too_large."""
+    if data.count(b",") > MAX_VALUES:  # reading them all would hold up every other request
+        raise SteadyError("too_large", "The body holds too many values.")
     try:
         value = read_json(data.decode("utf-8-sig"))
     except UnicodeDecodeError:

@@ -17,8 +17,8 @@ import re
 import secrets
 import time
 import urllib.parse
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -113,17 +113,17 @@ class Rules:
 
     ``hosts`` are lower-case names without port, ``*`` or ``*.example.com`` patterns.
     ``origins`` are further origins whose pages are our own (``public_url``).
-    ``body_limits`` maps paths that take more than MAX_BODY to their bytes.
+    ``body_limits`` maps paths that take more or fewer bytes than MAX_BODY to them.
     """
 
     hosts: frozenset[str]
     token: str | None = None
     origins: frozenset[str] = frozenset()
-    body_limits: tuple[tuple[str, int], ...] = ()
+    body_limits: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, config: Config, body_limits: Iterable[tuple[str, int]] = ()) -> "Rules":
-        """The rules of ``config``; ``body_limits``: paths that take more bytes than the usual."""
+    def of(cls, config: Config, body_limits: Mapping[str, int] = {}) -> "Rules":
+        """The rules of ``config``, with the ``body_limits``."""
         hosts = {"localhost", "127.0.0.1", "[::1]", *(h.lower() for h in config.allowed_hosts)}
         origins = set()
         if config.public_url:
@@ -133,7 +133,7 @@ class Rules:
                 origins.add(f"{parts.scheme}://{parts.netloc}".lower())
         if config.host and not _is_wildcard(config.host):
             hosts.add(f"[{config.host}]" if ":" in config.host else config.host.lower())
-        return cls(frozenset(hosts), token_of(config), frozenset(origins), tuple(body_limits))
+        return cls(frozenset(hosts), token_of(config), frozenset(origins), body_limits)
 
     def knows_host(self, header: str) -> bool:
         """May a request name this ``Host``? Any other is a stranger's name for this machine."""
@@ -148,7 +148,7 @@ class Rules:
 
     def body_limit(self, path: str) -> int:
         """Bytes a body of ``path`` may have."""
-        return dict(self.body_limits).get(path, MAX_BODY)
+        return self.body_limits.get(path, MAX_BODY)
 
 
 def _is_wildcard(host: str) -> bool:
@@ -176,7 +176,11 @@ class Guard:
         self._cookie = cookie_of(rules.token) if rules.token else ""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI: answers what is against the rules, passes on the rest, logs both."""
+        """ASGI: answers what is against the rules, passes on the rest, logs both.
+
+        HEAD is a GET that ends where its body would begin, so that no file is read for nothing
+        and no stream stays open.
+        """
         if scope["type"] == "websocket":
             await send({"type": "websocket.close", "code": 1008})
             return
@@ -185,12 +189,16 @@ class Guard:
             return
         begun = time.monotonic()
         status = 500
+        head = scope["method"] == "HEAD"
 
         async def guarded_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
                 _add_headers(message)
+            elif head and message.get("more_body"):
+                await send({"type": "http.response.body"})
+                raise ClientDisconnect
             await send(message)
 
         try:
@@ -199,9 +207,10 @@ class Guard:
                 await refusal(scope, receive, guarded_send)
             else:
                 limit = self._rules.body_limit(scope["path"])
-                await self._app(scope, _limited(receive, limit), guarded_send)
+                asked = {**scope, "method": "GET"} if head else scope
+                await self._app(asked, _limited(receive, limit), guarded_send)
         except ClientDisconnect:
-            status = _HUNG_UP
+            status = status if head else _HUNG_UP
         finally:
             tell = say if status < 400 else self._log.say
             level = logging.WARNING if status >= 500 else logging.INFO

@@ -11,6 +11,7 @@ from starlette.responses import RedirectResponse, Response
 from api.guard import COOKIE, LOGIN, cookie_of, same
 from api.page.paint import Painter
 
+MAX_FORM = 4096  #: bytes of the form: whoever has no token may send it
 _DAYS = 30
 
 

@@ -20,7 +20,7 @@ from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
 from starlette.responses import Response
 
-from api.bodies import fault, json_object, read_body
+from api.bodies import fault, read_object
 from api.compat.calls import Call, Calls, Snapshot
 from api.compat.img2img import extras_of, img2img_of, picture_in
 from api.compat.txt2img import Txt2ImgBody, txt2img_of, words_of
@@ -84,7 +84,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
     @router.post("/extra-single-image")
     async def extra_single_image(request: Request) -> Response:
         """A picture, made larger as it is."""
-        raw = json_object(await read_body(request, "application/json"))
+        raw = await read_object(request)
         asked = await run_in_threadpool(extras_of, raw, door.limits().usual, door.keep)
         body = Body(json.dumps(asked.fields).encode(), ".json", NAME)
         call = await run_in_threadpool(calls.begin, body)
@@ -96,7 +96,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
         return JSONResponse({"html_info": words, "image": base64.b64encode(data).decode()})
 
     async def made(request: Request, read: Callable[..., Txt2ImgBody]) -> Response:
-        raw = json_object(await read_body(request, "application/json"))
+        raw = await read_object(request)
         asked = await run_in_threadpool(_asked, raw, read)
         data = json.dumps(asked.fields).encode()
         call = await run_in_threadpool(calls.begin, Body(data, ".json", NAME))
@@ -133,7 +133,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
     @router.post("/png-info")
     async def png_info(request: Request) -> Response:
         """The settings a picture carries; an empty text when it carries none."""
-        raw = json_object(await read_body(request, "application/json"))
+        raw = await read_object(request)
         return JSONResponse(await run_in_threadpool(_settings_in, raw.get("image")))
 
 
@@ -189,7 +189,7 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
     @router.post("/options")
     async def set_options(request: Request) -> Response:
         """Any options are taken; but for the model of the calls to come none changes anything."""
-        raw = json_object(await read_body(request, "application/json"))
+        raw = await read_object(request)
         await run_in_threadpool(lambda: door.store.put(_CHOSEN, _card_of(raw, door).name))
         return JSONResponse(None)
 

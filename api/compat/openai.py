@@ -24,7 +24,7 @@ from PIL import Image
 from starlette.responses import Response
 
 from api import dialects, images, links
-from api.bodies import KEY, choice, fault, json_object, read_body, whole
+from api.bodies import KEY, choice, fault, read_object, whole
 from api.compat.calls import Attempt, Call, Calls, Snapshot
 from api.compat.edits import edit_of, read_form, variation_of
 from api.door import Door
@@ -64,9 +64,8 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
     @router.post("/images/generations")
     async def generations(request: Request, idempotency_key: KEY = None) -> Response:
         """Answers when the pictures are there, or with ``stream`` as they come."""
-        data = await read_body(request, "application/json")
-        raw = await run_in_threadpool(json_object, data)
-        return await answers.answered(request, raw, idempotency_key, data=data)
+        raw = await read_object(request)
+        return await answers.answered(request, raw, idempotency_key, data=await request.body())
 
     @router.post("/images/edits")
     async def edits(request: Request, idempotency_key: KEY = None) -> Response:

@@ -243,6 +243,8 @@ def test_a_browser_logs_in_and_gets_a_cookie_no_script_sees(guarded: TestClient)
     by_link = guarded.get("/login", params={"token": "s3cret-é"}, follow_redirects=False)
     assert by_link.status_code == 303 and "set-cookie" in by_link.headers
     guarded.cookies.clear()
+    # whoever has no token gets little of it read
+    refused(guarded.post("/login", data={"token": "%ff" * 2000}), 413, "too_large")
 
 
 def test_auto_makes_one_token_and_keeps_it_private(root: Path):
@@ -308,6 +310,23 @@ def test_with_a_token_other_machines_are_let_in_and_the_log_does_not_know_it(roo
 
 
 # -- bodies
+
+
+def test_head_answers_as_get_does_and_sends_nothing(bench: Bench, service: Running):
+    job = bench.done(prompt="looked for")
+    for path, status in (
+        ("/health", 200),
+        ("/events", 200),
+        (f"/image/{job.id}", 200),
+        (f"/batches/{job.ticket}/images.zip", 200),
+        ("/nothing-here", 404),
+        ("/generate-image", 405),
+    ):
+        ask = f"HEAD {path} HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"
+        head, _, body = service.raw(ask.encode()).partition(b"\r\n\r\n")
+        assert (int(head.split()[1]), body) == (status, b""), path
+        if path.startswith("/image/"):
+            assert f"content-length: {job.bytes}".encode() in head
 
 
 def test_a_body_that_says_it_is_too_long_is_refused_before_it_is_read(service: Running):

@@ -1,5 +1,6 @@
 """The house itself: what is written down about it is what it is."""
 
+import ast
 import os
 import re
 import subprocess
@@ -281,6 +282,18 @@ def test_a_function_or_class_has_its_name_for_itself() -> None:
                 homes.setdefault(node.name, []).append(str(path.relative_to(HOUSE)))
     alike = {"routes", "main", "__getattr__"}
     assert {n: at for n, at in homes.items() if len(at) > 1 and n not in alike} == {}
+
+
+def test_no_coroutine_reads_a_body_as_json_itself() -> None:
+    found = [
+        f"{path.name}: {call.lineno}"
+        for path in HOUSE.glob("api/**/*.py")
+        for function in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(function, ast.AsyncFunctionDef)
+        for call in ast.walk(function)
+        if isinstance(call, ast.Call) and ast.unparse(call.func) in ("json_object", "read_json")
+    ]
+    assert found == [], "all other requests wait for it: read_object has a thread do it"
 
 
 def test_every_command_comes_from_the_module_that_the_command_line_names() -> None:

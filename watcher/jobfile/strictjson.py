@@ -21,7 +21,8 @@ MAX_DEPTH = 16  #: mappings and lists inside each other
 MAX_VALUES = 100_000  #: as many as .yaml may hold, with room
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
 _LONG = 400  #: digits of a number that is looked at before it is read
-_LONG_NUMBER = re.compile(f"[0-9]{{{_LONG}}}")
+_STRIDE = 40  #: of so many characters one is looked at: a picture in a text is quickly passed over
+_LONG_NUMBER = re.compile(f"[0-9]{{{_LONG // _STRIDE}}}")
 
 
 class Number(float):
@@ -90,7 +91,7 @@ def read_json(text: str) -> Any:
     problem that names line and column where they are known.
     """
     try:
-        long = len(text) >= _LONG and _LONG_NUMBER.search(text)
+        long = len(text) >= _LONG and _LONG_NUMBER.search(text[::_STRIDE])
         value = (_CAREFUL if long else _DECODER).decode(text)
     except json.JSONDecodeError as error:
         end = min(error.pos, len(text.rstrip()))  # what is missing is missing on the last line
