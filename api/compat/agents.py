@@ -118,7 +118,7 @@ class Tools:
         body = Body.of(json.dumps(said).encode(), f"{NAME}.json")
         self._feed.places.take()
         try:
-            done = await run_in_threadpool(self._submissions.submit, body, key)
+            done = await run_in_threadpool(self._submissions.submit, body, key or None)
             job = await self._ended(done.batch.ticket)
         finally:
             self._feed.places.give_back()
