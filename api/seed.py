@@ -65,9 +65,9 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
         request: Request,
     ) -> Response:
         """A picture by its name: `ImgGen_143022`, or `folder/name`. When several have the name,
-        the newest."""
+        the newest that is there."""
         folder, _, name = image_name.rpartition("/")
-        job = door.store.job_by_image(name, folder or None)
+        job = door.store.job_by_image(name, folder or None, made=True)
         if job is None:
             raise SteadyError("image_not_found")
         return images.picture(door, job, request, fixed=False)

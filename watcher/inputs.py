@@ -280,7 +280,7 @@ class Finder:
         if suffix_of(name) in INPUT_SUFFIXES and (data := self._bytes_of(name)) is not None:
             return self._judged(name, data)
         store = self._inputs.store
-        job = store.job_by_image(name) if store and "/" not in name else None
+        job = store.job_by_image(name, made=True) if store and "/" not in name else None
         if job is None:
             raise _missing(name)
         return self._of_made(job)

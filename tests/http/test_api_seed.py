@@ -243,6 +243,12 @@ def test_the_newest_of_one_name_wins(bench: Bench):
     answer = bench.client.get("/image/by-name/cat")
     assert "immutable" not in answer.headers["cache-control"]
     assert f'filename="{new.path.split("/")[-1]}"' in answer.headers["content-disposition"]
+    bench.post(name="cat", folder="c")
+    bench.watcher.take_in()
+    for end in (lambda: None, bench.watcher.fail):  # what waits or failed hides no picture
+        end()
+        assert bench.client.get("/image/by-name/cat").headers["etag"] == f'"{new.sha256}"'
+    refused(bench.client.get("/image/by-name/c/cat"), 400, "image_not_ready")
 
 
 def test_what_has_no_effect_is_said_in_warnings(bench: Bench):

@@ -57,23 +57,27 @@ class JobQueries(Lists):
         rows = self.poll("SELECT * FROM jobs WHERE id = :id", id=id)
         return job_of(rows[0]) if rows else None
 
-    def job_by_image(self, name: str, folder: str | None = None) -> Job | None:
+    def job_by_image(
+        self, name: str, folder: str | None = None, *, made: bool = False
+    ) -> Job | None:
         """Whose picture has this name, in any case; of several folders the newest job's.
 
-        The file's suffix may stand behind the name.
+        ``made``: the newest whose picture is there, where one is. The file's suffix may stand
+        behind the name.
         """
         stem, dot, suffix = name.rpartition(".")
-        found = self._named(name, folder)
-        if found is None and dot and (found := self._named(stem, folder)):
+        found = self._named(name, folder, made)
+        if found is None and dot and (found := self._named(stem, folder, made)):
             found = found if found.path.endswith("." + suffix.lower()) else None
         return found
 
-    def _named(self, name: str, folder: str | None) -> Job | None:
+    def _named(self, name: str, folder: str | None, made: bool) -> Job | None:
         where = "n.folded = :name" + (" AND n.folder = :folder" if folder is not None else "")
         values = {"name": folded(name)} | ({"folder": folded(folder)} if folder is not None else {})
+        there = "(j.state = 'completed' AND j.deleted_at IS NULL) DESC, " if made else ""
         rows = self.poll(
             "SELECT j.* FROM image_names AS n JOIN jobs AS j ON j.id = n.job_id"
-            f" WHERE {where} ORDER BY j.seq DESC LIMIT 1",
+            f" WHERE {where} ORDER BY {there}j.seq DESC LIMIT 1",
             **values,
         )
         return job_of(rows[0]) if rows else None
