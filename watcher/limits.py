@@ -34,7 +34,9 @@ class Card:
 
     name: str = "Tongyi-MAI/Z-Image-Turbo"
     engine: str = "zimage"
-    source: str = "Tongyi-MAI/Z-Image-Turbo"  #: folder or hub name
+    source: str = "Tongyi-MAI/Z-Image-Turbo"  #: folder, file or hub name
+    #: the source, and what more the settings name of its files
+    pieces: tuple[str, ...] = field(default=(), compare=False)
     default_width: int = 1024
     default_height: int = 1024
     default_steps: int = 9

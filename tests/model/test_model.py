@@ -1,5 +1,6 @@
 """Which model is used, where it lies, what it allows, and how it gets here."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -22,6 +23,8 @@ from conftest import until
 from scripted_torch import ScriptedTorch
 
 from watcher import models
+from watcher.commands.desk import Desk
+from watcher.commands.models import list_models, pull, verify
 from watcher.config import Config
 from watcher.engines.convert import convert_model
 from watcher.errors import SteadyError
@@ -30,6 +33,7 @@ from watcher.limits import Card, Limits
 from watcher.models import STARTER, ZIMAGE_TURBO, Choice, weights
 from watcher.models.catalogue import CATALOGUE
 from watcher.models.weights import HubFile
+from watcher.store import JobStore
 
 PINNED = CATALOGUE[ZIMAGE_TURBO].revision
 COMMIT = "c0ffee" + "0" * 34
@@ -499,7 +503,10 @@ def test_a_missing_hub_model_says_how_to_get_it() -> None:
     with pytest.raises(SteadyError) as caught:
         models.present(ZIMAGE_TURBO)
     assert caught.value.code == "model_missing"
-    assert caught.value.remedy == "Run `steady model pull` (33 GB)."
+    assert caught.value.remedy == f"Run `steady model pull {ZIMAGE_TURBO}` (33 GB)."
+    with pytest.raises(SteadyError) as caught:
+        models.present("models/sdxl")
+    assert caught.value.remedy == "Bring `models/sdxl` back."
 
 
 class LocalHub:
@@ -644,7 +651,7 @@ def test_a_hostile_listing_reaches_nothing_outside(hub: LocalHub, tmp_path: Path
     assert victim.read_text() == "{}"
 
 
-@pytest.mark.parametrize("name", ["nonsense", "a/b/c", "../up", "/abs/olute"])
+@pytest.mark.parametrize("name", ["nonsense", "a/b/c", "../up", "/abs/olute", "models/sdxl"])
 def test_only_hub_names_are_pulled(name: str, hub: LocalHub) -> None:
     assert code_of(lambda: weights.pull_model(name, hub=hub)) == "model_missing"
     assert hub.fetched == []
@@ -843,7 +850,7 @@ def test_without_a_manifest_the_cache_names_are_the_check_sums(hub: LocalHub) ->
     folder = weights.pull_model("me/tiny", hub=hub)
     (folder / "manifest.json").unlink()
     report = weights.verify_model("me/tiny")
-    assert (report.by, report.files, report.problems) == ("hub cache", 8, ())
+    assert (report.by, report.files, report.problems) == ("hub", 8, ())
     blob = (folder / "model_index.json").resolve()
     blob.write_bytes(blob.read_bytes().replace(b"diffusers", b"confusers"))
     assert weights.verify_model("me/tiny").damaged == ("model_index.json",)
@@ -854,7 +861,7 @@ def test_a_store_that_models_share_is_verified_and_repaired(hub: LocalHub) -> No
     folder = weights.pull_model("me/tiny", hub=hub)
     (folder / "manifest.json").unlink()
     report = weights.verify_model("me/tiny")
-    assert (report.by, report.problems) == ("hub cache", ())
+    assert (report.by, report.problems) == ("hub", ())
     path = (folder / "vae/v.safetensors").resolve()
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     assert weights.verify_model("me/tiny").damaged == ("vae/v.safetensors",)
@@ -864,7 +871,7 @@ def test_a_store_that_models_share_is_verified_and_repaired(hub: LocalHub) -> No
 
 def test_of_a_bare_folder_the_outlines_are_checked(tiny: Path) -> None:
     report = weights.verify_model("tiny", tiny.parent)
-    assert (report.by, report.problems) == ("headers", ())
+    assert (report.by, report.problems) == ("sizes", ())
     path = tiny / "vae" / "v.safetensors"
     good = path.read_bytes()
     for bad in (good[:-1], good + b"x", b"", b"\xff" * 20, good[:6], struct.pack("<Q", 2) + b"[]"):
@@ -873,23 +880,75 @@ def test_of_a_bare_folder_the_outlines_are_checked(tiny: Path) -> None:
     assert code_of(lambda: weights.verify_model("me/nothing")) == "model_missing"
 
 
+def test_a_model_in_one_file_is_checked_as_one(tiny: Path) -> None:
+    report = weights.verify_model("tiny/vae/v.safetensors", tiny.parent)
+    assert (report.by, report.files, report.problems) == ("sizes", 1, ())
+    path = tiny / "vae" / "v.safetensors"
+    path.write_bytes(path.read_bytes()[:-1])
+    assert weights.verify_model(str(path)).damaged == ("v.safetensors",)
+    assert code_of(lambda: convert_model(str(path), tiny / "half")) == "bad_request"
+
+
 def test_the_shipped_model_is_whole() -> None:
     assert weights.verify_model(STARTER).problems == ()
 
 
-def test_models_are_listed_with_their_state(hub: LocalHub, root: Path) -> None:
+@pytest.fixture
+def listed(root: Path, capsys: pytest.CaptureFixture[str]) -> Callable[[], dict[str, Any]]:
+    """What `steady model list` says of each model, by name."""
+
+    def ask() -> dict[str, Any]:
+        list_models(Desk(root, as_json=True))
+        return {one["name"]: one for one in map(json.loads, capsys.readouterr().out.splitlines())}
+
+    return ask
+
+
+def test_models_are_listed_with_their_state(
+    hub: LocalHub, root: Path, listed: Callable[[], dict[str, Any]]
+) -> None:
     hub.commit = PINNED
-    before = {one.name: one for one in weights.listed(config(root))}
-    assert before[STARTER].complete and before[STARTER].folder == models.starter_folder()
-    assert before[ZIMAGE_TURBO].folder is None
-    assert before[ZIMAGE_TURBO].bytes == 32_900_000_000
+    (root / "config.yaml").touch()
+    before = listed()
+    assert before[STARTER]["ready"] and before[STARTER]["folder"] == str(models.starter_folder())
+    assert before[ZIMAGE_TURBO]["folder"] is None and not before[ZIMAGE_TURBO]["ready"]
+    assert before[ZIMAGE_TURBO]["bytes"] == 32_900_000_000
     folder = weights.pull_model(hub=hub)
-    kept = Kept()
-    models.choose(config(root), kept, Probe("cuda:0"))
-    after = {one.name: one for one in weights.listed(config(root), kept)}
-    assert after[ZIMAGE_TURBO].folder == folder
-    assert after[ZIMAGE_TURBO].complete and after[ZIMAGE_TURBO].in_use
-    assert not after[STARTER].in_use
+    with contextlib.closing(JobStore(config(root).database_url)) as store:
+        models.choose(config(root), store, Probe("cuda:0"))
+    after = listed()
+    assert after[ZIMAGE_TURBO]["folder"] == str(folder)
+    assert after[ZIMAGE_TURBO]["revision"] == PINNED
+    assert after[ZIMAGE_TURBO]["ready"] and after[ZIMAGE_TURBO]["usual"]
+    assert not after[STARTER]["usual"]
+
+
+def test_every_name_of_the_settings_is_listed_for_what_it_is(
+    tiny: Path,
+    root: Path,
+    listed: Callable[[], dict[str, Any]],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(tiny / "vae/v.safetensors", root / "one.safetensors")
+    (root / "config.yaml").write_text(
+        "model: mine\n"
+        "models:\n"
+        "  mine: {source: starter}\n"
+        "  single: {source: one.safetensors, options: {base: starter}}\n"
+        "  apart: {source: one.safetensors, options: {base: me/base}}\n"
+        "  gone: {source: models/sdxl}\n"
+        "  far: {source: gpt-image-1, engine: openai}\n"
+    )
+    told = listed()
+    assert told["mine"]["usual"] and told["mine"]["folder"] == str(models.starter_folder())
+    assert told["single"]["ready"] and told["single"]["folder"] == str(root / "one.safetensors")
+    assert told["single"]["bytes"] == (root / "one.safetensors").stat().st_size
+    assert told["apart"]["remedy"] == "Run `steady model pull me/base`."
+    assert told["gone"]["remedy"] == "Bring `models/sdxl` back."
+    assert told["far"]["ready"] and told["far"]["folder"] is None
+    assert verify(Desk(root), "mine") == verify(Desk(root), "single") == 0
+    pull(Desk(root), "mine")
+    assert str(models.starter_folder()) in capsys.readouterr().out
 
 
 # -- converting

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from namespaces import lowered
+from safetensors.numpy import load_file, save_file
 
 from watcher import models
 from watcher.commands.desk import Desk
@@ -198,6 +199,21 @@ def absent_extra(patient: Patient) -> None:
     patient.machine["installed"] = lambda name: name != "bitsandbytes"
 
 
+def damaged_base(patient: Patient) -> None:
+    damaged_model(patient)
+    file = models.starter_folder() / "transformer" / "diffusion_pytorch_model.safetensors"
+    entry = {"source": str(file), "options": {"base": "copy"}}
+    patient.save(model="mine", models={"mine": entry})
+
+
+def too_large_for_its_tier(patient: Patient) -> None:
+    patient.save(
+        model="mine", models={"mine": {"source": "starter", "options": {"tier": "stream"}}}
+    )
+    few = {"cpu": {"cores": 2, "total": 10**6, "free": 10**6}}
+    patient.machine["devices"] = lambda: SEEN | {"cuda": [CARD]} | few
+
+
 @pytest.mark.parametrize(
     ("damage", "check"),
     [
@@ -208,6 +224,8 @@ def absent_extra(patient: Patient) -> None:
         (little_memory, "memory"),
         (absent_model, "model"),
         (damaged_model, "model"),
+        (damaged_base, "model"),
+        (too_large_for_its_tier, "memory"),
         (outputs_inside_inbox, "layout"),
         (file_for_inbox, "inbox"),
         (file_for_outputs, "outputs"),
@@ -230,6 +248,38 @@ def test_exactly_what_is_broken_fails(
 ) -> None:
     damage(patient)
     assert patient.failed() == {check}
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"source": "starter"},
+        {"source": "starter", "engine": "diffusers"},
+        {"source": "one.safetensors", "options": {"base": "starter"}},
+    ],
+)
+def test_a_model_that_has_a_name_is_looked_for_where_it_is(
+    patient: Patient, entry: dict[str, Any]
+) -> None:
+    file = models.starter_folder() / "transformer" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(file, patient.folder / "one.safetensors")
+    own = {"engine": "zimage"} | entry
+    patient.save(model="mine", models={"mine": own}, engine="openai")
+    assert patient.failed() == set()
+    said = [one.message for one in patient.findings() if one.check == "model"]
+    assert all(words.startswith("mine in ") and "whole" in words for words in said), said
+
+
+def test_a_model_in_float32_is_not_taken_for_twice_its_size(patient: Patient) -> None:
+    copy = patient.folder / "copy"
+    shutil.copytree(models.starter_folder(), copy)
+    for file in copy.glob("*/*.safetensors"):
+        save_file({k: v.astype("float32") for k, v in load_file(file).items()}, file)
+    patient.save(model="copy")
+    held = sum(file.stat().st_size for file in copy.glob("*/*.safetensors"))
+    some = {"cores": 2, "total": held * 5 // 4, "free": held}
+    patient.machine["devices"] = lambda: SEEN | {"cpu": some}
+    assert patient.failed() == set()
 
 
 def test_a_clock_behind_the_newest_job_fails(patient: Patient) -> None:

@@ -18,9 +18,16 @@ _loras = command_group("lora", "The LoRAs that jobs may name.")
 Name = Annotated[
     str | None,
     typer.Argument(
-        metavar="[MODEL]", help="starter, owner/name or a folder [default: the real one]"
+        metavar="[MODEL]",
+        help="starter, owner/name, a folder or a name of `models` [default: the real one]",
     ),
 ]
+#: Against what a model's files were checked, in words.
+_CHECKED = {
+    "manifest": "by the sums noted when it came",
+    "hub": "by the hub's sums",
+    "sizes": "by their sizes; nobody noted sums",
+}
 
 
 @command(into=_models)
@@ -40,7 +47,7 @@ def pull(
         file = weights.pull_upscaler(name or "", sha256, desk.config.upscalers)
         desk.answer({"upscaler": file.stem, "file": str(file)}, f"{file.stem} is in {file}")
         return
-    name = name or _model_named(desk)
+    name = _source_named(desk, name)
     desk.talk(f"Fetching {name} into {models.hub_cache()}")
     with Bar(desk) as bar:
         folder = weights.pull_model(name, progress=bar.bytes)
@@ -49,28 +56,25 @@ def pull(
 
 @command("list", into=_models)
 def list_models(desk: Desk) -> None:
-    """List the models we know and the one in use."""
-    from watcher.models import weights
+    """List the models that jobs may name, and where their files are."""
+    from watcher.models.cards import describe_card, limits_known
+    from watcher.models.catalogue import OF_FILES, place_of
+    from watcher.models.weights import bytes_of
 
     with desk.record_if_any() as store:
-        models = weights.listed(desk.config, store)
-    for one in models:
-        where = str(one.folder or f"{one.engine}: {one.source}")
-        if one.folder is None and one.engine in ("zimage", "diffusers"):
-            where = "not here: steady model pull " + one.source
-        state = "in use" if one.in_use else "" if one.complete or not one.folder else "incomplete"
+        limits = limits_known(desk.config, store)
+    for card in (limits.usual, *limits.others.values()):
+        usual = card is limits.usual
+        place = place_of(card.source, desk.config.root) if card.engine in OF_FILES else None
+        size = bytes_of(card.source, place)
+        where = str(place or f"{card.engine}: {card.source}")
+        if card.absent is not None:
+            where = f"{card.absent.message} {card.absent.remedy}"
         desk.answer(
-            {
-                "model": one.name,
-                "folder": str(one.folder) if one.folder else None,
-                "bytes": one.bytes,
-                "complete": one.complete,
-                "in_use": one.in_use,
-                "revision": one.revision,
-                "source": one.source,
-                "engine": one.engine,
-            },
-            f"{one.name:<26}  {one.bytes / 1e9:6.2f} GB  {state:<10}  {where}",
+            describe_card(card, usual=usual)
+            | {"source": card.source, "folder": str(place) if place else None}
+            | {"bytes": size, "revision": card.revision},
+            f"{card.name:<26}  {size / 1e9:6.2f} GB  {'usual' if usual else '':<5}  {where}",
         )
 
 
@@ -95,8 +99,9 @@ def list_loras(desk: Desk) -> None:
 def verify(desk: Desk, name: Name = None) -> int:
     """Read all of a model's files and say which are damaged or missing."""
     from watcher.models import weights
+    from watcher.models.catalogue import missing_remedy
 
-    name = name or _model_named(desk)
+    name = _source_named(desk, name)
     with Bar(desk) as bar:
         report = weights.verify_model(name, desk.config.root, progress=bar.bytes)
     sound = not report.problems
@@ -104,19 +109,17 @@ def verify(desk: Desk, name: Name = None) -> int:
         {
             "model": name,
             "folder": str(report.folder),
-            "held_against": report.by,
+            "checked_against": report.by,
             "files": report.files,
             "bytes": report.bytes,
             "problems": list(report.problems),
         },
         f"{name}: {report.files} files, {report.bytes / 1e9:.2f} GB, "
-        + (f"all whole (held against: {report.by})" if sound else "DAMAGED"),
+        + (f"all whole ({_CHECKED[report.by]})" if sound else "damaged"),
     )
     if sound:
         return 0
-    raise SteadyError(
-        "model_damaged", " ".join(report.problems[:5]), remedy=f"steady model pull {name}"
-    )
+    raise SteadyError("model_damaged", " ".join(report.problems[:5]), remedy=missing_remedy(name))
 
 
 @command(into=_models)
@@ -128,15 +131,19 @@ def convert(
     """Write a bfloat16 copy of a model: 38 % less to read at every start."""
     from watcher.engines.convert import convert_model
 
-    name = name or _model_named(desk)
+    name = _source_named(desk, name)
     with Bar(desk) as bar:
         folder = convert_model(name, target.absolute(), desk.config.root, progress=bar.bytes)
     desk.answer({"model": name, "folder": str(folder)}, f"{folder}; use it by `model: {folder}`")
 
 
-def _model_named(desk: Desk) -> str:
-    """The model the settings name; the real one where they leave it open."""
-    from watcher import models
+def _source_named(desk: Desk, name: str | None) -> str:
+    """The folder, file or hub name of a model; without a name of the one that the settings name,
+    and of the real one where they leave it open."""
+    from watcher.models.cards import usual_source
+    from watcher.models.catalogue import STARTER, ZIMAGE_TURBO
 
-    name = desk.config.model
-    return models.ZIMAGE_TURBO if name in ("auto", models.STARTER) else name
+    if name is None:
+        name = desk.config.model
+        name = ZIMAGE_TURBO if name in ("auto", STARTER) else name
+    return usual_source(desk.config, name)

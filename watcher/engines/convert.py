@@ -36,6 +36,8 @@ def convert_model(
     ``model_damaged``, ``bad_request`` when the target exists.
     """
     source = present(model, root)
+    if source.is_file():
+        raise SteadyError("bad_request", f"`{model}` is one file: a model's folder is converted.")
     if target.exists() or target.is_symlink():
         raise SteadyError(
             "bad_request", f"`{target.name}` exists.", remedy="Name a folder that does not."

@@ -11,8 +11,7 @@ from typing import Any
 from watcher.engine import ModelMissing
 from watcher.engines.plan import Weights
 from watcher.errors import SteadyError
-from watcher.models import folder_of, revision_of
-from watcher.models.catalogue import outline
+from watcher.models.catalogue import outline, place_of, revision_of
 
 _SINGLE = (".safetensors", ".gguf")  #: what a transformer in one file ends with
 _ROLES = ("transformer", "text_encoder", "vae")
@@ -29,7 +28,7 @@ class Contents:
 
 def locate_model(model: str, revision: str | None = None) -> tuple[Path, str | None]:
     """Folder and hub commit (None for a plain folder). Raises ModelMissing."""
-    folder = folder_of(model, None)
+    folder = place_of(model, None)
     if folder is None or not folder.is_dir():
         raise ModelMissing(f"{_model_words(model)} is not on this machine.")
     commit = revision_of(folder)

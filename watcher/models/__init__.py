@@ -35,7 +35,6 @@ from watcher.models.catalogue import (
     STARTER as STARTER,
     ZIMAGE_TURBO as ZIMAGE_TURBO,
     Profile as Profile,
-    folder_of as folder_of,
     hub_cache as hub_cache,
     is_hub_name as is_hub_name,
     locate as locate,
@@ -287,7 +286,7 @@ def describe_devices(timeout: float = _PROBE_SECONDS, *, memory: bool = False) -
         return answer
     except (OSError, subprocess.TimeoutExpired, ValueError, LookupError, TypeError) as error:
         raise SteadyError(
-            "worker_unavailable", "The look for devices did not come back with an answer."
+            "worker_unavailable", "PyTorch did not answer when asked for graphics cards."
         ) from error
 
 

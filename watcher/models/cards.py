@@ -8,7 +8,7 @@ was last loaded. Looks only, so a crash leaves nothing.
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -20,13 +20,13 @@ from watcher.limits import Card, Limits
 from watcher.modelnames import model_name
 from watcher.models.catalogue import (
     CATALOGUE,
+    OF_FILES,
     PROFILE,
     STARTER,
     ZIMAGE_TURBO,
     Profile,
-    folder_of,
-    is_hub_name,
     locate,
+    place_of,
     present,
     revision_of,
     split,
@@ -37,6 +37,8 @@ from watcher.models.upscalers import upscaler_file
 if TYPE_CHECKING:
     from watcher.store import JobStore
 
+#: Engine options that name a further file or folder of a model.
+_PIECES = ("transformer", "base")
 #: Where the record keeps what engines said of themselves, by the name of the model.
 ENGINES_SAID = "engines_said"
 
@@ -48,7 +50,7 @@ def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
     """
     name, _ = split(model)
     known = CATALOGUE[name].profile if name in CATALOGUE else Profile(name=model)
-    folder = folder_of(model, root)
+    folder = place_of(model, root)
     path = folder / PROFILE if folder else None
     if path is None or not path.is_file():
         return asdict(known)
@@ -68,7 +70,7 @@ def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
 
 def has_profile(model: str) -> bool:
     """Does anything say what this model allows? Else :func:`profile_of` takes Z-Image-Turbo's word."""
-    folder = folder_of(model, None)
+    folder = place_of(model, None)
     return split(model)[0] in CATALOGUE or bool(folder and (folder / PROFILE).is_file())
 
 
@@ -80,12 +82,16 @@ def limits_known(config: Config, store: "JobStore | None") -> Limits:
     told = store.get("model") if store else None
     if isinstance(told, dict) and {f.name for f in dataclasses.fields(Profile)} <= told.keys():
         return limits_of(told, config, told["name"], store.get(ENGINES_SAID) if store else None)
-    name = ZIMAGE_TURBO if config.model == "auto" else config.model
+    return limits_for(config, ZIMAGE_TURBO if config.model == "auto" else config.model)
+
+
+def limits_for(config: Config, name: str) -> Limits:
+    """The limits where ``name`` is the root's own model, whatever is on record."""
     return limits_of(profile_of(usual_source(config, name), config.root), config, name)
 
 
 def usual_source(config: Config, name: str) -> str:
-    """The folder or hub name behind what the setting `model` says, or was resolved to."""
+    """The folder, file or hub name behind a name of `models`; of any other that itself."""
     return config.models[name].source if name in config.models else name
 
 
@@ -182,16 +188,18 @@ def _card(
     if steps > MAX_STEPS:
         raise SteadyError("bad_config", f"`{where}steps` must be at most {MAX_STEPS}.")
     shared = config.engine_options if engine == config.engine else {}
-    options = _placed({**shared, **entry.engine_options}, config.root)
+    options = {**shared, **entry.engine_options}
+    pieces = [entry.source, *(str(options[key]) for key in _PIECES if options.get(key))]
     words = _card_words(profile, engine, entry.source, said)
-    folder = folder_of(entry.source, config.root)
+    folder = place_of(entry.source, config.root)
     if folder and not options.get("transformer") and (revision := revision_of(folder)):
         words["revision"] = revision
     return Card(
         name=name,
         engine=engine,
         source=entry.source,
-        options=options,
+        options=_placed(options, config.root),
+        pieces=tuple(pieces),
         default_width=sides["width"],
         default_height=sides["height"],
         default_steps=steps,
@@ -200,34 +208,30 @@ def _card(
         max_side=max_side,
         max_pixels=max_pixels,
         folder=folder if engine == "zimage" else None,
-        absent=_lacking(engine, entry, config),
+        absent=_lacking(pieces, config) if engine in OF_FILES else None,
         **words,
     )
 
 
 def _placed(options: dict[str, Any], root: Path) -> dict[str, Any]:
     """Engine options with the files among them found, as the source is: below ``root``."""
-    files = {key: options[key] for key in ("transformer", "base") if options.get(key)}
+    files = {key: options[key] for key in _PIECES if options.get(key)}
     return options | {key: str(locate(str(file), root) or file) for key, file in files.items()}
 
 
-def _lacking(engine: str, entry: ModelSetting, config: Config) -> SteadyError | None:
+def _lacking(pieces: Sequence[str], config: Config) -> SteadyError | None:
     """What is missing of a model's files on this machine; None where nothing is that we know of.
 
-    Of one that is put together from several places only whether each is there.
+    Of one that is put together from several pieces only whether each is there.
     """
-    if engine not in ("zimage", "diffusers") or config.executor != "local":
+    if config.executor != "local":
         return None
-    parts = [entry.options[key] for key in ("transformer", "base") if entry.options.get(key)]
-    for name in (entry.source, *map(str, parts)):
-        if locate(name, config.root) or (parts and folder_of(name, config.root)):
-            continue
-        try:
-            present(name, config.root)
-        except SteadyError as error:
-            hub = is_hub_name(name) and not name.startswith("models/")
-            remedy = f"Run `steady model pull {name}`." if hub else f"Bring `{name}` back."
-            return SteadyError(error.code, error.message, remedy=remedy)
+    for piece in pieces:
+        if len(pieces) == 1 or place_of(piece, config.root) is None:
+            try:
+                present(piece, config.root)
+            except SteadyError as error:
+                return error
     return None
 
 

@@ -17,8 +17,10 @@ STARTER = "starter"
 ZIMAGE_TURBO = "Tongyi-MAI/Z-Image-Turbo"
 PROFILE = "profile.json"
 MANIFEST = "manifest.json"
+OF_FILES = ("zimage", "diffusers")  #: engines whose models are files
 
-_HUB_NAME = re.compile(r"(\w[\w.-]*/\w[\w.-]*?)(?:@([\w./-]+))?")
+#: Below ``models/`` lie folders of one's own, whoever is called so on the hub.
+_HUB_NAME = re.compile(r"(?!models/)(\w[\w.-]*/\w[\w.-]*?)(?:@([\w./-]+))?")
 
 
 @dataclass(frozen=True)
@@ -66,25 +68,19 @@ def starter_folder() -> Path:
 
 
 def locate(model: str, root: Path | None = None) -> Path | None:
-    """The folder that holds the model's files, all of them, or None. Never downloads.
-
-    Also the place of a model that is one file. What is relative is below ``root``.
-    """
-    file = Path(root or ".", model).expanduser()
-    if file.is_file():
-        return file.resolve()
-    folder = folder_of(model, root)
-    return folder if folder is not None and not missing_files(folder) else None
+    """As :func:`place_of`, but None unless all of the model's files are there."""
+    place = place_of(model, root)
+    return place if place is not None and not missing_files(place) else None
 
 
 def present(model: str, root: Path | None = None) -> Path:
     """As :func:`locate`, but raises SteadyError ``model_missing`` that says what to do."""
-    folder = folder_of(model, root)
-    if folder is None:
+    place = place_of(model, root)
+    if place is None:
         raise SteadyError(
             "model_missing", f"`{model}` is not on this machine.", remedy=missing_remedy(model)
         )
-    missing = missing_files(folder)
+    missing = missing_files(place)
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise SteadyError(
@@ -92,7 +88,7 @@ def present(model: str, root: Path | None = None) -> Path:
             f"`{model}` is not complete: {missing[0]}{more} is missing.",
             remedy=missing_remedy(model),
         )
-    return folder
+    return place
 
 
 def revision_of(folder: Path) -> str | None:
@@ -105,6 +101,8 @@ def revision_of(folder: Path) -> str | None:
 
 def missing_files(folder: Path) -> list[str]:
     """The files a diffusers folder speaks of and does not hold. Reads small JSON alone."""
+    if folder.is_file():
+        return []
     index = _json_or_none(folder / "model_index.json")
     if index is None:
         return ["model_index.json"]
@@ -131,12 +129,12 @@ def missing_remedy(model: str) -> str:
     if is_hub_name(model):
         known = CATALOGUE.get(split(model)[0])
         size = f" ({known.bytes / 1e9:.0f} GB)" if known else ""
-        return f"Run `steady model pull`{size}."
-    return "Bring the folder back, or set `model` anew."
+        return f"Run `steady model pull {model}`{size}."
+    return f"Bring `{model}` back."
 
 
 def is_hub_name(model: str) -> bool:
-    """``owner/name`` or ``owner/name@revision``."""
+    """Is it ``owner/name`` or ``owner/name@revision``?"""
     return _HUB_NAME.fullmatch(model) is not None
 
 
@@ -149,13 +147,16 @@ def split(model: str) -> tuple[str, str | None]:
     return match[1], match[2] or pinned
 
 
-def folder_of(model: str, root: Path | None) -> Path | None:
-    """Where the model's files lie, complete or not; None when there is nothing."""
+def place_of(model: str, root: Path | None) -> Path | None:
+    """Where the model lies, complete or not: its folder, or its file where it is one; else None.
+
+    What is relative is below ``root``. Never downloads.
+    """
     if model == STARTER:
         return starter_folder()
-    folder = Path(root or ".", Path(model).expanduser())
-    if folder.is_dir():
-        return folder.resolve()
+    place = Path(root or ".", Path(model).expanduser())
+    if place.exists():
+        return place.resolve()
     if not is_hub_name(model):
         return None
     name, revision = split(model)

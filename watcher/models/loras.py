@@ -21,7 +21,7 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.limits import Card
 from watcher.modelnames import LoraChoice
-from watcher.models.catalogue import MAX_HEADER, folder_of, outline, starter_folder
+from watcher.models.catalogue import MAX_HEADER, OF_FILES, outline, place_of, starter_folder
 from watcher.models.lora_format import Layers, is_lora, pieces_of
 
 SUFFIX = ".safetensors"
@@ -193,8 +193,8 @@ def _fits(stamp: _Stamp, name: str, model: str, folder: Path | None) -> bool:
 
 def _model_folder(config: Config, card: Card) -> Path | None:
     """Where the model lies whose layers a LoRA changes, if it is one of this machine's folders."""
-    local = card.engine in ("zimage", "diffusers")
-    return card.folder or (folder_of(card.source, config.root) if local else None)
+    local = card.engine in OF_FILES
+    return card.folder or (place_of(card.source, config.root) if local else None)
 
 
 def _layers_below(folder: Path) -> Layers:
@@ -254,7 +254,7 @@ def listed_loras(config: Config, cards: Sequence[Card]) -> list[dict[str, Any]]:
 def _fitting(config: Config, name: str, card: Card) -> bool:
     """Does a file fit a model, as far as can be told? Not of a model that is not here."""
     path, folder = _named(config, name, card), _model_folder(config, card)
-    if folder is None and card.engine in ("zimage", "diffusers"):
+    if folder is None and card.engine in OF_FILES:
         return False
     try:
         return (

@@ -9,38 +9,34 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import re
 import shutil
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from watcher import publish
-from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.models.catalogue import (
     CATALOGUE,
     MANIFEST,
     STARTER,
     ZIMAGE_TURBO,
-    folder_of,
     hub_cache,
     is_hub_name,
     manifest_of,
     missing_files,
     missing_remedy,
     outline,
+    place_of,
     repository,
-    revision_of,
     split,
     starter_folder,
 )
-
-if TYPE_CHECKING:
-    from watcher.store import JobStore
 
 #: Is told (bytes done, bytes in all) now and then.
 Progress = Callable[[int, int], None]
@@ -124,7 +120,9 @@ def pull_model(
         return starter_folder()
     if not is_hub_name(model):
         raise SteadyError(
-            "model_missing", f"`{model}` is no hub name.", remedy="Give one such as owner/name."
+            "model_missing",
+            f"`{model}` is no name on the Hugging Face hub.",
+            remedy="Give one such as owner/name.",
         )
     hub = hub or HuggingFace()
     name, revision = split(model)
@@ -203,7 +201,7 @@ def _unfinished(name: str, error: Exception) -> SteadyError:
     return SteadyError(
         "model_missing",
         f"The download of {name} did not finish: {text[0][:200]}",
-        remedy="Run `steady model pull` again; it goes on where it stopped.",
+        remedy=f"Run `steady model pull {name}` again; it goes on where it stopped.",
     )
 
 
@@ -263,10 +261,10 @@ def _watching(home: Path, total: int, progress: Progress) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Verification:
-    """What :func:`verify_model` found. ``by`` says against what the files were held."""
+    """What :func:`verify_model` found. ``by`` says against what the files were checked."""
 
     folder: Path
-    by: str  #: manifest | hub cache | headers
+    by: str  #: the sums in a ``manifest``, those of the ``hub``, or ``sizes`` alone
     files: int
     bytes: int
     problems: tuple[str, ...]  #: one sentence each; empty: sound
@@ -277,34 +275,35 @@ def verify_model(
     model: str | Path,
     root: Path | None = None,
     *,
-    sums: bool = True,
+    sums_up_to: float = math.inf,
     progress: Progress = silent,
 ) -> Verification:
     """Read every file of a model and hold it against its check sum.
 
     Against ``manifest.json`` (written by pull and convert), else against the names of the
     hub cache's blobs (which are check sums), else only the outline of each weight file.
-    ``sums=False`` leaves it at sizes and outlines, which takes no time.
+    Of more bytes than ``sums_up_to`` only sizes and outlines are looked at, which takes no time.
     Raises SteadyError ``model_missing`` when there is no such model.
     """
-    folder = model if isinstance(model, Path) else folder_of(model, root)
-    if folder is None or not folder.is_dir():
+    place = model if isinstance(model, Path) else place_of(model, root)
+    if place is None:
         raise SteadyError(
             "model_missing", f"`{model}` is not on this machine.", remedy=missing_remedy(str(model))
         )
-    manifest = manifest_of(folder)
+    folder = place.parent if place.is_file() else place
+    manifest = manifest_of(place)
     problems = []
     if manifest is not None:
         by, expected = "manifest", manifest["files"]
     else:
-        problems = [f"{path} is missing." for path in missing_files(folder)]
-        expected = {path: _blob_facts(folder / path) for path in files_of(folder)}
-        by = "hub cache" if all(len(facts) > 1 for facts in expected.values()) else "headers"
+        problems = [f"{path} is missing." for path in missing_files(place)]
+        expected = {path: _blob_facts(folder / path) for path in files_of(place)}
+        by = "hub" if all(len(facts) > 1 for facts in expected.values()) else "sizes"
     total = sum(int(facts["bytes"]) for facts in expected.values())
     damaged = []
     done = 0
     for path, facts in sorted(expected.items()):
-        known = facts if sums else {"bytes": facts["bytes"]}
+        known = facts if total <= sums_up_to else {"bytes": facts["bytes"]}
         problem = _fault_of(folder / path, known, functools.partial(_tell, progress, done, total))
         if problem:
             problems.append(f"{path} {problem}")
@@ -319,7 +318,9 @@ def _tell(progress: Progress, before: int, total: int, done: int) -> None:
 
 
 def files_of(folder: Path) -> list[str]:
-    """Every file of a model's folder but the manifest, below it."""
+    """Every file of a model's folder but the manifest, below it; of a model in one file its name."""
+    if folder.is_file():
+        return [folder.name]
     return sorted(
         path.relative_to(folder).as_posix()
         for path in folder.rglob("*")
@@ -371,44 +372,13 @@ def file_digest(path: Path, kind: str, begin: bytes, progress: Callable[[int], N
     return machine.hexdigest()
 
 
-@dataclass(frozen=True)
-class Listed:
-    """One model as ``steady model list`` shows it."""
-
-    name: str
-    folder: Path | None  #: None: not on this machine
-    bytes: int  #: on this disk, or of the download
-    complete: bool
-    in_use: bool
-    revision: str | None
-    source: str = ""  #: a folder, a hub name, or what a server calls it
-    engine: str = "zimage"
-
-
-def listed(config: Config, store: "JobStore | None" = None) -> list[Listed]:
-    """The models we know and the one in use, wherever they are."""
-    told = store.get("model") if store else None
-    used = str(told["name"]) if isinstance(told, dict) and "name" in told else config.model
-    named = {name: entry.source for name, entry in config.models.items()}
-    also = {} if used == "auto" or used in named else {used: used}
-    sources = {name: name for name in (STARTER, *CATALOGUE)} | also | named
-    engines = {name: entry.engine or config.engine for name, entry in config.models.items()}
-    return [
-        replace(_listed(name, source, config.root, used), source=source,
-                engine=engines.get(name, "zimage"))
-        for name, source in sources.items()
-    ]  # fmt: skip
-
-
-def _listed(name: str, source: str, root: Path, used: str) -> Listed:
-    folder = folder_of(source, root)
-    known = CATALOGUE.get(split(source)[0])
-    if folder is None:
-        revision = known.revision if known else None
-        return Listed(name, None, known.bytes if known else 0, False, name == used, revision)
-    size = sum((folder / path).stat().st_size for path in files_of(folder))
-    complete = not missing_files(folder)
-    return Listed(name, folder, size, complete, name == used, revision_of(folder))
+def bytes_of(model: str, place: Path | None) -> int:
+    """Bytes of a model on this disk; of one we know and that is not here, of the download."""
+    if place is None:
+        known = CATALOGUE.get(split(model)[0])
+        return known.bytes if known else 0
+    folder = place.parent if place.is_file() else place
+    return sum((folder / path).stat().st_size for path in files_of(place))
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,6 +14,7 @@ from watcher.errors import SteadyError
 
 if TYPE_CHECKING:
     from watcher.jobs import Job
+    from watcher.limits import Card
 
 OK, NOTE, FAIL = "ok", "note", "fail"
 
@@ -96,6 +97,14 @@ class Look:
         """Its name; ``auto`` while nothing is decided."""
         name = self.config.model
         return name if name != "auto" else str(self.setting.get("name", "auto"))
+
+    @cached_property
+    def card(self) -> "Card | None":
+        """What that name stands for; None while nothing is decided."""
+        from watcher.models.cards import limits_for
+
+        undecided = self.model == "auto" and self.config.engine == "zimage"
+        return None if undecided else limits_for(self.config, self.model).usual
 
     @cached_property
     def device(self) -> str:

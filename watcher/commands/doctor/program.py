@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look, Machine
+from watcher.errors import SteadyError
 from watcher.program import HOME, installed_version
 
 _SUMMED_BYTES = 1_000_000_000  #: models up to here are read whole; larger ones by their outline
@@ -71,42 +72,48 @@ def device(look: Look) -> Iterator[Finding]:
 
 def memory(look: Look) -> Iterator[Finding]:
     """Do the weights fit, and which tier will hold them?"""
-    from watcher import models
+    from watcher.engine import ModelMissing
     from watcher.engines import plan
+    from watcher.engines.files import inspect
+    from watcher.models.catalogue import OF_FILES, locate
 
-    if look.devices is None or look.config.engine != "zimage" or look.model == "auto":
+    card = look.card
+    if look.devices is None or card is None or card.engine not in OF_FILES:
         return
-    folder = models.locate(look.model, look.config.root)
-    if folder is None:
+    options = plan.Options.of(card.options)
+    single = locate(options.transformer or card.source, look.config.root)
+    folder = locate(options.base or card.source, look.config.root)
+    if single is None or folder is None:
         return  # ``weights`` says so
-    if look.model.startswith(models.ZIMAGE_TURBO):
-        weights = plan.Z_IMAGE_TURBO
-    else:  # two bytes a weight: too much rather than too little
-        files = [
-            (folder / part).glob("*.safetensors") for part in ("transformer", "text_encoder", "vae")
-        ]
-        weights = plan.Weights(*(sum(p.stat().st_size for p in some) // 2 for some in files))
+    try:
+        weights = inspect(
+            folder, kind=None, transformer=single if single.is_file() else None
+        ).weights
+    except (ModelMissing, SteadyError):
+        return  # so too
     host = look.devices["cpu"]
-    cards = {card["device"]: card for card in look.devices["cuda"]}
-    card = cards.get(look.device) or (next(iter(cards.values())) if look.device == "cuda" else {})
+    cards = {found["device"]: found for found in look.devices["cuda"]}
+    chip = cards.get(look.device) or (next(iter(cards.values())) if look.device == "cuda" else {})
     chosen = plan.plan(
         plan.DeviceDescription(
-            card.get("device", look.device),
-            card.get("name", ""),
-            tuple(card["capability"]) if card.get("capability") else None,
-            card.get("total"),
-            card.get("free"),
+            chip.get("device", look.device),
+            chip.get("name", ""),
+            tuple(chip["capability"]) if chip.get("capability") else None,
+            chip.get("total"),
+            chip.get("free"),
             host["free"],
         ),
-        plan.Options.of(look.config.engine_options),
+        options,
         look.config.dtype,
         weights,
     )
-    words = f"{chosen.dtype}, tier {chosen.tier}"
+    words = " ".join(chosen.because)
     each = {"bfloat16": 2, "float32": 4}[chosen.dtype]
     need = each * (weights.transformer + weights.text_encoder + weights.vae)
-    if (chosen.tier != "resident" or not card) and host["total"] and need > host["total"]:
-        words += f": needs {need / 1e9:.0f} GB of main memory, there are {host['total'] / 1e9:.0f}"
+    if (chosen.tier != "resident" or not chip) and host["total"] and need > host["total"]:
+        words += (
+            f" {need / 1e9:.1f} GB of main memory are needed, there are {host['total'] / 1e9:.1f}"
+        )
         mend = "use a smaller model, a larger card, or `steady model convert` (bfloat16)"
         yield Finding("memory", FAIL, words, mend)
     else:
@@ -115,24 +122,30 @@ def memory(look: Look) -> Iterator[Finding]:
 
 def weights(look: Look) -> Iterator[Finding]:
     """Are the model's files here and whole? Sums are only made of small models: 33 GB take minutes."""
-    from watcher import models
-    from watcher.models import weights
+    from watcher.models.catalogue import OF_FILES, STARTER, ZIMAGE_TURBO, missing_remedy
+    from watcher.models.weights import verify_model
 
-    if look.config.engine != "zimage":
-        yield Finding("model", NOTE, f"the engine {look.config.engine} has its own")
-        return
-    if look.model == "auto":
+    card = look.card
+    if card is None:
         yield Finding("model", OK, "auto: chosen at the first start")
         return
-    folder = models.present(look.model, look.config.root)
-    small = sum(p.stat().st_size for p in folder.rglob("*") if p.is_file()) <= _SUMMED_BYTES
-    report = weights.verify_model(look.model, look.config.root, sums=small)
-    if report.problems:
-        mend = f"steady model pull {look.model}" if models.is_hub_name(look.model) else None
-        yield Finding("model", FAIL, " ".join(report.problems[:3]), mend or "bring the files back")
+    if card.engine not in OF_FILES or look.config.executor != "local":
+        yield Finding("model", NOTE, f"{card.name}: {card.engine} finds it where it runs")
         return
-    words = f"{look.model} in {folder}; "
-    words += "whole" if small else "sizes right (`steady model verify` reads every byte)"
-    if look.model == models.STARTER:
-        words += f"; small flat drawings: `model: {models.ZIMAGE_TURBO}` is the real one"
-    yield Finding("model", OK, words)
+    if card.absent is not None:
+        raise card.absent
+    for piece in card.pieces:
+        report = verify_model(piece, look.config.root, sums_up_to=_SUMMED_BYTES)
+        if report.problems:
+            problems = " ".join(report.problems[:3])
+            yield Finding("model", FAIL, problems, missing_remedy(piece))
+            return
+        words = f"{card.name} in {report.folder}; "
+        words += (
+            "whole"
+            if report.bytes <= _SUMMED_BYTES
+            else "file sizes are right (`steady model verify` reads every byte)"
+        )
+        if card.source == STARTER:
+            words += f"; small flat drawings: `model: {ZIMAGE_TURBO}` is the real one"
+        yield Finding("model", OK, words)

@@ -103,7 +103,7 @@ def watcher(look: Look) -> Iterator[Finding]:
     pid = root.holder(look.config.state / "lock").get("pid")
     pulse = live.read_pulse(look.config.state)
     if not pulse["alive"]:
-        words = f"process {pid} lives but has no pulse"
+        words = f"process {pid} runs but has not answered for a while"
         yield Finding("watcher", FAIL, words, f"kill {pid}; {start}")
         return
     yield Finding("watcher", OK, f"process {pid}, {pulse.get('state')}")
