@@ -14,7 +14,7 @@ from api import images, models
 from api.bodies import KEY, json_body, read_body
 from api.door import Door
 from api.errors import documented
-from api.submit import Submissions, replay_headers
+from api.submit import Submissions, replay_headers, sole_job
 from api.views import Views
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import JobState
@@ -82,7 +82,7 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
 
 
 def _exactly_one(plan: Plan) -> None:
-    if plan.count != 1:
+    if sole_job(plan) is None:
         raise SteadyError(
             "bad_shape",
             problems=[

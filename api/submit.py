@@ -20,6 +20,7 @@ from api.door import Door
 from api.errors import fault_entry
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.fields import seeded
+from watcher.jobfile.planner import PlannedJob
 from watcher.jobfile.tables import begins_as_json
 from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
 from watcher.log import now_us, say
@@ -190,7 +191,7 @@ class Submissions:
 
     def _reserve(self, body: Body, key: str | None, plan: Plan) -> Submitted:
         ticket = ticket_of_key(key) if key is not None else str(uuid.uuid4())
-        one = plan.requests[0] if plan.count == 1 else None
+        one = sole_job(plan)
         now = now_us()
         batch = self._store.reserve(
             ticket,
@@ -228,6 +229,12 @@ class Submissions:
         body.publish(self._door.inbox, batch.ticket, known=bool(self._store.get("inbox_ours")))
 
 
+def sole_job(plan: Plan) -> PlannedJob | None:
+    """The only job of ``plan``, whose id is the ticket; None for many, and where it has a key of its own."""
+    job = plan.requests[0]
+    return job if plan.count == 1 and job.request.key in (None, plan.key) else None
+
+
 def replay_headers(done: Submitted) -> dict[str, str]:
     """Headers that tell a repeat of a key from the first time."""
     return {REPLAYED: "true"} if done.replayed else {}
@@ -236,7 +243,7 @@ def replay_headers(done: Submitted) -> dict[str, str]:
 def accepted(done: Submitted) -> Response:
     """202: what became of a body, and where to ask (`models.Accepted`)."""
     batch, plan = done.batch, done.plan
-    one = plan.count == 1 if plan else batch.jobs == 1
+    one = sole_job(plan) is not None if plan else batch.jobs == 1
     location = f"/jobs/{batch.ticket}" if one else f"/batches/{batch.ticket}"
     answer = {
         "ticket": batch.ticket,

@@ -211,6 +211,14 @@ def test_a_key_in_the_body_works_like_the_header(bench: Bench):
     refused(both, 422, "key_conflict")
 
 
+def test_the_only_row_of_a_table_may_have_a_key_of_its_own(bench: Bench):
+    told = submit(bench, "prompt,key\na fox,o1\n", "text/csv").json()
+    assert (told["jobs"], told["job_id"]) == (1, None)
+    assert told["location"] == f"/batches/{told['ticket']}"
+    alone = bench.client.post("/generate-image", json=[{"prompt": "a fox", "key": "o2"}])
+    refused(alone, 422, "bad_shape")
+
+
 def test_fifty_parallel_posts_with_one_key_are_one_job(bench: Bench):
     answers = []
     start = threading.Barrier(50)

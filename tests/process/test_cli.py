@@ -271,6 +271,11 @@ def test_a_key_makes_a_repeat_harmless(make_root: Make) -> None:
     assert waiting(root) == []
     conflict = steady(root, "submit", "owl", "--key", "k", "--json")
     assert conflict.returncode == 2 and objects(conflict)[0]["error"]["code"] == "key_conflict"
+    table = root.folder / "orders.csv"
+    table.write_text("prompt,key\na fox steps=1,o1\nan owl steps=1,\n")
+    told = objects(steady(root, "submit", str(table), "--json"))[0]["job_ids"]
+    root.finish()
+    assert told == [job["id"] for job in root.jobs()][1:]
 
 
 # -- waiting

@@ -1,12 +1,13 @@
 """Hot folders: ``presets/NAME.yaml`` makes ``inbox/NAME/`` an inbox of its own."""
 
+import functools
 import hashlib
 import io
 import json
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from roots import Root
 
 from watcher.errors import SteadyError
 from watcher.inbox import Claim
+from watcher.inbox.arrivals import Arrivals, Glance
+from watcher.inbox.hot import HotFolders
 from watcher.inbox.watch import Inbox
 from watcher.jobfile import parse
 from watcher.jobfile.presets import read_preset
@@ -136,6 +139,32 @@ def test_a_folder_that_was_made_anew_is_watched_again(root: Path) -> None:
     (folder / "a.yaml").write_text("prompt: a")
     box.until(lambda: box.claims, "its file is heard of")
     box.inbox.close()
+
+
+class Left(Arrivals):
+    """A folder that is taken away as soon as it was looked at."""
+
+    def look(self, now: float, apart: Collection[str] = ()) -> Glance:
+        found = super().look(now, apart)
+        if self.folder.name == "ink":
+            self.folder.rename(self.folder.with_name("gone"))
+        return found
+
+
+def test_a_folder_may_go_while_it_is_looked_at(tmp_path: Path) -> None:
+    presets, inbox = tmp_path / "presets", tmp_path / "inbox"
+    for folder in (presets, inbox / "ink"):
+        folder.mkdir(parents=True)
+    (presets / "ink.yaml").write_text("prompt: x\n")
+    (inbox / "ink" / "a.yaml").write_text("label: a\n")
+    hot = HotFolders(inbox, presets, functools.partial(Left, settle=0))
+    found: list[str] = []
+    for now in range(3):
+        found += [arrival.hot for arrival in hot.look(float(now)).ready]
+        assert set(found) <= hot.folders.keys()
+        if (inbox / "gone").exists():
+            break
+    assert found == ["ink"]
 
 
 def test_nothing_is_claimed_while_the_preset_is_being_written(box: Box) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import pytest
 from conftest import until
 from doors import Running
-from engines import read_log
+from engines import expected, read_log
 from history import faults, pictures, renders, rows
 from namespaces import lowered
 from roots import Root
@@ -512,6 +512,24 @@ def test_a_file_that_always_breaks_the_reader_is_set_aside_and_the_others_run(
     root.drop("b.yaml", "prompt: two\n")
     root.finish()
     assert (root.inbox / "refused" / "a.yaml.error.json").exists()
+    assert [job["prompt"] for job in root.jobs()] == ["two"]
+
+
+def test_a_file_that_meets_a_fault_of_ours_is_refused_and_the_watcher_goes_on(
+    make_root: Callable[..., Root],
+) -> None:
+    root = make_root()
+    (root.folder / "inputs").mkdir()
+    expected("input", 1, 64, 64).save(root.folder / "inputs" / "cat.png")
+    root.drop("a.yaml", "{prompt: one, image: cat.png}")
+    root.drop("b.csv", "prompt\ntwo\n")
+    assert root.watch(point="input_noted", broken=True, once=True).wait(60) == 0
+    reason = json.loads((root.inbox / "refused" / "a.yaml.error.json").read_bytes())
+    assert reason["code"] == "internal"
+    assert "broken on purpose at input_noted" in root.said.read_text()
+    root.drop("a.csv", "prompt,image\none,cat.png\n")
+    assert root.watch(point="input_written", broken=True, once=True).wait(60) == 0
+    assert (root.inbox / "refused" / "a.csv.error.json").exists()
     assert [job["prompt"] for job in root.jobs()] == ["two"]
 
 

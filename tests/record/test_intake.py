@@ -1,9 +1,9 @@
-"""Who asks over HTTP goes before files, also before one that is being read; small before large."""
+"""What becomes of files one after the other: who goes first, what a key means, what goes on."""
 
 import json
-import threading
 import uuid
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from watcher.config import Config
 from watcher.inbox.watch import Inbox
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
+from watcher.jobfile.tables import Row
+from watcher.jobs import Batch, ticket_of_key
 from watcher.models import limits_known
 from watcher.parts import Shared
 from watcher.store import JobStore
@@ -65,27 +67,57 @@ class Rows:
         pytest.fail("no submission was read while the table was")
 
 
+class Desk:
+    """A record and an inbox, and whoever reads its files, one by one."""
+
+    def __init__(self, root: Path, reads: type[Reading] = Reading, **allowed: Any) -> None:
+        config = Config.load(root, settle_seconds=0, rescan_seconds=0.05)
+        config.state.mkdir(exist_ok=True)
+        self.config, self.store = config, JobStore(config.database_url)
+        self.inbox = Inbox(config.inbox, settle=0, rescan=0.05)
+        self.reading = reads(
+            inbox=self.inbox,
+            limits=replace(limits_known(config, None), **allowed),
+            root=root,
+            inputs=Inputs(config, self.store),
+        )
+        self.after = lambda: None  #: called when something was recorded
+        self.intake = Intake(
+            Shared(self.store, self.inbox, wake=lambda: self.after()),
+            reading=self.reading,
+            state=config.state,
+            max_queued=1000,
+            announce=lambda: None,
+        )
+        self.inbox.open()
+
+    def take(self, name: str, content: str) -> Batch:
+        """Drop a file, and let it be read."""
+        draft = self.config.inbox / f".{name}"
+        draft.write_text(content)
+        draft.rename(self.config.inbox / name)
+        claims: list[Any] = []
+        until(lambda: claims.extend(self.inbox.scan()) or claims)
+        self.intake.take(claims[0])
+        return self.store.batches(limit=1)[0]
+
+    def close(self) -> None:
+        self.inbox.close()
+        self.store.close()
+
+
+@pytest.fixture
+def desk(root: Path) -> Iterator[Desk]:
+    made = Desk(root)
+    yield made
+    made.close()
+
+
 def test_no_submission_waits_for_a_table_that_is_being_read(root: Path):
-    config = Config.load(root, settle_seconds=0, rescan_seconds=0.05)
-    config.state.mkdir()
-    store = JobStore(config.database_url)
-    inbox = Inbox(config.inbox, settle=0, rescan=0.05)
-    reading = Long(
-        inbox=inbox,
-        limits=limits_known(config, None),
-        root=root,
-        inputs=Inputs(config, store),
-    )
+    desk = Desk(root, Long)
+    config, store, reading, intake = desk.config, desk.store, desk.reading, desk.intake
+    assert isinstance(reading, Long)
     reading.store, reading.path, reading.seen = store, config.inbox, []
-    recorded = threading.Event()
-    intake = Intake(
-        Shared(store, inbox, wake=recorded.set),
-        reading=reading,
-        state=config.state,
-        max_queued=1000,
-        announce=lambda: None,
-    )
-    inbox.open()
     intake.start()
     try:
         draft = config.inbox / ".table"
@@ -100,5 +132,69 @@ def test_no_submission_waits_for_a_table_that_is_being_read(root: Path):
         assert len(store.jobs_of(SENT[0])) >= 500
     finally:
         intake.stop()
-        inbox.close()
-        store.close()
+        desk.close()
+
+
+class Overtaken(Long):
+    """Reads a table; before its last row the file that goes on with its batch is claimed."""
+
+    def lines(self, stream: Any, claim: Any, batch: Any) -> Any:
+        lines = list(super(Long, self).lines(stream, claim, batch))
+        if claim.ticket == SENT[0]:
+            lines.insert(-1, self)
+        return Later(lines)
+
+
+class Later(Rows):
+    def __init__(self, lines: list[Any]) -> None:
+        self._lines = lines
+        self.warnings = ()
+
+    def __iter__(self) -> Iterator[Any]:
+        for each in self._lines:
+            if isinstance(each, Reading):
+                sent = folder.drop_file(
+                    each.path, b"prompt\nmore\n", ".csv", SENT[1], resumes=SENT[0]
+                )
+                while sent.exists():
+                    yield Row(2, 2, {}, ())
+            else:
+                yield each
+
+
+def test_what_goes_on_with_a_batch_waits_until_its_table_was_read(root: Path):
+    desk = Desk(root, Overtaken)
+    desk.reading.path = desk.config.inbox
+    folder.drop_file(desk.config.inbox, f"prompt\na{' ' * 200}\nb\n".encode(), ".csv", SENT[0])
+    desk.intake.start()
+    try:
+        until(lambda: len(desk.store.jobs()) == 3, 60)
+        until(lambda: desk.store.batch(SENT[0]).recorded_at and desk.intake.quiet)
+        found = {job.request.prompt.strip(): job.row for job in desk.store.jobs()}
+    finally:
+        desk.intake.stop()
+        desk.close()
+    assert found == {"a": None, "b": None, "more": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "one", "more"),
+    [
+        ("o.csv", "prompt,key\na,o1\n", "prompt,key\na,o1\nb,o2\n"),
+        ("o.yaml", "- {prompt: a, key: o1}\n", "- {prompt: a, key: o1}\n- {prompt: b, key: o2}\n"),
+        ("o.json", '{"jobs": [{"prompt": "a", "key": "o1"}]}', '[{"prompt": "b", "key": "o2"}]'),
+    ],
+)
+def test_a_job_s_key_is_its_own_also_where_it_is_alone_in_its_file(
+    desk: Desk, name: str, one: str, more: str
+):
+    for content in (one, one, more):
+        desk.take(name, content)
+    assert {job.id for job in desk.store.jobs()} == {ticket_of_key("o1"), ticket_of_key("o2")}
+
+
+def test_a_job_with_the_key_of_its_file_is_made_like_the_others(desk: Desk):
+    content = "key: night\njobs:\n- a\n- {prompt: b, key: night}\n"
+    assert desk.take("night.yaml", content).jobs == 2
+    desk.take("night.yaml", content)
+    assert len(desk.store.jobs()) == 2

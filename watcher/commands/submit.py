@@ -316,7 +316,7 @@ def _with_tickets(sheets: Sequence[Submission], key: str | None) -> list[tuple[S
 
 def _send(desk: Desk, sheet: Submission, ticket: str, *, known: bool, resume: bool = False) -> str:
     from watcher.jobfile.naming import slug
-    from watcher.jobs import job_id_of
+    from watcher.jobs import job_id_of, ticket_of_key
 
     name = sheet.name if sheet.name and sheet.name != "-" else ""
     if (
@@ -332,7 +332,8 @@ def _send(desk: Desk, sheet: Submission, ticket: str, *, known: bool, resume: bo
         sheet.body.publish(desk.config.inbox, new, name=name, known=known, resumes=ticket)
     elif not repeat:
         sheet.body.publish(desk.config.inbox, ticket, name=name, known=known)
-    ids = [job_id_of(ticket, index) for index in range(min(sheet.jobs, _SHOWN_IDS))]
+    own = [r.key if r.key != sheet.plan.key else None for r in sheet.requests]
+    ids = [ticket_of_key(k) if k else job_id_of(ticket, i) for i, k in enumerate(own)]
     answer: dict[str, Any] = {"ticket": ticket, "jobs": sheet.jobs, "job_ids": ids}
     words = f"{ticket}  {_count_pictures(sheet.jobs)}"
     if sheet.name:

@@ -78,12 +78,12 @@ class HotFolders:
             arrivals.leases = self.leases
             try:
                 real_folder(folder)
+                place = _device_and_inode(folder)
                 glance.add(arrivals.look(now))
-                places[folder] = _device_and_inode(folder)
             except OSError as error:
                 glance.notices.append(f"The hot folder {name}/ cannot be used ({reason(error)}).")
                 continue
-            hot[name] = arrivals
+            hot[name], places[folder] = arrivals, place
         for name in sorted(self.names - self._settled.keys()):
             if not os.path.lexists(self._presets.folder / f"{name}{PRESET_SUFFIX}"):
                 glance.notices.append(

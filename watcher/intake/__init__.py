@@ -153,6 +153,8 @@ class Intake(Part):
 
     def _goes_first(self, claim: Claim) -> bool:
         table = claim.suffix in LINE_SUFFIXES
+        if claim.resumes is not None:  # perhaps the batch of the table itself
+            return False
         return claim.source != "file" and claim.size <= (self._size / 2 if table else _SHORT)
 
     def _claim(self) -> None:

@@ -6,12 +6,14 @@ more than copies. Reading again gives the same jobs: everything drawn is drawn f
 Knows nothing of the record.
 """
 
+import contextlib
 import datetime
 import hashlib
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from watcher import jobfile
 from watcher.errors import SteadyError
@@ -28,6 +30,27 @@ from watcher.publish import disk_trouble
 from watcher.suffixes import LINE_SUFFIXES, MAX_PICTURE
 from watcher.wildcards import Wildcards
 
+_T = TypeVar("_T")
+logger = logging.getLogger("steady.intake")
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+    """Let a fault of ours in here end the reading of this one file: it is refused, the others run."""
+    try:
+        yield
+    except (SteadyError, MemoryError):
+        raise
+    except Exception as fault:
+        logger.exception("file.unread")
+        raise SteadyError("internal") from fault
+
+
+def each_of(lines: Iterable[_T]) -> Iterator[_T]:
+    """Each of ``lines``, one at a time; a fault of ours while one is read refuses their file."""
+    with _refusing():
+        yield from lines
+
 
 class Reading:
     """Reads claimed files of ``inbox`` as jobs within ``limits``. Any thread."""
@@ -38,6 +61,7 @@ class Reading:
         self._root = root
         self.inputs = inputs
 
+    @_refusing()
     def whole(
         self, claim: Claim, batch: Batch, *, again: bool = False
     ) -> tuple[jobfile.Parsed, str]:
@@ -72,6 +96,7 @@ class Reading:
         """The bytes of a table; the caller closes."""
         return self._inbox.open_stream(claim, jobfile.MAX_TABLE)
 
+    @_refusing()
     def lines(
         self, stream: BinaryIO, claim: Claim, batch: Batch, *, again: bool = False
     ) -> RowIterator:

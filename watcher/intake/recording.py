@@ -101,11 +101,10 @@ class Recorder(Part):
         jobs: list[NewJob] = []
         again: list[str] = []
         rows: list[Row] = []
-        several = len(planned) > 1 or first > 0
         ids, at_screen = job_ids_of(batch.ticket), batch.source == "http"
         for index, plan in enumerate(planned, first):
-            own = plan.request.key if several else None
-            job_id = ticket_of_key(own) if own else ids(index)
+            own = ticket_of_key(key) if (key := plan.request.key) else batch.ticket
+            job_id = ids(index) if own == batch.ticket else own  # the file's key is no job's own
             name, plan.request = plan.request.name, _linked(plan.request, named)
             if name:
                 named[name] = job_id
@@ -119,7 +118,7 @@ class Recorder(Part):
                     again.append(verdict.again)
                 if verdict.new is None:
                     continue
-                job_id = job_id if own else verdict.new
+                job_id = verdict.new if own == batch.ticket else own
             # Who asks over HTTP for a few pictures waits at the screen; many are bulk everywhere.
             unsaid = plan.request.priority is None and plan.priority is Priority.NORMAL
             jobs.append(

@@ -20,7 +20,7 @@ from pathlib import Path
 from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
 from watcher.inbox import Claim
-from watcher.intake.reading import stem_of
+from watcher.intake.reading import each_of, stem_of
 from watcher.intake.recording import Made, Recorder
 from watcher.intake.resume import Standing
 from watcher.jobfile.naming import numbered
@@ -160,7 +160,7 @@ class Tables(Part):
 
         with self._reading.open(claim) as stream:
             lines = self._reading.lines(stream, claim, batch)
-            for each in lines:
+            for each in each_of(lines):
                 self._between()
                 if isinstance(each, Row):
                     spool.refused += 1
