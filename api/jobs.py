@@ -180,12 +180,13 @@ def _submission(router: APIRouter, views: Views, submissions: Submissions) -> No
         (PNG, WebP, JPEG) that carries its recipe is made again; under a preset one is started from."""
         body = await read_file(request, filename)
         if preset is not None:
-            body = await run_in_threadpool(submissions.under, body, preset)
+            body, plan = await run_in_threadpool(submissions.under, body, preset, idempotency_key)
+            idempotency_key, resume = idempotency_key or plan.key, resume or plan.resume
         return await run_in_threadpool(_submit, body, idempotency_key, dry_run, resume)
 
     def _submit(body: Body, key: str | None, dry_run: bool, resume: bool) -> Response:
         if dry_run:
-            return JSONResponse(_dry(submissions.plan(body, keyed=key is not None), views))
+            return JSONResponse(_dry(submissions.plan(body, key), views))
         done = submissions.submit(body, key, resume=resume)
         return accepted(done)
 

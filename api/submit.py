@@ -106,24 +106,26 @@ class Submissions:
         self._door = door
         self._store = door.store
 
-    def plan(self, body: Body, *, keyed: bool = False) -> Plan:
+    def plan(self, body: Body, key: str | None = None) -> Plan:
         """Read ``body`` as the watcher will. Raises SteadyError, nothing is queued.
 
-        ``keyed``: a key came with the request. Of a long table only the head is looked at.
+        ``key`` came with the request. Of a long table only the head is looked at.
         """
         body = lifted(body, self._door.inputs)
-        reader = Reader(self._door.limits(), self._door.config.root, self._door.inputs, keyed)
+        reader = Reader(self._door.limits(), self._door.config.root, self._door.inputs, key)
         long = body.table and len(body.data) > SMALL_BODY
         return reader.plan(body, head=_HEAD if long else None)
 
-    def under(self, body: Body, preset: str) -> Body:
-        """``body`` with what a preset says where it says nothing itself. SteadyError."""
+    def under(self, body: Body, preset: str, key: str | None) -> tuple[Body, Plan]:
+        """``body`` with what a preset says where it says nothing itself. SteadyError.
+
+        ``key`` came with the request.
+        """
         limits, config = self._door.limits(), self._door.config
         usual = preset_named(preset, config.presets, limits)
         inputs = self._door.inputs
-        return Reader(limits, config.root, inputs, preset=usual).changed(lifted(body, inputs), {})[
-            0
-        ]
+        reader = Reader(limits, config.root, inputs, key, preset=usual)
+        return reader.changed(lifted(body, inputs), {})
 
     def submit(
         self,
@@ -147,7 +149,7 @@ class Submissions:
         body = lifted(body, self._door.inputs)
         if key is not None and not resume and (known := self._repeat(body, key, early=True)):
             return known
-        plan = self.plan(body, keyed=key is not None)
+        plan = self.plan(body, key)
         check(plan)
         if plan.key is not None:
             if key is not None and key != plan.key:
@@ -176,11 +178,7 @@ class Submissions:
             # The first try may have died between reserving and publishing. Publishing
             # again is harmless: a file whose ticket is recorded never runs.
             self._publish(body, batch)
-        plan = (
-            self.plan(body, keyed=True)
-            if batch.recorded_at is None and batch.error is None
-            else None
-        )
+        plan = self.plan(body, key) if batch.recorded_at is None and batch.error is None else None
         return Submitted(batch, plan, replayed=True)
 
     def _room(self, coming: int) -> None:

@@ -14,8 +14,9 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +27,9 @@ from watcher.inputs import Finder, Inputs
 from watcher.jobfile.naming import slug
 from watcher.jobfile.planner import PlannedJob, Template
 from watcher.jobfile.presets import in_preset, read_preset
+from watcher.jobfile.problems import refusal
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.tables import Row
-from watcher.jobs import JobRequest
 from watcher.limits import Limits
 from watcher.suffixes import FORMS, LINE_SUFFIXES, PICTURE_SUFFIXES, remedy_for, suffix_of
 from watcher.wildcards import Wildcards
@@ -112,19 +113,22 @@ class Body:
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads bodies as the watcher of ``root`` will. ``keyed``: a key comes from outside.
+    """Reads bodies as the watcher of ``root`` will. ``key``: the one that comes from outside.
 
     ``beside``: a folder of pictures that a body may name as well; they are sent along.
-    Under a ``preset`` (:func:`preset_named`) only what :meth:`changed` gives may be published.
+    Under a ``preset`` (:func:`preset_named`), and with fields put ``over`` those of every job, only
+    what :meth:`changed` gives may be published.
     """
 
     limits: Limits
     root: Path
     inputs: Inputs
-    keyed: bool = False
+    key: str | None = None
     preset: Template | None = None
     beside: Path | None = None
     copies: bool = False  #: pictures that are found are kept
+    over: Mapping[str, Any] = field(default_factory=dict)
+    salt: str = ""  #: of what is drawn
 
     def plan(self, body: Body, *, head: int | None = None) -> Plan:
         """What ``body`` would become.
@@ -135,26 +139,28 @@ class Reader:
         return self._of_rows(body, head) if body.table else self._of_whole(body)
 
     def changed(self, body: Body, given: dict[str, Any]) -> tuple[Body, Plan]:
-        """``body`` with the fields ``given`` put over those of every job, as a file of our own."""
-        keeping = dataclasses.replace(self, copies=True)
-        before = keeping.plan(body)
-        if before.refused_rows:
-            words = f"{before.refused_rows} rows cannot be used."
-            raise SteadyError("all_rows_refused", words, problems=before.refused)
-        every: Iterator[Any] | Sequence[Any] = before.requests
+        """``body`` with the fields ``given`` put over those of every job, as a file of our own.
+
+        What is drawn is drawn for its key, so that a repeat is the same, and without one anew.
+        """
+        salt = self.key or str(uuid.uuid4())
+        keeping = dataclasses.replace(self, copies=True, over=given, salt=salt)
+        plan = keeping.plan(body)
+        if plan.refused:
+            raise refusal(plan.refused)
+        if plan.key is not None and self.key is None:
+            return dataclasses.replace(self, key=plan.key).changed(body, given)
+        every: Iterator[Any] | Sequence[Any] = plan.requests
         if body.table:
             every = keeping._rows(body, self._finder())
-        bodies = [_over(each.request, given) for each in every]
+        bodies = [each.request.model_dump(exclude_none=True, exclude={"count"}) for each in every]
         if body.table or len(bodies) > _FEW:
             lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in bodies]
             new = Body("".join(lines).encode(), ".jsonl", body.name)
         else:
             content: Any = bodies[0] if len(bodies) == 1 else bodies
             new = Body(json.dumps(content, ensure_ascii=False).encode(), ".json", body.name)
-        plan = self.plan(new)
-        return new, dataclasses.replace(
-            plan, key=before.key, warnings=before.warnings, resume=before.resume
-        )
+        return new, plan
 
     def _of_whole(self, body: Body) -> Plan:
         most = jobfile.most_bytes(body.suffix)
@@ -165,8 +171,8 @@ class Reader:
             name = f"{body.name}{suffix}" if body.name else ""
             data, suffix = self.inputs.job_from(data, name, self.preset.values), ".json"
         parsed = jobfile.parse(
-            data, suffix, self.limits, stem=body.name, keyed=self.keyed,
-            wildcards=Wildcards(self.root), preset=self.preset, pictures=finder,
+            data, suffix, self.limits, stem=body.name, salt=self.salt, keyed=self.key is not None,
+            wildcards=Wildcards(self.root), preset=self._base, pictures=finder,
         )  # fmt: skip
         if parsed.key is not None and not parsed.key.strip():
             fault = ValueFault("out_of_range", "`key` is empty.", key="key", pointer="/key")
@@ -179,6 +185,11 @@ class Reader:
             parsed.requests, len(parsed.requests), parsed.key, tuple(warnings)[:_TOLD],
             tuple(refused[:_TOLD]), len(parsed.refused), parsed.resume, finder.sent,
         )  # fmt: skip
+
+    @property
+    def _base(self) -> Template:
+        """What holds for every job."""
+        return dataclasses.replace(self.preset or Template(), over=self.over)
 
     def _finder(self) -> Finder:
         return Finder(self.inputs, beside=self.beside, copies=self.copies)
@@ -210,8 +221,8 @@ class Reader:
 
     def _rows(self, body: Body, finder: Finder) -> RowIterator:
         return jobfile.read_lines(
-            io.BytesIO(body.data), body.suffix, self.limits, wildcards=Wildcards(self.root),
-            preset=self.preset, pictures=finder,
+            io.BytesIO(body.data), body.suffix, self.limits, salt=self.salt,
+            wildcards=Wildcards(self.root), preset=self._base, pictures=finder,
         )  # fmt: skip
 
 
@@ -249,11 +260,3 @@ def preset_named(name: str, presets: Path, limits: Limits) -> Template:
         raise in_preset(error, name) from error
     except OSError as error:
         raise SteadyError("bad_preset", f"presets/{name}.yaml cannot be read.") from error
-
-
-def _over(request: JobRequest, given: dict[str, Any]) -> dict[str, Any]:
-    """What a job says, with the fields ``given`` put over it."""
-    said = request.model_dump(exclude_none=True, exclude={"count"})
-    if "size" in given:
-        said.pop("width", None), said.pop("height", None)
-    return {**said, **given}

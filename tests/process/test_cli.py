@@ -15,14 +15,21 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import until
+from PIL import Image
 from roots import Root
 
+from watcher.config import Config
+from watcher.errors import SteadyError
+from watcher.inputs import Inputs
 from watcher.jobs import ticket_of_key
+from watcher.limits import Card, Limits
+from watcher.submission import Body, Reader
 
 HOUSE = Path(__file__).parents[2]
 STEADY = [sys.executable, "-m", "watcher.cli"]
@@ -258,6 +265,61 @@ def test_options_are_put_over_the_jobs_of_a_file(make_root: Make) -> None:
     assert [(job["width"], job["height"]) for job in made] == [(32, 48)] * 4
     assert [job.get("seed") for job in made][:2] == [5, 6]
     assert waiting(root) == []
+
+
+def reader_of_two_models(folder: Path) -> Reader:
+    """With a model beside the usual one that other numbers suit, and two pictures in inputs/."""
+    (folder / "inputs").mkdir()
+    for name in ("a.png", "m.png"):
+        Image.new("L", (512, 256)).save(folder / "inputs" / name)
+    takes = ("image", "mask", "upscale", "guidance", "negative_prompt")
+    base = Card("base", default_width=768, default_height=768, default_steps=28, default_guidance=4,
+                accepts=takes, absent=SteadyError("model_not_found"))  # fmt: skip
+    limits = Limits(Card(accepts=takes), {"base": base})
+    return Reader(limits, folder, Inputs(Config.load(folder), None))
+
+
+@pytest.mark.parametrize("said", [{}, {"image": "a.png"}, {"model": "base", "width": 64}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"model": "base"},
+        {"image": "a.png"},
+        {"image": "a.png", "mask": "m.png"},
+        {"image": "a.png", "upscale": 2},
+        {"image": "a.png", "height": 128},
+        {"count": 3, "seed": 4},
+        {"num_inference_steps": 3, "label": "night"},
+        {"negative_prompt": "people", "guidance_scale": 2.5},
+    ],
+)
+def test_an_option_over_a_file_is_as_if_it_stood_there(
+    tmp_path: Path, said: dict[str, Any], given: dict[str, Any]
+) -> None:
+    reader = reader_of_two_models(tmp_path)
+    job = {"prompt": "a cat", "count": 2} | said
+    right = reader.plan(Body(json.dumps(job | given).encode(), ".json", "x"))
+    axis = {"matrix": {field: ["-"] for field in given.keys() & {"label", "negative_prompt"}}}
+    for file in (
+        Body(json.dumps(job).encode(), ".json", "x"),
+        Body(json.dumps(job).encode(), ".jsonl", "x"),
+        Body(json.dumps(job | axis).encode(), ".yaml", "x"),
+    ):
+        sent, plan = reader.changed(file, given)
+        for each in (plan, reader.plan(sent)):
+            assert [p.request for p in each.requests] == [p.request for p in right.requests]
+            assert each.warnings == right.warnings
+
+
+def test_what_is_drawn_under_an_option_is_drawn_anew_but_for_a_key(tmp_path: Path) -> None:
+    reader = reader_of_two_models(tmp_path)
+    job = {"prompt": "{" + "|".join(map(str, range(99))) + "} {seed}", "expand": "wildcards"}
+    free, own = (Body(json.dumps(job | key).encode(), ".json", "x") for key in ({}, {"key": "k"}))
+    keyed = replace(reader, key="k")
+    drawn = [reader.changed(free, {})[0].data for _ in range(3)]
+    assert len(set(drawn)) == 3
+    assert len({r.changed(b, {})[0].data for r, b in [(reader, own), (keyed, own)] * 2}) == 1
+    assert len({keyed.changed(free, {})[0].data for _ in range(3)}) == 1
 
 
 def test_a_key_makes_a_repeat_harmless(make_root: Make) -> None:

@@ -317,6 +317,10 @@ def test_a_body_is_posted_under_a_preset(bench: Any) -> None:
     plan = bench.client.post("/jobs?preset=ink&dry_run=true", json=body).json()
     assert plan["jobs"][0]["num_inference_steps"] == 3
     assert bench.client.post("/jobs?preset=ink", json=body).status_code == 202
+    keyed = {"key": "night", "expand": "wildcards", "jobs": ["a {red|blue|grey} {seed}"] * 2}
+    once, again = (bench.client.post("/jobs?preset=ink", json=keyed) for _ in range(2))
+    assert once.json()["ticket"] == again.json()["ticket"]
+    assert "idempotency-replayed" in again.headers
     answer = bench.client.post("/jobs?preset=oil", json=body)
     assert answer.status_code == 422 and "no preset `oil`" in answer.json()["detail"]
 

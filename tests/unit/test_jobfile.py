@@ -15,7 +15,9 @@ from api.paging import moment_bound
 from watcher.config import Config
 from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.jobfile import MAX_BYTES, Parsed, parse
-from watcher.jobfile.fields import moment_of, request_of, seeded
+from watcher.jobfile.fields import moment_of, seeded
+from watcher.jobfile.planner import Planner, template_of
+from watcher.jobfile.problems import refusal
 from watcher.jobfile.tables import refused_csv
 from watcher.jobs import MAX_PROMPT, MAX_SEED, JobRequest, Priority, derived_seed
 from watcher.limits import Card, Limits
@@ -748,17 +750,6 @@ def test_the_same_text_is_the_same_job_in_every_format(prompt: str, fields: dict
     ]
     outcomes = [outcome(form, suffix) for form, suffix in forms]
     assert outcomes[1:] == outcomes[:-1]
-    if isinstance(outcomes[0], list) and len(outcomes[0]) == 1 and "{" not in prompt + str(fields):
-        body = filled(request_of(job, LIMITS))
-        words = request_of({k: str(v) for k, v in job.items()}, LIMITS, text=True)
-        assert body == outcomes[0][0] == filled(words)
-
-
-def filled(request: JobRequest) -> JobRequest:
-    """As a file would make it."""
-    values = request.model_dump()
-    LIMITS.fill(values)
-    return JobRequest(**values)
 
 
 def outcome(text: str, suffix: str) -> list[JobRequest] | set[tuple[str, str | None]]:
@@ -769,23 +760,11 @@ def outcome(text: str, suffix: str) -> list[JobRequest] | set[tuple[str, str | N
         return {(p.code, p.key) for p in error.problems} or {(error.code, None)}
 
 
-def test_a_body_is_refused_in_the_words_of_a_file() -> None:
-    with pytest.raises(SteadyError) as caught:
-        request_of({"prompt": "x", "width": 1000, "cfg": 7, "steps": 0}, LIMITS)
-    from_file = refused("prompt: x\nwidth: 1000\ncfg: 7\nsteps: 0").problems
-    said = {(p.code, p.message, p.key, p.pointer, p.value, p.allowed, p.remedy) for p in from_file}
-    assert {
-        (p.code, p.message, p.key, p.pointer, p.value, p.allowed, p.remedy)
-        for p in caught.value.problems
-    } == said
-
-
 @pytest.mark.parametrize(
     "raw",
     [
         7,
         None,
-        "x",
         [],
         {},
         {"prompt": "\ud800"},
@@ -797,12 +776,12 @@ def test_a_body_is_refused_in_the_words_of_a_file() -> None:
         {1: 2},
     ],
 )
-def test_odd_bodies_are_refused_and_can_be_told(raw: Any) -> None:
-    with pytest.raises(SteadyError) as caught:
-        request_of(raw, LIMITS)
-    assert caught.value.problems
-    json.dumps(caught.value.as_dict()).encode()
-    str(caught.value).encode()
+def test_odd_jobs_are_refused_and_can_be_told(raw: Any) -> None:
+    template = template_of(raw)
+    made = Planner(LIMITS).pictures(template, dict(template.values), {}, 0)
+    error = refusal([each for each in made if isinstance(each, ValueFault)])
+    json.dumps(error.as_dict()).encode()
+    str(error).encode()
 
 
 # -- anything at all

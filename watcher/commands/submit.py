@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from watcher.submission import Body, Plan, Reader
 
 _SHOWN_IDS = 1000
-_FILLED = ("prompt", "count")  #: fields a request has also when nothing says them
 
 
 @dataclass(frozen=True)
@@ -109,9 +108,9 @@ def submit(
 
     deadline = deadline_of(timeout)
     limits, known = _from_record(desk)
-    given = _set(set_ or [], limits) | ({} if size is None else {"size": size}) | fields
+    given = _by_field(set_ or [], size) | fields
     usual = preset_named(preset, desk.config.presets, limits) if preset is not None else None
-    with _body_reader(desk, limits, keyed=key is not None, preset=usual) as reader:
+    with _body_reader(desk, limits, key, usual) as reader:
         given = _with_pictures(given, reader)
         if from_ is None:
             sheets = list(_sheets(what or [], given, key, kind, reader))
@@ -135,14 +134,14 @@ def submit(
 
 @contextlib.contextmanager
 def _body_reader(
-    desk: Desk, limits: "Limits", *, keyed: bool, preset: "Template | None"
+    desk: Desk, limits: "Limits", key: str | None, preset: "Template | None"
 ) -> "Iterator[Reader]":
     """Reads as the watcher will; with the record, if there is one."""
     from watcher.inputs import Inputs
     from watcher.submission import Reader
 
     with desk.record_if_any() as store:
-        yield Reader(limits, desk.root, Inputs(desk.config, store), keyed, preset)
+        yield Reader(limits, desk.root, Inputs(desk.config, store), key, preset)
 
 
 def _with_pictures(given: dict[str, Any], reader: "Reader") -> dict[str, Any]:
@@ -242,16 +241,20 @@ def _content_and_suffix(path: Path) -> bytes:
         raise SteadyError("unreadable", f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _set(words: list[str], limits: "Limits") -> dict[str, Any]:
-    """What ``--set`` says, each value as its field wants it. Raises SteadyError."""
-    from watcher.jobfile.fields import request_of
+def _by_field(set_: list[str], size: str | None) -> dict[str, Any]:
+    """What ``--set`` and ``--size`` say, by field, each value as its field wants it. SteadyError."""
+    from watcher.jobfile.cells import reader_of
+    from watcher.jobfile.fields import normalised
+    from watcher.jobfile.problems import refusal
 
-    said = pairs(words)
-    if not said:
-        return {}
-    read = request_of({"prompt": "-"} | said, limits, text=True)
-    wanted = read.model_dump(exclude_none=True)
-    return {name: value for name, value in wanted.items() if name in said or name not in _FILLED}
+    words = pairs(set_) | ({} if size is None else {"size": size})
+    values, _, problems = normalised(words)
+    if problems:
+        raise refusal(problems)
+    return {
+        name: reader_of(name)(said) if isinstance(said, str) else said
+        for name, said in values.items()
+    }
 
 
 def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: "Reader") -> Submission:
@@ -273,8 +276,8 @@ def _of_file(
 
     body = Body.of(data, path.name, suffix)
     reader = replace(reader, beside=path.parent) if str(path) != "-" else reader
-    plan = reader.plan(body)
-    if given or reader.preset or plan.beside:
+    plan = None if given or reader.preset else reader.plan(body)
+    if plan is None or plan.beside:
         body, plan = reader.changed(body, given)
     return Submission(body, path.name, plan)
 

@@ -129,6 +129,7 @@ def _of_picture(data: bytes, planner: Planner) -> Parsed:
     fields, warnings = again(recipe), list[str]()
     if recipe.get("source") == "a1111":
         fields, warnings = fitted(recipe["request"], planner.limits)
+    fields |= planner.preset.over
     if "model" in fields and planner.limits.named(fields["model"]) is None:
         usual = planner.limits.usual.name
         warnings.append(f"The model `{fields.pop('model')}` is not known here; {usual} is used.")

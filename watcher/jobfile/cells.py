@@ -14,16 +14,11 @@ from watcher.jobfile import strictjson
 from watcher.jobs import field_schemas
 
 
-def value_of_text(field: str, text: str) -> Any:
-    """What a table's cell or a command-line word means for ``field``: the type the field wants.
+def reader_of(field: str) -> Callable[[str], Any]:
+    """Reads a table's cell or a command-line word as ``field`` wants it: in its type.
 
     Empty is unset (None). What cannot be read stays text, for the validator to refuse.
     """
-    return reader_of(field)(text)
-
-
-def reader_of(field: str) -> Callable[[str], Any]:
-    """:func:`value_of_text` for one field, for those who read a million of its cells."""
     return _reader(field, field_schemas().get(field, {}))
 
 

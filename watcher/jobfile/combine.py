@@ -119,7 +119,7 @@ def _pictures_of(
         more, came_from, problems = normalised(ours)
         if problems:
             return [sheet.located(p, sheet.axes.get(p.key or "", ())) for p in problems]
-        values |= more
+        values |= {**more, **planner.preset.over}
         origins = origins | {f: sheet.axes[key] for f, key in came_from.items()}
     names = {name: _text_of(value) for name, value in combination.items()}
     made = planner.pictures(template, values, names, index)

@@ -1,4 +1,4 @@
-"""What one job may say: the single validator behind every door.
+"""What one job may say: the single validator behind every door (:class:`Checker`).
 
 A mapping of fields (from a file, an HTTP body, a command line or a table's row) becomes a
 :class:`JobRequest` or a list of :class:`ValueFault`, each with the key, the allowed range, the
@@ -21,7 +21,6 @@ from pydantic import ValidationError
 
 from watcher.addresses import not_allowed
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobfile.cells import value_of_text
 from watcher.jobfile.hints import (
     MAX_METADATA,
     MAX_METADATA_TEXT,
@@ -32,7 +31,7 @@ from watcher.jobfile.hints import (
     allowed_for,
 )
 from watcher.jobfile.naming import MAX_SEGMENTS, bad_folder, bad_name, slug
-from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
+from watcher.jobfile.problems import shown, shown_key
 from watcher.jobfile.strictjson import Number
 from watcher.jobfile.wording import control_character, translated, wrong
 from watcher.jobs import (
@@ -380,33 +379,6 @@ def moment_of(text: str) -> int | None:
         return int(datetime.fromisoformat(text).timestamp() * 1_000_000)
     except (ValueError, OverflowError, OSError):
         return None
-
-
-def request_of(raw: Any, limits: Limits, *, text: bool = False) -> JobRequest:
-    """The one validator: a mapping of fields -> a request with what was given, nothing filled in.
-
-    ``text=True``: values that are text (command line) are read as their field wants.
-    Raises SteadyError with up to 50 problems and the first one's code.
-    """
-    if not isinstance(raw, Mapping):
-        message = "A job is a mapping of fields."
-        raise ValueFault("bad_shape", message, value=shown(raw)).error()
-    if text:
-        raw = {
-            key: value_of_text(SPELLINGS.get(str(key), str(key)), value)
-            if isinstance(value, str)
-            else value
-            for key, value in raw.items()
-        }
-    values, came_from, problems = normalised(raw)
-    said = set(values)
-    made = Checker(limits).check(values)
-    if isinstance(made, JobRequest):
-        if not problems:
-            return made.model_copy(update=dict.fromkeys(made.model_fields_set - said))
-        made = []
-    names = [(p, came_from.get(p.key or "", p.key or "")) for p in problems + made]
-    raise refusal([at(p, name, pointer=pointer([name])) for p, name in names])
 
 
 def seeded(request: JobRequest, job_id: str) -> JobRequest:

@@ -61,10 +61,8 @@ class Kinds:
     """What became of one row of each kind, of one file."""
 
     def __init__(self, planner: "Planner") -> None:
-        base = planner.preset
         self._planner = planner
         self._seen: dict[Kind, tuple[JobRequest, tuple[str, ...]]] = {}
-        self._differ = base.wild or planner.limits.default_name or not _is_settled(base.values)
 
     def of(self, template: "Template") -> tuple[Kind, dict[str, Any]]:
         """The kind of a row that says ``template``, and what is its own.
@@ -72,7 +70,8 @@ class Kinds:
         An empty kind where the row has to be looked at by itself.
         """
         values = template.values
-        if self._differ or template.wild or template.problems or template.warnings:
+        named = self._planner.limits.default_name  # with placeholders
+        if named or template.wild or template.problems or template.warnings:
             return (), {}
         kind: list[Any] = []
         own: dict[str, Any] = {}

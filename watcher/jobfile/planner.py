@@ -62,7 +62,8 @@ class PlannedJob:
 class Template:
     """What one item or row says, before expansion: values by field, and what is wrong already.
 
-    ``came_from`` tells by which key each field was said.
+    ``came_from`` tells by which key each field was said. ``over``: of one that others inherit from,
+    the values that go before what they say themselves.
     """
 
     values: dict[str, Any] = field(default_factory=dict)
@@ -70,10 +71,11 @@ class Template:
     problems: list[ValueFault] = field(default_factory=list)
     wild: bool = False
     warnings: tuple[str, ...] = ()
+    over: Mapping[str, Any] = field(default_factory=dict)
 
     def inherit(self, base: "Template") -> None:
-        """Puts what ``base`` says under what this says itself."""
-        self.values = base.values | self.values
+        """Puts what ``base`` says under what this says itself, or over it."""
+        self.values = {**base.values, **self.values, **base.over}
         self.wild = self.wild or base.wild
 
 

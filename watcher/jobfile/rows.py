@@ -240,6 +240,7 @@ class RowIterator:
                 yield self._refused(raw, [raw.problem], {})
                 continue
             template = self._read(raw)
+            template.inherit(planner.preset)
             kind, own = kinds.of(template)
             if (planned := kinds.again(kind, own, raw.number)) is not None:
                 yield self._counted(planned)
@@ -261,7 +262,6 @@ class RowIterator:
     ) -> tuple[list[JobRequest], list[ValueFault]]:
         """The pictures of a row, and what is wrong with it."""
         planner = self._planner
-        template.inherit(planner.preset)
         values = template.values
         names: Mapping[str, str] = {}
         if self._columns is not None and _has_braces(values):
