@@ -6,6 +6,7 @@ with slips, pictures made elsewhere.
 
 import gzip
 import http.client
+import io
 import json
 import os
 import shutil
@@ -20,6 +21,7 @@ import pytest
 from conftest import until
 from doors import Running, running
 from history import rows
+from PIL import Image, PngImagePlugin
 from roots import Root
 from test_cli import steady
 from test_page import Eyes, browser, drop  # noqa: F401  (browser is a fixture)
@@ -64,6 +66,8 @@ def refusal(name: str) -> SteadyError:
         ("tables/result_table_dropped_again.csv", ["@harbour style lighthouse"], ()),
         ("tables/type_line_before_the_header.csv", ["a lighthouse"], ("The first line, `#TYPE …`, was left out.",)),
         ("tables/pipes.csv", ["a lighthouse"], ()),
+        ("tables/a_short_row.csv", ["a cat by", "a dog by Monet"], ()),
+        ("text/a_prompt_like_a_field.txt", ["a cat", "a dog", "prompt: a horse"], ()),
         ("text/comment_lines.txt", ["a lighthouse", "a boat"], ()),
         ("text/utf16.txt", ["a lighthouse", "a café by the sea"], ()),
         ("text/line_separator.txt", ["a lighthouse\u2028by the sea", "a boat\x0bin fog"], ()),
@@ -176,6 +180,25 @@ def test_syntax_of_others_is_named_once_and_kept(text: str, suffix: str, kind: s
     assert kind in parsed.warnings[0]
     assert len(parsed.requests) == 2
     assert all(planned.request.prompt in text for planned in parsed.requests)
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        {"request": {"prompt": "x", "model": ["a"]}},
+        {"request": "x", "source": "a1111"},
+        {"request": {"prompt": "x", "width": "abc", "height": 3}, "source": "a1111"},
+        {"request": {"prompt": "x", "seed": "abc"}, "source": "a1111"},
+        {"request": {"prompt": "x", "cfg_scale": "a", "model": {}}, "source": "a1111"},
+    ],
+)
+def test_a_recipe_that_somebody_wrote_by_hand_is_refused(recipe: dict[str, Any]) -> None:
+    text = PngImagePlugin.PngInfo()
+    text.add_text("steadydiffusion", json.dumps(recipe))
+    picture = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(picture, "PNG", pnginfo=text)
+    with pytest.raises(SteadyError):
+        parse(picture.getvalue(), ".png", Limits())
 
 
 def test_seeds_and_ends_that_are_not_ours() -> None:

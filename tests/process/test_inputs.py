@@ -32,8 +32,10 @@ from watcher.executor import Picture, WorkerSpec
 from watcher.executor.ray.actor import FarSlot
 from watcher.executor.ray.slots import FarExecutor, Met, Tell
 from watcher.inputs import Finder, Inputs
+from watcher.jobfile import parse
 from watcher.jobfile.bundle import Bundle
 from watcher.jobs import JobRequest
+from watcher.limits import Card, Limits
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.recipe import read_recipe
 from watcher.prune import Pruner
@@ -172,6 +174,15 @@ def test_a_pattern_makes_a_job_for_each_picture_in_order_of_name(tracing: Root) 
     assert {"pair-a", "pair-b", "row-a", "row-b"} <= set(names)
     assert made(tracing, "pair-a") == noise(1).tobytes()
     assert request(tracing, "pair-a")["image"].endswith(" photos/a.png")
+
+
+def test_no_job_is_named_after_the_picture_of_another(tracing: Root) -> None:
+    put(tracing, "a.png", 1)
+    finder = Finder(Inputs(Config.load(tracing.folder), None))
+    limits = Limits(Card(accepts=("image",)))
+    jobs = b"- {prompt: x, image: a.png, name: 'n-{image}'}\n- {prompt: y, name: 'k-{image}'}\n"
+    with pytest.raises(SteadyError, match="Line 2: `name` may hold"):
+        parse(jobs, ".yaml", limits, pictures=finder)
 
 
 REFUSED = {

@@ -437,6 +437,10 @@ def test_seed_lists_and_ranges() -> None:
 def test_a_key_of_a_job_that_makes_several_is_told_apart() -> None:
     parsed = yaml("- {prompt: x, key: k, count: 3}\n- {prompt: y, key: l}")
     assert [p.request.key for p in parsed.requests] == ["k", "k/2", "k/3", "l"]
+    lines = b'{"prompt": "x", "key": "k", "count": 3}\n{"prompt": "y", "key": "l"}\n'
+    assert parse(lines, ".jsonl", LIMITS).requests[:3] == parsed.requests[:3]
+    twice = yaml("matrix: {a: [1, 2]}\njobs: [{prompt: 'x {a}', key: k, count: 2}]")
+    assert [p.request.key for p in twice.requests] == ["k", "k/2", "k/3", "k/4"]
     batch = yaml("matrix: {a: [1, 2]}\njobs: [{prompt: 'x {a}', key: k}]")
     assert [p.request.key for p in batch.requests] == ["k", "k/2"]
 
@@ -580,6 +584,11 @@ def test_an_expansion_past_the_limit_is_refused_with_its_count_before_it_is_buil
     )
     assert refused("\n".join("- x" for _ in range(1001))).code == "too_many_jobs"
     assert refused("prompt: x\nmatrix: {a: 1..9000}\nsample: 2000").code == "too_many_jobs"
+    for seeds in ("1..600", "1..10000000"):
+        many = f"prompt: '{{a}}'\nmatrix: {{seed: ['{seeds}'], a: [1, 2]}}"
+        assert refused(many).code == "too_many_jobs"
+    mixed = yaml("prompt: '{a}'\nmatrix: {a: [b, c], seed: ['1..2', 7]}").requests
+    assert [p.request.seed for p in mixed] == [1, 2, 7] * 2
     endless = "prompt: x\nmatrix: {a: 1..9999999999999}\nsample: 1000000000000"
     assert refused(endless).message.startswith("The file makes 1000000000000 jobs")
     sampled = yaml(f"prompt: 'x {{a0}} {{a8}}'\nmatrix: {{{axes}}}\nsample: 1000")
@@ -879,8 +888,10 @@ def test_large_inputs_take_no_more_than_linear_time(name: str, suffix: str) -> N
         (b"prompt,width\n" + b"a,1\n" * 250_000, ".csv"), (b"{\n" * 500_000, ".jsonl"),
         (b"prompt" + b",a" * 100_000 + b"\n" + b",b" * 400_000, ".csv"), (b'"' * 1_000_000, ".csv"),
         (b"\n" * 1_000_000 + b"x", ".csv"), (b"\n" * 1_000_000 + b"x", ".jsonl"), (b"x" * 1_048_577, ".yaml"),
+        (b"```\nprompt: a" + b"\n" * 1_000_000 + b"x", ".yaml"), (b"a" + b" " * 1_000_000 + b"-- x", ".txt"),
+        (b"--prompt '" + b"a " * 500_000 + b"'", ".txt"), ((b"(:" + b"1" * 3990 + b"x\n") * 200, ".txt"),
     ],
-    ids=range(10),
+    ids=range(14),
 )  # fmt: skip
 def test_large_tables_take_no_more_than_linear_time(data: bytes, suffix: str) -> None:
     judge(data, suffix)

@@ -253,6 +253,11 @@ def test_more_rows_or_jobs_than_allowed_are_refused() -> None:
         assert caught.value.code == "too_many_jobs"
 
 
+def test_a_long_cell_is_no_torn_quote() -> None:
+    row = bad('prompt,note\na,"' + "x" * 140_000 + '"\nb,7\n')
+    assert row.problems[0].key == "metadata"
+
+
 def test_an_endless_list_of_seeds_is_that_rows_own_fault() -> None:
     row = bad("prompt,seed\na,1..999999999999\nb,7\n")
     assert (row.number, row.problems[0].code) == (1, "out_of_range")

@@ -130,9 +130,10 @@ def _of_picture(data: bytes, planner: Planner) -> Parsed:
     if recipe.get("source") == "a1111":
         fields, warnings = fitted(recipe["request"], planner.limits)
     fields |= planner.preset.over
-    if "model" in fields and planner.limits.named(fields["model"]) is None:
-        usual = planner.limits.usual.name
-        warnings.append(f"The model `{fields.pop('model')}` is not known here; {usual} is used.")
+    model, usual = fields.get("model"), planner.limits.usual.name
+    if isinstance(model, str) and planner.limits.named(model) is None:
+        del fields["model"]
+        warnings.append(f"The model `{shown_key(model)}` is not known here; {usual} is used.")
     card, made_by = planner.limits.card(fields), recipe.get("revision")
     if isinstance(made_by, str) and card.revision and made_by != card.revision:
         warnings.append(

@@ -106,7 +106,7 @@ def pictures(
             already = made_of.get(number, 0)
             made_of[number] = already + len(requests)
             index += len(requests)
-            yield before + number, item, keyed_apart(requests, already + 1) if already else requests
+            yield before + number, item, keyed_apart(requests, already + 1)
         before += 1 + max((item.number for item in sheet.items), default=-1)
 
 

@@ -16,6 +16,7 @@ from watcher.limits import Limits
 from watcher.pictures.recipe import request_of_parameters
 
 _HELD = 30  #: lines a pasted prompt may have
+_LONGEST = 16_000  #: characters of a line with options; no two texts that are taken fill it
 
 #: An option of a web UI's prompt line -> our field, or empty: without effect here.
 _OPTIONS = {
@@ -37,7 +38,7 @@ _SHORT = {
 
 _MARKS = re.compile(
     r"(?P<option>(?:^|\s)--[A-Za-z][\w-]*)|(?P<file><(?:lora|lyco|lycoris|hypernet):)"
-    r"|(?P<weight>[(\[][^()\[\]]*:\s*\d*\.?\d+\s*[)\]])|(?P<part>(?:^|\s)BREAK(?=\s|$))"
+    r"|(?P<weight>[(\[][^()\[\]]*:\s*(?:\d+(?:\.\d+)?|\.\d+)\s*[)\]])|(?P<part>(?:^|\s)BREAK(?=\s|$))"
 )
 _WORDS = {
     "option": "Options in a prompt, such as `{}`, are drawn as text here; give `size`, `seed` and "
@@ -99,7 +100,7 @@ def is_workflow(value: Mapping[str, Any]) -> bool:
 
 def line_fields(text: str) -> tuple[dict[str, Any], list[str]] | None:
     """A prompt line with options as our fields, and what of it has no effect; None for others."""
-    if " --" not in f" {text}":
+    if " --" not in f" {text}" or len(text) > _LONGEST:
         return None
     return _options(text) if text.startswith("--") else _short_options(text)
 
@@ -135,8 +136,8 @@ def _options(text: str) -> tuple[dict[str, Any], list[str]] | None:
 
 
 def _short_options(text: str) -> tuple[dict[str, Any], list[str]] | None:
-    prompt, *options = re.split(r"\s+--(?=[a-z]+\s)", text)
-    said = {"prompt": prompt}
+    prompt, *options = re.split(r"(?<=\s)--(?=[a-z]+\s)", text)
+    said = {"prompt": prompt.rstrip()}
     for option in options:
         name, _, value = option.partition(" ")
         if (field := _SHORT.get(name, "")) in ("", *said):

@@ -227,7 +227,7 @@ class Planner:
             if isinstance(made, list):
                 return made
             pictures.append(made)
-        return keyed_apart(pictures)
+        return pictures
 
     def _bad_seeds(self, seeds: Sequence[Any], count: Any) -> ValueFault | None:
         most = max(MAX_COUNT, self.limits.max_jobs_per_file)
@@ -307,6 +307,7 @@ class Planner:
     def _one(
         self, values: dict[str, Any], names: Mapping[str, str], index: int, wild_texts: bool
     ) -> JobRequest | list[ValueFault]:
+        self._stem = None
         if "count" in values and values["count"] is None:
             del values["count"]
         starts = values.get("image") is not None or values.get("mask") is not None

@@ -160,12 +160,11 @@ class Columns:
     def names(self, cells: list[str]) -> dict[str, str]:
         """Placeholders of a row: every column but the prompt's, as written and in lower case."""
         names: dict[str, str] = {}
-        for name, text in zip(self.header, cells, strict=False):
+        width = len(self.header)
+        for name, text in itertools.zip_longest(self.header, cells[:width], fillvalue=""):
             if name and plain_key(name) != "prompt":
                 names.setdefault(plain_key(name), text.strip())
                 names[name] = text.strip()
-        for name in self.header[len(cells) :]:
-            names[name] = ""
         return names
 
 

@@ -13,7 +13,14 @@ from typing import Any, Literal
 
 from watcher.errors import SteadyError, Trouble, ValueFault
 from watcher.jobfile import strictjson, strictyaml
-from watcher.jobfile.expand import Product, length_of, placeholders_in, values_of
+from watcher.jobfile.expand import (
+    ExpansionFault,
+    Product,
+    length_of,
+    placeholders_in,
+    seeds_of,
+    values_of,
+)
 from watcher.jobfile.fields import TEXTS, unknown_field
 from watcher.jobfile.foreign import is_workflow
 from watcher.jobfile.hints import BATCH_KEYS, KNOWN, SPELLINGS, TEXT_FIELDS
@@ -126,8 +133,9 @@ class Sheet:
 
 def read_sheets(text: str, suffix: str, pictures: Pictures | None = None) -> list[Sheet]:
     """The sheets of a file's text. Raises SteadyError for what cannot be read at all."""
-    if fenced := _FENCED.fullmatch(text):  # as a chat writes it; lines keep their numbers
-        text = "\n" + fenced[1]
+    bare = text.rstrip()
+    if (fence := _FENCE.match(text)) and bare.endswith("```"):  # a chat's; lines keep their numbers
+        text = "\n" + bare[fence.end() : -3]
     kind = looks_like(text.lstrip().partition("\n")[0])
     if suffix == ".json":
         if kind in (".yaml", ".csv"):
@@ -153,7 +161,7 @@ def read_sheets(text: str, suffix: str, pictures: Pictures | None = None) -> lis
     return [_sheet(d.value, d.place, n if several else None, pictures) for n, d in filled]
 
 
-_FENCED = re.compile(r"\s*```[\w-]*[ \t]*\r?\n(.*?)\s*```\s*", re.DOTALL)
+_FENCE = re.compile(r"\s*```[\w-]*[ \t]*\r?\n")
 #: A field's name, and behind it something that only looks like a colon and a blank.
 _SLIP = re.compile(
     r"^([ \t]*(?:- +)?)([A-Za-z_]+)(\uff1a|:(?=[^\s\x85])|:(?=[\u00a0\u2007\u202f\u3000]))", re.M
@@ -311,6 +319,8 @@ def _read_axes(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | None
                 path = (kind, name)
                 if SPELLINGS.get(name, name) in PICTURE_FIELDS:
                     values = sheet.matching(values, path, pictures)
+                elif name == "seed":
+                    values = _axis_of_seeds(values)
                 code, why = _bad_axis(name, values, name in sheet.axes)
                 if why:
                     shown_values = shown(values) if code != "duplicate_key" else None
@@ -331,6 +341,14 @@ def _read_axes(sheet: Sheet, value: Mapping[str, Any], pictures: Pictures | None
         sheet.fault("bad_placeholder", message, ("zip",), remedy="Give them the same length.")
         axes["zip"] = {}
     sheet.product = Product(axes["matrix"], axes["zip"])
+
+
+def _axis_of_seeds(values: Any) -> Any:
+    """``values`` with every seed of the ranges in it, so that they are counted. SteadyError."""
+    try:
+        return seeds_of(values) or values
+    except ExpansionFault as fault:
+        raise SteadyError("too_many_jobs", f"{fault}") from None
 
 
 def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:

@@ -24,6 +24,7 @@ from watcher.jobfile.hints import KNOWN, plain_key
 from watcher.suffixes import FORMS
 
 MAX_LINE = 1 << 20  #: characters of one physical line
+csv.field_size_limit(MAX_LINE)  # a long cell is too long for its field, and no torn quote
 _PIECE = 1 << 16  #: characters of a table written at once
 
 _BOMS = (
@@ -353,16 +354,16 @@ def text_rows(stream: BinaryIO) -> Iterator[RawRow]:
     Generation data is one row, its ``value`` the fields. Raises SteadyError bad_shape for what
     begins as another kind of file.
     """
-    lines, pasted, number = TextLines(stream), Pasted(), 0
+    lines, pasted, begun = TextLines(stream), Pasted(), False
     for text in lines:
         text = text.strip(" \t\r\n")
-        if not number and (kind := looks_like(text)):
+        if not begun and (kind := looks_like(text)):
             message = f"Line {lines.number} is that of a {kind} file, not of a list of prompts."
             raise SteadyError("bad_shape", message, remedy=CALL_IT[kind])
         if text == "#" or text.startswith("# "):
             continue
+        begun = begun or bool(text)
         for line, value in pasted.add(lines.number, text):
-            number = line
             yield RawRow(line, line, value=value)
     for line, value in pasted.rest():
         yield RawRow(line, line, value=value)

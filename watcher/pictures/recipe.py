@@ -221,6 +221,8 @@ def read_recipe(data: bytes) -> dict[str, Any] | None:
     except NotAPicture:
         return None
     ours = _json_of(picture.ours)
+    if ours is not None:
+        ours.pop("source", None)  # whoever writes one is not us
     if ours is not None and isinstance(ours.get("request"), dict):
         return ours
     if picture.parameters is not None:
