@@ -343,6 +343,7 @@ def _dry(plan: Plan, views: Views) -> dict[str, Any]:
     ]
     return {
         "count": plan.count,
+        "key": plan.key,
         "jobs": jobs,
         "warnings": list(plan.warnings),
         "refused": [fault_entry(p) for p in plan.refused],

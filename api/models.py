@@ -191,6 +191,7 @@ class DryRun(Answer):
     """What a body would become. Nothing was queued."""
 
     count: int
+    key: str | None = Field(description="the body's own")
     jobs: list[Planned] = Field(description="the first hundred")
     warnings: list[str]
     refused: list[Fault] = Field(examples=[[]])

@@ -40,8 +40,12 @@ def routes(door: Door, pages: "Pages", submissions: Submissions) -> APIRouter:
 
     @router.post("/")
     async def make(request: Request) -> Response:
-        body = json.dumps(job_of_form(await request.body()), ensure_ascii=False).encode()
-        done = await run_in_threadpool(submissions.submit, Body(body, ".json", ""), None)
+        return await run_in_threadpool(_make, await request.body())
+
+    def _make(form: bytes) -> Response:
+        job, key = job_of_form(form)
+        body = json.dumps(job, ensure_ascii=False).encode()
+        done = submissions.submit(Body(body, ".json", ""), key)
         return RedirectResponse(f"/batches/{done.batch.ticket}", status_code=303)
 
     @router.get("/queue")

@@ -24,6 +24,7 @@ from api.page.shown import (
     RunningRow,
     by_day,
     captions_of,
+    kept_of,
     months_of,
     prompts_for,
     sizes_of,
@@ -161,6 +162,8 @@ class Pages:
         held = self._store.held()
         pictures = self._store.jobs(JobFilter(pictured=True), limit=_FIRST_PICTURES + 1)
         limits = self._door.limits()
+        form, others = self._form(origin, start), self._others(limits)
+        newest = self._store.batches(limit=1)
         return self.show(
             "now.html",
             **values,
@@ -171,9 +174,11 @@ class Pages:
             attention=found,
             smaller=self._smaller(found.failed),
             card=limits.usual,
-            others=self._others(limits),
+            others=others,
             sizes=sizes_of(limits.usual),
-            form=self._form(origin, start),
+            form=form,
+            kept=kept_of(form, limits.usual, self._door.config.image_format, models=len(others)),
+            after=newest[0].ticket if newest else "nothing",
             prompts=prompts_for(starter=bool(values["model"]["starter"])),
             loras=list(loras_of(self._door.config)) if limits.usual.takes("lora") else [],
             days=by_day(pictures[:_FIRST_PICTURES]),

@@ -3,17 +3,20 @@
 import contextlib
 import csv
 import datetime
+import hashlib
 import io
 import itertools
 import urllib.parse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from api.bodies import json_object
 from api.paging import moment_bound, without_nul
 from watcher.chosen import rating_range, size_said
+from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
 from watcher.limits import Card
 from watcher.store import JobFilter, JobStore
@@ -139,12 +142,15 @@ def captions_of(prompts: Sequence[str]) -> list[str]:
 
 
 def table_of(data: bytes) -> tuple[list[str], list[list[str]]]:
-    """A table of refused rows: its columns (the last says what is wrong), and the first rows."""
-    rows = list(
-        itertools.islice(
-            csv.reader(io.StringIO(data.decode("utf-8-sig", "replace"))), _MOST_ROWS + 1
-        )
-    )
+    """A table of refused rows: its columns (the last says what is wrong), and the first rows.
+
+    It ends before a row with a cell that is longer than Python's reader takes.
+    """
+    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "replace", newline="")
+    rows: list[list[str]] = []
+    with contextlib.suppress(csv.Error):
+        for row in itertools.islice(csv.reader(lines), _MOST_ROWS + 1):
+            rows.append(row)  # those before an error stay
     return (rows[0], rows[1:]) if rows else ([], [])
 
 
@@ -165,18 +171,56 @@ def prompts_for(*, starter: bool) -> tuple[str, ...]:
     return _SIMPLE_PROMPTS if starter else _PROMPTS
 
 
-def job_of_form(body: bytes) -> dict[str, Any]:
-    """What a form that was sent without JavaScript asks for, as a job says it.
+def job_of_form(body: bytes) -> tuple[dict[str, Any], str | None]:
+    """What a form that was sent without JavaScript asks for, as a job says it; and its key.
 
-    What is no number where one is wanted stays as it is: the reader says so in its words.
+    ``rest`` is what the job that is edited said: it holds where the form has no field. ``after``
+    makes the key: of a form that is sent twice one job is made. What is no number where one is
+    wanted stays as it is: the reader says so in its words. Raises SteadyError.
     """
-    said = {k: v for k, v in urllib.parse.parse_qsl(body.decode("utf-8", "replace")) if v.strip()}
+    try:
+        pairs = urllib.parse.parse_qsl(
+            body.decode("utf-8", "replace"), keep_blank_values=True, max_num_fields=_MOST_FIELDS
+        )
+    except ValueError:
+        raise SteadyError("bad_request", "The form has too many fields.") from None
+    said = dict(pairs)
+    rest = json_object(said.pop("rest", "{}").encode())
+    key = f"form-{hashlib.sha256(body).hexdigest()}" if said.pop("after", "") else None
     size = said.pop("size", "")
     if "x" in size:
         said["width"], said["height"] = size.split("x", 1)
-    return {name: _number(value) if name in _NUMBERS else value for name, value in said.items()}
+    job = {name: value for name, value in rest.items() if name not in said}
+    for name, value in said.items():
+        if value.strip():
+            job[name] = _number(value) if name in _NUMBERS else value
+    return job, key
 
 
+#: What the form has a field for where the model takes it; the rest it always has.
+_FIELDS_OF = {
+    "guidance": ("guidance_scale",),
+    "lora": ("lora",),
+    "negative_prompt": ("negative_prompt",),
+    "image": ("image", "mask", "strength", "resize", "mask_only"),
+}
+
+
+def kept_of(form: Mapping[str, Any], card: Card, format: str, *, models: int) -> list[str]:
+    """What a job that is edited says beside the fields that the form has, in words.
+
+    Not that its file is of the usual ``format``. ``models``: how many there are to choose from.
+    """
+    asked = {"prompt", "width", "height", "num_inference_steps", "seed"}
+    asked |= {name for each, names in _FIELDS_OF.items() if card.takes(each) for name in names}
+    if models:
+        asked.add("model")
+    if form.get("format") == format:
+        asked.add("format")
+    return [name.replace("_", " ") for name in form if name not in asked]
+
+
+_MOST_FIELDS = 100
 _NUMBERS = ("width", "height", "num_inference_steps", "seed", "count", "guidance_scale")
 
 

@@ -16,9 +16,10 @@ const JSON_TYPE = "application/json";
 // Something was changed: what is shown is no longer true.
 export const stale = () => document.dispatchEvent(new Event("stale"));
 
-export async function ask(line, body, type = JSON_TYPE) {
+export async function ask(line, body, type = JSON_TYPE, key = "") {
   const [method, address] = line.split(" ");
   const headers = body === undefined ? {} : { "Content-Type": type };
+  if (key) headers["Idempotency-Key"] = key;
   const answer = await fetch(address, { method, body, headers }).catch(() => null);
   if (!answer) throw Object.assign(new Error("The service does not answer."), { said: {}, status: 0 });
   const said = await answer.json().catch(() => ({}));
@@ -26,6 +27,20 @@ export async function ask(line, body, type = JSON_TYPE) {
   const words = [said.detail || `Error ${answer.status}`, said.remedy].filter(Boolean).join(" ");
   throw Object.assign(new Error(words), { said, status: answer.status });
 }
+
+// Asks for new jobs. Until that is answered the same again has the same key: pressed twice, or again
+// after its answer was lost, it is made once.
+const unanswered = new Map(); // what was asked -> its key
+export async function order(line, body, type) {
+  const what = body instanceof Blob ? body : `${line} ${body}`;
+  const key = unanswered.get(what) ?? crypto.getRandomValues(new Uint32Array(4)).join("-");
+  unanswered.set(what, key);
+  const said = await ask(line, body, type, key);
+  unanswered.delete(what);
+  return said;
+}
+
+// -- telling
 
 // `undo`: a line to ask, or a function; `only`: takes the place of the one before it of this name.
 export function toast(words, { bad = false, undo, link, only } = {}) {
@@ -44,18 +59,22 @@ export function toast(words, { bad = false, undo, link, only } = {}) {
     box.append(button);
   }
   if (link) box.append(Object.assign(make("a", "Open", "button"), { href: link }));
+  // What lies behind an open dialog can neither be pressed nor heard.
+  ($("dialog[open]") ?? document.body).append($("#toasts"));
   $("#toasts").append(box);
-  setTimeout(() => box.remove(), bad ? 12000 : 8000);
+  const leave = () => (box.matches(":hover, :focus-within") ? setTimeout(leave, 1000) : box.remove());
+  setTimeout(leave, undo ? 20000 : bad ? 12000 : 8000);
 }
+document.addEventListener("close", () => document.body.append($("#toasts")), true);
 
 // A running job is cancelled only after its step: until then it cannot be queued again.
-async function undoing(line, tries = 20) {
+async function undoing(line) {
   try {
     await ask(line);
     stale();
   } catch (error) {
-    if (error.said.code === "wrong_state" && error.said.state === "generating" && tries)
-      setTimeout(undoing, 300, line, tries - 1);
+    if (error.said.code === "wrong_state" && error.said.state === "generating")
+      setTimeout(undoing, 500, line);
     else toast(error.message, { bad: true });
   }
 }

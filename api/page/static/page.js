@@ -1,6 +1,6 @@
 // The page's script. The server renders everything; this presses the API's buttons, follows
 // the events, and fetches the same page again when something has changed.
-import { $, $$, ask, count, make, sure, ticks, toast } from "./ask.js";
+import { $, $$, ask, count, make, order, sure, ticks, toast } from "./ask.js";
 import { around, more } from "./gallery.js";
 import * as pictures from "./pictures.js";
 
@@ -9,12 +9,17 @@ async function press(button) {
   if (button.dataset.sure && !(await sure(button.dataset.sure, button.dataset.yes))) return;
   const some = ids.split(" ").filter(Boolean);
   const listed = list && JSON.stringify({ [list]: some });
+  const act = (each ?? line).startsWith("POST /jobs/") ? order : ask;
   button.disabled = true;
   try {
     let said;
-    if (each) for (const id of some) said = await ask(each.replace("{}", id));
-    else said = await ask(line, body ?? (then ? undefined : listed));
-    if (then) await ask(then, listed);
+    if (each)
+      for (const id of some) {
+        said = await act(each.replace("{}", id));
+        if (then) await ask(then, JSON.stringify({ [list]: [id] })); // pressed again, it is not made again
+      }
+    else said = await act(line, body ?? (then ? undefined : listed));
+    if (then && !each) await ask(then, listed);
     toast(say, { undo, link: go !== undefined && said.location });
   } catch (error) {
     toast(error.message, { bad: true });
@@ -202,12 +207,15 @@ async function askToTell() {
 // -- a new picture
 
 const form = $("#new");
+const OF_PICTURE = /^(image|mask.*|strength|resize)$/; // source.js says these
 // What the form asks for, as a job says it; the seed apart, which may be longer than a Number holds.
+// `rest`: what the job that is edited said, which holds where the form has no field.
 function asked() {
   const given = Object.fromEntries(new FormData(form));
-  const { size, width, height, seed, prompt, negative_prompt, model, lora, ...numbers } = given;
+  const { size, width, height, seed, prompt, negative_prompt, model, lora, after, rest = "{}", ...numbers } = given;
   const sides = size ? size.split("x") : [width, height];
-  const job = { prompt };
+  const unasked = ([name]) => !(name in given) && !(form.beginning && OF_PICTURE.test(name));
+  const job = { ...Object.fromEntries(Object.entries(JSON.parse(rest)).filter(unasked)), prompt };
   if (size !== "picture") Object.assign(job, { width: +sides[0], height: +sides[1] });
   for (const [name, value] of Object.entries(numbers)) if (value) job[name] = +value;
   if (negative_prompt) job.negative_prompt = negative_prompt;
@@ -217,17 +225,21 @@ function asked() {
 }
 form?.addEventListener("submit", async (e) => {
   e.preventDefault();
+  const button = $("button.main", form);
+  if (button.disabled) return;
+  button.disabled = true;
   const [job, seed] = asked();
   try {
     Object.assign(job, await form.beginning?.()); // source.js
     let body = JSON.stringify(job);
     if (seed) body = body.slice(0, -1) + `,"seed":${BigInt(seed)}}`;
-    const said = await ask("POST /jobs", body);
+    const said = await order("POST /jobs", body);
     toast(`Queued ${count(said.jobs, "picture")}.`, { link: said.location });
     form.prompt.select();
   } catch (error) {
     toast(error.message, { bad: true });
   }
+  button.disabled = false;
   refresh();
 });
 form?.model?.addEventListener("change", () => {
@@ -250,7 +262,6 @@ function pick({ lora }) {
 }
 form?.lora?.addEventListener("input", pressLoras);
 if (form?.lora) pressLoras();
-form?.addEventListener("trouble", (e) => toast(e.detail, { bad: true }));
 form?.prompt.addEventListener("keydown", (e) => {
   if (e.key === "Enter" && !e.shiftKey && !e.isComposing) {
     e.preventDefault();
@@ -263,46 +274,52 @@ form?.prompt.addEventListener("keydown", (e) => {
 const ANY_TYPE = "application/octet-stream"; // the name says what it is
 let ready = [], afterwards = null; // what is shown, and what is asked once it is queued
 
+// All are looked at while the dialog is open already: of many one sees how far it is.
 async function preview(files, folders = []) {
-  const shown = $("#preview-files"), go = $("#preview-go");
-  [ready, afterwards] = [[], null];
+  const shown = $("#preview-files"), box = $("#preview"), mine = (ready = []);
+  afterwards = null;
   shown.replaceChildren();
+  $("#preview-go").hidden = true;
+  if (!box.open) box.showModal();
   for (const folder of folders) {
     const inside = await filesOf(folder), images = inside.filter(({ type }) => type.startsWith("image/"));
     files.push(...inside.filter(({ type }) => !type.startsWith("image/")));
     if (images.length) beginnings(shown.appendChild(make("section")), folder.name, images);
     else if (!inside.length) files.push(new File([], folder.name));
   }
-  for (const file of files.slice(0, 50)) {
+  for (const file of files) {
+    if (ready !== mine || !box.open) return; // others came, or nobody wants them
     const part = shown.appendChild(make("section"));
     part.append(make("h3", file.name));
     const query = `filename=${encodeURIComponent(file.name)}`;
     try {
       const plan = await ask(`POST /jobs?dry_run=true&${query}`, file, ANY_TYPE);
-      ready.push({ file, query, count: plan.count });
+      mine.push({ part, file, query, count: plan.count, key: plan.key });
       planned(part, plan);
     } catch (error) {
       await wrong(part, error, file.type.startsWith("image") ? null : file);
     }
   }
-  const all = ready.reduce((sum, { count }) => (count === null ? NaN : sum + count), 0);
+  if (ready === mine) offer();
+}
+function offer() {
+  const go = $("#preview-go"), all = ready.reduce((sum, { count }) => (count === null ? NaN : sum + count), 0);
   go.textContent = all ? `Queue ${count(all, "picture")}` : "Queue";
   go.hidden = !ready.length;
-  $("#preview").showModal();
   go.focus();
 }
 
-// The files of a dropped folder and of the folders in it, the first 500.
+// The files of a dropped folder and of the folders in it.
 async function filesOf(entry, found = []) {
   if (entry.isFile) found.push(await new Promise((done, fail) => entry.file(done, fail)));
   else {
     const reader = entry.createReader();
-    for (let some = [0]; some.length && found.length < 500; ) {
+    for (let some = [0]; some.length; ) {
       some = await new Promise((done, fail) => reader.readEntries(done, fail));
       for (const each of some) await filesOf(each, found);
     }
   }
-  return found.slice(0, 500);
+  return found;
 }
 
 // A folder of pictures: each is started from, with what the form says.
@@ -312,7 +329,7 @@ function beginnings(part, name, images) {
   if (!words) return part.append(make("p", "Write a prompt on the first page, then drop the folder there: each of its pictures is started from with it.", "wrong"));
   part.append(make("p", `${count(images.length, "picture")} to start from, each with the form's words:`, "meta"));
   part.append(Object.assign(make("p", words, "prompt"), { dir: "auto" }));
-  ready.push({ images, name, count: images.length * (+form.count.value || 1) });
+  ready.push({ part, images, name, count: images.length * (+form.count.value || 1) });
 }
 async function start({ images, name }) {
   const [{ width, height, ...job }] = asked(); // as large as each picture
@@ -321,7 +338,7 @@ async function start({ images, name }) {
     const { sha256 } = await ask("POST /inputs", image, image.type);
     jobs.push({ ...job, image: `sha256:${sha256}` });
   }
-  return ask(`POST /jobs?filename=${encodeURIComponent(`${name}.json`)}`, JSON.stringify(jobs));
+  return order(`POST /jobs?filename=${encodeURIComponent(`${name}.json`)}`, JSON.stringify(jobs));
 }
 
 function planned(part, plan) {
@@ -349,20 +366,38 @@ async function wrong(part, { message, said }, file) {
   }
 }
 
+// One after the other. What cannot be queued stays in the dialog with the reason, to be tried again.
 async function queue() {
+  const all = ready, left = [], go = $("#preview-go");
   let sum = 0, last;
-  $("#preview").close();
-  try {
-    for (const { file, query, count, ...folder } of ready) {
-      last = await (file ? ask(`POST /jobs?${query}`, file, ANY_TYPE) : start(folder));
-      sum += last.jobs ?? count ?? NaN;
+  go.disabled = true;
+  for (const one of all) {
+    try {
+      const send = one.key ? ask : order; // a file may bring its own
+      last = await (one.file ? send(`POST /jobs?${one.query}`, one.file, ANY_TYPE) : start(one));
+      sum += last.jobs ?? one.count ?? NaN;
+      one.part.remove();
+    } catch (error) {
+      left.push(one);
+      $(".again", one.part)?.remove();
+      one.part.append(ticks(make("p", "", "wrong again"), error.message));
     }
-    if (afterwards) await ask(...afterwards);
-    toast(sum ? `Queued ${count(sum, "picture")}.` : "Queued.", { link: ready.length === 1 && last.location });
-  } catch (error) {
-    toast(error.message, { bad: true });
+  }
+  go.disabled = false;
+  if (last) toast(sum ? `Queued ${count(sum, "picture")}.` : "Queued.", { link: all.length === 1 && last.location });
+  if (ready === all) {
+    ready = left;
+    if (!left.length) await queued();
+    else {
+      if (!$("#preview").open) $("#preview").showModal();
+      offer();
+    }
   }
   refresh();
+}
+async function queued() {
+  $("#preview").close();
+  if (afterwards) await ask(...afterwards).catch((error) => toast(error.message, { bad: true }));
 }
 
 // The rows of a table that could not be used, as a person mended them. With its `error` column a
@@ -372,9 +407,9 @@ async function mend(section) {
   const names = $$("thead th", section).slice(0, -1).map((th) => th.textContent);
   const rows = $$("tbody tr", section).map((row) => $$("input", row).map((input) => input.value));
   const text = [[...names, "error"], ...rows.map((row) => [...row, ""])].map((row) => row.map(cell).join(",")).join("\r\n");
-  const { ticket, name } = section.dataset;
+  const { ticket, name, all } = section.dataset;
   await preview([new File([text], `${name.replace(/\.\w+$/, "")}-mended.csv`)]);
-  afterwards = ["POST /attention/dismiss", JSON.stringify({ batches: [ticket] })];
+  if (all !== undefined) afterwards = ["POST /attention/dismiss", JSON.stringify({ batches: [ticket] })];
 }
 
 $("#preview-go").onclick = queue;
@@ -473,7 +508,7 @@ const KEYS = {
     if (button) return press(button);
     const { id, state } = on.dataset;
     if (state === "completed")
-      ask(`POST /jobs/${id}/again?seed=new`).then(
+      order(`POST /jobs/${id}/again?seed=new`).then(
         (said) => { toast("Queued with a new seed.", { link: said.location }); refresh(); },
         (error) => toast(error.message, { bad: true }),
       );

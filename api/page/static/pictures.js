@@ -1,5 +1,5 @@
 // Pictures: rated, chosen, compared, shown large. The lists themselves are the server's.
-import { $, $$, ask, count, make, stale, sure, toast } from "./ask.js";
+import { $, $$, ask, count, make, order, stale, sure, toast } from "./ask.js";
 import { around, away, bring, look, more, shape } from "./gallery.js";
 
 const cards = () => $$(".card:has([data-full])");
@@ -44,7 +44,7 @@ const words = (rating) => (rating < 0 ? "rejected" : rating ? `rated ${rating} o
 function draw(id, rating) {
   const far = away.get(id);
   if (far) far.rating = rating;
-  for (const row of $$(`[data-id="${id}"]`)) row.dataset.rating = rating;
+  for (const row of $$(`[data-id="${id}"][data-rating]`)) row.dataset.rating = rating;
   for (const place of $$(`[data-stars="${id}"]`)) {
     const seen = make("span", rating < 0 ? "✕" : "★".repeat(rating));
     seen.ariaHidden = "true";
@@ -91,6 +91,7 @@ export function redraw() {
   for (const [id, rating] of [...unsent, ...fresh]) draw(id, rating);
   for (const box of boxes()) box.checked = picked.has(idOf(box));
   for (const id of picked) if (!away.has(id) && !document.getElementById("c-" + id)) picked.delete(id);
+  if (box.open && shown.dataset.state === "generating" && !shown.isConnected) show(cardOf(shown.dataset.id)); // it is done
   const bar = $("#chosen");
   if (!bar) return;
   const ids = chosen();
@@ -135,17 +136,22 @@ export async function many(what) {
   if (what === "compare") return compare(ids);
   if (what === "other") return $("#other").showModal();
   if (what === "delete") return remove(ids);
-  makeNew(ids, ...MAKES[what]);
+  makeOfChosen(...MAKES[what]);
 }
+async function makeOfChosen(what, how) {
+  if (await makeNew(chosen(), what, how)) many("none");
+}
+// Were they queued?
 async function makeNew(ids, what, how) {
+  let said;
   try {
-    const said = await ask("POST /jobs/again", JSON.stringify({ ids, ...what }));
+    said = await order("POST /jobs/again", JSON.stringify({ ids, ...what }));
     toast(`Queued ${count(said.jobs, "picture")}, ${how}.`, { link: said.location });
-    many("none");
   } catch (error) {
     toast(error.message, { bad: true });
   }
   stale();
+  return said !== undefined;
 }
 async function remove(ids) {
   if (!(await sure(`Delete ${count(ids.length, "picture")}? The files are removed for good.`, "Delete"))) return;
@@ -164,7 +170,7 @@ async function remove(ids) {
 $("#other form").onsubmit = (e) => {
   if (e.submitter.value !== "yes") return;
   const given = Object.fromEntries([...new FormData(e.target)].filter(([, value]) => value));
-  if (Object.keys(given).length) makeNew(chosen(), { fields: given }, "on the same seeds");
+  if (Object.keys(given).length) makeOfChosen({ fields: given }, "on the same seeds");
 };
 
 // -- zoom: wheel, pinch, drag and double click on one of `frames` move the picture in all of them
@@ -303,7 +309,7 @@ document.addEventListener("click", (e) => {
 
 // The pictures that a key is meant for: the large one, those that are chosen, the one in focus.
 function meant() {
-  if (box.open) return [shown.dataset.id];
+  if (box.open) return "rating" in shown.dataset ? [shown.dataset.id] : [];
   const row = document.activeElement?.closest("[data-rating]") ?? $("#job[data-rating]");
   return row ? ($(".pick :checked", row) ? chosen() : [row.dataset.id]) : chosen();
 }

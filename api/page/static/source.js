@@ -1,24 +1,21 @@
 // A picture that a new one starts from: chosen or dropped, sent at once, and painted over where it
 // is to be made anew. Gives the form what its job says of it (`form.beginning`).
+import { ask, toast } from "./ask.js";
+
 const form = document.getElementById("new"), from = document.getElementById("from");
 const at = (id) => document.getElementById(id);
 const PAINT = "#d6402690", MOST = 1024; // pixels of a side of what is painted on
 
+const edited = JSON.parse(form?.rest?.value ?? "{}"); // what the job said that is edited
 let picture = null; // what is started from: {name, image}
 let kept = ""; // the mask of a job that is edited, until another is painted
 let strokes = []; // [{width, points}] in pixels of the canvas
 let told = false; // has a person said how far from it?
 let brush = null; // where the keys paint
 
-const say = (words) => form.dispatchEvent(new CustomEvent("trouble", { detail: words }));
-
 async function send(blob) {
-  const headers = { "Content-Type": blob.type || "application/octet-stream" };
-  const answer = await fetch("/inputs", { method: "POST", body: blob, headers }).catch(() => null);
-  if (!answer) throw new Error("The service does not answer.");
-  const said = await answer.json().catch(() => ({}));
-  if (!answer.ok) throw new Error([said.detail, said.remedy].filter(Boolean).join(" "));
-  return `sha256:${said.sha256}`;
+  const { sha256 } = await ask("POST /inputs", blob, blob.type || "application/octet-stream");
+  return `sha256:${sha256}`;
 }
 
 async function start(file) {
@@ -26,7 +23,7 @@ async function start(file) {
     const name = await send(file);
     show(name, await createImageBitmap(file).catch(() => null));
   } catch (error) {
-    say(error.message);
+    toast(error.message, { bad: true });
   }
 }
 
@@ -153,17 +150,21 @@ function undo() { strokes.pop(); draw(); }
 
 async function source() {
   if (!picture) return {};
-  const said = { image: picture.name, strength: +at("strength").value, resize: at("resize").value };
+  const { mask_invert, mask_blur, mask_padding, upscale, strength } = edited;
+  const said = { image: picture.name, resize: at("resize").value };
+  // Without a strength a picture is only made larger.
+  if (told || !upscale || strength) said.strength = +at("strength").value;
   if (strokes.length) said.mask = await send(await new Promise((done) => sheet(picture.image, "#fff", "#000").toBlob(done)));
-  else if (kept) said.mask = kept;
-  if (said.mask && at("mask-only").checked) said.mask_only = true;
+  else if (kept) Object.assign(said, { mask: kept, mask_invert });
+  if (said.mask) Object.assign(said, { mask_blur, mask_padding, mask_only: at("mask-only").checked || undefined });
   return said;
 }
 
 if (from) {
   form.beginning = source;
   listen();
-  const { image, mask, strength, resize } = from.dataset; // of a job that is edited
+  const { image, mask = "", strength, resize, mask_only } = edited, size = at("size").value;
+  at("mask-only").checked = !!mask_only;
   if (strength) at("strength").value = strength, told = true;
   if (resize) at("resize").value = resize;
   if (image)
@@ -171,5 +172,6 @@ if (from) {
       .then((answer) => (answer.ok ? answer.blob() : Promise.reject()))
       .then(createImageBitmap)
       .catch(() => null)
-      .then((shown) => show(image.split(" ")[0], shown, mask.split(" ")[0]));
+      .then((shown) => show(image.split(" ")[0], shown, mask.split(" ")[0]))
+      .then(() => (at("size").value = size)); // that of the job
 }
