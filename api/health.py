@@ -92,8 +92,7 @@ def routes(door: Door, views: Views) -> APIRouter:
 def models_told(door: Door) -> dict[str, Any]:
     """The models that jobs may name."""
     limits = door.limits()
-    told = [describe_card(limits.usual, usual=True)]
-    told += [describe_card(card, usual=False) for card in limits.others.values()]
+    told = [describe_card(card, usual=card is limits.usual) for card in limits.cards]
     return {"models": told}
 
 
@@ -120,8 +119,7 @@ def _may_be_named(router: APIRouter, door: Door) -> None:
     @router.get("/loras", response_model=models.LoraList)
     def list_loras() -> Response:
         """The LoRAs that jobs may name, what their files say of themselves, and the models they fit."""
-        limits = door.limits()
-        found = listed_loras(door.config, [limits.usual, *limits.others.values()])
+        found = listed_loras(door.config, door.limits().cards)
         shown = set(models.LoraView.model_fields)
         return JSONResponse({"loras": [{k: each[k] for k in each if k in shown} for each in found]})
 

@@ -79,9 +79,8 @@ def submitted(folder: Path, *words: str) -> dict[str, Any]:
     """What ``steady submit`` put into the inbox."""
     from typer.testing import CliRunner
 
-    from watcher.cli import app, import_commands
+    from watcher.cli import app
 
-    import_commands(["submit"])
     inbox = folder / "inbox"
     inbox.mkdir(exist_ok=True)
     for path in inbox.glob("*.json"):

@@ -11,9 +11,10 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from watcher.commands.desk import Json, Quiet, Root, app
 from watcher.program import installed_version
@@ -24,7 +25,7 @@ _RARE_LOOK = 50_000
 
 #: Module of commands/ -> what it adds, in the order in which `steady --help` lists it.
 COMMANDS = {
-    "services": {"serve", "watch", "api", "mcp"},
+    "services": {"serve", "watch", "api", "mcp", "open"},
     "submit": {"submit"},
     "ask": {"list", "status", "cancel", "retry", "pause", "resume"},
     "waiting": {"follow"},
@@ -35,14 +36,25 @@ COMMANDS = {
 }
 
 
-def import_commands(words: Sequence[str]) -> None:
-    """Import the modules of the commands among ``words``; all where none is named.
+class Commands(TyperGroup):
+    """The commands, each imported when it is called, and all where none is.
 
     What all of them bring along takes a tenth of the time in which `steady list` answers.
     """
-    named = [module for module, names in COMMANDS.items() if not names.isdisjoint(words)]
-    for module in named or COMMANDS:
-        importlib.import_module(f"watcher.commands.{module}")
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Import the module of a command, or every module for a word that is none."""
+        if cmd_name not in self.commands:
+            named = [module for module, names in COMMANDS.items() if cmd_name in names]
+            for module in named or COMMANDS:
+                importlib.import_module(f"watcher.commands.{module}")
+            self.commands = typer.main.get_group(app).commands
+        return self.commands.get(cmd_name)
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Import all, for `steady --help`."""
+        self.get_command(ctx, "")
+        return list(self.commands)
 
 
 def _print_version(wanted: bool) -> None:
@@ -52,7 +64,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(cls=Commands)
 def _before(
     context: typer.Context,
     root: Root = None,
@@ -74,7 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")
     words = list(sys.argv[1:] if arguments is None else arguments)
     gc.set_threshold(_RARE_LOOK)
-    import_commands(words)
     # Else every distribution that is installed is asked whether it extends pydantic.
     os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
     try:

@@ -140,6 +140,11 @@ class Limits:
     webhook_hosts: tuple[str, ...] = ()
 
     @property
+    def cards(self) -> list[Card]:
+        """Its models, the usual one first."""
+        return [self.usual, *self.others.values()]
+
+    @property
     def names(self) -> list[str]:
         """What a job may give as its model, the usual one first."""
         return [self.usual.name, *self.others]

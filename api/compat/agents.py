@@ -169,9 +169,7 @@ class Tools:
 
     def list_loras(self) -> str:
         """The LoRAs that `lora` may name."""
-        limits = self._door.limits()
-        cards = [limits.usual, *limits.others.values()]
-        told = listed_loras(self._door.config, cards)
+        told = listed_loras(self._door.config, self._door.limits().cards)
         hidden = ("file", "sha256", "tensors_sha256")
         for each in told[:_MOST_LORAS]:
             for name in hidden:

@@ -381,7 +381,14 @@ def test_set_export_cancel_and_retry_of_a_batch(make_root: Make, tmp_path: Path)
     assert [r["label"] for r in requests] == [f"L{i}" for i in range(6)]
     for target in ("all.zip", "all.csv", "sheet.jpg", "folder"):
         assert steady(root, "export", ticket[:8], str(tmp_path / target)).returncode == 0, target
-    assert len(list((tmp_path / "folder").rglob("*.png"))) == 6
+    mine, *others = sorted((tmp_path / "folder").rglob("*.png"))
+    assert len(others) == 5
+    mine.write_bytes(b"mine")
+    others[0].unlink()
+    done = steady(root, "export", ticket, str(tmp_path / "folder"))
+    assert done.returncode == 2 and str(mine) in done.stderr, "nothing of another is replaced"
+    assert mine.read_bytes() == b"mine" and others[0].exists(), "and all else is there"
+    assert sorted((tmp_path / "folder").rglob("*.*")) == [mine, *others]
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 7
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         assert sheet.size == (6 * 200 + 8, 208)

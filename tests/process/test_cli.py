@@ -24,6 +24,7 @@ from conftest import until
 from PIL import Image
 from roots import Root
 
+from watcher.cli import COMMANDS
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.inputs import Inputs
@@ -130,6 +131,15 @@ def test_job_text_cannot_steer_the_terminal(make_root: Make) -> None:
     assert "[red]markup[/red]" in steady(root, "list").stdout
     [seen] = objects(steady(root, "list", "--json"))
     assert "\u202e" in seen["request"]["prompt"]
+
+
+def test_every_command_is_listed_whatever_else_is_said(make_root: Make) -> None:
+    root = make_root()
+    own = root.environment()  # so that nothing is imported before
+    listed = [steady(root, *words, env=own).stdout for words in (["-h"], ["-h", "list"])]
+    assert listed[0] == listed[1]
+    for name in set[str]().union(*COMMANDS.values()):
+        assert re.search(rf"^  {name} ", listed[0], re.M), name
 
 
 def test_a_reader_that_leaves_early_is_no_error(make_root: Make) -> None:
@@ -468,6 +478,12 @@ def test_cancel_and_retry(make_root: Make) -> None:
     assert steady(root, "retry", done["id"]).returncode == 1
     both = steady(root, "cancel", "0000-no", done["id"])
     assert both.returncode == 3 and both.stderr.count("steady:") == 2, "each is told of"
+    for more in (
+        [failed["id"], "--failed"],
+        [failed["id"], "--batch", "x"],
+        ["--failed", "--batch", "x"],
+    ):
+        assert steady(root, "retry", *more).returncode == 2
     assert steady(root, "retry", "--failed").returncode == 0
     assert steady(root, "cancel", failed["id"][:8]).returncode == 0
     assert steady(root, "retry", failed["id"]).returncode == 0
@@ -486,6 +502,8 @@ def test_a_mistake_is_answered_with_what_to_do_instead(make_root: Make, tmp_path
         ): "one of interactive, normal, bulk. Given: 'urgent'.",
         ("submit", ""): "`prompt` is empty.",
         ("prune", "--older-than", "3"): "write 3d",
+        ("model", "pull", "--sha256", "0" * 64): "--sha256 wants owner/name/file.safetensors",
+        ("lst",): "Did you mean 'list'?",
         ("list", "--state", "done"): "completed (the picture is there)",
     }.items():
         done = steady(root, *words)
@@ -527,7 +545,7 @@ def test_pause_holds_over_a_restart_until_resume(make_root: Make) -> None:
 def test_asking_makes_nothing(make_root: Make) -> None:
     root = make_root()
     assert steady(root, "list").returncode == 0
-    assert steady(root, "status").returncode == 4
+    assert steady(root, "status").returncode == steady(root, "open").returncode == 4
     lost = steady(root, "status", "boat.yaml")
     assert lost.returncode == 3 and "no job, batch or picture boat.yaml" in lost.stderr
     assert not (root.folder / "steady.db").exists()
@@ -669,6 +687,9 @@ def test_serve_keeps_both_alive_and_stops_both(make_root: Make) -> None:
         assert set(before) == {"watcher", "api"}
         again = steady(root, "serve", "--port", "0")
         assert again.returncode == 4 and url in again.stderr
+        browser = root.environment() | {"BROWSER": "sh -c 'touch opened' %s"}
+        assert steady(root, "open", env=browser).stdout.strip() == url
+        assert (root.folder / "opened").exists()
         for pid in before.values():
             os.kill(pid, signal.SIGKILL)
         until(lambda: healthy(url))
@@ -721,3 +742,7 @@ def test_init_makes_a_root_and_keeps_what_is_there(make_root: Make) -> None:
     assert json.loads(again.stdout)["created"] is False
     assert (fresh / "config.yaml").read_text() == "port: 9000\n"
     assert (fresh / "inbox").is_dir() and (fresh / "outputs").is_dir()
+    (root.folder / "file").touch()
+    for place in ("file", "file/below"):
+        done = steady(root, "init", "--root", str(root.folder / place))
+        assert done.returncode == 4 and "file" in done.stderr and "cannot be made" in done.stderr

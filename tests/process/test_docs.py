@@ -23,7 +23,7 @@ import typer
 import yaml
 from roots import Root
 
-from watcher.cli import app, import_commands
+from watcher.cli import app
 from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
@@ -206,7 +206,6 @@ test_exists.__test__ = False  # type: ignore[attr-defined]
 
 @functools.cache
 def known() -> Any:
-    import_commands(())
     return typer.main.get_command(app)
 
 
@@ -223,8 +222,8 @@ def steady(arguments: list[str]) -> None:
         if not hasattr(command, "commands"):
             return
         name, *arguments = [*context._protected_args, *context.args]
-        assert name in command.commands, name
-        command = command.commands[name]
+        command = command.get_command(context, name)
+        assert command is not None, name
 
 
 # -- commands that are run

@@ -282,6 +282,28 @@ def test_a_model_in_float32_is_not_taken_for_twice_its_size(patient: Patient) ->
     assert patient.failed() == set()
 
 
+@pytest.mark.parametrize(
+    ("settings", "package"),
+    [
+        ({"notify": ["mailto://a:b@example.com"]}, "apprise"),
+        ({"max_temperature": 80}, "pynvml"),
+        ({"models": {"small": {"source": "small.gguf", "options": {"base": "starter"}}}}, "gguf"),
+        ({"models": {"small": {"source": "x", "options": {"quantize": "nf4"}}}}, "bitsandbytes"),
+        ({"upscalers": "networks"}, "spandrel"),
+    ],
+)
+def test_whatever_asks_for_an_absent_package_is_told_which(
+    patient: Patient, settings: dict[str, Any], package: str
+) -> None:
+    (patient.folder / "networks").mkdir()
+    (patient.folder / "networks" / "4x.safetensors").touch()
+    patient.machine["installed"] = lambda name: name != package
+    assert patient.failed() == set()
+    patient.save(**settings)
+    [wrong] = [one for one in patient.findings() if one.level == FAIL]
+    assert wrong.check == "extras" and package in wrong.message
+
+
 def test_a_clock_behind_the_newest_job_fails(patient: Patient) -> None:
     with sqlite3.connect(patient.folder / "steady.db") as database:
         columns = [row for row in database.execute("PRAGMA table_info(jobs)") if row[3]]
@@ -301,6 +323,10 @@ def test_another_program_on_the_port_fails(patient: Patient) -> None:
         taken.listen()
         patient.save(port=taken.getsockname()[1])
         assert patient.failed() == {"port"}
+        patient.save(host="127.0.0.2")  # where nobody listens
+        assert "port" not in patient.failed()
+        patient.save(host="192.0.2.1")  # which is no address of this machine
+        assert "port" in patient.failed()
 
 
 def test_a_watcher_without_a_pulse_fails(patient: Patient) -> None:

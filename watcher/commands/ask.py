@@ -268,14 +268,14 @@ def retry(
     batch: Whole = None,
 ) -> int:
     """Run failed or cancelled jobs again, with the same seed and name."""
+    if sum(map(bool, (jobs, failed, batch))) > 1:
+        raise SteadyError("bad_request", "Give ids, --failed or --batch, one of them.")
     if batch is not None:
         with desk.record() as store:
             ticket = ticket_of(store, batch)
             number = store.retry_failed(ticket, now_us())
         desk.answer({"ticket": ticket, "retried": number}, f"{number} queued again")
         return 0
-    if failed and jobs:
-        raise SteadyError("bad_request", "Give ids or --failed, not both.")
     if failed:
         return _retry_failed(desk)
     return _each(desk, jobs or [], _retry_one)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from watcher import publish
 from watcher.commands.ask import ticket_of
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
@@ -104,7 +105,10 @@ def _take_along(
     target: Path,
     table: "tuple[str, Iterable[bytes]] | None" = None,
 ) -> int:
-    """The pictures of ``jobs`` as a folder, or as a zip with ``table``; how many there were."""
+    """The pictures of ``jobs`` as a folder, or as a zip with ``table``; how many there were.
+
+    In a folder nothing is replaced: SteadyError ``bad_request`` at the end for what is another file there.
+    """
     from watcher.results import exported, zip_pieces
 
     there = [(job, path) for job in jobs if (path := outputs.path(job)).is_file()]
@@ -112,11 +116,17 @@ def _take_along(
         with target.open("xb") as file:
             file.writelines(zip_pieces(_opened_files(there), table))
         return len(there)
+    others = []
     for job, picture in _opened_files(there):
-        copied = target / job.path
+        copied, data = target / job.path, b"".join(exported(job, picture))
         copied.parent.mkdir(parents=True, exist_ok=True)
-        with copied.open("wb") as file:
-            file.writelines(exported(job, picture))
+        if not copied.exists():
+            publish.replace(copied, data, temporary=copied.with_name(f".{copied.name}.tmp"))
+        elif copied.read_bytes() != data:
+            others.append(copied)
+    if others:
+        words = f"{others[0]} is another file already, and so are {len(others) - 1} more."
+        raise SteadyError("bad_request", words, remedy="All else is there. Name another folder.")
     return len(there)
 
 

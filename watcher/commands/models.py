@@ -44,7 +44,9 @@ def pull(
     from watcher.models import weights
 
     if sha256 is not None:
-        file = weights.pull_upscaler(name or "", sha256, desk.config.upscalers)
+        if name is None:
+            raise SteadyError("bad_request", "--sha256 wants owner/name/file.safetensors.")
+        file = weights.pull_upscaler(name, sha256, desk.config.upscalers)
         desk.answer({"upscaler": file.stem, "file": str(file)}, f"{file.stem} is in {file}")
         return
     name = _source_named(desk, name)
@@ -63,7 +65,7 @@ def list_models(desk: Desk) -> None:
 
     with desk.record_if_any() as store:
         limits = limits_known(desk.config, store)
-    for card in (limits.usual, *limits.others.values()):
+    for card in limits.cards:
         usual = card is limits.usual
         place = place_of(card.source, desk.config.root) if card.engine in OF_FILES else None
         size = bytes_of(card.source, place)
@@ -86,7 +88,7 @@ def list_loras(desk: Desk) -> None:
 
     with desk.record_if_any() as store:
         limits = limits_known(desk.config, store)
-    for one in listed_loras(desk.config, [limits.usual, *limits.others.values()]):
+    for one in listed_loras(desk.config, limits.cards):
         fits = "for " + ", ".join(one["models"]) if one["models"] else "for no model here"
         words = "  words: " + ", ".join(one["trigger_words"]) if one["trigger_words"] else ""
         tells = (one["tensors_sha256"] or "-")[:12]

@@ -1,4 +1,4 @@
-"""serve, watch, api: the processes of the service.
+"""serve, watch, api, mcp, open: the processes of the service, and its page.
 
 `serve` starts the watcher and the api as children and keeps both alive. It does no work of
 its own, so there is nothing in it to lose: killed hard, its children are told to stop by the
@@ -47,7 +47,7 @@ def serve(desk: Desk, host: Host = None, port: Port = None, standby: Standby = F
     runs = not standby and live.read_pulse(config.state)["alive"]
     if runs and (there := live.page_address(config.state)):
         raise SteadyError("already_running", f"The service runs here already: {there}")
-    address = (config.host, _free_port(config.host, config.port))
+    address = (config.host, free_port(config.host, config.port))
     where = ["--root", str(config.root)]
     children = [
         ServiceProcess("watcher", module("watcher", *where, *(["--standby"] if standby else []))),
@@ -55,7 +55,7 @@ def serve(desk: Desk, host: Host = None, port: Port = None, standby: Standby = F
             "api", module("api", *where, "--host", address[0], "--port", str(address[1]))
         ),
     ]
-    return Supervisor(desk, children, f"http://{_for_url(address[0])}:{address[1]}/").run()
+    return Supervisor(desk, children, f"http://{for_url(address[0])}:{address[1]}/").run()
 
 
 @command()
@@ -89,6 +89,21 @@ def api(desk: Desk, host: Host = None, port: Port = None) -> None:
 def mcp(desk: Desk) -> None:
     """Be a server of the Model Context Protocol on stdin and stdout, for an agent that starts it."""
     _become(module("api.compat.agents", "--root", str(desk.config.root)))
+
+
+@command("open")
+def open_page(desk: Desk) -> None:
+    """Open the page of the service that runs here in a browser."""
+    import webbrowser
+
+    from watcher import live
+
+    page = live.page_address(desk.config.state)
+    if page is None:
+        start = f"Start it: steady --root {desk.root} serve"
+        raise SteadyError("not_ready", "The service does not run here.", remedy=start)
+    webbrowser.open(page)
+    desk.answer({"page": page}, page)
 
 
 def _become(arguments: list[str]) -> None:
@@ -235,7 +250,7 @@ def _start(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(list(arguments), stdin=subprocess.DEVNULL, env=environment(), **own)
 
 
-def _free_port(host: str, port: int) -> int:
+def free_port(host: str, port: int) -> int:
     """``port`` if it can be had, or a free one for 0. Raises SteadyError ``not_ready``."""
     try:
         kind = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
@@ -252,7 +267,8 @@ def _free_port(host: str, port: int) -> int:
         ) from None
 
 
-def _for_url(host: str) -> str:
+def for_url(host: str) -> str:
+    """How a browser of this machine calls the address that is listened on."""
     if host in ("0.0.0.0", "::", ""):  # noqa: S104 (we listen where the person said)
         return "127.0.0.1"
     return f"[{host}]" if ":" in host else host

@@ -25,15 +25,16 @@ HEADINGS = {
 @command()
 def init(desk: Desk) -> None:
     """Make a root: config.yaml, inbox/ and outputs/. What exists is left as it is."""
-    desk.root.mkdir(parents=True, exist_ok=True)
     file = desk.root / "config.yaml"
-    made = _create(file, config_text())
-    config = desk.config
     try:
+        desk.root.mkdir(parents=True, exist_ok=True)
+        made = _create(file, config_text())
+        config = desk.config
         for folder in (config.inbox, config.outputs):
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise SteadyError("folder_gone", f"{folder} cannot be made: {error.strerror}.") from None
+        words = f"{error.filename} cannot be made: {error.strerror}."
+        raise SteadyError("folder_gone", words) from None
     desk.answer(
         {"root": str(desk.root), "config": str(file), "created": made},
         f"{'Made' if made else 'Kept'} {file}\n"
@@ -48,8 +49,6 @@ def _create(file: Path, text: str) -> bool:
             new.write(text)
     except FileExistsError:
         return False
-    except OSError as error:
-        raise SteadyError("folder_gone", f"{file} cannot be made: {error.strerror}.") from None
     return True
 
 

@@ -102,9 +102,12 @@ def _word_at(text: str, place: int) -> int:
     return place
 
 
-@functools.lru_cache(maxsize=1)
+@functools.lru_cache(maxsize=4)
 def _tokenizer(folder: Path) -> tuple[Any, Any]:
-    """The tokenizer, and what makes a prompt the text it reads, as the pipeline does it."""
+    """The tokenizer, and what makes a prompt the text it reads, as the pipeline does it.
+
+    Several are kept: a file of jobs may go to and fro between models.
+    """
     from jinja2.sandbox import ImmutableSandboxedEnvironment
     from tokenizers import Tokenizer
 

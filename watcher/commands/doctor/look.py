@@ -14,7 +14,7 @@ from watcher.errors import SteadyError
 
 if TYPE_CHECKING:
     from watcher.jobs import Job
-    from watcher.limits import Card
+    from watcher.limits import Card, Limits
 
 OK, NOTE, FAIL = "ok", "note", "fail"
 
@@ -99,12 +99,17 @@ class Look:
         return name if name != "auto" else str(self.setting.get("name", "auto"))
 
     @cached_property
-    def card(self) -> "Card | None":
-        """What that name stands for; None while nothing is decided."""
+    def limits(self) -> "Limits":
+        """What jobs may be, with that name for the root's own model."""
         from watcher.models.cards import limits_for
 
+        return limits_for(self.config, self.model)
+
+    @property
+    def card(self) -> "Card | None":
+        """The root's own model; None while nothing is decided."""
         undecided = self.model == "auto" and self.config.engine == "zimage"
-        return None if undecided else limits_for(self.config, self.model).usual
+        return None if undecided else self.limits.usual
 
     @cached_property
     def device(self) -> str:

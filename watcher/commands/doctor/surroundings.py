@@ -2,23 +2,55 @@
 
 import json
 import shutil
-import socket
 import stat
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 from watcher.commands.doctor.look import FAIL, OK, Finding, Look
+from watcher.errors import SteadyError
 
 _PICTURE_BYTES = 1_500_000  #: of a 1024 x 1024 PNG, until there are pictures to go by
 _FEWEST = {"max_user_watches": 1024, "max_user_instances": 16}
 _CLOCK_SLACK = 120.0  #: seconds the record may be ahead of the clock
 _BUILT = 1_767_225_600.0  #: 1 January 2026: no clock of a machine that runs this is before it
 
-#: Optional packages: what they are good for, and what brings them.
+
+class Extra(NamedTuple):
+    """An optional package: what pip knows it by, what it is good for, whether settings ask for it."""
+
+    name: str
+    use: str
+    asked: Callable[[Look], bool]
+
+
 _EXTRAS = {
-    "ray": ("workers on other machines", "pip install 'steadydiffusion[ray]'"),
-    "psycopg": ("the record on a server", "pip install 'steadydiffusion[postgres]'"),
-    "bitsandbytes": ("smaller weights", "pip install 'steadydiffusion[quantize]'"),
+    "ray": Extra("ray", "workers on other machines", lambda look: look.config.executor == "ray"),
+    "psycopg": Extra(
+        "postgres", "the record on a server", lambda look: look.config.database_path is None
+    ),
+    "bitsandbytes": Extra(
+        "quantize",
+        "smaller weights",
+        lambda look: any(c.options.get("quantize", "none") != "none" for c in look.limits.cards),
+    ),
+    "gguf": Extra(
+        "gguf",
+        "transformers in .gguf files",
+        lambda look: any(p.endswith(".gguf") for c in look.limits.cards for p in c.pieces),
+    ),
+    "spandrel": Extra(
+        "upscale",
+        "the networks in upscalers/",
+        lambda look: any(look.config.upscalers.glob("*.safetensors")),
+    ),
+    "apprise": Extra(
+        "notify", "notifications", lambda look: bool(look.config.notify and look.config.notify.to)
+    ),
+    "pynvml": Extra(
+        "care", "how hot a card is", lambda look: look.config.max_temperature is not None
+    ),
+    "mcp": Extra("mcp", "tools for agents", lambda look: False),
 }
 
 
@@ -71,26 +103,30 @@ def clock(look: Look) -> Iterator[Finding]:
 
 def port(look: Look) -> Iterator[Finding]:
     """Is the HTTP port free, or ours already?"""
-    port = look.config.port
-    if port == 0:
-        yield Finding("port", OK, "a free one is taken at each start")
-        return
-    with socket.socket() as trial:
-        trial.settimeout(1)
-        taken = trial.connect_ex(("127.0.0.1", port)) == 0
-    ours = taken and _is_ours(port)
-    if taken and not ours:
-        mend = "set another `port`, or 0 for a free one"
-        yield Finding("port", FAIL, f"{port} is used by another program", mend)
+    from watcher.commands.services import free_port
+
+    host, port = look.config.host, look.config.port
+    try:
+        free_port(host, port)
+    except SteadyError as error:
+        if not _is_ours(host, port):
+            mend = "set another `port`, or 0 for a free one"
+            yield Finding("port", FAIL, error.message, mend)
+            return
+        yield Finding("port", OK, f"{port} answers")
     else:
-        yield Finding("port", OK, f"{port} " + ("answers" if ours else "is free"))
+        yield Finding(
+            "port", OK, f"{port} is free" if port else "a free one is taken at each start"
+        )
 
 
-def _is_ours(port: int) -> bool:
+def _is_ours(host: str, port: int) -> bool:
     import urllib.request
 
+    from watcher.commands.services import for_url
+
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=3) as answer:
+        with urllib.request.urlopen(f"http://{for_url(host)}:{port}/health", timeout=3) as answer:
             return "status" in json.load(answer)
     except (OSError, ValueError):
         return False
@@ -113,16 +149,11 @@ def exposure(look: Look) -> Iterator[Finding]:
 
 def extras(look: Look) -> Iterator[Finding]:
     """Optional packages: a fault only where a setting asks for one that is absent."""
-    config = look.config
-    asked = {
-        "ray": config.executor == "ray",
-        "psycopg": config.database_path is None,
-        "bitsandbytes": config.engine_options.get("quantize", "none") != "none",
-    }
     there = {name for name in _EXTRAS if look.machine.installed(name)}
-    for name, (use, mend) in _EXTRAS.items():
-        if asked[name] and name not in there:
-            words = f"the settings need {name} ({use}), which is not installed"
+    for name, extra in _EXTRAS.items():
+        if name not in there and extra.asked(look):
+            words = f"the settings need {name} ({extra.use}), which is not installed"
+            mend = f"pip install 'steadydiffusion[{extra.name}]'"
             yield Finding("extras", FAIL, words, mend)
             return
     told = [f"{name}{'' if name in there else ' (absent)'}" for name in _EXTRAS]
