@@ -8,6 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
+from api.errors import of_validation
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.strictjson import MAX_VALUES, read_json
 
@@ -49,18 +50,7 @@ async def read_model(request: Request, model: type[Given]) -> Given:
     try:
         return model.model_validate_json(data)
     except ValidationError as error:
-        problems = [
-            ValueFault(
-                {"extra_forbidden": "unknown_field", "json_invalid": "bad_json"}.get(
-                    found["type"], "wrong_type"
-                ),
-                f"{found['msg']}.",
-                key=str(found["loc"][-1]) if found["loc"] else None,
-                pointer="/" + "/".join(map(str, found["loc"])) if found["loc"] else None,
-            )
-            for found in error.errors(include_url=False, include_input=False, include_context=False)
-        ]
-        raise SteadyError(problems[0].code, problems=problems) from None
+        raise of_validation(error.errors(), "body") from None
 
 
 async def unpacked(request: Request) -> bytes:

@@ -6,7 +6,7 @@ what would be right there.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -49,8 +49,12 @@ _CODES = {
     503: "not_ready",
 }
 
-#: pydantic's error types for query parameters and headers -> our code
-_KINDS = {"missing": "missing_field", "extra_forbidden": "unknown_field"}
+#: pydantic's error types -> our code
+_KINDS = {
+    "missing": "missing_field",
+    "extra_forbidden": "unknown_field",
+    "json_invalid": "bad_json",
+}
 _OF_RANGE = ("greater", "less", "too_", "string_too", "literal", "enum")
 
 
@@ -101,15 +105,17 @@ def problem(
     return foreign or JSONResponse(body_of(error), error.kind.status, extra, MEDIA_TYPE)
 
 
-def of_validation(error: RequestValidationError) -> SteadyError:
-    """FastAPI's own finding about a query parameter or header, in our words."""
+def of_validation(found: Iterable[Mapping[str, Any]], *within: str) -> SteadyError:
+    """What pydantic found about a query parameter, a header or ``within`` a body, in our words."""
     problems = []
-    for fault in error.errors():
-        where, *path = [str(part) for part in fault["loc"]]
-        name = path[-1] if path else where
+    for fault in found:
+        where, *path = [*within, *map(str, fault["loc"])]
+        name = path[-1] if path else None
         kind = str(fault["type"])
         code = _KINDS.get(kind, "out_of_range" if kind.startswith(_OF_RANGE) else "wrong_type")
-        problems.append(ValueFault(code, f"`{name}` ({where}): {fault['msg']}.", key=name))
+        words = f"`{name}` ({where}): {fault['msg']}." if name else f"{fault['msg']}."
+        pointer = f"/{'/'.join(path)}" if name and where == "body" else None
+        problems.append(ValueFault(code, words, key=name, pointer=pointer))
     return SteadyError(problems[0].code, problems=problems)
 
 
@@ -149,7 +155,7 @@ def install(app: FastAPI, routers: Sequence[APIRouter], page: Page, log: Throttl
 
     async def invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)  # noqa: S101
-        return told(request, of_validation(error))
+        return told(request, of_validation(error.errors()))
 
     async def framework(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)  # noqa: S101

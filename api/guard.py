@@ -102,6 +102,13 @@ def cookie_of(token: str) -> str:
     return hmac.new(token.encode(), b"steady cookie", hashlib.sha256).hexdigest()
 
 
+def accepts_html(headers: Headers) -> bool:
+    """Does a person's browser ask for a page? Java's own client says text/html too, and image/gif
+    beside it, as no browser does."""
+    accept = headers.get("accept", "")
+    return "text/html" in accept and "image/gif" not in accept
+
+
 def same(given: bytes, right: str) -> bool:
     """Equal, in a time that tells nothing."""
     return secrets.compare_digest(given, right.encode())
@@ -248,7 +255,7 @@ class Guard:
             )
         ):
             # Where a token is needed, a name bound anew to this machine opens nothing.
-            if scope["method"] == "GET" and "text/html" in headers.get("accept", ""):
+            if scope["method"] == "GET" and accepts_html(headers):
                 return RedirectResponse(LOGIN, status_code=303)
             return problem(SteadyError("unauthorized"), path=path)
         if scope["method"] not in _SAFE_METHODS and self._is_foreign(headers):

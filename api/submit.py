@@ -182,7 +182,7 @@ class Submissions:
         return Submitted(batch, plan, replayed=True)
 
     def _room(self, coming: int) -> None:
-        waiting = self._store.counts()[JobState.QUEUED]
+        waiting = self._store.counts()[JobState.QUEUED] + self._store.unrecorded()
         over = waiting + coming - self._door.config.max_queued
         if over > 0:
             raise QueueFull(self._door.queue_seconds(over))

@@ -15,10 +15,12 @@ from starlette.responses import Response
 
 from api.batches import refused_rows
 from api.door import Door, Kept
+from api.errors import body_of
+from api.guard import accepts_html
 from api.page import paint
 from api.page.album import curl_of, started_from, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
-from api.page.paint import Painter, accepts_html
+from api.page.paint import Painter
 from api.page.shown import (
     Chosen,
     RunningRow,
@@ -395,7 +397,7 @@ class Pages:
             here="",
             title=f"{error.kind.what} — SteadyDiffusion",
             number=error.kind.status,
-            what=error.message,
+            what=body_of(error)["detail"],
             do=error.remedy,
         )
 

@@ -25,6 +25,7 @@ from starlette.routing import Match
 from starlette.types import Scope
 from typing_extensions import override
 
+from api.guard import accepts_html
 from watcher.chosen import MOST_CHOSEN
 from watcher.pace import span_words
 
@@ -54,11 +55,6 @@ class ForBrowsers(APIRoute):
         if match is not Match.NONE and not accepts_html(Headers(scope=scope)):
             return Match.NONE, {}
         return match, child
-
-
-def accepts_html(headers: Headers) -> bool:
-    """Does a person's browser ask for a page?"""
-    return "text/html" in headers.get("accept", "")
 
 
 def lightened(answer: Response, headers: Headers) -> Response:

@@ -154,7 +154,7 @@ def test_dismissing_refuses_nonsense(bench: Bench):
         ({"batches": [UNKNOWN]}, "batch_not_found"),
         ({"every": True}, "unknown_field"),
         ({"all": "yes"}, "wrong_type"),
-        ({"jobs": ["x"] * 201}, "wrong_type"),
+        ({"jobs": ["x"] * 201}, "out_of_range"),
     ):
         answer = bench.client.post("/attention/dismiss", json=body)
         assert answer.json()["code"] == code, body

@@ -163,10 +163,12 @@ def test_a_queue_that_is_full_says_when_to_come_back(root: Path):
     with Bench(root, max_queued=2) as bench:
         bench.post()
         bench.post()
-        bench.watcher.take_in()
-        answer = bench.client.post("/generate-image", json={"prompt": "one too many"})
-        refused(answer, 429, "queue_full")
-        assert int(answer.headers["retry-after"]) >= 1
+        for read in (False, True):  # nobody may be there to read what comes
+            if read:
+                bench.watcher.take_in()
+            answer = bench.client.post("/generate-image", json={"prompt": "one too many"})
+            refused(answer, 429, "queue_full")
+            assert int(answer.headers["retry-after"]) >= 1
         bench.watcher.finish()
         assert bench.client.post("/generate-image", json={"prompt": "now"}).status_code == 200
 
@@ -408,8 +410,8 @@ def test_a_waiting_job_can_be_moved(bench: Bench):
     body = bench.client.patch(last, json={"priority": "bulk"}).json()
     assert (body["priority"], body["position"]) == ("bulk", 2)
     for bad, code in [
-        ({"position": 1}, "wrong_type"),
-        ({"position": "top"}, "wrong_type"),
+        ({"position": 1}, "out_of_range"),
+        ({"position": "top"}, "out_of_range"),
         ({"rank": 1}, "unknown_field"),
     ]:
         refused(bench.client.patch(last, json=bad), 422, code)

@@ -145,6 +145,9 @@ def test_unknown_things_are_404(bench: Bench):
     refused(bench.client.get(f"/image/{UNKNOWN}"), 404, "job_not_found")
     refused(bench.client.get("/image/by-name/ImgGen_143022"), 404, "image_not_found")
     refused(bench.client.get("/no-such-route"), 404, "not_found")
+    java = {"accept": "text/html, image/gif, image/jpeg, *; q=.2, */*; q=.2"}
+    refused(bench.client.get(f"/status/{UNKNOWN}", headers=java), 404, "job_not_found")
+    refused(bench.client.get(f"/jobs/{UNKNOWN}", headers=java), 404, "job_not_found")
 
 
 def test_a_deleted_image_is_410(bench: Bench):

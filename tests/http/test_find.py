@@ -241,6 +241,7 @@ def test_every_door_asks_for_seed_size_and_label(bench: Bench) -> None:
         assert bench.client.get(f"/jobs?{query}").status_code == 422
         page = bench.client.get(f"/pictures?{query}", headers={"accept": "text/html"})
         assert page.status_code == 422
+        assert f"<code>{query[:4]}</code>" in page.text, "what is wrong, not only that it is"
 
 
 def test_the_command_lists_by_seed_size_and_model(make_root: Callable[..., Any]) -> None:

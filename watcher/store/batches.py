@@ -274,6 +274,12 @@ class Batches(Database):
         with self.write():
             self.run(f"UPDATE batches SET eta_at = :at {_NO_ETA}", at=at)
 
+    def unrecorded(self) -> int:
+        """Batches that came and were not read to their end yet; what they hold is not counted."""
+        rows = self.poll("SELECT count(*) AS n FROM batches INDEXED BY batches_unrecorded"
+                         " WHERE recorded_at IS NULL")  # fmt: skip
+        return int(rows[0]["n"])
+
     def stale_reservations(self, older_than_us: int, limit: int = 1000) -> list[Batch]:
         """Reservations of at least this age whose file has not come."""
         return self._batches(
