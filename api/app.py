@@ -117,7 +117,7 @@ def create_app(
         events.routes(door, feed),
         batches.routes(door, views),
         telling.routes(door),
-        openai.routes(door, calls, feed, rules.token),
+        openai.routes(door, calls, rules.token),
         openai_batch.routes(door, calls, rules.token),
         a1111.routes(door, calls),
         login.routes(rules.token, paint, secure=(config.public_url or "").startswith("https:")),

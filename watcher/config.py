@@ -381,6 +381,11 @@ class Config(BaseModel):
         return self.root / ".steady"
 
     @property
+    def uploads(self) -> Path:
+        """What clients of OpenAI's Batch API uploaded, and said with their batches."""
+        return self.state / "openai"
+
+    @property
     def address(self) -> str:
         """Where people reach the service: ``public_url``, else what is listened on."""
         host = f"[{self.host}]" if ":" in self.host else self.host

@@ -1,4 +1,5 @@
-"""Tidying away what is old: finished batches of the record, their files, thumbnails and inputs.
+"""Tidying away what is old: finished batches of the record, their files, thumbnails, inputs and
+uploads.
 
 Kill-safe by its order: of a batch first what lies on disk, then its jobs, last its own row.
 A prune that was cut off finds the batch again and goes on; what is left of it is never more
@@ -7,7 +8,9 @@ rated with its job, nor any picture unless told.
 """
 
 import contextlib
+import json
 import re
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,6 +45,7 @@ class Pruner:
         outputs: Outputs,
         inbox: Path,
         inputs: Inputs,
+        uploads: Path,
         *,
         checkpoint: Callable[[str], None] = lambda _step: None,
     ) -> None:
@@ -49,6 +53,7 @@ class Pruner:
         self._outputs = outputs
         self._inbox = inbox
         self._inputs = inputs
+        self._uploads = uploads
         self._checkpoint = checkpoint
 
     def prune(self, before: int, *, images: bool = False, dry_run: bool = False) -> Pruned:
@@ -74,7 +79,7 @@ class Pruner:
                 pruned.batches += self._store.drop_batch(batch.ticket)
                 self._checkpoint("batch_dropped")
         if not dry_run:
-            pruned.files += self._drop_orphans(before)
+            pruned.files += self._drop_orphans(before) + self._drop_uploads(before)
             pruned.inputs = self._inputs.sweep(before)
         return pruned
 
@@ -104,7 +109,7 @@ class Pruner:
         number = 0
         for path in done_files(self._inbox):
             match = re.search(r"~([0-9a-f]{8})\.", path.name)
-            if not match or path.lstat().st_mtime_ns // 1000 >= before:
+            if not match or not _is_older(path, before):
                 continue
             if not self._store.claims_begin(match[1]):
                 path.unlink(missing_ok=True)
@@ -112,3 +117,23 @@ class Pruner:
                 with contextlib.suppress(OSError):  # other files are left in it
                     path.parent.rmdir()
         return number
+
+    def _drop_uploads(self, before: int) -> int:
+        """What clients of OpenAI's Batch API uploaded as long ago, and said with a batch, unless
+        the record has that batch."""
+        kept = set[str]()
+        for note in self._uploads.glob("batch_*.json"):
+            with contextlib.suppress(ValueError, KeyError):
+                ticket = str(uuid.UUID(note.stem.removeprefix("batch_")))
+                if self._store.batch(ticket) is not None or not _is_older(note, before):
+                    kept |= {note.stem, json.loads(note.read_bytes())["input_file_id"]}
+        number = 0
+        for path in self._uploads.glob("*"):
+            if path.name.partition(".")[0] not in kept and _is_older(path, before):
+                path.unlink(missing_ok=True)
+                number += 1
+        return number
+
+
+def _is_older(path: Path, moment: int) -> bool:
+    return path.lstat().st_mtime_ns // 1000 < moment

@@ -22,7 +22,7 @@ from starlette.responses import Response
 
 from api.bodies import fault, read_object
 from api.compat.calls import Call, Calls, Snapshot
-from api.compat.img2img import extras_of, img2img_of, picture_in
+from api.compat.img2img import EXTRAS_LANCZOS, extras_of, img2img_of, picture_in
 from api.compat.txt2img import Txt2ImgBody, txt2img_of, words_of
 from api.door import Door
 from api.images import picture_bytes
@@ -31,6 +31,7 @@ from watcher.jobs import Job, JobState
 from watcher.limits import Card
 from watcher.log import now_us
 from watcher.models.loras import listed_loras
+from watcher.models.upscalers import upscaler_names
 from watcher.pictures.container import NotAPicture, scan
 from watcher.pictures.recipe import parameters_text, recipe_of, request_of_parameters
 from watcher.store import JobStore
@@ -45,7 +46,7 @@ _VERSION = "SteadyDiffusion"
 #: What clients ask for at their start and we have none of.
 _EMPTY: dict[str, Any] = {
     "scripts": {"txt2img": [], "img2img": []},
-    "script-info": [], "upscalers": [], "latent-upscale-modes": [], "sd-vae": [], "sd-modules": [],
+    "script-info": [], "latent-upscale-modes": [], "sd-vae": [], "sd-modules": [],
     "prompt-styles": [], "hypernetworks": [], "face-restorers": [],
     "realesrgan-models": [], "extensions": [], "embeddings": {"loaded": {}, "skipped": {}},
     "cmd-flags": {}, "memory": {"ram": {}, "cuda": {}},
@@ -85,7 +86,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
     async def extra_single_image(request: Request) -> Response:
         """A picture, made larger as it is."""
         raw = await read_object(request)
-        asked = await run_in_threadpool(extras_of, raw, door.limits().usual, door.keep)
+        asked = await run_in_threadpool(extras_of, raw, door.keep)
         body = Body(json.dumps(asked.fields).encode(), ".json", NAME)
         call = await run_in_threadpool(calls.begin, body)
         over = await calls.outcome(request, call)
@@ -178,9 +179,12 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
             ]
         )
 
-    @router.post("/refresh-loras")
-    def refresh_loras() -> Response:
-        return JSONResponse(None)
+    @router.get("/upscalers")
+    def upscalers() -> Response:
+        """What a picture can be made larger by as it is."""
+        names = [*EXTRAS_LANCZOS, *upscaler_names(door.config.upscalers)]
+        nothing = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
+        return JSONResponse([{"name": name} | nothing for name in names])
 
     @router.get("/options")
     def get_options() -> Response:
@@ -232,6 +236,7 @@ def _stopping(router: APIRouter, current: "Current") -> None:
         return JSONResponse(None)
 
     @router.post("/refresh-checkpoints")
+    @router.post("/refresh-loras")
     @router.post("/refresh-vae")
     def refresh() -> Response:
         return JSONResponse(None)

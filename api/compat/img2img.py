@@ -20,6 +20,7 @@ from watcher.upscaling import LANCZOS, MAX_FACTOR, MIN_FACTOR
 #: What ``resize_mode`` says, by its number; 3 resizes what the model itself works on.
 _RESIZE = ("stretch", "crop", "pad")
 _STRENGTH = 0.75  #: where none is said
+EXTRAS_LANCZOS = ("None", "Lanczos", "Nearest")  #: upscalers of theirs that are Lanczos here
 _MOST_BLUR, _MOST_PADDING = 64, 512
 _FROM_PICTURE = 1  #: ``inpainting_fill``: what is masked starts from what lies there
 #: What else belongs to a picture that is started from, and the values that ask for nothing.
@@ -64,7 +65,7 @@ def img2img_of(
     return replace(asked, fields=asked.fields | fields, warnings=tuple(warnings))
 
 
-def extras_of(raw: Mapping[str, Any], card: Card, keep: Callable[[bytes, str], str]) -> Txt2ImgBody:
+def extras_of(raw: Mapping[str, Any], keep: Callable[[bytes, str], str]) -> Txt2ImgBody:
     """An extra-single-image body as our fields: the picture is made larger as it is."""
     data = picture_in(raw.get("image"), "image")
     factor = plain_value(raw.get("upscaling_resize") or 2)
@@ -75,7 +76,7 @@ def extras_of(raw: Mapping[str, Any], card: Card, keep: Callable[[bytes, str], s
         [] if near == factor else [f"upscaling_resize: {near:g} is used instead of {factor:g}."]
     )
     method = str(raw.get("upscaler_1") or "None")
-    method = LANCZOS if method in ("None", "Lanczos", "Nearest") else method
+    method = LANCZOS if method in EXTRAS_LANCZOS else method
     fields = {
         "prompt": prompt_in(data) or "a picture",
         "image": keep(data, "image"),

@@ -28,7 +28,7 @@ from api.bodies import KEY, choice, fault, read_object, whole
 from api.compat.calls import Attempt, Call, Calls, Snapshot
 from api.compat.edits import edit_of, read_form, variation_of
 from api.door import Door
-from api.events import Feed, Stream
+from api.events import Stream
 from watcher.errors import SteadyError
 from watcher.jobfile.batchline import USAGE, body_fields, images_body, look_of
 from watcher.jobs import MAX_STEPS, Job, JobState
@@ -55,10 +55,10 @@ class GenerationBody:
     event: str = "image_generation"  #: begins the names of what a stream tells
 
 
-def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter:
+def routes(door: Door, calls: Calls, token: str | None) -> APIRouter:
     """``images/generations``, ``edits``, ``variations``, ``models``, the addresses of pictures."""
     router = APIRouter(prefix="/v1", tags=["openai"], include_in_schema=False)
-    answers = Answers(door, calls, Streams(door, calls, feed), token)
+    answers = Answers(door, calls, token)
     _models(router, door)
 
     @router.post("/images/generations")
@@ -97,10 +97,9 @@ def routes(door: Door, calls: Calls, feed: Feed, token: str | None) -> APIRouter
 class Answers:
     """What a call gets: its pictures in one body, or told as they come."""
 
-    def __init__(self, door: Door, calls: Calls, streams: "Streams", token: str | None) -> None:
+    def __init__(self, door: Door, calls: Calls, token: str | None) -> None:
         self._door = door
         self._calls = calls
-        self._streams = streams
         self._token = token
 
     async def answered(
@@ -135,7 +134,7 @@ class Answers:
         if asked.stream:
             headers = _STREAM_HEADERS | {dialects.REQUEST_ID: call.ticket}
             return Stream(
-                self._streams.events(call, asked),
+                self._events(call, asked),
                 lambda: self._calls.leave(call, hung_up=True),
                 headers,
             )
@@ -159,16 +158,9 @@ class Answers:
             return links.url_of(job, base, self._token)
         return base64.b64encode(images.picture_bytes(self._door, job)).decode()
 
+    # -- told as they come
 
-class Streams:
-    """Answers told as they come: partial pictures, then each picture, then the end."""
-
-    def __init__(self, door: Door, calls: Calls, feed: Feed) -> None:
-        self._door = door
-        self._calls = calls
-        self._feed = feed
-
-    async def events(self, call: Call, asked: GenerationBody) -> AsyncIterator[bytes]:
+    async def _events(self, call: Call, asked: GenerationBody) -> AsyncIterator[bytes]:
         """The stream of a call, to its last event; an error (also that the service stops) is one."""
         told: set[str] = set()
         partials: dict[str, list[int]] = {}
@@ -210,15 +202,16 @@ class Streams:
     def _partial(self, job: Job, asked: GenerationBody, sent: dict[str, list[int]]) -> bytes | None:
         """A partial picture when another part of the steps is done and there is a preview of it."""
         jpeg = self._door.preview(job.id)
-        entry = self._door.running(job.id)
-        if jpeg is None or entry is None or entry["attempt"] != job.attempt:
+        entry = self._door.running(job.id) or {}
+        shown = entry.get("preview")
+        if jpeg is None or shown is None or entry["attempt"] != job.attempt:
             return None
         done = min(1.0, entry["step"] / max(1, entry["steps"]))
         steps = sent.setdefault(job.id, [])
         due = min(asked.partial, int(done * (asked.partial + 1)))
-        if len(steps) >= due or entry["preview"] in steps:
+        if len(steps) >= due or shown in steps:
             return None
-        steps.append(entry["preview"])
+        steps.append(shown)
         event = {
             "type": f"{asked.event}.partial_image",
             "b64_json": base64.b64encode(unfinished(job, jpeg)).decode(),

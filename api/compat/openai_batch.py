@@ -32,7 +32,6 @@ from watcher.jobfile.batchline import BATCH_URL, refused_lines, result_lines
 from watcher.jobfile.tables import Row
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
-from watcher.store import JobFilter
 from watcher.submission import Body
 
 MAX_FILE = 200 << 20  #: bytes of an upload, as there
@@ -52,7 +51,7 @@ After = Annotated[str | None, Query(max_length=100)]
 def routes(door: Door, calls: Calls, token: str | None) -> APIRouter:
     """Everything below ``/v1/files`` and ``/v1/batches``."""
     router = APIRouter(prefix="/v1", tags=["openai"], include_in_schema=False)
-    shelf = Shelf(door.config.state / "openai")
+    shelf = Shelf(door.config.uploads)
     results = Results(door, shelf, token)
     _file_routes(router, shelf, results, door)
     _batches(router, shelf, results, door, calls)
@@ -246,9 +245,8 @@ class Results:
         }
 
     def _ended(self, batch: Batch) -> int:
-        last = self._store.jobs(JobFilter(ticket=batch.ticket), limit=1)
-        moment = last[0].completed_at if last else batch.recorded_at
-        return (moment or now_us()) // 1_000_000
+        _, last = self._store.span(batch.ticket)
+        return (last or batch.recorded_at or now_us()) // 1_000_000
 
     def file(self, ident: str, base: str) -> dict[str, Any] | None:
         """OpenAI's File object of an output or error file; None for other ids."""

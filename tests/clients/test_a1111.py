@@ -185,13 +185,16 @@ def test_options_models_samplers_and_the_lists(here: House, api: webuiapi.WebUIA
     api.util_set_model("script")
     assert set(api.util_get_model_names()) == {"scripted", "starter", "Tongyi-MAI/Z-Image-Turbo"}
     assert api.util_get_sampler_names() == ["Euler"]
+    (here.root.folder / "upscalers").mkdir()
+    (here.root.folder / "upscalers" / "net.safetensors").touch()
     assert api.util_get_scheduler_names() == ["simple"]
     for listed in (
-        api.get_upscalers, api.get_latent_upscale_modes, api.get_sd_vae, api.get_loras,
+        api.get_latent_upscale_modes, api.get_sd_vae, api.get_loras,
         api.get_prompt_styles, api.get_hypernetworks, api.get_face_restorers,
         api.get_realesrgan_models,
     ):  # fmt: skip
         assert listed() == []
+    assert [each["name"] for each in api.get_upscalers()] == ["None", "Lanczos", "Nearest", "net"]
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert api.get_scripts() == {"txt2img": [], "img2img": []}
     assert api.get_memory() == {"ram": {}, "cuda": {}} and api.get_cmd_flags() == {}
@@ -287,7 +290,7 @@ def routes_of(part, bench: Bench) -> list[tuple[str, str]]:
     anything: Any = None
     router = {
         a1111: lambda: a1111.routes(door, anything),
-        openai: lambda: openai.routes(door, anything, anything, None),
+        openai: lambda: openai.routes(door, anything, None),
         openai_batch: lambda: openai_batch.routes(door, anything, None),
     }[part]()
     return [(m, r.path) for r in router.routes if isinstance(r, APIRoute) for m in r.methods]

@@ -4,11 +4,15 @@ import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
 from conftest import until
+from doors import Bench
 from house_of_clients import House, house
+
+from watcher.log import now_us
 
 URL = "/v1/images/generations"
 
@@ -221,6 +225,21 @@ def test_half_a_character_in_a_note_is_kept(here: House, client: openai.OpenAI):
     )
     with urllib.request.urlopen(request) as answer:
         assert json.load(answer)["metadata"] == {"a": "\ud800"}
+
+
+def test_a_batch_is_completed_when_the_last_of_its_jobs_is(tmp_path: Path):
+    with Bench(tmp_path) as bench:
+        file = {"file": ("two.jsonl", lines_of(2, "two"))}
+        uploaded = bench.client.post("/v1/files", data={"purpose": "batch"}, files=file).json()
+        said = {"input_file_id": uploaded["id"], "endpoint": URL}
+        batch = bench.client.post("/v1/batches", json=said).json()
+        bench.watcher.take_in()
+        late = now_us() + 60_000_000
+        for now in (late, now_us()):  # the first one took the longest
+            job = bench.watcher.claim()
+            bench.store.complete(job.id, job.attempt, sha256="0" * 64, bytes=1, facts={}, now=now)
+        over = bench.client.get(f"/v1/batches/{batch['id']}").json()
+        assert (over["status"], over["completed_at"]) == ("completed", late // 1_000_000)
 
 
 def test_the_same_file_in_the_inbox(here: House):

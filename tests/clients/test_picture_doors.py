@@ -199,9 +199,7 @@ def test_a_picture_may_carry_anything_for_a_recipe(said: str):
     _, told = variation_of(raw, {"image": [made.getvalue()]}, lambda data, field: "sha256:0")
     assert raw == {"prompt": "a picture"} and "carries no recipe" in told[0]
     asked = extras_of(
-        {"image": base64.b64encode(made.getvalue()).decode()},
-        Limits().usual,
-        lambda data, field: "sha256:0",
+        {"image": base64.b64encode(made.getvalue()).decode()}, lambda data, field: "sha256:0"
     )
     assert asked.fields["prompt"] == "a picture"
 

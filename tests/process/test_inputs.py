@@ -106,8 +106,9 @@ def kept(root: Root) -> list[str]:
 
 def prune(root: Root) -> None:
     store = JobStore(f"sqlite:///{root.folder / 'steady.db'}", checkpointer=False)
-    inputs = Inputs(Config.load(root.folder), store)
-    pruner = Pruner(store, Outputs(root.folder / "outputs"), root.inbox, inputs)
+    config = Config.load(root.folder)
+    inputs = Inputs(config, store)
+    pruner = Pruner(store, Outputs(config.outputs), root.inbox, inputs, config.uploads)
     pruner.prune(time.time_ns() // 1000 + HOUR)
     store.close()
 

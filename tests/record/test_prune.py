@@ -30,8 +30,9 @@ def store_of(root: Root) -> JobStore:
 
 
 def pruner(root: Root, store: JobStore, **more: Any) -> Pruner:
-    inputs = Inputs(Config.load(root.folder), store)
-    return Pruner(store, Outputs(root.folder / "outputs"), root.inbox, inputs, **more)
+    config = Config.load(root.folder)
+    inputs = Inputs(config, store)
+    return Pruner(store, Outputs(config.outputs), root.inbox, inputs, config.uploads, **more)
 
 
 def soon() -> int:
@@ -75,6 +76,32 @@ def test_old_batches_go_and_pictures_and_waiting_jobs_stay(make_root: Make) -> N
     root.drop("a.csv", "prompt\na1 steps=1\na2 steps=1\n")
     root.finish()
     assert len(pictures(root.folder)) == 8
+
+
+def test_uploads_go_with_the_batches_they_were_for(make_root: Make) -> None:
+    root = make_root()
+    filled(root)
+    store = store_of(root)
+    folder = Config.load(root.folder).uploads
+    folder.mkdir()
+
+    def kept(ident: str, **note: str) -> set[str]:
+        (folder / f"{ident}.json").write_text(json.dumps({"id": ident, **note}))
+        (folder / f"{ident}.jsonl").touch()
+        return {f"{ident}.json", f"{ident}.jsonl"}
+
+    tickets = {j["prompt"]: j["ticket"].replace("-", "") for j in root.jobs()}
+    stays = kept("file-1") | kept(f"batch_{tickets['later']}", input_file_id="file-1")
+    kept("file-2")
+    kept(f"batch_{tickets['b steps=1']}", input_file_id="file-2")
+    kept("file-3")
+    (folder / "file-4.jsonl").touch()  # an upload that was cut off
+    every = set(files(folder))
+    assert pruner(root, store).prune(time.time_ns() // 1000 - HOUR).files == 0
+    assert set(files(folder)) == every
+    pruner(root, store).prune(soon())
+    assert set(files(folder)) == stays
+    store.close()
 
 
 def test_pictures_go_when_told(make_root: Make) -> None:

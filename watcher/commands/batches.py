@@ -160,7 +160,8 @@ def prune(
     before = now_us() - int(seconds * 1e6)
     with desk.record() as store:
         inputs = Inputs(desk.config, store)
-        pruner = Pruner(store, Outputs(desk.config.outputs), desk.config.inbox, inputs)
+        config, outputs = desk.config, Outputs(desk.config.outputs)
+        pruner = Pruner(store, outputs, config.inbox, inputs, config.uploads)
         gone = pruner.prune(before, images=images, dry_run=dry_run)
     verb = "would go" if dry_run else "gone"
     desk.answer(

@@ -14,13 +14,18 @@ from watcher.models.catalogue import outline
 _SUFFIX = ".safetensors"
 
 
+def upscaler_names(folder: Path) -> list[str]:
+    """What the files there are called."""
+    return sorted(path.stem for path in folder.glob(f"*{_SUFFIX}"))
+
+
 def upscaler_file(folder: Path, name: str) -> Path:
     """The file of a method that is neither Lanczos nor the model's own.
 
     Raises SteadyError ``upscaler_unusable``.
     """
     stem = name.removesuffix(_SUFFIX)
-    known = sorted(path.stem for path in folder.glob(f"*{_SUFFIX}"))
+    known = upscaler_names(folder)
     if stem not in known:  # so it is the name of a file there, whatever it says
         near = difflib.get_close_matches(stem, ["lanczos", "refine", *known], n=1)
         there = f"There are lanczos, refine{''.join(', ' + each for each in known[:10])}."

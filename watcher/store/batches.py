@@ -247,15 +247,14 @@ class Batches(Database):
             raise SteadyError("batch_not_found")
         return {state: rows[0][f"n_{state}"] for state in JobState}
 
-    def span(self, ticket: str) -> tuple[int, int] | None:
+    def span(self, ticket: str) -> tuple[int | None, int | None]:
         """When the batch's first job began and its last ended; None while none has. Reads them all."""
         rows = self.poll(
             "SELECT min(started_at) AS began, max(completed_at) AS ended FROM jobs"
             " WHERE ticket = :ticket",
             ticket=ticket,
         )
-        began, ended = rows[0]["began"], rows[0]["ended"]
-        return None if began is None or ended is None else (began, ended)
+        return rows[0]["began"], rows[0]["ended"]
 
     def unarchived(self, limit: int = 1000) -> list[Batch]:
         """Recorded or refused, no job open, file not put away yet; oldest first."""
