@@ -27,6 +27,7 @@ from watcher.commands.desk import Desk
 from watcher.commands.models import list_models, pull, verify
 from watcher.config import Config
 from watcher.engines.convert import convert_model
+from watcher.engines.plan import Options
 from watcher.errors import SteadyError
 from watcher.executor.build import build
 from watcher.limits import Card, Limits
@@ -154,7 +155,7 @@ def test_the_profile_in_use_is_told_to_the_other_processes(root: Path) -> None:
     kept = Kept()
     plain = config(root)
     assert models.limits_known(plain, kept) == models.limits_known(plain, None)
-    usual = Card(accepts=("image", "mask", "lora", "upscale"))
+    usual = Card(accepts=("image", "mask", "lora", "upscale"), options={"guidance": False})
     assert models.limits_known(plain, None).usual == usual
     choice = models.choose(plain, kept, Probe("cpu"))
     assert models.limits_known(plain, kept) == models.limits_of(choice.profile, plain, choice.name)
@@ -353,7 +354,7 @@ def test_a_device_that_is_named_decides_only_while_it_is(root: Path) -> None:
 
 
 def test_profiles(tmp_path: Path) -> None:
-    assert models.profile_of(ZIMAGE_TURBO) == asdict(models.Profile())
+    assert models.profile_of(ZIMAGE_TURBO) == asdict(models.Profile(guidance=False))
     assert models.profile_of(STARTER)["max_side"] == 1024
     assert models.profile_of("owner/other") == asdict(models.Profile()) | {"name": "owner/other"}
     (tmp_path / "mine").mkdir()
@@ -363,6 +364,37 @@ def test_profiles(tmp_path: Path) -> None:
         "name": "mine",
         "native_width": 512,
     }
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "guided"),
+    [
+        (ZIMAGE_TURBO, {}, False),
+        (ZIMAGE_TURBO, {"guidance": True}, True),
+        (STARTER, {}, False),
+        ("Tongyi-MAI/Z-Image", {}, True),
+        ("Tongyi-MAI/Z-Image", {"guidance": None}, True),
+        ("Tongyi-MAI/Z-Image", {"guidance": False}, False),
+        ("mine.gguf", {"base": ZIMAGE_TURBO}, False),
+        ("mine.gguf", {"base": "Tongyi-MAI/Z-Image"}, True),
+        ("mine", {}, True),
+    ],
+)
+def test_whether_a_model_takes_guidance_is_decided_by_its_card(
+    root: Path, hub: "LocalHub", model: str, options: dict[str, Any], guided: bool
+) -> None:
+    hub.commit = PINNED
+    weights.pull_model(ZIMAGE_TURBO, hub=hub)
+    shutil.copytree(models.locate(ZIMAGE_TURBO) or "", root / "mine")
+    plain = config(root, model=model, engine_options=options)
+    before = models.limits_known(plain, None).usual
+    # Whatever an engine said that was told otherwise, or was of another version.
+    for accepts in (["image", "guidance", "negative_prompt"], ["image"], None):
+        said = {before.name: models.said_by({"accepts": accepts}, before)}
+        card = models.limits_of(models.profile_of(model, root), plain, model, said).usual
+        assert card.accepts == before.accepts
+        assert card.takes("guidance") == card.takes("negative_prompt") == guided
+        assert Options.of(card.options).guidance is guided  # which its engine goes by
 
 
 @pytest.mark.parametrize(
@@ -578,8 +610,13 @@ def test_a_pulled_model_is_found_by_its_name(hub: LocalHub, root: Path) -> None:
     assert models.revision_of(folder) == COMMIT
     assert "README.md" not in hub.fetched
     assert all(done <= total for done, total in told)
-    choice = models.choose(config(root, model="me/tiny"), Kept())
-    assert choice.location == str(folder)
+    here = config(root, model="me/tiny")
+    assert models.where_it_is("me/tiny", here) == str(folder)
+    far = config(root, model="me/tiny", executor="ray")  # whose machines have their own cache
+    assert models.where_it_is("me/tiny", far) == "me/tiny"
+    assert models.where_it_is(STARTER, far) == STARTER
+    (root / "mine.gguf").touch()
+    assert models.where_it_is("mine.gguf", far) == str(root / "mine.gguf")
     report = weights.verify_model("me/tiny")
     assert (report.by, report.problems) == ("manifest", ())
 

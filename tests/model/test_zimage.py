@@ -67,7 +67,7 @@ def loaded(kind: type[ZImage] = ZImage, **options: Any) -> ZImage:
 @pytest.fixture(scope="module")
 def engine() -> Iterator[ZImage]:
     """One engine for all tests that leave it as it was."""
-    engine = ZImage(EngineSettings(str(STARTER), "cpu"))
+    engine = ZImage(EngineSettings(str(STARTER), "cpu", options={"guidance": False}))
     engine.load()
     yield engine
     engine.close()

@@ -77,7 +77,7 @@ class Options:
     revision: str | None = None  #: of a model from the hub's cache
     transformer: str | None = None  #: a file that stands in for the model's own transformer
     base: str | None = None  #: the folder or hub name of all else, where the model is such a file
-    guidance: bool | None = None  #: does the model take guidance? unset: its profile says it
+    guidance: bool | None = None  #: does the model take guidance? unset: yes
 
     @classmethod
     def of(cls, given: Mapping[str, Any], *, without: Container[str] = ()) -> "Options":

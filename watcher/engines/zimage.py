@@ -53,7 +53,6 @@ from watcher.engines.trials import (
 )
 from watcher.errors import SteadyError
 from watcher.limits import Card
-from watcher.models import has_profile, profile_of
 from watcher.models.tokens import MAX_TOKENS, cut_by
 
 log = logging.getLogger("watcher.engines.zimage")
@@ -82,7 +81,7 @@ class ZImage:
         self._settings = settings
         self._read = read
         self._options = Options.of(settings.options)
-        self._guided = False  #: has guidance an effect?
+        self._guided = self._options.guidance is not False  #: has guidance an effect?
         self._pipe: Any = None
         self._plan: DevicePlan | None = None
         self._weights: Placement | None = None
@@ -100,7 +99,6 @@ class ZImage:
         model, single = self._files()
         folder, commit = locate_model(model, self._options.revision)
         contents = inspect(folder, transformer=single)
-        self._guided = self._takes_guidance(model if commit else str(folder))
         description = describe(self._settings.device)
         chosen = plan(description, self._options, self._settings.dtype, contents.weights)
         self._plan = chosen
@@ -170,12 +168,6 @@ class ZImage:
             raise SteadyError("bad_config", words)
         single = options.transformer
         return model, Path(single).expanduser().absolute() if single else None
-
-    def _takes_guidance(self, model: str) -> bool:
-        """Say whether guidance has an effect: as configured, else as its profile says, else yes."""
-        if self._options.guidance is not None:
-            return self._options.guidance
-        return not has_profile(model) or bool(profile_of(model)["guidance"])
 
     def _count_calls(self) -> None:
         """Count the calls of transformer and text encoder, whatever makes them."""

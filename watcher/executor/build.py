@@ -13,7 +13,7 @@ from watcher.executor.local import LocalExecutor
 from watcher.executor.ray import environment as rayenv
 from watcher.executor.ray.slots import FarExecutor
 from watcher.limits import Limits
-from watcher.models import Choice, Devices, Probe, locate
+from watcher.models import Choice, Devices, Probe, where_it_is
 from watcher.previews import Previews
 from watcher.program import Launch
 
@@ -38,7 +38,7 @@ def build(
     usual = limits.usual
     spec = WorkerSpec(
         engine=usual.engine,
-        model=choice.location,
+        model=where_it_is(usual.source, config),
         device=device,
         dtype=config.dtype,
         options=usual.options,
@@ -48,7 +48,7 @@ def build(
     )
     others = {
         card.name: replace(
-            spec, engine=card.engine, model=str(locate(card.source, config.root) or card.source),
+            spec, engine=card.engine, model=where_it_is(card.source, config),
             options=card.options, name=card.name,
         )
         for card in limits.others.values()

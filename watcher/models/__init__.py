@@ -24,12 +24,12 @@ from watcher.errors import SteadyError
 from watcher.models.cards import (
     ENGINES_SAID as ENGINES_SAID,
     describe_card as describe_card,
-    has_profile as has_profile,
     limits_known as limits_known,
     limits_of as limits_of,
     profile_of as profile_of,
     said_by as said_by,
     usual_source,
+    where_it_is as where_it_is,
 )
 from watcher.models.catalogue import (
     STARTER as STARTER,
@@ -73,13 +73,11 @@ _LOOK_AGAIN_SECONDS = 30.0  #: between looks for a device that is gone
 class Choice:
     """The model of this root.
 
-    ``location`` is what the engine is built with: a folder, or the hub name while its files
-    are not here. ``device`` may be ``auto``. ``checked`` is true once a look found a device
-    again that had been gone.
+    ``device`` may be ``auto``. ``checked`` is true once a look found a device again that had been
+    gone.
     """
 
     name: str
-    location: str
     device: str
     profile: dict[str, Any]
     why: str  #: one sentence for log and page
@@ -132,7 +130,6 @@ def choose(config: Config, store: "JobStore", probe: Probe | None = None) -> Cho
     source = usual_source(config, name)
     choice = Choice(
         name=name,
-        location=str(locate(source, config.root) or source),
         device=device,
         profile=profile_of(source, config.root),
         why=why,

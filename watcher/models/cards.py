@@ -68,12 +68,6 @@ def profile_of(model: str, root: Path | None = None) -> dict[str, Any]:
     return asdict(profile)
 
 
-def has_profile(model: str) -> bool:
-    """Does anything say what this model allows? Else :func:`profile_of` takes Z-Image-Turbo's word."""
-    folder = place_of(model, None)
-    return split(model)[0] in CATALOGUE or bool(folder and (folder / PROFILE).is_file())
-
-
 def limits_known(config: Config, store: "JobStore | None") -> Limits:
     """The limits for processes that do not choose: by what the watcher kept, or will keep.
 
@@ -190,7 +184,11 @@ def _card(
     shared = config.engine_options if engine == config.engine else {}
     options = {**shared, **entry.engine_options}
     pieces = [entry.source, *(str(options[key]) for key in _PIECES if options.get(key))]
-    words = _card_words(profile, engine, entry.source, said)
+    if engine == "zimage" and options.get("guidance") is None:
+        base = options.get("base")  # the rest of a transformer in one file
+        options["guidance"] = (_profile_or_usual(str(base), config) if base else profile)["guidance"]
+    files = {key: where_it_is(str(options[key]), config) for key in _PIECES if options.get(key)}
+    words = _card_words(engine, entry.source, said, guided=bool(options.get("guidance")))
     folder = place_of(entry.source, config.root)
     if folder and not options.get("transformer") and (revision := revision_of(folder)):
         words["revision"] = revision
@@ -198,7 +196,7 @@ def _card(
         name=name,
         engine=engine,
         source=entry.source,
-        options=_placed(options, config.root),
+        options=options | files,
         pieces=tuple(pieces),
         default_width=sides["width"],
         default_height=sides["height"],
@@ -213,10 +211,14 @@ def _card(
     )
 
 
-def _placed(options: dict[str, Any], root: Path) -> dict[str, Any]:
-    """Engine options with the files among them found, as the source is: below ``root``."""
-    files = {key: options[key] for key in _PIECES if options.get(key)}
-    return options | {key: str(locate(str(file), root) or file) for key, file in files.items()}
+def where_it_is(model: str, config: Config) -> str:
+    """A model or file as its engine is told of it: a path where it is here, else as it was named.
+
+    Other machines have a model of the hub, and the starter, at a path of their own: by name there.
+    """
+    if config.executor != "local" and not Path(config.root, Path(model).expanduser()).exists():
+        return model
+    return str(locate(model, config.root) or model)
 
 
 def _lacking(pieces: Sequence[str], config: Config) -> SteadyError | None:
@@ -253,20 +255,17 @@ def said_by(info: Mapping[str, Any], card: Card) -> dict[str, Any]:
     return {"engine": card.engine, "source": card.source, **told}
 
 
-def _card_words(profile: Mapping[str, Any], engine: str, source: str, said: Any) -> dict[str, Any]:
-    """How a model counts, what it accepts and calls its sampler: its engine's own word on it."""
+def _card_words(engine: str, source: str, said: Any, *, guided: bool) -> dict[str, Any]:
+    """How a model counts, what it accepts and calls its sampler: its engine's own word on it.
+
+    ``guided``: what the engine ``zimage`` is told of guidance, whatever it said before.
+    """
+    known: dict[str, Any] = {}
     if isinstance(said, dict) and (said.get("engine"), said.get("source")) == (engine, source):
-        accepts = said.get("accepts")
-        known: dict[str, Any] = {
-            "accepts": None if accepts is None else tuple(accepts),
-            "sampler": said.get("sampler"),
-            "schedule": said.get("schedule"),
-            "revision": said.get("revision"),
-        }
-    elif engine == "zimage":
-        features = ("guidance", "negative_prompt")
-        told = tuple(feature for feature in features if profile[feature])
-        known = {"accepts": (*told, "image", "mask", "lora", "upscale")}
-    else:
-        known = {"accepts": None, "sampler": None, "schedule": None}
-    return known if engine == "zimage" else known | {"idle_steps": 0, "unguided": 0.0}
+        known = {key: said.get(key) for key in ("accepts", "sampler", "schedule", "revision")}
+    if engine == "zimage":
+        guidance = ("guidance", "negative_prompt") if guided else ()
+        return known | {"accepts": (*guidance, "image", "mask", "lora", "upscale")}
+    accepts = known.get("accepts")
+    usual = {"sampler": None, "schedule": None, "idle_steps": 0, "unguided": 0.0}
+    return usual | known | {"accepts": None if accepts is None else tuple(accepts)}

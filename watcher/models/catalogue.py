@@ -34,8 +34,7 @@ class Profile:
     min_side: int = 16
     max_side: int = 2048
     max_pixels: int = 2048 * 2048
-    guidance: bool = False  #: does guidance_scale have an effect?
-    negative_prompt: bool = False  #: does negative_prompt?
+    guidance: bool = True  #: have guidance_scale and negative_prompt an effect?
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,9 @@ class Known:
 #: of that repository touches its README and pictures alone.
 CATALOGUE: dict[str, Known] = {
     ZIMAGE_TURBO: Known(
-        Profile(), revision="f332072aa78be7aecdf3ee76d5c247082da564a6", bytes=32_900_000_000
+        Profile(guidance=False),
+        revision="f332072aa78be7aecdf3ee76d5c247082da564a6",
+        bytes=32_900_000_000,
     ),
 }
 
