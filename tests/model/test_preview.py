@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import until
 from doors import Bench
 from engines import a_job
@@ -17,7 +18,7 @@ from test_zimage import STARTER, ask
 
 from watcher import live, wire
 from watcher.engine import EngineSettings, Preview
-from watcher.engines.preview import ENOUGH
+from watcher.engines.preview import ENOUGH, PreviewMap
 from watcher.engines.zimage import ZImage
 from watcher.executor import Picture, Previewed, Started, WorkerSpec
 from watcher.executor.local import LocalExecutor
@@ -67,6 +68,28 @@ def test_previews_are_like_the_picture_and_change_nothing(tmp_path: Path) -> Non
     [kept] = tmp_path.iterdir()
     kept.write_text("{")
     assert grown(loaded(tmp_path), HOUSE, 1)[1] == [None] * 8  # anew, from its own pictures
+
+
+class OnApple(torch.Tensor):
+    """A tensor that lies on an Apple chip, which has no numbers of 64 bits."""
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:  # as torch calls it
+        if func is torch.Tensor.double:
+            raise TypeError("Cannot convert a MPS Tensor to float64 dtype")
+        made = super().__torch_function__(func, types, args, kwargs or {})
+        return made.as_subclass(torch.Tensor) if func is torch.Tensor.cpu else made
+
+
+def test_a_preview_needs_no_numbers_that_a_chip_has_not() -> None:
+    seen = PreviewMap(16, None, "any")
+    latents = torch.randn(1, 16, 8, 8).as_subclass(OnApple)
+    for _ in range(ENOUGH):
+        seen.learn(latents, Image.new("RGB", (64, 64), "teal"))
+    drawn = seen.draw(latents)
+    assert drawn is not None and drawn.size == (8, 8)
 
 
 def test_a_masked_picture_is_previewed_with_what_stays() -> None:

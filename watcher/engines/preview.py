@@ -76,7 +76,7 @@ class PreviewMap:
     @staticmethod
     def _rows(latents: torch.Tensor) -> torch.Tensor:
         """One row a latent: its channels and a 1."""
-        flat = latents[0].detach().double().cpu().flatten(1).T
+        flat = latents[0].detach().cpu().double().flatten(1).T
         return torch.cat([flat, torch.ones(len(flat), 1, dtype=torch.float64)], dim=1)
 
     def draw(self, latents: torch.Tensor) -> Image.Image | None:

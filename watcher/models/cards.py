@@ -186,7 +186,8 @@ def _card(
     pieces = [entry.source, *(str(options[key]) for key in _PIECES if options.get(key))]
     if engine == "zimage" and options.get("guidance") is None:
         base = options.get("base")  # the rest of a transformer in one file
-        options["guidance"] = (_profile_or_usual(str(base), config) if base else profile)["guidance"]
+        whose = _profile_or_usual(str(base), config) if base else profile
+        options["guidance"] = whose["guidance"]
     files = {key: where_it_is(str(options[key]), config) for key in _PIECES if options.get(key)}
     words = _card_words(engine, entry.source, said, guided=bool(options.get("guidance")))
     folder = place_of(entry.source, config.root)
