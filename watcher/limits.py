@@ -100,7 +100,7 @@ class Card:
         found = upscale_of(said)
         if not isinstance(found, dict):
             return said
-        method = found.get("method") or (REFINE if self.takes("image") else LANCZOS)
+        method = found.get("method") or (REFINE if "image" in (self.accepts or ()) else LANCZOS)
         usual: dict[str, Any] = {}
         if method == REFINE:
             tile = min(self.max_side, math.isqrt(self.max_pixels), MAX_LARGE_SIDE) // 16 * 16

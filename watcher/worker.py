@@ -49,6 +49,7 @@ from watcher.jobs import PICTURE_FIELDS
 from watcher.orders import Order, Orders, PictureShelf, Sender
 from watcher.pictures.source import mask_of, pixels_of
 from watcher.retouch import Retouch, Upscaler
+from watcher.upscaling import REFINE
 from watcher.wire import MAX_PREVIEW, line
 
 EXIT_NOT_LOADED = 69  #: the engine could not be loaded; the reason was sent
@@ -100,7 +101,7 @@ def _run(
     sender.settle()
     began = time.perf_counter()
     try:
-        _must_take(info, order.files)
+        _must_take(info, order)
         retouch = Retouch(
             engine, report, forwards=order.forwards, upscaler=_upscaler(order.files, info.device)
         )
@@ -129,11 +130,14 @@ def _run(
         sender.post(order.says("picture", place=place, width=size[0], height=size[1], **told))
 
 
-def _must_take(info: EngineInfo, files: Mapping[str, Any]) -> None:
+def _must_take(info: EngineInfo, order: Order) -> None:
     """Raises SteadyError ``not_accepted`` for what would change nothing without a word: a job may
     be recorded before anybody knows what its model's engine takes."""
-    for file, feature in {**{f: f for f in PICTURE_FIELDS}, "loras": "lora"}.items():
-        if files.get(file) and feature not in info.accepts:
+    needed = {feature: order.files.get(feature) for feature in PICTURE_FIELDS}
+    needed["lora"] = order.files.get("loras")
+    needed["image"] = needed["image"] or (order.request.upscale or {}).get("method") == REFINE
+    for feature, needs in needed.items():
+        if needs and feature not in info.accepts:
             raise SteadyError("not_accepted", f"This model does not take `{feature}`.")
 
 

@@ -63,9 +63,9 @@ def test_what_is_left_open_is_settled_when_the_job_is_read() -> None:
         "factor": 1.5, "method": "lanczos",
     }  # fmt: skip
     assert read("{prompt: a, upscale: {strength: 0.4}}").upscale == settled | {"strength": 0.4}
-    unable = Limits(Card(accepts=("upscale",)))
-    plain = jobfile.parse(b"{prompt: a, upscale: 2}", ".yaml", unable).requests[0].request.upscale
-    assert plain == {"factor": 2.0, "method": "lanczos"}
+    for unable in (Limits(Card(accepts=("upscale",))), Limits(Card(accepts=None))):
+        said = jobfile.parse(b"{prompt: a, upscale: 2}", ".yaml", unable).requests[0].request
+        assert said.upscale == {"factor": 2.0, "method": "lanczos"}
     request = read("{prompt: a, width: 512, height: 256, upscale: 4}")
     assert request.final_size == (2048, 1024)
     # two tiles and a part across, one and a part down: 3 forwards each, after the first 8

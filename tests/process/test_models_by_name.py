@@ -376,13 +376,15 @@ def test_what_an_engine_turns_out_not_to_take_fails_the_job_and_no_other(
 ) -> None:
     root = make_root()
     write_loras(root.folder)
-    root.drop("first.yaml", "- {prompt: a steps=1, lora: one}\n- {prompt: b steps=1}\n")
+    jobs = ("lora: one", "upscale: 2 refine", "upscale: 2")
+    root.drop("first.yaml", "".join(f"- {{prompt: a steps=1, {job}}}\n" for job in jobs))
     assert root.watch(once=True).wait(60) == 0  # nobody knew before it was loaded
-    failed, made = root.jobs()
-    assert (failed["state"], failed["error_code"], made["state"]) == (
-        "failed", "not_accepted", "completed",
-    )  # fmt: skip
-    assert "`lora`" in failed["error_message"]
+    told = [(job["error_code"], job["error_message"]) for job in root.jobs()]
+    assert told == [
+        ("not_accepted", "This model does not take `lora`."),
+        ("not_accepted", "This model does not take `image`."),
+        (None, None),
+    ]
 
 
 def test_what_a_model_does_not_take_is_refused_before_the_queue() -> None:
