@@ -15,7 +15,7 @@ from roots import Root
 from watcher.engine import Cancelled, EngineRequest, EngineSettings, Lora, ModelMissing
 from watcher.engines.diffusers import AnyPipeline
 from watcher.errors import SteadyError
-from watcher.pictures.recipe import read_recipe
+from watcher.pictures.recipe import DETAILS, read_recipe
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +87,8 @@ def test_each_family_draws_as_its_own_pipeline_does(
     facts = made.facts
     assert (facts["forwards"], facts["cfg_scale"]) == (4, scale)
     assert facts["details"]["calls"] == 4 * calls
+    no_pixel = {"device_name", "because", "pipeline", "calls"}
+    assert facts["details"].keys() - no_pixel <= set(DETAILS), "all else is in every recipe"
     plain = engine.generate(ask(), nothing).image.tobytes()
 
     source = Image.linear_gradient("L").resize((64, 64)).convert("RGB")

@@ -37,6 +37,7 @@ from watcher.errors import SteadyError
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
 from watcher.executor.local import LocalExecutor
 from watcher.models.tokens import cut_of
+from watcher.pictures.recipe import DETAILS
 
 HERE = Path(__file__).parents[1]
 STARTER = HERE.parent / "starter" / "model"
@@ -566,6 +567,8 @@ def test_info_says_what_was_loaded(info: EngineInfo) -> None:
     assert set(info.versions) == {"torch", "diffusers", "transformers", "python"}
     assert (info.memory or 0) > 10_000_000
     assert info.details["tier"] == "resident"
+    no_pixel = {"device_name", "tile_above", "because"}
+    assert info.details.keys() - no_pixel == set(DETAILS), "all else is in every recipe"
     json.dumps(dataclasses.asdict(info))
     assert str(STARTER) not in repr(info)
 

@@ -20,7 +20,7 @@ from watcher.jobs import SUFFIXES, Job, JobRequest, JobState, Priority
 from watcher.pictures import recipe
 from watcher.pictures.container import NotAPicture, scan, strip
 from watcher.pictures.outputs import encode
-from watcher.pictures.recipe import again, read_recipe, recipe_of
+from watcher.pictures.recipe import DETAILS, again, read_recipe, recipe_of
 
 FORMATS = sorted(SUFFIXES)
 INFO: dict[str, Any] = {
@@ -30,7 +30,7 @@ INFO: dict[str, Any] = {
     "dtype": "bfloat16",
     "attention": "native",
     "versions": {"torch": "2.13.0+cpu", "diffusers": "0.42.1"},
-    "details": {"tiling": False},
+    "details": {"tier": "resident", "quantize": "none", "tf32": False, "tiled": True, "calls": 8},
     "forwards": 8,
     "sampler": "Euler",
     "schedule": "Simple",
@@ -87,7 +87,11 @@ def test_what_is_written_is_read_back(format: str, fields: dict[str, Any]) -> No
     assert (found["seed"], found["forwards"]) == (7, 8)
     assert found["model"] == INFO["model"]
     assert found["versions"].items() >= INFO["versions"].items()
-    assert found["tiling"] is False
+    assert {name: found.get(name) for name in (*DETAILS, "calls")} == {
+        "tier": "resident", "tiled": True, **dict.fromkeys(
+            ("quantize", "tf32", "compiled", "channels_last", "calls")
+        ),
+    }  # fmt: skip
     assert found["timings"] == {"denoise": 1.25}
 
 
@@ -236,7 +240,7 @@ def test_no_path_host_or_user_gets_into_a_picture(format: str) -> None:
         "dtype": "bfloat16",
         "attention": "C:\\Users\\alice",
         "versions": {"torch": "2.13", "/home/alice": "1", "host": "/home/alice"},
-        "details": {"tiling": True, "cwd": "/home/alice", "offload": "C:\\Users\\alice"},
+        "details": {"quantize": "nf4", "cwd": "/home/alice", "tier": "C:\\Users\\alice"},
         "host": "workstation7",
         "address": "10.0.0.5",
     }
@@ -244,7 +248,7 @@ def test_no_path_host_or_user_gets_into_a_picture(format: str) -> None:
     found = read_recipe(data)
     assert found is not None
     assert found["model"] == "zit"
-    assert found["tiling"] is True
+    assert found["quantize"] == "nf4" and "tier" not in found
     for secret in SECRETS:
         assert secret.encode() not in data
         assert secret.encode("utf-16-be") not in data

@@ -5,7 +5,7 @@ every tool after it reads, and ``steadydiffusion``, our own JSON with the whole 
 carries both in text chunks; WebP and JPEG carry the first in EXIF UserComment and the
 second in XMP.
 
-Pure: bytes in, values out. How the texts lie inside a picture is imagefile.py's business.
+Pure: bytes in, values out. How the texts lie inside a picture is container.py's business.
 Knows nothing of files, models or the record.
 """
 
@@ -26,8 +26,8 @@ _MAX_SETTINGS = 8000
 _MOST_BELOW = 20  #: lines that some programs write below the settings, and one
 _MAX_XMP = 65_000  #: one JPEG segment
 
-#: What of the engine's own ``details`` a recipe may repeat: things that change pixels.
-_DETAILS = ("tiling", "compile", "offload", "quantization", "tier")
+#: What of the engine's own ``details`` a recipe repeats where it is on: things that change pixels.
+DETAILS = ("tier", "quantize", "tf32", "compiled", "channels_last", "tiled")
 #: Request fields that name, group, order or hold back a job, or say who is told of it (a stranger's
 #: picture must not say that); all others make its picture.
 _PLACES = frozenset({"name", "folder", "key", "count", "priority", "not_before", "webhook"})
@@ -72,9 +72,9 @@ def recipe_of(
         "dtype": _plain_word(info.get("dtype")),
         "attention": _plain_word(info.get("attention")),
     }
-    for name in _DETAILS:
+    for name in DETAILS:
         value = info.get(name, details.get(name))
-        if isinstance(value, bool | int) or _plain_word(value):
+        if value is True or _plain_word(value) not in (None, "none"):
             recipe[name] = value
     if loras := _loras_used(job.request, info.get("loras")):
         recipe["loras"] = loras
