@@ -133,11 +133,14 @@ def _run(
 def _must_take(info: EngineInfo, order: Order) -> None:
     """Raises SteadyError ``not_accepted`` for what would change nothing without a word: a job may
     be recorded before anybody knows what its model's engine takes."""
-    needed = {feature: order.files.get(feature) for feature in PICTURE_FIELDS}
-    needed["lora"] = order.files.get("loras")
-    needed["image"] = needed["image"] or (order.request.upscale or {}).get("method") == REFINE
-    for feature, needs in needed.items():
-        if needs and feature not in info.accepts:
+    needed = [feature for feature in PICTURE_FIELDS if order.files.get(feature)]
+    if order.files.get("loras"):
+        needed.append("lora")
+    upscale = order.request.upscale
+    if upscale is not None and upscale.get("method") == REFINE:
+        needed.append("image")  # which it is given tile by tile
+    for feature in needed:
+        if feature not in info.accepts:
             raise SteadyError("not_accepted", f"This model does not take `{feature}`.")
 
 

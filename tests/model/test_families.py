@@ -137,6 +137,34 @@ def test_a_lora_does_what_the_library_s_own_loader_makes_of_it(
     assert engine.generate(ask(), nothing).image.tobytes() == plain
 
 
+@pytest.mark.parametrize(("steps", "strength"), [(4, 0.2), (1, 0.6), (3, 0.3), (1, 1 / 49)])
+def test_a_picture_is_redrawn_by_one_step_at_least(
+    folders: Callable[[str], Path], steps: int, strength: float
+) -> None:
+    engine = loaded(folders("sdxl"))
+    source = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
+    job = ask(image=source, strength=strength, num_inference_steps=steps)
+    assert engine.generate(job, nothing).facts["forwards"] == 1
+
+
+def test_a_pipeline_that_tells_nobody_of_its_steps_is_watched_and_cancelled(
+    folders: Callable[[str], Path],
+) -> None:
+    engine = loaded(folders("pixart"))
+    told: list[tuple[int, int]] = []
+    made = engine.generate(ask(), lambda done, total, preview=None: told.append((done, total)))
+    assert told == [(n, 4) for n in range(4)]  # before each
+    assert made.facts["forwards"] == 4
+
+    def second(done: int, total: int, preview: object = None) -> None:
+        if done == 2:
+            raise Cancelled
+
+    with pytest.raises(Cancelled):
+        engine.generate(ask(), second)
+    assert engine.generate(ask(), nothing).image.tobytes() == made.image.tobytes()
+
+
 def test_a_prompt_longer_than_the_model_reads_is_told(folders: Callable[[str], Path]) -> None:
     engine = loaded(folders("sdxl"))
     facts = engine.generate(ask(prompt="a fox " * 60 + "and an owl"), nothing).facts

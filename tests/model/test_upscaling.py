@@ -4,6 +4,8 @@ import functools
 import importlib.util
 import json
 import os
+import sys
+import types
 import urllib.request
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import until
 from house_of_clients import house
 from PIL import Image
@@ -19,6 +22,8 @@ from roots import Root
 from safetensors.numpy import save_file
 
 from watcher import jobfile
+from watcher.engine import OutOfMemory
+from watcher.engines.upscaler import _loaded, upscaler_of
 from watcher.errors import SteadyError
 from watcher.jobs import JobRequest
 from watcher.limits import Card, Limits
@@ -139,6 +144,77 @@ def test_an_upscaler_whose_library_does_not_load_fails_its_job_in_words(tracing:
     [job] = tracing.jobs()
     assert (job["state"], job["error_code"]) == ("failed", "upscaler_unusable")
     assert "operator nms does not exist" in job["error_message"]
+
+
+class Network:
+    """Stands in for spandrel and for what it loads: twice as large, each pixel four times."""
+
+    scale, input_channels = 2, 3
+    fault = ""  #: what loading raises
+    room = 1 << 20  #: pixels that it has memory for
+
+    def __init__(self, device: str = "cpu") -> None:
+        torch.device(device)  # which must be one of torch's, as for spandrel
+
+    def load_from_file(self, file: str) -> "Network":
+        if self.fault:
+            raise RuntimeError(self.fault)
+        return self
+
+    def eval(self) -> "Network":
+        return self
+
+    def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
+        height, width = pixels.shape[-2:]
+        if width * height > self.room:
+            raise RuntimeError("CUDA out of memory. Tried to allocate 64 MiB")
+        return pixels.repeat_interleave(2, -1).repeat_interleave(2, -2)
+
+
+@pytest.fixture
+def network(monkeypatch: pytest.MonkeyPatch) -> type[Network]:
+    library = types.ModuleType("spandrel")
+    kind = type("Fresh", (Network,), {})
+    library.__dict__.update(
+        ImageModelDescriptor=kind, ModelLoader=kind, UnsupportedModelError=ValueError
+    )
+    monkeypatch.setitem(sys.modules, "spandrel", library)
+    _loaded.cache_clear()
+    return kind
+
+
+def test_a_network_enlarges_in_tiles_that_are_as_few_as_can_be(
+    network: type[Network], tmp_path: Path
+) -> None:
+    (tmp_path / "twice").touch()
+    enlarge = upscaler_of(tmp_path / "twice", "server")  # of an engine on no device of ours
+    image = Image.effect_noise((520, 256), 60).convert("RGB")
+    expected = image.resize((1040, 512), Image.Resampling.NEAREST).tobytes()
+    calls: list[None] = []
+    assert enlarge(image, lambda: calls.append(None)).tobytes() == expected
+    assert len(calls) == 3  # 174 pixels or less, and 16 around
+    network.room = 100 * 100
+    assert enlarge(image, lambda: calls.append(None)).tobytes() == expected
+    network.room = 10
+    with pytest.raises(OutOfMemory, match="64 MiB"):
+        enlarge(image, lambda: calls.append(None))
+
+
+@pytest.mark.parametrize(
+    ("fault", "kind", "words"),
+    [
+        ("CUDA out of memory", OutOfMemory, "out of memory"),
+        ("CUDA error: an illegal memory access was encountered", RuntimeError, "illegal"),
+        ("no such layer", SteadyError, "not supported: no such layer"),
+    ],
+)
+def test_the_fault_of_a_device_is_not_told_of_an_upscaler_s_file(
+    network: type[Network], tmp_path: Path, fault: str, kind: type[Exception], words: str
+) -> None:
+    (tmp_path / "twice").touch()
+    network.fault = fault
+    with pytest.raises(kind, match=words):
+        upscaler_of(tmp_path / "twice", "cpu")
 
 
 def test_larger_pictures_are_made_once_whatever_kills_the_watcher(tracing: Root) -> None:

@@ -8,6 +8,7 @@ only that one can do (attention, compiling, remembered prompts) is no option her
 
 import gc
 import inspect
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -34,6 +35,7 @@ from watcher.engines.placement import Placement, library_versions, prepare
 from watcher.engines.plan import DevicePlan, Options, plan
 from watcher.engines.shortage import sparing_memory
 from watcher.engines.trials import must_work
+from watcher.errors import SteadyError
 from watcher.jobs import Feature
 from watcher.models.tokens import cut_by
 
@@ -70,6 +72,7 @@ class AnyPipeline:
         self._details: dict[str, Any] = {}
         self._tiled: set[int] = set()  #: pixels that found no room whole
         self._calls = 0  #: of the part that denoises, in all
+        self._each_call: Callable[[], None] = lambda: None  #: told of each, before it
 
     # -- load
 
@@ -132,7 +135,10 @@ class AnyPipeline:
     @property
     def _denoiser(self) -> torch.nn.Module:
         components = self._pipes["text"].components
-        part: torch.nn.Module = components.get("transformer") or components["unet"]
+        part = components.get("transformer") or components.get("unet")
+        if not isinstance(part, torch.nn.Module):
+            kind = type(self._pipes["text"]).__name__
+            raise SteadyError("model_unfit", f"This kind of pipeline ({kind}) is not run here.")
         return part
 
     @property
@@ -150,6 +156,7 @@ class AnyPipeline:
 
     def _count(self, *_: Any) -> None:
         self._calls += 1
+        self._each_call()
 
     def _try_out(self) -> Image.Image:
         """Draw a small picture and throw it away: it loads kernels and shows whether the model works."""
@@ -207,6 +214,11 @@ class AnyPipeline:
         takes = _parameters(pipe)
         steps = 0
 
+        def each_call() -> None:  # where a pipeline does not tell of its steps
+            nonlocal steps
+            steps += 1
+            report(steps - 1, max(steps, request.num_inference_steps))
+
         def after_step(ran: Any, index: int, _time: Any, kept: dict[str, Any]) -> dict[str, Any]:
             nonlocal steps
             steps = index + 1
@@ -223,8 +235,13 @@ class AnyPipeline:
         ]
         if "callback_on_step_end" in takes:
             asked["callback_on_step_end"] = after_step
-        with torch.no_grad():
-            drawn = pipe(**asked, output_type="pt", return_dict=False)[0][0]
+        else:
+            self._each_call = each_call
+        try:
+            with torch.no_grad():
+                drawn = pipe(**asked, output_type="pt", return_dict=False)[0][0]
+        finally:
+            self._each_call = lambda: None
         if not bool(torch.isfinite(drawn).all()):
             raise BadPicture("non_finite", "The picture's numbers are not finite.")
         pixels = (drawn.float() * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
@@ -239,7 +256,7 @@ class AnyPipeline:
                 "tiled": tiled and tiles,
                 "calls": self._calls - before,
             },
-            **({"forwards": steps} if steps else {}),
+            "forwards": steps,
             **({"warnings": said} if said else {}),
         }
         spent = {"draw": round(time.perf_counter() - began, 6)}
@@ -264,7 +281,12 @@ class AnyPipeline:
             # Such pipelines draw without guidance unless there is a text to be guided from.
             given["negative_prompt"] = request.negative_prompt or " "
         if request.image is not None:
-            given |= {"image": request.image, "strength": request.strength_used}
+            strength = request.strength_used
+            given |= {"image": request.image, "strength": strength}
+            if "unet" in self._pipes["text"].components:
+                # These round their part of the steps down, to none of few; the others round up.
+                steps = itertools.count(request.num_inference_steps)
+                given["num_inference_steps"] = next(n for n in steps if int(n * strength))
         if request.mask is not None:
             given["mask_image"] = request.mask
         return given
