@@ -113,10 +113,10 @@ class EngineRequest(JobRequest):
 class Result:
     """A picture, and what is true of it alone.
 
-    ``facts`` overrides what the EngineInfo said. The recipe takes from it: ``forwards`` (else the
-    last reported total), ``cfg_scale`` as the Stable Diffusion web UI counts it (1 is none; else
-    the job's ``guidance_scale`` where guidance is accepted), ``sampler``, ``schedule`` and ``loras``
-    (name, weight, sha256, tensors_sha256 of each that was used).
+    ``facts`` overrides what the EngineInfo said. The recipe takes from it: ``forwards`` (else as
+    many as were reported; None: nobody knows), ``cfg_scale`` as the Stable Diffusion web UI counts
+    it (1 is none; else the job's ``guidance_scale`` where guidance is accepted), ``sampler``,
+    ``schedule`` and ``loras`` (name, weight, sha256, tensors_sha256 of each that was used).
     ``timings`` are seconds by phase. Both must be plain data.
     """
 

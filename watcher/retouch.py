@@ -38,7 +38,7 @@ class Retouch:
         self._forwards = forwards
         self._upscaler = upscaler
         self._done = 0  #: forwards of this job, as they were reported
-        self._ran = 0  #: as the engine counted them
+        self._ran: int | None = 0  #: as the engine counted them; None when nobody knows
         self._facts: dict[str, Any] = {}
         self._timings: dict[str, float] = {}
 
@@ -52,8 +52,7 @@ class Retouch:
             image = self._draw_masked(request)
         if request.upscale is not None:
             image = self._enlarge(request, image)
-        if self._facts.get("forwards", 0) is not None:  # else nobody knows
-            self._facts["forwards"] = self._ran
+        self._facts["forwards"] = self._ran
         return Result(image, self._facts, self._timings)
 
     def _pass(
@@ -73,9 +72,13 @@ class Retouch:
 
         made = self._engine.generate(request.model_copy(update=plain | changed), report)
         result = made if isinstance(made, Result) else Result(made)
-        ran = result.facts.get("forwards")
-        self._ran += ran if isinstance(ran, int) else self._done - before
+        ran = result.facts.get("forwards", self._done - before or None)
+        if self._ran is not None:
+            self._ran = self._ran + ran if isinstance(ran, int) else None
+        warnings = [*self._facts.get("warnings", ()), *result.facts.get("warnings", ())]
         self._facts |= result.facts
+        if warnings:
+            self._facts["warnings"] = list(dict.fromkeys(warnings))
         for name, seconds in result.timings.items():
             self._timings[name] = self._timings.get(name, 0.0) + seconds
         return result.image

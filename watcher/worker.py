@@ -68,13 +68,11 @@ class _Progress:
         self._order = order
         self._sender = sender
         self._shown = 0.0  #: monotonic: when the last preview was made
-        self.facts: dict[str, Any] = {}
 
     def __call__(self, done: int, total: int, preview: Preview = None) -> None:
         order = self._order
         if order.cancelled:
             raise Cancelled
-        self.facts["forwards"] = total
         self._sender.post(order.says("step", done=done, total=total))
         now = time.monotonic()
         if preview is None or now > order.looked_until or now < self._shown + _PREVIEW_SECONDS:
@@ -106,7 +104,7 @@ def _run(
             engine, report, forwards=order.forwards, upscaler=_upscaler(order.files, info.device)
         )
         result = retouch.draw(_with_files(order.request, order.files))
-        told = {"info": {**report.facts, **result.facts}, "timings": dict(result.timings)}
+        told = {"info": dict(result.facts), "timings": dict(result.timings)}
         line(told)  # what cannot be said is found before the picture takes its place
         place = shelf.put(result.image, size)
     except Cancelled:

@@ -141,6 +141,21 @@ def test_a_black_mask_is_the_input_and_costs_nothing(engine: ZImage, house: Imag
     assert "mask" in result.facts["warnings"][0]
 
 
+class Mute:
+    """An engine of one's own that reports no step, and warns of each picture."""
+
+    def generate(self, request: EngineRequest, report: Any) -> Result:
+        return Result(request.image or Image.new("RGB", SIZE), {"warnings": ["A long prompt."]})
+
+
+def test_all_passes_warn_and_what_nobody_counted_is_not_known(house: Image.Image) -> None:
+    refined = {"factor": 2.0, "method": "refine", "strength": 0.3, "tile": 128}
+    black = {"image": house.resize(SIZE), "mask": Image.new("L", SIZE, 0), "strength": 1.0}
+    facts = drawn(Mute(), asked(**black, upscale=refined))[0].facts
+    told = "The mask covers nothing: the picture is the one it starts from."
+    assert facts == {"forwards": None, "warnings": [told, "A long prompt."]}
+
+
 def test_a_blurred_mask_fades_and_still_keeps_what_is_far(
     engine: ZImage, house: Image.Image
 ) -> None:

@@ -494,6 +494,7 @@ class Blocks(torch.nn.Module):
     """A transformer whose compiled blocks draw nothing that is a picture."""
 
     compiled = False
+    fault: Exception = BadPicture("non_finite", "Not a number.")
 
     def compile_repeated_blocks(self, *, dynamic: bool) -> None:
         self.compiled = True
@@ -501,12 +502,14 @@ class Blocks(torch.nn.Module):
 
     def draw(self, side: int, forwards: int) -> Image.Image:
         if self.compiled:
-            raise BadPicture("non_finite", "Not a number.")
+            raise self.fault
         return Image.new("RGB", (1, 1))
 
 
-def test_compiled_blocks_that_draw_no_picture_are_taken_back() -> None:
+@pytest.mark.parametrize("fault", [Blocks.fault, torch.OutOfMemoryError("CUDA out of memory")])
+def test_compiled_blocks_that_draw_no_picture_are_taken_back(fault: Exception) -> None:
     blocks = Blocks()
+    blocks.fault = fault
     assert compile_if_faster(blocks, blocks.draw) is False
     assert blocks._compiled_call_impl is None
 

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from watcher.engine import BadPicture, OutOfMemory
-from watcher.engines.shortage import is_out_of_memory, is_poison, sparing_memory
+from watcher.engine import BadPicture
+from watcher.engines.shortage import is_poison, sparing_memory
 from watcher.errors import SteadyError
 
 log = logging.getLogger("watcher.engines.zimage")
@@ -80,7 +80,7 @@ def compile_if_faster(transformer: Any, draw: Draw) -> bool:
     cache = Path.home() / ".cache" / "steadydiffusion" / "inductor"
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache))
     plain, image = _race(draw), draw(256, 2)
-    with _refused("compile", lambda error: is_poison(error) or _no_memory(error)):
+    with _refused("compile"):
         transformer.compile_repeated_blocks(dynamic=True)
         _race(draw)  # compiles
         compiled = _race(draw)
@@ -126,12 +126,6 @@ def _refused(
 
 def _any(_error: Exception) -> bool:
     return True
-
-
-def _no_memory(error: Exception) -> bool:
-    return isinstance(error, OutOfMemory) or (
-        isinstance(error, RuntimeError) and is_out_of_memory(error)
-    )
 
 
 def _likeness(one: Image.Image, other: Image.Image) -> str:
