@@ -4,6 +4,7 @@ What somebody dismissed on the page is not told again, until it happens again; n
 file that lies in ``refused/`` no more. Reads only.
 """
 
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from watcher.errors import ERRORS, SteadyError
 from watcher.inbox import lies_refused
-from watcher.jobs import Batch, Job, JobState
+from watcher.jobs import Batch, Job
 from watcher.live import pulse_troubles
-from watcher.store import JobFilter
 
 if TYPE_CHECKING:
     from watcher.store import JobStore
 
-DISMISSED = "dismissed"  #: the record's setting: revs of jobs, tickets of refused files
-MOST_FILES = 20  #: refused files looked at
-_MOST_FAILED = 60  #: failed jobs looked at
+_MOST_FAILED = 60  #: failed jobs told
+_MOST_FILES = 20  #: refused files told …
+_FILES_LOOKED_AT = 100  #: … of so many, some of which may lie there no more
 
 
 @dataclass(frozen=True)
@@ -61,21 +61,18 @@ def reasons_of(failed: Iterable[Job]) -> list[FailureGroup]:
 
 def needs_of(store: "JobStore", pulse: dict[str, Any], inbox: Path) -> Needs:
     """Everything not yet dismissed; ``pulse``: the watcher's."""
-    seen = store.get(DISMISSED) or {}
-    jobs = store.jobs(JobFilter(state=JobState.FAILED), limit=_MOST_FAILED + 1)
-    single, mark = seen.get("jobs", {}), int(seen.get("rev", 0))
-    failed = [j for j in jobs if j.rev > max(mark, int(single.get(j.id, 0)))]
-    gone = set(seen.get("batches", ()))
-    files = [b for b in store.refused(MOST_FILES) if b.ticket not in gone]
+    failed = store.failed(_MOST_FAILED + 1)
+    there = (
+        batch
+        for batch in store.refused(_FILES_LOOKED_AT)
+        if not batch.error
+        or lies_refused(inbox, batch.claim or batch.ticket, batch.name, batch.suffix)
+    )
+    files = list(itertools.islice(there, _MOST_FILES))
     return Needs(
         failed=tuple(failed[:_MOST_FAILED]),
         more=len(failed) > _MOST_FAILED,
-        refused=tuple(
-            batch
-            for batch in files
-            if batch.error
-            and lies_refused(inbox, batch.claim or batch.ticket, batch.name, batch.suffix)
-        ),
+        refused=tuple(batch for batch in files if batch.error),
         lacking=tuple(batch for batch in files if not batch.error),
         troubles=tuple(pulse_troubles(pulse)),
         notices=tuple(str(n) for n in (pulse.get("inbox") or {}).get("notices", ())),

@@ -1,11 +1,7 @@
 """What needs a person, over HTTP: told, and dismissed.
 
-A person may dismiss what they have seen. That is kept in the record's settings as the rev
-of each job that was dismissed (or one for all), so a job that fails again is told again.
-Changes nothing else.
+A person may dismiss what they have seen: the record keeps that. Changes nothing else.
 """
-
-from typing import Any
 
 from fastapi import APIRouter, Request
 from fastapi.concurrency import run_in_threadpool
@@ -18,31 +14,7 @@ from api.door import Door
 from api.errors import documented
 from api.views import Views
 from watcher.errors import SteadyError
-from watcher.needs import DISMISSED, MOST_FILES, needs_of
-
-_KEPT = 1000  #: single dismissals remembered; older ones fall to the mark for all
-
-
-def dismiss(door: Door, what: models.Dismiss) -> None:
-    """Remember that these were seen. Two at once may forget one of them: it is shown again."""
-    seen: dict[str, Any] = door.store.get(DISMISSED) or {}
-    jobs: dict[str, int] = dict(seen.get("jobs", {}))
-    batches: list[str] = list(seen.get("batches", ()))
-    mark = int(seen.get("rev", 0))
-    if what.all:
-        mark, jobs = door.store.last_rev(), {}
-        batches += [b.ticket for b in door.store.refused(MOST_FILES) if b.ticket not in batches]
-    for job_id in what.jobs:
-        job = door.store.job(job_id)
-        if job is None:
-            raise SteadyError("job_not_found")
-        jobs[job_id] = job.rev
-    for ticket in what.batches:
-        if door.store.batch(ticket) is None:
-            raise SteadyError("batch_not_found")
-        batches.append(ticket)
-    kept = dict(list(jobs.items())[-_KEPT:])
-    door.store.put(DISMISSED, {"rev": mark, "jobs": kept, "batches": batches[-_KEPT:]})
+from watcher.needs import needs_of
 
 
 def routes(door: Door, views: Views) -> APIRouter:
@@ -80,7 +52,11 @@ def routes(door: Door, views: Views) -> APIRouter:
         return await run_in_threadpool(_dismiss, what)
 
     def _dismiss(what: models.Dismiss) -> Response:
-        dismiss(door, what)
+        if not all(map(door.store.job, what.jobs)):
+            raise SteadyError("job_not_found")
+        if not all(map(door.store.batch, what.batches)):
+            raise SteadyError("batch_not_found")
+        door.store.dismiss(what.jobs, what.batches, all=what.all)
         return told()
 
     return router

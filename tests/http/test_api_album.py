@@ -14,7 +14,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from watcher.config import Config
-from watcher.jobs import Job
+from watcher.jobs import Job, job_id_of
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.recipe import read_recipe, recipe_of
 from watcher.store import JobStore
@@ -146,6 +146,33 @@ def test_what_was_dismissed_is_told_again_only_when_it_fails_anew(bench: Bench):
     bench.client.post(f"/jobs/{jobs[0].id}/retry")
     bench.watcher.fail("engine_failed")
     assert told()[0] == ["fails 0"]
+
+
+def test_what_nobody_saw_is_told_once_what_lies_above_is_dismissed(bench: Bench):
+    bench.watcher.drop("".join(f"- fails {n}\n" for n in range(100)), UNKNOWN)
+    for _ in range(100):
+        bench.watcher.fail("out_of_memory")
+    mended = []
+    for n in range(30):  # each newer than the one that still lies there
+        ticket = f"b{n:07}-0000-4000-8000-000000000000"
+        bench.store.begin_reading(ticket, name=f"bad{n}.yaml", suffix=".yaml", source="file")
+        bench.store.refuse(ticket, {"code": "bad_yaml", "message": "No.", "remedy": "Mend it."})
+        mended.append(ticket)
+    refused = bench.config.inbox / "refused"
+    refused.mkdir()
+    (refused / "bad0.yaml").write_text("no")
+    now = bench.client.get("/attention").json()
+    assert (len(now["failed"]), now["more"]) == (60, True)
+    assert [batch["name"] for batch in now["refused"]] == ["bad0.yaml"]
+    address = "/attention/dismiss"
+    now = bench.client.post(address, json={"jobs": [now["failed"][0]["id"]]}).json()
+    assert (len(now["failed"]), now["more"]) == (60, True)
+    seen = [job["id"] for job in now["failed"]]
+    now = bench.client.post(address, json={"jobs": seen, "batches": mended}).json()
+    assert (len(now["failed"]), now["more"], now["refused"]) == (39, False, [])
+    for unknown in ({"jobs": [job_id_of(UNKNOWN, 7), UNKNOWN[::-1]]}, {"batches": ["nothing"]}):
+        assert bench.client.post(address, json=unknown).status_code == 404
+    assert len(bench.client.get("/attention").json()["failed"]) == 39
 
 
 def test_dismissing_refuses_nonsense(bench: Bench):

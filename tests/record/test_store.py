@@ -1375,7 +1375,7 @@ def test_a_newer_or_foreign_database_is_refused(file: Path) -> None:
 def test_a_record_of_another_shape_is_refused_whatever_version_it_says(file: Path) -> None:
     sqlite(file).close()
     with contextlib.closing(sqlite3.connect(file)) as connection:
-        connection.execute("ALTER TABLE batches DROP COLUMN refused_rows")
+        connection.execute("ALTER TABLE batches DROP COLUMN tries")
     before = file.read_bytes()
     with pytest.raises(SteadyError, match="lacks columns") as strange:
         sqlite(file)
@@ -1389,16 +1389,21 @@ def test_a_record_of_another_shape_is_refused_whatever_version_it_says(file: Pat
 
 
 #: Records as code of that version left them. 1: the first edition (18540e6), one job of each kind,
-#: a table half read; 2 (a2ef549): the same, opened, rated, and two jobs more.
+#: a table half read; 2 (a2ef549): the same, opened, rated, and two jobs more. 3 is what its own
+#: statements make of 2: SQLite writes its full-text tables in no way that every SQLite reads back.
 OLDER = {n: Path(__file__).parents[1] / f"record_of_version_{n}.sql" for n in (1, 2)}
 
 
-def put_older(version: int, url: str, file: Path) -> None:
-    """Lay the record of an older version where the store will open its own."""
-    script = OLDER[version].read_text("utf-8")
+def put_older(version: int, url: str, file: Path, *more: str) -> None:
+    """Lay the record of an older version where the store will open its own; ``more``: done to it."""
+    script = OLDER[min(version, 2)].read_text("utf-8")
     if url.startswith("sqlite"):
         with contextlib.closing(sqlite3.connect(file)) as connection:
             connection.executescript(script)
+            for statement in itertools.chain(*schema.migrations(schema.SQLITE)[2:version], more):
+                connection.execute(statement)
+            connection.execute(f"PRAGMA user_version = {version}")
+            connection.commit()
         return
     import psycopg
 
@@ -1415,6 +1420,8 @@ def put_older(version: int, url: str, file: Path) -> None:
                 f"SELECT setval(pg_get_serial_sequence('{table}', 'seq'),"
                 f" (SELECT max(seq) FROM {table}))"
             )
+        for statement in more:
+            connection.execute(statement)
 
 
 def test_a_record_of_the_first_edition_opens_and_nothing_is_lost(
@@ -1469,6 +1476,24 @@ def test_a_record_of_version_2_opens_and_its_jobs_are_found(
         *range(1, 9)
     ]
     assert opened().jobs() == store.jobs()
+
+
+def test_in_a_record_of_version_3_what_was_dismissed_is_told_once_more(
+    url: str, opened: Opener, file: Path
+) -> None:
+    put_older(3, url, file, "INSERT INTO settings VALUES ('dismissed', '{\"rev\": 7}')")
+    store = opened()
+    assert store.get("dismissed") is None
+    [failed], [refused] = store.failed(), store.refused()
+    store.dismiss([failed.id])
+    assert store.failed() == [] and store.refused() == [refused]
+    store.dismiss(batches=[refused.ticket])
+    assert store.refused() == []
+    store.retry(failed.id, now=90)
+    assert store.failed() == []
+    store.cancel(failed.id, now=91)
+    store.dismiss(all=True)
+    assert opened().failed() == []
 
 
 def test_jobs_come_in_the_order_of_their_rows(store: JobStore) -> None:

@@ -28,6 +28,7 @@ from watcher.store.lists import JobFilter as JobFilter
 from watcher.store.moves import Moves
 from watcher.store.record import Record
 from watcher.store.recording import NewJob as NewJob, Recorded, Recording as Recording
+from watcher.store.schema import AMISS
 from watcher.store.views import JobQueries
 
 _BULK = Priority.BULK.level
@@ -36,7 +37,7 @@ _HISTORY = 4000  #: characters that are told of earlier attempts: every look rea
 # A fresh start for a failed or cancelled job, in its new place among those who wait.
 _RETRY = f"""state = 'queued', held = {HELD}, deaths = 0, watcher_deaths = 0,
     cancel_requested = 0, started_at = NULL, completed_at = NULL, error_code = NULL,
-    error_message = NULL, facts = NULL, passed_at = NULL"""
+    error_message = NULL, facts = NULL, passed_at = NULL, dismissed = 0"""
 
 # A batch whose jobs run again; of a file that is still being read, all else stays cancelled.
 _OPEN_AGAIN = "archived = 0, cancelled = CASE WHEN recorded_at IS NULL THEN cancelled ELSE 0 END"
@@ -273,6 +274,21 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 rating=rating,
             )
             return job_of(rows[0]) if rows else self._refused(id)
+
+    def dismiss(
+        self, jobs: Sequence[str] = (), batches: Sequence[str] = (), *, all: bool = False
+    ) -> None:
+        """A person has seen that these, or all, went wrong. A job that fails again is told again.
+
+        No transition: it has no rev. What is unknown or went well stays as it is.
+        """
+        with self.write():
+            for table, key, some in (("jobs", "id", jobs), ("batches", "ticket", batches)):
+                meant = "" if all else f" AND {key} IN {self.each('some')}"
+                self.run(
+                    f"UPDATE {table} SET dismissed = 1 WHERE {AMISS[table]}{meant}",
+                    **({} if all else {"some": to_json(some)}),
+                )
 
     def mark_deleted(self, id: str, now: int) -> Job | None:
         """A person deleted the picture; the row stays. None: there was none to delete."""

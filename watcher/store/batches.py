@@ -15,7 +15,7 @@ from watcher.store import imagenames
 from watcher.store.database import Database
 from watcher.store.entries import batch_of, to_json
 from watcher.store.imagenames import Wish, default_name
-from watcher.store.schema import Row
+from watcher.store.schema import AMISS, Row
 
 
 class Batches(Database):
@@ -233,12 +233,9 @@ class Batches(Database):
         )
 
     def refused(self, limit: int = 20) -> list[Batch]:
-        """The newest batches that were refused, whole or some of their rows, of the latest 10,000."""
-        return self._batches(
-            "WHERE (error IS NOT NULL OR refused_rows > 0) AND seq > (SELECT COALESCE(max(seq), 0) FROM batches) - 10000"
-            " ORDER BY seq DESC LIMIT :limit",
-            limit=limit,
-        )
+        """The newest batches that were refused, whole or some of their rows, and not dismissed."""
+        found = f"INDEXED BY batches_amiss WHERE {AMISS['batches']} ORDER BY seq DESC LIMIT :limit"
+        return self._batches(found, limit=limit)
 
     def progress(self, ticket: str) -> dict[JobState, int]:
         """How many jobs of the batch are in each state; counted by triggers, never by reading."""

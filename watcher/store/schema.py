@@ -17,6 +17,12 @@ Row = dict[str, Any]
 #: lists and sorts the whole backlog for each claim: a second at a million rows.
 READY = "INDEXED BY jobs_ready WHERE state = 'queued' AND held IS NULL"
 
+#: What went wrong and nobody has dismissed, as the index of each table has it.
+AMISS = {
+    "jobs": "state = 'failed' AND dismissed = 0",
+    "batches": "(error IS NOT NULL OR refused_rows > 0) AND dismissed = 0",
+}
+
 #: ``PRAGMA application_id`` of our files ("STDY"), so that a foreign one is recognised.
 APPLICATION_ID = 0x53544459
 
@@ -242,6 +248,15 @@ _VERSION_3 = (
         marks {key} NOT NULL)""",
 )
 
+_VERSION_4 = (
+    # What a person has dismissed. It stood in a setting; what was dismissed there is told once more.
+    "DELETE FROM settings WHERE key = 'dismissed'",
+    "ALTER TABLE jobs ADD COLUMN dismissed {integer} NOT NULL DEFAULT 0",
+    "ALTER TABLE batches ADD COLUMN dismissed {integer} NOT NULL DEFAULT 0",
+    f"CREATE INDEX jobs_amiss ON jobs (seq) WHERE {AMISS['jobs']}",
+    f"CREATE INDEX batches_amiss ON batches (seq) WHERE {AMISS['batches']}",
+)
+
 
 def _columns_of_jobs() -> list[str]:
     """The columns of the table ``jobs``, as the statements above make it."""
@@ -341,7 +356,7 @@ SQLITE = Dialect(
     mark="?",
     begin="BEGIN IMMEDIATE",
     plain_table="WITHOUT ROWID",
-    own=(_sqlite_triggers(), _sqlite_outbox(), _sqlite_search()),
+    own=(_sqlite_triggers(), _sqlite_outbox(), _sqlite_search(), ()),
 )
 
 POSTGRES = Dialect(
@@ -355,10 +370,10 @@ POSTGRES = Dialect(
     begin="SELECT 1 FROM (SELECT pg_advisory_xact_lock(1398031449, hashtext(current_schema())))"
     " AS only_writer",
     plain_table="",
-    own=((*_postgres_triggers(), _PULSES), _postgres_outbox(), _POSTGRES_SEARCH),
+    own=((*_postgres_triggers(), _PULSES), _postgres_outbox(), _POSTGRES_SEARCH, ()),
 )
 
-_TABLES = (_VERSION_1, _VERSION_2, _VERSION_3)
+_TABLES = (_VERSION_1, _VERSION_2, _VERSION_3, _VERSION_4)
 
 #: The version this code reads and writes.
 VERSION = len(_TABLES)

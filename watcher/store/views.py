@@ -15,7 +15,7 @@ from watcher.jobs import Job, JobState, Priority
 from watcher.store.entries import job_of
 from watcher.store.imagenames import folded
 from watcher.store.lists import PAGE, JobFilter, Lists
-from watcher.store.schema import READY
+from watcher.store.schema import AMISS, READY
 
 _LAST = 2**31 - 1  #: in place of a row that is not known
 _IDX = 2**32 - 1  #: the half of a packed (row, idx) that is the idx
@@ -162,6 +162,11 @@ class JobQueries(Lists):
             ticket=ticket,
             limit=limit,
         )
+
+    def failed(self, limit: int = 50) -> list[Job]:
+        """The failed jobs that nobody has dismissed, the newest first."""
+        found = f"INDEXED BY jobs_amiss WHERE {AMISS['jobs']} ORDER BY seq DESC LIMIT :limit"
+        return self._jobs(found, limit=limit)
 
     def upcoming(self, limit: int = 50) -> list[Job]:
         """The ready jobs in the order in which they will run (but for bulk's turns)."""
