@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any
 from watcher.engine import ModelMissing
 from watcher.engines.plan import Weights
 from watcher.errors import SteadyError
-from watcher.models.catalogue import outline, place_of, revision_of
+from watcher.models.catalogue import missing_files, outline, parts_named, place_of, revision_of
 
 _SINGLE = (".safetensors", ".gguf")  #: what a transformer in one file ends with
 _ROLES = ("transformer", "text_encoder", "vae")
@@ -64,9 +65,10 @@ def inspect(
     what is torn.
     """
     index = folder / "model_index.json"
-    if not index.is_file():
-        raise ModelMissing(f"{folder.name} is no model: model_index.json is missing.")
-    parts = _json_file(index)
+    parts = _json_file(index) if index.is_file() else {}
+    for missing in missing_files(folder):
+        if transformer is None or not re.match("transformer/.", missing):
+            raise ModelMissing(f"{missing} is missing: the model is not complete.")
     named = parts.get("_class_name")
     if kind is not None and named != kind:
         raise SteadyError("model_damaged", f"{folder.name} is a {named}, not a {kind}.")
@@ -74,10 +76,11 @@ def inspect(
     counts = dict.fromkeys(_ROLES, 0)
     for part in model_parts(folder, parts):
         alone = transformer if part == "transformer" else None
-        for path in weight_files(folder / part) if alone is None else [alone]:
+        for path in _weight_files(folder / part) if alone is None else [alone]:
             entries, size = header(path)
             # As many weights of two bytes each: quantised ones stay as they are in the file.
-            count = sum(map(_elements, entries.values())) if entries else size // 2
+            numbers = sum(math.prod(entry["shape"]) for entry in entries.values())
+            count = numbers if entries else size // 2
             counts[role_of(part)] += count
             digest.update(json.dumps([part, path.name, size, entries], sort_keys=True).encode())
             for piece in _samples(path, size):
@@ -89,15 +92,8 @@ def inspect(
 
 
 def model_parts(folder: Path, index: Mapping[str, Any]) -> list[str]:
-    """The parts that have weights, transformer first. Raises ModelMissing for a folder that is not there."""
-    found = []
-    for part, named in index.items():
-        if not (isinstance(named, list) and len(named) == 2 and all(named)):
-            continue  # no part, or one that this model does without
-        if not (folder / part).is_dir():
-            raise ModelMissing(f"{part} is missing: the model is not complete.")
-        if (folder / part / "config.json").is_file():  # else a scheduler, or words
-            found.append(part)
+    """The parts that have weights, transformer first."""
+    found = [part for part in parts_named(index) if (folder / part / "config.json").is_file()]
     return sorted(found, key=lambda part: (_ROLES.index(role_of(part)), part))
 
 
@@ -108,19 +104,12 @@ def role_of(part: str) -> str:
     return "text_encoder" if "encoder" in part else "transformer"
 
 
-def weight_files(part: Path) -> Iterator[Path]:
-    """The .safetensors files of one part. Raises ModelMissing."""
+def _weight_files(part: Path) -> list[Path]:
+    """The .safetensors files of one part that lacks none."""
     indexes = sorted(part.glob("*.safetensors.index.json"))
     if indexes:
-        names = sorted(set(_json_file(indexes[0])["weight_map"].values()))
-    else:
-        names = sorted(p.name for p in part.glob("*.safetensors"))
-    if not names:
-        raise ModelMissing(f"{part.name} has no .safetensors file.")
-    for name in names:
-        if not (part / name).is_file():
-            raise ModelMissing(f"{part.name}/{name} is missing: the model is not complete.")
-        yield part / name
+        return [part / name for name in sorted(set(_json_file(indexes[0])["weight_map"].values()))]
+    return sorted(part.glob("*.safetensors"))
 
 
 def header(path: Path) -> tuple[dict[str, Any], int]:
@@ -150,13 +139,6 @@ def _samples(path: Path, size: int) -> Iterator[bytes]:
         for number in range(64):
             file.seek(size * number // 64)
             yield file.read(size * (number + 1) // 64 - file.tell() if whole else 1 << 12)
-
-
-def _elements(entry: Mapping[str, Any]) -> int:
-    count = 1
-    for side in entry["shape"]:
-        count *= side
-    return count
 
 
 def _json_file(path: Path) -> dict[str, Any]:

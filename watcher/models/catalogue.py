@@ -7,6 +7,7 @@ import json
 import os
 import re
 import struct
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,9 +109,7 @@ def missing_files(folder: Path) -> list[str]:
     if index is None:
         return ["model_index.json"]
     missing = []
-    for part, what in index.items():
-        if not (isinstance(what, list) and len(what) == 2 and all(what)):
-            continue
+    for part in parts_named(index):
         weights = list((folder / part).glob("*.safetensors"))
         shards = list((folder / part).glob("*.safetensors.index.json"))
         for shard in shards:
@@ -123,6 +122,15 @@ def missing_files(folder: Path) -> list[str]:
         elif (folder / part / "config.json").is_file() and not weights and not shards:
             missing.append(f"{part}/*.safetensors")
     return missing
+
+
+def parts_named(index: Mapping[str, Any]) -> list[str]:
+    """The parts that a model_index.json names, without those that the model does without."""
+    return [
+        part
+        for part, what in index.items()
+        if isinstance(what, list) and len(what) == 2 and all(what)
+    ]
 
 
 def missing_remedy(model: str) -> str:
