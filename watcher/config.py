@@ -17,6 +17,7 @@ from pydantic import (
     AliasChoices,
     BaseModel,
     BeforeValidator,
+    ByteSize,
     ConfigDict,
     Field,
     PositiveFloat,
@@ -32,7 +33,6 @@ from watcher.errors import SteadyError
 _NOT_KEYS = {"STEADY_ROOT"}
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-_BYTES = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def seconds_of(text: str) -> float:
@@ -41,17 +41,6 @@ def seconds_of(text: str) -> float:
     if not match:
         raise ValueError("write a time such as 90s, 10m, 2h or 30d")
     return float(match[1]) * _SECONDS[match[2] or "s"]
-
-
-def byte_count(text: str) -> int:
-    """``500MB``, ``2GB`` or a plain number as bytes; ValueError otherwise."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?B?)\s*", text.upper())
-    unit = match[2] if match else "?"
-    if match and unit and not unit.endswith("B"):
-        unit += "B"
-    if not match or unit not in _BYTES:
-        raise ValueError("write a size such as 500MB or 2GB")
-    return int(float(match[1]) * _BYTES[unit])
 
 
 def _read_by(reader: Callable[[str], Any]) -> BeforeValidator:
@@ -96,6 +85,8 @@ class ModelSetting(BaseModel):
 #: What is wrong with a value, by the validator's name for it.
 _IN_WORDS = {
     "missing": "it is missing",
+    "byte_size": "write a size such as 500MB or 2GB",
+    "byte_size_unit": "write a size such as 500MB or 2GB",
     "extra_forbidden": "it is no setting",
     "list_type": "it must be a list",
     "dict_type": "it must be a mapping",
@@ -257,8 +248,8 @@ class Config(BaseModel):
         description="when jobs of `priority: bulk` begin, e.g. at night while the card is yours by "
         'day: `run_window: "22:00-07:00"`, local time, or with a zone behind it: Europe/Berlin',
     )
-    min_free_disk: Annotated[int, _read_by(byte_count)] = Field(
-        500_000_000, ge=0, description="the queue waits below this, e.g. 2GB"
+    min_free_disk: ByteSize = Field(
+        ByteSize(500_000_000), description="the queue waits below this, e.g. 2GB"
     )
     on_batch_done: Annotated[list[str], _read_by(str.split)] = Field(
         default_factory=list,
@@ -406,9 +397,20 @@ class Config(BaseModel):
         return Path(self.database_url.removeprefix("sqlite:///"))
 
 
+class _Settings(yaml.SafeLoader):
+    """Reads YAML, and refuses a key that stands twice in one mapping, as job files do."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Raises SteadyError bad_config."""
+        names = [str(key.value) for key, _ in node.value]
+        if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+            raise SteadyError("bad_config", f"`{twice[0]}` stands twice in config.yaml.")
+        return super().construct_mapping(node, deep)
+
+
 def _config_file(path: Path) -> dict[str, Any]:
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Settings)  # noqa: S506 (a safe one)
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

@@ -10,6 +10,7 @@ or a note without its copy, which is made when the file is read again.
 """
 
 import contextlib
+import errno
 import fnmatch
 import hashlib
 import itertools
@@ -234,13 +235,17 @@ class Finder:
             return [pattern]
         found = {name for name in known if _matches(name, pattern)}
         for folder in () if self._settled else self._folders():
-            with contextlib.suppress(OSError, ValueError):
-                paths = itertools.islice(folder.glob(pattern), 2 * _MOST)
-                found |= {
-                    path.relative_to(folder).as_posix()
-                    for path in paths
-                    if suffix_of(path.name) in INPUT_SUFFIXES and not path.name.startswith(".")
-                }
+            pictures = (
+                path.relative_to(folder).as_posix()
+                for path in folder.glob(pattern)
+                if suffix_of(path.name) in INPUT_SUFFIXES and not path.name.startswith(".")
+            )
+            try:
+                found.update(itertools.islice(pictures, 2 * _MOST))
+            except OSError as error:
+                raise _not_read(pattern, error) from None
+            except ValueError:  # what is no pattern matches nothing
+                pass
         if not found:
             raise SteadyError("input_missing", "No picture matches this pattern.")
         if len(found) > _MOST:
@@ -300,13 +305,12 @@ class Finder:
         """Where the picture lies; SteadyError bad_reference for a link that leads out."""
         for folder in self._folders():
             try:
-                path, home = (folder / name).resolve(strict=True), folder.resolve(strict=True)
+                path = Path(os.path.realpath(folder / name, strict=True))
+                home = Path(os.path.realpath(folder, strict=True))
             except (FileNotFoundError, NotADirectoryError):
                 continue
-            except (OSError, RuntimeError) as error:  # closed to us, too long, a loop of links
-                code = "unreadable" if isinstance(error, PermissionError) else "bad_reference"
-                why = getattr(error, "strerror", None) or "a link leads back to itself"
-                raise SteadyError(code, f"`{_shown(name)}` cannot be read: {why}.") from None
+            except OSError as error:
+                raise _not_read(name, error) from None
             if not path.is_relative_to(home):
                 raise SteadyError("bad_reference", "This leads out of the folder of pictures.")
             self.sent = self.sent or folder == self._beside
@@ -403,17 +407,23 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _read(path: Path, name: str) -> bytes:
-    """A regular file of at most MAX_PICTURE. Raises SteadyError bad_picture, unreadable."""
+    """A regular file of at most MAX_PICTURE. Raises SteadyError bad_reference and as _not_read."""
     flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
         with open(os.open(path, flags), "rb") as file:
             if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
                 raise SteadyError("bad_reference", f"`{_shown(name)}` is no file.")
-            data = file.read(MAX_PICTURE + 1)
+            return file.read(MAX_PICTURE + 1)
     except OSError as error:
-        words = f"`{_shown(name)}` cannot be read: {error.strerror}."
-        raise SteadyError("unreadable", words) from None
-    return data
+        raise _not_read(name, error) from None
+
+
+def _not_read(name: str, error: OSError) -> SteadyError:
+    """Why the picture ``name`` cannot be read: unreadable, bad_reference, or trouble of the disk."""
+    if publish.of_the_disk(error):
+        return publish.disk_trouble(error, "A picture cannot be read")
+    code = "bad_reference" if error.errno in (errno.ELOOP, errno.ENAMETOOLONG) else "unreadable"
+    return SteadyError(code, f"`{_shown(name)}` cannot be read: {error.strerror}.")
 
 
 def _source_of(data: bytes) -> "Source":
@@ -430,11 +440,8 @@ def _animated(name: str, source: "Source") -> str | None:
 
 
 def _missing(name: str) -> SteadyError:
-    kinds = (
-        ""
-        if suffix_of(name) in INPUT_SUFFIXES or ":" in name
-        else f" Files are {', '.join(PICTURE_FORMATS)}."
-    )
+    known = suffix_of(name) in INPUT_SUFFIXES or ":" in name
+    kinds = "" if known else f" Files are {', '.join(PICTURE_FORMATS)}."
     return SteadyError("input_missing", f"There is no picture `{_shown(name)}`.{kinds}")
 
 

@@ -29,6 +29,18 @@ _UNKNOWN = {
     errno.EACCES,
 }
 
+#: What reading a file answers where nothing is wrong but with that file, or its name.
+_OF_A_FILE = {
+    errno.EACCES,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOENT,
+    errno.ENOTDIR,
+    errno.ENXIO,
+    errno.EPERM,
+}
+
 
 def write_synced(path: Path, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> None:
     """Create ``path`` (it must not exist) with ``data``, whole or in pieces, and flush it.
@@ -160,6 +172,11 @@ def disk_errors(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise disk_trouble(error, what) from error
+
+
+def of_the_disk(error: OSError) -> bool:
+    """Is the disk at fault, and not the one file that was to be read?"""
+    return error.errno not in _OF_A_FILE
 
 
 def disk_trouble(error: OSError, what: str) -> SteadyError:

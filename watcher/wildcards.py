@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from watcher.errors import SteadyError
+from watcher.publish import disk_trouble, of_the_disk
 
 FOLDER = "wildcards"  #: below the root
 MAX_BYTES = 1 << 20  #: of one list
@@ -30,7 +31,7 @@ class Wildcards:
     def __call__(self, name: str) -> Sequence[str] | None:
         """The lines of a list; None when there is none of this name.
 
-        Raises SteadyError too_large, encoding, unreadable.
+        Raises SteadyError too_large, encoding, unreadable, or the disk's trouble.
         """
         if name not in self._lists:
             if len(self._lists) >= MAX_LISTS:
@@ -51,6 +52,8 @@ class Wildcards:
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, ValueError) as error:
+            if isinstance(error, OSError) and of_the_disk(error):
+                raise disk_trouble(error, f"{shown} cannot be read") from error
             raise SteadyError("unreadable", f"{shown} cannot be read.") from error
         if len(data) > MAX_BYTES:
             raise SteadyError("too_large", f"{shown} has more than {MAX_BYTES >> 20} MiB.")

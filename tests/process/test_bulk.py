@@ -1,7 +1,9 @@
 """The bulk night: ten thousand rows, a person in between, word lists, the morning's tables."""
 
 import csv
+import errno
 import json
+import os
 import random
 import signal
 import subprocess
@@ -10,6 +12,7 @@ import uuid
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import until
@@ -21,6 +24,7 @@ from roots import Root
 from store_children import claim_one
 
 from watcher.dispatch import RunWindow
+from watcher.errors import SteadyError, Trouble
 from watcher.pace import Pace, loading_seconds
 from watcher.wildcards import Wildcards
 
@@ -158,12 +162,26 @@ def test_word_lists_come_from_their_folder_and_nowhere_else(tmp_path: Path) -> N
         assert lists(name) is None, name
     (folder / "huge.txt").write_bytes(b"x\n" * 600_000)
     (folder / "latin.txt").write_bytes(b"caf\xe9\n")
-    from watcher.errors import SteadyError
-
     for name, code in (("huge", "too_large"), ("latin", "encoding")):
         with pytest.raises(SteadyError) as told:
             lists(name)
         assert told.value.code == code
+
+
+def test_a_word_list_on_a_disk_that_fails_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "wildcards").mkdir()
+    (tmp_path / "wildcards" / "animal.txt").write_text("fox\n")
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as there:
+        there.setattr(Path, "open", failing)
+        with pytest.raises(Trouble, match="cannot be read"):
+            Wildcards(tmp_path)("animal")
+    assert Wildcards(tmp_path)("animal") == ["fox"]
 
 
 def test_word_lists_work_at_every_door_and_unknown_ones_are_told(make_root: Make) -> None:

@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import errno
 import io
 import json
 import os
@@ -27,7 +28,7 @@ from roots import Root
 from test_source_pictures import png_claiming
 
 from watcher.config import Config
-from watcher.errors import SteadyError
+from watcher.errors import SteadyError, Trouble
 from watcher.executor import Picture, WorkerSpec
 from watcher.executor.ray.actor import FarSlot
 from watcher.executor.ray.slots import FarExecutor, Met, Tell
@@ -238,6 +239,36 @@ def test_what_may_not_be_started_from_is_refused_in_words(tracing: Root) -> None
     for value in ("0", "1.01", ".nan", "-0.5"):
         assert refusal(tracing, f"s{value}.yaml")["problems"][0]["key"] == "strength"
     assert [job["image_name"] for job in tracing.jobs()] == ["good"]
+
+
+def test_pictures_are_found_among_any_number_of_other_files(
+    tracing: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("watcher.inputs._MOST", 2)
+    for number in range(60):
+        put(tracing, f"photos/{number}.png", number)
+        (tracing.folder / f"inputs/photos/{number}.png").rename(
+            tracing.folder / f"inputs/photos/{number}.{'png' if number > 57 else 'raw'}"
+        )
+    finder = Finder(Inputs(Config.load(tracing.folder), None))
+    assert finder.matches("photos/*") == ["photos/58.png", "photos/59.png"]
+
+
+def test_a_picture_on_a_disk_that_fails_is_waited_for(
+    tracing: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tracing, "cat.png", 1)
+    finder = Finder(Inputs(Config.load(tracing.folder), None))
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    for broken in ("open", "scandir", "lstat"):
+        with monkeypatch.context() as there:
+            there.setattr(os, broken, failing)
+            with pytest.raises(Trouble, match="A picture cannot be read"):
+                finder.matches("*.png") if broken == "scandir" else finder.find("cat.png")
+    assert finder.find("cat.png").size == (64, 64)
 
 
 # -- bundles

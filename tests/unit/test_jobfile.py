@@ -65,12 +65,7 @@ def test_only_a_prompt_is_required() -> None:
     assert (request.num_inference_steps, request.format) == (LIMITS.usual.default_steps, "png")
     assert (request.seed, request.count) == (None, 1)
     assert (planned.stem, planned.priority, planned.row) == (None, Priority.NORMAL, 1)
-    assert (parsed.key, parsed.many, parsed.on_error, parsed.warnings) == (
-        None,
-        False,
-        "reject",
-        (),
-    )
+    assert (parsed.key, parsed.on_error, parsed.warnings) == (None, "reject", ())
 
 
 def test_every_field() -> None:

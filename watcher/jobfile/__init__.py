@@ -1,4 +1,7 @@
-"""Bytes and suffix of a job file -> planned jobs, or an error a person can act on. Pure, no I/O.
+"""Bytes and suffix of a job file -> planned jobs, or an error a person can act on.
+
+Reads no file itself: pictures and word lists come from what the caller gives (:class:`Pictures`,
+:class:`Wildcards`), which may copy and note what was found.
 
 One file holds one job (a mapping), many (a list, several YAML documents, lines of a table)
 or a batch with ``defaults``, ``matrix``, ``zip``, ``sample`` and ``jobs``. Whatever the form, each
@@ -14,7 +17,6 @@ same jobs.
 """
 
 import io
-import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -49,7 +51,7 @@ class Parsed:
     """A whole file: its pictures in order and what holds for all of them.
 
     ``key`` is the file's (a file of one job: the job's). ``refused`` rows or items are only there
-    under ``on_error: skip``. ``many``: more than one picture.
+    under ``on_error: skip``.
     """
 
     requests: Sequence[PlannedJob]
@@ -58,7 +60,6 @@ class Parsed:
     on_error: OnError
     refused: Sequence[Row]
     warnings: tuple[str, ...]
-    many: bool
     axes: Mapping[str, Sequence[Any]] = field(default_factory=dict)  #: see Batch
 
 
@@ -170,7 +171,7 @@ def _of_sheets(data: bytes, form: str, planner: Planner, keyed: bool) -> Parsed:
     if problems:
         raise refusal(_by_line(problems))
     combine.inherit(read, planner.preset)
-    combine.spread_items(read, planner.finder)
+    combine.spread_items(read, planner)
     combine.choose_combinations(read, planner, planner.limits)
 
     how = next((s.on_error for s in read if s.on_error), None) or "reject"
@@ -195,10 +196,9 @@ def _of_sheets(data: bytes, form: str, planner: Planner, keyed: bool) -> Parsed:
         raise SteadyError("bad_shape")
     warnings = (*(w for sheet in read for w in sheet.warnings()), *planner.marks.warnings)
     key = first.key if len(read) == 1 else None
-    many = len(planned) > 1
     plain = len(read) == len(first.items) == 1 and len(planned) == first.product.total
-    axes = first.product.axes if plain and many else {}
-    return Parsed(planned, key, first.resume, how, tuple(refused.values()), warnings, many, axes)
+    axes = first.product.axes if plain and len(planned) > 1 else {}
+    return Parsed(planned, key, first.resume, how, tuple(refused.values()), warnings, axes)
 
 
 def _by_line(problems: Mapping[ValueFault, None]) -> list[ValueFault]:
@@ -207,10 +207,8 @@ def _by_line(problems: Mapping[ValueFault, None]) -> list[ValueFault]:
 
 
 def _of_lines(data: bytes, form: str, planner: Planner) -> Parsed:
-    if data.count(b"\n") > MAX_ROWS:  # perhaps too many: said before any is judged
-        rows = RowIterator(io.BytesIO(data), form, planner).raw
-        if next(itertools.islice(rows, MAX_ROWS, None), None) is not None:
-            raise ValueFault("too_many_jobs", f"The table has more than {MAX_ROWS} rows.").error()
+    most = min(planner.limits.max_lines, MAX_ROWS)
+    planner.limits = replace(planner.limits, max_lines=most)
     lines = RowIterator(io.BytesIO(data), form, planner)
     planned: list[PlannedJob] = []
     refused: list[Row] = []
@@ -221,7 +219,7 @@ def _of_lines(data: bytes, form: str, planner: Planner) -> Parsed:
             refused.append(each)
     if not planned:
         raise no_rows([problem for row in refused for problem in row.problems])
-    return Parsed(planned, None, False, "skip", refused, tuple(lines.warnings), len(planned) > 1)
+    return Parsed(planned, None, False, "skip", refused, tuple(lines.warnings))
 
 
 def no_rows(problems: Sequence[ValueFault]) -> SteadyError:
@@ -253,7 +251,7 @@ def read_lines(
     preset: Template | None = None,
     pictures: Pictures | None = None,
 ) -> RowIterator:
-    """The rows of a table or list, one at a time: an iterator of Planned and refused Row.
+    """The rows of a table or list, one at a time: an iterator of PlannedJob and refused Row.
 
     ``stream`` must be seekable, stand at its beginning, and is left open. The pictures have no
     names yet, and priority normal; the options are those of :func:`parse`.

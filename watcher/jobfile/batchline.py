@@ -14,6 +14,7 @@ from typing import Any, BinaryIO
 
 from watcher.errors import ERRORS, SteadyError, ValueFault
 from watcher.jobfile import strictjson
+from watcher.jobfile.problems import shown_key
 from watcher.jobfile.tables import Row
 from watcher.jobs import Job, JobRequest, JobState
 from watcher.limits import Limits
@@ -84,9 +85,7 @@ def body_fields(body: Mapping[Any, Any], limits: Limits) -> tuple[dict[str, Any]
                 ).error()
             fields["format"] = value
         elif key not in _SILENT and not (isinstance(value, str | None) and value in _USUAL):
-            shown = str(key)[:60]
-            shown = shown if shown.isprintable() else ascii(shown)
-            warnings.append(f"{shown} has no effect here.")
+            warnings.append(f"{shown_key(str(key))} has no effect here.")
     return fields, tuple(warnings[:20])
 
 

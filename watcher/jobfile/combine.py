@@ -15,7 +15,6 @@ from watcher.jobfile.fields import normalised
 from watcher.jobfile.hints import KNOWN
 from watcher.jobfile.planner import Planner, Template, keyed_apart
 from watcher.jobfile.problems import refusal
-from watcher.jobfile.sources import Pictures, is_pattern
 from watcher.jobs import JobRequest
 from watcher.limits import Limits
 
@@ -30,22 +29,18 @@ def inherit(sheets: "Sequence[Sheet]", preset: Template) -> None:
             item.template.inherit(preset)
 
 
-def spread_items(sheets: "Sequence[Sheet]", pictures: Pictures | None) -> None:
-    """One item for each picture that the ``image`` of an item matches. Raises SteadyError."""
-    for sheet in sheets if pictures else ():
+def spread_items(sheets: "Sequence[Sheet]", planner: Planner) -> None:
+    """Makes one item for each picture that the ``image`` of an item matches. Raises SteadyError."""
+    for sheet in sheets if planner.finder else ():
         items: list[Item] = []
         for item in sheet.items:
-            values = item.template.values
-            raw = values.get("image")
-            if isinstance(raw, list) or is_pattern(raw):
-                found = sheet.matching(raw, item.origins.get("image", item.path), pictures)
-                sheet.many = True
-                items += [
-                    replace(item, template=replace(item.template, values=values | {"image": each}))
-                    for each in (found if isinstance(found, list) else [found])
-                ]
-            else:
-                items.append(item)
+            faults: list[ValueFault] = []
+            spread = list(planner.spread(item.template, faults))
+            sheet.problems += [
+                sheet.located(f, item.origins.get("image", item.path)) for f in faults
+            ]
+            sheet.many = sheet.many or len(spread) > 1
+            items += [replace(item, template=replace(item.template, values=v)) for v in spread]
         sheet.items = items
     if problems := [problem for sheet in sheets for problem in sheet.problems]:
         raise refusal(problems)

@@ -103,9 +103,7 @@ def digest(*parts: str | int) -> int:
 
 
 def sampled(total: int, wanted: int, seed: int) -> list[int]:
-    """``wanted`` different numbers below ``total``, growing; all of them if there are no more."""
-    if wanted >= total:
-        return list(range(total))
+    """``wanted`` different numbers below ``total``, of which there are more, growing."""
     source = random.Random(seed)
     if wanted * 3 > total:
         return sorted(source.sample(range(total), wanted))

@@ -100,7 +100,7 @@ class Kinds:
         if kind:
             if len(self._seen) >= _MOST:
                 self._seen.clear()
-            self._seen[kind] = made.request, self._planner.idle(made.request)
+            self._seen[kind] = made.request, self._planner.checker.idle(made.request)
 
 
 def _is_settled(values: Mapping[str, Any]) -> bool:

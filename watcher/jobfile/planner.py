@@ -149,7 +149,7 @@ class Planner:
         self.preset = preset or Template()
         self.salt = salt
         self.marks = Marks()  #: of other programs, in the prompts planned so far
-        self._checker = Checker(limits)
+        self.checker = Checker(limits)
         self._date = f"{now or datetime.now():%Y%m%d}"
         self._wildcards = wildcards
 
@@ -325,7 +325,7 @@ class Planner:
                 if type(text) is str:
                     drawn = digest(self.salt, "wild", key, index, text)
                     values[key] = wild(text, drawn, self._wildcards)
-        made = self._checker.check(values)
+        made = self.checker.check(values)
         return self.remembered(made) if isinstance(made, JobRequest) else made
 
     def remembered(self, request: JobRequest) -> JobRequest:
@@ -386,19 +386,15 @@ class Planner:
     ) -> PlannedJob:
         """``request`` as a picture to be made; ``priority`` when it names none.
 
-        ``idle``: what :meth:`idle` says of it, where that is known.
+        ``idle``: what :meth:`Checker.idle` says of it, where that is known.
         """
         self.marks.look(request.prompt)
         moment = None if request.not_before is None else moment_of(request.not_before)
         own = priority if request.priority is None else Priority(request.priority)
         if idle is None:
-            idle = self.idle(request)
-        said = self._checker.unread(request) + idle + warnings
+            idle = self.checker.idle(request)
+        said = self.checker.unread(request) + idle + warnings
         return PlannedJob(request, request.name, said, row, moment, own)
-
-    def idle(self, request: JobRequest) -> tuple[str, ...]:
-        """Warnings of a job that do not depend on its words."""
-        return self._checker.idle(request)
 
 
 def _fault_in_value(error: SteadyError, key: str, value: Any) -> ValueFault:

@@ -3,16 +3,13 @@
 What a file says itself goes before what the preset says, as with ``defaults``. Pure.
 """
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import combine
-from watcher.jobfile.bundle import Bundle
 from watcher.jobfile.planner import Planner, Template
 from watcher.jobfile.problems import refusal
 from watcher.jobfile.sheets import read_sheets
-from watcher.jobfile.sources import Found
 from watcher.jobfile.tables import decoded
 from watcher.limits import Limits
 
@@ -22,22 +19,6 @@ _NOT_SHARED = {
     "image": "Drop the picture into the folder, or name it in the job file.",
 }
 _OF_A_PICTURE = {"mask", "strength", "resize"}
-
-
-class _Anything:
-    """Finds a picture under every name: a preset is judged without one."""
-
-    def matches(self, pattern: str) -> Sequence[str]:
-        return [pattern]
-
-    def find(self, name: str) -> Found:
-        return Found(name, None, "picture")
-
-    def inside(self, bundle: Bundle) -> "_Anything":
-        return self
-
-    def flush(self) -> None:
-        pass
 
 
 def read_preset(data: bytes, limits: Limits) -> Template:
@@ -57,7 +38,7 @@ def read_preset(data: bytes, limits: Limits) -> Template:
     if said.keys() & _OF_A_PICTURE or "{image}" in f"{said.get('name')}{said.get('folder')}":
         filled["image"] = "picture.png"
     probe = replace(item, template=replace(item.template, values=filled))
-    planner = Planner(limits, pictures=_Anything())
+    planner = Planner(limits)
     combine.choose_combinations([probe_sheet := replace(sheet, items=[probe])], planner, limits)
     for _, _, made in combine.pictures([probe_sheet], planner):
         sheet.problems += [each for each in made if isinstance(each, ValueFault)]

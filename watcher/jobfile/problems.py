@@ -18,7 +18,7 @@ _short.maxlevel = 3
 
 
 def shown(value: Any) -> str:
-    """A value for ``Problem.value``: at most 80 characters, printable."""
+    """A value for ``ValueFault.value``: at most 80 characters, printable."""
     try:
         text = _short.repr(value)
     except ValueError:  # an int of thousands of digits

@@ -169,10 +169,9 @@ class Columns:
 
 
 class RowIterator:
-    """The iterator :func:`watcher.jobfile.read_lines` returns: Planned and refused Row.
+    """The iterator :func:`watcher.jobfile.read_lines` returns: PlannedJob and refused Row.
 
-    ``warnings`` hold for the whole file; ``raw`` gives the rows as they stand, for whoever only
-    counts them. Raises SteadyError for what spoils the whole file.
+    ``warnings`` hold for the whole file. Raises SteadyError for what spoils the whole file.
     """
 
     def __init__(
@@ -185,7 +184,7 @@ class RowIterator:
         self._planner = planner
         self._index = 0
         self._columns: Columns | None = None
-        self.raw, self._read = self._opened(stream, form)
+        self._raw, self._read = self._opened(stream, form)
         self._each = self._work()
 
     def _opened(
@@ -232,7 +231,7 @@ class RowIterator:
     def _work(self) -> "Iterator[PlannedJob | Row]":
         most, planner = self._planner.limits.max_lines, self._planner
         kinds = Kinds(planner)
-        for rows, raw in enumerate(self.raw, 1):
+        for rows, raw in enumerate(self._raw, 1):
             if rows > most:
                 raise _too_many("rows", most)
             if raw.problem is not None:

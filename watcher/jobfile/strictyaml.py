@@ -148,7 +148,7 @@ class _Builder:
             if theirs in said:
                 self.refuse("bad_yaml", ours, mark, remedy)
         self.refuse(
-            "bad_yaml", f"{said[:1].upper()}{said[1:] or 'This cannot be read_yaml'}.", mark, _QUOTE
+            "bad_yaml", f"{said[:1].upper()}{said[1:] or 'This cannot be read'}.", mark, _QUOTE
         )
 
     def take(self, event: Any) -> None:
