@@ -325,7 +325,7 @@ class Batch:
 
     ticket: str
     claim: str | None  #: ticket in the claimed file's name; differs only for keyed batches
-    name: str  #: the file's name for people (never used as a path)
+    name: str  #: the file's name for people (never used as a path); over HTTP without its suffix
     suffix: str
     source: str  #: file | http | cli
     created_at: int

@@ -4,6 +4,7 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -198,3 +199,18 @@ def test_a_job_with_the_key_of_its_file_is_made_like_the_others(desk: Desk):
     assert desk.take("night.yaml", content).jobs == 2
     desk.take("night.yaml", content)
     assert len(desk.store.jobs()) == 2
+
+
+@pytest.mark.parametrize("suffix", [".txt", ".yaml"])
+def test_a_name_with_dots_names_its_pictures_over_http_as_well(desk: Desk, suffix: str):
+    ticket = str(uuid.uuid4())
+    desk.store.reserve(
+        ticket, name="shots.v2", suffix=suffix, source="http", digest="", image_name=False,
+        local=datetime.now(),
+    )  # fmt: skip
+    content = "a fox\nan owl\n" if suffix == ".txt" else "- a fox\n- an owl\n"
+    folder.drop_file(desk.config.inbox, content.encode(), suffix, ticket)
+    claims: list[Any] = []
+    until(lambda: claims.extend(desk.inbox.scan()) or claims)
+    desk.intake.take(claims[0])
+    assert {job.image_name for job in desk.store.jobs()} == {"shots.v2_0001", "shots.v2_0002"}
