@@ -80,7 +80,7 @@ def create_app(
     tools = agents.Tools(door, views, submissions, feed, address=config.address, token=rules.token)
     for_agents = agents.Agents(tools, door)
     paint = Painter()
-    people = Pages(door, views, paint)
+    people = Pages(door, paint)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

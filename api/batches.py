@@ -111,7 +111,7 @@ def _taking_home(router: APIRouter, door: Door) -> None:
     download("result.csv", "What became of each job, with the columns of its file.",
              lambda batch: result_table(door.store, door.inbox, batch))  # fmt: skip
     download("refused.csv", "The rows that could not be used, each with its reason.",
-             lambda batch: [refused_rows(door, batch)])  # fmt: skip
+             lambda batch: _sent_from(refused_rows(door, batch)))  # fmt: skip
     download("file", "The file as it came.", lambda batch: _file_of(door, batch))
 
     @router.get(
@@ -171,12 +171,15 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
         )
 
 
-def refused_rows(door: Door, batch: Batch) -> bytes:
-    """The table of the rows that could not be used. SteadyError batch_not_found without one."""
+def refused_rows(door: Door, batch: Batch) -> BinaryIO:
+    """The table of the rows that could not be used, which may be long; close it.
+
+    Raises SteadyError batch_not_found without one.
+    """
     with contextlib.suppress(OSError):
         place = batch.claim or batch.ticket, batch.name, batch.suffix
         if batch.refused_rows and (path := refused_rows_of(door.inbox, *place)):
-            return path.read_bytes()
+            return path.open("rb")
     raise SteadyError("batch_not_found", "The batch has no table of refused rows.",
                       remedy="It is written when the batch is done.")  # fmt: skip
 

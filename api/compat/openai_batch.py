@@ -13,13 +13,12 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import FileResponse, Response, StreamingResponse
 
 from api import dialects, links
 from api.bodies import KEY, fault, json_object, media_type, read_body
@@ -95,10 +94,10 @@ def _file_routes(router: APIRouter, shelf: Shelf, results: "Results", door: Door
     def content(ident: str, request: Request) -> Response:
         """As it is read or written: memory stays small however long it is."""
         lines = results.lines(ident, links.base_of(door.config, request))
-        if lines is None:
-            find(ident)
-            lines = _chunks_of(shelf.path(ident))
-        return StreamingResponse(_blocks(lines), media_type="application/octet-stream")
+        if lines is not None:
+            return StreamingResponse(_blocks(lines), media_type="application/octet-stream")
+        find(ident)
+        return FileResponse(shelf.path(ident), media_type="application/octet-stream")
 
     @router.delete("/files/{ident}")
     def delete(ident: str) -> Response:
@@ -334,16 +333,6 @@ def _blocks(lines: Iterator[bytes]) -> Iterator[bytes]:
             yield bytes(block)
             block.clear()
     yield bytes(block)
-
-
-def _chunks_of(path: Path) -> Iterator[bytes]:
-    try:
-        file = path.open("rb")
-    except OSError:
-        raise SteadyError("file_not_found") from None
-    with file:
-        while chunk := file.read(_CHUNK):
-            yield chunk
 
 
 def _listing(

@@ -33,10 +33,9 @@ from api.page.shown import (
     table_of,
 )
 from api.paging import cursor_of, seq_of
-from api.views import Views
 from watcher import live
 from watcher.chosen import again_of, begun_with, needs_new_seed, smaller_size
-from watcher.describe import public
+from watcher.describe import public, whole_batch
 from watcher.errors import ERRORS, SteadyError
 from watcher.jobs import ENDED, Batch, Job, JobState
 from watcher.limits import Card, Limits
@@ -70,10 +69,9 @@ _TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
 class Pages:
     """Everything the templates are filled with."""
 
-    def __init__(self, door: Door, views: Views, painter: Painter) -> None:
+    def __init__(self, door: Door, painter: Painter) -> None:
         self._door = door
         self._store = door.store
-        self._views = views
         self._paint = painter
         self._version = installed_version() or "0.0.0"
         self._hours = Kept(
@@ -308,7 +306,7 @@ class Pages:
             **self.frame("batches", self.called(batch)),
             batch=batch,
             called=self.called(batch),
-            told=self._views.batch(batch),
+            told=whole_batch(batch, progress),
             progress={state.value: n for state, n in progress.items()},
             ended=ended,
             waiting=waiting,

@@ -9,7 +9,7 @@ import itertools
 import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -22,6 +22,7 @@ from watcher.limits import Card
 from watcher.store import JobFilter, JobStore
 
 _MOST_ROWS = 200  #: refused rows that are shown, to be mended
+_LONG_ROW = 100_000  #: characters of a row that is not
 
 
 @dataclass(frozen=True)
@@ -141,15 +142,19 @@ def captions_of(prompts: Sequence[str]) -> list[str]:
     ]
 
 
-def table_of(data: bytes) -> tuple[list[str], list[list[str]]]:
+def table_of(table: BinaryIO) -> tuple[list[str], list[list[str]]]:
     """A table of refused rows: its columns (the last says what is wrong), and the first rows.
 
-    It ends before a row with a cell that is longer than Python's reader takes.
+    Closes ``table``. It ends before a row that is too long for a page.
     """
-    lines = io.TextIOWrapper(io.BytesIO(data), "utf-8-sig", "replace", newline="")
     rows: list[list[str]] = []
-    with contextlib.suppress(csv.Error):
+    with (
+        io.TextIOWrapper(table, "utf-8-sig", "replace", newline="") as lines,
+        contextlib.suppress(csv.Error),
+    ):
         for row in itertools.islice(csv.reader(lines), _MOST_ROWS + 1):
+            if sum(map(len, row)) > _LONG_ROW:
+                break
             rows.append(row)  # those before an error stay
     return (rows[0], rows[1:]) if rows else ([], [])
 

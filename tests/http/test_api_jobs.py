@@ -5,6 +5,7 @@ import json
 import os
 import re
 import threading
+import tracemalloc
 import zipfile
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from conftest import until
 from doors import HERE, PICTURE, Bench
 from starlette.testclient import TestClient
-from store_children import claim_one
+from store_children import claim_one, record_jobs
 from test_api_seed import refused
 from torture import write_loras
 
@@ -22,6 +23,7 @@ from api.images import open_inside
 from api.models import BatchView, JobPage, JobView, QueueView, Status
 from watcher.errors import SteadyError
 from watcher.jobs import ticket_of_key
+from watcher.log import now_us
 from watcher.submission import Body
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
@@ -616,6 +618,24 @@ def test_the_archive_of_a_table_holds_the_table_with_its_own_columns(bench: Benc
         table = archive.read("Nächte.result.csv").decode("utf-8-sig").splitlines()
     assert table[0] == "row,state,picture,seed,model,lora,error,id,label,prompt,customer,sku"
     assert table[1].endswith(",,a cat,Ann,'=1")
+
+
+def test_a_long_table_of_refused_rows_is_never_in_memory(bench: Bench):
+    ticket, text = ticket_of_key("long"), "prompt,error\n" + "a boat,wrong\n" * 800_000
+    bench.store.begin_reading(ticket, name="long.csv", suffix=".csv", source="file")
+    record_jobs(bench.store, ticket, [], first_index=0, final=True, refused_rows=800_000,
+                now=now_us(), local=datetime.now())  # fmt: skip
+    day = bench.config.inbox / "done" / "20260101"
+    day.mkdir(parents=True)
+    for kind in ("csv", "refused.csv"):
+        (day / f"long~{ticket[:8]}.{kind}").write_text(text)
+    address = f"/batches/{ticket}"
+    tracemalloc.start()
+    page = bench.client.get(address, headers={"accept": "text/html"})
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert page.text.count("a boat") == 200 and peak < len(text) / 2
+    assert bench.client.get(f"{address}/refused.csv").text == text
 
 
 def test_an_unread_batch_can_be_cancelled(bench: Bench):
