@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from api.bodies import fault
-from watcher import jobfile, live, models
+from watcher import jobfile, live
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.inputs import Inputs
@@ -27,6 +27,7 @@ from watcher.jobfile.fields import seeded
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Priority
 from watcher.limits import Limits
 from watcher.log import now_us, say
+from watcher.models.cards import limits_known
 from watcher.pace import Pace, Size, loading_seconds, size_of
 from watcher.previews import Previews
 from watcher.store import JobStore
@@ -129,7 +130,7 @@ class Door:
 
     def _limits(self) -> Limits:
         """What the model in use allows; before the first choice, what it would allow."""
-        return models.limits_known(self.config, self.store)
+        return limits_known(self.config, self.store)
 
     def keep(self, data: bytes, field: str) -> str:
         """Keep the picture that came in ``field`` of a request; how a job names it.

@@ -22,7 +22,7 @@ from watcher.describe import public
 from watcher.errors import SteadyError, ValueFault
 from watcher.live import pulse_troubles
 from watcher.log import now_us
-from watcher.models import describe_card
+from watcher.models.cards import describe_card
 from watcher.models.loras import listed_loras
 from watcher.program import installed_version
 

@@ -25,7 +25,7 @@ from watcher.engine import EngineRequest, EngineSettings
 from watcher.engines.loading import read_pipeline
 from watcher.engines.plan import DevicePlan
 from watcher.engines.zimage import ZImage
-from watcher.models import starter_folder
+from watcher.models.catalogue import starter_folder
 
 PROMPT = "a red circle on a blue background"
 PARTS = ("transformer", "text_encoder", "vae")

@@ -29,7 +29,8 @@ from watcher.engine import EngineSettings
 from watcher.engines.zimage import ZImage
 from watcher.executor import Died, Picture, Ready, WorkerSpec
 from watcher.executor.local import LocalExecutor
-from watcher.models import describe_devices, starter_folder
+from watcher.models import describe_devices
+from watcher.models.catalogue import starter_folder
 
 GB = 1e9
 

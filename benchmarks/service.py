@@ -156,7 +156,7 @@ def _ready(root: Root) -> int:
 _BARE = """
 import sys, time, torch
 from diffusers import ZImagePipeline
-from watcher.models import starter_folder
+from watcher.models.catalogue import starter_folder
 pipe = ZImagePipeline.from_pretrained(starter_folder(), dtype=torch.float32)
 pipe.set_progress_bar_config(disable=True)
 sigmas = [1 - i / 8 for i in range(8)]

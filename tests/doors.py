@@ -31,7 +31,7 @@ from watcher.jobfile.fields import seeded
 from watcher.jobs import Job, Priority, job_id_of
 from watcher.limits import Limits
 from watcher.log import now_us
-from watcher.models import limits_known
+from watcher.models.cards import limits_known
 from watcher.pictures.outputs import Outputs
 from watcher.store import JobStore, NewJob
 

@@ -147,7 +147,7 @@ class Limits:
     @property
     def names(self) -> list[str]:
         """What a job may give as its model, the usual one first."""
-        return [self.usual.name, *self.others]
+        return [card.name for card in self.cards]
 
     def named(self, name: str) -> Card | None:
         """The model of this name."""

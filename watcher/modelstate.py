@@ -13,6 +13,7 @@ from watcher.errors import SteadyError
 from watcher.executor import Files
 from watcher.jobs import Job
 from watcher.limits import Limits
+from watcher.models.cards import ENGINES_SAID, limits_of, said_by
 from watcher.models.loras import lora_files
 from watcher.models.upscalers import upscaler_file
 from watcher.store import JobStore
@@ -37,13 +38,13 @@ class ModelState:
         self._config = config
         self._store = store
         self.choice = models.choose(config, store, probe)
-        self.limits = self._judged_by(store.get(models.ENGINES_SAID))
+        self.limits = self._judged_by(store.get(ENGINES_SAID))
         self.absent: dict[str, SteadyError] = {}
         self.kept: dict[str, ErrorData] = {}
         self._heard: object = None  #: the EngineInfo that jobs are judged by
 
     def _judged_by(self, said: Any) -> Limits:
-        return models.limits_of(self.choice.profile, self._config, self.choice.name, said)
+        return limits_of(self.choice.profile, self._config, self.choice.name, said)
 
     def wanted(self) -> list[str]:
         """The models that jobs wait for."""
@@ -60,11 +61,11 @@ class ModelState:
         if not info or info is self._heard:
             return False
         card = self.limits.named(model) or self.limits.usual
-        said = models.said_by(info, card)
-        known = self._store.get(models.ENGINES_SAID) or {}
+        said = said_by(info, card)
+        known = self._store.get(ENGINES_SAID) or {}
         if known.get(card.name) != said:
             known = known | {card.name: said}
-            self._store.put(models.ENGINES_SAID, known)
+            self._store.put(ENGINES_SAID, known)
         self.limits = self._judged_by(known)
         self._heard = info
         return True
@@ -74,9 +75,8 @@ class ModelState:
 
         ``slots``: how the executor's are, as its ``status`` says it.
         """
-        self.limits = limits = self._judged_by(self._store.get(models.ENGINES_SAID))
-        cards = [(name, limits.named(name)) for name in limits.names]
-        self.absent = {name: card.absent for name, card in cards if card and card.absent}
+        self.limits = limits = self._judged_by(self._store.get(ENGINES_SAID))
+        self.absent = {card.name: card.absent for card in limits.cards if card.absent}
         kept = {}
         for name in set(self.wanted()):
             ailing = [slot.get("ailing", {}).get(name) for slot in slots]

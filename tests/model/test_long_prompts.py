@@ -12,7 +12,7 @@ from house_of_clients import House, house
 
 from watcher.jobfile import parse
 from watcher.limits import Card, Limits
-from watcher.models import starter_folder
+from watcher.models.catalogue import starter_folder
 from watcher.models.tokens import cut_of, unknown_words
 
 pytestmark = pytest.mark.timeout(300)  # the real model is loaded, on machines that may be busy

@@ -22,7 +22,7 @@ from watcher.engine import EngineRequest, EngineSettings, Lora
 from watcher.engines.zimage import ZImage
 from watcher.errors import SteadyError
 from watcher.limits import Limits
-from watcher.models import limits_known
+from watcher.models.cards import limits_known
 from watcher.models.loras import digests_of
 from watcher.pictures.recipe import read_recipe
 

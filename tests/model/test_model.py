@@ -31,8 +31,8 @@ from watcher.engines.plan import Options
 from watcher.errors import SteadyError
 from watcher.executor.build import build
 from watcher.limits import Card, Limits
-from watcher.models import STARTER, ZIMAGE_TURBO, Choice, weights
-from watcher.models.catalogue import CATALOGUE
+from watcher.models import Choice, cards, catalogue, weights
+from watcher.models.catalogue import CATALOGUE, STARTER, ZIMAGE_TURBO
 from watcher.models.weights import HubFile
 from watcher.store import JobStore
 
@@ -154,11 +154,11 @@ def test_what_the_settings_name_needs_no_probe(
 def test_the_profile_in_use_is_told_to_the_other_processes(root: Path) -> None:
     kept = Kept()
     plain = config(root)
-    assert models.limits_known(plain, kept) == models.limits_known(plain, None)
+    assert cards.limits_known(plain, kept) == cards.limits_known(plain, None)
     usual = Card(accepts=("image", "mask", "lora", "upscale"), options={"guidance": False})
-    assert models.limits_known(plain, None).usual == usual
+    assert cards.limits_known(plain, None).usual == usual
     choice = models.choose(plain, kept, Probe("cpu"))
-    assert models.limits_known(plain, kept) == models.limits_of(choice.profile, plain, choice.name)
+    assert cards.limits_known(plain, kept) == cards.limits_of(choice.profile, plain, choice.name)
     assert kept["model"] == choice.profile | {"device": "cpu", "why": choice.why, "starter": True}
 
 
@@ -174,8 +174,8 @@ def test_the_choice_lives_in_the_real_record(root: Path) -> None:
     store = JobStore(plain.database_url)
     try:
         assert models.choose(plain, store, Broken()) == first
-        known = models.limits_of(first.profile, plain, first.name)
-        assert models.limits_known(plain, store) == known
+        known = cards.limits_of(first.profile, plain, first.name)
+        assert cards.limits_known(plain, store) == known
     finally:
         store.close()
 
@@ -354,13 +354,13 @@ def test_a_device_that_is_named_decides_only_while_it_is(root: Path) -> None:
 
 
 def test_profiles(tmp_path: Path) -> None:
-    assert models.profile_of(ZIMAGE_TURBO) == asdict(models.Profile(guidance=False))
-    assert models.profile_of(STARTER)["max_side"] == 1024
-    assert models.profile_of("owner/other") == asdict(models.Profile()) | {"name": "owner/other"}
+    assert cards.profile_of(ZIMAGE_TURBO) == asdict(catalogue.Profile(guidance=False))
+    assert cards.profile_of(STARTER)["max_side"] == 1024
+    assert cards.profile_of("owner/other") == asdict(catalogue.Profile()) | {"name": "owner/other"}
     (tmp_path / "mine").mkdir()
-    assert models.profile_of("mine", tmp_path)["native_width"] == 1024
+    assert cards.profile_of("mine", tmp_path)["native_width"] == 1024
     (tmp_path / "mine" / "profile.json").write_text('{"native_width": 512, "author": "x"}')
-    assert models.profile_of("mine", tmp_path) == asdict(models.Profile()) | {
+    assert cards.profile_of("mine", tmp_path) == asdict(catalogue.Profile()) | {
         "name": "mine",
         "native_width": 512,
     }
@@ -385,13 +385,13 @@ def test_whether_a_model_takes_guidance_is_decided_by_its_card(
 ) -> None:
     hub.commit = PINNED
     weights.pull_model(ZIMAGE_TURBO, hub=hub)
-    shutil.copytree(models.locate(ZIMAGE_TURBO) or "", root / "mine")
+    shutil.copytree(catalogue.locate(ZIMAGE_TURBO) or "", root / "mine")
     plain = config(root, model=model, engine_options=options)
-    before = models.limits_known(plain, None).usual
+    before = cards.limits_known(plain, None).usual
     # Whatever an engine said that was told otherwise, or was of another version.
     for accepts in (["image", "guidance", "negative_prompt"], ["image"], None):
-        said = {before.name: models.said_by({"accepts": accepts}, before)}
-        card = models.limits_of(models.profile_of(model, root), plain, model, said).usual
+        said = {before.name: cards.said_by({"accepts": accepts}, before)}
+        card = cards.limits_of(cards.profile_of(model, root), plain, model, said).usual
         assert card.accepts == before.accepts
         assert card.takes("guidance") == card.takes("negative_prompt") == guided
         assert Options.of(card.options).guidance is guided  # which its engine goes by
@@ -405,7 +405,7 @@ def test_whether_a_model_takes_guidance_is_decided_by_its_card(
 def test_a_profile_that_cannot_be_used_is_said(tmp_path: Path, text: str) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "profile.json").write_bytes(text.encode("latin-1"))
-    assert code_of(lambda: models.profile_of("mine", tmp_path)) == "model_damaged"
+    assert code_of(lambda: cards.profile_of("mine", tmp_path)) == "model_damaged"
 
 
 @pytest.mark.parametrize(
@@ -422,7 +422,7 @@ def test_a_profile_that_cannot_be_used_is_said(tmp_path: Path, text: str) -> Non
 def test_the_settings_win_and_defaults_fit(
     root: Path, settings: dict[str, Any], expected: tuple[int, ...]
 ) -> None:
-    limits = models.limits_of(asdict(models.Profile()), config(root, **settings)).usual
+    limits = cards.limits_of(asdict(catalogue.Profile()), config(root, **settings)).usual
     assert (
         limits.default_width, limits.default_height, limits.default_steps,
         limits.max_side, limits.max_pixels,
@@ -437,8 +437,8 @@ def test_the_settings_win_and_defaults_fit(
     ],
 )  # fmt: skip
 def test_defaults_nobody_could_use_are_refused(root: Path, settings: dict[str, Any]) -> None:
-    profile = asdict(models.Profile())
-    assert code_of(lambda: models.limits_of(profile, config(root, **settings))) == "bad_config"
+    profile = asdict(catalogue.Profile())
+    assert code_of(lambda: cards.limits_of(profile, config(root, **settings))) == "bad_config"
 
 
 # -- where
@@ -501,14 +501,14 @@ def load(path: Path) -> dict[str, tuple[str, list[int], bytes]]:
 
 
 def test_a_folder_below_the_root_or_anywhere_is_found(tiny: Path) -> None:
-    assert models.locate("tiny", tiny.parent) == tiny
-    assert models.locate(str(tiny)) == tiny
-    assert models.locate("tinier", tiny.parent) is None
-    assert models.missing_files(tiny) == []
+    assert catalogue.locate("tiny", tiny.parent) == tiny
+    assert catalogue.locate(str(tiny)) == tiny
+    assert catalogue.locate("tinier", tiny.parent) is None
+    assert catalogue.missing_files(tiny) == []
 
 
 def test_the_starter_is_always_here() -> None:
-    assert models.locate(STARTER) == models.present(STARTER) == models.starter_folder()
+    assert catalogue.locate(STARTER) == catalogue.present(STARTER) == catalogue.starter_folder()
 
 
 @pytest.mark.parametrize(
@@ -523,21 +523,21 @@ def test_the_starter_is_always_here() -> None:
 def test_what_is_missing_is_named(tiny: Path, gone: str, said: str) -> None:
     path = tiny / gone
     shutil.rmtree(path) if path.is_dir() else path.unlink()
-    assert models.missing_files(tiny) == [said]
-    assert models.locate(str(tiny)) is None
+    assert catalogue.missing_files(tiny) == [said]
+    assert catalogue.locate(str(tiny)) is None
     with pytest.raises(SteadyError) as caught:
-        models.present(str(tiny))
+        catalogue.present(str(tiny))
     assert caught.value.code == "model_missing"
     assert said in caught.value.message
 
 
 def test_a_missing_hub_model_says_how_to_get_it() -> None:
     with pytest.raises(SteadyError) as caught:
-        models.present(ZIMAGE_TURBO)
+        catalogue.present(ZIMAGE_TURBO)
     assert caught.value.code == "model_missing"
     assert caught.value.remedy == f"Run `steady model pull {ZIMAGE_TURBO}` (33 GB)."
     with pytest.raises(SteadyError) as caught:
-        models.present("models/sdxl")
+        catalogue.present("models/sdxl")
     assert caught.value.remedy == "Bring `models/sdxl` back."
 
 
@@ -601,22 +601,22 @@ def hub(tiny: Path, hub_home: Path) -> LocalHub:
 
 
 def test_a_pulled_model_is_found_by_its_name(hub: LocalHub, root: Path) -> None:
-    assert models.locate("me/tiny") is None
+    assert catalogue.locate("me/tiny") is None
     told: list[tuple[int, int]] = []
     folder = weights.pull_model("me/tiny", hub=hub, progress=lambda *n: told.append(n))
-    assert models.locate("me/tiny") == folder
-    assert models.locate(f"me/tiny@{COMMIT}") == folder
-    assert models.locate("me/tiny@" + "0" * 40) is None
-    assert models.revision_of(folder) == COMMIT
+    assert catalogue.locate("me/tiny") == folder
+    assert catalogue.locate(f"me/tiny@{COMMIT}") == folder
+    assert catalogue.locate("me/tiny@" + "0" * 40) is None
+    assert catalogue.revision_of(folder) == COMMIT
     assert "README.md" not in hub.fetched
     assert all(done <= total for done, total in told)
     here = config(root, model="me/tiny")
-    assert models.where_it_is("me/tiny", here) == str(folder)
+    assert cards.where_it_is("me/tiny", here) == str(folder)
     far = config(root, model="me/tiny", executor="ray")  # whose machines have their own cache
-    assert models.where_it_is("me/tiny", far) == "me/tiny"
-    assert models.where_it_is(STARTER, far) == STARTER
+    assert cards.where_it_is("me/tiny", far) == "me/tiny"
+    assert cards.where_it_is(STARTER, far) == STARTER
     (root / "mine.gguf").touch()
-    assert models.where_it_is("mine.gguf", far) == str(root / "mine.gguf")
+    assert cards.where_it_is("mine.gguf", far) == str(root / "mine.gguf")
     report = weights.verify_model("me/tiny")
     assert (report.by, report.problems) == ("manifest", ())
 
@@ -625,16 +625,16 @@ def test_the_known_model_is_pulled_at_its_pinned_revision(hub: LocalHub) -> None
     hub.commit = PINNED
     folder = weights.pull_model(hub=hub)
     assert folder.name == PINNED
-    assert models.locate(ZIMAGE_TURBO) == folder
+    assert catalogue.locate(ZIMAGE_TURBO) == folder
     (folder.parent / PINNED).rename(folder.parent / ("1" * 40))
-    assert models.locate(ZIMAGE_TURBO) is None  # another revision is another model
+    assert catalogue.locate(ZIMAGE_TURBO) is None  # another revision is another model
 
 
 @pytest.mark.parametrize("ref", ["../../../../tiny", "", "\xff", "."])
 def test_a_hostile_ref_leads_nowhere(hub: LocalHub, ref: str) -> None:
     folder = weights.pull_model("me/tiny", hub=hub)
     (folder.parents[1] / "refs" / "main").write_bytes(ref.encode("latin-1"))
-    assert models.locate("me/tiny") is None
+    assert catalogue.locate("me/tiny") is None
 
 
 def test_a_pull_goes_on_where_it_stopped(hub: LocalHub) -> None:
@@ -644,11 +644,11 @@ def test_a_pull_goes_on_where_it_stopped(hub: LocalHub) -> None:
     assert caught.value.code == "model_missing"
     assert "connection reset" in caught.value.message
     assert "again" in caught.value.remedy
-    assert models.locate("me/tiny") is None
+    assert catalogue.locate("me/tiny") is None
     hub.breaks_after = None
     weights.pull_model("me/tiny", hub=hub)
     assert len(hub.fetched) == len(set(hub.fetched)) == 8
-    assert models.locate("me/tiny") is not None
+    assert catalogue.locate("me/tiny") is not None
 
 
 def test_a_damaged_file_is_fetched_anew(hub: LocalHub) -> None:
@@ -678,7 +678,7 @@ def test_no_room_is_said_before_anything_is_fetched(hub: LocalHub) -> None:
 def test_a_hostile_listing_reaches_nothing_outside(hub: LocalHub, tmp_path: Path) -> None:
     victim = tmp_path / "victim.json"
     victim.write_text("{}")
-    up = os.path.relpath(victim, models.repository("me/tiny") / "snapshots" / COMMIT)
+    up = os.path.relpath(victim, catalogue.repository("me/tiny") / "snapshots" / COMMIT)
     hub.source.joinpath("x").mkdir()
     hub.extra = [HubFile(up, 5, "0" * 64, None), HubFile(str(victim), 5, "0" * 64, None)]
     original = hub.files
@@ -695,7 +695,7 @@ def test_only_hub_names_are_pulled(name: str, hub: LocalHub) -> None:
 
 
 def test_pulling_the_starter_needs_no_hub() -> None:
-    assert weights.pull_model(STARTER) == models.starter_folder()
+    assert weights.pull_model(STARTER) == catalogue.starter_folder()
 
 
 # -- the real client against a hub of our own
@@ -816,12 +816,12 @@ def test_the_real_client_pulls_is_killed_and_goes_on(
     until(lambda: sum(p.is_symlink() for p in snapshot.rglob("*")) == 7, what="all other files")
     first.send_signal(signal.SIGKILL)
     first.communicate(timeout=30)
-    assert models.locate("me/tiny") is None
+    assert catalogue.locate("me/tiny") is None
 
     hub_server.holds = False
     hub_server.asked.clear()
     out, err = pulling(hub_server).communicate(timeout=60)
-    assert out.decode().strip() == str(models.locate("me/tiny")), err.decode()
+    assert out.decode().strip() == str(catalogue.locate("me/tiny")), err.decode()
     again = [line for line in hub_server.asked if line.startswith("GET /me/")]
     assert not [line for line in again if "x-1" in line], "what was whole came again"
     assert weights.verify_model("me/tiny").problems == ()
@@ -947,7 +947,7 @@ def test_models_are_listed_with_their_state(
     hub.commit = PINNED
     (root / "config.yaml").touch()
     before = listed()
-    assert before[STARTER]["ready"] and before[STARTER]["folder"] == str(models.starter_folder())
+    assert before[STARTER]["ready"] and before[STARTER]["folder"] == str(catalogue.starter_folder())
     assert before[ZIMAGE_TURBO]["folder"] is None and not before[ZIMAGE_TURBO]["ready"]
     assert before[ZIMAGE_TURBO]["bytes"] == 32_900_000_000
     folder = weights.pull_model(hub=hub)
@@ -977,7 +977,7 @@ def test_every_name_of_the_settings_is_listed_for_what_it_is(
         "  far: {source: gpt-image-1, engine: openai}\n"
     )
     told = listed()
-    assert told["mine"]["usual"] and told["mine"]["folder"] == str(models.starter_folder())
+    assert told["mine"]["usual"] and told["mine"]["folder"] == str(catalogue.starter_folder())
     assert told["single"]["ready"] and told["single"]["folder"] == str(root / "one.safetensors")
     assert told["single"]["bytes"] == (root / "one.safetensors").stat().st_size
     assert told["apart"]["remedy"] == "Run `steady model pull me/base`."
@@ -985,7 +985,7 @@ def test_every_name_of_the_settings_is_listed_for_what_it_is(
     assert told["far"]["ready"] and told["far"]["folder"] is None
     assert verify(Desk(root), "mine") == verify(Desk(root), "single") == 0
     pull(Desk(root), "mine")
-    assert str(models.starter_folder()) in capsys.readouterr().out
+    assert str(catalogue.starter_folder()) in capsys.readouterr().out
 
 
 # -- converting
@@ -997,11 +997,11 @@ def test_a_converted_model_is_smaller_whole_and_found(tiny: Path, tmp_path: Path
     told: list[tuple[int, int]] = []
     assert convert_model(str(tiny), target, progress=lambda *n: told.append(n)) == target
     assert told[-1][0] == told[-1][1]
-    assert models.locate(str(target)) == target
+    assert catalogue.locate(str(target)) == target
     report = weights.verify_model(target)
     assert (report.by, report.problems) == ("manifest", ())
-    assert models.profile_of(str(target))["max_side"] == 512
-    assert models.revision_of(target) == "unknown-bfloat16"
+    assert cards.profile_of(str(target))["max_side"] == 512
+    assert catalogue.revision_of(target) == "unknown-bfloat16"
     for name in ("transformer/x-1", "transformer/x-2", "vae/v"):
         before, after = load(tiny / f"{name}.safetensors"), load(target / f"{name}.safetensors")
         assert before.keys() == after.keys()
@@ -1039,7 +1039,7 @@ def test_a_torn_weight_file_is_not_converted(tiny: Path, tmp_path: Path) -> None
 
 def test_asking_where_a_model_lies_imports_nothing_heavy() -> None:
     script = (
-        "import sys; from watcher import models; from watcher.models import weights; models.locate('starter');"
+        "import sys; from watcher import models; from watcher.models import catalogue, weights; catalogue.locate('starter');"
         "print([m for m in ('torch', 'numpy', 'huggingface_hub', 'PIL') if m in sys.modules])"
     )
     home = str(Path(__file__).parents[2])

@@ -9,7 +9,7 @@ from conftest import until
 from PIL import Image
 from roots import Root
 
-from watcher.models import starter_folder
+from watcher.models.catalogue import starter_folder
 from watcher.pictures.recipe import read_recipe
 from watcher.store import JobStore
 

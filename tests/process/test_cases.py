@@ -31,7 +31,8 @@ from watcher.errors import SteadyError
 from watcher.jobfile import Parsed, parse
 from watcher.jobfile.tables import refused_csv
 from watcher.limits import Card, Limits
-from watcher.models import limits_known, starter_folder
+from watcher.models.cards import limits_known
+from watcher.models.catalogue import starter_folder
 from watcher.suffixes import FORMS
 
 HERE = Path(__file__).parents[1]

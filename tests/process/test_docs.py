@@ -28,7 +28,7 @@ from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
 from watcher.limits import Card, Limits
-from watcher.models import starter_folder
+from watcher.models.catalogue import starter_folder
 from watcher.models.tokens import unknown_words
 
 HOUSE = Path(__file__).parents[2]

@@ -15,10 +15,10 @@ import pytest
 from namespaces import lowered
 from safetensors.numpy import load_file, save_file
 
-from watcher import models
 from watcher.commands.desk import Desk
 from watcher.commands.doctor import FAIL, Finding, Machine, findings
 from watcher.errors import SteadyError
+from watcher.models import catalogue
 from watcher.root import RootLock
 from watcher.store import JobStore
 
@@ -116,7 +116,7 @@ def absent_model(patient: Patient) -> None:
 
 def damaged_model(patient: Patient) -> None:
     copy = patient.folder / "copy"
-    shutil.copytree(models.starter_folder(), copy)
+    shutil.copytree(catalogue.starter_folder(), copy)
     weights = copy / "vae" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     patient.save(model="copy")
@@ -201,7 +201,7 @@ def absent_extra(patient: Patient) -> None:
 
 def damaged_base(patient: Patient) -> None:
     damaged_model(patient)
-    file = models.starter_folder() / "transformer" / "diffusion_pytorch_model.safetensors"
+    file = catalogue.starter_folder() / "transformer" / "diffusion_pytorch_model.safetensors"
     entry = {"source": str(file), "options": {"base": "copy"}}
     patient.save(model="mine", models={"mine": entry})
 
@@ -261,7 +261,7 @@ def test_exactly_what_is_broken_fails(
 def test_a_model_that_has_a_name_is_looked_for_where_it_is(
     patient: Patient, entry: dict[str, Any]
 ) -> None:
-    file = models.starter_folder() / "transformer" / "diffusion_pytorch_model.safetensors"
+    file = catalogue.starter_folder() / "transformer" / "diffusion_pytorch_model.safetensors"
     shutil.copy(file, patient.folder / "one.safetensors")
     own = {"engine": "zimage"} | entry
     patient.save(model="mine", models={"mine": own}, engine="openai")
@@ -272,7 +272,7 @@ def test_a_model_that_has_a_name_is_looked_for_where_it_is(
 
 def test_a_model_in_float32_is_not_taken_for_twice_its_size(patient: Patient) -> None:
     copy = patient.folder / "copy"
-    shutil.copytree(models.starter_folder(), copy)
+    shutil.copytree(catalogue.starter_folder(), copy)
     for file in copy.glob("*/*.safetensors"):
         save_file({k: v.astype("float32") for k, v in load_file(file).items()}, file)
     patient.save(model="copy")

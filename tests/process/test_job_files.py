@@ -16,7 +16,7 @@ from watcher.config import Config
 from watcher.jobfile import parse
 from watcher.jobfile.hints import BATCH_KEYS, FIELDS, allowed_for
 from watcher.limits import Card, Limits
-from watcher.models import limits_known
+from watcher.models.cards import limits_known
 from watcher.results import COLUMNS
 from watcher.suffixes import JOB_SUFFIXES
 

@@ -18,7 +18,7 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile import parse
 from watcher.limits import Card, Limits
-from watcher.models import limits_known
+from watcher.models.cards import limits_known
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.sheet import contact_sheet
 

@@ -18,7 +18,7 @@ from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
 from watcher.jobfile.tables import Row
 from watcher.jobs import Batch, ticket_of_key
-from watcher.models import limits_known
+from watcher.models.cards import limits_known
 from watcher.parts import Shared
 from watcher.store import JobStore
 

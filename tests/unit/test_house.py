@@ -17,7 +17,7 @@ from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
 from watcher.jobs import TRANSITIONS, JobRequest, JobState
-from watcher.models import limits_known
+from watcher.models.cards import limits_known
 from watcher.pace import RunWindow
 from watcher.store import JobStore
 

@@ -74,7 +74,7 @@ def list_jobs(
     left, before, seen, total = limit, None, 0, None
     with desk.record() as store:
         if model:
-            from watcher.models import limits_known
+            from watcher.models.cards import limits_known
 
             names = limits_known(desk.config, store).in_record(model)
             further = replace(further, models=names)

@@ -40,8 +40,8 @@ def pull(
     ] = None,
 ) -> None:
     """Download a model (Z-Image-Turbo: 33 GB); goes on where it was stopped."""
-    from watcher import models
     from watcher.models import weights
+    from watcher.models.catalogue import hub_cache
 
     if sha256 is not None:
         if name is None:
@@ -50,7 +50,7 @@ def pull(
         desk.answer({"upscaler": file.stem, "file": str(file)}, f"{file.stem} is in {file}")
         return
     name = _source_named(desk, name)
-    desk.talk(f"Fetching {name} into {models.hub_cache()}")
+    desk.talk(f"Fetching {name} into {hub_cache()}")
     with Bar(desk) as bar:
         folder = weights.pull_model(name, progress=bar.bytes)
     desk.answer({"model": name, "folder": str(folder)}, f"{name} is in {folder}")
@@ -83,7 +83,7 @@ def list_models(desk: Desk) -> None:
 @command("list", into=_loras)
 def list_loras(desk: Desk) -> None:
     """List the LoRAs, the models they fit, and the words they were trained with."""
-    from watcher.models import limits_known
+    from watcher.models.cards import limits_known
     from watcher.models.loras import listed_loras
 
     with desk.record_if_any() as store:

@@ -410,11 +410,11 @@ def _from_record(desk: Desk) -> "tuple[Limits, bool]":
     """What the model in use allows (before the first start: the one the settings name), and
     whether there were jobs before, so that an inbox without its mark is an absent disk.
     """
-    from watcher import models
+    from watcher.models.cards import limits_known
 
     with desk.record_if_any() as store:
         known = store is not None and any(store.counts().values())
-        return models.limits_known(desk.config, store), known
+        return limits_known(desk.config, store), known
 
 
 def _last_rev(desk: Desk) -> int:

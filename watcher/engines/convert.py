@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from watcher import publish
 from watcher.errors import SteadyError
-from watcher.models import profile_of
+from watcher.models.cards import profile_of
 from watcher.models.catalogue import MANIFEST, PROFILE, outline, present, revision_of
 from watcher.models.weights import (
     Progress,

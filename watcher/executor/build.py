@@ -13,7 +13,8 @@ from watcher.executor.local import LocalExecutor
 from watcher.executor.ray import environment as rayenv
 from watcher.executor.ray.slots import FarExecutor
 from watcher.limits import Limits
-from watcher.models import Choice, Devices, Probe, where_it_is
+from watcher.models import Choice, Devices, Probe
+from watcher.models.cards import where_it_is
 from watcher.previews import Previews
 from watcher.program import Launch
 

@@ -2,7 +2,7 @@
 
 A model is named ``auto``, ``starter`` (the small one we ship), a folder, or a name on the
 Hugging Face hub (``owner/name``, or ``owner/name@revision``). What a model allows is its
-*profile*: ``profile.json`` beside the model, or the table here.
+*profile*: ``profile.json`` beside the model, or the table in catalogue.py.
 
 Nothing here imports torch or reaches for the network (weights.py does, when a person asks).
 Knows nothing of jobs that wait, pictures or HTTP. The choice is one setting of the record: a
@@ -21,29 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.models.cards import (
-    ENGINES_SAID as ENGINES_SAID,
-    describe_card as describe_card,
-    limits_known as limits_known,
-    limits_of as limits_of,
-    profile_of as profile_of,
-    said_by as said_by,
-    usual_source,
-    where_it_is as where_it_is,
-)
-from watcher.models.catalogue import (
-    STARTER as STARTER,
-    ZIMAGE_TURBO as ZIMAGE_TURBO,
-    Profile as Profile,
-    hub_cache as hub_cache,
-    is_hub_name as is_hub_name,
-    locate as locate,
-    missing_files as missing_files,
-    present as present,
-    repository as repository,
-    revision_of as revision_of,
-    starter_folder as starter_folder,
-)
+from watcher.models.cards import profile_of, usual_source
+from watcher.models.catalogue import STARTER, ZIMAGE_TURBO
 from watcher.program import environment, module
 
 if TYPE_CHECKING:

@@ -44,12 +44,12 @@ def _writable(name: str, folder: Path) -> Finding:
 
 def presets(look: Look) -> Iterator[Finding]:
     """Can jobs be made with every preset?"""
-    from watcher import models
     from watcher.jobfile.presets import read_preset
+    from watcher.models.cards import limits_known
 
     config = look.config
     files = sorted(config.presets.glob("*.yaml"))
-    limits = models.limits_known(config, None)
+    limits = limits_known(config, None)
     for file in files:
         try:
             read_preset(file.read_bytes(), limits)
