@@ -152,8 +152,10 @@ class Reading:
 
 def stem_of(claim: Claim, batch: Batch) -> str:
     """What pictures of a file of many are named after; files of our making have no name."""
-    stem = claim.stem if claim.source == "file" else os.path.splitext(batch.name)[0]
-    return "" if claim.source != "file" and stem == f"api-{claim.ticket}" else stem
+    if claim.source == "file":
+        return claim.stem
+    stem = batch.name if batch.source == "http" else os.path.splitext(batch.name)[0]
+    return "" if stem == f"api-{claim.ticket}" else stem
 
 
 def _local(batch: Batch) -> datetime.datetime:
