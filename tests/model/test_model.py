@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
+from fnmatch import fnmatch
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -567,13 +568,17 @@ class LocalHub:
             )
         return self.commit, found + self.extra
 
-    def download(self, name: str, commit: str, patterns: Sequence[str]) -> Path:
+    def download(
+        self, name: str, commit: str, patterns: Sequence[str], *, anew: bool = False
+    ) -> Path:
         home = self.cache / f"models--{name.replace('/', '--')}"
         snapshot = home / "snapshots" / commit
         (home / "blobs").mkdir(parents=True, exist_ok=True)
         for file in self.files(name, commit)[1]:
             link = snapshot / file.path
-            if link.exists() or Path(file.path).suffix not in {Path(p).suffix for p in patterns}:
+            if not any(fnmatch(file.path, pattern) for pattern in patterns):
+                continue
+            if link.exists() and not anew:
                 continue
             if self.breaks_after is not None and len(self.fetched) >= self.breaks_after:
                 raise OSError("connection reset by peer")
@@ -581,6 +586,8 @@ class LocalHub:
             if file.path == self.spoils:
                 data = data[:-1] + bytes([data[-1] ^ 1])
             blob = home / "blobs" / (file.sha256 or file.sha1 or "")
+            for old in (blob, link) if anew else ():
+                old.unlink(missing_ok=True)
             if self.shares:
                 payload = self.cache / "blobs" / "ab" / hashlib.blake2s(data).hexdigest()
                 payload.parent.mkdir(parents=True, exist_ok=True)
@@ -828,6 +835,13 @@ def test_the_real_client_pulls_is_killed_and_goes_on(
     assert (home / "refs" / "main").read_text() == COMMIT
     fetched = [p.name for p in snapshot.rglob("*")]
     assert "README.md" not in fetched
+
+    blob = (snapshot / "vae/v.safetensors").resolve()
+    blob.write_bytes(blob.read_bytes()[:-1] + b"?")
+    hub_server.asked.clear()
+    _, err = pulling(hub_server).communicate(timeout=60)
+    assert weights.verify_model("me/tiny").problems == (), err.decode()
+    assert len([line for line in hub_server.asked if line.startswith("GET /me/")]) == 1
 
 
 def test_an_upscaler_is_pulled_by_its_digest_alone(

@@ -78,8 +78,10 @@ class HuggingFace:
                 if isinstance(f, RepoFile)
             ]
 
-    def download(self, name: str, commit: str, patterns: Sequence[str]) -> Path:
-        """Fetch what is not here yet, going on where an earlier call stopped."""
+    def download(
+        self, name: str, commit: str, patterns: Sequence[str], *, anew: bool = False
+    ) -> Path:
+        """Fetch what is not here yet; ``anew``: also what is, which the hub's cache takes for good."""
         from huggingface_hub import snapshot_download
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
@@ -87,7 +89,11 @@ class HuggingFace:
         with _reaching():
             return Path(
                 snapshot_download(
-                    name, revision=commit, allow_patterns=list(patterns), cache_dir=hub_cache()
+                    name,
+                    revision=commit,
+                    allow_patterns=list(patterns),
+                    cache_dir=hub_cache(),
+                    force_download=anew,
                 )
             )
 
@@ -152,10 +158,8 @@ def pull_model(
             }
             write_json(folder / MANIFEST, manifest)
             report = verify_model(folder)
-            if report.damaged:  # what the hub's cache holds it takes for good: fetch that anew
-                for path in report.damaged:
-                    _forget(folder / path)
-                hub.download(name, commit, _PATTERNS)
+            if report.damaged:
+                hub.download(name, commit, report.damaged, anew=True)
                 report = verify_model(folder)
     except (OSError, ValueError) as error:  # the hub's own errors are among these
         raise _unfinished(name, error) from error
@@ -182,12 +186,11 @@ def pull_upscaler(
     (name, path), hub = found.groups(), hub or HuggingFace()
     try:
         commit, _ = hub.files(name, "main")
-        fetched = hub.download(name, commit, [path]) / path
+        fetched = hub.download(name, commit, [path], anew=True) / path
         data = fetched.read_bytes()
     except (OSError, ValueError) as error:
         raise _unfinished(name, error) from error
     if (told := hashlib.sha256(data).hexdigest()) != sha256.lower():
-        _forget(fetched)
         raise SteadyError("model_damaged", f"{path} is another file: its sha256 is {told}.")
     final = folder / fetched.name
     with publish.disk_errors("The upscaler cannot be kept"):
@@ -203,18 +206,6 @@ def _unfinished(name: str, error: Exception) -> SteadyError:
         f"The download of {name} did not finish: {text[0][:200]}",
         remedy=f"Run `steady model pull {name}` again; it goes on where it stopped.",
     )
-
-
-def _forget(path: Path) -> None:
-    """Remove a file and, in a hub cache, all that it leads to: its blob may be a link again, to
-    where the cache keeps what several models share."""
-    cache = hub_cache().resolve()
-    while True:
-        further = path.parent / os.readlink(path) if path.is_symlink() else None
-        path.unlink(missing_ok=True)
-        if further is None or not further.parent.resolve().is_relative_to(cache):
-            return
-        path = further
 
 
 def _held(home: Path) -> int:

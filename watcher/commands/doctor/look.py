@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from watcher.commands.desk import Desk
 from watcher.errors import SteadyError
@@ -15,6 +15,9 @@ from watcher.errors import SteadyError
 if TYPE_CHECKING:
     from watcher.jobs import Job
     from watcher.limits import Card, Limits
+    from watcher.store import JobStore
+
+_Answer = TypeVar("_Answer")
 
 OK, NOTE, FAIL = "ok", "note", "fail"
 
@@ -73,24 +76,19 @@ class Look:
     @cached_property
     def setting(self) -> dict[str, Any]:
         """What the record says about the model; empty before the first start."""
-        try:
-            if self.desk.has_record():
-                with self.desk.record() as store:
-                    return dict(store.get("model") or {})
-        except SteadyError:
-            pass  # ``root.record`` says so
-        return {}
+        return self._recorded(lambda store: dict(store.get("model") or {}), {})
 
     @cached_property
     def newest(self) -> "list[Job]":
         """The latest jobs on record."""
+        return self._recorded(lambda store: store.jobs(limit=50), [])
+
+    def _recorded(self, ask: "Callable[[JobStore], _Answer]", nothing: _Answer) -> _Answer:
         try:
-            if self.desk.has_record():
-                with self.desk.record() as store:
-                    return store.jobs(limit=50)
+            with self.desk.record_if_any() as store:
+                return ask(store) if store else nothing
         except SteadyError:
-            pass  # ``root.record`` says so
-        return []
+            return nothing  # ``root.record`` says so
 
     @cached_property
     def model(self) -> str:

@@ -4,8 +4,7 @@ import json
 import shutil
 import stat
 import time
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator
 
 from watcher.commands.doctor.look import FAIL, OK, Finding, Look
 from watcher.errors import SteadyError
@@ -15,42 +14,16 @@ _FEWEST = {"max_user_watches": 1024, "max_user_instances": 16}
 _CLOCK_SLACK = 120.0  #: seconds the record may be ahead of the clock
 _BUILT = 1_767_225_600.0  #: 1 January 2026: no clock of a machine that runs this is before it
 
-
-class Extra(NamedTuple):
-    """An optional package: what pip knows it by, what it is good for, whether settings ask for it."""
-
-    name: str
-    use: str
-    asked: Callable[[Look], bool]
-
-
+#: Optional packages: what pip knows each by, and what it is good for.
 _EXTRAS = {
-    "ray": Extra("ray", "workers on other machines", lambda look: look.config.executor == "ray"),
-    "psycopg": Extra(
-        "postgres", "the record on a server", lambda look: look.config.database_path is None
-    ),
-    "bitsandbytes": Extra(
-        "quantize",
-        "smaller weights",
-        lambda look: any(c.options.get("quantize", "none") != "none" for c in look.limits.cards),
-    ),
-    "gguf": Extra(
-        "gguf",
-        "transformers in .gguf files",
-        lambda look: any(p.endswith(".gguf") for c in look.limits.cards for p in c.pieces),
-    ),
-    "spandrel": Extra(
-        "upscale",
-        "the networks in upscalers/",
-        lambda look: any(look.config.upscalers.glob("*.safetensors")),
-    ),
-    "apprise": Extra(
-        "notify", "notifications", lambda look: bool(look.config.notify and look.config.notify.to)
-    ),
-    "pynvml": Extra(
-        "care", "how hot a card is", lambda look: look.config.max_temperature is not None
-    ),
-    "mcp": Extra("mcp", "tools for agents", lambda look: False),
+    "ray": ("ray", "workers on other machines"),
+    "psycopg": ("postgres", "the record on a server"),
+    "bitsandbytes": ("quantize", "smaller weights"),
+    "gguf": ("gguf", "transformers in .gguf files"),
+    "spandrel": ("upscale", "the networks in upscalers/"),
+    "apprise": ("notify", "notifications"),
+    "pynvml": ("care", "how hot a card is"),
+    "mcp": ("mcp", "tools for agents"),
 }
 
 
@@ -149,12 +122,21 @@ def exposure(look: Look) -> Iterator[Finding]:
 
 def extras(look: Look) -> Iterator[Finding]:
     """Optional packages: a fault only where a setting asks for one that is absent."""
+    config, cards = look.config, look.limits.cards
+    asked = {
+        "ray": config.executor == "ray",
+        "psycopg": config.database_path is None,
+        "bitsandbytes": any(card.options.get("quantize", "none") != "none" for card in cards),
+        "gguf": any(piece.endswith(".gguf") for card in cards for piece in card.pieces),
+        "spandrel": any(config.upscalers.glob("*.safetensors")),
+        "apprise": bool(config.notify and config.notify.to),
+        "pynvml": config.max_temperature is not None,
+    }
     there = {name for name in _EXTRAS if look.machine.installed(name)}
-    for name, extra in _EXTRAS.items():
-        if name not in there and extra.asked(look):
-            words = f"the settings need {name} ({extra.use}), which is not installed"
-            mend = f"pip install 'steadydiffusion[{extra.name}]'"
-            yield Finding("extras", FAIL, words, mend)
+    for name, (extra, use) in _EXTRAS.items():
+        if asked.get(name) and name not in there:
+            words = f"the settings need {name} ({use}), which is not installed"
+            yield Finding("extras", FAIL, words, f"pip install 'steadydiffusion[{extra}]'")
             return
     told = [f"{name}{'' if name in there else ' (absent)'}" for name in _EXTRAS]
     yield Finding("extras", OK, "optional: " + ", ".join(told))
