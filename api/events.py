@@ -13,6 +13,7 @@ somebody listens; all streams are fed from what it saw.
 import asyncio
 import collections
 import contextlib
+import itertools
 import json
 import logging
 import threading
@@ -75,6 +76,7 @@ class Transition:
     """One transition, ready to be sent."""
 
     rev: int
+    ticket: str
     job_id: str
     ended: bool
     data: str
@@ -118,7 +120,7 @@ class Feed:
         self._news = asyncio.Event()
         self._fresh = False  #: were revs and recent changes looked up since the first listener?
         self._version: int | None = None
-        self._rev = 0  #: every change up to here was seen …
+        self.rev = 0  #: every change up to here was seen …
         self._floor = 0  #: … and those after here are in _recent
         self._recent: collections.deque[Transition] = collections.deque(maxlen=_RECENT)
         self.version = 0  #: grows whenever the record changed
@@ -190,7 +192,7 @@ class Feed:
         store = self._door.store
         version = store.data_version()
         if not self._fresh:
-            self._rev = self._floor = store.last_rev()
+            self.rev = self._floor = store.last_rev()
             self._recent.clear()
             self._queue_due = 0.0
             self._fresh = True
@@ -199,14 +201,14 @@ class Feed:
         if version == self._version:
             return False
         self.version += 1
-        jobs = store.since(self._rev, _PAGE)
+        jobs = store.since(self.rev, _PAGE)
         if len(jobs) < _PAGE:  # otherwise there is more: look again at once
             self._version = version
         for job in jobs:
             if len(self._recent) == _RECENT:
                 self._floor = self._recent[0].rev
             self._recent.append(self.change_of(job))
-            self._rev = job.rev
+            self.rev = job.rev
         return True  # a batch that was refused changes the record too, and no job
 
     def _look_at_pulse(self) -> bool:
@@ -250,7 +252,7 @@ class Feed:
     def change_of(self, job: Job) -> Transition:
         """How ``job`` stands now, as an event to send."""
         body = json.dumps(self._tell(job), ensure_ascii=False)
-        return Transition(job.rev, job.id, job.state.ended, body)
+        return Transition(job.rev, job.ticket, job.id, job.state.ended, body)
 
     # -- listening
 
@@ -268,7 +270,7 @@ class Feed:
                 await self._news.wait()
             if not self._fresh:
                 return  # nothing is known yet to go on from: the client keeps the id it has
-            cursor = self._rev if after is None else min(after, self._rev)
+            cursor = self.rev if after is None else min(after, self.rev)
             if job is not None:
                 # The job as it is now comes first, unless the client knows it.
                 cursor = min(after if after is not None else job.rev - 1, job.rev)
@@ -287,7 +289,7 @@ class Feed:
                 if job is None and self.queue and self.queue != told_queue:
                     told_queue = self.queue
                     yield format_sse_event(data_str=told_queue, event="queue")
-                if job is not None or cursor >= self._rev:
+                if job is not None or cursor >= self.rev:
                     try:
                         await asyncio.wait_for(news.wait(), PING_SECONDS)
                     except TimeoutError:
@@ -329,17 +331,26 @@ class Feed:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(news.wait(), most)
 
+    def moved(self, ticket: str, after: int) -> bool:
+        """Did a job of the batch change after the rev ``after``? True when nobody knows any more."""
+        return after < self._floor or any(c.ticket == ticket for c in self._newer(after))
+
+    def _newer(self, after: int) -> list[Transition]:
+        """The changes kept that came after the rev ``after``, the last one first."""
+        recent = list(self._recent)  # a thread adds to it meanwhile
+        return list(itertools.takewhile(lambda change: change.rev > after, reversed(recent)))
+
     async def _after(self, cursor: int, job: Job | None) -> list[Transition]:
         """What changed after ``cursor``: from memory, or from the record for one who comes late."""
         if job is not None:
-            if any(c.job_id == job.id and c.rev > cursor for c in self._recent) or (
+            if any(change.job_id == job.id for change in self._newer(cursor)) or (
                 cursor < self._floor or not self._recent
             ):
                 now = await run_in_threadpool(self._door.store.job, job.id)
                 return [self.change_of(now)] if now is not None and now.rev > cursor else []
             return []
         if cursor >= self._floor:
-            return [change for change in self._recent if change.rev > cursor]
+            return self._newer(cursor)[::-1]
         jobs = await run_in_threadpool(self._door.store.since, cursor, _PAGE)
         return [self.change_of(found) for found in jobs]
 

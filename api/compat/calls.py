@@ -6,7 +6,7 @@ gallery. A client that tries again after its time-out joins its first run: it se
 the key begins with the body's digest, is kept in the record as any key is, and a later start
 of the service finds it too.
 
-Waiting is fed by the one poller of events.py: nothing here looks at a clock or sleeps.
+Waiting is fed by the one poller of events.py: a call is looked up when a job of its own changed.
 A crash ends the lines, not the jobs.
 """
 
@@ -194,7 +194,7 @@ class Calls:
         Close it (``aclosing``): closed before the end means that the caller has hung up.
         Raises SteadyError stopping, and queue_paused when that lasts: what waits is withdrawn.
         """
-        seen, looked, over = -1, 0.0, False
+        version, rev, looked, over = -1, 0, 0.0, False
         patience = self._door.config.call_patience
         moved = time.monotonic()  #: when the queue was last seen to go on
         snapshot: Snapshot | None = None
@@ -203,12 +203,19 @@ class Calls:
             async with aclosing(turns):
                 async for _ in turns:
                     now = time.monotonic()
-                    if snapshot is None or seen != self._feed.version or now > looked + _UNASKED:
-                        seen, looked = self._feed.version, now
+                    seen, upto = self._feed.version, self._feed.rev
+                    if (
+                        snapshot is None
+                        or now > looked + _UNASKED
+                        or (seen != version and not snapshot.jobs)
+                        or (upto != rev and self._feed.moved(call.ticket, rev))
+                    ):
+                        looked = now
                         if self._door.near:
                             snapshot = self._look(call)
                         else:
                             snapshot = await run_in_threadpool(self._look, call)
+                    version, rev = seen, upto
                     over = snapshot.over
                     if over:
                         self._answer(call.ticket)

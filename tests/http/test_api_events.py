@@ -4,7 +4,8 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import aclosing
 
 import pytest
 from doors import Bench, Running, Stream, running
@@ -213,3 +214,32 @@ def test_a_stream_that_begins_while_the_service_stops_gets_no_id(bench: Bench):
     bench.done()
     assert asyncio.run(told(None)) == []
     assert asyncio.run(told(1)) == []
+
+
+def test_a_call_is_looked_up_when_its_own_batch_moved(bench: Bench):
+    """One of a thousand that wait asks nothing of the record when another's picture is done."""
+
+    async def told() -> None:
+        door = Door(bench.config, bench.store)
+        door.stopping.bind()
+        feed = Feed(door, Views(door).brief)
+
+        async def after(change: Callable[[], object]) -> int:
+            before = feed.rev
+            change()
+            while feed.rev == before:
+                await anext(turns)
+            return before
+
+        async with feed.running(), aclosing(feed.turns(0.1)) as turns:
+            await anext(turns)
+            mine, other = (bench.post()["job_id"] for _ in range(2))
+            await after(bench.watcher.take_in)
+            before = await after(bench.watcher.finish)
+            assert feed.moved(mine, before) and not feed.moved(other, before)
+            before = await after(bench.watcher.finish)
+            assert feed.moved(other, before) and not feed.moved(mine, before)
+            assert feed.moved("of long ago", -1), "nobody knows any more"
+            door.stopping.set()
+
+    asyncio.run(told())

@@ -103,7 +103,7 @@ class Command:
     def _facts(self, due: Delivery, batch: Batch) -> dict[str, str]:
         """The environment of the command; docs/operations.md has the table."""
         counts = self._store.progress(batch.ticket)
-        ended = self._store.last_end(batch.ticket) or due.created_at
+        ended = self._store.span(batch.ticket)[1] or due.created_at
         told = {
             "EVENT": due.event,
             "DELIVERY": due.id,

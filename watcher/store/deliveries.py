@@ -262,12 +262,6 @@ class Deliveries(Database):
             found[row["endpoint"]] = (number + 1, row["last_error"] or "")
         return found
 
-    def last_end(self, ticket: str) -> int | None:
-        """When the last of the batch's jobs ended; reads them all."""
-        rows = self.poll("SELECT max(completed_at) AS t FROM jobs WHERE ticket = :t", t=ticket)
-        end: int | None = rows[0]["t"]
-        return end
-
 
 def _delivery_of(row: Row) -> Delivery:
     return Delivery(**row)
