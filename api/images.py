@@ -153,13 +153,13 @@ def picture_bytes(door: Door, job: Job) -> bytes:
 
 
 def thumbnail(door: Door, job: Job, request: Request) -> Response:
-    """The small WebP of ``job`` (256 px); the picture itself when there is none."""
+    """The small WebP of ``job`` (256 px); the picture itself while there is none."""
     check_ready(job)
     relative = f".thumbs/{job.id[:2]}/{job.id}.webp"
     try:
         fd = open_inside(door.outputs, relative)
     except SteadyError:
-        return picture(door, job, request)
+        return picture(door, job, request, fixed=False)
     return _open_file(
         request,
         fd,

@@ -60,7 +60,7 @@ def routes(door: Door, calls: Calls, token: str | None) -> APIRouter:
 def _file_routes(router: APIRouter, shelf: Shelf, results: "Results", door: Door) -> None:
     @router.post("/files")
     async def upload(request: Request) -> Response:
-        """The one route that reads multipart."""
+        """Keep a file until a batch is made of it."""
         if media_type(request) != "multipart/form-data":
             raise SteadyError("bad_content_type", remedy="Send multipart/form-data.")
         async with request.form(max_files=1, max_fields=20) as form:

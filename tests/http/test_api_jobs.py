@@ -476,7 +476,8 @@ def test_a_picture_is_fetched_once_and_in_parts(bench: Bench):
 def test_the_thumbnail_is_served_and_the_picture_where_there_is_none(bench: Bench):
     job = bench.done()
     address = f"/jobs/{job.id}/image?size=256"
-    assert bench.client.get(address).content == PICTURE
+    whole = bench.client.get(address)
+    assert whole.content == PICTURE and "immutable" not in whole.headers["cache-control"]
     folder = bench.config.outputs / ".thumbs" / job.id[:2]
     folder.mkdir(parents=True)
     (folder / f"{job.id}.webp").write_bytes(b"small")
