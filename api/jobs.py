@@ -31,7 +31,7 @@ from api.submit import ON_ITS_WAY, Submissions, accepted, read_file
 from api.views import Views
 from watcher.chosen import rating_range, size_said
 from watcher.errors import SteadyError
-from watcher.jobs import MAX_SEED, Job, JobState, Priority
+from watcher.jobs import MAX_SEED, Job, JobState
 from watcher.log import now_us
 from watcher.pictures.outputs import Outputs
 from watcher.store import JobFilter
@@ -89,7 +89,7 @@ def _listed_jobs(router: APIRouter, door: Door, views: Views) -> None:
     @router.get("", response_model=models.JobPage)
     def list_jobs(
         request: Request,
-        state: Annotated[models.State | None, Query(description="only these")] = None,
+        state: Annotated[JobState | None, Query(description="only these")] = None,
         text: Annotated[
             str | None,
             Query(
@@ -118,7 +118,7 @@ def _listed_jobs(router: APIRouter, door: Door, views: Views) -> None:
         """Jobs, newest first. Follow `next` (or the Link header) for older ones; new jobs never
         shift a page."""
         chosen = JobFilter(
-            state=JobState(state) if state else None,
+            state=state,
             text=without_nul(text),
             since=moment_bound("since", since),
             until=moment_bound("until", until, end=True),
@@ -219,8 +219,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
                 store.rate(job_id, change.rating)
                 store.sync()
             if change.priority or change.position or change.rating is None:
-                priority = Priority(change.priority) if change.priority else None
-                store.reorder(job_id, priority=priority, position=change.position)
+                store.reorder(job_id, priority=change.priority, position=change.position)
         except SteadyError as error:
             raise _with_state(error, found) from None
         return JSONResponse(views.job(door.find(job_id)))

@@ -10,11 +10,8 @@ from pydantic import BaseModel, Field, create_model
 
 from api.examples import COUNTS, ID, Answer, RequestBody
 from watcher.describe import TOLD_APART
-from watcher.jobs import JobRequest
-
-State = Literal["queued", "generating", "completed", "failed", "cancelled"]
-Word = Literal["generating", "completed", "failed"]
-PriorityWord = Literal["interactive", "normal", "bulk"]
+from watcher.jobs import JobRequest, JobState, Priority
+from watcher.store import DeliveryState
 
 
 class Fault(Answer):
@@ -58,7 +55,7 @@ class Status(Answer):
 
     job_id: str
     image_name: str | None
-    status: Word = Field(examples=["completed"])
+    status: Literal["generating", "completed", "failed"] = Field(examples=["completed"])
     prompt: str
     height: int
     width: int
@@ -68,7 +65,7 @@ class Status(Answer):
     )
     completed_at: str | None = Field(examples=["2026-01-21T14:30:45.789012"])
     error_message: str | None
-    state: State
+    state: JobState
     position: int | None = Field(description="jobs that run before this one; 0 is next or running")
     progress: float = Field(ge=0, le=1)
     step: int | None
@@ -114,14 +111,14 @@ class JobView(Asked):
     id: str
     ticket: str
     index: int
-    state: State
+    state: JobState
     rev: int = Field(description="grows with every change of any job")
     image_name: str | None
     path: str | None = Field(description="below the outputs folder")
     final_size: str = Field(
         description="of the picture, once `upscale` is done", examples=["2048x2048"]
     )
-    priority: PriorityWord
+    priority: Priority
     created_at: str
     started_at: str | None
     completed_at: str | None
@@ -357,7 +354,7 @@ class DeliveryView(Answer):
     endpoint: str = Field(examples=["https://hooks.example.com/pictures"])
     ticket: str | None
     job_id: str | None
-    state: Literal["pending", "delivered", "dead"] = Field(examples=["delivered"])
+    state: DeliveryState = Field(examples=["delivered"])
     attempts: int = Field(examples=[1])
     created_at: str
     next_at: str | None = Field(description="when it is tried next")
@@ -392,7 +389,7 @@ class Attention(Answer):
 class Change(RequestBody):
     """A job's new place in the queue, or what a person thinks of its picture."""
 
-    priority: PriorityWord | None = Field(None, examples=["interactive"])
+    priority: Priority | None = Field(None, examples=["interactive"])
     position: Literal["front", "back"] | None = Field(None, examples=["front"])
     rating: int | None = Field(
         None, ge=-1, le=5, description="1 to 5, -1 rejects, 0 takes either back"
