@@ -4,6 +4,7 @@ import importlib.util
 import platform
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look, Machine
@@ -94,19 +95,10 @@ def memory(look: Look) -> Iterator[Finding]:
     host = look.devices["cpu"]
     cards = {found["device"]: found for found in look.devices["cuda"]}
     chip = cards.get(look.device) or (next(iter(cards.values())) if look.device == "cuda" else {})
-    chosen = plan.plan(
-        plan.DeviceDescription(
-            chip.get("device", look.device),
-            chip.get("name", ""),
-            tuple(chip["capability"]) if chip.get("capability") else None,
-            chip.get("total"),
-            chip.get("free"),
-            host["free"],
-        ),
-        options,
-        look.config.dtype,
-        weights,
-    )
+    described = plan.DeviceDescription(look.device, host_free=host["free"])
+    if chip:
+        described = replace(described, **chip | {"capability": tuple(chip["capability"])})
+    chosen = plan.plan(described, options, look.config.dtype, weights)
     words = " ".join(chosen.because)
     each = {"bfloat16": 2, "float32": 4}[chosen.dtype]
     need = each * (weights.transformer + weights.text_encoder + weights.vae)
