@@ -72,7 +72,7 @@ ERRORS: dict[str, ErrorKind] = {
     "not_a_regular_file": ErrorKind(422, 2, "This is not a regular file.", "Copy the file itself into the inbox; links, pipes and folders are not followed."),
     "unreadable": ErrorKind(422, 2, "The service may not read this file.", "Give the service's user or group read permission (chmod g+r) and drop it again."),
     "crashed_service": ErrorKind(422, 2, "Reading this file stopped the service again and again, so it was set aside unread.", "Look at the file; move it back to the inbox to try again."),
-    "unsupported_suffix": ErrorKind(422, 2, "Files of this kind are not read.", "Use .yaml, .json, .jsonl, .csv, .tsv or .txt."),
+    "unsupported_suffix": ErrorKind(422, 2, "Files of this kind are not read.", "Use .yaml, .json, .jsonl, .csv, .tsv, .txt, a .zip with one of these, or a picture that carries a recipe."),
     "key_conflict": ErrorKind(422, 2, "The same key was used before with other content.", "Use a new key, or send the same content."),
     # -- asking
     "bad_request": ErrorKind(400, 2, "The request cannot be read.", "Send a well-formed request."),

@@ -309,6 +309,7 @@ def test_other_suffixes_are_not_read() -> None:
     with pytest.raises(SteadyError) as caught:
         rows("x", ".doc")
     assert caught.value.code == "unsupported_suffix"
+    assert caught.value.remedy == "Save the prompts as .txt, one a line."
 
 
 def batch_line(**body: object) -> str:

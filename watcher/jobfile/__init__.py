@@ -38,7 +38,7 @@ from watcher.jobfile.tables import Row, cells_of, decoded
 from watcher.jobs import JobRequest, Priority
 from watcher.limits import Limits
 from watcher.pictures.recipe import again, read_recipe
-from watcher.suffixes import FORMS, MAX_PICTURE
+from watcher.suffixes import FORMS, MAX_PICTURE, remedy_for
 
 MAX_BYTES = 1 << 20  #: of a .yaml or .json
 MAX_TABLE = 4 << 30  #: of a table
@@ -113,7 +113,7 @@ def form_of(suffix: str) -> str:
     """How a file of this suffix is read. Raises SteadyError unsupported_suffix."""
     if (form := FORMS.get(suffix.lower())) is None:
         message = f"{shown_key(suffix) or 'Such'} files are not read."
-        raise SteadyError("unsupported_suffix", message)
+        raise SteadyError("unsupported_suffix", message, remedy=remedy_for(f"file{suffix}"))
     return form
 
 
