@@ -20,12 +20,13 @@ from api.images import archive, binary, disposition
 from api.paging import Limit, link_of
 from api.views import Views
 from watcher.errors import SteadyError
-from watcher.inbox import file_of, open_claim, refused_rows_of
+from watcher.inbox import file_of, open_claim
 from watcher.jobfile import MAX_TABLE
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.sheet import PICTURES, contact_sheet
+from watcher.refused import RefusedRows
 from watcher.results import result_table
 
 _ANY = "application/octet-stream"  #: of what is taken home as a file
@@ -111,7 +112,7 @@ def _taking_home(router: APIRouter, door: Door) -> None:
     download("result.csv", "What became of each job, with the columns of its file.",
              lambda batch: result_table(door.store, door.inbox, batch))  # fmt: skip
     download("refused.csv", "The rows that could not be used, each with its reason.",
-             lambda batch: _sent_from(refused_rows(door, batch)))  # fmt: skip
+             lambda batch: refused_rows(door, batch))  # fmt: skip
     download("file", "The file as it came.", lambda batch: _file_of(door, batch))
 
     @router.get(
@@ -171,17 +172,12 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
         )
 
 
-def refused_rows(door: Door, batch: Batch) -> BinaryIO:
-    """The table of the rows that could not be used, which may be long; close it.
-
-    Raises SteadyError batch_not_found without one.
-    """
-    with contextlib.suppress(OSError):
-        place = batch.claim or batch.ticket, batch.name, batch.suffix
-        if batch.refused_rows and (path := refused_rows_of(door.inbox, *place)):
-            return path.open("rb")
-    raise SteadyError("batch_not_found", "The batch has no table of refused rows.",
-                      remedy="It is written when the batch is done.")  # fmt: skip
+def refused_rows(door: Door, batch: Batch) -> Iterator[bytes]:
+    """The table of the rows that could not be used. SteadyError batch_not_found without one."""
+    table = RefusedRows(door.inbox).table(batch)
+    if table is None:
+        raise SteadyError("batch_not_found", "The batch has no table of refused rows.")
+    return table
 
 
 def _file_of(door: Door, batch: Batch) -> Iterator[bytes]:

@@ -114,7 +114,7 @@ def act(order: dict[str, Any]) -> None:
     if order["do"] == "archive":
         inbox.archive(
             claim.ticket, claim.name, claim.suffix, day="20260101",
-            result=[b"{}"], table=[b"row\n"], refused=[b"error\n"],
+            result=[b"{}"], table=[b"row\n"], further=[(".refused.csv", [b"error\n"])],
         )  # fmt: skip
     elif order["do"] == "refuse":
         inbox.refuse(claim, {"code": "bad_yaml"})

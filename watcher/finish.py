@@ -28,6 +28,7 @@ from watcher.log import say
 from watcher.parts import Part, Shared
 from watcher.pictures.outputs import NameTaken, Outputs, Saved
 from watcher.pictures.recipe import recipe_of
+from watcher.refused import RefusedRows
 from watcher.results import day_of, result_json, result_table
 from watcher.store import Completion
 from watcher.suffixes import FORMS, LINE_SUFFIXES
@@ -65,12 +66,11 @@ class Finisher(Part):
         shared: Shared,
         *,
         outputs: Outputs,
-        refused_rows: Callable[[Batch], Iterable[bytes] | None],
         told: Callable[[], None] = lambda: None,
         address: str = "",
     ) -> None:
         super().__init__(shared)
-        self._refused_rows = refused_rows
+        self._refused = RefusedRows(self._inbox.folder)
         self._address = address  #: where the door serves pictures
         self._outputs = outputs
         self._told = told
@@ -312,15 +312,19 @@ class Finisher(Part):
     def archive(self, batch: Batch) -> None:
         """Move the batch's file to done/, write the result beside it, set ``archived``.
 
-        Each step may be done again: a crash between any two is finished by the next call.
+        What came by the command or over HTTP is removed; of it only the rows that could not be
+        used come to done/. Each step may be done again: a crash between any two is finished by the
+        next call.
         """
+        place, day = (
+            (batch.claim or batch.ticket, batch.name, batch.suffix),
+            day_of(batch.created_at),
+        )
+        rows = (".refused.csv", self._refused.table(batch) or ())
         if batch.error is None and batch.source == "file":
-            rows = self._refused_rows(batch)
             self._inbox.archive(
-                batch.claim or batch.ticket,
-                batch.name,
-                batch.suffix,
-                day=day_of(batch.created_at),
+                *place,
+                day=day,
                 result=result_json(
                     batch,
                     self._store.progress(batch.ticket),
@@ -329,11 +333,12 @@ class Finisher(Part):
                 table=result_table(self._store, self._inbox.folder, batch)
                 if batch.suffix in LINE_SUFFIXES
                 else None,
-                refused=rows,
-                further=self._openai_files(batch),
+                further=[rows, *self._openai_files(batch)],
             )
         elif batch.error is None:
-            self._inbox.discard(batch.claim or batch.ticket)
+            self._inbox.discard(place[0])
+            if batch.refused_rows:
+                self._inbox.archive(*place, day=day, further=[rows])
         self._checkpoint("archived_files")
         self._store.archived(batch.ticket)
         self._checkpoint("archived")

@@ -196,7 +196,6 @@ class Finder:
         ticket: under which what is copied is noted.
         beside: a folder whose pictures go before those of the root.
         copies: what is found is copied; those who only look ahead copy nothing.
-        settled: the file was read before: only what was copied then is there.
     """
 
     def __init__(
@@ -206,13 +205,11 @@ class Finder:
         *,
         beside: Path | None = None,
         copies: bool = True,
-        settled: bool = False,
     ) -> None:
         self._inputs = inputs
         self._ticket = ticket
         self._beside = beside
         self._copies = copies
-        self._settled = settled
         self._bundle: Bundle | None = None
         noted = inputs.store.inputs_of(ticket) if ticket and inputs.store else {}
         self._known = {name: digest for name, digest in noted.items() if inputs.has(digest)}
@@ -234,7 +231,7 @@ class Finder:
         if pattern in known or self._path(pattern) is not None:
             return [pattern]
         found = {name for name in known if _matches(name, pattern)}
-        for folder in () if self._settled else self._folders():
+        for folder in self._folders():
             pictures = (
                 path.relative_to(folder).as_posix()
                 for path in folder.glob(pattern)
@@ -296,7 +293,7 @@ class Finder:
             return data
         if self._bundle and (inside := self._bundle.picture(name)) is not None:
             return inside
-        path = None if self._settled else self._path(name)
+        path = self._path(name)
         if path is None:
             return None
         return _read(path, name)

@@ -20,6 +20,7 @@ from watcher.inbox import done_files, drop_done
 from watcher.inputs import Inputs
 from watcher.jobs import Batch, Job, JobState
 from watcher.pictures.outputs import Outputs
+from watcher.refused import RefusedRows
 from watcher.store import JobStore
 
 _CHUNK = 500  #: jobs that leave the record at once
@@ -54,6 +55,7 @@ class Pruner:
         self._inbox = inbox
         self._inputs = inputs
         self._uploads = uploads
+        self._refused = RefusedRows(inbox)
         self._checkpoint = checkpoint
 
     def prune(self, before: int, *, images: bool = False, dry_run: bool = False) -> Pruned:
@@ -80,6 +82,7 @@ class Pruner:
                 self._checkpoint("batch_dropped")
         if not dry_run:
             pruned.files += self._drop_orphans(before) + self._drop_uploads(before)
+            self._refused.sweep(before, self._store.batch)
             pruned.inputs = self._inputs.sweep(before)
         return pruned
 

@@ -165,7 +165,6 @@ class Service:
         self._finisher = Finisher(
             shared,
             outputs=self._outputs,
-            refused_rows=reading.refused_rows,
             told=self._notifier.ring,
             address=config.address,
         )

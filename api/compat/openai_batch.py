@@ -6,7 +6,6 @@ are written from the record whenever they are asked for, so they are never out o
 room.
 """
 
-import datetime
 import functools
 import itertools
 import json
@@ -25,12 +24,11 @@ from api.bodies import KEY, fault, json_object, media_type, read_body
 from api.compat.calls import Attempt, Calls
 from api.compat.uploads import Shelf
 from api.door import Door
-from watcher import jobfile
 from watcher.errors import SteadyError
 from watcher.jobfile.batchline import BATCH_URL, refused_lines, result_lines
-from watcher.jobfile.tables import Row
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
+from watcher.refused import RefusedRows
 from watcher.submission import Body
 
 MAX_FILE = 200 << 20  #: bytes of an upload, as there
@@ -277,22 +275,9 @@ class Results:
         jobs = self._store.jobs_by_row(ticket)
         lines = result_lines(jobs, url_of, good=kind == "output")
         if kind == "error" and batch.refused_rows:
-            return itertools.chain(lines, self._refused(batch))
+            refused = RefusedRows(self._door.inbox).of(ticket)
+            return itertools.chain(lines, refused_lines(refused))
         return lines
-
-    def _refused(self, batch: Batch) -> Iterator[bytes]:
-        """Lines of the upload that could not be used, read from it once more."""
-        note = self._shelf.note(_batch_id(batch.ticket)) or {}
-        try:
-            stream = self._shelf.path(note.get("input_file_id", "")).open("rb")
-        except OSError:
-            return  # the client deleted its upload
-        local = datetime.datetime.fromtimestamp(batch.created_at / 1e6).astimezone()
-        with stream:
-            rows = jobfile.read_lines(
-                stream, ".jsonl", self._door.limits(), now=local, salt=batch.ticket
-            )
-            yield from refused_lines(r for r in rows if isinstance(r, Row))
 
 
 def _status(batch: Batch, counts: Mapping[JobState, int]) -> str:

@@ -3,7 +3,6 @@
 Decides nothing about how it looks: that is the templates' affair. Changes nothing.
 """
 
-import contextlib
 import json
 import shutil
 import sys
@@ -13,7 +12,6 @@ from typing import Any
 from fastapi import Request
 from starlette.responses import Response
 
-from api.batches import refused_rows
 from api.door import Door, Kept
 from api.errors import body_of
 from api.guard import accepts_html
@@ -46,6 +44,7 @@ from watcher.needs import needs_of, reasons_of
 from watcher.pace import span_words
 from watcher.pictures.sheet import Grid
 from watcher.program import installed_version
+from watcher.refused import RefusedRows
 from watcher.store import JobFilter
 from watcher.suffixes import FORMS
 from watcher.upscaling import MAX_LARGE_SIDE, USUAL_FACTOR
@@ -296,10 +295,8 @@ class Pages:
         failed = self._store.failed_of(ticket, _FAILED) if progress[JobState.FAILED] else []
         waiting = batch.jobs - ended
         span = self._store.span(ticket) if not waiting and batch.jobs <= _TIMED else None
-        columns: list[str] = []
-        refused: list[list[str]] = []
-        with contextlib.suppress(SteadyError):
-            columns, refused = table_of(refused_rows(self._door, batch))
+        bad = RefusedRows(self._door.inbox).of(batch.ticket) if batch.refused_rows else ()
+        columns, refused = table_of(bad)
         captions = captions_of([job.request.prompt for job in rows[:_SHEET]])
         return self.show(
             "batch.html",

@@ -7,9 +7,9 @@ import hashlib
 import io
 import itertools
 import urllib.parse
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +17,7 @@ from api.bodies import json_object
 from api.paging import moment_bound, without_nul
 from watcher.chosen import rating_range, size_said
 from watcher.errors import SteadyError
+from watcher.jobfile.tables import Row, refused_csv
 from watcher.jobs import Job, JobState
 from watcher.limits import Card
 from watcher.store import JobFilter, JobStore
@@ -142,21 +143,22 @@ def captions_of(prompts: Sequence[str]) -> list[str]:
     ]
 
 
-def table_of(table: BinaryIO) -> tuple[list[str], list[list[str]]]:
-    """A table of refused rows: its columns (the last says what is wrong), and the first rows.
+def table_of(rows: Iterable[Row]) -> tuple[list[str], list[list[str]]]:
+    """The first of the refused ``rows`` as in their table: its columns, and their cells.
 
-    Closes ``table``. It ends before a row that is too long for a page.
+    The last column says what is wrong. It ends before a row that is too long for a page.
     """
-    rows: list[list[str]] = []
-    with (
-        io.TextIOWrapper(table, "utf-8-sig", "replace", newline="") as lines,
-        contextlib.suppress(csv.Error),
-    ):
-        for row in itertools.islice(csv.reader(lines), _MOST_ROWS + 1):
-            if sum(map(len, row)) > _LONG_ROW:
-                break
-            rows.append(row)  # those before an error stay
-    return (rows[0], rows[1:]) if rows else ([], [])
+    shown: list[Row] = []
+    for row in itertools.islice(rows, _MOST_ROWS):
+        if sum(len(name) + len(cell) for name, cell in row.cells.items()) > _LONG_ROW:
+            break
+        shown.append(row)
+    else:
+        if not shown:
+            return [], []
+    table = b"".join(refused_csv(lambda: shown)).decode("utf-8-sig")
+    columns, *cells = csv.reader(io.StringIO(table, newline=""))
+    return columns, cells
 
 
 #: Prompts that show what a model can do, where a person does not know what to type.

@@ -14,7 +14,11 @@ from playwright.sync_api import Browser, Page, expect
 from store_children import new_jobs, record_jobs
 from test_page import LOOKS, Eyes, Stage, barriers, browser, drop, seen  # noqa: F401
 
+from watcher.errors import ValueFault
+from watcher.inbox import refused_rows
+from watcher.jobfile.tables import Row
 from watcher.log import now_us
+from watcher.refused import line_of
 
 
 @dataclass
@@ -231,11 +235,13 @@ def test_prompts_and_loras_are_picked(eyes: Eyes, scene: Scene):
 
 
 def test_refused_rows_are_mended_where_they_are_shown(eyes: Eyes, scene: Scene):
-    done = scene.stage.config.inbox / "done" / "20260101"
-    done.mkdir(parents=True)
-    (done / f"mixed~{scene.mixed[:8]}.csv").write_text("prompt,width\n")
     table = '\ufeffprompt,width,error\r\n"a ""fine"" boat, at sea",65,`width` must be a multiple of 16.\r\n,64,`prompt` is missing.\r\n'
-    (done / f"mixed~{scene.mixed[:8]}.refused.csv").write_bytes(table.encode())
+    boat, none = {"prompt": 'a "fine" boat, at sea', "width": "65"}, {"prompt": "", "width": "64"}
+    said = ("`width` must be a multiple of 16.", "`prompt` is missing.")
+    bad = [Row(n, n + 1, cells, (ValueFault("out_of_range", words),))
+           for n, (cells, words) in enumerate(zip((boat, none), said, strict=True), 1)]  # fmt: skip
+    (rows := refused_rows(scene.stage.config.inbox, scene.mixed)).parent.mkdir()
+    rows.write_bytes(b"".join(map(line_of, bad)))
     page = eyes.open(f"/batches/{scene.mixed}")
     mend = page.locator("#mend")
     expect(mend.locator(".wrong").first).to_have_text("width must be a multiple of 16.")

@@ -21,9 +21,12 @@ from torture import write_loras
 from api.app import create_app
 from api.images import open_inside
 from api.models import BatchView, JobPage, JobView, QueueView, Status
-from watcher.errors import SteadyError
+from watcher.errors import SteadyError, ValueFault
+from watcher.inbox import refused_rows
+from watcher.jobfile.tables import Row
 from watcher.jobs import ticket_of_key
 from watcher.log import now_us
+from watcher.refused import line_of
 from watcher.submission import Body
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
@@ -622,21 +625,21 @@ def test_the_archive_of_a_table_holds_the_table_with_its_own_columns(bench: Benc
 
 
 def test_a_long_table_of_refused_rows_is_never_in_memory(bench: Bench):
-    ticket, text = ticket_of_key("long"), "prompt,error\n" + "a boat,wrong\n" * 800_000
+    ticket, number = ticket_of_key("long"), 200_000
+    bad = line_of(Row(1, 2, {"prompt": "a boat"}, (ValueFault("bad_shape", "wrong"),)))
     bench.store.begin_reading(ticket, name="long.csv", suffix=".csv", source="file")
-    record_jobs(bench.store, ticket, [], first_index=0, final=True, refused_rows=800_000,
+    record_jobs(bench.store, ticket, [], first_index=0, final=True, refused_rows=number,
                 now=now_us(), local=datetime.now())  # fmt: skip
-    day = bench.config.inbox / "done" / "20260101"
-    day.mkdir(parents=True)
-    for kind in ("csv", "refused.csv"):
-        (day / f"long~{ticket[:8]}.{kind}").write_text(text)
+    (kept := refused_rows(bench.config.inbox, ticket)).parent.mkdir()
+    kept.write_bytes(bad * number)
     address = f"/batches/{ticket}"
     tracemalloc.start()
     page = bench.client.get(address, headers={"accept": "text/html"})
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert page.text.count("a boat") == 200 and peak < len(text) / 2
-    assert bench.client.get(f"{address}/refused.csv").text == text
+    assert page.text.count("a boat") == 200 and peak < len(bad) * number / 2
+    table = bench.client.get(f"{address}/refused.csv").text.splitlines()
+    assert (table[0], len(table), table[-1]) == ("\ufeffprompt,error", number + 1, "a boat,wrong")
 
 
 def test_an_unread_batch_can_be_cancelled(bench: Bench):

@@ -70,6 +70,44 @@ def test_the_results_come_back_as_a_table_with_rows_and_labels(make_root: Make) 
     assert back.startswith("id,prompt,width,error") and "A-3,bad,65" in back
 
 
+def test_refused_rows_come_back_as_they_were_judged_whatever_was_changed_since(
+    make_root: Make,
+) -> None:
+    root = make_root()
+    (root.folder / "inputs").mkdir()
+    (torn := root.folder / "inputs" / "torn.png").write_bytes(b"\x89PNG")
+    root.drop("night.csv", "prompt,image,width\na steps=1,,64\nb,torn.png,\nc,,2048\n")
+    root.configure(max_side=1024)
+    assert root.watch(point="recorded", once=True).wait(60) == -signal.SIGKILL
+    torn.unlink()
+    root.configure(max_side=2048)
+    root.finish()
+    told = {row["prompt"]: row["error"] for row in results(root, "night~*.refused.csv")}
+    assert "no picture that can be read" in told["b"] and "1024" in told["c"]
+
+
+def test_refused_rows_come_back_to_whoever_sent_the_table(make_root: Make) -> None:
+    from doors import running
+
+    root = make_root()
+    text = "prompt,width\nfine steps=1,64\nbad,65\n"
+    (file := root.folder / "sent.csv").write_text(text)
+    assert steady(root, "submit", str(file)).returncode == 0
+    with running(root.folder) as api:
+        headers = {"Content-Type": "text/csv"}
+        post = urllib.request.Request(f"{api.url}/jobs?filename=posted.csv", text.encode(), headers)
+        urllib.request.urlopen(post, timeout=20).close()
+        root.finish()
+        for name in ("sent", "posted"):
+            [row] = results(root, f"{name}~*.refused.csv")
+            assert row["prompt"] == "bad" and "multiple of 16" in row["error"]
+            asked = "SELECT ticket FROM batches WHERE name LIKE ?"
+            [batch] = rows(root.folder, asked, f"{name}%")
+            url = f"{api.url}/batches/{batch['ticket']}/refused.csv"
+            with urllib.request.urlopen(url, timeout=20) as answer:
+                assert b"multiple of 16" in answer.read()
+
+
 def results(root: Root, table: str) -> list[dict[str, str]]:
     [path] = (root.inbox / "done").rglob(table)
     return list(csv.DictReader(path.read_text(encoding="utf-8-sig").splitlines()))

@@ -15,7 +15,7 @@ from torture import MODELS, kill_on_sight, storm
 #: Every step of the protocol that leaves something behind, in the order of a job's journey.
 POINTS = [
     "preset_kept", "claimed", "claim_taken", "claim_synced", "tries_committed", "input_noted",
-    "input_written", "input_copied", "parsed", "recorded",
+    "input_written", "input_copied", "parsed", "refused_kept", "recorded",
     "group_begun", "group_read", "group_recorded", "chunk_recorded",
     "dispatched", "picture_received", "tmp_written", "linked", "folder_synced",
     "thumbnail_written", "completed", "archived_moved", "sidecar_written", "archived_files",
@@ -33,14 +33,14 @@ JOBS = 1 + 3 + ROWS + 1 + 1
 
 
 def fill(root: Root, *, grouped: bool = False) -> None:
-    """One job, a list of three, a table in two chunks, a file in a hot folder, a job that starts
+    """One job, a list of three, a table in two chunks with a row that cannot be used, a file in a hot folder, a job that starts
     from a picture, and one that must be refused.
 
     ``grouped``: the first two lie side by side and are taken together.
     """
-    lines = "".join(f"row-{i} steps=2\n" for i in range(ROWS))
+    lines = "".join(f"row-{i} steps=2,\n" for i in range(ROWS)) + "bad row,7\n"
     three = json.dumps([{"prompt": f"three-{i} steps=2"} for i in range(3)])
-    files = [("one.yaml", "prompt: one steps=2\n"), ("table.csv", "prompt\n" + lines)]
+    files = [("one.yaml", "prompt: one steps=2\n"), ("table.csv", "prompt,width\n" + lines)]
     files.insert(1 if grouped else 2, ("three.json", three))
     root.preset("hot", "prompt: hot steps=2\n")
     (root.folder / "inputs").mkdir(exist_ok=True)
@@ -60,7 +60,9 @@ def check(root: Root, receiver: Receiver, *, kills: int, jobs: int = JOBS) -> No
     assert left == []
     done = [p for p in (root.inbox / "done").rglob("*") if p.is_file()]
     assert [p.name for p in (root.inbox / "hot").iterdir()] == []
-    assert len(done) == 11, done  # the files, a result each, and the table's rows
+    assert len(done) == 12, done  # the files, a result each, and the table's rows
+    [back] = [path for path in done if path.name.endswith(".refused.csv")]
+    assert "bad row,7,`width` must" in back.read_text()
 
 
 @pytest.mark.parametrize("point", POINTS)

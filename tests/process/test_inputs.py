@@ -734,7 +734,7 @@ def test_a_pattern_means_the_same_in_a_folder_a_bundle_and_what_was_copied(
         store.note_inputs(ticket, [(name, "0" * 64) for name in pictures])
         inputs = Inputs(config, store)
         inputs.copy("0" * 64, png(1))
-        assert Finder(inputs, ticket, settled=True).matches(pattern) == expected
+        assert Finder(inputs, ticket).matches(pattern) == expected
 
 
 def test_many_names_are_found_without_a_record(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What becomes of files one after the other: who goes first, what a key means, what goes on."""
 
+import contextlib
 import json
 import uuid
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from watcher.jobfile.tables import Row
 from watcher.jobs import Batch, ticket_of_key
 from watcher.models.cards import limits_known
 from watcher.parts import Shared
+from watcher.refused import RefusedRows
 from watcher.store import JobStore
 
 SENT = [str(uuid.uuid4()) for _ in range(3)]
@@ -71,14 +73,14 @@ class Rows:
 class Desk:
     """A record and an inbox, and whoever reads its files, one by one."""
 
-    def __init__(self, root: Path, reads: type[Reading] = Reading, **allowed: Any) -> None:
+    def __init__(self, root: Path, reads: type[Reading] = Reading, **card: Any) -> None:
         config = Config.load(root, settle_seconds=0, rescan_seconds=0.05)
         config.state.mkdir(exist_ok=True)
         self.config, self.store = config, JobStore(config.database_url)
         self.inbox = Inbox(config.inbox, settle=0, rescan=0.05)
         self.reading = reads(
             inbox=self.inbox,
-            limits=replace(limits_known(config, None), **allowed),
+            limits=replace(known := limits_known(config, None), usual=replace(known.usual, **card)),
             root=root,
             inputs=Inputs(config, self.store),
         )
@@ -100,6 +102,11 @@ class Desk:
         claims: list[Any] = []
         until(lambda: claims.extend(self.inbox.scan()) or claims)
         self.intake.take(claims[0])
+        return self.batch
+
+    @property
+    def batch(self) -> Batch:
+        """The one that came last."""
         return self.store.batches(limit=1)[0]
 
     def close(self) -> None:
@@ -176,6 +183,33 @@ def test_what_goes_on_with_a_batch_waits_until_its_table_was_read(root: Path):
         desk.intake.stop()
         desk.close()
     assert found == {"a": None, "b": None, "more": 1}
+
+
+class Cut(BaseException):
+    """The process ends here."""
+
+
+def test_a_table_goes_on_with_no_row_lost_whatever_was_changed_meanwhile(root: Path):
+    wide = (1, 2, 4, 26, 27)
+    rows = [f"row {n},{1024 if n in wide else 7 if n == 3 else 64},64\n" for n in range(1, 31)]
+
+    def dies() -> None:
+        raise Cut
+
+    desk = Desk(root)
+    desk.after = dies
+    with contextlib.suppress(Cut):
+        desk.take("t.csv", "prompt,width,height\n" + "".join(rows))
+    assert [job.row for job in desk.store.jobs_in_order(desk.batch.ticket)] == [1, 2, *range(4, 22)]
+    desk.close()
+    desk = Desk(root, max_side=768)
+    [claim] = desk.inbox.leftovers()
+    desk.intake.take(claim)
+    made = {job.row for job in desk.store.jobs_in_order(desk.batch.ticket)}
+    refused = {row.number for row in RefusedRows(desk.config.inbox).of(desk.batch.ticket)}
+    assert (refused, desk.batch.refused_rows) == ({3, 26, 27}, 3)
+    assert made == set(range(1, 31)) - refused
+    desk.close()
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def tree(folder: Path) -> dict[str, str]:
 def archive(inbox: Inbox, name: str, day: str = "20260101", result: bytes = b"{}") -> None:
     inbox.archive(
         TICKET, name, os.path.splitext(name)[1].lower(), day=day,
-        result=[result[:1], result[1:]], table=[b"row\n"], refused=[b"error\n"],
+        result=[result[:1], result[1:]], table=[b"row\n"], further=[(".refused.csv", [b"error\n"])],
     )  # fmt: skip
 
 
@@ -297,7 +297,7 @@ def test_a_full_disk_costs_nothing(small_disk: Path) -> None:
     for call in (
         lambda: inbox.archive(
             TICKET, "cats.csv", ".csv", day="20260101", result=[b"{}"], table=[b"row\n"],
-            refused=[b"error\n"],
+            further=[(".refused.csv", [b"error\n"])],
         ),
         lambda: drop_file(small_disk, b"prompt: a fox", ".yaml", OTHER),
     ):  # fmt: skip

@@ -53,7 +53,9 @@ class Submission:
     def warnings(self) -> list[str]:
         """What is to be told before it is queued."""
         refused = self.plan.refused_rows
-        words = f"{refused} of its rows cannot be used: see the .refused.csv that comes back"
+        words = (
+            f"{refused} of its rows cannot be used: see the .refused.csv that comes to inbox/done/"
+        )
         return [*self.plan.warnings, *([words] if refused else [])]
 
 

@@ -3,6 +3,7 @@
     inbox/x.yaml                        somebody's file, or api-<ticket>.json of our own making
     inbox/ink/x.jpg                     the same, below the preset ``ink`` (``hot``)
     inbox/.claimed/<ticket>~x.yaml      ours: the new name is the claim, and carries the id
+    inbox/.rows/<ticket>.jsonl      rows of it that cannot be used, written when they are judged
     inbox/done/YYYYMMDD/x~<ticket8>.yaml    all its jobs ended; .result.json beside it
     inbox/refused/x.yaml                nothing of it ran; x.yaml.error.json says why
 
@@ -22,7 +23,7 @@ from watcher.inbox.archive import (
     drop_done as drop_done,
     file_of as file_of,
     lies_refused as lies_refused,
-    refused_rows_of as refused_rows_of,
+    refused_rows as refused_rows,
 )
 from watcher.inbox.claims import Claim as Claim, open_claim as open_claim
 from watcher.inbox.submit import drop_file as drop_file

@@ -26,8 +26,8 @@ from watcher.publish import disk_errors
 from watcher.suffixes import JOB_SUFFIXES
 
 MARK = ".steady"  #: tells our inbox from the bare mount point below it
-#: Its rooms: half-written files, files in work, finished ones, refused ones.
-TMP, CLAIMED, DONE, REFUSED = ".tmp", ".claimed", "done", "refused"
+#: Its rooms: half-written files, files in work, finished ones, refused ones; and refused rows.
+TMP, CLAIMED, DONE, REFUSED, ROWS = ".tmp", ".claimed", "done", "refused", ".rows"
 _WORDS = b"This folder is the inbox of SteadyDiffusion.\n"  #: what the mark says
 _OURS = "watcher-"  #: begins the names of our own temporary files
 _STALE_SECONDS = 3600.0  #: age of a submitter's temporary file that nobody publishes any more
@@ -111,17 +111,15 @@ class Shelves:
         suffix: str,
         *,
         day: str,
-        result: Iterable[bytes],
+        result: Iterable[bytes] | None = None,
         table: Iterable[bytes] | None = None,
-        refused: Iterable[bytes] | None = None,
         further: Iterable[tuple[str, Iterable[bytes]]] = (),
     ) -> None:
         """Move a finished file to ``done/<day>/`` and write its results beside it.
 
         ``<stem>~<ticket8><suffix>``, the same + ``.result.json`` (pieces of ``result``,
-        streamed) and ``.result.csv`` (``table``), ``<stem>~<ticket8>.refused.csv``
-        (``refused``) and ``<stem>~<ticket8><end>`` of each ``further`` (end, pieces), which is
-        removed when there are no pieces. May be called again after a crash at any step, and after
+        streamed) and ``.result.csv`` (``table``), and ``<stem>~<ticket8><end>`` of each ``further``
+        (end, pieces), which is removed when there are no pieces. May be called again after a crash at any step, and after
         a retry on another day: the results are then written anew where the file lies. Raises
         SteadyError folder_gone or disk_full.
         """
@@ -130,8 +128,6 @@ class Shelves:
         with self._writing():
             source = self._find(claim_ticket, name)
             home = self._day_of(file, day)
-            if refused is not None:  # made from the file itself, found here for the last time
-                self._write(home / f"{stem}.refused.csv", refused)
             if source is not None:
                 self._move(source, home / file)
                 self._forget_reason(name)
@@ -147,6 +143,16 @@ class Shelves:
                 if content is not None:
                     self._write(home / f"{file}.result.{kind}", content)
             self._checkpoint("sidecar_written")
+
+    def keep_refused(self, ticket: str, rows: Iterable[bytes]) -> None:
+        """Have the rows of a batch that cannot be used here, as lines; over those of before.
+
+        A crash leaves those of before, or these. Raises SteadyError folder_gone or disk_full.
+        """
+        with self._writing():
+            path = refused_rows(self.folder, ticket)
+            self._make(path.parent)
+            self._write(path, rows)
 
     def discard(self, claim_ticket: str) -> None:
         """Remove a claimed file that is not kept (our own making, or recorded before).
@@ -314,14 +320,9 @@ def file_of(inbox: Path, ticket: str, name: str = "", suffix: str = "") -> Claim
     return None if kept is None else Claim(ticket, name, suffix, "file", 0, kept.parent, kept.name)
 
 
-def refused_rows_of(inbox: Path, ticket: str, name: str, suffix: str) -> Path | None:
-    """The table of the rows of a finished file that could not be used; None without one.
-
-    Raises OSError.
-    """
-    kept = _kept_in(inbox / DONE, ticket, name, suffix)
-    rows = kept and kept.with_name(f"{_stem_in_done(ticket, name)}.refused.csv")
-    return rows if rows and rows.is_file() else None
+def refused_rows(inbox: Path, ticket: str) -> Path:
+    """Where the rows of a batch lie that could not be used, if there were any."""
+    return inbox / ROWS / f"{ticket}.jsonl"
 
 
 def lies_refused(inbox: Path, ticket: str, name: str, suffix: str) -> bool:

@@ -126,6 +126,6 @@ class Groups(Part):
             raise
         except SteadyError:
             return None
-        if parsed.key is not None or parsed.resume or claim.resumes is not None:
+        if parsed.key is not None or parsed.resume or claim.resumes is not None or parsed.refused:
             return None
         return recording(batch, parsed, digest, self._recorder.jobs(batch, parsed.requests))

@@ -1,8 +1,9 @@
 """What a claimed file says: its jobs, the rows that cannot be used, the digest of its bytes.
 
 Only reads, and copies the pictures that jobs start from: whatever goes wrong in here leaves no
-more than copies. Reading again gives the same jobs: everything drawn is drawn from the ticket,
-``{date}`` is the day the file came, and pictures are those that were copied.
+more than copies. Reading again gives the same jobs, as long as models, limits and word lists are the
+same: everything drawn is drawn from the ticket, ``{date}`` is the day the file came, and pictures
+are those that were copied.
 Knows nothing of the record.
 """
 
@@ -23,11 +24,10 @@ from watcher.inputs import Finder, Inputs
 from watcher.jobfile.planner import Template
 from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.rows import RowIterator
-from watcher.jobfile.tables import Row, refused_csv
 from watcher.jobs import Batch
 from watcher.limits import Limits
 from watcher.publish import disk_trouble
-from watcher.suffixes import LINE_SUFFIXES, MAX_PICTURE
+from watcher.suffixes import MAX_PICTURE
 from watcher.wildcards import Wildcards
 
 _T = TypeVar("_T")
@@ -62,13 +62,10 @@ class Reading:
         self.inputs = inputs
 
     @_refusing()
-    def whole(
-        self, claim: Claim, batch: Batch, *, again: bool = False
-    ) -> tuple[jobfile.Parsed, str]:
+    def whole(self, claim: Claim, batch: Batch) -> tuple[jobfile.Parsed, str]:
         """All of a file that is no table, and its sha256. The pictures it names are copied.
 
-        ``again``: it is on record already. Raises SteadyError: what is wrong with the file, or the
-        environment's trouble.
+        Raises SteadyError: what is wrong with the file, or the environment's trouble.
         """
         most = MAX_PICTURE if claim.starts else jobfile.most_bytes(claim.suffix)
         data, suffix, preset = self._inbox.read(claim, most), claim.suffix, self._preset(claim)
@@ -78,7 +75,7 @@ class Reading:
         parsed = jobfile.parse(
             data, suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
             salt=batch.ticket, wildcards=Wildcards(self._root), preset=preset,
-            pictures=self._finder(claim, batch, again),
+            pictures=Finder(self.inputs, claim.ticket),
             keyed=claim.resumes is not None or batch.key is not None,
         )  # fmt: skip
         return parsed, digest
@@ -97,19 +94,13 @@ class Reading:
         return self._inbox.open_stream(claim, jobfile.MAX_TABLE)
 
     @_refusing()
-    def lines(
-        self, stream: BinaryIO, claim: Claim, batch: Batch, *, again: bool = False
-    ) -> RowIterator:
+    def lines(self, stream: BinaryIO, claim: Claim, batch: Batch) -> RowIterator:
         """The rows of a table, one at a time; as :meth:`whole`."""
         return jobfile.read_lines(
             stream, claim.suffix, self.limits, now=_local(batch), salt=batch.ticket,
             wildcards=Wildcards(self._root), preset=self._preset(claim),
-            pictures=self._finder(claim, batch, again),
+            pictures=Finder(self.inputs, claim.ticket),
         )  # fmt: skip
-
-    def _finder(self, claim: Claim, batch: Batch, again: bool) -> Finder:
-        """What was copied for this very file is taken again, whatever lies in the folder now."""
-        return Finder(self.inputs, batch.ticket if again else claim.ticket, settled=again)
 
     def _preset(self, claim: Claim) -> Template | None:
         """What holds for every job of the hot folder that ``claim`` was dropped into.
@@ -132,22 +123,6 @@ class Reading:
             while part := stream.read(1 << 20):
                 found.update(part)
         return found.hexdigest()
-
-    # -- once more, when the batch has ended
-
-    def refused_rows(self, batch: Batch) -> Iterable[bytes] | None:
-        """The ``.refused.csv`` of a batch, read from its file once more; None without any."""
-        claim = self._inbox.find(batch.claim or batch.ticket) if batch.refused_rows else None
-        return None if claim is None else refused_csv(lambda: self._bad(claim, batch))
-
-    def _bad(self, claim: Claim, batch: Batch) -> Iterator[Row]:
-        if claim.suffix in LINE_SUFFIXES:
-            with self.open(claim) as stream:
-                for each in self.lines(stream, claim, batch, again=True):
-                    if isinstance(each, Row):
-                        yield each
-        else:
-            yield from self.whole(claim, batch, again=True)[0].refused
 
 
 def stem_of(claim: Claim, batch: Batch) -> str:

@@ -7,7 +7,7 @@ crash finds its jobs there already.
 import datetime
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from watcher import jobfile
@@ -21,6 +21,7 @@ from watcher.jobfile.planner import PlannedJob
 from watcher.jobs import PICTURE_FIELDS, Batch, JobRequest, Priority, job_ids_of, ticket_of_key
 from watcher.log import say
 from watcher.parts import Part, Shared
+from watcher.refused import line_of
 from watcher.store import NewJob, Recording
 
 logger = logging.getLogger("steady.intake")
@@ -71,6 +72,8 @@ class Recorder(Part):
             batch = kept
         standing = self.standing(batch) if resume and batch.jobs else None
         made = self.jobs(batch, parsed.requests, standing=standing)
+        if parsed.refused:
+            self.refuse(batch, map(line_of, parsed.refused))
         self.again(batch, made.again)
         if standing is not None:
             made.rows.extend((index, None) for index in standing.gone())
@@ -79,6 +82,11 @@ class Recorder(Part):
         self._checkpoint("recorded")
         say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=len(made.new),
             again=len(made.again) or None)  # fmt: skip
+
+    def refuse(self, batch: Batch, rows: Iterable[bytes]) -> None:
+        """Keep the rows that cannot be used, before any job of their file is on record."""
+        self._inbox.keep_refused(batch.ticket, rows)
+        self._checkpoint("refused_kept")
 
     def record(self, recordings: Sequence[Recording]) -> None:
         """All of them in one transaction, or none."""

@@ -3,7 +3,7 @@
 Nothing of a table runs before its last row was judged: a file that turns out to be torn at
 row 90,000 is refused as a whole, and the pictures' names need their number. The jobs made
 meanwhile wait in a file without a name, so that no row is read twice. A crash takes that file
-away; the table is then judged anew, and recorded from its first row that is not on record.
+away; the rows after the last that is on record are then judged anew.
 """
 
 import contextlib
@@ -26,11 +26,13 @@ from watcher.intake.resume import Standing
 from watcher.jobfile.naming import numbered
 from watcher.jobfile.planner import PlannedJob
 from watcher.jobfile.problems import MAX_PROBLEMS
+from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.tables import Row
 from watcher.jobs import Batch, Priority
 from watcher.log import say
 from watcher.parts import Part
 from watcher.publish import disk_errors
+from watcher.refused import RefusedRows, line_of
 from watcher.store import NewJob, Recording
 
 logger = logging.getLogger("steady.intake")
@@ -63,9 +65,10 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115
+        self._rows = tempfile.SpooledTemporaryFile(_IN_MEMORY, dir=str(folder))  # noqa: SIM115
         self._chunks = 0
         self.pictures = 0  #: that the whole table asks for, also those on record
-        self.refused = 0  #: rows that cannot be used
+        self.refused = 0  #: rows that cannot be used, also those judged before
         self.warnings: Sequence[str] = ()
 
     def put(self, chunk: Chunk) -> None:
@@ -74,6 +77,18 @@ class Spool:
         with disk_errors(_UNKEPT):
             pickle.dump((chunk.row, chunk.before, jobs, *chunk.made[1:]), self._file, protocol=5)
         self._chunks += 1
+
+    def refuse(self, row: Row) -> None:
+        """Add a row that cannot be used. Raises SteadyError disk_full or folder_gone."""
+        with disk_errors(_UNKEPT):
+            self._rows.write(line_of(row))
+        self.refused += 1
+
+    def rows(self) -> Iterator[bytes]:
+        """Those rows, as they are kept."""
+        with disk_errors(_UNKEPT):
+            self._rows.seek(0)
+            yield from self._rows
 
     def __iter__(self) -> Iterator[tuple[Chunk, bool]]:
         """Each chunk, and whether it is the last; an empty one when all are on record."""
@@ -88,8 +103,9 @@ class Spool:
             yield Chunk(row, before, Made([*map(NewJob._make, jobs)], again, rows)), not left
 
     def close(self) -> None:
-        """The file goes, and all that was judged."""
+        """The files go, and all that was judged."""
         self._file.close()
+        self._rows.close()
 
 
 class Tables(Part):
@@ -133,6 +149,8 @@ class Tables(Part):
             with self._recorder.suspect.reading(claim.ticket):
                 self._judge(claim, batch, standing, spool)
             self._checkpoint("parsed")
+            if spool.refused:
+                self._recorder.refuse(batch, spool.rows())
             fresh = self._record(claim, batch, standing, spool, digest)
         if fresh is not None:
             say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=fresh,
@@ -144,6 +162,10 @@ class Tables(Part):
         problems: list[ValueFault] = []
         chunk: list[PlannedJob] = []
         named: dict[str, str] = {}
+        # Rows that were judged before stay what they became, whatever would become of them now.
+        judged = batch.next_line if standing is None else 0
+        if judged:
+            self._take_up(batch, spool, named)
 
         def put(seen: int) -> None:
             # A first chunk that is full tells that there are more than a few, as later ones do.
@@ -160,26 +182,39 @@ class Tables(Part):
 
         with self._reading.open(claim) as stream:
             lines = self._reading.lines(stream, claim, batch)
-            for each in each_of(lines):
-                self._between()
+            for each in self._rows(lines, judged):
                 if isinstance(each, Row):
-                    spool.refused += 1
+                    spool.refuse(each)
                     problems += each.problems[: MAX_PROBLEMS - len(problems)]
                     continue
                 seen, spool.pictures = spool.pictures, spool.pictures + 1
-                if standing is None and (each.row or 0) <= batch.next_line:
-                    self._recorder.jobs(batch, [each], first=seen, named=named)
-                    continue
                 full = CHUNK if seen > len(chunk) else FIRST_CHUNK
                 if len(chunk) >= full and each.row != chunk[-1].row:
                     put(seen)
                 chunk.append(each)
         if chunk:
             put(spool.pictures)
-        if not spool.pictures:
+        if not spool.pictures and not judged:
             code = "all_rows_refused" if spool.refused else "empty_file"
             raise SteadyError(code, problems=problems)
         spool.warnings = lines.warnings
+
+    def _rows(self, lines: RowIterator, judged: int) -> Iterator[PlannedJob | Row]:
+        """Those of ``lines`` behind row ``judged``; what goes before the table comes between."""
+        for each in each_of(lines):
+            self._between()
+            if ((each.number if isinstance(each, Row) else each.row) or 0) > judged:
+                yield each
+
+    def _take_up(self, batch: Batch, spool: Spool, named: dict[str, str]) -> None:
+        """Take from the record what became of the rows that were judged before."""
+        for job in self._store.jobs_in_order(batch.ticket):
+            spool.pictures = job.index + 1
+            if job.request.name:
+                named[job.request.name] = job.id
+        for row in RefusedRows(self._inbox.folder).of(batch.ticket):
+            if row.number <= batch.next_line:
+                spool.refuse(row)
 
     def _record(
         self,
