@@ -228,6 +228,17 @@ def test_a_job_s_key_is_its_own_also_where_it_is_alone_in_its_file(
     assert {job.id for job in desk.store.jobs()} == {ticket_of_key("o1"), ticket_of_key("o2")}
 
 
+def test_what_becomes_of_jobs_whose_key_was_used_before_is_told(desk: Desk):
+    assert desk.take("x.csv", "prompt,key\na,o1\nb,o2\n").warnings == ()
+    [words] = desk.take("x.csv", "prompt,key\na,o1\nb,o2\nc,o3\n").warnings
+    assert "not made again" in words
+    again, other = desk.take("x.csv", "prompt,key\na,o1\nanother b,o2\n").warnings
+    assert (again, "for something else" in other) == (words, True)
+    [words] = desk.take("y.csv", "prompt,key\nd,o4\nd,o4\nanother d,o4\n").warnings
+    assert words == other
+    assert [job.request.prompt for job in desk.store.jobs()] == ["d", "c", "b", "a"]
+
+
 def test_a_job_with_the_key_of_its_file_is_made_like_the_others(desk: Desk):
     content = "key: night\njobs:\n- a\n- {prompt: b, key: night}\n"
     assert desk.take("night.yaml", content).jobs == 2

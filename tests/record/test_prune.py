@@ -63,11 +63,12 @@ def test_old_batches_go_and_pictures_and_waiting_jobs_stay(make_root: Make) -> N
     assert len(root.jobs()) == 7
     young = time.time_ns() // 1000 - HOUR
     assert pruner(root, store).prune(young).batches == 0
+    assert len(files(root.inbox / ".rows")) == 1
     gone = pruner(root, store).prune(soon())
     assert (gone.batches, gone.jobs, gone.pictures) == (2, 6, 0)
     assert [j["prompt"] for j in root.jobs()] == ["later"]
     assert pictures(root.folder) == before
-    assert files(root.inbox / "done") == []
+    assert files(root.inbox / "done") + files(root.inbox / ".rows") == []
     assert [f for f in files(root.folder / "outputs") if f.startswith(".thumbs")] == []
     counts = {state.value: n for state, n in store.counts().items() if n}
     assert counts == {"queued": 1}

@@ -6,7 +6,7 @@ derives from its ticket. A crash leaves a whole chunk on record or nothing of it
 """
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -144,6 +144,11 @@ class Recording:
 _Fresh = tuple[str, int, str, NewJob]
 
 
+_REPEATED = "Jobs whose `key` was used before are not made again."
+_TAKEN = (
+    "Jobs whose `key` was used before, for something else, are not made: give them another key."
+)
+
 #: Of a new job, in the order in which its row gives them.
 _COLUMNS = (
     "id", "ticket", "idx", "state", "rev", "class", "rank", "held", "not_before", "image_name",
@@ -177,9 +182,10 @@ class Recorded(JobInputs):
             if len(batches) < len({each.ticket for each in recordings}):
                 raise SteadyError("batch_not_found")
             ids = [each.ids() for each in recordings]
-            fresh = self._fresh(recordings, ids, batches)
+            fresh, said = self._fresh(recordings, ids, batches)
             told = {
-                each.ticket: _batch_columns(each, batches[each.ticket], now) for each in recordings
+                each.ticket: _batch_columns(each, batches[each.ticket], said[each.ticket], now)
+                for each in recordings
             }
             if fresh:
                 self._insert(fresh, batches, told, now=now, local=local)
@@ -202,24 +208,33 @@ class Recorded(JobInputs):
         recordings: Sequence[Recording],
         ids: Sequence[Sequence[str]],
         batches: Mapping[str, Row],
-    ) -> list[_Fresh]:
-        """The jobs that are not on record, each in its batch and place."""
+    ) -> tuple[list[_Fresh], dict[str, set[str]]]:
+        """The jobs that are not on record, each in its batch and place; and what is to be told to
+        the batches of others, by ticket.
+        """
         asked = to_json([id_ for some in ids for id_ in some])
         known = {
-            row["id"]
-            for row in self.run(f"SELECT id FROM jobs WHERE id IN {self.each('ids')}", ids=asked)
+            row["id"]: (row["ticket"], row["prompt"], row["request"])
+            for row in self.run(
+                f"SELECT id, ticket, prompt, request FROM jobs WHERE id IN {self.each('ids')}",
+                ids=asked,
+            )
         }
         found: list[_Fresh] = []
+        said: dict[str, set[str]] = {}
         for recording, some in zip(recordings, ids, strict=True):
-            fresh = []
+            fresh, words = [], said.setdefault(recording.ticket, set())
             for index, job in enumerate(recording.jobs):
-                if (id_ := some[index]) not in known:
-                    known.add(id_)  # a job named twice in one file is one job
+                id_, content = some[index], (recording.ticket, job.prompt, job.request)
+                before = known.setdefault(id_, content)  # a job named twice in one file is one job
+                if before is content:
                     fresh.append((recording.ticket, recording.first_index + index, id_, job))
+                elif before != content:
+                    words.add(_REPEATED if before[1:] == content[1:] else _TAKEN)
             if fresh and batch_of(batches[recording.ticket]).jobs:
                 fresh = self._places(recording.ticket, fresh)
             found += fresh
-        return found
+        return found, said
 
     def _places(self, ticket: str, fresh: list[_Fresh]) -> list[_Fresh]:
         """Changed rows of a resumed batch come after its old ones: their places are taken."""
@@ -299,9 +314,10 @@ class Recorded(JobInputs):
             )
 
 
-def _batch_columns(recording: Recording, batch: Row, now: int) -> Row:
-    """What a recording tells its batch, before its jobs are counted."""
-    said = [*recording.warnings, *(w for job in recording.jobs for w in job.warnings)]
+def _batch_columns(recording: Recording, batch: Row, words: Iterable[str], now: int) -> Row:
+    """What a recording tells its batch, before its jobs are counted; ``words`` in any case."""
+    said = [*sorted(words), *recording.warnings]
+    said += [w for job in recording.jobs for w in job.warnings]
     return {
         "ticket": recording.ticket,
         "digest": recording.digest,
