@@ -262,6 +262,9 @@ def _folder_faults(root: Path, said: Sequence[Mapping[str, Any]]) -> list[str]:
         )
         if ends != [suffix, f"{suffix}.result.json"]:
             found.append(f"{each['file']} lies in done/ as {kept}")
+        back = list((inbox / "done").rglob(f"{stem}~????????.refused.csv"))
+        if each["file"] == "three.json" and not (back and b"bad,7," in back[0].read_bytes()):
+            found.append("a row that cannot be used was not given back")
     return found
 
 

@@ -114,7 +114,8 @@ class Scene:
             steady(self._root, "prune", "--older-than", "0s", "--images")
             say(did="prune", prompt="early steps=1", file="early.yaml")
         names = [f"three-{n} steps=1" for n in range(3)]
-        self.drop("three.json", json.dumps([{"prompt": p} for p in names]), names)
+        three = {"on_error": "skip", "jobs": [*names, {"prompt": "bad", "width": 7}]}
+        self.drop("three.json", json.dumps(three), names)
         (self._root / "inputs").mkdir(exist_ok=True)
         self._put("inputs", "cat.png", _png("cat"))
         self.drop("cat.yaml", "{prompt: cat steps=1, image: cat.png}", ["cat steps=1"])

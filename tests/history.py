@@ -5,6 +5,7 @@
 
 import collections
 import contextlib
+import csv
 import functools
 import hashlib
 import json
@@ -154,6 +155,12 @@ def _folder_faults(root: Path) -> list[str]:
         }
         if told != real:
             found.append(f"{result.name} tells {len(told)} jobs, the record {len(real)}")
+    refusing = "SELECT claim, refused_rows FROM batches WHERE refused_rows > 0 AND archived = 1"
+    for batch in rows(root, refusing):
+        given_back = (root / "inbox" / "done").rglob(f"*~{batch['claim'][:8]}.refused.csv")
+        lines = [line for path in given_back for line in csv.reader(path.open(newline=""))]
+        if len(lines) - 1 != batch["refused_rows"]:
+            found.append(f"{len(lines) - 1} of {batch['refused_rows']} refused rows came back")
     # A reservation whose file never came was never acknowledged; it is swept in the end.
     unarchived = rows(
         root,

@@ -198,6 +198,7 @@ def _feed(root: Root, dice: random.Random, number: int) -> int:
         root.drop(f"f{number}.yml", "".join(f"- prompt: {p}\n" for p in prompts))
     elif kind == "csv":
         lines = [f'{p},{("", "other")[i % 2]},"{LORAS[i // 2 % 4]}"' for i, p in enumerate(prompts)]
+        lines.insert(count // 2, "bad,unknown,")  # cannot be used: it comes back
         root.drop(f"f{number}.csv", "prompt,model,lora\n" + "\n".join(lines) + "\n")
     else:
         root.drop(f"f{number}.jsonl", "".join(f'{{"prompt": "{p}"}}\n' for p in prompts))

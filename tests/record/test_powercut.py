@@ -52,6 +52,7 @@ FAULTS = [
     ("the pictures' folder", "full", r"outputs/\d+$", "strict"),
     ("the claims", "full", r"inbox/\.claimed$", "strict"),
     ("the folder of the day in done/", "full", r"inbox/done$", "strict"),
+    ("rows that cannot be used", "full", r"inbox/\.rows$", "strict"),
     ("submitted files", "full", r"inbox/\.tmp/", "meta_drop"),
     ("pictures that jobs start from", "full", r"\.steady/inputs/", "meta_drop"),
 ]
