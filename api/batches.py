@@ -112,7 +112,7 @@ def _taking_home(router: APIRouter, door: Door) -> None:
     download("result.csv", "What became of each job, with the columns of its file.",
              lambda batch: result_table(door.store, door.inbox, batch))  # fmt: skip
     download("refused.csv", "The rows that could not be used, each with its reason.",
-             lambda batch: refused_rows(door, batch))  # fmt: skip
+             lambda batch: _refused_table(door, batch))  # fmt: skip
     download("file", "The file as it came.", lambda batch: _file_of(door, batch))
 
     @router.get(
@@ -172,7 +172,7 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
         )
 
 
-def refused_rows(door: Door, batch: Batch) -> Iterator[bytes]:
+def _refused_table(door: Door, batch: Batch) -> Iterator[bytes]:
     """The table of the rows that could not be used. SteadyError batch_not_found without one."""
     table = RefusedRows(door.inbox).table(batch)
     if table is None:

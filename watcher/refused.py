@@ -16,7 +16,7 @@ from watcher.jobfile.tables import Row, refused_csv
 from watcher.jobs import Batch
 
 
-def line_of(row: Row) -> bytes:
+def kept_line(row: Row) -> bytes:
     """A refused row as it is kept."""
     problems = [{k: v for k, v in vars(p).items() if v is not None} for p in row.problems]
     return json.dumps([row.number, row.line, dict(row.cells), problems]).encode() + b"\n"

@@ -18,7 +18,7 @@ from watcher.errors import ValueFault
 from watcher.inbox import refused_rows
 from watcher.jobfile.tables import Row
 from watcher.log import now_us
-from watcher.refused import line_of
+from watcher.refused import kept_line
 
 
 @dataclass
@@ -241,7 +241,7 @@ def test_refused_rows_are_mended_where_they_are_shown(eyes: Eyes, scene: Scene):
     bad = [Row(n, n + 1, cells, (ValueFault("out_of_range", words),))
            for n, (cells, words) in enumerate(zip((boat, none), said, strict=True), 1)]  # fmt: skip
     (rows := refused_rows(scene.stage.config.inbox, scene.mixed)).parent.mkdir()
-    rows.write_bytes(b"".join(map(line_of, bad)))
+    rows.write_bytes(b"".join(map(kept_line, bad)))
     page = eyes.open(f"/batches/{scene.mixed}")
     mend = page.locator("#mend")
     expect(mend.locator(".wrong").first).to_have_text("width must be a multiple of 16.")

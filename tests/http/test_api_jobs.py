@@ -26,7 +26,7 @@ from watcher.inbox import refused_rows
 from watcher.jobfile.tables import Row
 from watcher.jobs import ticket_of_key
 from watcher.log import now_us
-from watcher.refused import line_of
+from watcher.refused import kept_line
 from watcher.submission import Body
 
 UNKNOWN = "550e8400-e29b-41d4-a716-446655440000"
@@ -626,7 +626,7 @@ def test_the_archive_of_a_table_holds_the_table_with_its_own_columns(bench: Benc
 
 def test_a_long_table_of_refused_rows_is_never_in_memory(bench: Bench):
     ticket, number = ticket_of_key("long"), 200_000
-    bad = line_of(Row(1, 2, {"prompt": "a boat"}, (ValueFault("bad_shape", "wrong"),)))
+    bad = kept_line(Row(1, 2, {"prompt": "a boat"}, (ValueFault("bad_shape", "wrong"),)))
     bench.store.begin_reading(ticket, name="long.csv", suffix=".csv", source="file")
     record_jobs(bench.store, ticket, [], first_index=0, final=True, refused_rows=number,
                 now=now_us(), local=datetime.now())  # fmt: skip

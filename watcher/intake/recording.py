@@ -21,7 +21,7 @@ from watcher.jobfile.planner import PlannedJob
 from watcher.jobs import PICTURE_FIELDS, Batch, JobRequest, Priority, job_ids_of, ticket_of_key
 from watcher.log import say
 from watcher.parts import Part, Shared
-from watcher.refused import line_of
+from watcher.refused import kept_line
 from watcher.store import NewJob, Recording
 
 logger = logging.getLogger("steady.intake")
@@ -73,7 +73,7 @@ class Recorder(Part):
         standing = self.standing(batch) if resume and batch.jobs else None
         made = self.jobs(batch, parsed.requests, standing=standing)
         if parsed.refused:
-            self.refuse(batch, map(line_of, parsed.refused))
+            self.refuse(batch, map(kept_line, parsed.refused))
         self.again(batch, made.again)
         if standing is not None:
             made.rows.extend((index, None) for index in standing.gone())

@@ -32,7 +32,7 @@ from watcher.jobs import Batch, Priority
 from watcher.log import say
 from watcher.parts import Part
 from watcher.publish import disk_errors
-from watcher.refused import RefusedRows, line_of
+from watcher.refused import RefusedRows, kept_line
 from watcher.store import NewJob, Recording
 
 logger = logging.getLogger("steady.intake")
@@ -81,7 +81,7 @@ class Spool:
     def refuse(self, row: Row) -> None:
         """Add a row that cannot be used. Raises SteadyError disk_full or folder_gone."""
         with disk_errors(_UNKEPT):
-            self._rows.write(line_of(row))
+            self._rows.write(kept_line(row))
         self.refused += 1
 
     def rows(self) -> Iterator[bytes]:
