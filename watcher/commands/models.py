@@ -142,10 +142,10 @@ def convert(
 def _source_named(desk: Desk, name: str | None) -> str:
     """The folder, file or hub name of a model; without a name of the one that the settings name,
     and of the real one where they leave it open."""
-    from watcher.models.cards import usual_source
+    from watcher.models.cards import source_of
     from watcher.models.catalogue import STARTER, ZIMAGE_TURBO
 
     if name is None:
         name = desk.config.model
         name = ZIMAGE_TURBO if name in ("auto", STARTER) else name
-    return usual_source(desk.config, name)
+    return source_of(desk.config, name)

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.models.cards import profile_of, usual_source
+from watcher.models.cards import profile_of, source_of
 from watcher.models.catalogue import STARTER, ZIMAGE_TURBO
 from watcher.program import environment, module
 
@@ -106,7 +106,7 @@ def choose(config: Config, store: "JobStore", probe: Probe | None = None) -> Cho
         name, why = kept["name"], kept["why"]
         device = kept["device"]
         watched = wanted == "auto" and device != "cpu"
-    source = usual_source(config, name)
+    source = source_of(config, name)
     choice = Choice(
         name=name,
         device=device,

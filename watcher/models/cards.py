@@ -81,10 +81,10 @@ def limits_known(config: Config, store: "JobStore | None") -> Limits:
 
 def limits_for(config: Config, name: str) -> Limits:
     """The limits where ``name`` is the root's own model, whatever is on record."""
-    return limits_of(profile_of(usual_source(config, name), config.root), config, name)
+    return limits_of(profile_of(source_of(config, name), config.root), config, name)
 
 
-def usual_source(config: Config, name: str) -> str:
+def source_of(config: Config, name: str) -> str:
     """The folder, file or hub name behind a name of `models`; of any other that itself."""
     return config.models[name].source if name in config.models else name
 
