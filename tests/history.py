@@ -8,6 +8,7 @@ import contextlib
 import csv
 import functools
 import hashlib
+import io
 import json
 import os
 import sqlite3
@@ -158,7 +159,7 @@ def _folder_faults(root: Path) -> list[str]:
     refusing = "SELECT claim, refused_rows FROM batches WHERE refused_rows > 0 AND archived = 1"
     for batch in rows(root, refusing):
         given_back = (root / "inbox" / "done").rglob(f"*~{batch['claim'][:8]}.refused.csv")
-        lines = [line for path in given_back for line in csv.reader(path.open(newline=""))]
+        lines = [line for path in given_back for line in csv.reader(io.StringIO(path.read_text()))]
         if len(lines) - 1 != batch["refused_rows"]:
             found.append(f"{len(lines) - 1} of {batch['refused_rows']} refused rows came back")
     # A reservation whose file never came was never acknowledged; it is swept in the end.
