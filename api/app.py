@@ -21,7 +21,7 @@ from api.door import Door
 from api.guard import LOGIN, Guard, Rules
 from api.page import album, needs as attention
 from api.page.pages import Pages
-from api.page.paint import Painter, static
+from api.page.paint import filled, static
 from api.submit import TABLE_BODY, Submissions
 from api.views import Views
 from watcher.config import Config
@@ -79,8 +79,7 @@ def create_app(
     calls = Calls(door, submissions, feed)
     tools = agents.Tools(door, views, submissions, feed, address=config.address, token=rules.token)
     for_agents = agents.Agents(tools, door)
-    paint = Painter()
-    people = Pages(door, paint)
+    people = Pages(door)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -120,8 +119,8 @@ def create_app(
         openai.routes(door, calls, rules.token),
         openai_batch.routes(door, calls, rules.token),
         a1111.routes(door, calls),
-        login.routes(rules.token, paint, secure=(config.public_url or "").startswith("https:")),
-        pages.routes(lambda: app.openapi(), paint),
+        login.routes(rules.token, secure=(config.public_url or "").startswith("https:")),
+        pages.routes(lambda: app.openapi(), filled),
     ]
     for router in routers:
         app.include_router(router)

@@ -262,6 +262,17 @@ class Door:
         self.look(job_id)
         return None if entry.get("preview") is None else self._previews.get(job_id)
 
+    def summary(self) -> dict[str, Any]:
+        """How the queue is, as ``queue`` events tell it. Raises SteadyError."""
+        counts, pulse = self.store.counts(), self.pulse()
+        paused = self.store.get("paused") or None
+        return {
+            "counts": {state.value: n for state, n in counts.items()},
+            "paused": paused and {"by": paused.get("by"), "reason": paused.get("reason")},
+            "watcher": {"alive": pulse["alive"], "state": pulse.get("state")},
+            "reasons": [error.as_dict() for error in live.pulse_troubles(pulse)],
+        }
+
     @property
     def hands(self) -> int:
         """Workers that share the queue (at least one, so that times can be divided by it)."""

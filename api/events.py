@@ -31,8 +31,7 @@ from typing_extensions import override
 
 from api.door import PULSE_SECONDS, Door
 from watcher.errors import SteadyError
-from watcher.jobs import Job, JobState
-from watcher.live import pulse_troubles
+from watcher.jobs import Job
 from watcher.log import say
 
 logger = logging.getLogger("steady.api")
@@ -230,24 +229,12 @@ class Feed:
         if now >= self._queue_due:
             self._queue_due = now + _QUEUE_SECONDS
             with contextlib.suppress(SteadyError):
-                summary = self._summary()
+                summary = self._door.summary()
                 self.paused = summary["paused"] is not None
                 queue = json.dumps(summary, ensure_ascii=False)
                 told = told or queue != self.queue
                 self.queue = queue
         return told
-
-    def _summary(self) -> dict[str, Any]:
-        store = self._door.store
-        counts = store.counts()
-        pulse = self._door.pulse()
-        paused = store.get("paused") or None
-        return {
-            "counts": {state.value: counts[state] for state in JobState},
-            "paused": paused and {"by": paused.get("by"), "reason": paused.get("reason")},
-            "watcher": {"alive": pulse["alive"], "state": pulse.get("state")},
-            "reasons": [error.as_dict() for error in pulse_troubles(pulse)],
-        }
 
     def change_of(self, job: Job) -> Transition:
         """How ``job`` stands now, as an event to send."""

@@ -9,13 +9,13 @@ from fastapi import APIRouter, Request
 from starlette.responses import RedirectResponse, Response
 
 from api.guard import COOKIE, LOGIN, cookie_of, same
-from api.page.paint import Painter
+from api.page.paint import filled
 
 MAX_FORM = 4096  #: bytes of the form: whoever has no token may send it
 _DAYS = 30
 
 
-def routes(token: str | None, paint: Painter, *, secure: bool) -> APIRouter:
+def routes(token: str | None, *, secure: bool) -> APIRouter:
     """``/login``: an address with ``?token=`` (as the service prints it), or a form."""
     router = APIRouter(include_in_schema=False)
 
@@ -29,7 +29,7 @@ def routes(token: str | None, paint: Painter, *, secure: bool) -> APIRouter:
         return _enter(given.get("token", [""])[0])
 
     def _form(words: str = "", status: int = 200) -> Response:
-        return paint("login.html", status, words=words, title="Log in — SteadyDiffusion", here="")
+        return filled("login.html", status, words=words, title="Log in — SteadyDiffusion", here="")
 
     def _enter(given: str) -> Response:
         if token is not None and not same(given.strip().encode("utf-8", "replace"), token):

@@ -20,7 +20,6 @@ class Plot:
     """A small bar chart: one bar an hour, heights in a box 40 high."""
 
     title: str
-    unit: str
     top: str
     bars: tuple[tuple[int, float, float, str], ...]  #: (x, y, height, words)
 
@@ -28,7 +27,7 @@ class Plot:
 def plots_of(hours: Sequence[Any], first: int) -> list[Plot]:
     """Pictures, waiting and running time of each hour, ready to be drawn."""
 
-    def plot(title: str, unit: str, values: list[float], words: Any) -> Plot:
+    def plot(title: str, values: list[float], words: Any) -> Plot:
         top = max(values, default=0.0)
         bars = []
         for n, value in enumerate(values):
@@ -37,11 +36,11 @@ def plots_of(hours: Sequence[Any], first: int) -> list[Plot]:
             bars.append(
                 (n * 10, 40 - high, high, f"{paint.when(first + n * HOUR)}: {words(value)}")
             )
-        return Plot(title, unit, words(top) if top else "", tuple(bars))
+        return Plot(title, words(top) if top else "", tuple(bars))
 
     return [
-        plot("Pictures an hour", "pictures", [float(h.pictures) if h else 0.0 for h in hours],
+        plot("Pictures an hour", [float(h.pictures) if h else 0.0 for h in hours],
              lambda v: paint.count(int(v), "picture")),
-        plot("Waiting time", "mean", [h.wait if h else 0.0 for h in hours], span_words),
-        plot("Time for one picture", "mean", [h.run if h else 0.0 for h in hours], span_words),
+        plot("Waiting time", [h.wait if h else 0.0 for h in hours], span_words),
+        plot("Time for one picture", [h.run if h else 0.0 for h in hours], span_words),
     ]  # fmt: skip

@@ -18,7 +18,7 @@ from api.guard import accepts_html
 from api.page import paint
 from api.page.album import curl_of, started_from, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
-from api.page.paint import Painter
+from api.page.paint import filled
 from api.page.shown import (
     Chosen,
     RunningRow,
@@ -68,10 +68,10 @@ _TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
 class Pages:
     """Everything the templates are filled with."""
 
-    def __init__(self, door: Door, painter: Painter) -> None:
+    def __init__(self, door: Door) -> None:
         self._door = door
         self._store = door.store
-        self._paint = painter
+        paint.compiled()
         self._version = installed_version() or "0.0.0"
         self._hours = Kept(
             lambda: self._store.hours(hour_of(now_us()) - (_HOURS - 1) * HOUR), _HOURS_SECONDS
@@ -104,15 +104,7 @@ class Pages:
             "model": self._model(pulse),
             "version": self._version,
             "accepted": ",".join(FORMS),
-            "seen": json.dumps(
-                {
-                    "counts": {state.value: counts[state] for state in JobState},
-                    "paused": paused is not None,
-                    "alive": pulse["alive"],
-                    "troubles": len(list(live.pulse_troubles(pulse))),
-                },
-                separators=(",", ":"),
-            ),
+            "seen": json.dumps(self._door.summary(), ensure_ascii=False),
             "running": running,
         }
 
@@ -121,18 +113,14 @@ class Pages:
         unsaid = {"name": None, "starter": False, "why": None}
         return unsaid | public(told, ("name", "starter", "why", *_OF_MODEL))
 
-    def show(self, template: str, status: int = 200, **values: Any) -> Response:
-        """A template, filled, as an answer."""
-        return self._paint(template, status, **values)
-
     # -- what runs
 
-    def running(self) -> "list[RunningRow]":
+    def running(self) -> list[RunningRow]:
         """The jobs that were handed out, those with steps first."""
         found = [self._running(job) for job in self._store.generating()[:16]]
         return sorted(found, key=lambda r: r.step is None)
 
-    def _running(self, job: Job) -> "RunningRow":
+    def _running(self, job: Job) -> RunningRow:
         entry = self._door.running(job.id)
         if entry is not None and entry.get("attempt") != job.attempt:
             entry = None
@@ -163,7 +151,7 @@ class Pages:
         limits = self._door.limits()
         form, others = self._form(origin, start), self._others(limits)
         newest = self._store.batches(limit=1)
-        return self.show(
+        return filled(
             "now.html",
             **values,
             upcoming=self._store.upcoming(_NEXT),
@@ -211,7 +199,7 @@ class Pages:
         """All that waits, in the order in which it will run."""
         values = self.frame("now", "Queue")
         held = self._store.held()
-        return self.show(
+        return filled(
             "queue.html",
             **values,
             upcoming=self._store.upcoming(_QUEUE),
@@ -222,7 +210,7 @@ class Pages:
             again=self._again_words,
         )
 
-    def pictures(self, chosen: "Chosen") -> Response:
+    def pictures(self, chosen: Chosen) -> Response:
         """The gallery: newest first, by day, in pages that new pictures never shift."""
         limits = self._door.limits()
         others = [card.name for card in self._others(limits)]
@@ -230,7 +218,7 @@ class Pages:
         rows = self._store.jobs(wanted, before_seq=seq_of(chosen.cursor), limit=_PICTURES + 1)
         following = cursor_of(rows[_PICTURES - 1].seq) if len(rows) > _PICTURES else None
         batch = self._store.batch(chosen.batch) if chosen.batch else None
-        return self.show(
+        return filled(
             "pictures.html",
             **self.frame("pictures", "Pictures"),
             chosen=chosen,
@@ -254,7 +242,7 @@ class Pages:
         code = "cancelled" if state is JobState.CANCELLED else job.error_code
         title = paint.one_line(job.request.prompt, 60) or job.image_name
         values = self.frame("pictures", title)
-        return self.show(
+        return filled(
             "job.html",
             **values,
             job=job,
@@ -298,7 +286,7 @@ class Pages:
         bad = RefusedRows(self._door.inbox).of(batch.ticket) if batch.refused_rows else ()
         columns, refused = table_of(bad)
         captions = captions_of([job.request.prompt for job in rows[:_SHEET]])
-        return self.show(
+        return filled(
             "batch.html",
             **self.frame("batches", self.called(batch)),
             batch=batch,
@@ -327,7 +315,7 @@ class Pages:
     def batches(self, before: str | None) -> Response:
         """The files and bodies that came, newest first."""
         rows = self._store.batches(before=before, limit=_BATCHES + 1)
-        return self.show(
+        return filled(
             "batches.html",
             **self.frame("batches", "Batches"),
             batches=[(b, self.called(b), self._store.progress(b.ticket)) for b in rows[:_BATCHES]],
@@ -357,7 +345,7 @@ class Pages:
         hours = {h.start: h for h in self._hours()}
         first = hour_of(now_us()) - (_HOURS - 1) * HOUR
         bars = [hours.get(first + n * HOUR) for n in range(_HOURS)]
-        return self.show(
+        return filled(
             "system.html",
             **values,
             troubles=list(self._door.unready()),
@@ -385,10 +373,10 @@ class Pages:
         """What went wrong, as a page; None for those who did not ask for one."""
         if not accepts_html(request.headers):
             return None
-        return self._paint(
+        return filled(
             "error.html",
             error.kind.status,
-            dict(headers),
+            headers,
             here="",
             title=f"{error.kind.what} — SteadyDiffusion",
             number=error.kind.status,

@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import mimetypes
 import re
-from collections.abc import Callable, Coroutine, Iterable
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -191,7 +191,7 @@ def digest_of(files: Iterable[Path]) -> str:
 
 
 @functools.cache
-def _compiled() -> jinja2.Environment:
+def compiled() -> jinja2.Environment:
     """Compile all templates at once: of one version, whatever comes."""
     templates = jinja2.Environment(
         loader=jinja2.FileSystemLoader(HERE / "templates"),
@@ -219,16 +219,12 @@ def _compiled() -> jinja2.Environment:
     return templates
 
 
-class Painter:
-    """Fill the templates, compiled once in a process."""
-
-    def __init__(self) -> None:
-        self._templates = _compiled()
-
-    def __call__(
-        self, template: str, status: int = 200, headers: dict[str, str] | None = None, **values: Any
-    ) -> Response:
-        """The page ``template`` with ``values``."""
-        text = self._templates.get_template(template).render(values)
-        told = {"Vary": "Accept"} | (headers or {})
-        return HTMLResponse(text, status, told)
+def filled(
+    template: str,
+    status: int = 200,
+    headers: Mapping[str, str] | None = None,
+    **values: Any,
+) -> Response:
+    """Fill the page ``template`` with ``values``."""
+    text = compiled().get_template(template).render(values)
+    return HTMLResponse(text, status, {"Vary": "Accept"} | dict(headers or {}))

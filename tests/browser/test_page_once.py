@@ -4,7 +4,6 @@ import json
 import re
 from collections.abc import Iterator
 from datetime import datetime
-from typing import Any
 
 import pytest
 from conftest import until
@@ -13,7 +12,11 @@ from store_children import new_jobs, record_jobs
 from test_page import LOOKS, Eyes, browser, drop  # noqa: F401
 from test_page_choose import Wall, card, pick
 
+from watcher.errors import ValueFault
+from watcher.inbox import refused_rows
+from watcher.jobfile.tables import Row
 from watcher.log import now_us
+from watcher.refused import kept_line
 
 
 @pytest.fixture(scope="module")
@@ -203,22 +206,25 @@ def test_without_javascript_a_picture_is_started_from(browser: Browser, wall: Wa
     plain.close()
 
 
-def table_refused(wall: Wall, ticket: str, rows: int, table: str) -> None:
-    """A table of which ``rows`` were refused, and the table they are given back in."""
+def refuse_rows(wall: Wall, ticket: str, *prompts: str) -> None:
+    """A table of which these rows could not be used, and one could."""
     store, inbox = wall.stage.store, wall.stage.config.inbox
     store.begin_reading(ticket, name="t.csv", suffix=".csv", source="file")
-    record_jobs(store, ticket, new_jobs(1), first_index=0, final=True, refused_rows=rows,
+    record_jobs(store, ticket, new_jobs(1), first_index=0, final=True, refused_rows=len(prompts),
                 now=now_us(), local=datetime.now())  # fmt: skip
     wall.stage.finish()
-    done = inbox / "done" / "20260101"
-    done.mkdir(parents=True, exist_ok=True)
-    (done / f"t~{ticket[:8]}.csv").write_text("prompt,width\n")
-    (done / f"t~{ticket[:8]}.refused.csv").write_text(table)
+    wrong = (ValueFault("out_of_range", "No."),)
+    rows = [
+        Row(n, n + 1, {"prompt": prompt, "width": "64"}, wrong) for n, prompt in enumerate(prompts)
+    ]
+    place = refused_rows(inbox, ticket)
+    place.parent.mkdir(exist_ok=True)
+    place.write_bytes(b"".join(map(kept_line, rows)))
 
 
 def test_a_cell_of_any_length_does_not_hide_the_batch(eyes: Eyes, wall: Wall):
     ticket = "a0000000-0000-4000-8000-000000000000"
-    table_refused(wall, ticket, 1, f"prompt,width,error\n{'x' * 135_000},64,too long\n")
+    refuse_rows(wall, ticket, "x" * 135_000)
     page = eyes.open(f"/batches/{ticket}")
     expect(page.locator("#mend")).to_contain_text("too long to be shown here")
     expect(page.locator("#mend").get_by_role("link", name="as a table")).to_be_visible()
@@ -226,8 +232,7 @@ def test_a_cell_of_any_length_does_not_hide_the_batch(eyes: Eyes, wall: Wall):
 
 def test_rows_that_were_not_shown_still_need_attention(eyes: Eyes, wall: Wall):
     ticket = "b0000000-0000-4000-8000-000000000000"
-    rows: list[Any] = [f"boat {n},64,wrong\n" for n in range(201)]
-    table_refused(wall, ticket, 201, f"prompt,width,error\n{''.join(rows)}")
+    refuse_rows(wall, ticket, *(f"boat {n}" for n in range(201)))
     page = eyes.open(f"/batches/{ticket}")
     expect(page.locator("#mend")).to_contain_text("The first 200 are shown.")
     page.get_by_role("button", name="Check and send again").click()

@@ -11,6 +11,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from conftest import until
 from doors import running
+from engines import read_log
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, expect
 from roots import Root
@@ -189,6 +190,21 @@ def test_a_picture_is_seen_growing_in_its_card_and_large(eyes: Eyes, house: Hous
     expect(large).not_to_have_attribute("src", first or "", timeout=30_000)
     page.locator("#box [data-close]").click()
     page.locator(".run [data-cancel]").click()
+
+
+def test_previews_are_drawn_only_while_one_is_looked_at(eyes: Eyes, house: House):
+    elsewhere = eyes.open("/system")
+    hidden = eyes.context.new_page()
+    hidden.add_init_script("Object.defineProperty(document, 'hidden', {value: true})")
+    hidden.goto("/")
+    for page in (elsewhere, hidden):
+        expect(page.locator("#live")).to_contain_text("Running")
+    house.post("/jobs", {"prompt": "nobody sees it grows sleep=0.1 steps=20"})
+    house.done("nobody sees it grows sleep=0.1 steps=20")
+    expect(elsewhere.locator("#record")).to_contain_text("done")
+    happened = [entry["event"] for entry in read_log(house.root.log)]
+    begun = len(happened) - happened[::-1].index("start")
+    assert set(happened[begun:]) == {"step", "finish"}
 
 
 def test_what_is_no_picture_is_said(eyes: Eyes):

@@ -74,6 +74,7 @@ function renew(page) {
   }
   document.body.dataset.seen = page.body.dataset.seen;
   pictures.redraw();
+  look();
 }
 
 // Make the children of `old` those of `now`. Elements with an id stay themselves, so focus,
@@ -115,31 +116,47 @@ function tell(news) {
   hear(news);
   channel.postMessage(news);
 }
-function listen() {
-  leads = true;
-  const stream = new EventSource("/events?preview=true");
-  stream.onopen = () => tell({ kind: "open" });
+let stream = null;
+function connect(previews) {
+  const again = stream !== null;
+  stream?.close();
+  stream = Object.assign(new EventSource(`/events?preview=${previews}`), { previews });
+  stream.onopen = () => tell({ kind: "open", again });
   stream.onerror = () => tell({ kind: "lost" });
   for (const kind of ["job", "step", "preview", "queue"])
-    stream.addEventListener(kind, (e) => tell({ kind, step: e.data && JSON.parse(e.data) }));
+    stream.addEventListener(kind, ({ data }) => tell({ kind, data, step: data && JSON.parse(data) }));
+}
+function listen() {
+  leads = true;
+  connect(false);
   return new Promise(() => {});
 }
+// Previews are drawn while somebody looks: a tab in which one is to be seen says so, again and again.
+const LOOK = 3000; // ms
+let seen = 0; // when one said so last
+function look() {
+  if (!document.hidden && $$("[data-preview]").some(({ dataset }) => dataset.preview)) tell({ kind: "look" });
+  if (leads && stream.previews && performance.now() - seen > 3 * LOOK) connect(false);
+}
+setInterval(look, LOOK);
 if (navigator.locks) navigator.locks.request("steady-events", listen);
 else listen();
 channel.postMessage({ kind: "hello" });
 
 let summary = null; // the last queue event, for tabs that come later
-function hear({ kind, step }) {
+function hear({ kind, data, step, again }) {
+  if (kind === "look") {
+    seen = performance.now();
+    return void (leads && !stream.previews && connect(true));
+  }
   if (kind === "lost") return (gone = true), live(false);
   if (kind === "preview") return growing(step);
   if (kind === "hello") return void (summary && leads && channel.postMessage(summary));
-  if (kind === "open") return void (gone && soon(), (gone = false));
+  if (kind === "open") return void ((gone || again) && soon(), (gone = false));
   if (kind === "job") told(step);
   if (kind === "queue") {
-    summary = { kind, step };
-    const { counts, paused, watcher, reasons } = step;
-    const now = JSON.stringify({ counts, paused: !!paused, alive: watcher.alive, troubles: reasons.length });
-    return void (now !== document.body.dataset.seen && soon());
+    summary = { kind, data };
+    return void (data !== document.body.dataset.seen && soon());
   }
   if (kind !== "step") return soon();
   const bar = $(`[data-bar="${step.job_id}"]`), words = $(`[data-steps="${step.job_id}"]`);
@@ -166,7 +183,10 @@ const reconnecting = [make("span", "", "dot wait"), "Reconnecting …"];
 function live(up) {
   if (!up) $("#live")?.replaceChildren(...reconnecting), (last = "");
 }
-document.onvisibilitychange = () => dated && soon();
+document.onvisibilitychange = () => {
+  if (dated) soon();
+  look();
+};
 addEventListener("pageshow", (e) => e.persisted && soon());
 const every = $("[data-every]")?.dataset.every;
 if (every) setInterval(soon, every * 1000);
