@@ -27,6 +27,7 @@ from watcher.modelstate import LAST_MODEL
 from watcher.pace import RunWindow
 from watcher.parts import Part, Shared
 from watcher.previews import Previews
+from watcher.publish import disk_errors
 from watcher.store import PATIENCE, Want
 
 logger = logging.getLogger("steady.dispatch")
@@ -114,9 +115,10 @@ class Dispatcher(Part):
         self._choosing = choosing
         self._warm: dict[ex.Slot, str] = {}  #: of the last job that did not jump the queue
         self._latest: dict[ex.Slot, str] = {}  #: the model of the last job that was handed out
-        self._loaded: dict[ex.Slot, str] = {}
+        self._loaded: dict[ex.Slot, ex.Ready] = {}
         self._loras: dict[ex.Slot, str] = {}  #: the LoRAs of the last job that was handed out
         self._rests: dict[ex.Slot, float] = {}  #: monotonic: until when a slot rests
+        self._astray = False  #: what was claimed last may have reached no worker
         self._running: dict[str, Running] = {}
         #: What the workers said and the record does not know yet: kept while it is in trouble.
         self._owed: collections.deque[ex.Event] = collections.deque()
@@ -132,7 +134,7 @@ class Dispatcher(Part):
     @property
     def idle(self) -> bool:
         """Nothing handed out and nothing being finished."""
-        return not self._running and not self._owed and self._finisher.idle
+        return not (self._running or self._owed or self._astray) and self._finisher.idle
 
     def running(self) -> list[dict[str, Any]]:
         """What every slot is at, for live.json."""
@@ -145,6 +147,9 @@ class Dispatcher(Part):
         while self._owed:
             self._settle(self._owed[0])
             self._owed.popleft()
+        while self._finisher.verdicts:
+            self._count_verdict(self._finisher.verdicts[0])
+            self._finisher.verdicts.popleft()
         self._pass_looks()
         version = self._store.data_version()
         due = time.monotonic() - self._looked >= _LOOK_SECONDS
@@ -167,12 +172,9 @@ class Dispatcher(Part):
         self._owed.extend(self._executor.events(0))
         while self._owed:
             self._leave(functools.partial(self._settle, self._owed.popleft()))
-        for running in list(self._running.values()):
-            self._leave(functools.partial(self._give_back, running.job))
-        self._running.clear()
-
-    def _give_back(self, job: Job) -> None:
-        self._store.release(job.id, job.attempt, why="the service stopped", now=self._now())
+        if self._running or self._astray:  # else the jobs of a watcher before may not be settled
+            self._running.clear()
+            self._leave(functools.partial(self._take_back, "the service stopped"))
 
     @staticmethod
     def _leave(last: Callable[[], None]) -> None:
@@ -188,6 +190,9 @@ class Dispatcher(Part):
         return self._window.is_open(datetime.datetime.now(datetime.UTC))
 
     def _feed(self) -> None:
+        if self._astray:
+            self._take_back("the record was in trouble")
+            self._astray = False
         # As many pictures may wait to be saved as jobs are out.
         self._full = self._finisher.busy >= max(BACKLOG, len(self._running))
         if self._troubles or self._full:
@@ -196,32 +201,43 @@ class Dispatcher(Part):
         if not slots or self._choosing.hot():
             return
         choosing = self._choosing
+        self._astray = True
         jobs = self._store.claim_many(
             self._now(), [self._want(slot) for slot in slots], window_open=self.window_open(),
             usual=choosing.usual, patience=choosing.patience,
         )  # fmt: skip
         for slot, job in zip(slots, jobs, strict=True):
-            if job is None:
-                continue
-            self._checkpoint("dispatched")
-            try:
+            if job is not None:
+                self._hand_out(slot, job)
+        self._astray = False
+
+    def _take_back(self, why: str) -> None:
+        """Let wait again what runs by the record and neither a worker nor the finisher has."""
+        for job in self._store.generating():
+            if job.id not in self._running and job.who not in self._finisher.jobs:
+                self._release(job, why)
+
+    def _hand_out(self, slot: ex.Slot, job: Job) -> None:
+        self._checkpoint("dispatched")
+        try:
+            with disk_errors("The files of a job cannot be read"):
                 files = self._files_of(job)
-            except Trouble as error:
-                self._troubles.report("files", error, seconds=_AGAIN_SECONDS)
-                self._release(job, error.message)
-                continue
-            except SteadyError as error:
-                self._fail(job, error.code, error.message)
-                continue
-            model = self._latest[slot] = job.model or choosing.usual
-            self._loras[slot] = job.request.lora_names
-            if job.priority is not Priority.INTERACTIVE and model != self._warm.get(slot):
-                self._warm[slot] = model
-                self._store.put(LAST_MODEL, model)
-            self._running[job.id] = Running(job, slot, job.forwards)
-            self._executor.send(slot, job, files)
-            self.changed = True
-            say(logger, "job.claimed", job_id=job.id, attempt=job.attempt, slot=slot)
+        except Trouble as error:
+            self._troubles.report("files", error, seconds=_AGAIN_SECONDS)
+            self._release(job, error.message)
+            return
+        except SteadyError as error:
+            self._fail(job, error.code, error.message)
+            return
+        model = self._latest[slot] = job.model or self._choosing.usual
+        self._loras[slot] = job.request.lora_names
+        if job.priority is not Priority.INTERACTIVE and model != self._warm.get(slot):
+            self._warm[slot] = model
+            self._store.put(LAST_MODEL, model)
+        self._running[job.id] = Running(job, slot, job.forwards)
+        self._executor.send(slot, job, files)
+        self.changed = True
+        say(logger, "job.claimed", job_id=job.id, attempt=job.attempt, slot=slot)
 
     def _rested(self, slot: ex.Slot) -> bool:
         """Is nothing of it in work, and its rest over? Always, where slots need no rest."""
@@ -237,12 +253,14 @@ class Dispatcher(Part):
             self._executor.unfit(slot),
             self._choosing.absent(),
         )
+        ready = self._loaded.get(slot)
+        loaded = ready.model if ready else ""
         names = [
             name
             for name in (choosing.usual, *choosing.others)
-            if name not in unfit and (name not in absent or name == self._loaded.get(slot))
+            if name not in unfit and (name not in absent or name == loaded)
         ]
-        latest = self._latest.get(slot) or self._loaded.get(slot) or choosing.begun
+        latest = self._latest.get(slot) or loaded or choosing.begun
         warm = self._warm.get(slot) or latest
         models = ["", *names] if choosing.usual in names else names
         return Want(models, warm, latest, self._loras.get(slot, ""))
@@ -274,7 +292,7 @@ class Dispatcher(Part):
                 self.info = dict(event.info)
                 self.model = event.model
                 self._ill.pop(event.slot, None)
-                self._loaded[event.slot] = event.model
+                self._loaded[event.slot] = event
                 say(logger, "worker.ready", slot=event.slot, **_brief(event.info))
             case ex.Died():
                 self._settle_death(event)
@@ -304,11 +322,10 @@ class Dispatcher(Part):
                     running.preview = running.step
             case ex.Picture():
                 self._over(job.id)
-                self._streak = (None, 0)
                 self._checkpoint("picture_received")
                 self._finisher.finish(job, event)
             case ex.Failed():
-                self._fail(job, event.code, event.message)
+                self._fail(job, event.code, event.message, self._loaded.get(running.slot))
                 self._over(job.id)
 
     def _over(self, job_id: str) -> None:
@@ -317,7 +334,7 @@ class Dispatcher(Part):
 
     def _settle_death(self, event: ex.Died) -> None:
         trouble = event.environment
-        self._loaded.pop(event.slot, None)
+        engine = self._loaded.get(event.slot)
         if trouble is not None and self._ill.get(event.slot) != trouble.code:
             self._ill[event.slot] = trouble.code
             say(logger, "worker.trouble", logging.ERROR, slot=event.slot, code=trouble.code,
@@ -330,26 +347,28 @@ class Dispatcher(Part):
             death = started and event.blame
             if death and job.deaths + 1 >= MAX_DEATHS:
                 code = "timed_out" if "deadline" in event.how else "worker_crashed"
-                self._fail(job, code, f"{ERRORS[code].what} ({event.how})")
+                self._fail(job, code, f"{ERRORS[code].what} ({event.how})", engine)
             else:
                 self._release(job, f"the worker died: {event.how}", death=death)
             self._over(job_id)
-        if trouble is None and event.how != "idle":
+        self._loaded.pop(event.slot, None)
+        if trouble is None:
             say(logger, "worker.died", logging.ERROR, slot=event.slot, how=event.how)
 
-    def _fail(self, job: Job, code: str, message: str) -> None:
+    def _fail(self, job: Job, code: str, message: str, engine: ex.Ready | None = None) -> None:
         kind = ERRORS.get(code, ERRORS["engine_failed"])
         if kind.klass is ErrorClass.TRANSIENT and job.attempt < MAX_TRANSIENT:
             self._release(job, message or kind.what)
             return
+        facts = engine.info if engine else {}
         ended = self._store.fail(
-            job.id, job.attempt, code, message or kind.what, facts=self.info, now=self._now()
+            job.id, job.attempt, code, message or kind.what, facts=facts, now=self._now()
         )
         if ended is None:
             return
         say(logger, f"job.{ended.state}", job_id=job.id, code=code, message=message or None)
         if ended.state is JobState.FAILED:
-            self._count_failure(kind.klass)
+            self._finisher.verdicts.append(kind.klass)
         self._finisher.announce()
 
     def _release(self, job: Job, why: str, *, death: bool = False) -> None:
@@ -359,16 +378,21 @@ class Dispatcher(Part):
             if back.state.ended:
                 self._finisher.announce()
 
-    def _count_failure(self, klass: ErrorClass) -> None:
+    def _count_verdict(self, klass: ErrorClass | None) -> None:
+        """Pause the queue when one class of failures comes too often in a row.
+
+        Raises SteadyError of class environment: the verdict may then be counted again.
+        """
         if klass is ErrorClass.INVALID:
             return
         last, count = self._streak
-        self._streak = (klass, count + 1 if klass is last else 1)
-        if self._streak[1] >= STREAK:
-            self._streak = (None, 0)
+        count = count + 1 if klass is last else 1
+        if klass is not None and count >= STREAK:
             reason = f"{STREAK} jobs in a row failed: {klass.value.replace('_', ' ')}"
             self._store.pause_after_failures(reason, self._now())
             say(logger, "queue.paused", logging.ERROR, reason=reason)
+            klass = None
+        self._streak = (klass, count)
 
 
 def _verb(state: JobState) -> str:

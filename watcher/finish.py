@@ -7,9 +7,11 @@ A crash after the picture was published leaves it with its job's id inside: the 
 adopts it. A crash in the middle of archiving is finished by the next ``announce``.
 """
 
+import collections
 import contextlib
 import functools
 import logging
+import math
 import queue
 import threading
 import time
@@ -20,7 +22,7 @@ from typing import Any
 from PIL import Image
 
 from watcher import executor as ex
-from watcher.errors import ERRORS, SteadyError, Trouble
+from watcher.errors import ERRORS, ErrorClass, SteadyError, Trouble
 from watcher.jobfile import MAX_TABLE
 from watcher.jobfile.batchline import has_batch_lines, result_lines
 from watcher.jobs import Batch, Job
@@ -39,6 +41,8 @@ THREADS = 2
 MOST_THREADS = 16  #: of those that wait for the disk while many devices bring pictures
 MAX_WATCHER_DEATHS = 10  #: during one job, which is not tried again then
 MAX_GROUP = 100  #: pictures recorded in one transaction
+KEPT_SECONDS = 60.0  #: for which the pixels of a picture that cannot be saved wait for their disk
+STUCK_SECONDS = 60.0  #: from one try to put a batch away to the next, after a fault of ours
 _AGAIN_SECONDS = 5.0  #: after environment trouble
 
 
@@ -74,15 +78,18 @@ class Finisher(Part):
         self._address = address  #: where the door serves pictures
         self._outputs = outputs
         self._told = told
+        #: How jobs ended, for whoever counts failures; None: with a picture.
+        self.verdicts: collections.deque[ErrorClass | None] = collections.deque()
         self._work: queue.Queue[tuple[Job, ex.Picture] | None] = queue.Queue()
-        self._busy = 0
-        self._lock = threading.Lock()
+        #: Id and attempt of those whose pictures have arrived and are not recorded yet.
+        self.jobs: set[tuple[str, int]] = set()
         self._bell = threading.Event()
         self._announcing = False
         self._leaving = threading.Event()  #: what cannot be recorded is left to the next start
         self._stopping = threading.Event()
         self._durable = 0  #: jobs up to this ``seq`` are on record whatever happens
-        self._stuck: set[str] = set()  #: batches that met a fault of ours
+        #: Batches that met a fault of ours: when to try again (monotonic), and what it was.
+        self._stuck: dict[str, tuple[float, SteadyError]] = {}
         self._threads = [self._thread(i) for i in range(THREADS)]
         self._published: queue.Queue[_Published | None] = queue.Queue()
         self._recorder = threading.Thread(target=self._record_all, name="record")
@@ -100,7 +107,12 @@ class Finisher(Part):
         A picture that was published is adopted; else the job waits again in its old place.
         """
         for job in self._store.generating():
-            saved = self._outputs.adopt(job)
+            try:
+                saved = self._outputs.adopt(job)
+            except Trouble:
+                raise
+            except SteadyError:  # its folder leads elsewhere now: said when its turn comes
+                saved = None
             if saved is not None:
                 self._store.complete(
                     job.id, job.attempt, sha256=saved.sha256, bytes=saved.bytes,
@@ -132,23 +144,22 @@ class Finisher(Part):
 
     @property
     def busy(self) -> int:
-        """Pictures that have arrived and are not recorded yet."""
-        return self._busy
+        """How many pictures have arrived and are not recorded yet."""
+        return len(self.jobs)
 
     @property
     def idle(self) -> bool:
         """Nothing is being finished, recorded or announced."""
-        return self._busy == 0 and not self._bell.is_set() and not self._announcing
+        return not self.jobs and not self._bell.is_set() and not self._announcing
 
     @property
-    def stuck(self) -> bool:
-        """Some batch could not be put away for a fault of ours; the log has it."""
-        return bool(self._stuck)
+    def stuck(self) -> list[dict[str, Any]]:
+        """Why batches could not be put away for a fault of ours; the log has more."""
+        return [error.as_dict() for _, error in list(self._stuck.values())]
 
     def finish(self, job: Job, picture: ex.Picture) -> None:
         """Take the pixels of ``job``; returns at once. One thread only, which also stops."""
-        with self._lock:
-            self._busy += 1
+        self.jobs.add(job.who)
         self._work.put((job, picture))
         if self._work.qsize() > 2 * len(self._threads) and len(self._threads) < MOST_THREADS:
             self._threads.append(self._thread(len(self._threads)))
@@ -168,13 +179,12 @@ class Finisher(Part):
             job, picture = item
             published = self._finish_one(job, picture)
             if published is None:
-                self._over(1)
+                self._over(job)
             else:
                 self._published.put(published)
 
-    def _over(self, pictures: int) -> None:
-        with self._lock:
-            self._busy -= pictures
+    def _over(self, *jobs: Job) -> None:
+        self.jobs.difference_update(job.who for job in jobs)
         self.announce()
         self._wake()
 
@@ -185,6 +195,8 @@ class Finisher(Part):
                 return self._finish(job, picture)
             except Trouble:
                 raise
+            except SteadyError as error:
+                self._record_failure(job, error.code, error.message)
             except Exception as error:  # around one job: what is saved next is saved all the same
                 logger.exception("job.failed", extra={"facts": {"job_id": job.id}})
                 self._record_failure(job, "internal", f"{type(error).__name__} while saving")
@@ -204,7 +216,6 @@ class Finisher(Part):
         try:
             job, saved = self._save(job, image, picture)
         except Trouble as error:
-            self._troubles.report("finish", error, seconds=_AGAIN_SECONDS)
             why = error.message
             self._insist(lambda: self._store.release(job.id, job.attempt, why=why, now=self._now()))
             say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
@@ -223,7 +234,7 @@ class Finisher(Part):
             published = [each for each in group if each is not None]
             if published:
                 self._record(published)
-                self._over(len(published))
+                self._over(*(each.job for each in published))
                 self._told()
 
     def _record(self, group: "list[_Published]") -> None:
@@ -241,13 +252,15 @@ class Finisher(Part):
         for job in done:
             self._checkpoint("completed")
             if job is not None:
+                self.verdicts.append(None)
                 say(logger, "job.completed", job_id=job.id, path=job.path, bytes=job.bytes)
 
     def _save(self, job: Job, image: Image.Image, picture: ex.Picture) -> tuple[Job, Saved]:
         while True:
             try:
                 recipe = recipe_of(job, picture.info, picture.timings)
-                return job, self._outputs.save(job, image, recipe)
+                save = functools.partial(self._outputs.save, job, image, recipe)
+                return job, self._insist(save, "finish", KEPT_SECONDS)
             except NameTaken:
                 renamed = self._insist(functools.partial(self._store.rename, job.id, job.attempt))
                 if renamed is None:
@@ -257,23 +270,29 @@ class Finisher(Part):
                 job = renamed
 
     def _record_failure(self, job: Job, code: str, message: str) -> None:
-        self._insist(
+        failed = self._insist(
             lambda: self._store.fail(job.id, job.attempt, code, message, facts={}, now=self._now())
         )
+        if failed is None:
+            return
+        self.verdicts.append(ERRORS[code].klass)
         say(logger, "job.failed", logging.ERROR, job_id=job.id, code=code, message=message)
 
-    def _insist(self, write: Callable[[], Any]) -> Any:
-        """Write to the record, waiting out its troubles: pixels in hand are worth it.
+    def _insist(
+        self, write: Callable[[], Any], owner: str = "record", patience: float = math.inf
+    ) -> Any:
+        """Write to the record or the disk, waiting out their troubles: pixels in hand are worth it.
 
         While stopping it tries once: a restart finds the published picture.
         """
+        deadline = time.monotonic() + patience
         while True:
             try:
                 return write()
             except Trouble as error:
-                if self._leaving.is_set():
+                self._troubles.report(owner, error, seconds=_AGAIN_SECONDS)
+                if self._leaving.is_set() or time.monotonic() >= deadline:
                     raise
-                self._troubles.report("record", error, seconds=_AGAIN_SECONDS)
                 self._leaving.wait(0.5)
 
     # -- batches
@@ -299,14 +318,17 @@ class Finisher(Part):
         if ended:  # a file that left .claimed is never read again
             self._store.sync()
         for batch in ended:
-            if batch.ticket in self._stuck:
+            if batch.ticket in self._stuck and time.monotonic() < self._stuck[batch.ticket][0]:
                 continue
             try:
                 self.archive(batch)
+                self._stuck.pop(batch.ticket, None)
             except Trouble:
                 raise
-            except Exception:  # around one batch: the others are put away all the same
-                self._stuck.add(batch.ticket)
+            except Exception as error:  # around one batch: the others are put away all the same
+                words = f"The batch `{batch.name}` cannot be put away: {error}"
+                again = time.monotonic() + STUCK_SECONDS
+                self._stuck[batch.ticket] = again, SteadyError("internal", words)
                 logger.exception("batch.stuck", extra={"facts": {"ticket": batch.ticket}})
 
     def archive(self, batch: Batch) -> None:
@@ -340,10 +362,10 @@ class Finisher(Part):
             if batch.refused_rows:
                 self._inbox.archive(*place, day=day, further=[rows])
         self._checkpoint("archived_files")
-        self._store.archived(batch.ticket)
-        self._checkpoint("archived")
-        say(logger, "batch.done", ticket=batch.ticket, name=batch.name)
-        self._told()
+        if self._store.archived(batch.ticket):
+            self._checkpoint("archived")
+            say(logger, "batch.done", ticket=batch.ticket, name=batch.name)
+            self._told()
 
     def _openai_files(self, batch: Batch) -> Iterator[tuple[str, Iterable[bytes]]]:
         """What OpenAI gives back for a batch file of its form, as files beside ours."""

@@ -318,6 +318,11 @@ class Job:
     #: model, device, timings, what each attempt said
     facts: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def who(self) -> tuple[str, int]:
+        """Which job, and for the how manieth time: id and attempt."""
+        return self.id, self.attempt
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from watcher.errors import SteadyError
+from watcher.errors import SteadyError, Trouble
 from watcher.inbox import done_files, drop_done
 from watcher.inputs import Inputs
 from watcher.jobs import Batch, Job, JobState
@@ -101,11 +101,15 @@ class Pruner:
             self._checkpoint("jobs_dropped")
 
     def _drop_files(self, job: Job, pruned: Pruned, images: bool) -> None:
-        if images and job.state is JobState.COMPLETED:
-            pruned.pictures += self._outputs.delete(job)
-        else:
-            with contextlib.suppress(SteadyError, OSError):
-                self._outputs.thumbnail(job).unlink(missing_ok=True)
+        try:
+            if images and job.state is JobState.COMPLETED:
+                pruned.pictures += self._outputs.delete(job)
+        except Trouble:
+            raise
+        except SteadyError:  # its folder leads elsewhere now, where nothing is touched
+            pass
+        with contextlib.suppress(SteadyError, OSError):
+            self._outputs.thumbnail(job).unlink(missing_ok=True)
 
     def _drop_orphans(self, before: int) -> int:
         """Files in ``done/`` as old that no batch speaks for: repeats, and a cut-off prune's."""

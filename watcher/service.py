@@ -27,7 +27,7 @@ from watcher.heat import Heat
 from watcher.inbox.watch import Inbox, ignore_lease_signal
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
-from watcher.jobs import JobState
+from watcher.jobs import Job, JobState
 from watcher.live import Troubles, each_once
 from watcher.log import now_us, say
 from watcher.modelstate import ModelState
@@ -144,6 +144,7 @@ class Service:
             checkpoint=checkpoint,
             presets=config.presets,
         )
+        self._inputs = Inputs(config, store, checkpoint=checkpoint)
         limits, first = self._models.limits, self._models.first()
         self._executor = executor or build(
             config, self._models.choice, probe, limits, first, launch
@@ -152,7 +153,7 @@ class Service:
             inbox=self._inbox,
             limits=limits,
             root=config.root,
-            inputs=(inputs := Inputs(config, store, checkpoint=checkpoint)),
+            inputs=self._inputs,
         )
         self._notifier = Notifier(
             store, channels_of(config, store), now=now_us, schedule=schedule, lasts=lasts,
@@ -182,7 +183,7 @@ class Service:
             executor=self._executor,
             finisher=self._finisher,
             window=RunWindow.parse(config.run_window),
-            files_of=lambda job: {**inputs.files(job), **self._models.files(job)},
+            files_of=self._files_of,
             choosing=Choosing(
                 usual=limits.usual.name,
                 others=tuple(limits.others),
@@ -200,6 +201,11 @@ class Service:
         self._paused = False
         self._pulsed = 0.0
         self._told = 0.0
+
+    def _files_of(self, job: Job) -> dict[str, Any]:
+        """What its worker is given; SteadyError for a job that could not be drawn or saved."""
+        self._outputs.path(job)
+        return {**self._inputs.files(job), **self._models.files(job)}
 
     def run(self, *, once: bool) -> int | None:
         """Work until told to stop (or, with ``once``, until all is done).
@@ -417,7 +423,7 @@ class Service:
             "workers": self._executor.status(),
             "running": self._dispatcher.running(),
             "trouble": trouble,
-            "warnings": warnings + self._undelivered,
+            "warnings": [*warnings, *self._undelivered, *self._finisher.stuck],
             "inbox": self._inbox.health(),
             "notices": [*self._left, *self._heat.notices],
         }

@@ -132,6 +132,31 @@ def test_a_disk_that_cannot_be_written(
     mend()
     whole(root, 2)
     over(root)
+    assert list(renders(root.log).values()) == [1, 1]  # what was drawn waited for its disk
+
+
+@pytest.mark.parametrize("moment", ["drawn", "killed"])
+def test_a_folder_that_became_a_link_costs_only_its_own_jobs(
+    make_root: Callable[..., Root], tmp_path: Path, moment: str
+) -> None:
+    """Somebody moves a folder of pictures to another disk and leaves a link: said before a picture
+    is drawn in vain, or at the next start, and nothing behind the link is touched."""
+    root = make_root()
+    (tmp_path / "elsewhere").mkdir()
+    folder = root.folder / "outputs" / "cats"
+    folder.parent.mkdir(exist_ok=True)
+    root.drop("a.yaml", "{prompt: a steps=1, folder: cats}")
+    if moment == "killed":
+        assert root.watch(point="picture_received").wait(30) == -signal.SIGKILL
+    folder.symlink_to(tmp_path / "elsewhere")
+    root.drop("b.yaml", "prompt: b steps=1")
+    root.finish()
+    job = next(job for job in root.jobs() if job["prompt"] == "a steps=1")
+    assert (job["state"], job["error_code"]) == ("failed", "bad_name")
+    assert job["error_message"] == "`cats` leads out of the outputs folder."
+    assert sorted(root.states()) == ["completed", "failed"]
+    assert sum(renders(root.log).values()) == 1 + (moment == "killed")
+    assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
 def test_the_records_disk_alone_is_full(
@@ -542,6 +567,10 @@ def test_a_batch_that_cannot_be_put_away_does_not_hold_up_the_others(
     until(lambda: root.said.exists() and "batch.stuck" in root.said.read_text(), what="the fault")
     root.drop("b.yaml", "prompt: two\n")
     until(lambda: list((root.inbox / "done").rglob("b~*.result.json")), what="the second")
+    until(lambda: root.pulse()["warnings"], what="a warning")
+    (warning,) = root.pulse()["warnings"]
+    assert warning["message"].startswith("The batch `a.yaml` cannot be put away: broken on purpose")
+    assert root.troubles() == set()
     watcher.send_signal(signal.SIGTERM)
     assert watcher.wait(15) == 0
     root.finish()

@@ -114,6 +114,22 @@ def test_pictures_go_when_told(make_root: Make) -> None:
     assert gone.pictures == 6 and pictures(root.folder) == []
 
 
+def test_pictures_behind_a_link_stay_and_stop_nothing(make_root: Make, tmp_path: Path) -> None:
+    root = make_root()
+    root.drop("a.yaml", "{prompt: a steps=1, folder: cats}")
+    root.drop("b.yaml", "prompt: b steps=1")
+    root.finish()
+    folder = root.folder / "outputs" / "cats"
+    folder.rename(tmp_path / "elsewhere")
+    folder.symlink_to(tmp_path / "elsewhere")
+    store = store_of(root)
+    gone = pruner(root, store).prune(soon(), images=True)
+    store.close()
+    assert (gone.batches, gone.pictures) == (2, 1)
+    assert len(files(tmp_path / "elsewhere")) == 1
+    assert [f for f in files(root.folder / "outputs") if f.startswith(".thumbs")] == []
+
+
 @pytest.mark.parametrize(
     "point", ["files_dropped", "pictures_dropped", "jobs_dropped", "batch_dropped"]
 )

@@ -309,7 +309,7 @@ class LocalExecutor(Slots[Seat]):
         if self._stopping:
             seat.state = "stopped"
             return
-        lost = [(*t.who, t.started is not None) for t in seat.tasks]
+        lost = [(*t.job.who, t.started is not None) for t in seat.tasks]
         seat.tasks.clear()
         seat.state = "waiting"
         seat.last_death = how
@@ -419,7 +419,7 @@ class LocalExecutor(Slots[Seat]):
         self._fail(seat, task, code, message)
 
     def _fail(self, seat: Seat, task: Task, code: str, message: str) -> None:
-        self._events.append(Failed(seat.slot, *task.who, code, message))
+        self._events.append(Failed(seat.slot, *task.job.who, code, message))
 
     def _done(self, seat: Seat, task: Task, counter: str) -> None:
         """The job ended and its worker lives."""

@@ -34,11 +34,6 @@ class Task:
     overdue: float | None = None  #: monotonic: when its deadline passed
 
     @property
-    def who(self) -> tuple[str, int]:
-        """Id and attempt of the job."""
-        return self.job.id, self.job.attempt
-
-    @property
     def size(self) -> tuple[int, int]:
         """Width and height of its picture in pixels."""
         return self.job.request.final_size
@@ -100,7 +95,7 @@ class Seat:
 
     def task(self, job_id: str, attempt: int) -> Task | None:
         """The job it has by this id, in this very attempt."""
-        return next((task for task in self.tasks if task.who == (job_id, attempt)), None)
+        return next((task for task in self.tasks if task.job.who == (job_id, attempt)), None)
 
     def suffer(self, error: SteadyError) -> None:
         """Have ``error`` as trouble until it is taken back (None), when the next worker is ready."""
@@ -207,4 +202,4 @@ class Slots(Executor, Generic[_Seat]):
         return self._seats[slot], task
 
     def _unfinished(self) -> list[tuple[str, int]]:
-        return [task.who for seat in self._seats for task in seat.tasks]
+        return [task.job.who for seat in self._seats for task in seat.tasks]

@@ -148,7 +148,8 @@ class Outputs:
                 os.path.realpath(self._folder)
             )
         if not inside:
-            raise SteadyError("bad_name", "The picture's folder leads out of the outputs folder.")
+            words = f"`{job.folder}` leads out of the outputs folder."
+            raise SteadyError("bad_name", words, remedy="Put a folder there in place of the link.")
         return final
 
     def thumbnail(self, job: Job) -> Path:

@@ -261,7 +261,7 @@ class FarExecutor(Slots[_FarSlot]):
             self.counters["deaths"] += 1
             lost = [one for one in event.lost if place.task(one[0], one[1])]
             gone = {one[:2] for one in lost}
-            place.tasks = deque(task for task in place.tasks if task.who not in gone)
+            place.tasks = deque(task for task in place.tasks if task.job.who not in gone)
             return replace(event, slot=slot, lost=lost)
         task = place.task(event.job_id, event.attempt)
         if task is None:
@@ -286,7 +286,7 @@ class FarExecutor(Slots[_FarSlot]):
         So does the job in turn where nothing was heard of its start: the message may be lost.
         """
         jobs = [
-            (*task.who, task.started is not None or (lost.died and not turn))
+            (*task.job.who, task.started is not None or (lost.died and not turn))
             for turn, task in enumerate(place.tasks)
         ]
         met, place.met, place.report = place.met, None, None
