@@ -10,6 +10,9 @@ they stand in the prompt; all other words are just prompt.
     at=2           the fault comes after so many forwards (default 1; 0: before the first)
     once           the fault comes only the first time this prompt is run (needs the log)
     grows          has a preview of each step, lighter than the one before
+    hidden         has previews that cannot be drawn
+    again=9        says so often that it lives before the first step
+    quits          ends as if it had been told to
     photo          a picture with grain, as expensive to encode as a photograph
 
 Faults: ``segv``, ``exit`` (or exit=3), ``kill``, ``orphan`` (kills its
@@ -183,7 +186,7 @@ class Scripted:
         values = dict(w.split("=", 1) for w in words if "=" in w)
         total = int(values.get("steps", request.num_inference_steps))
         held = values.get("held")
-        grows = "grows" in words
+        grows = "grows" in words or "hidden" in words
         pause = float(values.get("sleep", 0))
         fault = next((w for w in words if w.partition("=")[0] in FAULTS), None)
         if fault and "once" in words and self._ran_before(request.prompt):
@@ -191,12 +194,20 @@ class Scripted:
         at = int(values.get("at", 1))
         self._note("start", request)
         began = time.perf_counter()
+        for _ in range(int(values.get("again", 0))):
+            report(0, 1)
         try:
+            if "quits" in words:
+                raise Cancelled
             for done in range(total + 1):
                 if done:
                     time.sleep(pause)
                     self._note("step", request, done=done)
-                    report(done, total, functools.partial(self._preview, done) if grows else None)
+                    report(
+                        done,
+                        total,
+                        functools.partial(self._preview, words, done) if grows else None,
+                    )
                     while done == 1 and held and os.path.exists(held):
                         time.sleep(0.05)
                         report(done, total)
@@ -214,8 +225,10 @@ class Scripted:
         facts = {"cfg_scale": 1} | ({"odd": {1, 2}} if fault == "unsayable" else {})
         return Result(image, facts, {"denoise": time.perf_counter() - began})
 
-    def _preview(self, done: int) -> Image.Image:
+    def _preview(self, words: list[str], done: int) -> Image.Image:
         self._note("preview", done=done)
+        if "hidden" in words:
+            raise OutOfMemory("not enough for a preview")
         return Image.new("RGB", (12, 8), (min(255, 20 * done),) * 3)
 
     def close(self) -> None:

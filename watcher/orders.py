@@ -22,8 +22,6 @@ from typing import Any, NoReturn
 from PIL import Image
 from typing_extensions import override
 
-from watcher.engine import EngineRequest
-from watcher.jobs import PICTURE_FIELDS
 from watcher.wire import PLACE_SIZE, PLACES, BadFrame, Frames, line
 
 EXIT_NONSENSE = 76  #: the watcher sent what cannot be a message
@@ -41,7 +39,7 @@ class Order:
 
     job_id: str
     attempt: int
-    request: EngineRequest
+    asked: Mapping[str, Any]  #: the request, not checked yet
     files: Mapping[str, Any]
     forwards: int  #: as they were planned
     cancelled: bool = False
@@ -199,11 +197,9 @@ class Orders(threading.Thread):
                 self._load = message
             elif kind == "run":
                 try:
-                    asked = {k: v for k, v in message["request"].items() if k not in PICTURE_FIELDS}
-                    asked["job_id"] = str(message["job_id"])
-                    request = EngineRequest.model_validate(asked)
                     who = str(message["job_id"]), int(message["attempt"])
-                    order = Order(*who, request, dict(message["files"]), int(message["forwards"]))
+                    asked, files = dict(message["request"]), dict(message["files"])
+                    order = Order(*who, asked, files, int(message["forwards"]))
                 except (KeyError, TypeError, ValueError) as error:
                     raise BadFrame(f"a job that cannot be read ({error})") from None
                 if not self._stopping:

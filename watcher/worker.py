@@ -18,6 +18,7 @@ import importlib
 import io
 import json
 import logging
+import math
 import os
 import resource
 import signal
@@ -77,7 +78,11 @@ class _Progress:
         now = time.monotonic()
         if preview is None or now > order.looked_until or now < self._shown + _PREVIEW_SECONDS:
             return
-        jpeg = _small_jpeg(preview() if callable(preview) else preview)
+        try:
+            jpeg = _small_jpeg(preview() if callable(preview) else preview)
+        except Exception:  # whether somebody looks on changes no picture
+            log.exception("the preview of a job failed: none of it is shown any more")
+            jpeg, self._shown = None, math.inf
         if jpeg is not None:
             self._shown = now
             self._sender.post(order.says("preview", jpeg=jpeg))
@@ -89,7 +94,6 @@ def _run(
     """One job from started to picture or failed. Does not return when the device is lost."""
 
     report = _Progress(order, sender)
-    size = order.request.final_size
     if order.cancelled:
         sender.post(order.says_cancelled())
         return
@@ -99,11 +103,14 @@ def _run(
     sender.settle()
     began = time.perf_counter()
     try:
-        _must_take(info, order)
+        # Also one that asks for more than may be asked for today fails alone, not its worker.
+        request = _with_files(order)
+        size = request.final_size
+        _must_take(info, request, order.files)
         retouch = Retouch(
             engine, report, forwards=order.forwards, upscaler=_upscaler(order.files, info.device)
         )
-        result = retouch.draw(_with_files(order.request, order.files))
+        result = retouch.draw(request)
         told = {"info": dict(result.facts), "timings": dict(result.timings)}
         line(told)  # what cannot be said is found before the picture takes its place
         place = shelf.put(result.image, size)
@@ -128,13 +135,13 @@ def _run(
         sender.post(order.says("picture", place=place, width=size[0], height=size[1], **told))
 
 
-def _must_take(info: EngineInfo, order: Order) -> None:
+def _must_take(info: EngineInfo, request: EngineRequest, files: Mapping[str, Any]) -> None:
     """Raises SteadyError ``not_accepted`` for what would change nothing without a word: a job may
     be recorded before anybody knows what its model's engine takes."""
-    needed = [feature for feature in PICTURE_FIELDS if order.files.get(feature)]
-    if order.files.get("loras"):
+    needed = [feature for feature in PICTURE_FIELDS if files.get(feature)]
+    if files.get("loras"):
         needed.append("lora")
-    upscale = order.request.upscale
+    upscale = request.upscale
     if upscale is not None and upscale.get("method") == REFINE:
         needed.append("image")  # which it is given tile by tile
     for feature in needed:
@@ -163,9 +170,12 @@ def _small_jpeg(image: Image.Image | None) -> str | None:
     return base64.b64encode(data).decode() if len(data) <= MAX_PREVIEW else None
 
 
-def _with_files(request: EngineRequest, files: Mapping[str, Any]) -> EngineRequest:
-    """``request`` with its files opened. Raises SteadyError bad_picture, unreadable."""
-    opened: dict[str, Any] = {}
+def _with_files(order: Order) -> EngineRequest:
+    """What is asked for, with its files opened. Raises SteadyError bad_picture, unreadable; pydantic's
+    ValidationError."""
+    asked = {name: value for name, value in order.asked.items() if name not in PICTURE_FIELDS}
+    request = EngineRequest.model_validate({**asked, "job_id": order.job_id})
+    files, opened = order.files, dict[str, Any]()
     size, how = (request.width, request.height), request.resize or "crop"
     for name in PICTURE_FIELDS:
         if name in files:

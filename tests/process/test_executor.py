@@ -23,6 +23,7 @@ from watcher.executor import (
     Event,
     Failed,
     Picture,
+    Previewed,
     Ready,
     Started,
     Step,
@@ -291,6 +292,38 @@ def test_failed_job_leaves_the_worker_alone(
     assert bench.pid() == pid
 
 
+def test_job_that_asks_for_what_may_not_be_asked_for_today_fails_alone(start: Start) -> None:
+    """One on record since a time with other limits: it would meet every worker after this one."""
+    bench = start()
+    bench.wait(Ready)
+    pid = bench.pid()
+    old = a_job("a", ask("old"))
+    request = old.request.model_copy(update={"guidance_scale": 1e6})
+    bench.executor.send(0, dataclasses.replace(old, request=request))
+    failed = bench.wait(Failed, "a")
+    assert failed.code == "engine_failed"
+    assert "guidance_scale Input should be less than or equal to 30" in failed.message
+    bench.run("b", "b")
+    assert bench.pid() == pid
+
+
+def test_worker_that_cancels_what_nobody_cancelled_has_failed(start: Start) -> None:
+    bench = start()
+    bench.send("a", "quits")
+    failed = bench.wait(Failed, "a")
+    assert (failed.code, failed.message) == ("engine_failed", "cancelled: The job was cancelled.")
+
+
+def test_preview_that_cannot_be_drawn_costs_no_picture(start: Start) -> None:
+    bench = start()
+    bench.send("a", "hidden sleep=0.2 steps=10")
+    bench.wait(Started, "a")
+    bench.executor.look("a")
+    bench.wait(Picture, "a")
+    assert len(bench.notes("preview")) == 1
+    assert bench.all(Previewed) == []
+
+
 # -- deaths
 
 
@@ -416,6 +449,20 @@ def test_no_descriptor_leaks_over_twenty_restarts(start: Start) -> None:
     assert bench.executor.counters["deaths"] == 20
 
 
+def test_no_descriptor_is_lost_where_there_are_too_few(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_few() -> tuple[int, int]:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(os, "pipe", too_few)
+    bench = start(backoff=(60.0,))
+    died = bench.wait(Died)
+    assert died.how == "could not be started (Too many open files)"
+    opened = [os.readlink(each) for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+    assert [name for name in opened if "memfd:pictures" in name] == []
+
+
 # -- deadlines
 
 
@@ -491,6 +538,13 @@ def test_job_deadline_ends_a_worker_that_does_not_answer(start: Start) -> None:
     died = bench.wait(Died)
     assert (died.lost, died.how) == ([], "was ended: job deadline (0.6 s)")
     bench.run("b", "b")
+
+
+def test_signs_of_life_are_no_steps(start: Start) -> None:
+    """A picture made larger tile by tile says nothing of how long the next one's steps take."""
+    bench = start()
+    bench.run("a", "again=40 steps=3")
+    assert len(bench.executor._patience._seen[32, 32]) == 2  # the first has the prompt in it
 
 
 def test_slow_is_not_stuck() -> None:

@@ -5,6 +5,7 @@ cannot be sent at once is kept, and signals are planned for a time. A parent tha
 its worker with it (see watcher.worker), so nothing is left behind.
 """
 
+import contextlib
 import os
 import selectors
 import signal
@@ -49,11 +50,16 @@ class Child:
         self._unsent = bytearray()
         self._plan: list[tuple[float, int]] = []  #: signals to come
         self._signalled: set[int] = set()
-        self._channel, theirs = socket.socketpair()
-        self._shelf = _shelf()
-        self._prints, printed = os.pipe()
-        os.set_blocking(self._prints, False)
-        try:
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as given:
+            self._channel, theirs = socket.socketpair()
+            ours.callback(self._channel.close)
+            given.callback(theirs.close)
+            self._shelf = _shelf()
+            ours.callback(os.close, self._shelf)
+            self._prints, printed = os.pipe()
+            ours.callback(os.close, self._prints)
+            given.callback(os.close, printed)
+            os.set_blocking(self._prints, False)
             self._process = launch(
                 module(
                     "watcher.worker",
@@ -67,14 +73,7 @@ class Child:
                 start_new_session=True,  # Ctrl-C on the terminal is for the watcher alone
                 env=environment(),
             )
-        except OSError:
-            self._channel.close()
-            os.close(self._shelf)
-            os.close(self._prints)
-            raise
-        finally:
-            theirs.close()
-            os.close(printed)
+            ours.pop_all()  # closed by forget
         self._channel.setblocking(False)
         self._pidfd = _pidfd(self._process.pid)
         self._printed = Printed(f"worker {self._process.pid}")

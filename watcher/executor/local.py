@@ -242,7 +242,7 @@ class LocalExecutor(Slots[Seat]):
         if now >= when:
             task = seat.tasks[0] if seat.tasks else None
             if what == JOB_DEADLINE and task is not None:
-                task.overdue = now
+                task.overdue, task.cancelled = now, True
                 self._cancel(seat, task)  # politely first: that costs no reload
                 return
             if task is not None and task.overdue is not None:
@@ -394,7 +394,9 @@ class LocalExecutor(Slots[Seat]):
                 task.started, task.started_at, task.moved = now, now_us(), now
                 self._events.append(Started(seat.slot, *who))
             case wire.SaidStep():
-                if task.done or said.total == 1:  # the first one contains the prompt's encoding
+                # The first one contains the prompt's encoding; and where nothing more is done, the
+                # engine only says that it lives.
+                if said.done > task.done and (task.done or said.total == 1):
                     self._patience.add(task.size, now - task.moved)
                 task.done, task.total, task.moved = said.done, said.total, now
                 self._events.append(Step(seat.slot, *who, said.done, said.total))
@@ -414,7 +416,8 @@ class LocalExecutor(Slots[Seat]):
         self._done(seat, task, "failed")
         if code == "cancelled" and task.overdue is not None:
             code, message = "timed_out", self._deadlines.overdue_words
-        if code not in ERRORS or ERRORS[code].klass is ErrorClass.ENVIRONMENT:
+        asked = code != "cancelled" or task.cancelled
+        if not asked or code not in ERRORS or ERRORS[code].klass is ErrorClass.ENVIRONMENT:
             code, message = "engine_failed", f"{code[:60]}: {message}"
         self._fail(seat, task, code, message)
 
@@ -435,7 +438,6 @@ class LocalExecutor(Slots[Seat]):
 
     @override
     def _cancel(self, seat: Seat, task: Task) -> None:
-        task.cancelled = True
         if seat.state == "loading" or not seat.fits(task):  # it was never sent
             seat.tasks.remove(task)
             self._fail(seat, task, "cancelled", "The job was cancelled.")
