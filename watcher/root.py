@@ -102,62 +102,47 @@ def _try_lock(fd: int, *, exclusive: bool) -> bool:
     return True
 
 
+WAIT_SECONDS = 2.0  #: of one that is no standby, before it gives up
 _POLL_SECONDS = 0.05
 
 
-class RootLock:
-    """The right to be the watcher of a root; a context manager.
+@contextlib.contextmanager
+def locked(
+    path: Path,
+    patience: float = WAIT_SECONDS,
+    *,
+    give_up: Callable[[], bool] = bool,
+    waits: Callable[[], object] = bool,
+) -> Iterator[None]:
+    """Be the watcher of a root inside; wait for it at most ``patience`` seconds.
 
-    The file itself is never removed: a lock on a file that others may unlink protects
-    nothing. A crash leaves the file with its words, unlocked.
+    ``give_up`` is asked between tries; ``waits`` is called once where another process has the lock.
+    Raises SteadyError already_running, naming the holder, or folder_gone or disk_full when the file
+    cannot be opened. The file itself is never removed: a lock on a file that others may unlink
+    protects nothing. A crash leaves the file with its words, unlocked.
     """
-
-    def __init__(self, path: Path, *, wait_seconds: float = 2.0) -> None:
-        self._path = path
-        self._wait_seconds = wait_seconds
-        self._fd: int | None = None
-
-    def __enter__(self) -> "RootLock":
-        self.acquire()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.release()
-
-    def acquire(
-        self, wait_seconds: float | None = None, *, give_up: Callable[[], bool] | None = None
-    ) -> None:
-        """Take the lock, waiting at most ``wait_seconds`` (default: the constructor's).
-
-        ``give_up`` is asked between tries (a standby waits with ``float("inf")`` until it is
-        told to stop). Raises SteadyError already_running, naming the holder, or folder_gone
-        or disk_full when the file cannot be used.
-        """
-        wait = self._wait_seconds if wait_seconds is None else wait_seconds
-        deadline = time.monotonic() + wait
-        with disk_errors("The lock file cannot be used"), contextlib.ExitStack() as unless_held:
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            unless_held.callback(os.close, fd)
-            while not _try_lock(fd, exclusive=True):
-                if time.monotonic() >= deadline or (give_up is not None and give_up()):
-                    raise _already_running(holder(self._path))
+    deadline = time.monotonic() + patience
+    with contextlib.ExitStack() as ends:
+        with disk_errors("The lock file cannot be used"):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            ends.callback(os.close, fd)
+            ours = _try_lock(fd, exclusive=True)
+            if not ours:
+                waits()
+            while not ours:
+                if time.monotonic() >= deadline or give_up():
+                    raise _already_running(holder(path))
                 time.sleep(_POLL_SECONDS)
-            words = {
-                "pid": os.getpid(),
-                "since": datetime.now().astimezone().isoformat(timespec="seconds"),
-                "what": "While this process lives, this file is locked: it is the watcher here.",
-            }
+                ours = _try_lock(fd, exclusive=True)
+        words = {
+            "pid": os.getpid(),
+            "since": datetime.now().astimezone().isoformat(timespec="seconds"),
+            "what": "While this process lives, this file is locked: it is the watcher here.",
+        }
+        with contextlib.suppress(OSError):  # a full disk: the lock holds without its words
             os.ftruncate(fd, 0)
-            os.lseek(fd, 0, os.SEEK_SET)
             os.write(fd, json.dumps(words).encode() + b"\n")
-            unless_held.pop_all()
-        self._fd = fd
-
-    def release(self) -> None:
-        """Give the lock back; harmless when it is not held."""
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
+        yield
 
 
 def held(path: Path) -> bool:
@@ -198,7 +183,6 @@ def _already_running(words: dict[str, Any]) -> SteadyError:
 
 logger = logging.getLogger("steady.standby")
 
-WAIT_SECONDS = 2.0  #: of one that is no standby, before it gives up
 _LOOK_SECONDS = 0.5
 _SAY_SECONDS = 1.0
 
@@ -224,26 +208,21 @@ class Turn:
     @contextlib.contextmanager
     def root(self) -> Iterator[bool]:
         """The root's lock, held inside; False when told to stop. SteadyError already_running."""
-        lock = RootLock(self._config.state / "lock")
-        with self._listening():
-            try:
-                self._lock_root(lock)
-            except SteadyError:
-                if not self.over:
-                    raise
-        try:
+        path = self._config.state / "lock"
+        with contextlib.ExitStack() as ends:
+            with self._listening():
+                try:
+                    ends.enter_context(
+                        locked(path, self._patience, give_up=self._told.is_set, waits=self._say)
+                    )
+                except SteadyError:
+                    if not self.over:
+                        raise
             yield not self.over
-        finally:
-            lock.release()
 
-    def _lock_root(self, lock: RootLock) -> None:
-        with contextlib.suppress(SteadyError):
-            if self._patience > WAIT_SECONDS:
-                lock.acquire(0)
-                return
+    def _say(self) -> None:
         if self._patience > WAIT_SECONDS:
             say(logger, "watcher.standby", at="the root")
-        lock.acquire(self._patience, give_up=self._told.is_set)
 
     def record(self, store: "JobStore") -> bool:
         """Lead the record; False when told to stop. SteadyError already_running.

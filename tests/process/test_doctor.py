@@ -19,7 +19,7 @@ from watcher.commands.desk import Desk
 from watcher.commands.doctor import FAIL, Finding, Machine, findings
 from watcher.errors import SteadyError
 from watcher.models import catalogue
-from watcher.root import RootLock
+from watcher.root import locked
 from watcher.store import JobStore
 
 HOUSE = Path(__file__).parents[2]
@@ -330,7 +330,7 @@ def test_another_program_on_the_port_fails(patient: Patient) -> None:
 
 
 def test_a_watcher_without_a_pulse_fails(patient: Patient) -> None:
-    with RootLock(patient.folder / ".steady" / "lock"):
+    with locked(patient.folder / ".steady" / "lock"):
         assert patient.failed() == {"watcher"}
 
 

@@ -17,13 +17,13 @@ from forked import run
 from roots import Root
 
 from watcher.errors import SteadyError
-from watcher.root import RootLock, held, holder
+from watcher.root import held, holder, locked
 
 HOLD = """
 import sys; sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from watcher.root import RootLock
-with RootLock(Path(sys.argv[1])):
+from watcher.root import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
 """
@@ -52,24 +52,24 @@ def test_a_second_process_waits_and_then_says_who_holds_it(
     path: Path, other: "subprocess.Popen[bytes]"
 ) -> None:
     begun = time.monotonic()
-    with pytest.raises(SteadyError) as error:
-        RootLock(path).acquire()
+    with pytest.raises(SteadyError) as error, locked(path):
+        pass
     assert time.monotonic() - begun > 1.9
     assert error.value.code == "already_running" and error.value.kind.exit == 4
     assert f"process {other.pid}, since 2" in error.value.message
 
 
 def test_a_second_lock_in_the_same_process_is_refused_too(path: Path) -> None:
-    with RootLock(path), pytest.raises(SteadyError):
-        RootLock(path).acquire(0)
-    with RootLock(path, wait_seconds=0):
+    with locked(path), pytest.raises(SteadyError), locked(path, 0):
+        pass
+    with locked(path, 0):
         assert holder(path)["pid"] == os.getpid()
 
 
 def test_sigkill_frees_it_at_once(path: Path, other: "subprocess.Popen[bytes]") -> None:
     os.kill(other.pid, signal.SIGKILL)
     other.wait()
-    with RootLock(path, wait_seconds=0):
+    with locked(path, 0):
         assert holder(path)["pid"] == os.getpid()
 
 
@@ -79,7 +79,7 @@ def test_a_waiting_one_gets_it_when_the_holder_ends(
     got = threading.Event()
 
     def wait() -> None:
-        with RootLock(path, wait_seconds=10):
+        with locked(path, 10):
             got.set()
 
     thread = threading.Thread(target=wait)
@@ -95,8 +95,18 @@ def test_a_standby_waits_until_it_is_told_to_stop(
     path: Path, other: "subprocess.Popen[bytes]"
 ) -> None:
     asked: list[int] = []
-    with pytest.raises(SteadyError):
-        RootLock(path).acquire(float("inf"), give_up=lambda: asked.append(1) or len(asked) > 5)
+    told: list[str] = []
+    with (
+        pytest.raises(SteadyError),
+        locked(
+            path,
+            float("inf"),
+            give_up=lambda: asked.append(1) or len(asked) > 5,
+            waits=lambda: told.append("once"),
+        ),
+    ):
+        pass
+    assert told == ["once"]
     assert len(asked) == 6
 
 
@@ -126,7 +136,7 @@ def test_a_watcher_starts_while_many_ask(path: Path) -> None:
         asker.start()
     try:
         for _ in range(5):
-            with RootLock(path, wait_seconds=10):
+            with locked(path, 10):
                 assert until(lambda: held(path))
     finally:
         stop.set()
@@ -135,8 +145,8 @@ def test_a_watcher_starts_while_many_ask(path: Path) -> None:
 
 
 def test_a_lock_file_that_cannot_be_opened(root: Path) -> None:
-    with pytest.raises(SteadyError) as error:
-        RootLock(root / "absent" / "lock").acquire()
+    with pytest.raises(SteadyError) as error, locked(root / "absent" / "lock"):
+        pass
     assert error.value.code == "folder_gone"
 
 
@@ -145,7 +155,7 @@ def test_words_that_are_no_words_do_no_harm(path: Path) -> None:
     assert holder(path) == {} and not held(path)
     path.write_text("[1]")
     assert holder(path) == {}
-    with RootLock(path):
+    with locked(path):
         assert holder(path)["pid"] == os.getpid()
 
 
@@ -181,3 +191,9 @@ def test_with_a_token_other_users_of_the_machine_read_nothing(
         shown = {p.name: p.stat().st_mode & 0o777 for p in root.folder.glob("steady.db*")}
         assert shown == dict.fromkeys(("steady.db", "steady.db-wal", "steady.db-shm"), 0o600)
         assert (root.folder / ".steady").stat().st_mode & 0o777 == 0o700
+
+
+def test_a_full_disk_keeps_nobody_from_being_the_watcher(path: Path) -> None:
+    path.symlink_to("/dev/full")
+    with locked(path, 0):
+        assert held(path)

@@ -46,7 +46,7 @@ _UNMOVABLE = {
 
 
 class Inbox(Shelves):
-    """The watcher's side of the folder. One instance a process; opened under the RootLock.
+    """The watcher's side of the folder. One instance a process; opened under the root's lock.
 
     ``wait``, ``scan``, ``read`` and ``open_stream`` belong to one thread (the intake);
     ``ring``, ``health``, ``archive``, ``discard`` and ``refuse`` may be called from any.
