@@ -296,17 +296,13 @@ class Dispatcher(Part):
                 say(logger, "worker.ready", slot=event.slot, **_brief(event.info))
             case ex.Died():
                 self._settle_death(event)
-            case ex.Started() | ex.Step() | ex.Previewed() | ex.Picture() | ex.Failed():
+            case ex.OfJob():
                 running = self._running.get(event.job_id)
                 if running is None or running.job.attempt != event.attempt:
                     return
                 self._settle_job(running, event)
 
-    def _settle_job(
-        self,
-        running: Running,
-        event: ex.Started | ex.Step | ex.Previewed | ex.Picture | ex.Failed,
-    ) -> None:
+    def _settle_job(self, running: Running, event: ex.OfJob) -> None:
         job = running.job
         if isinstance(event, ex.Picture | ex.Failed):
             self._rests[running.slot] = time.monotonic() + self._choosing.cooldown

@@ -61,10 +61,7 @@ class Pace:
 
     def seconds(self, width: int, height: int, forwards: int) -> float | None:
         """One such picture."""
-        return self.of(cost_of(width, height, forwards))
-
-    def of(self, cost: Cost) -> float | None:
-        """One picture of this cost."""
+        cost = cost_of(width, height, forwards)
         if cost in self._medians:
             return self._medians[cost]
         return None if self._rate is None else self._rate * cost[0] * cost[1]

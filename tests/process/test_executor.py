@@ -446,7 +446,7 @@ def test_no_descriptor_leaks_over_twenty_restarts(start: Start) -> None:
         bench.send(f"bad{n}", "exit")
         bench.wait(Ready, count=n + 2)
     assert len(os.listdir("/proc/self/fd")) == before
-    assert bench.executor.counters["deaths"] == 20
+    assert bench.executor.status()[0]["restarts"] == 20
 
 
 def test_no_descriptor_is_lost_where_there_are_too_few(
@@ -485,7 +485,8 @@ def test_heartbeat_tells_a_busy_worker_from_a_frozen_one(start: Start) -> None:
     def status() -> dict[str, Any]:
         return bench.executor.status()[0]
 
-    bench.until(lambda: status()["job"]["step_seconds_ago"] > 2.5)
+    begun = time.monotonic()
+    bench.until(lambda: time.monotonic() - begun > 2.5)
     assert status()["heard_seconds_ago"] < 2.0
     assert status()["rss"] > 1_000_000
     assert status()["state"] == "busy"
@@ -669,10 +670,10 @@ def test_stop_lets_the_running_job_end(start: Start) -> None:
     bench.send("a", "sleep=0.2 steps=3")
     bench.send("b", "prefetched sleep=0.2")
     pid = bench.pid()
-    assert bench.executor.stop(10) == [("b", 1)]
+    bench.executor.stop(10)
     assert [e.job_id for e in bench.executor.events(0) if isinstance(e, Picture)] == ["a"]
     assert not alive(pid)
-    assert bench.executor.stop(10) == []
+    bench.executor.stop(10)
     bench.executor.wake()  # harmless
 
 
@@ -683,7 +684,8 @@ def test_stop_ends_what_does_not_end_by_itself(start: Start, fault: str) -> None
     bench.until(lambda: bool(bench.notes("fault")))
     pid = bench.pid()
     began = time.monotonic()
-    assert bench.executor.stop(0.3) == [("a", 1)]
+    bench.executor.stop(0.3)
+    assert bench.all(Picture) == []
     assert time.monotonic() - began < 30
     assert not alive(pid)
 
@@ -692,7 +694,7 @@ def test_stop_while_loading(start: Start) -> None:
     bench = start(options={"load_sleep": 60})
     pid = bench.pid()
     began = time.monotonic()
-    assert bench.executor.stop(60) == []
+    bench.executor.stop(60)
     assert time.monotonic() - began < 30
     assert not alive(pid)
 

@@ -44,8 +44,8 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Started:
-    """The engine began this job. Until then the job had no part in what happens to its worker."""
+class OfJob:
+    """What happened to a job that the slot has."""
 
     slot: Slot
     job_id: str
@@ -53,33 +53,29 @@ class Started:
 
 
 @dataclass(frozen=True)
-class Step:
+class Started(OfJob):
+    """The engine began this job. Until then the job had no part in what happens to its worker."""
+
+
+@dataclass(frozen=True)
+class Step(OfJob):
     """``done`` of ``total`` forwards are over."""
 
-    slot: Slot
-    job_id: str
-    attempt: int
     done: int
     total: int
 
 
 @dataclass(frozen=True)
-class Previewed:
+class Previewed(OfJob):
     """How the job's picture looks so far: a small JPEG. Comes only for those that were looked at."""
 
-    slot: Slot
-    job_id: str
-    attempt: int
     jpeg: bytes = field(repr=False)
 
 
 @dataclass(frozen=True)
-class Picture:
+class Picture(OfJob):
     """The job's picture. ``rgb`` is width x height x 3 bytes, rows from the top."""
 
-    slot: Slot
-    job_id: str
-    attempt: int
     size: tuple[int, int]
     rgb: bytes = field(repr=False)
     timings: dict[str, Any] = field(repr=False)  #: seconds by phase, counters
@@ -87,12 +83,9 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Failed:
+class Failed(OfJob):
     """The job ended without a picture; the worker lives. ``code`` is a key of ERRORS."""
 
-    slot: Slot
-    job_id: str
-    attempt: int
     code: str
     message: str
 
@@ -113,7 +106,7 @@ class Died:
     blame: bool = True
 
 
-Event = Ready | Started | Step | Previewed | Picture | Failed | Died
+Event = Ready | OfJob | Died
 
 
 class Executor(Protocol):
@@ -153,13 +146,12 @@ class Executor(Protocol):
     def look(self, job_id: str) -> None:
         """Somebody wants to see this job: Previewed may come for some seconds."""
 
-    def stop(self, grace: float) -> list[tuple[str, int]]:
+    def stop(self, grace: float) -> None:
         """End all workers; running jobs have ``grace`` seconds to come to their end.
 
-        Returns (job id, attempt) of the jobs that did not. Pictures that did arrive meanwhile
-        are in one last ``events(0)``. Takes at most about ``grace`` + 2 seconds.
+        Pictures that arrive meanwhile are in one last ``events(0)``. Takes at most about ``grace``
+        + 2 seconds.
         """
-        ...
 
     def status(self) -> list[dict[str, Any]]:
         """One dict per slot for live.json."""

@@ -150,9 +150,9 @@ class LocalExecutor(Slots[Seat]):
                 seat.child.post(line({"type": "look", "job_id": job_id}))
 
     @override
-    def stop(self, grace: float) -> list[tuple[str, int]]:
+    def stop(self, grace: float) -> None:
         if self._closed:
-            return []
+            return
         self._stopping = True
         for seat in self._seats:
             if seat.child is not None:
@@ -173,7 +173,6 @@ class LocalExecutor(Slots[Seat]):
         self._selector.close()
         self._bell.close()
         self._ringer.close()
-        return self._unfinished()
 
     # -- one turn of the loop
 
@@ -272,7 +271,6 @@ class LocalExecutor(Slots[Seat]):
             self._mourn(seat, f"could not be started ({error.strerror})", trouble)
             return
         seat.child, seat.state, seat.info = child, "loading", {}
-        self.counters["spawned"] += 1
         child.post(seat.spec.order(seat.device))
 
     def _dismiss(self, seat: Seat, child: Child) -> None:
@@ -323,7 +321,6 @@ class LocalExecutor(Slots[Seat]):
             seat.ailing[name] = Ailment(seat.trouble, before + 1, seat.retry_at)
         seat.failures += 1
         seat.restarts += 1
-        self.counters["deaths"] += 1
         log.warning("slot %d: worker %s", seat.slot, how)
         self._events.append(Died(seat.slot, lost, how, environment, blame))
 
@@ -338,7 +335,6 @@ class LocalExecutor(Slots[Seat]):
             if not isinstance(error, BadFrame):
                 words = f"{type(error).__name__} while reading it"
                 log.exception("slot %d: worker %d", seat.slot, child.pid)
-            self.counters["nonsense"] += 1
             child.hang_up()
             child.kill(f"sent nonsense ({words})")
             self._dying(seat, child)
@@ -408,12 +404,12 @@ class LocalExecutor(Slots[Seat]):
                     raise BadFrame(f"a picture of the wrong size ({size[0]}x{size[1]})")
                 rgb = child.picture(said.place, size)
                 child.post(line({"type": "taken"}))
-                self._done(seat, task, "pictures")
+                self._done(seat, task)
                 info = {**seat.info, **said.info}
                 self._events.append(Picture(seat.slot, *who, size, rgb, said.timings, info))
 
     def _failed(self, seat: Seat, task: Task, code: str, message: str) -> None:
-        self._done(seat, task, "failed")
+        self._done(seat, task)
         if code == "cancelled" and task.overdue is not None:
             code, message = "timed_out", self._deadlines.overdue_words
         asked = code != "cancelled" or task.cancelled
@@ -424,7 +420,7 @@ class LocalExecutor(Slots[Seat]):
     def _fail(self, seat: Seat, task: Task, code: str, message: str) -> None:
         self._events.append(Failed(seat.slot, *task.job.who, code, message))
 
-    def _done(self, seat: Seat, task: Task, counter: str) -> None:
+    def _done(self, seat: Seat, task: Task) -> None:
         """The job ended and its worker lives."""
         now = time.monotonic()
         seat.tasks.remove(task)
@@ -432,7 +428,6 @@ class LocalExecutor(Slots[Seat]):
         seat.idle_since = now
         for waiting in seat.tasks:
             waiting.moved = max(waiting.moved, now)
-        self.counters[counter] += 1
         if seat.tasks and not seat.fits(seat.tasks[0]) and seat.child is not None:
             self._dismiss(seat, seat.child)
 

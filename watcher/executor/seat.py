@@ -4,7 +4,7 @@ Knows nothing of processes. Kept in memory: with the watcher goes what it knew.
 """
 
 import time
-from collections import Counter, deque
+from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -124,9 +124,7 @@ class Seat:
                 "step": running.done,
                 "steps": running.total,
                 "started_at": running.started_at,
-                "step_seconds_ago": round(now - running.moved, 3),
             },
-            "prefetched": [t.job.id for t in self.tasks if t is not running],
             "restarts": self.restarts,
             "failures": self.failures,
             "retry_in": round(max(0.0, self.retry_at - now), 3) if state == "waiting" else None,
@@ -156,7 +154,6 @@ class Slots(Executor, Generic[_Seat]):
         self._changed = False  #: wants() may answer differently now
         self._stopping = False
         self._closed = False
-        self.counters: Counter[str] = Counter()
 
     def _turn(self, timeout: float) -> None:
         """Take in everything there is; wait up to ``timeout`` seconds for the first of it."""
@@ -200,6 +197,3 @@ class Slots(Executor, Generic[_Seat]):
         task.message()
         self._seats[slot].tasks.append(task)
         return self._seats[slot], task
-
-    def _unfinished(self) -> list[tuple[str, int]]:
-        return [task.job.who for seat in self._seats for task in seat.tasks]

@@ -26,7 +26,6 @@ from watcher.executor import (
     Died,
     Event,
     Files,
-    Picture,
     Previewed,
     Ready,
     Slot,
@@ -185,9 +184,9 @@ class FarExecutor(Slots[_FarSlot]):
                 self._order(place, "look", job_id)
 
     @override
-    def stop(self, grace: float) -> list[tuple[str, int]]:
+    def stop(self, grace: float) -> None:
         if self._closed:
-            return []
+            return
         self._stopping = True
         for place in self._seats:
             self._order(place, "leave", grace)
@@ -196,7 +195,6 @@ class FarExecutor(Slots[_FarSlot]):
             self._turn(deadline - time.monotonic())
         self._line.stop()
         self._closed = True
-        return self._unfinished()
 
     # -- what is told
 
@@ -258,14 +256,12 @@ class FarExecutor(Slots[_FarSlot]):
         if isinstance(event, Ready):
             return replace(event, slot=slot)
         if isinstance(event, Died):
-            self.counters["deaths"] += 1
             lost = [one for one in event.lost if place.task(one[0], one[1])]
             gone = {one[:2] for one in lost}
             place.tasks = deque(task for task in place.tasks if task.job.who not in gone)
             return replace(event, slot=slot, lost=lost)
         task = place.task(event.job_id, event.attempt)
         if task is None:
-            self.counters["late"] += 1
             return None
         match event:
             case Started():
@@ -276,7 +272,6 @@ class FarExecutor(Slots[_FarSlot]):
                 pass
             case _:
                 place.tasks.remove(task)
-                self.counters["pictures" if isinstance(event, Picture) else "failed"] += 1
         return replace(event, slot=slot)
 
     def _mourn(self, place: _FarSlot, lost: Lost) -> None:
@@ -295,7 +290,6 @@ class FarExecutor(Slots[_FarSlot]):
             return
         place.tasks.clear()
         place.restarts += 1
-        self.counters["deaths"] += 1
         log.warning("slot %d: process %d on %s: %s", place.slot, met.pid, met.host, lost.how)
         self._events.append(Died(place.slot, jobs, lost.how, blame=lost.died))
 
