@@ -15,8 +15,8 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from PIL import Image
@@ -54,6 +54,11 @@ class _Published:
     saved: Saved
     facts: dict[str, Any]
 
+    @property
+    def finished(self) -> Job:
+        """The job as it will be on record."""
+        return replace(self.job, sha256=self.saved.sha256)
+
 
 class Finisher(Part):
     """Two threads (more when pictures queue) that encode and publish pictures, one that records
@@ -62,7 +67,8 @@ class Finisher(Part):
     Whatever was published while the last group was being recorded is recorded as one group, in
     one transaction: a lone picture never waits, and hundreds of devices do not queue for the disk.
 
-    ``told`` is called when the record has something new for others.
+    ``keep`` is called with jobs whose pictures lie in their places, before the record says so;
+    ``told`` when the record has something new for others.
     """
 
     def __init__(
@@ -70,6 +76,7 @@ class Finisher(Part):
         shared: Shared,
         *,
         outputs: Outputs,
+        keep: Callable[[Sequence[Job]], None] = lambda _jobs: None,
         told: Callable[[], None] = lambda: None,
         address: str = "",
     ) -> None:
@@ -77,6 +84,7 @@ class Finisher(Part):
         self._refused = RefusedRows(self._inbox.folder)
         self._address = address  #: where the door serves pictures
         self._outputs = outputs
+        self._keep = keep
         self._told = told
         #: How jobs ended, for whoever counts failures; None: with a picture.
         self.verdicts: collections.deque[ErrorClass | None] = collections.deque()
@@ -114,6 +122,7 @@ class Finisher(Part):
             except SteadyError:  # its folder leads elsewhere now: said when its turn comes
                 saved = None
             if saved is not None:
+                self._keep([replace(job, sha256=saved.sha256)])
                 self._store.complete(
                     job.id, job.attempt, sha256=saved.sha256, bytes=saved.bytes,
                     facts={"adopted": True}, now=self._now(),
@@ -245,6 +254,7 @@ class Finisher(Part):
             for each in group
         ]
         try:
+            self._insist(lambda: self._keep([each.finished for each in group]))
             done = self._insist(lambda: self._store.complete_many(completions, now=self._now()))
         except Trouble as error:  # only while stopping
             say(logger, "jobs.unsettled", logging.WARNING, jobs=len(group), why=error.message)

@@ -154,16 +154,34 @@ class Inputs:
         return found
 
     def _ensure(self, job: Job, reference: str, digest: str) -> None:
-        """See to it that the copy is there: one of another job's picture is made now."""
+        """See to it that the copy is there: one of another job's picture may be made now, for a job
+        that came in the very moment when that was completed."""
         if self.has(digest):
             return
         source = input_job(reference)
         made = self.store.job(source) if source and self.store else None
-        data = self.of_job(made) if made else None
-        if data is None or self.store is None:
+        if made is None or made.sha256 != digest or not self._keep_made(made, job.ticket):
             raise _missing(reference)
-        self.store.note_inputs(job.ticket, [(reference.partition(" ")[2], digest)])
-        self.copy(digest, data)
+
+    def keep_made(self, jobs: Sequence[Job]) -> None:
+        """Copy those of the pictures of ``jobs`` that others wait for.
+
+        Before the record says that they are made: whoever deletes one after that changes nothing.
+        """
+        if self.store is None:
+            return
+        made = {job.id: job for job in jobs}
+        for id, ticket in self.store.waiting_for(list(made)):
+            self._keep_made(made[id], ticket)
+
+    def _keep_made(self, job: Job, ticket: str) -> bool:
+        """Copy the picture of ``job`` for a batch; False when it is not there any more."""
+        data = self.of_job(job)
+        if data is None or self.store is None:
+            return False
+        self.store.note_inputs(ticket, [(f"job:{job.id}", str(job.sha256))])
+        self.copy(str(job.sha256), data)
+        return True
 
     def sweep(self, before: int) -> int:
         """Remove copies that no batch needs and nobody asked for since ``before`` (us); how many."""

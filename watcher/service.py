@@ -166,6 +166,7 @@ class Service:
         self._finisher = Finisher(
             shared,
             outputs=self._outputs,
+            keep=self._inputs.keep_made,
             told=self._notifier.ring,
             address=config.address,
         )

@@ -409,10 +409,25 @@ def test_a_draft_that_a_person_deletes_takes_what_waits_for_it_along(tracing: Ro
     assert "was deleted or changed" in refusal(tracing, "gone.yaml")["message"]
 
 
+def test_a_draft_that_is_deleted_before_the_turn_of_what_started_from_it(tracing: Root) -> None:
+    """What waits has the draft from the moment on in which that is made, not from its own turn on."""
+    later = DRAFT_AND_REFINE.replace("image: draft,", "image: draft, not_before: 2099-01-01,")
+    tracing.drop("chain.yaml", later)
+    tracing.finish()
+    pixels = made(tracing, "draft")
+    draft = tracing.jobs()[0]
+    (tracing.folder / "outputs" / draft["path"]).unlink()
+    rows(tracing.folder, "UPDATE jobs SET not_before = 1 WHERE held = 'not_before' RETURNING id")
+    tracing.finish()
+    assert tracing.states() == ["completed"] * 3
+    assert made(tracing, "fine") == pixels
+
+
 def test_a_chain_survives_kills(tracing: Root) -> None:
     tracing.drop("chain.yaml", DRAFT_AND_REFINE)
-    for point in ("recorded", "dispatched", "input_noted", "linked", "completed"):
-        tracing.watch(point=point, once=True).wait(60)
+    points = ("recorded", "dispatched", "linked", "input_written", "input_copied", "completed")
+    for point in points:
+        assert tracing.watch(point=point, once=True).wait(60) == -signal.SIGKILL
     tracing.finish()
     assert tracing.states() == ["completed"] * 3
     assert made(tracing, "fine") == made(tracing, "draft")

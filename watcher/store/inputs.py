@@ -60,6 +60,15 @@ class JobInputs(Database):
                 ticket=ticket,
             )
 
+    def waiting_for(self, ids: Sequence[str]) -> list[tuple[str, str]]:
+        """Which of these jobs others wait for, and the tickets of those."""
+        rows = self.poll(
+            "SELECT DISTINCT awaits, ticket FROM jobs INDEXED BY jobs_awaiting"
+            f" WHERE state = 'queued' AND awaits IN {self.each('ids')}",
+            ids=to_json(ids),
+        )
+        return [(row["awaits"], row["ticket"]) for row in rows]
+
     def forget_notes(self) -> None:
         """Forget what batches needed that are not on record any more. Reads every note."""
         with self.write():
