@@ -22,7 +22,7 @@ from farslots import Stutter
 from forked import launcher
 from history import rows
 
-from watcher import log, models, service, upkeep
+from watcher import checkpoints, log, models, service, upkeep
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.executor.build import build
@@ -148,13 +148,13 @@ def main() -> int:
     if given.stutter or given.silence:
         service.build = _build_on_ray(given.stutter, given.silence)
     launch = launcher() if given.cloned else subprocess.Popen  # before there is a second thread
+    checkpoints.after = checkpoint
     log.configure("info")
     try:
         return service.run(
             Config.load(given.root),
             once=given.once,
             standby=given.standby,
-            checkpoint=checkpoint,
             probe=(lambda: models.Devices(given.probe.split(",")))
             if given.probe
             else models.probe_devices,

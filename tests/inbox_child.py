@@ -15,7 +15,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from watcher import publish
+from watcher import checkpoints, publish
 from watcher.errors import SteadyError
 from watcher.inbox import drop_file
 from watcher.inbox.watch import Inbox
@@ -104,7 +104,8 @@ def act(order: dict[str, Any]) -> None:
     if order["do"] == "submit":
         drop_file(folder, b"prompt: a fox\n", ".yaml", TICKET, ways=ways)
         return
-    inbox = Inbox(folder, settle=0.05, rescan=0.5, checkpoint=die, ways=ways)
+    checkpoints.after = die
+    inbox = Inbox(folder, settle=0.05, rescan=0.5, ways=ways)
     inbox.open()
     if order["do"] == "claim":
         while True:

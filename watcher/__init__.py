@@ -5,7 +5,8 @@ inside is its own business.
 
 jobs.py       the nouns: JobRequest, Job, Batch, the states; upscaling.py: how much larger;
               modelnames.py: what models and LoRAs are called; limits.py: what jobs may be
-service.py    the story, told in intake/, dispatch.py and finish.py; parts.py: what they share
+service.py    the story, told in intake/, dispatch.py and finish.py; parts.py: what they share;
+              checkpoints.py: the steps of the protocol by name
 jobfile/      bytes of a job file -> JobRequests, or an error a person can act on
 inbox/        the folder as an interface: submit, wait, claim, archive, refuse, recover
 root.py       may we work here: the layout, one watcher by lock, standbys that wait for it;

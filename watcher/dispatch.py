@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from watcher import executor as ex
+from watcher.checkpoints import reached
 from watcher.errors import ERRORS, ErrorClass, SteadyError, Trouble
 from watcher.executor import Executor, Files
 from watcher.finish import Finisher
@@ -218,7 +219,7 @@ class Dispatcher(Part):
                 self._release(job, why)
 
     def _hand_out(self, slot: ex.Slot, job: Job) -> None:
-        self._checkpoint("dispatched")
+        reached("dispatched")
         try:
             with disk_errors("The files of a job cannot be read"):
                 files = self._files_of(job)
@@ -318,7 +319,7 @@ class Dispatcher(Part):
                     running.preview = running.step
             case ex.Picture():
                 self._over(job.id)
-                self._checkpoint("picture_received")
+                reached("picture_received")
                 self._finisher.finish(job, event)
             case ex.Failed():
                 self._fail(job, event.code, event.message, self._loaded.get(running.slot))

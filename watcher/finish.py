@@ -22,6 +22,7 @@ from typing import Any
 from PIL import Image
 
 from watcher import executor as ex
+from watcher.checkpoints import reached
 from watcher.errors import ERRORS, ErrorClass, SteadyError, Trouble
 from watcher.jobfile import MAX_TABLE
 from watcher.jobfile.batchline import has_batch_lines, result_lines
@@ -260,7 +261,7 @@ class Finisher(Part):
             say(logger, "jobs.unsettled", logging.WARNING, jobs=len(group), why=error.message)
             return
         for job in done:
-            self._checkpoint("completed")
+            reached("completed")
             if job is not None:
                 self.verdicts.append(None)
                 say(logger, "job.completed", job_id=job.id, path=job.path, bytes=job.bytes)
@@ -371,9 +372,9 @@ class Finisher(Part):
             self._inbox.discard(place[0])
             if batch.refused_rows:
                 self._inbox.archive(*place, day=day, further=[rows])
-        self._checkpoint("archived_files")
+        reached("archived_files")
         if self._store.archived(batch.ticket):
-            self._checkpoint("archived")
+            reached("archived")
             say(logger, "batch.done", ticket=batch.ticket, name=batch.name)
             self._told()
 

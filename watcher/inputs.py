@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from watcher import publish
+from watcher.checkpoints import reached
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile.bundle import Bundle
@@ -48,22 +49,19 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 class Inputs:
     """The pictures of one root. ``store`` is None where there is no record yet.
 
-    Any process may keep and find pictures; ``checkpoint`` is called after every step.
+    Any process may keep and find pictures.
     """
 
     def __init__(
         self,
         config: Config,
         store: "JobStore | None",
-        *,
-        checkpoint: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self.folder = config.inputs
         self.store = store
         self._outputs = config.outputs
         self._kept = config.state / "inputs"
         self._durable = False  #: the folder itself
-        self.checkpoint = checkpoint
         #: Around what the disk does for a file that is read: it is not to blame for an end then.
         self.blameless: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext
 
@@ -114,10 +112,10 @@ class Inputs:
                 return
             temporary = self._kept / f"new-{uuid.uuid4().hex}"
             publish.write_synced(temporary, data)
-            self.checkpoint("input_written")
+            reached("input_written")
             os.replace(temporary, final)
             publish.sync_folder(self._kept)
-            self.checkpoint("input_copied")
+            reached("input_copied")
 
     def has(self, digest: str) -> bool:
         """Is the picture of this sha256 here?"""
@@ -283,7 +281,7 @@ class Finder:
             if self._ticket is not None and self._inputs.store is not None:
                 noted = [(name, digest) for name, (digest, _) in self._waiting.items()]
                 self._inputs.store.note_inputs(self._ticket, noted)
-                self._inputs.checkpoint("input_noted")
+                reached("input_noted")
             for digest, data in self._waiting.values():
                 self._inputs.copy(digest, data)
         self._waiting.clear()

@@ -17,7 +17,6 @@ class Shared:
     """What is shared.
 
     ``wake``: called when there may be something to hand out. ``now``: microseconds UTC.
-    ``checkpoint``: called with a name after every step of the protocol.
     """
 
     store: JobStore
@@ -25,7 +24,6 @@ class Shared:
     troubles: Troubles = field(default_factory=Troubles)
     wake: Callable[[], None] = lambda: None
     now: Callable[[], int] = now_us
-    checkpoint: Callable[[str], None] = lambda _step: None
 
 
 class Part:
@@ -38,4 +36,3 @@ class Part:
         self._troubles = shared.troubles
         self._wake = shared.wake
         self._now = shared.now
-        self._checkpoint = shared.checkpoint

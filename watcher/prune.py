@@ -11,10 +11,10 @@ import contextlib
 import json
 import re
 import uuid
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from watcher.checkpoints import reached
 from watcher.errors import SteadyError, Trouble
 from watcher.inbox import done_files, drop_done
 from watcher.inputs import Inputs
@@ -47,8 +47,6 @@ class Pruner:
         inbox: Path,
         inputs: Inputs,
         uploads: Path,
-        *,
-        checkpoint: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._store = store
         self._outputs = outputs
@@ -56,7 +54,6 @@ class Pruner:
         self._inputs = inputs
         self._uploads = uploads
         self._refused = RefusedRows(inbox)
-        self._checkpoint = checkpoint
 
     def prune(self, before: int, *, images: bool = False, dry_run: bool = False) -> Pruned:
         """Everything that ended before the moment ``before`` (microseconds UTC).
@@ -76,10 +73,10 @@ class Pruner:
                     )
                     continue
                 pruned.files += drop_done(self._inbox, batch.claim or batch.ticket, batch.name)
-                self._checkpoint("files_dropped")
+                reached("files_dropped")
                 self._drop_jobs(batch, pruned, images)
                 pruned.batches += self._store.drop_batch(batch.ticket)
-                self._checkpoint("batch_dropped")
+                reached("batch_dropped")
         if not dry_run:
             pruned.files += self._drop_orphans(before) + self._drop_uploads(before)
             self._refused.sweep(before, self._store.batch)
@@ -93,12 +90,12 @@ class Pruner:
             going = [job for job in jobs if job.rating <= 0]
             for job in going:
                 self._drop_files(job, pruned, images)
-            self._checkpoint("pictures_dropped")
+            reached("pictures_dropped")
             gone = self._store.drop_jobs(batch.ticket, [job.id for job in going])
             if going and not gone:  # somebody runs one of them again
                 return
             pruned.jobs += gone
-            self._checkpoint("jobs_dropped")
+            reached("jobs_dropped")
 
     def _drop_files(self, job: Job, pruned: Pruned, images: bool) -> None:
         try:

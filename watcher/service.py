@@ -52,16 +52,11 @@ _TELL_SECONDS = 0.5  #: between those that are also told to a record on a server
 _CARE_SECONDS = 2.0  #: between looks at disk, folders and record
 
 
-def ignore_step(_step: str) -> None:
-    """The checkpoint of everyday life."""
-
-
 def run(
     config: Config,
     *,
     once: bool = False,
     standby: bool = False,
-    checkpoint: Callable[[str], None] = ignore_step,
     probe: models.Probe = models.probe_devices,
     launch: Launch = subprocess.Popen,
     schedule: Sequence[float] = SCHEDULE,
@@ -72,11 +67,11 @@ def run(
     Call from the process's main thread. Returns the exit code: 0; 1 when one of its threads died of
     a fault of ours, so that whoever keeps it alive starts it anew; 4 when ``once`` could not go on.
     ``standby``: while another watcher has the root or the record, wait for as long as it takes
-    (otherwise two seconds, then already_running). ``checkpoint`` is called with a name after every
-    step of the protocol (tests kill the process there). ``launch`` starts workers. ``schedule``: seconds before each attempt
-    to tell others; ``lasts``: until trouble is told to people. Raises SteadyError already_running,
-    bad_config, database_damaged, database_trouble. When another file takes the record's place, the
-    watcher begins anew on that one; when another watcher took its own, it waits anew.
+    (otherwise two seconds, then already_running). ``launch`` starts workers. ``schedule``: seconds
+    before each attempt to tell others; ``lasts``: until trouble is told to people. Raises SteadyError
+    already_running, bad_config, database_damaged, database_trouble. When another file takes the
+    record's place, the watcher begins anew on that one; when another watcher took its own, it waits
+    anew.
     """
     check_layout(config)
     config.state.mkdir(parents=True, exist_ok=True)
@@ -95,9 +90,8 @@ def run(
                 if not turn.record(store):
                     return 0
                 service = Service(
-                    config, store, checkpoint=checkpoint, probe=probe, launch=launch,
-                    schedule=schedule, lasts=lasts,
-                )  # fmt: skip
+                    config, store, probe=probe, launch=launch, schedule=schedule, lasts=lasts
+                )
                 code = service.run(once=once)
             finally:
                 store.close()
@@ -117,7 +111,6 @@ class Service:
         config: Config,
         store: JobStore,
         *,
-        checkpoint: Callable[[str], None] = ignore_step,
         probe: models.Probe = models.probe_devices,
         launch: Launch = subprocess.Popen,
         executor: Executor | None = None,
@@ -134,17 +127,14 @@ class Service:
         self._begun = False  #: outputs are open and the last run's jobs are settled
         self._troubles = Troubles(now=now_us)
         self._models = ModelState(config, store, probe)
-        self._outputs = Outputs(
-            config.outputs, embed_metadata=config.embed_metadata, checkpoint=checkpoint
-        )
+        self._outputs = Outputs(config.outputs, embed_metadata=config.embed_metadata)
         self._inbox = Inbox(
             config.inbox,
             settle=config.settle_seconds,
             rescan=config.rescan_seconds,
-            checkpoint=checkpoint,
             presets=config.presets,
         )
-        self._inputs = Inputs(config, store, checkpoint=checkpoint)
+        self._inputs = Inputs(config, store)
         limits, first = self._models.limits, self._models.first()
         self._executor = executor or build(
             config, self._models.choice, probe, limits, first, launch
@@ -156,13 +146,10 @@ class Service:
             inputs=self._inputs,
         )
         self._notifier = Notifier(
-            store, channels_of(config, store), now=now_us, schedule=schedule, lasts=lasts,
-            checkpoint=checkpoint,
-        )  # fmt: skip
-        self._undelivered: list[dict[str, Any]] = []
-        shared = Shared(
-            store, self._inbox, self._troubles, self._executor.wake, checkpoint=checkpoint
+            store, channels_of(config, store), now=now_us, schedule=schedule, lasts=lasts
         )
+        self._undelivered: list[dict[str, Any]] = []
+        shared = Shared(store, self._inbox, self._troubles, self._executor.wake)
         self._finisher = Finisher(
             shared,
             outputs=self._outputs,

@@ -10,7 +10,7 @@ from conftest import until
 from engines import read_log
 from store_children import LOCAL, record_jobs, request
 
-from watcher import finish
+from watcher import checkpoints, finish
 from watcher.dispatch import BACKLOG, STREAK, Choosing, Dispatcher
 from watcher.errors import Trouble
 from watcher.executor import NO_FILES, Files, Picture, WorkerSpec
@@ -40,10 +40,7 @@ class Desk:
         self.inbox.open(first=True)
         spec = WorkerSpec("engines:Scripted", "none", options={"log": str(self.log)}, name="one")
         self.executor = LocalExecutor(spec, devices)
-        self.at: Callable[[str], None] = lambda step: None
-        shared = Shared(
-            self.store, self.inbox, wake=self.executor.wake, checkpoint=lambda step: self.at(step)
-        )
+        shared = Shared(self.store, self.inbox, wake=self.executor.wake)
         self.finisher = Finisher(shared, outputs=outputs, refused_rows=lambda batch: None)
         self.finisher.start()
         self.troubles = 0
@@ -242,7 +239,7 @@ def test_a_batch_that_met_a_fault_is_told_of_and_put_away_by_a_later_try(
             raise OSError(5, "Input/output error")
         told.extend(each["message"] for each in here.finisher.stuck)
 
-    here.at = break_once
+    monkeypatch.setattr(checkpoints, "after", break_once)
     here.executor.start()
     here.put("a")
     here.until(lambda: here.count(JobState.COMPLETED) and not here.store.unarchived())

@@ -9,7 +9,7 @@ import pytest
 from conftest import until
 from store_children import put_batch
 
-from watcher import executor as ex
+from watcher import checkpoints, executor as ex
 from watcher.finish import MOST_THREADS, THREADS, Finisher
 from watcher.inbox.watch import Inbox
 from watcher.jobs import Job, JobState
@@ -48,8 +48,11 @@ def store(tmp_path: Path) -> Iterator[JobStore]:
 
 
 @pytest.fixture
-def finisher(tmp_path: Path, store: JobStore, disk: Disk) -> Iterator[Finisher]:
-    outputs = Outputs(tmp_path / "outputs", checkpoint=disk.checkpoint)
+def finisher(
+    tmp_path: Path, store: JobStore, disk: Disk, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Finisher]:
+    monkeypatch.setattr(checkpoints, "after", disk.checkpoint)
+    outputs = Outputs(tmp_path / "outputs")
     outputs.open()
     inbox = Inbox(tmp_path / "inbox", settle=0.1, rescan=1.0)
     inbox.open(first=True)

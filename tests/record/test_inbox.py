@@ -20,7 +20,7 @@ import pytest
 from conftest import until
 from inbox_child import TICKET
 
-from watcher import publish
+from watcher import checkpoints, publish
 from watcher.errors import SteadyError
 from watcher.inbox import Claim, drop_file, takeover
 from watcher.inbox.arrivals import Arrivals
@@ -605,9 +605,12 @@ def test_old_temporary_files_are_swept_and_young_ones_kept(root: Path) -> None:
 # ---------------------------------------------------------------- claims
 
 
-def test_claims_are_synced_in_chunks_before_they_are_handed_out(root: Path) -> None:
+def test_claims_are_synced_in_chunks_before_they_are_handed_out(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[str] = []
-    inbox = Inbox(root / "inbox", settle=0.0, rescan=5.0, checkpoint=steps.append)
+    monkeypatch.setattr(checkpoints, "after", steps.append)
+    inbox = Inbox(root / "inbox", settle=0.0, rescan=5.0)
     inbox.open()
     for number in range(600):
         (root / "inbox" / f"{number:04}.yaml").write_text("prompt: a fox")
@@ -780,7 +783,9 @@ def test_a_file_that_cannot_be_moved_is_tried_less_and_less_often(root: Path) ->
     assert waits == [5, 10, 20, 40, 60, 60]
 
 
-def test_claims_made_before_the_folder_went_are_handed_out_when_it_is_back(root: Path) -> None:
+def test_claims_made_before_the_folder_went_are_handed_out_when_it_is_back(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = root / "inbox"
     seen: list[str] = []
 
@@ -789,7 +794,8 @@ def test_claims_made_before_the_folder_went_are_handed_out_when_it_is_back(root:
         if len(seen) == 3:
             folder.rename(root / "away")
 
-    inbox = Inbox(folder, settle=0.0, rescan=0.2, checkpoint=vanish)
+    monkeypatch.setattr(checkpoints, "after", vanish)
+    inbox = Inbox(folder, settle=0.0, rescan=0.2)
     inbox.open()
     for number in range(10):
         (folder / f"{number}.yaml").write_text(f"prompt: {number}")
@@ -918,7 +924,9 @@ def test_a_claim_undone_by_half_is_not_claimed_again(root: Path) -> None:
     inbox.close()
 
 
-def test_a_version_that_came_between_the_two_names_is_claimed(root: Path) -> None:
+def test_a_version_that_came_between_the_two_names_is_claimed(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody saves the file anew while it is claimed: the newer one runs, and only that."""
     folder = root / "inbox"
     replaced = False
@@ -930,7 +938,8 @@ def test_a_version_that_came_between_the_two_names_is_claimed(root: Path) -> Non
             (folder / ".fox.tmp").write_text("prompt: a red fox")
             (folder / ".fox.tmp").rename(folder / "fox.yaml")
 
-    inbox = Inbox(folder, settle=0.0, rescan=5.0, checkpoint=save_again)
+    monkeypatch.setattr(checkpoints, "after", save_again)
+    inbox = Inbox(folder, settle=0.0, rescan=5.0)
     inbox.open()
     (folder / "fox.yaml").write_text("prompt: a fox")
     assert inbox.read(claim(inbox), 100) == b"prompt: a red fox"
@@ -939,7 +948,9 @@ def test_a_version_that_came_between_the_two_names_is_claimed(root: Path) -> Non
     inbox.close()
 
 
-def test_a_file_taken_back_between_the_two_names_does_not_run(root: Path) -> None:
+def test_a_file_taken_back_between_the_two_names_does_not_run(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = root / "inbox"
     steps: list[str] = []
 
@@ -948,7 +959,8 @@ def test_a_file_taken_back_between_the_two_names_does_not_run(root: Path) -> Non
         if steps == ["claimed"]:
             (folder / "fox.yaml").unlink()
 
-    inbox = Inbox(folder, settle=0.0, rescan=5.0, checkpoint=take_back)
+    monkeypatch.setattr(checkpoints, "after", take_back)
+    inbox = Inbox(folder, settle=0.0, rescan=5.0)
     inbox.open()
     (folder / "fox.yaml").write_text("prompt: a fox")
     until(lambda: (nothing_for(inbox, 0.1), "claim_taken" in steps)[1])
@@ -976,10 +988,13 @@ def test_an_old_name_on_its_way_out_is_ended_at_the_next_start(root: Path) -> No
     inbox.close()
 
 
-def test_where_links_are_unknown_one_rename_claims(root: Path) -> None:
+def test_where_links_are_unknown_one_rename_claims(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     steps: list[str] = []
     folder = root / "inbox"
-    inbox = Inbox(folder, settle=0.0, rescan=5.0, checkpoint=steps.append, ways=WAYS["rename"])
+    monkeypatch.setattr(checkpoints, "after", steps.append)
+    inbox = Inbox(folder, settle=0.0, rescan=5.0, ways=WAYS["rename"])
     inbox.open()
     (folder / "fox.yaml").write_text("prompt: a fox")
     assert inbox.read(claim(inbox), 100) == b"prompt: a fox"

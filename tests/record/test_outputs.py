@@ -22,7 +22,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from PIL import Image, ImageChops, ImageDraw, ImageStat
 
-from watcher import publish
+from watcher import checkpoints, publish
 from watcher.errors import SteadyError
 from watcher.jobs import SUFFIXES, Job, JobRequest, JobState, Priority
 from watcher.pictures.outputs import NameTaken, Outputs, Saved, encode
@@ -381,16 +381,13 @@ def test_an_odd_id_gets_no_thumbnail_path(outputs: Outputs, id: str) -> None:
 # -- crashes
 
 
-def killed_at(step: str) -> Callable[[str], None]:
-    def checkpoint(name: str) -> None:
-        if name == step:
+def save_until(folder: Path, step: str, way: str, job: Job) -> None:
+    def kill(reached: str) -> None:
+        if reached == step:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    return checkpoint
-
-
-def save_until(folder: Path, step: str, way: str, job: Job) -> None:
-    outputs = Outputs(folder, checkpoint=killed_at(step), ways=WAYS[way])
+    checkpoints.after = kill  # in a process of its own
+    outputs = Outputs(folder, ways=WAYS[way])
     outputs.open()
     outputs.save(job, picture(), recipe(job))
 

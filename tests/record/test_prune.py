@@ -5,12 +5,12 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from history import pictures
 from roots import Root
 
+from watcher import checkpoints
 from watcher.config import Config
 from watcher.inputs import Inputs
 from watcher.pictures.outputs import Outputs
@@ -29,10 +29,10 @@ def store_of(root: Root) -> JobStore:
     return JobStore(f"sqlite:///{root.folder / 'steady.db'}", checkpointer=False)
 
 
-def pruner(root: Root, store: JobStore, **more: Any) -> Pruner:
+def pruner(root: Root, store: JobStore) -> Pruner:
     config = Config.load(root.folder)
     inputs = Inputs(config, store)
-    return Pruner(store, Outputs(config.outputs), root.inbox, inputs, config.uploads, **more)
+    return Pruner(store, Outputs(config.outputs), root.inbox, inputs, config.uploads)
 
 
 def soon() -> int:
@@ -133,7 +133,9 @@ def test_pictures_behind_a_link_stay_and_stop_nothing(make_root: Make, tmp_path:
 @pytest.mark.parametrize(
     "point", ["files_dropped", "pictures_dropped", "jobs_dropped", "batch_dropped"]
 )
-def test_a_cut_at_any_step_is_finished_by_the_next(make_root: Make, point: str) -> None:
+def test_a_cut_at_any_step_is_finished_by_the_next(
+    make_root: Make, monkeypatch: pytest.MonkeyPatch, point: str
+) -> None:
     root = make_root()
     filled(root)
     store = store_of(root)
@@ -142,8 +144,9 @@ def test_a_cut_at_any_step_is_finished_by_the_next(make_root: Make, point: str) 
         if step == point:
             raise Cut
 
-    with pytest.raises(Cut):
-        pruner(root, store, checkpoint=cut).prune(soon(), images=True)
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(checkpoints, "after", cut)
+        pruner(root, store).prune(soon(), images=True)
     assert len(pictures(root.folder)) in (0, 1, 5, 6)
     pruner(root, store).prune(soon(), images=True)
     store.close()
@@ -152,7 +155,9 @@ def test_a_cut_at_any_step_is_finished_by_the_next(make_root: Make, point: str) 
     root.finish()
 
 
-def test_a_job_that_runs_again_keeps_its_batch(make_root: Make) -> None:
+def test_a_job_that_runs_again_keeps_its_batch(
+    make_root: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     root = make_root()
     root.drop("a.json", json.dumps(["raise once", "fine steps=1"]))
     root.finish()
@@ -163,7 +168,9 @@ def test_a_job_that_runs_again_keeps_its_batch(make_root: Make) -> None:
         if step == "files_dropped":
             assert store.retry_failed(ticket) == 1
 
-    gone = pruner(root, store, checkpoint=again).prune(soon())
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "after", again)
+        gone = pruner(root, store).prune(soon())
     assert gone.jobs == 0 and len(root.jobs()) == 2
     assert pruner(root, store).prune(soon()).batches == 0
     store.close()

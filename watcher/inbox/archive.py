@@ -15,11 +15,12 @@ import json
 import os
 import threading
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from watcher import publish
+from watcher.checkpoints import reached
 from watcher.folder import Folder, real_folder
 from watcher.inbox.claims import PRESET, ROOM, Claim, claim_of, cut, own_ticket
 from watcher.publish import disk_errors
@@ -37,16 +38,13 @@ _MOST_ALIKE = 9  #: refused files of one name that are numbered; later ones carr
 class Shelves:
     """The folders inside ``inbox``, and what is put into them; any thread. Part of ``Inbox``."""
 
-    def __init__(
-        self, inbox: Path, *, checkpoint: Callable[[str], None], ways: tuple[publish.Way, ...]
-    ) -> None:
+    def __init__(self, inbox: Path, *, ways: tuple[publish.Way, ...]) -> None:
         self.folder = inbox
         self._home = Folder(inbox, name="inbox", mark=MARK, fresh=lambda: _WORDS)
         self._tmp = inbox / TMP
         self._claimed = inbox / CLAIMED
         self._done = inbox / DONE
         self._refused = inbox / REFUSED
-        self._checkpoint = checkpoint
         self._ways = ways
         self._synced: set[Path] = set()  #: folders whose own names are known to be durable
         self._refusing = threading.Lock()
@@ -81,7 +79,7 @@ class Shelves:
         self._make(room)
         if not os.path.lexists(room / PRESET):
             self._write(room / PRESET, [preset])
-            self._checkpoint("preset_kept")
+            reached("preset_kept")
         return room
 
     def _sweep(self) -> None:
@@ -131,7 +129,7 @@ class Shelves:
             if source is not None:
                 self._move(source, home / file)
                 self._forget_reason(name)
-            self._checkpoint("archived_moved")
+            reached("archived_moved")
             for end, parts in further:
                 path, pieces = home / f"{stem}{end}", iter(parts)
                 first = next(pieces, None)
@@ -142,7 +140,7 @@ class Shelves:
             for kind, content in (("csv", table), ("json", result)):
                 if content is not None:
                     self._write(home / f"{file}.result.{kind}", content)
-            self._checkpoint("sidecar_written")
+            reached("sidecar_written")
 
     def keep_refused(self, ticket: str, rows: Iterable[bytes]) -> None:
         """Have the rows of a batch that cannot be used here, as lines; over those of before.
@@ -164,7 +162,7 @@ class Shelves:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             publish.sync_folder(self._claimed)  # its batch may be forgotten: it must not come back
-            self._checkpoint("archived_moved")
+            reached("archived_moved")
 
     def refuse(self, claim: Claim, body: dict[str, Any]) -> Path:
         """Move a file of which nothing ran to ``refused/``, ``<name>.error.json`` beside it.
@@ -183,10 +181,10 @@ class Shelves:
         with self._writing(), self._refusing:
             path = self._place(name, claim.ticket)
             self._write(_reason_beside(path), [text.encode("utf-8", "backslashreplace"), b"\n"])
-            self._checkpoint("sidecar_written")
+            reached("sidecar_written")
             if os.path.lexists(claim.path):
                 self._move(claim.path, path)
-            self._checkpoint("refused_moved")
+            reached("refused_moved")
         return path
 
     def _forget_reason(self, name: str) -> None:

@@ -13,11 +13,11 @@ import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from watcher import publish
+from watcher.checkpoints import reached
 from watcher.errors import SteadyError
 from watcher.folder import is_read_only
 from watcher.inbox import takeover
@@ -54,8 +54,6 @@ class Inbox(Shelves):
     Args:
         settle: seconds a file must lie unchanged.
         rescan: seconds between looks that no event asked for.
-        checkpoint: called with the step's name after ``preset_kept``, ``claimed``,
-            ``claim_taken``, ``claim_synced``, ``archived_moved``, ``sidecar_written``, ``refused_moved``.
         ways: how files are published, see ``publish``.
         settle_blind: ``settle`` where nobody can tell whether a file is still written.
         empty_grace: seconds an empty file waits to be filled.
@@ -70,14 +68,13 @@ class Inbox(Shelves):
         *,
         settle: float,
         rescan: float,
-        checkpoint: Callable[[str], None] = lambda _step: None,
         ways: tuple[publish.Way, ...] = publish.WAYS,
         settle_blind: float = 10.0,
         empty_grace: float = 30.0,
         room: int = 20_000,
         presets: Path | None = None,
     ) -> None:
-        super().__init__(folder, checkpoint=checkpoint, ways=ways)
+        super().__init__(folder, ways=ways)
         self._rescan = rescan
         self._bell = Bell(folder)
         arrivals_of = functools.partial(
@@ -304,9 +301,9 @@ class Inbox(Shelves):
                 claim = self._claim(self._ready.popleft())
                 if claim is not None:
                     self._unsynced.append(claim)
-                    self._checkpoint("claimed")
+                    reached("claimed")
         self._sync_claims()
-        self._checkpoint("claim_synced")
+        reached("claim_synced")
 
     def _sync_claims(self) -> None:
         """Before any row: the new names are durable, then the old ones go, durably. So a power cut
@@ -377,7 +374,7 @@ class Inbox(Shelves):
             target.unlink(missing_ok=True)
             self._unsynced = [claim for claim in self._unsynced if claim.path != target]
         del self._doubled[source]
-        self._checkpoint("claim_taken")
+        reached("claim_taken")
 
     def _block(self, arrivals: Arrivals, arrival: Arrival, error: OSError) -> None:
         if error.errno not in _UNMOVABLE:

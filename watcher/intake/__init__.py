@@ -22,6 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from watcher.checkpoints import reached
 from watcher.errors import SteadyError, Trouble
 from watcher.inbox import Claim
 from watcher.intake.groups import Groups, group_of
@@ -222,7 +223,7 @@ class Intake(Part):
         batch = self._store.begin_reading(
             claim.ticket, name=claim.name, suffix=claim.suffix, source=claim.source
         )
-        self._checkpoint("tries_committed")
+        reached("tries_committed")
         if batch.error is not None:
             self._set_aside(claim, batch, dict(batch.error))
         elif batch.recorded_at is not None:

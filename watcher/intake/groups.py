@@ -14,6 +14,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 
+from watcher.checkpoints import reached
 from watcher.errors import SteadyError, Trouble
 from watcher.inbox import Claim
 from watcher.intake.recording import Recorder, recording
@@ -78,7 +79,7 @@ class Groups(Part):
                 for c in claims
             ]
         )
-        self._checkpoint("group_begun")
+        reached("group_begun")
         open_ = set(begun)
         read: list[tuple[Claim, Recording]] = []
         since = time.monotonic()
@@ -86,9 +87,9 @@ class Groups(Part):
         def record() -> None:
             nonlocal since
             if read:
-                self._checkpoint("group_read")
+                reached("group_read")
                 self._recorder.record([each for _, each in read])
-                self._checkpoint("group_recorded")
+                reached("group_recorded")
                 for claim, each in read:
                     open_.discard(claim.ticket)
                     say(logger, "file.recorded", ticket=each.ticket, name=claim.name,

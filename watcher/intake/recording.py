@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from watcher import jobfile
+from watcher.checkpoints import reached
 from watcher.errors import SteadyError
 from watcher.inbox import Claim
 from watcher.intake.reading import Reading
@@ -43,7 +44,7 @@ class Made(NamedTuple):
 
 
 class Recorder(Part):
-    """Puts what ``reading`` reads on record. ``checkpoint`` is called after every step."""
+    """Puts what ``reading`` reads on record."""
 
     def __init__(self, shared: Shared, *, reading: Reading, suspect: Suspect) -> None:
         super().__init__(shared)
@@ -60,7 +61,7 @@ class Recorder(Part):
         """
         with self.suspect.reading(claim.ticket):
             parsed, digest = self.reading.whole(claim, batch)
-        self._checkpoint("parsed")
+        reached("parsed")
         resume = claim.resumes is not None or parsed.resume
         ticket = claim.resumes or (ticket_of_key(parsed.key) if parsed.key is not None else None)
         if ticket is not None:
@@ -79,14 +80,14 @@ class Recorder(Part):
             made.rows.extend((index, None) for index in standing.gone())
         first = standing.next_index if standing else 0
         self.record([recording(batch, parsed, digest, made, first_index=first)])
-        self._checkpoint("recorded")
+        reached("recorded")
         say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=len(made.new),
             again=len(made.again) or None)  # fmt: skip
 
     def refuse(self, batch: Batch, rows: Iterable[bytes]) -> None:
         """Keep the rows that cannot be used, before any job of their file is on record."""
         self._inbox.keep_refused(batch.ticket, rows)
-        self._checkpoint("refused_kept")
+        reached("refused_kept")
 
     def record(self, recordings: Sequence[Recording]) -> None:
         """All of them in one transaction, or none."""
@@ -194,7 +195,7 @@ class Recorder(Part):
         """Let jobs that ended without a picture run once more."""
         if ids:
             self._store.retry_ended(batch.ticket, ids, self._now())
-            self._checkpoint("retried")
+            reached("retried")
 
 
 def _linked(request: JobRequest, named: Mapping[str, str]) -> JobRequest:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher import jobfile
+from watcher.checkpoints import reached
 from watcher.errors import SteadyError, ValueFault
 from watcher.inbox import Claim
 from watcher.intake.reading import each_of, stem_of
@@ -148,7 +149,7 @@ class Tables(Part):
         with contextlib.closing(Spool(self._state)) as spool:
             with self._recorder.suspect.reading(claim.ticket):
                 self._judge(claim, batch, standing, spool)
-            self._checkpoint("parsed")
+            reached("parsed")
             if spool.refused:
                 self._recorder.refuse(batch, spool.rows())
             fresh = self._record(claim, batch, standing, spool, digest)
@@ -242,7 +243,7 @@ class Tables(Part):
                 ]
             )  # fmt: skip
             fresh += len(jobs)
-            self._checkpoint("recorded" if last else "chunk_recorded")
+            reached("recorded" if last else "chunk_recorded")
             self._wake()
             self._between()
             if not last and self._stopping.is_set():

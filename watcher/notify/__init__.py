@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from watcher.checkpoints import reached
 from watcher.config import Config
 from watcher.errors import SteadyError, Trouble
 from watcher.log import now_us, say
@@ -96,7 +97,6 @@ class Notifier:
         now: Callable[[], int],
         schedule: Sequence[float] = SCHEDULE,
         lasts: float = LASTS_SECONDS,
-        checkpoint: Callable[[str], None] = lambda _step: None,
     ) -> None:
         self._store = store
         self._channels = channels
@@ -105,7 +105,6 @@ class Notifier:
         self._told_trouble: dict[str, Any] | None = store.get("trouble_told")
         self._now = now
         self._schedule = schedule
-        self._checkpoint = checkpoint
         self._bell = threading.Event()
         self._stopping = threading.Event()
         self._looking = True
@@ -252,7 +251,7 @@ class Notifier:
 
     def _deliver(self, channel: Channel | None, due: Delivery, line: _Line) -> bool:
         """One attempt, and what came of it on record; False: leave this endpoint alone for now."""
-        self._checkpoint("telling")
+        reached("telling")
         reply = Reply(error="The settings do not name it any more.", final=True)
         try:
             reply = channel.send(due) if channel else reply
@@ -267,12 +266,12 @@ class Notifier:
             return False  # ended by us: the next start tries again
         else:
             error = reply.error or f"It answered {reply.status}."
-        self._checkpoint("told")
+        reached("told")
         with self._recording:
             if self._closed:
                 return False
             self._record(channel, due, reply, error, line)
-        self._checkpoint("told_recorded")
+        reached("told_recorded")
         return error is None
 
     def _record(

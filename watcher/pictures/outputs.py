@@ -20,7 +20,7 @@ import re
 import stat
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from typing import Any
 from PIL import Image, PngImagePlugin
 
 from watcher import publish
+from watcher.checkpoints import reached
 from watcher.errors import SteadyError
 from watcher.folder import Folder
 from watcher.jobs import SUFFIXES, Job
@@ -68,15 +69,11 @@ class Saved:
     height: int
 
 
-def nothing(step: str) -> None:
-    """The checkpoint that does nothing."""
-
-
 class Outputs:
     """The pictures below one folder. Safe for several threads; one process writes at a time.
 
-    ``checkpoint`` is called after each step of a save with its name: ``tmp_written``,
-    ``linked``, ``folder_synced``, ``thumbnail_written``. ``ways`` are the ways to publish.
+    The steps of a save are ``tmp_written``, ``linked``, ``folder_synced``, ``thumbnail_written``.
+    ``ways`` are the ways to publish.
 
     Every method that touches the disk raises SteadyError ``disk_full`` or ``folder_gone``
     for trouble the queue should wait out, and ``bad_name`` for a path no picture can have.
@@ -87,13 +84,11 @@ class Outputs:
         folder: Path,
         *,
         embed_metadata: bool = True,
-        checkpoint: Callable[[str], None] = nothing,
         ways: tuple[publish.Way, ...] = publish.WAYS,
     ) -> None:
         self._folder = folder
         self._tmp = folder / ".tmp"
         self._embed = embed_metadata
-        self._checkpoint = checkpoint
         self._ways = tuple(self._marked(way) for way in ways)
         self._place = Folder(folder, name="outputs folder", mark=_MARKER)
         self._synced: set[Path] = set()  #: folders whose own names are known to be durable
@@ -177,9 +172,9 @@ class Outputs:
             try:
                 temporary.unlink(missing_ok=True)
                 publish.write_synced(temporary, data)
-                self._checkpoint("tmp_written")
+                reached("tmp_written")
                 publish.publish(temporary, final, ways=self._ways)
-                self._checkpoint("folder_synced")
+                reached("folder_synced")
             except FileExistsError:
                 self._discard(temporary)
                 adopted = self.adopt(job)
@@ -242,7 +237,7 @@ class Outputs:
     def _marked(self, way: publish.Way) -> publish.Way:
         def marked(temporary: Path, final: Path) -> None:
             way(temporary, final)
-            self._checkpoint("linked")
+            reached("linked")
 
         return marked
 
@@ -276,7 +271,7 @@ class Outputs:
                 extra={"action": "thumbnail_failed", "job_id": job.id},
             )
         else:
-            self._checkpoint("thumbnail_written")
+            reached("thumbnail_written")
 
     def _has_thumbnail(self, job: Job) -> bool:
         data = _read_regular(self.thumbnail(job), 2_000_000)
