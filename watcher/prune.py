@@ -1,9 +1,9 @@
 """Tidying away what is old: finished batches of the record, their files, thumbnails, inputs and
 uploads.
 
-Kill-safe by its order: of a batch first what lies on disk, then its jobs, last its own row.
-A prune that was cut off finds the batch again and goes on; what is left of it is never more
-than was there. Never touches a batch with a job that waits or runs, a picture that a person
+Kill-safe by its order: of a batch first the jobs that somebody might run again, so that what has
+begun to go stays on its way; then its file, then pictures and their jobs, last its own row. A prune
+that was cut off finds the batch again and goes on. Never touches a batch with a job that waits or runs, a picture that a person
 rated with its job, nor any picture unless told.
 """
 
@@ -11,6 +11,7 @@ import contextlib
 import json
 import re
 import uuid
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -66,40 +67,50 @@ class Pruner:
             after = found[-1][0]
             for _, batch in found:
                 if dry_run:
-                    pruned.batches += 1
-                    pruned.jobs += batch.jobs
-                    pruned.pictures += (
-                        images * self._store.progress(batch.ticket)[JobState.COMPLETED]
-                    )
-                    continue
-                pruned.files += drop_done(self._inbox, batch.claim or batch.ticket, batch.name)
-                reached("files_dropped")
-                self._drop_jobs(batch, pruned, images)
-                pruned.batches += self._store.drop_batch(batch.ticket)
-                reached("batch_dropped")
+                    self._count(batch, pruned, images)
+                elif self._drop_jobs(batch, pruned, images, made=False):
+                    pruned.files += drop_done(self._inbox, batch.claim or batch.ticket, batch.name)
+                    reached("files_dropped")
+                    self._drop_jobs(batch, pruned, images, made=True)
+                    pruned.batches += self._store.drop_batch(batch.ticket)
+                    reached("batch_dropped")
         if not dry_run:
             pruned.files += self._drop_orphans(before) + self._drop_uploads(before)
             self._refused.sweep(before, self._store.batch)
             pruned.inputs = self._inputs.sweep(before)
         return pruned
 
-    def _drop_jobs(self, batch: Batch, pruned: Pruned, images: bool) -> None:
+    def _going(self, batch: Batch) -> Iterator[list[Job]]:
+        """The jobs of ``batch`` that nobody rated, in chunks."""
         after = -1
         while jobs := self._store.jobs_of(batch.ticket, after, limit=_CHUNK):
             after = jobs[-1].index
-            going = [job for job in jobs if job.rating <= 0]
+            yield [job for job in jobs if job.rating <= 0]
+
+    def _count(self, batch: Batch, pruned: Pruned, images: bool) -> None:
+        """What would go."""
+        going = [job for chunk in self._going(batch) for job in chunk]
+        pruned.batches += len(going) == batch.jobs
+        pruned.jobs += len(going)
+        pruned.pictures += images * sum(map(_is_made, going))
+
+    def _drop_jobs(self, batch: Batch, pruned: Pruned, images: bool, *, made: bool) -> bool:
+        """Those with pictures, or those without; False when somebody runs one of them again."""
+        for chunk in self._going(batch):
+            going = [job for job in chunk if _is_made(job) is made]
             for job in going:
                 self._drop_files(job, pruned, images)
             reached("pictures_dropped")
             gone = self._store.drop_jobs(batch.ticket, [job.id for job in going])
-            if going and not gone:  # somebody runs one of them again
-                return
+            if going and not gone:
+                return False
             pruned.jobs += gone
             reached("jobs_dropped")
+        return True
 
     def _drop_files(self, job: Job, pruned: Pruned, images: bool) -> None:
         try:
-            if images and job.state is JobState.COMPLETED:
+            if images and _is_made(job):
                 pruned.pictures += self._outputs.delete(job)
         except Trouble:
             raise
@@ -137,6 +148,11 @@ class Pruner:
                 path.unlink(missing_ok=True)
                 number += 1
         return number
+
+
+def _is_made(job: Job) -> bool:
+    """Is there a picture? Then the job is never run again."""
+    return job.state is JobState.COMPLETED and job.deleted_at is None
 
 
 def _is_older(path: Path, moment: int) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from history import pictures
 from roots import Root
 
-from watcher import checkpoints
+from watcher import checkpoints, prune
 from watcher.config import Config
 from watcher.inputs import Inputs
 from watcher.pictures.outputs import Outputs
@@ -158,24 +158,51 @@ def test_a_cut_at_any_step_is_finished_by_the_next(
 def test_a_job_that_runs_again_keeps_its_batch(
     make_root: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And all that it needs: what is gone of it are jobs that had no picture."""
     root = make_root()
-    root.drop("a.json", json.dumps(["raise once", "fine steps=1"]))
+    root.drop("a.json", json.dumps(["fine steps=1", "raise once", "raise b once"]))
     root.finish()
     store = store_of(root)
     ticket = root.jobs()[0]["ticket"]
+    lie = files(root.inbox / "done"), pictures(root.folder)
+    again: list[int] = []
 
-    def again(step: str) -> None:
-        if step == "files_dropped":
-            assert store.retry_failed(ticket) == 1
+    def run_again(step: str) -> None:
+        if step == "jobs_dropped" and len(root.jobs()) == 2:
+            again.append(store.retry_failed(ticket))
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "after", again)
-        gone = pruner(root, store).prune(soon())
-    assert gone.jobs == 0 and len(root.jobs()) == 2
+        patch.setattr(prune, "_CHUNK", 1)
+        patch.setattr(checkpoints, "after", run_again)
+        gone = pruner(root, store).prune(soon(), images=True)
+    assert again == [1]
+    assert gone == Pruned(jobs=1)
+    assert (files(root.inbox / "done"), pictures(root.folder)) == lie
     assert pruner(root, store).prune(soon()).batches == 0
     store.close()
     root.finish()
     assert root.states() == ["completed"] * 2
+
+
+def test_who_could_run_again_goes_first(make_root: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So nobody wants back what has begun to go, and a dry run knows what would go."""
+    root = make_root()
+    root.drop("a.json", json.dumps(["fine steps=1", "raise once", "rated steps=1"]))
+    root.finish()
+    store = store_of(root)
+    ticket = root.jobs()[0]["ticket"]
+    store.rate(next(job["id"] for job in root.jobs() if job["prompt"] == "rated steps=1"), 5)
+    assert pruner(root, store).prune(soon(), images=True, dry_run=True) == Pruned(0, 2, 1)
+
+    def run_again(step: str) -> None:
+        assert store.retry_failed(ticket) == 0, step
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoints, "after", lambda s: s != "pictures_dropped" and run_again(s))
+        gone = pruner(root, store).prune(soon(), images=True)
+    store.close()
+    assert (gone.batches, gone.jobs, gone.pictures) == (0, 2, 1)
+    assert [job["prompt"] for job in root.jobs()] == ["rated steps=1"]
 
 
 def test_repeats_left_in_done_go_when_they_are_old(make_root: Make) -> None:
