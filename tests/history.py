@@ -20,9 +20,21 @@ from typing import Any
 from engines import read_log
 
 from watcher.dispatch import BACKLOG
-from watcher.jobs import TRANSITIONS, JobState
+from watcher.jobs import JobState
 from watcher.pictures.recipe import read_recipe
 
+#: (from, to) -> the verb. Everything else is illegal; the store's statements guard it.
+TRANSITIONS: dict[tuple[JobState, JobState], str] = {
+    (JobState.QUEUED, JobState.GENERATING): "claim",
+    (JobState.QUEUED, JobState.CANCELLED): "cancel",
+    (JobState.QUEUED, JobState.FAILED): "fail",
+    (JobState.GENERATING, JobState.COMPLETED): "complete",
+    (JobState.GENERATING, JobState.FAILED): "fail",
+    (JobState.GENERATING, JobState.CANCELLED): "cancel",
+    (JobState.GENERATING, JobState.QUEUED): "release",
+    (JobState.FAILED, JobState.QUEUED): "retry",
+    (JobState.CANCELLED, JobState.QUEUED): "retry",
+}
 ENDED = {"completed", "failed", "cancelled"}
 #: Renderings that one kill may cost: pictures that wait to be encoded and published, the one in
 #: work and the one handed out early.

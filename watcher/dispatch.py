@@ -196,7 +196,7 @@ class Dispatcher(Part):
             self._astray = False
         # As many pictures may wait to be saved as jobs are out.
         self._full = self._finisher.busy >= max(BACKLOG, len(self._running))
-        if self._troubles or self._full:
+        if self._troubles or self._full or not self._finisher.recovered:
             return
         slots = [slot for slot in self._executor.wants() if self._rested(slot)]
         if not slots or self._choosing.hot():

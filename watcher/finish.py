@@ -87,6 +87,7 @@ class Finisher(Part):
         self._outputs = outputs
         self._keep = keep
         self._told = told
+        self.recovered = False  #: before that, what runs by the record is not ours
         #: How jobs ended, for whoever counts failures; None: with a picture.
         self.verdicts: collections.deque[ErrorClass | None] = collections.deque()
         self._work: queue.Queue[tuple[Job, ex.Picture] | None] = queue.Queue()
@@ -138,6 +139,7 @@ class Finisher(Part):
                     job.id, job.attempt, why="the service died", watcher_death=True, now=self._now()
                 )
                 say(logger, "job.recovered", job_id=job.id, attempt=job.attempt)
+        self.recovered = True
 
     def stop(self) -> None:
         """Finish what has arrived, then end the threads."""

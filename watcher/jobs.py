@@ -48,19 +48,6 @@ class JobState(StrEnum):
 
 ENDED = frozenset({JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED})
 
-#: (from, to) -> the verb. Everything else is illegal; the store's statements guard it.
-TRANSITIONS: dict[tuple[JobState, JobState], str] = {
-    (JobState.QUEUED, JobState.GENERATING): "claim",
-    (JobState.QUEUED, JobState.CANCELLED): "cancel",
-    (JobState.QUEUED, JobState.FAILED): "fail",
-    (JobState.GENERATING, JobState.COMPLETED): "complete",
-    (JobState.GENERATING, JobState.FAILED): "fail",
-    (JobState.GENERATING, JobState.CANCELLED): "cancel",
-    (JobState.GENERATING, JobState.QUEUED): "release",
-    (JobState.FAILED, JobState.QUEUED): "retry",
-    (JobState.CANCELLED, JobState.QUEUED): "retry",
-}
-
 
 class Priority(StrEnum):
     """The class a job waits in; within a class by rank, then in order of arrival."""
@@ -304,7 +291,7 @@ class Job:
     attempt: int = 0  #: claims so far; fences every later write
     deaths: int = 0  #: worker deaths between start and pixels
     watcher_deaths: int = 0
-    held: str | None = None  #: why it may not run yet: not_before | window | paused | input
+    held: str | None = None  #: why it may not run yet: not_before | paused | input
     not_before: int | None = None
     cancel_requested: bool = False
     started_at: int | None = None

@@ -124,7 +124,6 @@ class Service:
         self._broken = False  #: a thread of ours died
         self._anew = False  #: another file, or another watcher, is in the place of ours
         self._other: object = None  #: how that file looked the last time
-        self._begun = False  #: outputs are open and the last run's jobs are settled
         self._troubles = Troubles(now=now_us)
         self._models = ModelState(config, store, probe)
         self._outputs = Outputs(config.outputs, embed_metadata=config.embed_metadata)
@@ -306,7 +305,7 @@ class Service:
 
     def _done(self) -> int | None:
         """For ``once``: 0 when nothing is left, 4 when what is left cannot go on, else None."""
-        if not self._begun:
+        if not self._finisher.recovered:
             return 4 if self._trouble()[0] else None
         if not (self._intake.quiet and self._dispatcher.idle):
             return None
@@ -346,13 +345,12 @@ class Service:
 
     def _look_at_outputs(self) -> None:
         """At first also: open them, and only then settle the jobs of a watcher that died."""
-        if not self._begun:
+        if not self._finisher.recovered:
             known = self._store.get("outputs_marker")
             marker = self._outputs.open(known)
             if marker != known:
                 self._store.put("outputs_marker", marker)
             self._finisher.recover()
-            self._begun = True
         self._outputs.check()
         if self._outputs.free_bytes() < self._config.min_free_disk:
             raise SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")

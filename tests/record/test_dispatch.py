@@ -30,7 +30,7 @@ TICKET = "019b0000-0000-7000-8000-000000000001"
 class Desk:
     """A dispatcher and all it works with; ``turn`` is a turn of the watcher's main thread."""
 
-    def __init__(self, folder: Path, *devices: str) -> None:
+    def __init__(self, folder: Path, *devices: str, recovers: bool = True) -> None:
         self.folder = folder
         self.log = folder / "engine.log"
         self.store = JobStore(f"sqlite:///{folder / 'steady.db'}", busy_seconds=0.05)
@@ -43,6 +43,8 @@ class Desk:
         shared = Shared(self.store, self.inbox, wake=self.executor.wake)
         self.finisher = Finisher(shared, outputs=outputs, refused_rows=lambda batch: None)
         self.finisher.start()
+        if recovers:
+            self.finisher.recover()
         self.troubles = 0
         self.before_files: Callable[[], None] = lambda: None
         self.dispatcher = Dispatcher(
@@ -102,8 +104,8 @@ def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[.
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     made: list[Desk] = []
 
-    def make(*devices: str) -> Desk:
-        made.append(Desk(tmp_path, *devices))
+    def make(*devices: str, **how: bool) -> Desk:
+        made.append(Desk(tmp_path, *devices, **how))
         return made[-1]
 
     yield make
@@ -153,13 +155,15 @@ def test_what_was_claimed_in_trouble_waits_again_when_the_service_stops(
 def test_a_stop_leaves_alone_what_a_watcher_before_left_unsettled(
     desk: Callable[..., Desk],
 ) -> None:
-    """Its picture may lie in outputs, which were not to be had."""
-    here = desk("cpu")
-    here.put("a")
+    """Its picture may lie in outputs, which were not to be had; until then nothing else is begun."""
+    here = desk("cpu", recovers=False)
+    here.executor.start()
+    here.put("a", "b")
     here.store.claim_many(1, [Want()])
+    here.until(here.executor.wants)
     here.turn()
     here.dispatcher.stop(0)
-    assert here.count(JobState.GENERATING) == 1
+    assert (here.count(JobState.GENERATING), here.count(JobState.QUEUED)) == (1, 1)
 
 
 def test_files_that_cannot_be_read_cost_no_job(desk: Callable[..., Desk]) -> None:

@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 from conftest import until
 from forked import server
+from history import TRANSITIONS
 from postgres import fresh_record
 from store_children import (
     LOCAL,
@@ -37,7 +38,6 @@ from store_children import (
 
 from watcher.errors import SteadyError
 from watcher.jobs import (
-    TRANSITIONS,
     Job,
     JobState,
     Priority,

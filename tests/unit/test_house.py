@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from history import TRANSITIONS
 from written import WRITTEN
 
 from watcher.commands.setup import HEADINGS, config_text
 from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
-from watcher.jobs import TRANSITIONS, JobRequest, JobState
+from watcher.jobs import JobRequest, JobState
 from watcher.models.cards import limits_known
 from watcher.pace import RunWindow
 from watcher.store import JobStore

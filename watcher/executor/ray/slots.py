@@ -159,7 +159,8 @@ class FarExecutor(Slots[_FarSlot]):
         self._order(place, "take", job, relocated(files, lambda path: self._bring(place, path)))
 
     def _bring(self, place: _FarSlot, path: str) -> str:
-        """The mark of a file that is there before the next order; by content, once a process."""
+        """The mark of a file that is there before the next order; it is sent once a process, as long as
+        its inode, size and time are the same."""
         try:
             facts = os.stat(path)
             mark = f"{facts.st_ino}-{facts.st_mtime_ns}-{facts.st_size}{Path(path).suffix}"
