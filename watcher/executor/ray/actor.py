@@ -146,6 +146,7 @@ class FarSlot:
             self._executor.stop(self._leaving)
             self._report(self._executor.events(0), left=True)
         finally:
+            shutil.rmtree(self._files, ignore_errors=True)
             self._reports.put(None)
 
     def _report(self, events: list[Event], *, left: bool = False) -> None:

@@ -220,12 +220,17 @@ class RayLine(Line):
         """Say what became of an actor.
 
         Ray says the same of a process that died and of a machine that did; but below the
-        parent that it had, only the machine that lives starts it anew.
+        parent that it had, only the machine that lives starts it anew. One that still answers
+        has lost its slot's thread to trouble of its machine, such as a full disk.
         """
         self._orders.pop(slot, None)
         if met is not None:
             again = await _again(actor)
-            died = again is not None and (again.host, again.parent) == (met.host, met.parent)
+            died = (
+                again is not None
+                and again.name != met.name
+                and (again.host, again.parent) == (met.host, met.parent)
+            )
             self._tell(slot, Lost("its process died" if died else _first_line(error), died))
         elif not isinstance(error, ActorUnavailableError):
             words = f"No slot can be started on the Ray cluster: {_first_line(error)}"
