@@ -16,7 +16,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from PIL import Image
@@ -45,20 +45,6 @@ MAX_GROUP = 100  #: pictures recorded in one transaction
 KEPT_SECONDS = 60.0  #: for which the pixels of a picture that cannot be saved wait for their disk
 STUCK_SECONDS = 60.0  #: from one try to put a batch away to the next, after a fault of ours
 _AGAIN_SECONDS = 5.0  #: after environment trouble
-
-
-@dataclass(frozen=True)
-class _Published:
-    """A picture that lies in its place; its record does not say so yet."""
-
-    job: Job
-    saved: Saved
-    facts: dict[str, Any]
-
-    @property
-    def finished(self) -> Job:
-        """The job as it will be on record."""
-        return replace(self.job, sha256=self.saved.sha256)
 
 
 class Finisher(Part):
@@ -101,7 +87,8 @@ class Finisher(Part):
         #: Batches that met a fault of ours: when to try again (monotonic), and what it was.
         self._stuck: dict[str, tuple[float, SteadyError]] = {}
         self._threads = [self._thread(i) for i in range(THREADS)]
-        self._published: queue.Queue[_Published | None] = queue.Queue()
+        #: Those whose picture lies in its place, as the record does not have them yet.
+        self._published: queue.Queue[Job | None] = queue.Queue()
         self._recorder = threading.Thread(target=self._record_all, name="record")
         self._announcer = threading.Thread(target=self._announce_all, name="announce")
 
@@ -200,7 +187,7 @@ class Finisher(Part):
         self.announce()
         self._wake()
 
-    def _finish_one(self, job: Job, picture: ex.Picture) -> "_Published | None":
+    def _finish_one(self, job: Job, picture: ex.Picture) -> Job | None:
         """None: that was all, there is nothing left to record."""
         try:
             try:
@@ -216,7 +203,7 @@ class Finisher(Part):
             say(logger, "job.unsettled", logging.WARNING, job_id=job.id, why=error.message)
         return None
 
-    def _finish(self, job: Job, picture: ex.Picture) -> "_Published | None":
+    def _finish(self, job: Job, picture: ex.Picture) -> Job | None:
         begun = time.monotonic()
         image = Image.frombytes("RGB", picture.size, picture.rgb)
         if all(low == high for low, high in image.getextrema()):  # type: ignore[misc]
@@ -233,7 +220,7 @@ class Finisher(Part):
             say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
             return None
         facts["timings"]["save"] = round(time.monotonic() - begun, 4)
-        return _Published(job, saved, facts)
+        return replace(job, sha256=saved.sha256, bytes=saved.bytes, facts=facts)
 
     def _record_all(self) -> None:
         ended = False
@@ -246,18 +233,16 @@ class Finisher(Part):
             published = [each for each in group if each is not None]
             if published:
                 self._record(published)
-                self._over(*(each.job for each in published))
+                self._over(*published)
                 self._told()
 
-    def _record(self, group: "list[_Published]") -> None:
+    def _record(self, group: list[Job]) -> None:
         completions = [
-            Completion(
-                each.job.id, each.job.attempt, each.saved.sha256, each.saved.bytes, each.facts
-            )
-            for each in group
+            Completion(job.id, job.attempt, str(job.sha256), job.bytes or 0, job.facts)
+            for job in group
         ]
         try:
-            self._insist(lambda: self._keep([each.finished for each in group]))
+            self._insist(lambda: self._keep(group))
             done = self._insist(lambda: self._store.complete_many(completions, now=self._now()))
         except Trouble as error:  # only while stopping
             say(logger, "jobs.unsettled", logging.WARNING, jobs=len(group), why=error.message)
