@@ -89,10 +89,11 @@ class Pruner:
 
     def _count(self, batch: Batch, pruned: Pruned, images: bool) -> None:
         """What would go."""
-        going = [job for chunk in self._going(batch) for job in chunk]
-        pruned.batches += len(going) == batch.jobs
-        pruned.jobs += len(going)
-        pruned.pictures += images * sum(map(_is_made, going))
+        before = pruned.jobs
+        for going in self._going(batch):
+            pruned.jobs += len(going)
+            pruned.pictures += images * sum(map(_is_made, going))
+        pruned.batches += pruned.jobs - before == batch.jobs
 
     def _drop_jobs(self, batch: Batch, pruned: Pruned, images: bool, *, made: bool) -> bool:
         """Those with pictures, or those without; False when somebody runs one of them again."""

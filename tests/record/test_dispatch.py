@@ -41,7 +41,7 @@ class Desk:
         spec = WorkerSpec("engines:Scripted", "none", options={"log": str(self.log)}, name="one")
         self.executor = LocalExecutor(spec, devices)
         shared = Shared(self.store, self.inbox, wake=self.executor.wake)
-        self.finisher = Finisher(shared, outputs=outputs, refused_rows=lambda batch: None)
+        self.finisher = Finisher(shared, outputs=outputs)
         self.finisher.start()
         if recovers:
             self.finisher.recover()
