@@ -57,7 +57,7 @@ def finisher(
     inbox = Inbox(tmp_path / "inbox", settle=0.1, rescan=1.0)
     inbox.open(first=True)
     shared = Shared(store, inbox, now=lambda: 1)
-    finisher = Finisher(shared, outputs=outputs, refused_rows=lambda batch: None)
+    finisher = Finisher(shared, outputs=outputs)
     finisher.start()
     yield finisher
     disk.lets_go.set()
