@@ -22,7 +22,6 @@ import numpy as np
 import torch
 
 from watcher.engine import EngineRequest, EngineSettings
-from watcher.engines.loading import read_pipeline
 from watcher.engines.plan import DevicePlan
 from watcher.engines.zimage import ZImage
 from watcher.models.catalogue import starter_folder
@@ -82,19 +81,21 @@ def _empty(path: Path, weights: dict[str, Any]) -> None:
         file.truncate(8 + len(header) + end)
 
 
-def read_random(folder: Path, chosen: DevicePlan) -> Any:
-    """The pipeline of an outline, with weights made on the plan's device; the same ones each time."""
-    pipe = read_pipeline(folder, chosen)
-    generator = torch.Generator(chosen.device).manual_seed(0)
-    for part in PARTS:
-        for name, parameter in getattr(pipe, part).named_parameters():
-            made = torch.empty(parameter.shape, dtype=parameter.dtype, device=chosen.device)
-            if parameter.ndim == 1:  # of norms, and biases
-                made.fill_(1.0 if name.endswith("weight") else 0.0)
-            else:
-                made.normal_(0.0, 0.02, generator=generator)
-            parameter.data = made.cpu()
-    return pipe
+class RandomWeights(ZImage):
+    """The engine on an outline, with weights made on the plan's device; the same ones each time."""
+
+    def _read(self, folder: Path, chosen: DevicePlan, single: Path | None) -> Any:
+        pipe = super()._read(folder, chosen, single)
+        generator = torch.Generator(chosen.device).manual_seed(0)
+        for part in PARTS:
+            for name, parameter in getattr(pipe, part).named_parameters():
+                made = torch.empty(parameter.shape, dtype=parameter.dtype, device=chosen.device)
+                if parameter.ndim == 1:  # of norms, and biases
+                    made.fill_(1.0 if name.endswith("weight") else 0.0)
+                else:
+                    made.normal_(0.0, 0.02, generator=generator)
+                parameter.data = made.cpu()
+        return pipe
 
 
 def nothing(done: int, total: int, preview: object = None) -> None:
@@ -111,29 +112,22 @@ def main() -> int:
     options.add_argument("--side", type=int, default=256, help="pixels")
     options.add_argument("--forwards", type=int, default=4, help="of the transformer")
     given = options.parse_args()
-    made: list[Any] = []
-
-    def once(folder: Path, chosen: DevicePlan) -> Any:
-        made.append(read_random(folder, chosen))
-        # A processor without instructions for bfloat16 convolves this layout many times faster.
-        made[0].vae.to(memory_format=torch.channels_last)
-        return made[0]
-
     with tempfile.TemporaryDirectory() as scratch:
         folder = outline(Path(scratch) / "model", layers=4, text_layers=4)
-        engine = ZImage(
-            EngineSettings(str(folder), "cpu", "bfloat16", {"warm_up": False}), read=once
-        )
+        engine = RandomWeights(EngineSettings(str(folder), "cpu", "bfloat16", {"warm_up": False}))
         begun = time.monotonic()
         engine.load()
-        weights = sum(p.numel() for part in PARTS for p in getattr(made[0], part).parameters())
+        pipe = engine._pipe
+        # A processor without instructions for bfloat16 convolves this layout many times faster.
+        pipe.vae.to(memory_format=torch.channels_last)
+        weights = sum(p.numel() for part in PARTS for p in getattr(pipe, part).parameters())
         print(f"{weights:,} weights, made in {time.monotonic() - begun:.0f} s", flush=True)
         begun = time.monotonic()
         ours = engine.generate(a_request(given.side, steps=given.forwards + 1), nothing)
         took = ", ".join(f"{phase} {seconds:.0f}" for phase, seconds in ours.timings.items())
         print(f"engine {time.monotonic() - begun:.0f} s ({took})", flush=True)
         begun = time.monotonic()
-        bare = made[0](
+        bare = pipe(
             PROMPT, width=given.side, height=given.side, num_inference_steps=given.forwards,
             guidance_scale=0.0, generator=torch.Generator("cpu").manual_seed(5),
         ).images[0]  # fmt: skip

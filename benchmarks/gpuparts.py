@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
 from engines import a_job
 
-from benchmarks.fullsize import a_request, nothing, outline, picture_of, read_random
+from benchmarks.fullsize import RandomWeights, a_request, nothing, outline, picture_of
 from benchmarks.gpu import HOUSE, Say, outcomes
 from watcher.engine import EngineSettings
 from watcher.engines.zimage import ZImage
@@ -102,21 +102,21 @@ def _model(card: str, say: Say) -> None:
                     _same(say, f"{side} x {side} again", _picture(say, engine, "", side) == image)
         side = _sides(card, 1024)[0]
         latents = torch.randn(1, 16, side // 8, side // 8).to(engine._device)
-        for name, form in (("", torch.contiguous_format), (", channels last", torch.channels_last)):
-            with _guarded(say, f"decode{name}"):
-                engine._pipe.vae.to(memory_format=form)
-                _decode(say, engine, f"decode {side} x {side}{name}", latents, tiled=False)
-        engine._pipe.vae.to(memory_format=torch.contiguous_format)
-        _decode(say, engine, f"decode {side} x {side} in tiles", latents, tiled=True)
+        for tiled in (False, True):
+            how = " in tiles" if tiled else ""
+            with _guarded(say, f"decode{how}"):
+                engine._pipe.vae.use_tiling = tiled
+                _decode(say, engine, f"decode {side} x {side}{how}", latents)
+        engine._pipe.vae.use_tiling = False
         if card != "cpu":
             _squeeze(card, say, engine)
 
 
-def _decode(say: Say, engine: ZImage, what: str, latents: Any, *, tiled: bool) -> None:
-    engine._decode(latents, tiled=tiled)
+def _decode(say: Say, engine: ZImage, what: str, latents: Any) -> None:
+    engine._decode(latents)
     _forget_peak(engine)
     begun = time.perf_counter()
-    engine._decode(latents, tiled=tiled)
+    engine._decode(latents)
     say(what, time.perf_counter() - begun, "s", _peak(engine))
 
 
@@ -143,7 +143,7 @@ def _tiers(card: str, say: Say) -> None:
                 engine._placement._settle(tier)
                 took = time.perf_counter() - begun
                 say(f"to {tier}", took, "s", f"{_held(engine)}; {_locked()}")
-                engine._embeddings.clear()
+                engine._encode.cache_clear()
                 image = _draw(say, engine, f"{tier}, a new prompt", side)
                 _same(say, f"{tier} as resident", image == want)
                 _draw(say, engine, f"{tier}, a known prompt", side)
@@ -212,7 +212,7 @@ def _engine(card: str, say: Say, **options: Any) -> Iterator[ZImage]:
             engine = ZImage(EngineSettings(str(starter_folder()), card, options=options))
         else:
             folder = outline(Path(scratch) / "model")
-            engine = ZImage(EngineSettings(str(folder), card, options=options), read=read_random)
+            engine = RandomWeights(EngineSettings(str(folder), card, options=options))
         begun = time.perf_counter()
         info = engine.load()
         took = time.perf_counter() - begun

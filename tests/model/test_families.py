@@ -14,6 +14,7 @@ from roots import Root
 
 from watcher.engine import Cancelled, EngineRequest, EngineSettings, Lora, ModelMissing
 from watcher.engines.diffusers import AnyPipeline
+from watcher.engines.placement import Placement
 from watcher.errors import SteadyError
 from watcher.pictures.recipe import DETAILS, read_recipe
 
@@ -145,6 +146,26 @@ def test_a_picture_is_redrawn_by_one_step_at_least(
     source = Image.linear_gradient("L").resize((64, 64)).convert("RGB")
     job = ask(image=source, strength=strength, num_inference_steps=steps)
     assert engine.generate(job, nothing).facts["forwards"] == 1
+
+
+def test_a_decode_without_room_is_done_in_tiles_that_are_smaller_than_the_picture(
+    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Placement, "tile", 32)
+    engine = loaded(folders("sdxl"))
+    vae = engine._pipe.vae
+    decode, tried = vae.decode, []
+
+    def tight(latents: torch.Tensor, *rest: Any, **more: Any) -> Any:
+        tried.append((vae.use_tiling, latents.shape[-1] > vae.tile_latent_min_size))
+        if not vae.use_tiling:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return decode(latents, *rest, **more)
+
+    vae.decode = tight
+    for _ in range(2):
+        assert engine.generate(ask(), nothing).facts["details"]["tiled"] is True
+    assert tried == [(False, True), (True, True), (True, True)]  # known the second time
 
 
 def test_a_pipeline_that_tells_nobody_of_its_steps_is_watched_and_cancelled(

@@ -1,5 +1,6 @@
 """LoRAs: one file in every wrapping, checked before the queue, worn and taken off to the bit."""
 
+import dataclasses
 import json
 import shutil
 import struct
@@ -15,10 +16,13 @@ from conftest import until
 from PIL import Image
 from roots import Root
 from safetensors.torch import save_file
+from test_zimage import Card
 
 from watcher import jobfile
 from watcher.config import Config
 from watcher.engine import EngineRequest, EngineSettings, Lora
+from watcher.engines.lora import Change, Loras
+from watcher.engines.placement import Placement
 from watcher.engines.zimage import ZImage
 from watcher.errors import SteadyError
 from watcher.limits import Limits
@@ -311,6 +315,39 @@ def test_every_tier_wears_them(loras: Path) -> None:
                 assert engine._draw(_small(), lambda *_: None).image.tobytes() == want, tier
             assert engine._draw(_small(), lambda *_: None).image.tobytes() == base, tier
     engine.close()
+
+
+class Nowhere(Loras):
+    """A card that has no room for them while the model is on it; computes on the processor."""
+
+    placement: Placement
+
+    def _over(self, change: Change) -> Change:
+        if self.placement.tier == "resident":
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 40 MiB")
+        return super()._over(change)
+
+
+def test_where_there_is_no_room_for_them_the_model_makes_some(loras: Path) -> None:
+    file = written(loras, "a", plainly("")())
+    engine = ZImage(EngineSettings(str(STARTER), "cpu", options={"warm_up": False}))
+    engine.load()
+    want = drawn(engine, lora(file), steps=3)
+    card = Card(engine._pipe, dataclasses.replace(engine._chosen, device="cuda:0"))
+    full = Nowhere(engine._denoiser, "starter", torch.device("cpu"), torch.float32)
+    engine._weights, engine._loras, full.placement = card, full, card
+    assert drawn(engine, lora(file), steps=3) == want
+    assert card.tier == "offload"
+    engine.close()
+
+
+def test_nothing_of_them_stays_on_the_device(engine: ZImage, loras: Path) -> None:
+    far = Loras(engine._denoiser, "starter", torch.device("meta"), torch.bfloat16)
+    with far.worn([lora(written(loras, "a", plainly("")()))]) as told:
+        assert [each["name"] for each in told] == ["a"]
+    [(changes, _)] = far._kept.values()
+    kept = [tensor for change in changes.values() for tensor in change]
+    assert {(tensor.device.type, tensor.dtype) for tensor in kept} == {("cpu", torch.bfloat16)}
 
 
 def _small() -> EngineRequest:

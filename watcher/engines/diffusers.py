@@ -6,45 +6,24 @@ comes with a model. Devices, tiers and shortage of memory are those of the engin
 only that one can do (attention, compiling, remembered prompts) is no option here.
 """
 
-import gc
 import inspect
 import itertools
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 
-from watcher.engine import (
-    BadPicture,
-    EngineInfo,
-    EngineRequest,
-    EngineSettings,
-    OutOfMemory,
-    Report,
-    Result,
-)
-from watcher.engines import files
-from watcher.engines.device import describe
-from watcher.engines.loading import read_pipeline
-from watcher.engines.lora import Loras
-from watcher.engines.placement import Placement, library_versions, prepare
-from watcher.engines.plan import DevicePlan, Options, plan
-from watcher.engines.shortage import sparing_memory
-from watcher.engines.trials import must_work
+from watcher.engine import BadPicture, EngineRequest, EngineSettings, Report, Result
+from watcher.engines.local import LocalEngine, picture_of
+from watcher.engines.plan import DevicePlan
 from watcher.errors import SteadyError
 from watcher.jobs import Feature
 from watcher.models.tokens import cut_by
 
-log = logging.getLogger("watcher.engines.diffusers")
-
-#: Options that only Z-Image's own way of drawing has.
-_NOT_HERE = (
-    *("attention", "compile", "channels_last", "embed_cache", "transformer", "base", "guidance"),
-)
 #: Schedulers by the names that people know; one that is not here is left out of recipes.
 _SAMPLERS = {
     "DDIMScheduler": "DDIM",
@@ -59,68 +38,33 @@ _SAMPLERS = {
 }
 
 
-class AnyPipeline:
+class AnyPipeline(LocalEngine):
     """One text-to-image pipeline of diffusers on one device (see watcher.engine)."""
 
+    pipeline_kind = "AutoPipelineForText2Image"
+    lacks = ("attention", "compile", "transformer", "base", "guidance")
+
     def __init__(self, settings: EngineSettings) -> None:
-        self._settings = settings
-        self._options = Options.of(settings.options, without=_NOT_HERE)
+        super().__init__(settings)
         self._pipes: dict[str, Any] = {}  #: by what is drawn: text, image, mask
-        self._weights: Placement | None = None
-        self._loras: Loras | None = None
-        self._plan: DevicePlan | None = None
-        self._details: dict[str, Any] = {}
-        self._tiled: set[int] = set()  #: pixels that found no room whole
         self._calls = 0  #: of the part that denoises, in all
         self._each_call: Callable[[], None] = lambda: None  #: told of each, before it
 
     # -- load
 
-    def load(self) -> EngineInfo:
-        """Read the weights onto the device. Raises ModelMissing, DeviceLost, OutOfMemory, and
-        SteadyError ``model_damaged``, ``model_unfit``, ``bad_config`` or ``extra_missing``."""
-        folder, commit = files.locate_model(self._settings.model, self._options.revision)
-        contents = files.inspect(folder, kind=None)
-        description = describe(self._settings.device)
-        chosen = plan(description, self._options, self._settings.dtype, contents.weights)
-        self._plan = chosen
-        prepare(description, chosen, self._options.threads)
-        pipe = sparing_memory(
-            lambda: read_pipeline(folder, chosen, kind="AutoPipelineForText2Image")
-        )
+    def _read(self, folder: Path, chosen: DevicePlan, single: Path | None) -> Any:
+        pipe = super()._read(folder, chosen, single)
         self._pipes = {"text": pipe, **_siblings(pipe)}
-        self._weights = Placement(pipe, chosen)
-        self._weights.run(0, lambda: None)
+        return pipe
+
+    def _made_ready(self, chosen: DevicePlan) -> Mapping[str, Any]:
         self._denoiser.register_forward_pre_hook(self._count)
-        self._loras = Loras(
-            self._denoiser, files.name_of(folder), torch.device(chosen.device),
-            getattr(torch, chosen.dtype),
-        )  # fmt: skip
-        if self._options.warm_up:
-            must_work(self._try_out, chosen.dtype)
-        self._details = {
-            "device_name": description.name,
-            "pipeline": type(pipe).__name__,
-            "tier": self._weights.tier,
-            "quantize": chosen.quantize,
-            "tf32": chosen.tf32,
-            "because": list(chosen.because),
-        }
-        return EngineInfo(
-            model=self._settings.model if commit else files.name_of(folder),
-            revision=commit or contents.digest,
-            device=chosen.device,
-            dtype=chosen.dtype,
-            memory=self._weights.held(),
-            versions=library_versions(),
-            details=dict(self._details),
-            accepts=self._accepts(),
-            **_words_of(pipe.scheduler),
-        )
+        self._details["pipeline"] = type(self._pipe).__name__
+        return {"accepts": self._accepts(), **_words_of(self._pipe.scheduler)}
 
     def _accepts(self) -> tuple[Feature, ...]:
         """What has an effect: read from the signatures of the pipelines' calls."""
-        takes = _parameters(self._pipes["text"])
+        takes = _parameters(self._pipe)
         found: list[Feature] = ["lora"]
         if "image" in self._pipes:
             found.append("image")
@@ -134,10 +78,10 @@ class AnyPipeline:
 
     @property
     def _denoiser(self) -> torch.nn.Module:
-        components = self._pipes["text"].components
+        components = self._pipe.components
         part = components.get("transformer") or components.get("unet")
         if not isinstance(part, torch.nn.Module):
-            kind = type(self._pipes["text"]).__name__
+            kind = type(self._pipe).__name__
             raise SteadyError("model_unfit", f"This kind of pipeline ({kind}) is not run here.")
         return part
 
@@ -149,7 +93,7 @@ class AnyPipeline:
     @property
     def _scale_name(self) -> str | None:
         """The argument that guidance goes by in this family."""
-        takes = _parameters(self._pipes["text"])
+        takes = _parameters(self._pipe)
         if "true_cfg_scale" in takes and not self._guidance_is_read:
             return "true_cfg_scale"
         return "guidance_scale" if "guidance_scale" in takes else None
@@ -158,42 +102,27 @@ class AnyPipeline:
         self._calls += 1
         self._each_call()
 
-    def _try_out(self) -> Image.Image:
-        """Draw a small picture and throw it away: it loads kernels and shows whether the model works."""
-        side = 64 if self._chosen.device == "cpu" else 256
+    def _drawn_anew(self) -> Image.Image:
+        side = 64 if self._device.type == "cpu" else 256
         request = EngineRequest(prompt="a", width=side, height=side, num_inference_steps=2, seed=0)
-        return self._draw(request, lambda done, total, preview=None: None, tiled=False).image
+        return self._draw(request, lambda done, total, preview=None: None).image
 
     # -- generate
 
-    def generate(self, request: EngineRequest, report: Report) -> Result:
-        """One picture. Out of memory is answered by tiles, then by lower tiers, each once."""
-        pixels = request.width * request.height
-
-        def draw() -> Result:
-            if pixels <= self._chosen.tile_above and pixels not in self._tiled:
-                try:
-                    return sparing_memory(lambda: self._draw(request, report, tiled=False))
-                except OutOfMemory:
-                    log.warning("%d pixels: out of memory; trying tiles", pixels)
-                    self._tiled.add(pixels)
-                self._placement.free()
-            return sparing_memory(lambda: self._draw(request, report, tiled=True))
-
-        if self._loras is None:
-            raise RuntimeError("load comes first")
-        with self._loras.worn(request.loras) as worn:
-            result = self._placement.run(pixels, draw)
-        return replace(result, facts={**result.facts, "loras": worn}) if worn else result
+    def _draw(self, request: EngineRequest, report: Report) -> Result:
+        size = (request.width, request.height)
+        result, tiled = self._placement.whole_or_tiled(size, lambda: self._call(request, report))
+        details = {**self._details, **result.facts["details"], "tiled": tiled}
+        return replace(result, facts={**result.facts, "details": details})
 
     def _cut(self, prompt: str) -> str | None:
         """From which words on the prompt is not read, by the tokenizer that reads most of it."""
-        parts = self._pipes["text"].components
+        parts = self._pipe.components
         found = [part for name, part in parts.items() if name.startswith("tokenizer") and part]
         words = max(found, key=lambda each: each.model_max_length, default=None)
         if words is None or not words.is_fast:
             return None
-        stated = _parameters(self._pipes["text"]).get("max_sequence_length")
+        stated = _parameters(self._pipe).get("max_sequence_length")
         most = min(words.model_max_length, stated.default if stated else words.model_max_length)
 
         def places(text: str) -> list[tuple[int, int]]:
@@ -204,13 +133,9 @@ class AnyPipeline:
 
         return cut_by(places, str, prompt, most - words.num_special_tokens_to_add())
 
-    def _draw(self, request: EngineRequest, report: Report, *, tiled: bool) -> Result:
+    def _call(self, request: EngineRequest, report: Report) -> Result:
         began, before = time.perf_counter(), self._calls
         pipe = self._pipes["mask" if request.mask else "image" if request.image else "text"]
-        vae = pipe.components.get("vae")
-        tiles = hasattr(vae, "use_tiling")
-        if tiles:
-            vae.use_tiling = tiled
         takes = _parameters(pipe)
         steps = 0
 
@@ -244,23 +169,18 @@ class AnyPipeline:
             self._each_call = lambda: None
         if not bool(torch.isfinite(drawn).all()):
             raise BadPicture("non_finite", "The picture's numbers are not finite.")
-        pixels = (drawn.float() * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+        picture = picture_of(drawn)
         if cut := self._cut(request.prompt):
             said.append(cut)
         facts: dict[str, Any] = {
             "cfg_scale": self._cfg_scale(asked, takes),
             "prompt_truncated": cut is not None,
-            "details": {
-                **self._details,
-                "tier": self._placement.tier,
-                "tiled": tiled and tiles,
-                "calls": self._calls - before,
-            },
+            "details": {"tier": self._placement.tier, "calls": self._calls - before},
             "forwards": steps,
             **({"warnings": said} if said else {}),
         }
         spent = {"draw": round(time.perf_counter() - began, 6)}
-        return Result(Image.fromarray(pixels.cpu().numpy()), facts, spent)
+        return Result(picture, facts, spent)
 
     def _arguments(self, request: EngineRequest) -> dict[str, Any]:
         """What a job means, by the names that pipelines use; each takes of it what it knows."""
@@ -283,7 +203,7 @@ class AnyPipeline:
         if request.image is not None:
             strength = request.strength_used
             given |= {"image": request.image, "strength": strength}
-            if "unet" in self._pipes["text"].components:
+            if "unet" in self._pipe.components:
                 # These round their part of the steps down, to none of few; the others round up.
                 steps = itertools.count(request.num_inference_steps)
                 given["num_inference_steps"] = next(n for n in steps if int(n * strength))
@@ -299,22 +219,10 @@ class AnyPipeline:
         used = asked.get(name, takes[name].default)
         return max(1.0, float(used)) if isinstance(used, int | float) else None
 
-    @property
-    def _placement(self) -> Placement:
-        if self._weights is None:
-            raise RuntimeError("load comes first")
-        return self._weights
-
-    @property
-    def _chosen(self) -> DevicePlan:
-        if self._plan is None:
-            raise RuntimeError("load comes first")
-        return self._plan
-
     def close(self) -> None:
-        """Drop the weights; what the driver keeps goes with the process."""
-        self._pipes, self._weights, self._loras = {}, None, None
-        gc.collect()
+        """Drop the weights, and the pipelines that share them."""
+        self._pipes = {}
+        super().close()
 
 
 def _parameters(pipe: Any) -> Mapping[str, inspect.Parameter]:

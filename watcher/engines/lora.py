@@ -3,7 +3,8 @@
 Each layer that a LoRA changes gets a hook that adds ``weight * up(down(x))`` to what the layer
 gives. The model's own weights are never touched and no layer is put in another's place, so without
 hooks the model is the same to the last bit, and where its weights lie (on the device, streamed in,
-quantised) makes no difference. Files are kept as they were read, the four used last.
+quantised) makes no difference. Files are kept in main memory, the four used last; only what a picture
+wears is on the device, and only while it is drawn.
 """
 
 import contextlib
@@ -21,6 +22,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from watcher.engine import Lora
+from watcher.engines.shortage import sparing_memory
 from watcher.errors import SteadyError
 from watcher.modelnames import MAX_LORAS
 from watcher.models.lora_format import pieces_of
@@ -46,12 +48,14 @@ class Loras:
     def worn(self, loras: Sequence[Lora]) -> Iterator[list[dict[str, Any]]]:
         """Inside, the model is changed by ``loras``; gives what a recipe says of them.
 
-        Those of weight 0 are left out. Raises SteadyError ``lora_unsuitable``, ``lora_changed``.
+        Those of weight 0 are left out. Raises SteadyError ``lora_unsuitable``, ``lora_changed``,
+        OutOfMemory.
         """
         wanted = [(lora, *self._read(lora)) for lora in loras if lora.weight]
         with contextlib.ExitStack() as hooks:
             for lora, changes, _ in wanted:
-                for layer, (down, up) in changes.items():
+                for layer, change in changes.items():
+                    down, up = sparing_memory(functools.partial(self._over, change))
                     hook = functools.partial(_add, down=down, up=up, weight=lora.weight)
                     handle = self._linear[layer].register_forward_hook(hook)
                     hooks.callback(handle.remove)
@@ -90,15 +94,17 @@ class Loras:
             if not bool(torch.isfinite(down).all() and torch.isfinite(up).all()):
                 words = f"`{lora.name}` holds numbers that are not finite, at {piece.layer}."
                 raise SteadyError("lora_unsuitable", words, remedy="Fetch or train it again.")
-            changes[piece.layer] = (self._placed(down), self._placed(up))
+            # Copied: what a file holds beside it is not kept.
+            changes[piece.layer] = (down.to(self._dtype, copy=True), up.to(self._dtype, copy=True))
         digests = {
             "sha256": hashlib.sha256(data).hexdigest(),
             "tensors_sha256": hashlib.sha256(memoryview(data)[8 + length :]).hexdigest(),
         }
         return changes, digests
 
-    def _placed(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self._device, self._dtype, copy=True)
+    def _over(self, change: Change) -> Change:
+        down, up = change
+        return down.to(self._device), up.to(self._device)
 
 
 def _add(

@@ -1,7 +1,8 @@
 """Where the weights are: on the device, or in main memory and coming over when they are needed.
 
-The plan names the tier to begin with. What does not fit takes the weights one tier down, and
-that is remembered for pictures of its size for ten minutes: somebody else may have had the memory.
+The plan names the tier to begin with. What does not fit is done in tiles, where that can help, and
+then takes the weights one tier down. Either is remembered for pictures of its size for ten minutes:
+somebody else may have had the memory.
 """
 
 import contextlib
@@ -20,7 +21,7 @@ from watcher.engines.files import role_of
 from watcher.engines.plan import TIERS, DeviceDescription, DevicePlan
 from watcher.engines.shortage import sparing_memory
 
-log = logging.getLogger("watcher.engines.zimage")
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -30,7 +31,8 @@ _STREAMED = {
     "offload": ("text_encoder",),
     "stream": ("text_encoder", "transformer"),
 }
-_REMEMBERED = 600.0  #: seconds for which a size keeps the tier it took
+_TILES = "tiles"
+_REMEMBERED = 600.0  #: seconds for which a size keeps the tier it took, and its tiles
 
 
 def prepare(description: DeviceDescription, plan: DevicePlan, threads: int | None) -> None:
@@ -62,6 +64,8 @@ class Placement:
             ``run``, and after a move that failed).
     """
 
+    tile = 512  #: pixels on a side of what the VAE works on at once, where not on the whole
+
     def __init__(
         self, pipe: Any, plan: DevicePlan, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
@@ -75,9 +79,14 @@ class Placement:
         self._plan = plan
         self._device = torch.device(plan.device)
         self._clock = clock
-        self._took: dict[int, tuple[str, float]] = {}  #: pixels -> the tier that they took, when
+        self._took: dict[tuple[int, str], float] = {}  #: pixels, and a tier or tiles: since when
         self._compiled: dict[Any, Any] = {}  #: blocks that run uncompiled for now
         self._as_written = False
+        self._vae = pipe.components.get("vae")
+        if hasattr(self._vae, "tile_latent_min_size"):  # the library's: as large as its pictures
+            scale = self._vae.tile_sample_min_size / self._vae.tile_latent_min_size
+            self._vae.tile_sample_min_size = self.tile
+            self._vae.tile_latent_min_size = int(self.tile / scale)
 
     def run(self, pixels: int, work: Callable[[], T]) -> T:
         """``work``'s result, on the highest tier that holds a picture of ``pixels``.
@@ -97,8 +106,30 @@ class Placement:
             tier = self._plan.below(tier)
             if tier is not None:
                 log.warning("%d pixels: out of memory; trying again: %s", pixels, tier)
-                self._took[pixels] = (tier, self._clock())
+                self._took[pixels, tier] = self._clock()
         raise OutOfMemory(words)
+
+    def whole_or_tiled(self, size: tuple[int, int], work: Callable[[], T]) -> tuple[T, bool]:
+        """``work``'s result, and whether the VAE worked in tiles: it does where a whole is too large.
+
+        ``size`` in pixels: what is no larger than one tile is never tried again.
+        """
+        vae, pixels = self._vae, size[0] * size[1]
+        if not hasattr(vae, "use_tiling") or max(size) <= self.tile:
+            return sparing_memory(work), False
+        vae.use_tiling = pixels > self._plan.tile_above or _TILES in self._taken(pixels)
+        try:
+            if not vae.use_tiling:
+                try:
+                    return sparing_memory(work), False
+                except OutOfMemory:
+                    log.warning("%d pixels: out of memory; trying tiles", pixels)
+                self.free()
+                self._took[pixels, _TILES] = self._clock()
+                vae.use_tiling = True
+            return sparing_memory(work), True
+        finally:
+            vae.use_tiling = False
 
     @property
     def compiles(self) -> bool:
@@ -121,10 +152,13 @@ class Placement:
 
     def _tier_for(self, pixels: int) -> str:
         """The planned tier, or the lower one that a picture not larger than this took."""
+        return max([self._plan.tier, *self._taken(pixels) - {_TILES}], key=TIERS.index)
+
+    def _taken(self, pixels: int) -> set[str]:
+        """The tiers, and tiles, that pictures not larger than this took of late."""
         since = self._clock() - _REMEMBERED
-        self._took = {size: took for size, took in self._took.items() if took[1] > since}
-        known = [tier for size, (tier, _) in self._took.items() if size <= pixels]
-        return max([self._plan.tier, *known], key=TIERS.index)
+        self._took = {took: when for took, when in self._took.items() if when > since}
+        return {what for size, what in self._took if size <= pixels}
 
     def _settle(self, tier: str) -> None:
         if tier == self.tier:

@@ -69,10 +69,8 @@ class Options:
     attention: str = "auto"  #: auto, native, fastest, or a backend diffusers knows
     tf32: bool = True  #: for float32 on CUDA
     compile: bool = False  #: regional torch.compile, kept only if a trial is faster
-    channels_last: bool = False  #: decode so, kept only if a trial is faster and the same
     tile_above: int | None = None  #: pixels; larger pictures are decoded in tiles
-    embed_cache: int = 64_000_000  #: bytes of encoded prompts kept
-    warm_up: bool = True  #: one tiny picture at load
+    warm_up: bool = True  #: one tiny picture at load, drawn twice
     threads: int | None = None  #: CPU threads of one operation
     revision: str | None = None  #: of a model from the hub's cache
     transformer: str | None = None  #: a file that stands in for the model's own transformer
@@ -115,9 +113,7 @@ _ALLOWED: dict[str, tuple[str, Any]] = {
     "attention": ("auto, native, fastest or the name of a backend", _is_text),
     "tf32": ("true or false", _is_flag),
     "compile": ("true or false", _is_flag),
-    "channels_last": ("true or false", _is_flag),
     "tile_above": ("a number of pixels", lambda v: v is None or _is_whole(v)),
-    "embed_cache": ("a number of bytes", _is_whole),
     "warm_up": ("true or false", _is_flag),
     "threads": ("a number from 1", lambda v: v is None or (_is_whole(v) and v > 0)),
     "revision": ("the name of a revision", lambda v: v is None or _is_text(v)),
@@ -139,7 +135,6 @@ class DevicePlan:
     race: bool  #: no, the fastest of them
     tf32: bool
     compile: bool
-    channels_last: bool
     locked: bool  #: what is streamed lies in locked main memory, which is faster to copy
     tile_above: int  #: pixels
     because: tuple[str, ...]
@@ -212,7 +207,6 @@ def plan(
         race=options.attention == "fastest",
         tf32=cuda and options.tf32 and number == "float32",
         compile=options.compile,
-        channels_last=options.channels_last,
         locked=locked,
         tile_above=tile_above,
         because=tuple(because),

@@ -1,8 +1,8 @@
-"""Ways to compute that only a trial can judge: attention backends, compiled blocks, the decode.
+"""Ways to compute that only a trial can judge: attention backends, compiled blocks.
 
 ``draw(side, forwards)`` makes a small square picture for nobody; it raises what the engine
 raises. Whatever else a trial raises means: not this way. What draws other pixels than the plain
-way says so in the log; only the decode's layout must draw the same.
+way says so in the log.
 """
 
 import contextlib
@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
 
 from watcher.engine import BadPicture
 from watcher.engines.shortage import is_poison, sparing_memory
 from watcher.errors import SteadyError
 
-log = logging.getLogger("watcher.engines.zimage")
+log = logging.getLogger(__name__)
 
 Draw = Callable[[int, int], Image.Image]
 
@@ -92,22 +91,6 @@ def compile_if_faster(transformer: Any, draw: Draw) -> bool:
             return True
     for module in transformer.modules():
         module._compiled_call_impl = None
-    return False
-
-
-def channels_last_if_faster(vae: Any, decode: Callable[[], Image.Image]) -> bool:
-    """Keep the decoder's weights channels last if that is faster and draws the same pixels."""
-    plain, before = decode().tobytes(), _quicker(decode)
-    vae.to(memory_format=torch.channels_last)
-    with _refused("channels last"):
-        same, after = decode().tobytes() == plain, _quicker(decode)
-        log.info(
-            "channels last: %.3f s a decode, %.3f s without; %s pixels",
-            after, before, "the same" if same else "other",
-        )  # fmt: skip
-        if same and after < before * _GAIN:
-            return True
-    vae.to(memory_format=torch.contiguous_format)
     return False
 
 

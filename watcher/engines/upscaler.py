@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from watcher.engine import OutOfMemory
+from watcher.engines.local import picture_of
 from watcher.engines.shortage import is_out_of_memory, is_poison, sparing_memory
 from watcher.errors import SteadyError
 
@@ -93,5 +94,4 @@ def _through(model: Any, image: Image.Image, device: str) -> Image.Image:
     pixels = raw.view(image.height, image.width, 3).permute(2, 0, 1).unsqueeze(0)
     with torch.no_grad():
         made = model(pixels.to(device).float() / 255)[0]
-    levels = (made.float().clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    return Image.fromarray(levels.cpu().numpy())
+    return picture_of(made.clamp(0, 1))
