@@ -7,7 +7,7 @@ import itertools
 import re
 from typing import Annotated, Any, NotRequired
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 MAX_LORAS = 4  #: of one job
@@ -27,15 +27,17 @@ def model_name(model: str) -> str:
 
 
 class LoraChoice(TypedDict):
-    """One LoRA of a job: a file below ``loras/`` by its path without suffix, and how strongly.
+    """One LoRA of a job: a file below `loras/` by its path without suffix, and how strongly.
 
-    ``sha256`` of the file: set when the job is recorded; given, it must be that very file.
+    `sha256` of the file: set when the job is recorded; given, it must be that very file.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", strict=True)  # type: ignore[misc]
 
     name: Annotated[str, Field(min_length=1, max_length=200)]
-    weight: Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
+    weight: Annotated[
+        float, Field(ge=-2, le=2, allow_inf_nan=False, json_schema_extra={"default": 1})
+    ]
     sha256: NotRequired[Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
 
 
@@ -88,16 +90,7 @@ LORA_SCHEMA = {
     "items": {
         "anyOf": [
             {"type": "string", "minLength": 1, "maxLength": 200, "examples": ["ink", "ink:0.8"]},
-            {
-                "type": "object",
-                "properties": {
-                    "name": {"type": "string", "minLength": 1, "maxLength": 200},
-                    "weight": {"type": "number", "minimum": -2, "maximum": 2, "default": 1},
-                    "sha256": {"type": "string", "pattern": "^[0-9a-f]{64}$"},
-                },
-                "required": ["name"],
-                "additionalProperties": False,
-            },
+            TypeAdapter(LoraChoice).json_schema() | {"required": ["name"]},
         ]
     },
 }

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Annotated, Any, NotRequired
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, TypeAdapter
 from typing_extensions import TypedDict
 
 #: Methods that need no file. `refine`: Lanczos, then the model redraws it a little.
@@ -19,9 +19,9 @@ MULTIPLE = 16  #: pixels; what the sides of every picture must be multiples of
 
 
 class Upscale(TypedDict):
-    """How much larger, and by what: ``lanczos``, ``refine`` or a file in ``upscalers/``.
+    """How much larger, and by what: `lanczos`, `refine` or a file in `upscalers/`.
 
-    ``strength`` and ``tile`` are those of ``refine``: how far the model may go, and the side of
+    `strength` and `tile` are those of `refine`: how far the model may go, and the side of
     what it draws at once. What is not said is filled in when the job is recorded.
     """
 
@@ -37,16 +37,7 @@ UPSCALE_SCHEMA = {
     "anyOf": [
         {"type": "string", "examples": ["2", "2 lanczos", "1.5 refine 0.4"]},
         {"type": "number", "minimum": MIN_FACTOR, "maximum": MAX_FACTOR},
-        {
-            "type": "object",
-            "properties": {
-                "factor": {"type": "number", "minimum": MIN_FACTOR, "maximum": MAX_FACTOR},
-                "method": {"type": "string", "minLength": 1, "maxLength": 200},
-                "strength": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
-                "tile": {"type": "integer", "minimum": 64, "maximum": MAX_LARGE_SIDE},
-            },
-            "additionalProperties": False,
-        },
+        TypeAdapter(Upscale).json_schema() | {"required": []},
     ]
 }
 

@@ -10,7 +10,9 @@ since bitsandbytes computes them in fp16.
 import difflib
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from watcher.errors import SteadyError
 
@@ -28,6 +30,7 @@ _LOCKED = 1.1
 #: bytes per weight of the quantised parts (transformer, text encoder), scales included
 _QUANTIZED = {"none": 0.0, "nf4": 0.6}
 _DTYPE_BYTES = {"bfloat16": 2, "float32": 4}
+_Text = Annotated[str, Field(min_length=1)]
 
 
 @dataclass(frozen=True)
@@ -60,21 +63,22 @@ class Weights:
 Z_IMAGE_TURBO = Weights(transformer=6_155_000_000, text_encoder=4_022_000_000, vae=84_000_000)
 
 
-@dataclass(frozen=True)
-class Options:
-    """``engine_options`` of our own engines on a device, checked."""
+class Options(BaseModel):
+    """``engine_options`` of our own engines on a device."""
 
-    tier: str = "auto"  #: auto, resident, offload or stream
-    quantize: str = "none"  #: none or nf4 (CUDA, needs bitsandbytes)
-    attention: str = "auto"  #: auto, native, fastest, or a backend diffusers knows
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+    tier: Literal["auto", "resident", "offload", "stream"] = "auto"
+    quantize: Literal["none", "nf4"] = "none"  #: nf4: on CUDA, needs bitsandbytes
+    attention: _Text = "auto"  #: auto, native, fastest, or a backend diffusers knows
     tf32: bool = True  #: for float32 on CUDA
     compile: bool = False  #: regional torch.compile, kept only if a trial is faster
-    tile_above: int | None = None  #: pixels; larger pictures are decoded in tiles
+    tile_above: Annotated[int, Field(ge=0)] | None = None  #: pixels; larger: decoded in tiles
     warm_up: bool = True  #: one tiny picture at load, drawn twice
-    threads: int | None = None  #: CPU threads of one operation
-    revision: str | None = None  #: of a model from the hub's cache
-    transformer: str | None = None  #: a file that stands in for the model's own transformer
-    base: str | None = None  #: the folder or hub name of all else, where the model is such a file
+    threads: Annotated[int, Field(gt=0)] | None = None  #: CPU threads of one operation
+    revision: _Text | None = None  #: of a model from the hub's cache
+    transformer: _Text | None = None  #: a file that stands in for the model's own transformer
+    base: _Text | None = None  #: the folder or hub name of all else, where the model is such a file
     guidance: bool | None = None  #: does the model take guidance? unset: yes
 
     @classmethod
@@ -83,44 +87,18 @@ class Options:
 
         Raises SteadyError ``bad_config``.
         """
-        names = [name for name in cls.__dataclass_fields__ if name not in without]
-        for name, value in given.items():
+        names = [name for name in cls.model_fields if name not in without]
+        for name in given:
             if name not in names:
                 near = difflib.get_close_matches(name, names, n=1)
                 hint = f" Did you mean `{near[0]}`?" if near else ""
                 raise SteadyError("bad_config", f"`{name}` is no engine option.{hint}")
-            allowed, fits = _ALLOWED[name]
-            if not fits(value):
-                raise SteadyError("bad_config", f"engine option `{name}` must be {allowed}.")
-        return cls(**given)
-
-
-def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def _is_flag(value: Any) -> bool:
-    return isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value)
-
-
-_ALLOWED: dict[str, tuple[str, Any]] = {
-    "tier": (f"auto, {', '.join(TIERS)}", lambda v: v in ("auto", *TIERS)),
-    "quantize": (", ".join(_QUANTIZED), lambda v: isinstance(v, str) and v in _QUANTIZED),
-    "attention": ("auto, native, fastest or the name of a backend", _is_text),
-    "tf32": ("true or false", _is_flag),
-    "compile": ("true or false", _is_flag),
-    "tile_above": ("a number of pixels", lambda v: v is None or _is_whole(v)),
-    "warm_up": ("true or false", _is_flag),
-    "threads": ("a number from 1", lambda v: v is None or (_is_whole(v) and v > 0)),
-    "revision": ("the name of a revision", lambda v: v is None or _is_text(v)),
-    "transformer": ("a .safetensors or .gguf file", lambda v: v is None or _is_text(v)),
-    "base": ("a model's folder or hub name", lambda v: v is None or _is_text(v)),
-    "guidance": ("true or false", lambda v: v is None or _is_flag(v)),
-}
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            words = f"Engine option `{first['loc'][0]}`: {first['msg']}."
+            raise SteadyError("bad_config", words) from None
 
 
 @dataclass(frozen=True)
