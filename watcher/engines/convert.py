@@ -1,7 +1,8 @@
-"""Write a copy of a model with bfloat16 weights, file by file.
+"""Write a copy of a model whose float32 weights are bfloat16, file by file.
 
-Rounded as torch does it at load time, so a converted model draws the same pictures. A crash leaves
-``<target>.part``, which the next try replaces.
+Rounded as torch does it at load time, so a converted model draws the same pictures wherever it runs
+in bfloat16; in float32 (processors, old cards) others. A crash leaves ``<target>.part``, which the
+next try replaces.
 """
 
 import os
@@ -29,7 +30,8 @@ from watcher.models.weights import (
 def convert_model(
     model: str, target: Path, root: Path | None = None, *, progress: Progress = silent
 ) -> Path:
-    """Write a copy of a model with bfloat16 weights: 38 % less to read at every load.
+    """Write a copy of a model with bfloat16 weights for float32 ones: of Z-Image-Turbo 38 % less to
+    read at every load.
 
     ``target`` must not exist; it appears whole, with ``profile.json`` and ``manifest.json``. One
     weight file at a time is in memory. Raises SteadyError: ``model_missing``, ``disk_full``,

@@ -62,7 +62,7 @@ def cards() -> Cards:
             else:
                 unusable.append(
                     f"cuda:{index} ({card.name}, compute capability {card.major}.{card.minor}): this"
-                    " PyTorch has no code for it. Its build for CUDA 12.6 (cu126) knows older cards."
+                    " PyTorch was not built for it. Its build for CUDA 12.6 (cu126) knows older cards."
                 )
     if not count:
         faults = [w.message for w in said if "initializ" in str(w.message)]

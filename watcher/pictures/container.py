@@ -74,9 +74,10 @@ def unpadded(data: bytes) -> bytes:
 
 
 def strip(data: bytes) -> bytes:
-    """The same picture, pixel for pixel, without any text, EXIF, XMP or comment.
+    """The same picture, number for number, without any text, EXIF, XMP or comment.
 
-    Raises NotAPicture as :func:`scan` does.
+    Colour profiles go too, so a stranger's picture may look otherwise. Raises NotAPicture as
+    :func:`scan` does.
     """
     picture = scan(data)
     return {"png": _strip_png, "webp": _strip_webp, "jpeg": _strip_jpeg}[picture.format](data)
