@@ -217,9 +217,10 @@ def where_it_is(model: str, config: Config) -> str:
 
     Other machines have a model of the hub, and the starter, at a path of their own: by name there.
     """
-    if config.executor != "local" and not Path(config.root, Path(model).expanduser()).exists():
-        return model
-    return str(locate(model, config.root) or model)
+    here = Path(config.root, Path(model).expanduser())
+    if here.exists() and model != STARTER:
+        return str(here.resolve())  # complete or not: its transformer may be a file elsewhere
+    return model if config.executor != "local" else str(locate(model, config.root) or model)
 
 
 def _lacking(pieces: Sequence[str], config: Config) -> SteadyError | None:
