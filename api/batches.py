@@ -4,7 +4,6 @@ Each verb is one statement of the record, so a crash leaves it done or not done.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import Annotated, BinaryIO
@@ -16,7 +15,7 @@ from starlette.responses import Response, StreamingResponse
 from api import models
 from api.door import Door
 from api.errors import documented
-from api.images import archive, binary, disposition
+from api.images import archive, binary, disposition, sent_pieces
 from api.paging import Limit, link_of
 from api.views import Views
 from watcher.errors import SteadyError
@@ -30,7 +29,6 @@ from watcher.refused import RefusedRows
 from watcher.results import result_table
 
 _ANY = "application/octet-stream"  #: of what is taken home as a file
-_CHUNK = 1 << 18
 
 
 def routes(door: Door, views: Views) -> APIRouter:
@@ -185,13 +183,8 @@ def _file_of(door: Door, batch: Batch) -> Iterator[bytes]:
     with contextlib.suppress(OSError):
         claim = file_of(door.inbox, batch.claim or batch.ticket, batch.name, batch.suffix)
         if claim is not None:
-            return _sent_from(open_claim(claim, MAX_TABLE))
+            return sent_pieces(open_claim(claim, MAX_TABLE))
     raise SteadyError("batch_not_found", "The batch has no file.")
-
-
-def _sent_from(stream: BinaryIO) -> Iterator[bytes]:
-    with stream:
-        yield from iter(functools.partial(stream.read, _CHUNK), b"")
 
 
 def _finished_jobs(door: Door, ticket: str) -> Iterator[Job]:

@@ -6,20 +6,18 @@ Changes nothing.
 """
 
 import contextlib
-import errno
 import itertools
 import os
 import re
 import stat
+import sys
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from fastapi.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
 
 from api.door import Door
 from api.errors import documented
@@ -65,10 +63,10 @@ class RangeNotSatisfiable(SteadyError):
         self.headers = {"Content-Range": f"bytes */{size}"}
 
 
-def open_inside(folder: Path, relative: str) -> int:
-    """A descriptor of the regular file ``relative`` below ``folder``, no link followed.
+def open_inside(folder: Path, relative: str) -> BinaryIO:
+    """The regular file ``relative`` below ``folder``, opened without following a link; close it.
 
-    Raises SteadyError image_not_found for anything else. The caller closes it.
+    Raises SteadyError image_not_found for anything else.
     """
     parts = relative.split("/")
     if any(part in ("", ".", "..") or "\0" in part for part in parts):
@@ -80,7 +78,7 @@ def open_inside(folder: Path, relative: str) -> int:
     if not stat.S_ISREG(os.fstat(fd).st_mode):
         os.close(fd)
         raise SteadyError("image_not_found", "The picture's file is not there.")
-    return fd
+    return os.fdopen(fd, "rb")
 
 
 def _walk(folder: Path, parts: list[str]) -> int:
@@ -148,7 +146,7 @@ def bare(door: Door, job: Job, *, download: bool = False) -> Response:
 def picture_bytes(door: Door, job: Job) -> bytes:
     """The picture's file. Raises SteadyError image_deleted, image_not_found."""
     check_ready(job)
-    with os.fdopen(open_inside(door.outputs, job.path), "rb") as file:
+    with open_inside(door.outputs, job.path) as file:
         return file.read()
 
 
@@ -157,12 +155,12 @@ def thumbnail(door: Door, job: Job, request: Request) -> Response:
     check_ready(job)
     relative = f".thumbs/{job.id[:2]}/{job.id}.webp"
     try:
-        fd = open_inside(door.outputs, relative)
+        file = open_inside(door.outputs, relative)
     except SteadyError:
         return picture(door, job, request, fixed=False)
     return _open_file(
         request,
-        fd,
+        file,
         media="image/webp",
         etag=f'"{job.sha256}-256"',
         filename=relative.rpartition("/")[2],
@@ -173,7 +171,7 @@ def thumbnail(door: Door, job: Job, request: Request) -> Response:
 
 def _open_file(
     request: Request,
-    fd: int,
+    file: BinaryIO,
     *,
     media: str,
     etag: str,
@@ -189,10 +187,10 @@ def _open_file(
         "Accept-Ranges": "bytes",
     }
     with contextlib.ExitStack() as stack:
-        stack.callback(os.close, fd)
+        stack.enter_context(file)
         if _has(request.headers.get("if-none-match"), etag):
             return Response(status_code=304, headers=headers)
-        size = os.fstat(fd).st_size
+        size = os.fstat(file.fileno()).st_size
         start, end = 0, size
         asked = request.headers.get("range")
         if asked and request.headers.get("if-range", etag) == etag:
@@ -202,41 +200,21 @@ def _open_file(
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         headers["Content-Length"] = str(end - start)
         stack.pop_all()
-    return Bytes(fd, start, end, 206 if part else 200, headers, media)
+    pieces, status = sent_pieces(file, start, end), 206 if part else 200
+    if end - start <= _CHUNK:  # as most are: no further thread is asked for it
+        return Response(b"".join(pieces), status, headers, media)
+    return StreamingResponse(pieces, status, headers, media)
 
 
-class Bytes(Response):
-    """A part of an open file, read as it is sent; closes the file however it ends."""
+def sent_pieces(file: BinaryIO, start: int = 0, end: int = sys.maxsize) -> Iterator[bytes]:
+    """The bytes of an open file up to ``end``, read as they are sent; closes it.
 
-    def __init__(
-        self, fd: int, start: int, end: int, status: int, headers: dict[str, str], media: str
-    ) -> None:
-        super().__init__(None, status, headers, media)
-        self._fd = fd
-        self._start = start
-        self._end = end
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI: the bytes, read piece by piece; a file that became shorter meanwhile ends the connection."""
-        start = self._start
-        try:
-            await send(
-                {
-                    "type": "http.response.start",
-                    "status": self.status_code,
-                    "headers": self.raw_headers,
-                }
-            )
-            while start < self._end:
-                most = min(_CHUNK, self._end - start)
-                chunk = await run_in_threadpool(os.pread, self._fd, most, start)
-                if not chunk:
-                    raise OSError(errno.EIO, "the picture became shorter")
-                start += len(chunk)
-                await send({"type": "http.response.body", "body": chunk, "more_body": True})
-            await send({"type": "http.response.body", "body": b""})
-        finally:
-            os.close(self._fd)
+    Of a file that became shorter meanwhile there are fewer, which ends the connection.
+    """
+    with file:
+        file.seek(start)
+        while piece := file.read(min(_CHUNK, end - file.tell())):
+            yield piece
 
 
 def _has(header: str | None, etag: str) -> bool:
@@ -302,8 +280,5 @@ def archive(
 def _opened_pictures(door: Door, jobs: Iterator[Job]) -> Iterator[tuple[Job, BinaryIO]]:
     """Each job with its picture's file. Those taken away by hand since are left out."""
     for job in jobs:
-        with (
-            contextlib.suppress(SteadyError),
-            os.fdopen(open_inside(door.outputs, job.path), "rb") as file,
-        ):
+        with contextlib.suppress(SteadyError), open_inside(door.outputs, job.path) as file:
             yield job, file
