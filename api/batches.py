@@ -6,7 +6,7 @@ Each verb is one statement of the record, so a crash leaves it done or not done.
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator
-from typing import Annotated, BinaryIO
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse

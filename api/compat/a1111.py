@@ -87,11 +87,7 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
         """A picture, made larger as it is."""
         raw = await read_object(request)
         asked = await run_in_threadpool(extras_of, raw, door.keep)
-        body = Body(json.dumps(asked.fields).encode(), ".json", NAME)
-        call = await run_in_threadpool(calls.begin, body)
-        over = await calls.outcome(request, call)
-        if over is None:
-            return Response(status_code=499)
+        _, over = await outcome(request, asked)
         data = await run_in_threadpool(lambda: picture_bytes(door, over.pictures()[0]))
         words = "".join(f"<p>{html.escape(each)}</p>" for each in asked.warnings)
         return JSONResponse({"html_info": words, "image": base64.b64encode(data).decode()})
@@ -99,12 +95,13 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
     async def made(request: Request, read: Callable[..., Txt2ImgBody]) -> Response:
         raw = await read_object(request)
         asked = await run_in_threadpool(_asked, raw, read)
-        data = json.dumps(asked.fields).encode()
-        call = await run_in_threadpool(calls.begin, Body(data, ".json", NAME))
-        over = await calls.outcome(request, call)
-        if over is None:
-            return Response(status_code=499)  # nobody is there to read it
+        call, over = await outcome(request, asked)
         return await run_in_threadpool(_answer, raw, asked, call, over)
+
+    async def outcome(request: Request, asked: Txt2ImgBody) -> tuple[Call, Snapshot]:
+        body = Body(json.dumps(asked.fields).encode(), ".json", NAME)
+        call = await run_in_threadpool(calls.begin, body)
+        return call, await calls.outcome(request, call)
 
     def _asked(raw: dict[str, Any], read: Callable[..., Txt2ImgBody]) -> Txt2ImgBody:
         card = _card_of(raw.get("override_settings"), door)

@@ -23,7 +23,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from fastapi.concurrency import run_in_threadpool
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
 from api.door import Door
 from api.events import PING_SECONDS, Feed
@@ -230,13 +230,16 @@ class Calls:
         finally:
             self.leave(call, hung_up=not over)
 
-    async def outcome(self, request: Request, call: Call) -> Snapshot | None:
-        """The batch once it is over; None when the caller hung up. The body must be read."""
+    async def outcome(self, request: Request, call: Call) -> Snapshot:
+        """The batch once it is over. The body must be read. Raises ClientDisconnect when the
+        caller hung up."""
         wait = asyncio.create_task(self._last(call))
         gone = asyncio.create_task(_hung_up(request))
         try:
             await asyncio.wait({wait, gone}, return_when=asyncio.FIRST_COMPLETED)
-            return wait.result() if wait.done() else None
+            if not wait.done():
+                raise ClientDisconnect
+            return wait.result()
         finally:
             wait.cancel()
             gone.cancel()

@@ -139,8 +139,6 @@ class Answers:
                 headers,
             )
         over = await self._calls.outcome(request, call)
-        if over is None:
-            return Response(status_code=499)  # nobody is there to read it
         return await run_in_threadpool(self._answer, over, asked, call, base)
 
     def _answer(self, over: Snapshot, asked: GenerationBody, call: Call, base: str) -> Response:
