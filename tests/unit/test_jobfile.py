@@ -732,6 +732,8 @@ FIELD_VALUES: dict[str, Any] = {
 @example(prompt='#1, "cat"; it\'s', fields={"seed": 0})
 @example(prompt="12:30 - {a} [b] *c*", fields={})
 @example(prompt="a", fields={"label": "0\xa0"})
+@example(prompt=" ", fields={})
+@example(prompt=" ", fields={"seed": 0})
 @settings(max_examples=40, deadline=None)
 def test_the_same_text_is_the_same_job_in_every_format(prompt: str, fields: dict[str, Any]) -> None:
     import csv
@@ -750,8 +752,9 @@ def test_the_same_text_is_the_same_job_in_every_format(prompt: str, fields: dict
         (text, ".yaml"),
         (f"[{text}]", ".json"),
         (quoted, ".yaml"),
-        (table.getvalue(), ".csv"),
     ]
+    if prompt.strip() or fields:  # a row of blank cells is none
+        forms.append((table.getvalue(), ".csv"))
     outcomes = [outcome(form, suffix) for form, suffix in forms]
     assert outcomes[1:] == outcomes[:-1]
 
