@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from watcher import checkpoints, publish
 from watcher.errors import SteadyError
-from watcher.inbox import drop_file
+from watcher.inbox import arrivals, drop_file
 from watcher.inbox.watch import Inbox
 from watcher.inbox.writers import ignore_lease_signal
 
@@ -36,13 +36,9 @@ def peak_mb() -> int:
 
 def watch(order: dict[str, Any]) -> None:
     ignore_lease_signal()
-    inbox = Inbox(
-        Path(order["folder"]),
-        settle=order["settle"],
-        rescan=order["rescan"],
-        settle_blind=order.get("settle_blind", 10.0),
-        room=order.get("room", 20_000),
-    )
+    arrivals.BLIND_SECONDS = order.get("settle_blind", arrivals.BLIND_SECONDS)
+    arrivals.MOST_KNOWN = order.get("room", arrivals.MOST_KNOWN)
+    inbox = Inbox(Path(order["folder"]), settle=order["settle"], rescan=order["rescan"])
     if "uid" in order:
         os.setgroups([])
         os.setresgid(order["uid"], order["uid"], order["uid"])

@@ -42,12 +42,9 @@ class RefusedRows:
             return None
         return refused_csv(lambda: self.of(batch.ticket))
 
-    def sweep(self, before: int, needed: Callable[[str], object]) -> int:
-        """Remove what was kept before that moment (us) for tickets that are not needed; how many."""
-        gone = 0
+    def sweep(self, before: int, needed: Callable[[str], object]) -> None:
+        """Remove what was kept before that moment (us) for tickets that are not ``needed``."""
         for path in refused_rows(self._inbox, "*").parent.glob("*"):
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_mtime_ns // 1000 < before and not needed(path.stem):
                     path.unlink()
-                    gone += 1
-        return gone

@@ -17,6 +17,9 @@ from watcher.inbox.claims import Signature, display, own_ticket, signature_of
 from watcher.inbox.writers import Writer, writer_of
 from watcher.suffixes import JOB_SUFFIXES, passing, remedy_for, suffix_of
 
+BLIND_SECONDS = 10.0  #: of silence at least, where nobody can tell whether a file is still written
+EMPTY_SECONDS = 30.0  #: an empty file waits to be filled
+MOST_KNOWN = 20_000  #: entries of a folder that are remembered at a time
 _MOST_NOTICES = 20
 _FOLDER = "is a folder; folders are not read. Move its files into the inbox itself."
 _FIRST_RETRY, _LAST_RETRY = 5.0, 60.0  #: seconds between tries at a file that cannot be moved
@@ -74,13 +77,11 @@ def _by_age(arrival: Arrival) -> tuple[int, str]:
 class Arrivals:
     """Remembers how the entries of ``folder`` looked, and says which are ready.
 
-    At most ``room`` entries are remembered at a time (about 400 bytes each), so a million
-    dropped files cost no more memory than ``room``; the others wait for their turn.
+    At most MOST_KNOWN entries are remembered at a time (about 400 bytes each), so a million
+    dropped files cost no more memory than these; the others wait for their turn.
 
     Args:
         settle: seconds between the two looks.
-        settle_blind: the same where leases do not work.
-        empty_grace: seconds an empty file waits to be filled.
         suffixes: of the files that are taken.
         hot: the hot folder this is; files of our own making come to the inbox itself only.
         shown: what stands before a file's name in words.
@@ -91,9 +92,6 @@ class Arrivals:
         folder: Path,
         *,
         settle: float,
-        settle_blind: float = 10.0,
-        empty_grace: float = 30.0,
-        room: int = 20_000,
         suffixes: Collection[str] = JOB_SUFFIXES,
         hot: str = "",
         shown: str = "",
@@ -103,9 +101,6 @@ class Arrivals:
         self._hot = hot
         self._shown = shown
         self._settle = settle
-        self._settle_blind = max(settle, settle_blind)
-        self._empty_grace = empty_grace
-        self._room = room
         self._known: dict[str, Arrival] = {}
         self.leases = True  #: do they work on this file system?
 
@@ -121,7 +116,7 @@ class Arrivals:
         """
         glance = Glance()
         known: dict[str, Arrival] = {}
-        room = self._room - len(self._known)
+        room = MOST_KNOWN - len(self._known)
         extra = 0
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -194,11 +189,11 @@ class Arrivals:
         if not arrival.regular:
             return arrival.since  # there is no content to wait for
         if arrival.size == 0:
-            return arrival.since + self._empty_grace
+            return arrival.since + EMPTY_SECONDS
         if arrival.ticket is not None:
             return arrival.since  # made by us: appears complete
         blind = arrival.blind or not self.leases
-        return arrival.since + (self._settle_blind if blind else self._settle)
+        return arrival.since + (max(self._settle, BLIND_SECONDS) if blind else self._settle)
 
     def _judge(self, arrival: Arrival, glance: Glance, now: float) -> None:
         ready_at = self._ready_at(arrival)

@@ -55,9 +55,6 @@ class Inbox(Shelves):
         settle: seconds a file must lie unchanged.
         rescan: seconds between looks that no event asked for.
         ways: how files are published, see ``publish``.
-        settle_blind: ``settle`` where nobody can tell whether a file is still written.
-        empty_grace: seconds an empty file waits to be filled.
-        room: entries remembered at a time; bounds the memory of a look.
         presets: folder whose ``NAME.yaml`` makes ``NAME/`` in the inbox a hot folder (``hot``);
             without one, the folder ``presets`` beside the inbox.
     """
@@ -69,17 +66,12 @@ class Inbox(Shelves):
         settle: float,
         rescan: float,
         ways: tuple[publish.Way, ...] = publish.WAYS,
-        settle_blind: float = 10.0,
-        empty_grace: float = 30.0,
-        room: int = 20_000,
         presets: Path | None = None,
     ) -> None:
         super().__init__(folder, ways=ways)
         self._rescan = rescan
         self._bell = Bell(folder)
-        arrivals_of = functools.partial(
-            Arrivals, settle=settle, settle_blind=settle_blind, empty_grace=empty_grace, room=room
-        )
+        arrivals_of = functools.partial(Arrivals, settle=settle)
         self._arrivals = arrivals_of(folder)
         self._hot = HotFolders(folder, presets or folder.parent / "presets", arrivals_of)
         self._watched: object = None  #: the hot folders that events are heard of
