@@ -249,11 +249,8 @@ class Dispatcher(Part):
 
     def _want(self, slot: ex.Slot) -> Want:
         """What this slot may be given: nothing that it could not load just now."""
-        choosing, unfit, absent = (
-            self._choosing,
-            self._executor.unfit(slot),
-            self._choosing.absent(),
-        )
+        choosing, unfit = self._choosing, self._executor.unfit(slot)
+        absent = choosing.absent()
         ready = self._loaded.get(slot)
         loaded = ready.model if ready else ""
         names = [

@@ -189,36 +189,31 @@ class Finisher(Part):
 
     def _finish_one(self, job: Job, picture: ex.Picture) -> Job | None:
         """None: that was all, there is nothing left to record."""
+        code = ""
         try:
-            try:
-                return self._finish(job, picture)
-            except Trouble:
-                raise
-            except SteadyError as error:
-                self._record_failure(job, error.code, error.message)
-            except Exception as error:  # around one job: what is saved next is saved all the same
-                logger.exception("job.failed", extra={"facts": {"job_id": job.id}})
-                self._record_failure(job, "internal", f"{type(error).__name__} while saving")
+            return self._finish(job, picture)
+        except Trouble as error:  # its disk does not come back, or we are to stop
+            why = error.message
+        except SteadyError as error:
+            code, why = error.code, error.message
+        except Exception as error:  # around one job: what is saved next is saved all the same
+            logger.exception("job.failed", extra={"facts": {"job_id": job.id}})
+            code, why = "internal", f"{type(error).__name__} while saving"
+        try:
+            self._let_go(job, code, why)
         except Trouble as error:  # only while stopping, see _insist
             say(logger, "job.unsettled", logging.WARNING, job_id=job.id, why=error.message)
         return None
 
-    def _finish(self, job: Job, picture: ex.Picture) -> Job | None:
+    def _finish(self, job: Job, picture: ex.Picture) -> Job:
         begun = time.monotonic()
         image = Image.frombytes("RGB", picture.size, picture.rgb)
         if all(low == high for low, high in image.getextrema()):  # type: ignore[misc]
-            self._record_failure(job, "blank_picture", ERRORS["blank_picture"].what)
-            return None
+            raise SteadyError("blank_picture")
         facts = {**picture.info, "timings": dict(picture.timings)}
         if job.seq > self._durable:  # else a picture could outlive the row that names it
             self._durable = self._insist(self._store.sync)
-        try:
-            job, saved = self._save(job, image, picture)
-        except Trouble as error:
-            why = error.message
-            self._insist(lambda: self._store.release(job.id, job.attempt, why=why, now=self._now()))
-            say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
-            return None
+        job, saved = self._save(job, image, picture)
         facts["timings"]["save"] = round(time.monotonic() - begun, 4)
         return replace(job, sha256=saved.sha256, bytes=saved.bytes, facts=facts)
 
@@ -267,14 +262,15 @@ class Finisher(Part):
                 say(logger, "job.renamed", job_id=job.id, old=job.path, new=renamed.path)
                 job = renamed
 
-    def _record_failure(self, job: Job, code: str, message: str) -> None:
-        failed = self._insist(
-            lambda: self._store.fail(job.id, job.attempt, code, message, facts={}, now=self._now())
-        )
-        if failed is None:
-            return
-        self.verdicts.append(ERRORS[code].klass)
-        say(logger, "job.failed", logging.ERROR, job_id=job.id, code=code, message=message)
+    def _let_go(self, job: Job, code: str, why: str) -> None:
+        """Record that there is no picture: the job has failed so, or without a code waits again."""
+        store, who = self._store, job.who
+        if not code:
+            self._insist(lambda: store.release(*who, why=why, now=self._now()))
+            say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
+        elif self._insist(lambda: store.fail(*who, code, why, now=self._now())) is not None:
+            self.verdicts.append(ERRORS[code].klass)
+            say(logger, "job.failed", logging.ERROR, job_id=job.id, code=code, message=why)
 
     def _insist(
         self, write: Callable[[], Any], owner: str = "record", patience: float = math.inf
