@@ -1,6 +1,7 @@
 """Between the record and the workers: what is claimed and what failed is never lost sight of."""
 
 import sqlite3
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,33 @@ def test_what_was_claimed_when_the_record_got_into_trouble_is_run_all_the_same(
     locks[0].rollback()
     here.until(lambda: here.count(JobState.COMPLETED) == 2)
     assert all(not job.deaths for job in here.jobs())
+
+
+def test_what_is_being_saved_meanwhile_is_not_taken_back(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = desk("cpu")
+    here.executor.start()
+    here.put("a", "b")
+    lets_go, locks, asked = threading.Event(), list[sqlite3.Connection](), list[int]()
+    monkeypatch.setattr(
+        checkpoints, "after", lambda step: step != "tmp_written" or lets_go.wait(60)
+    )
+
+    def fail_for_the_second() -> None:
+        asked.append(1)
+        if len(asked) == 2:
+            until(lambda: here.finisher.busy)
+            locks.append(here.lock())
+            raise OSError(5, "Input/output error")
+
+    here.before_files = fail_for_the_second
+    here.until(lambda: here.troubles)
+    locks[0].rollback()
+    here.until(lambda: [job.state for job in here.jobs()] == [JobState.GENERATING, JobState.QUEUED])
+    lets_go.set()
+    here.until(lambda: here.count(JobState.COMPLETED) == 2)
+    assert [job.attempt for job in here.jobs()] == [1, 2]
 
 
 def test_what_was_claimed_in_trouble_waits_again_when_the_service_stops(
