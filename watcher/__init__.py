@@ -24,7 +24,8 @@ suffixes.py   which files people may drop, and what is said about others
 publish.py    how a file appears: whole or not at all; folder.py: is this folder still ours
 results.py    a finished batch's result files; refused.py: rows that could not be used; needs.py: what
               needs a person
-inputs.py     pictures that jobs start from, by sha256; chosen.py: the new jobs that chosen ones become
+inputs.py     pictures that jobs start from, by sha256; finder.py: by name; chosen.py: the new jobs
+              that chosen ones become
 submission.py  bytes and a name -> read, and put into the inbox: for every way in
 wildcards.py  word lists of the root; pace.py: every estimate of time; heat.py: of the card
 describe.py   a job and a batch as plain data, for every answer and file that tells of one

@@ -22,8 +22,9 @@ from typing import Any
 
 from watcher import jobfile
 from watcher.errors import SteadyError, ValueFault
+from watcher.finder import Finder
 from watcher.inbox import drop_file
-from watcher.inputs import Finder, Inputs
+from watcher.inputs import Inputs
 from watcher.jobfile.naming import slug
 from watcher.jobfile.planner import PlannedJob, Template
 from watcher.jobfile.presets import in_preset, read_preset

@@ -48,12 +48,14 @@ class Server:
         self._connection.sendall(self._request)
         data = b""
         while b"\r\n\r\n" not in data:
-            data += self._connection.recv(65536)
+            assert (more := self._connection.recv(65536)), data
+            data += more
         head, _, body = data.partition(b"\r\n\r\n")
         assert b" 200 " in head.split(b"\r\n")[0], data
         length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         while len(body) < length:
-            body += self._connection.recv(65536)
+            assert (more := self._connection.recv(65536)), body
+            body += more
         return body
 
     def cost(self, requests: int) -> float:
@@ -89,12 +91,13 @@ def _connected(pid: int, port: int) -> Server | None:
         return None
 
 
+@pytest.mark.slow  # a limit of processor time, which a busy neighbour can break
 def test_status_has_half_the_rate_of_a_bare_route_or_more(bench: Bench, bare: Server):
     job = bench.done()
     with running(bench.config.root) as service:
         ours = Server(service.process.pid, service.port, f"/status/{job.id}")
         for server in (ours, bare):
-            server.cost(100)
+            server.cost(400)  # over what is imported for the first write
         pairs = [(ours.cost(200), bare.cost(200)) for _ in range(5)]
         ours.close()
     ratio = sum(b for _, b in pairs) / sum(a for a, _ in pairs)

@@ -32,7 +32,8 @@ from watcher.errors import SteadyError, Trouble
 from watcher.executor import Picture, WorkerSpec
 from watcher.executor.ray.actor import FarSlot
 from watcher.executor.ray.slots import FarExecutor, Met, Tell
-from watcher.inputs import Finder, Inputs
+from watcher.finder import Finder
+from watcher.inputs import Inputs
 from watcher.jobfile import parse
 from watcher.jobfile.bundle import Bundle
 from watcher.jobs import JobRequest
@@ -244,7 +245,7 @@ def test_what_may_not_be_started_from_is_refused_in_words(tracing: Root) -> None
 def test_pictures_are_found_among_any_number_of_other_files(
     tracing: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("watcher.inputs._MOST", 2)
+    monkeypatch.setattr("watcher.finder._MOST", 2)
     for number in range(60):
         put(tracing, f"photos/{number}.png", number)
         (tracing.folder / f"inputs/photos/{number}.png").rename(

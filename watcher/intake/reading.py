@@ -18,9 +18,10 @@ from typing import BinaryIO, TypeVar
 
 from watcher import jobfile
 from watcher.errors import SteadyError
+from watcher.finder import Finder
 from watcher.inbox import Claim
 from watcher.inbox.watch import Inbox
-from watcher.inputs import Finder, Inputs
+from watcher.inputs import Inputs
 from watcher.jobfile.planner import Template
 from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.rows import RowIterator
