@@ -48,15 +48,18 @@ class Server:
         self._connection.sendall(self._request)
         data = b""
         while b"\r\n\r\n" not in data:
-            assert (more := self._connection.recv(65536)), data
-            data += more
+            data += self._more()
         head, _, body = data.partition(b"\r\n\r\n")
         assert b" 200 " in head.split(b"\r\n")[0], data
         length = int(head.lower().split(b"content-length:")[1].split(b"\r\n")[0])
         while len(body) < length:
-            assert (more := self._connection.recv(65536)), body
-            body += more
+            body += self._more()
         return body
+
+    def _more(self) -> bytes:
+        data = self._connection.recv(65536)
+        assert data, "the connection ended"
+        return data
 
     def cost(self, requests: int) -> float:
         """Seconds of CPU a request costs: the rate, whoever else is using the machine."""
