@@ -675,7 +675,7 @@ def test_without_its_model_the_service_says_not_ready_and_what_to_type(make_root
     assert told["detail"] in line and told["remedy"] in line
     page = urllib.request.Request(address[1], headers={"Accept": "text/html"})
     with urllib.request.urlopen(page, timeout=20) as answer:
-        assert ">NOT READY</span>" in answer.read().decode()
+        assert ">NOT READY</a>" in answer.read().decode()
     hold.unlink()
     until(lambda: "Ready: " in shown(), 90)
     process.terminate()
