@@ -48,13 +48,13 @@ def test_a_receiver_that_is_down_while_the_service_is_killed_twice_hears_everyth
         for _ in range(2):
             watcher = root.watch(pace=FAST)
             asked = len(receiver.asked)
-            until(lambda n=asked: len(receiver.asked) > n, 60, "an attempt")
+            until(lambda n=asked: len(receiver.asked) > n, 200, "an attempt")
             watcher.send_signal(signal.SIGKILL)
             watcher.wait(10)
         watcher = root.watch(pace=FAST)
         until(lambda: root.states().count("completed") == 4, 60, "all made")
         asked = len(receiver.asked)
-        until(lambda: len(receiver.asked) > asked, 60, "an attempt")
+        until(lambda: len(receiver.asked) > asked, 200, "an attempt")
         down = False
         until(lambda: len(receiver.heard) >= 6, 90, f"{root.said}")
         watcher.send_signal(signal.SIGTERM)
