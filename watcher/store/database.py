@@ -316,17 +316,18 @@ class Database:
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
-        from sqlalchemy.exc import DBAPIError
-
         self._forbid_nesting()
         if not self._slots.acquire(timeout=self._busy * 2):
             raise SteadyError("database_trouble", "All connections to the record are in use.")
         self._inside.now = True
         try:
             with self._typed(), contextlib.ExitStack() as undo:
+                opened = self._db
+                from sqlalchemy.exc import DBAPIError  # after dataset: two threads at once get half
+
                 undo.callback(self._clean)
                 try:
-                    with self._db:
+                    with opened:
                         yield
                 except DBAPIError as error:
                     if error.orig is None:
