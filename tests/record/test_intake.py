@@ -14,6 +14,7 @@ from conftest import until
 
 from watcher import inbox as folder
 from watcher.config import Config
+from watcher.errors import Trouble
 from watcher.inbox.watch import Inbox
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
@@ -212,6 +213,55 @@ def test_a_table_goes_on_with_no_row_lost_whatever_was_changed_meanwhile(root: P
     desk.close()
 
 
+class Asked(Reading):
+    """Looks, when the rows of a table are about to be read, whether a submission is on record."""
+
+    def lines(self, stream: Any, claim: Any, batch: Any) -> Any:
+        assert self.inputs.store is not None
+        self.served = self.inputs.store.batch(SENT[1]) is not None
+        return super().lines(stream, claim, batch)
+
+
+def cut_off(root: Path, content: str) -> Path:
+    """A table of which the first rows are on record; where those lie that cannot be used."""
+
+    def dies() -> None:
+        raise Cut
+
+    desk = Desk(root)
+    desk.after = dies
+    with contextlib.suppress(Cut):
+        desk.take("t.csv", content)
+    kept = folder.refused_rows(desk.config.inbox, desk.batch.ticket)
+    desk.close()
+    return kept
+
+
+def test_no_submission_waits_for_what_is_known_of_a_table_that_goes_on(root: Path):
+    cut_off(root, "prompt\n" + "a fox\n" * 30)
+    desk = Desk(root, Asked)
+    [claim] = desk.inbox.leftovers()
+    folder.drop_file(desk.config.inbox, b'{"prompt": "an owl"}', ".json", SENT[1])
+    desk.intake.take(claim)
+    assert isinstance(desk.reading, Asked) and desk.reading.served
+    desk.close()
+
+
+def test_refused_rows_on_a_disk_that_fails_are_waited_for(root: Path):
+    kept = cut_off(root, "prompt,width\n,64\n" + "a fox,64\n" * 30)
+    away = kept.rename(kept.with_suffix(".away"))
+    kept.mkdir()
+    desk = Desk(root)
+    [claim] = desk.inbox.leftovers()
+    with pytest.raises(Trouble):
+        desk.intake.take(claim)
+    kept.rmdir()
+    away.rename(kept)
+    desk.intake.take(claim)
+    assert (desk.batch.jobs, desk.batch.refused_rows, desk.batch.error) == (30, 1, None)
+    desk.close()
+
+
 @pytest.mark.parametrize(
     ("name", "one", "more"),
     [
@@ -259,3 +309,12 @@ def test_a_name_with_dots_names_its_pictures_over_http_as_well(desk: Desk, suffi
     until(lambda: claims.extend(desk.inbox.scan()) or claims)
     desk.intake.take(claims[0])
     assert {job.image_name for job in desk.store.jobs()} == {"shots.v2_0001", "shots.v2_0002"}
+    more = b"a cat\n" if suffix == ".txt" else b"- a cat\n"
+    folder.drop_file(
+        desk.config.inbox, content.encode() + more, suffix, SENT[0],
+        resumes=ticket, name=f"shots.v2{suffix}",
+    )  # fmt: skip
+    claims.clear()
+    until(lambda: claims.extend(desk.inbox.scan()) or claims)
+    desk.intake.take(claims[0])
+    assert desk.store.jobs(limit=1)[0].image_name == "shots.v2_0003"

@@ -161,7 +161,8 @@ class Recorder(Part):
                 self._put_by(earlier, earlier.ticket, {"continued_in": ticket})
             http = known is not None and known.source == "http" and claim.source == "cli"
             source = "http" if http else claim.source
-            file = {"name": claim.name, "suffix": claim.suffix, "source": source}
+            name = claim.stem if source == "http" else claim.name
+            file = {"name": name, "suffix": claim.suffix, "source": source}
             return self._store.adopt(claim.ticket, ticket, key=key, digest=digest, file=file)
         mine = known
         if key is not None:

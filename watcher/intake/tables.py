@@ -210,6 +210,7 @@ class Tables(Part):
     def _take_up(self, batch: Batch, spool: Spool, named: dict[str, str]) -> None:
         """Take from the record what became of the rows that were judged before."""
         for job in self._store.jobs_in_order(batch.ticket):
+            self._between()
             spool.pictures = job.index + 1
             if job.request.name:
                 named[job.request.name] = job.id
