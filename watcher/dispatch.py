@@ -148,9 +148,12 @@ class Dispatcher(Part):
         while self._owed:
             self._settle(self._owed[0])
             self._owed.popleft()
-        while self._finisher.verdicts:
-            self._count_verdict(self._finisher.verdicts[0])
-            self._finisher.verdicts.popleft()
+        verdicts = self._finisher.verdicts
+        for who in list(verdicts):
+            if who in self._finisher.jobs:  # as those behind it were drawn later
+                break
+            self._count_verdict(verdicts.get(who, ErrorClass.INVALID))
+            verdicts.pop(who, None)
         self._pass_looks()
         version = self._store.data_version()
         due = time.monotonic() - self._looked >= _LOOK_SECONDS
@@ -362,7 +365,7 @@ class Dispatcher(Part):
             return
         say(logger, f"job.{ended.state}", job_id=job.id, code=code, message=message or None)
         if ended.state is JobState.FAILED:
-            self._finisher.verdicts.append(kind.klass)
+            self._finisher.verdicts[job.who] = kind.klass
         self._finisher.announce()
 
     def _release(self, job: Job, why: str, *, death: bool = False) -> None:

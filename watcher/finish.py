@@ -7,7 +7,6 @@ A crash after the picture was published leaves it with its job's id inside: the 
 adopts it. A crash in the middle of archiving is finished by the next ``announce``.
 """
 
-import collections
 import contextlib
 import functools
 import logging
@@ -74,8 +73,9 @@ class Finisher(Part):
         self._keep = keep
         self._told = told
         self.recovered = False  #: before that, what runs by the record is not ours
-        #: How jobs ended, for whoever counts failures; None: with a picture.
-        self.verdicts: collections.deque[ErrorClass | None] = collections.deque()
+        #: How jobs ended, in the order in which they were drawn, for whoever counts failures. None:
+        #: with a picture; open for those that are among ``jobs``.
+        self.verdicts: dict[tuple[str, int], ErrorClass | None] = {}
         self._work: queue.Queue[tuple[Job, ex.Picture] | None] = queue.Queue()
         #: Id and attempt of those whose pictures have arrived and are not recorded yet.
         self.jobs: set[tuple[str, int]] = set()
@@ -159,6 +159,7 @@ class Finisher(Part):
     def finish(self, job: Job, picture: ex.Picture) -> None:
         """Take the pixels of ``job``; returns at once. One thread only, which also stops."""
         self.jobs.add(job.who)
+        self.verdicts[job.who] = None
         self._work.put((job, picture))
         if self._work.qsize() > 2 * len(self._threads) and len(self._threads) < MOST_THREADS:
             self._threads.append(self._thread(len(self._threads)))
@@ -245,7 +246,6 @@ class Finisher(Part):
         for job in done:
             reached("completed")
             if job is not None:
-                self.verdicts.append(None)
                 say(logger, "job.completed", job_id=job.id, path=job.path, bytes=job.bytes)
 
     def _save(self, job: Job, image: Image.Image, picture: ex.Picture) -> tuple[Job, Saved]:
@@ -267,9 +267,10 @@ class Finisher(Part):
         store, who = self._store, job.who
         if not code:
             self._insist(lambda: store.release(*who, why=why, now=self._now()))
+            self.verdicts.pop(who, None)
             say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
         elif self._insist(lambda: store.fail(*who, code, why, now=self._now())) is not None:
-            self.verdicts.append(ERRORS[code].klass)
+            self.verdicts[who] = ERRORS[code].klass
             say(logger, "job.failed", logging.ERROR, job_id=job.id, code=code, message=why)
 
     def _insist(
@@ -336,7 +337,10 @@ class Finisher(Part):
             (batch.claim or batch.ticket, batch.name, batch.suffix),
             day_of(batch.created_at),
         )
-        rows = (".refused.csv", self._refused.table(batch) or ())
+        table = self._refused.table(batch)
+        # Where rows were refused before they were kept, their table lies there already, and stays.
+        lost = table is None and batch.refused_rows
+        rows = [] if lost else [(".refused.csv", table or ())]
         if batch.error is None and batch.source == "file":
             self._inbox.archive(
                 *place,
@@ -349,12 +353,12 @@ class Finisher(Part):
                 table=result_table(self._store, self._inbox.folder, batch)
                 if batch.suffix in LINE_SUFFIXES
                 else None,
-                further=[rows, *self._openai_files(batch)],
+                further=[*rows, *self._openai_files(batch)],
             )
         elif batch.error is None:
             self._inbox.discard(place[0])
             if batch.refused_rows:
-                self._inbox.archive(*place, day=day, further=[rows])
+                self._inbox.archive(*place, day=day, further=rows)
         reached("archived_files")
         if self._store.archived(batch.ticket):
             reached("archived")

@@ -32,11 +32,14 @@ class RefusedRows:
     def of(self, ticket: str) -> Iterator[Row]:
         """Those of a batch, in order; none where none are kept. Raises SteadyError folder_gone."""
         path = refused_rows(self._inbox, ticket)
-        with disk_errors("Refused rows cannot be read"), contextlib.suppress(FileNotFoundError):
-            with path.open("rb") as lines:
-                for line in lines:
-                    number, at, cells, problems = json.loads(line)
-                    yield Row(number, at, cells, tuple(ValueFault(**each) for each in problems))
+        with (
+            disk_errors("Refused rows cannot be read"),
+            contextlib.suppress(FileNotFoundError),
+            path.open("rb") as lines,
+        ):
+            for line in lines:
+                number, at, cells, problems = json.loads(line)
+                yield Row(number, at, cells, tuple(ValueFault(**each) for each in problems))
 
     def table(self, batch: Batch) -> Iterator[bytes] | None:
         """The ``.refused.csv`` of ``batch``, in pieces; None when all its rows could be used."""

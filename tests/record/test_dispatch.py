@@ -229,6 +229,28 @@ def test_failures_between_pictures_do_not_pause_it(desk: Callable[..., Desk]) ->
     assert here.store.get("paused") is None
 
 
+def test_a_picture_that_is_slowly_saved_still_lies_between_failures(
+    desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are counted in the order in which they were drawn, not in that of the disk."""
+    lets_go = threading.Event()
+
+    def slow(step: str) -> None:
+        if step == "tmp_written":
+            assert lets_go.wait(60)
+
+    monkeypatch.setattr(checkpoints, "after", slow)
+    here = desk("cpu")
+    here.executor.start()
+    here.put(*["raise"] * (STREAK - 1), "fine", "raise")
+    here.until(lambda: here.count(JobState.FAILED) == STREAK)
+    here.turn()
+    lets_go.set()
+    here.until(lambda: here.dispatcher.idle)
+    here.turn()
+    assert here.store.get("paused") is None
+
+
 def test_the_queue_is_paused_also_when_the_record_is_busy_at_that_moment(
     desk: Callable[..., Desk],
 ) -> None:

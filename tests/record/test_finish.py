@@ -1,4 +1,4 @@
-"""Pictures that arrive faster than the disk takes them."""
+"""Pictures that arrive faster than the disk takes them, and batches that are put away."""
 
 import random
 import threading
@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 from conftest import until
-from store_children import put_batch
+from store_children import LOCAL, put_batch, record_jobs
 
 from watcher import checkpoints, executor as ex
+from watcher.errors import ValueFault
 from watcher.finish import MOST_THREADS, THREADS, Finisher
+from watcher.inbox import refused_rows
 from watcher.inbox.watch import Inbox
-from watcher.jobs import Job, JobState
+from watcher.jobfile.tables import Row
+from watcher.jobs import Job, JobState, ticket_of_key
 from watcher.parts import Shared
 from watcher.pictures.outputs import Outputs
+from watcher.refused import kept_line
 from watcher.store import JobStore, Want
 
 JOBS = 100
@@ -92,3 +96,22 @@ def test_two_threads_save_pictures_and_more_where_a_queue_grows(
     disk.lets_go.set()
     until(lambda: finisher.busy == 0, 60, "all recorded")
     assert store.counts()[JobState.COMPLETED] == JOBS
+
+
+@pytest.mark.parametrize("source", ["file", "http"])
+def test_a_table_of_refused_rows_stays_where_the_rows_themselves_are_gone(
+    tmp_path: Path, store: JobStore, finisher: Finisher, source: str
+) -> None:
+    """As of batches from before rows were kept, when one of their jobs is run again."""
+    ticket, inbox = ticket_of_key("old"), tmp_path / "inbox"
+    kept = refused_rows(inbox, ticket)
+    kept.parent.mkdir()
+    kept.write_bytes(kept_line(Row(1, 2, {"prompt": "a boat"}, (ValueFault("bad_shape", "no"),))))
+    store.begin_reading(ticket, name="old.csv", suffix=".csv", source=source)
+    record_jobs(store, ticket, [], first_index=0, final=True, refused_rows=1, now=1, local=LOCAL)
+    until(lambda: store.batch(ticket).archived)
+    kept.unlink()
+    store.unarchive(ticket)
+    until(lambda: store.batch(ticket).archived)
+    [table] = (inbox / "done").rglob("old~*.refused.csv")
+    assert "a boat" in table.read_text()
