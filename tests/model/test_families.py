@@ -138,7 +138,9 @@ def test_a_lora_does_what_the_library_s_own_loader_makes_of_it(
     assert engine.generate(ask(), nothing).image.tobytes() == plain
 
 
-@pytest.mark.parametrize(("steps", "strength"), [(4, 0.2), (1, 0.6), (3, 0.3), (1, 1 / 49)])
+@pytest.mark.parametrize(
+    ("steps", "strength"), [(4, 0.2), (1, 0.6), (3, 0.3), (1, 1 / 49), (4, 1e-12)]
+)
 def test_a_picture_is_redrawn_by_one_step_at_least(
     folders: Callable[[str], Path], steps: int, strength: float
 ) -> None:

@@ -159,23 +159,41 @@ def test_after_ten_attempts_it_is_given_up_and_can_be_sent_again(tmp_path: Path)
 def test_what_waited_behind_a_dead_receiver_is_given_up_with_it(tmp_path: Path) -> None:
     """One attempt a minute would take ten thousand minutes for a thousand events."""
     with Bench(tmp_path) as bench, Receiver(lambda path: 500) as receiver:
-        clock = [now_us()]
-        hooks = Webhooks([Webhook(url=receiver.url, secret=SECRET)], {}, now=now_us)
-        notifier = Notifier(bench.store, [hooks], now=lambda: clock[0])
-        notifier.start()
-        try:
-            bench.client.post("/jobs", json=[{"prompt": f"p{n}"} for n in range(30)])
-            *old, new = bench.watcher.take_in()
-            for id_ in old:
-                bench.store.cancel(id_, 5)
-            clock[0] = now_us() + int(sum(SCHEDULE) * 1e6)
-            bench.store.cancel(new, 6)
-            clock[0] += 10**6
-            notifier.ring()
-            until(lambda: len(bench.store.deliveries(state="dead")) >= 28, 30, "given up")
-        finally:
-            notifier.stop()
-        assert len(receiver.asked) <= 2, "one is asked again at its own time"
+        waiting_events(bench, receiver)
+        told_of(bench, receiver, now_us() + 10**6, schedule=[0.0] * len(SCHEDULE))
+        assert len(bench.store.deliveries(state="dead")) == 30
+        assert len(receiver.asked) == len(SCHEDULE), "only the first is tried, and as often as any"
+
+
+def test_a_receiver_that_is_away_as_the_service_comes_back_hears_all(tmp_path: Path) -> None:
+    """While it was away itself the service did not try, however long that was."""
+    status = 500
+    with Bench(tmp_path) as bench, Receiver(lambda path: status) as receiver:
+        waiting_events(bench, receiver)
+        later = now_us() + 2 * int(sum(SCHEDULE) * 1e6)
+        told_of(bench, receiver, later)
+        status = 204
+        told_of(bench, receiver, later + 10**7)
+        assert len(receiver.heard) == 30
+
+
+def waiting_events(bench: Bench, receiver: Receiver) -> None:
+    """Have thirty events in the outbox."""
+    bench.store.listen({receiver.url: ["job.cancelled"]})
+    bench.client.post("/jobs", json=[{"prompt": f"p{n}"} for n in range(30)])
+    for id_ in bench.watcher.take_in():
+        bench.store.cancel(id_, 5)
+
+
+def told_of(bench: Bench, receiver: Receiver, moment: int, **how: Any) -> None:
+    """Tell what can be told at that moment."""
+    hooks = Webhooks([Webhook(url=receiver.url, secret=SECRET)], {}, now=now_us)
+    notifier = Notifier(bench.store, [hooks], now=lambda: moment, **how)
+    notifier.start()
+    try:
+        until(lambda: notifier.idle, 30, "told")
+    finally:
+        notifier.stop()
 
 
 def test_addresses_that_were_told_are_forgotten(tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from watcher.errors import SteadyError
 from watcher.jobs import Feature
 from watcher.models.tokens import cut_by
 
+_LEAST = 0.001  #: strength: one of the thousand steps that a model was trained for
 #: Schedulers by the names that people know; one that is not here is left out of recipes.
 _SAMPLERS = {
     "DDIMScheduler": "DDIM",
@@ -202,11 +203,12 @@ class AnyPipeline(LocalEngine):
             given["negative_prompt"] = request.negative_prompt or " "
         if request.image is not None:
             strength = request.strength_used
-            given |= {"image": request.image, "strength": strength}
             if "unet" in self._pipe.components:
                 # These round their part of the steps down, to none of few; the others round up.
+                strength = max(strength, _LEAST)
                 steps = itertools.count(request.num_inference_steps)
                 given["num_inference_steps"] = next(n for n in steps if int(n * strength))
+            given |= {"image": request.image, "strength": strength}
         if request.mask is not None:
             given["mask_image"] = request.mask
         return given

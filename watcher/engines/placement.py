@@ -170,7 +170,7 @@ class Placement:
 
     def _move(self, tier: str) -> None:
         _end_streaming(self._parts.values())
-        self._set_compiled(tier == "resident" and not self._as_written)
+        self._set_compiled(tier == "resident")
         streamed = [name for name in self._parts if role_of(name) in _STREAMED[tier]]
         if not streamed:
             self._pipe.to(self._device)

@@ -290,7 +290,7 @@ class Notifier:
                 wait = max(self._schedule[due.attempt], asked) * random.uniform(1.0, 1.1)
                 again = now + int(wait * 1e6)
         self._store.attempted(due.id, now=now, status=reply.status, error=error, again_at=again)
-        if error is not None and channel is not None:
+        if error is not None and again is None and due.attempt >= len(self._schedule):
             due_before = now - int(sum(self._schedule) * 1e6)
             self._store.give_up(due.endpoint, error, now=now, due=due_before)
         if reply.gone:
