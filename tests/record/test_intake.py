@@ -100,6 +100,10 @@ class Desk:
         draft = self.config.inbox / f".{name}"
         draft.write_text(content)
         draft.rename(self.config.inbox / name)
+        return self.read()
+
+    def read(self) -> Batch:
+        """Let a file be read that lies there."""
         claims: list[Any] = []
         until(lambda: claims.extend(self.inbox.scan()) or claims)
         self.intake.take(claims[0])
@@ -262,6 +266,16 @@ def test_refused_rows_on_a_disk_that_fails_are_waited_for(root: Path):
     desk.close()
 
 
+def test_refused_rows_of_a_table_that_goes_on_are_told_though_others_were_dismissed(desk: Desk):
+    table = "prompt,width\na fox,64\n,64\n"
+    ticket = desk.take("t.csv", table).ticket
+    desk.store.dismiss(batches=[ticket])
+    more = f"{table}an owl,7\n"
+    folder.drop_file(desk.config.inbox, more.encode(), ".csv", SENT[0], resumes=ticket)
+    assert desk.read().refused_rows == 2
+    assert desk.store.refused() == [desk.batch]
+
+
 @pytest.mark.parametrize(
     ("name", "one", "more"),
     [
@@ -305,16 +319,12 @@ def test_a_name_with_dots_names_its_pictures_over_http_as_well(desk: Desk, suffi
     )  # fmt: skip
     content = "a fox\nan owl\n" if suffix == ".txt" else "- a fox\n- an owl\n"
     folder.drop_file(desk.config.inbox, content.encode(), suffix, ticket)
-    claims: list[Any] = []
-    until(lambda: claims.extend(desk.inbox.scan()) or claims)
-    desk.intake.take(claims[0])
+    desk.read()
     assert {job.image_name for job in desk.store.jobs()} == {"shots.v2_0001", "shots.v2_0002"}
     more = b"a cat\n" if suffix == ".txt" else b"- a cat\n"
     folder.drop_file(
         desk.config.inbox, content.encode() + more, suffix, SENT[0],
         resumes=ticket, name=f"shots.v2{suffix}",
     )  # fmt: skip
-    claims.clear()
-    until(lambda: claims.extend(desk.inbox.scan()) or claims)
-    desk.intake.take(claims[0])
+    desk.read()
     assert desk.store.jobs(limit=1)[0].image_name == "shots.v2_0003"

@@ -155,7 +155,8 @@ class Batches(Database):
             goes_on = (
                 "claim = :claim, name = :name, suffix = :suffix, source = :source,"
                 " digest = :digest, key = COALESCE(key, :key), error = NULL, tries = 1,"
-                " next_line = 0, refused_rows = 0, recorded_at = NULL, cancelled = 0, archived = 0"
+                " next_line = 0, refused_rows = 0, recorded_at = NULL, cancelled = 0, archived = 0,"
+                " dismissed = 0"
             )
             return batch_of(self._set_batch(goes_on, claim=claim, **file, **words))
 
