@@ -174,7 +174,7 @@ class Submissions:
             return None
         if batch.digest != body.digest:
             raise SteadyError("key_conflict")
-        if batch.recorded_at is None and batch.error is None and not batch.tries:
+        if batch.recorded_at is None and batch.error is None and batch.claim is None:
             # The first try may have died between reserving and publishing. Publishing
             # again is harmless: a file whose ticket is recorded never runs.
             self._publish(body, batch)

@@ -91,7 +91,7 @@ class Player:
 
 
 def lay_out(root: Path, tree: Tree) -> None:
-    """The folders and files of a state; the machine has booted since."""
+    """The folders and files of a state."""
     for path, content in tree.items():
         place = root / path
         if content is None:
@@ -100,10 +100,6 @@ def lay_out(root: Path, tree: Tree) -> None:
             os.link(root / content, place)
         else:
             place.write_bytes(content)
-    note = root / ".steady" / "reading"
-    if note.exists():
-        boot = Path("/proc/sys/kernel/random/boot_id").read_bytes().strip()
-        note.write_bytes(note.read_bytes().replace(boot, b"another boot"))
 
 
 class Ear:

@@ -161,7 +161,7 @@ def _batch_state(batch: Batch, waiting: int) -> str:
     if batch.cancelled:
         return "cancelled"
     if batch.recorded_at is None:
-        return "recording" if batch.tries else "waiting"
+        return "recording" if batch.claim else "waiting"
     if waiting:
         return "paused" if batch.paused else "running"
     return "done"

@@ -324,7 +324,7 @@ class Batch:
     digest: str | None = None  #: sha256 of the content
     key: str | None = None
     image_name: str | None = None  #: reserved for job 0 by the API
-    tries: int = 0  #: times its reading was begun
+    tries: int = 0  #: readings in which the process ended
     next_line: int = 0  #: line formats: rows recorded so far
     refused_rows: int = 0  #: rows of a table (or items) that could not be used
     jobs: int = 0  #: jobs recorded so far

@@ -14,7 +14,7 @@ from torture import MODELS, kill_on_sight, storm
 
 #: Every step of the protocol that leaves something behind, in the order of a job's journey.
 POINTS = [
-    "preset_kept", "claimed", "claim_taken", "claim_synced", "tries_committed", "input_noted",
+    "preset_kept", "claimed", "claim_taken", "claim_synced", "begun", "input_noted",
     "input_written", "input_copied", "parsed", "refused_kept", "recorded",
     "group_begun", "group_read", "group_recorded", "chunk_recorded",
     "dispatched", "picture_received", "tmp_written", "linked", "folder_synced",
@@ -95,7 +95,7 @@ def test_a_file_that_kills_its_reader_twice_is_set_aside_unread(
 
 
 @pytest.mark.skipif(ON_RAY, reason="the reading of files knows nothing of Ray")
-@pytest.mark.parametrize("step", ["tries_committed", "parsed", "group_begun", "group_read"])
+@pytest.mark.parametrize("step", ["begun", "parsed", "group_begun", "group_read"])
 def test_a_file_is_not_to_blame_for_deaths_it_stood_by(
     make_root: Callable[..., Root], step: str
 ) -> None:
@@ -133,7 +133,7 @@ def test_a_file_behind_another_is_not_to_blame_either(make_root: Callable[..., R
     root.drop("a.csv", "prompt\na steps=1\n")
     root.drop("b.yaml", "prompt: b steps=1\n")
     for nth in (2, 1) * 3:
-        killed = root.watch(point="tries_committed", nth=nth, once=True)
+        killed = root.watch(point="begun", nth=nth, once=True)
         assert killed.wait(60) == -signal.SIGKILL
     root.finish()
     assert faults(root.folder, expected=2, log=root.log, kills=6) == []

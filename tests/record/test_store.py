@@ -425,6 +425,7 @@ def test_a_long_file_is_resumed_where_it_stood(opened: Opener) -> None:
     assert claim(store).id == ticket  # each chunk may run at once
     store.close()
     store = opened()
+    store.count_tries([ticket])
     batch = store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
     assert (batch.tries, batch.next_line, batch.jobs, batch.recorded_at) == (1, 5, 4, None)
     record_jobs(store,
@@ -491,7 +492,7 @@ def test_a_reserved_name_is_found_again(store: JobStore) -> None:
     assert [b.ticket for b in store.stale_reservations(0)] == [ticket]
     assert store.stale_reservations(1_000) == []  # the clock stands at 1,000
     begun = store.begin_reading(ticket, name="api", suffix=".json", source="http")
-    assert (begun.claim, begun.tries) == (ticket, 1)
+    assert (begun.claim, begun.tries) == (ticket, 0)
     assert store.stale_reservations(0) == [] and not store.sweep(ticket)
     record_jobs(store,
         ticket, [NewJob.of(request(), priority=Priority.INTERACTIVE), NewJob.of(request())],

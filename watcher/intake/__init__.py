@@ -1,4 +1,4 @@
-"""From a claimed file to recorded jobs: claim, count the try, read, record.
+"""From a claimed file to recorded jobs: claim, begin, read, record.
 
 Runs in one thread of the watcher. Every step is committed before the next begins, and
 every id derives from the ticket in the claimed file's name, so a crash anywhere leaves a
@@ -28,7 +28,7 @@ from watcher.inbox import Claim
 from watcher.intake.groups import Groups, group_of
 from watcher.intake.reading import Reading
 from watcher.intake.recording import Recorder
-from watcher.intake.suspect import NOBODY, Suspect
+from watcher.intake.suspect import Suspect
 from watcher.intake.tables import Stopped, Tables
 from watcher.jobs import Batch, JobState
 from watcher.log import say
@@ -39,7 +39,7 @@ __all__ = ["Intake", "Reading"]
 
 logger = logging.getLogger("steady.intake")
 
-#: Readings begun and never ended; the next one finds the file guilty and sets it aside unread.
+#: Readings in which the process ended; after these a file is guilty, and set aside unread.
 MAX_TRIES = 2
 #: Judging a million rows, or a folder of pictures, takes long enough to be hit by kills that it did
 #: not cause.
@@ -69,13 +69,12 @@ class Intake(Part):
         self._announce = announce
         self._stopping = threading.Event()
         self._suspect = suspect = Suspect(state / "reading")
-        reading.inputs.blameless = lambda: suspect.reading(NOBODY)
+        reading.inputs.blameless = suspect.reading
         self._recorder = recorder = Recorder(shared, reading=reading, suspect=suspect)
         self._tables = Tables(recorder, state=state, stopping=self._stopping, between=self._between)
         self._groups = Groups(recorder, alone=self.take)
         self._claims: collections.deque[Claim] = collections.deque()
-        #: Claims whose last reading was ended by their surroundings.
-        self._spared = set(self._suspect.innocent)
+        self._tried = suspect.left()
         self._swept = float("-inf")
         self._look_at = 0.0  #: when to look again although there is something to read
         self._size = 0.0  #: bytes of the table that is being read; a file's is beyond all
@@ -120,13 +119,13 @@ class Intake(Part):
             self._sweep()
             return False
         self._quiet.clear()
-        self._spare()
+        self._count_tries()
         group = group_of(self._claims)
         for _ in group:
             self._claims.popleft()
         try:
             if len(group) > 1:
-                self._groups.take(group, self._spared)
+                self._groups.take(group)
             else:
                 self.take(group[0])
         except SteadyError:
@@ -175,16 +174,12 @@ class Intake(Part):
         now = time.monotonic()
         self._look_at = now + max(_LOOK_SECONDS, 5 * (now - begun))
 
-    def _spare(self) -> None:
-        """Take back the counted try of files that did not cause the end of the process.
-
-        Done before anything else is begun: the note that names them goes then, and after a kill
-        their try would count.
-        """
-        if self._spared:
-            self._store.spare(sorted(self._spared))
-            say(logger, "intake.again", files=len(self._spared))
-            self._spared.clear()
+    def _count_tries(self) -> None:
+        """Count a try of the files over which the last process ended, before anything is read."""
+        if self._tried:
+            self._store.count_tries(self._tried)
+            self._suspect.forget()
+            self._tried = []
 
     def _sweep(self) -> None:
         """Drop reservations of an API that died before it could publish the file.
@@ -205,30 +200,22 @@ class Intake(Part):
         """Record or refuse one claimed file.
 
         Raises SteadyError of class environment: the claim then stays where it is and is
-        taken again later, and the try does not count: a file is guilty when it takes the
-        process along, not when the disk is full.
+        taken again later.
         """
-        try:
-            with self._suspect.begun([claim.ticket]):
-                self._take(claim)
-        except SteadyError:
-            self._spared.add(claim.ticket)
-            raise
-        except Stopped:
-            with contextlib.suppress(SteadyError):
-                self._store.spare([claim.ticket])
+        with self._suspect.taking([claim.ticket]), contextlib.suppress(Stopped):
+            self._take(claim)
         self._wake()
 
     def _take(self, claim: Claim) -> None:
         batch = self._store.begin_reading(
             claim.ticket, name=claim.name, suffix=claim.suffix, source=claim.source
         )
-        reached("tries_committed")
+        reached("begun")
         if batch.error is not None:
             self._set_aside(claim, batch, dict(batch.error))
         elif batch.recorded_at is not None:
             self._already(claim, batch)
-        elif batch.tries > (MAX_TRIES_LONG if self._is_long(claim) else MAX_TRIES):
+        elif batch.tries >= (MAX_TRIES_LONG if self._is_long(claim) else MAX_TRIES):
             self._refuse(claim, batch, SteadyError("crashed_service"))
         else:
             try:

@@ -1,12 +1,11 @@
-"""Many small files at once: their tries share one transaction, their jobs another.
+"""Many small files at once: their rows share one transaction, their jobs another.
 
 A file alone costs two commits and their waits for the disk, which is nothing to whoever drops
 one and an hour for a night of a hundred thousand. A group is what lies there already: nobody
 waits for it to fill.
 
-A crash in here leaves files with one try on record. The next start gives it back to all but the
-one that was being read, and reads that one alone: so a file that kills its reader goes on to its
-third try by itself and takes nobody along.
+The next start after a crash in here reads the file that was being read alone: so one that kills its
+reader goes on to be set aside by itself and takes nobody along.
 """
 
 import itertools
@@ -63,16 +62,12 @@ class Groups(Part):
         self._recorder = recorder
         self._alone = alone
 
-    def take(self, claims: Sequence[Claim], spared: set[str]) -> None:
-        """Record or refuse them all, in order.
+    def take(self, claims: Sequence[Claim]) -> None:
+        """Record or refuse them all, in order. Raises SteadyError of class environment."""
+        with self._recorder.suspect.taking([claim.ticket for claim in claims]):
+            self._take(claims)
 
-        Raises SteadyError of class environment; the tickets of files whose try must then be
-        taken back are added to ``spared``.
-        """
-        with self._recorder.suspect.begun([claim.ticket for claim in claims]):
-            self._take(claims, spared)
-
-    def _take(self, claims: Sequence[Claim], spared: set[str]) -> None:
+    def _take(self, claims: Sequence[Claim]) -> None:
         begun = self._store.begin_readings(
             [
                 {"claim": c.ticket, "name": c.name, "suffix": c.suffix, "source": c.source}
@@ -80,7 +75,6 @@ class Groups(Part):
             ]
         )
         reached("group_begun")
-        open_ = set(begun)
         read: list[tuple[Claim, Recording]] = []
         since = time.monotonic()
 
@@ -91,35 +85,28 @@ class Groups(Part):
                 self._recorder.record([each for _, each in read])
                 reached("group_recorded")
                 for claim, each in read:
-                    open_.discard(claim.ticket)
                     say(logger, "file.recorded", ticket=each.ticket, name=claim.name,
                         jobs=len(each.jobs))  # fmt: skip
                 read.clear()
                 self._wake()
             since = time.monotonic()
 
-        try:
-            for claim in claims:
-                batch = begun.get(claim.ticket)
-                made = self._made(claim, batch) if batch else None
-                if made is not None:
-                    read.append((claim, made))
-                    jobs = sum(len(each.jobs) for _, each in read)
-                    if jobs < JOBS and time.monotonic() - since < SECONDS:
-                        continue
-                record()  # those before it first: the order in which files came is kept
-                if made is None:
-                    if batch:
-                        self._store.spare([claim.ticket])
-                        open_.discard(claim.ticket)
-                    self._alone(claim)
-            record()
-        except SteadyError:
-            spared |= open_
-            raise
+        for claim in claims:
+            made = self._made(claim, begun.get(claim.ticket))
+            if made is not None:
+                read.append((claim, made))
+                jobs = sum(len(each.jobs) for _, each in read)
+                if jobs < JOBS and time.monotonic() - since < SECONDS:
+                    continue
+            record()  # those before it first: the order in which files came is kept
+            if made is None:
+                self._alone(claim)
+        record()
 
-    def _made(self, claim: Claim, batch: Batch) -> Recording | None:
+    def _made(self, claim: Claim, batch: Batch | None) -> Recording | None:
         """What a plain file becomes; None for one that is anything else: refused, keyed, resumed."""
+        if batch is None or batch.recorded_at is not None or batch.tries:
+            return None
         try:
             with self._recorder.suspect.reading(claim.ticket):
                 parsed, digest = self._recorder.reading.whole(claim, batch)

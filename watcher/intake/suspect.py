@@ -1,12 +1,10 @@
 """Which file was being read when the process died: that one may have killed it, no other.
 
-A file's try is on record before it is read, and counts until its jobs are on record too. Most of
-that time belongs to the disk and to the other files of its group, so a death in it says little
-about the file. The one whose bytes are being looked at is therefore named in a note, and whoever
-was only begun gets its try back at the next start.
+A file is named in a note while its bytes are looked at, and for no longer: most of its time belongs
+to the disk, the record and the other files of its group, and a death in that says nothing about it.
+What the next start finds in the note counts as a try of that file.
 
-A crash leaves the note as it was. It is not synced: the system keeps it when a process dies, and
-when the machine itself died (another boot) it is not believed, and every try counts.
+A crash leaves the note as it was. It is not synced: the system keeps it when a process dies.
 """
 
 import contextlib
@@ -16,55 +14,40 @@ from pathlib import Path
 
 from watcher.errors import SteadyError
 
-_BOOT = Path("/proc/sys/kernel/random/boot_id")
-NOBODY = " " * 36  #: as long as a ticket
+_NOBODY = " " * 36  #: as long as a ticket
 
 
 class Suspect:
-    """The note at ``path``. For one thread. Without a note, as on a full disk, every try counts."""
+    """The note at ``path``. For one thread. Without a note, as on a full disk, nobody is to blame."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._boot = _boot()
-        #: Tickets whose file was begun by the last process and was not what killed it.
-        self.innocent: frozenset[str] = self._innocent()
-        self._begun: list[str] = []
-        self._named = NOBODY
+        self._named = _NOBODY
 
-    def _innocent(self) -> frozenset[str]:
+    def left(self) -> list[str]:
+        """The tickets of files over which the last process ended, until that is ``forgotten``."""
         try:
-            suspect, boot, *begun = self._path.read_text("ascii").splitlines()
+            return self._path.read_text("ascii").partition("\n")[0].split()
         except (OSError, ValueError):
-            return frozenset()
-        return frozenset(begun) - {suspect} if boot == self._boot else frozenset()
+            return []
+
+    def forget(self) -> None:
+        """Take the note away: what it says is on record. A crash before that counts it twice."""
+        self._path.unlink(missing_ok=True)
 
     @contextlib.contextmanager
-    def begun(self, tickets: Sequence[str]) -> Iterator[None]:
-        """Note, inside, that the tries of ``tickets`` are counted; entered before the record does.
-
-        A fault of ours that is raised in here would be met in the same file again, whichever it
-        is: every try counts.
-        """
-        outer = self._begun
-        self._begun = [*outer, *tickets]
-        self._drop()
-        with contextlib.suppress(OSError):
-            note = [self._named, self._boot, *self._begun]
-            self._path.write_text("\n".join(note) + "\n", "ascii")
-        counts = True
+    def taking(self, tickets: Sequence[str]) -> Iterator[None]:
+        """Name ``tickets`` when a fault of ours ends this: it would be met in the same file again."""
         try:
             yield
-            counts = False
         except SteadyError:
-            counts = False
             raise
-        finally:
-            if counts:
-                self._drop()
-            self._begun = outer
+        except BaseException:
+            self._name(" ".join(tickets))
+            raise
 
     @contextlib.contextmanager
-    def reading(self, ticket: str) -> Iterator[None]:
+    def reading(self, ticket: str = _NOBODY) -> Iterator[None]:
         """Note, inside, that reading ``ticket`` is the cause of whatever ends the process.
 
         A table may be interrupted by another file, which is the cause until it is read.
@@ -76,22 +59,9 @@ class Suspect:
         finally:
             self._name(outer)
 
-    def _name(self, ticket: str) -> None:
-        self._named = ticket
-        try:
-            with self._path.open("r+b") as note:
-                note.write(ticket.encode("ascii"))
-        except OSError:
-            self._drop()
-
-    def _drop(self) -> None:
+    def _name(self, tickets: str) -> None:
+        self._named = tickets
         with contextlib.suppress(OSError):
-            self._path.unlink()
-
-
-def _boot() -> str:
-    """What differs after every start of the machine; nothing where the system does not say."""
-    try:
-        return _BOOT.read_text("ascii").strip()
-    except (OSError, ValueError):
-        return f"unknown to process {os.getpid()}"
+            note = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            with os.fdopen(note, "w", encoding="ascii") as file:
+                file.write(tickets)

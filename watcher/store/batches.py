@@ -75,30 +75,27 @@ class Batches(Database):
     def begin_reading(
         self, claim: str, *, name: str, suffix: str, source: str, now: int | None = None
     ) -> Batch:
-        """Count one more try at reading the claimed file, committed before it is read.
+        """Have a row for the claimed file, committed before it is read.
 
         The row is the claim's own, or the one the API reserved for it. ``recorded_at`` set:
         this file was recorded before. ``claim`` of the answer differing from the one passed:
-        another file holds this ticket; in both cases no try is counted.
+        another file holds this ticket.
         """
         file = {"claim": claim, "name": name, "suffix": suffix, "source": source}
-        begun = self.begin_readings([file], again=True, now=now)
+        begun = self.begin_readings([file], now=now)
         if claim in begun:
             return begun[claim]
         with self.read():
-            row = self._batch_row("claim", claim) or self._batch_row("ticket", claim)
+            row = self._batch_row("ticket", claim)
         if row is None:  # somebody has dropped it in this very moment
             raise SteadyError("batch_not_found")
         return batch_of(row)
 
-    def begin_readings(
-        self, files: Sequence[Row], *, again: bool = False, now: int | None = None
-    ) -> dict[str, Batch]:
+    def begin_readings(self, files: Sequence[Row], *, now: int | None = None) -> dict[str, Batch]:
         """The same for many files in one transaction: batches by claim.
 
-        ``files``: mappings with ``claim``, ``name``, ``suffix`` and ``source``. Left out, and no
-        try counted: a file that was recorded before, or whose ticket is another file's; unless
-        ``again`` also one whose reading was begun before.
+        ``files``: mappings with ``claim``, ``name``, ``suffix`` and ``source``. Left out: a file
+        whose ticket is another file's.
         """
         claims = to_json([file["claim"] for file in files])
         now = self._clock() if now is None else now
@@ -109,11 +106,7 @@ class Batches(Database):
             self.run_many(
                 _INSERT_BATCH, [{**f, "now": now} for f in files if f["claim"] not in known]
             )
-            rows = self.run(
-                f"UPDATE batches SET tries = tries + 1 WHERE {ours} AND recorded_at IS NULL"
-                f"{'' if again else ' AND tries = 0'} RETURNING *",
-                claims=claims,
-            )
+            rows = self.run(f"SELECT * FROM batches WHERE {ours}", claims=claims)
         return {row["claim"]: batch_of(row) for row in rows}
 
     def adopt(
@@ -154,7 +147,7 @@ class Batches(Database):
             self.run("DELETE FROM batches WHERE claim = :c AND recorded_at IS NULL", c=claim)
             goes_on = (
                 "claim = :claim, name = :name, suffix = :suffix, source = :source,"
-                " digest = :digest, key = COALESCE(key, :key), error = NULL, tries = 1,"
+                " digest = :digest, key = COALESCE(key, :key), error = NULL, tries = 0,"
                 " next_line = 0, refused_rows = 0, recorded_at = NULL, cancelled = 0, archived = 0,"
                 " dismissed = 0"
             )
@@ -175,12 +168,12 @@ class Batches(Database):
             raise SteadyError("batch_not_found")
         return batch_of(row)
 
-    def spare(self, claims: Sequence[str]) -> None:
-        """Take back the try of readings that ended without a verdict on their file."""
+    def count_tries(self, claims: Sequence[str]) -> None:
+        """Note that the process ended while it read these files."""
         with self.write():
             self.run(
-                f"UPDATE batches SET tries = tries - 1 WHERE claim IN {self.each('claims')}"
-                " AND recorded_at IS NULL AND tries > 0 RETURNING seq",
+                f"UPDATE batches SET tries = tries + 1 WHERE claim IN {self.each('claims')}"
+                " AND recorded_at IS NULL",
                 claims=to_json(claims),
             )
 
