@@ -170,7 +170,8 @@ class Config(BaseModel):
     max_queued: int = Field(
         1_000_000, ge=1,
         description="waiting jobs, then requests are answered 429 and files wait in the inbox; "
-        "less where nobody may fill the queue for weeks, e.g. `max_queued: 10000`",
+        "what was not read yet counts as one each; less where nobody may fill the queue for weeks, "
+        "e.g. `max_queued: 10000`",
     )  # fmt: skip
 
     # -- the model
