@@ -20,6 +20,7 @@ from api.page.album import curl_of, started_from, yaml_of
 from api.page.charts import HOUR, hour_of, plots_of
 from api.page.paint import filled
 from api.page.shown import (
+    FIELDS_OF,
     Chosen,
     RunningRow,
     by_day,
@@ -39,7 +40,7 @@ from watcher.jobs import ENDED, Batch, Job, JobState
 from watcher.limits import Card, Limits
 from watcher.log import now_us
 from watcher.modelnames import model_name
-from watcher.models.loras import loras_of
+from watcher.models.loras import fitting_loras
 from watcher.needs import needs_of, reasons_of
 from watcher.pace import span_words
 from watcher.pictures.sheet import Grid
@@ -61,6 +62,8 @@ _HOURS = 24
 _DEAD_SHOWN = 5  #: deliveries that were given up
 _HOURS_SECONDS = 30.0  #: for which the figures of the last hours are kept
 _MONTHS_SECONDS = 5.0
+_LORAS_SECONDS = 5.0
+_LORAS = 24  #: of one model, that are offered
 _OF_MODEL = ("device", "dtype", "attention", "memory", "revision", "details", "versions")
 _TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
 
@@ -77,6 +80,7 @@ class Pages:
             lambda: self._store.hours(hour_of(now_us()) - (_HOURS - 1) * HOUR), _HOURS_SECONDS
         )
         self._months = Kept(lambda: months_of(self._store), _MONTHS_SECONDS)
+        self._loras = Kept(self._loras_offered, _LORAS_SECONDS)
 
     # -- what every page has
 
@@ -150,6 +154,9 @@ class Pages:
         pictures = self._store.jobs(JobFilter(pictured=True), limit=_FIRST_PICTURES + 1)
         limits = self._door.limits()
         form, others = self._form(origin, start), self._others(limits)
+        features = [
+            each for each in FIELDS_OF if any(c.takes(each) for c in (limits.usual, *others))
+        ]
         newest = self._store.batches(limit=1)
         return filled(
             "now.html",
@@ -164,10 +171,11 @@ class Pages:
             others=others,
             sizes=sizes_of(limits.usual),
             form=form,
-            kept=kept_of(form, limits.usual, self._door.config.image_format, models=len(others)),
+            kept=kept_of(form, features, self._door.config.image_format, models=len(others)),
             after=newest[0].ticket if newest else "nothing",
             prompts=prompts_for(starter=bool(values["model"]["starter"])),
-            loras=list(loras_of(self._door.config)) if limits.usual.takes("lora") else [],
+            features=features,
+            loras=self._loras(),
             days=by_day(pictures[:_FIRST_PICTURES]),
             more=len(pictures) > _FIRST_PICTURES,
             again=self._again_words,
@@ -177,6 +185,12 @@ class Pages:
         """The models that are offered beside the usual one: those here, and those of config.yaml."""
         known = self._door.config.models
         return [c for name, c in limits.others.items() if c.absent is None or name in known]
+
+    def _loras_offered(self) -> dict[str, list[str]]:
+        """The first LoRAs that fit each of the models that are offered, by its name."""
+        limits = self._door.limits()
+        offered = (limits.usual, *self._others(limits))
+        return {card.name: fitting_loras(self._door.config, card)[:_LORAS] for card in offered}
 
     def _form(self, origin: str | None, start: str | None) -> dict[str, Any]:
         """What the form for new pictures says first: an old job to edit, one to start from, or nothing."""

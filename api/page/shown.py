@@ -191,7 +191,9 @@ def job_of_form(body: bytes) -> tuple[dict[str, Any], str | None]:
         )
     except ValueError:
         raise SteadyError("bad_request", "The form has too many fields.") from None
-    said = dict(pairs)
+    said = {
+        name: value for name, value in pairs if name != "metadata"
+    }  # the script's: `rest` has it
     rest = json_object(said.pop("rest", "{}").encode())
     key = f"form-{hashlib.sha256(body).hexdigest()}" if said.pop("after", "") else None
     size = said.pop("size", "")
@@ -204,8 +206,8 @@ def job_of_form(body: bytes) -> tuple[dict[str, Any], str | None]:
     return job, key
 
 
-#: What the form has a field for where the model takes it; the rest it always has.
-_FIELDS_OF = {
+#: What the form has a field for where a model takes it; the rest it always has.
+FIELDS_OF = {
     "guidance": ("guidance_scale",),
     "lora": ("lora",),
     "negative_prompt": ("negative_prompt",),
@@ -213,13 +215,16 @@ _FIELDS_OF = {
 }
 
 
-def kept_of(form: Mapping[str, Any], card: Card, format: str, *, models: int) -> list[str]:
+def kept_of(
+    form: Mapping[str, Any], features: Iterable[str], format: str, *, models: int
+) -> list[str]:
     """What a job that is edited says beside the fields that the form has, in words.
 
-    Not that its file is of the usual ``format``. ``models``: how many there are to choose from.
+    Not that its file is of the usual ``format``. ``features``: what any of the models takes;
+    ``models``: how many there are to choose from.
     """
     asked = {"prompt", "width", "height", "num_inference_steps", "seed"}
-    asked |= {name for each, names in _FIELDS_OF.items() if card.takes(each) for name in names}
+    asked |= {name for each in features for name in FIELDS_OF[each]}
     if models:
         asked.add("model")
     if form.get("format") == format:

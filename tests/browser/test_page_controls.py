@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from conftest import until
 from playwright.sync_api import Browser, Page, expect
-from test_page import LOOKS, Eyes, barriers, browser  # noqa: F401
+from test_page import LOOKS, Eyes, barriers, browser, seen  # noqa: F401
 from test_page_choose import Wall, pick
 
 from watcher.jobs import JobState
@@ -229,6 +229,14 @@ def test_the_large_picture_is_left_taken_and_made_again_by_buttons(eyes: Eyes, w
     for name, n in (("Next picture", 99), ("Previous picture", 100)):
         press(page, name, "#box")
         expect(shown).to_have_attribute("src", f"/jobs/{wall.ids[n]}/image")
+    seen(page, """() => { const [frame, image] = ["#box .frame", "#box-img"].map(
+            (each) => document.querySelector(each).getBoundingClientRect());
+        return image.height === frame.height && image.width === frame.width; }""")  # fmt: skip
+    page.locator("#box .menu summary").click()
+    page.keyboard.press("Tab")
+    page.keyboard.press("Escape")  # the menu alone
+    expect(page.locator("#box .menu summary")).to_be_focused()
+    expect(page.locator("#box-img")).to_be_visible()
     assert taken(page, page.locator("#box-save").click).startswith(b"\x89PNG")
     sent: list[dict[str, Any]] = []
     for name in ("Run again, new seed", "Twice as large"):

@@ -238,7 +238,7 @@ def test_the_large_picture_goes_on_past_what_is_loaded(eyes: Eyes, wall: Wall):
         page.keyboard.press("ArrowRight")
         at = THOUSAND - 1 - n
         expect(page.locator("#box-img")).to_have_attribute("src", f"/jobs/{wall.ids[at]}/image")
-        expect(page.locator("#box-facts")).to_have_text(f"seed {at} · 256 × 256")
+        expect(page.locator("#box .made")).to_have_text(f"seed {at} · 256 × 256")
     box = page.locator("#box").bounding_box()
     assert box and (box["width"], box["height"]) == (1280, 860), "the whole screen"
     page.keyboard.press("z")

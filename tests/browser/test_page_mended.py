@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -12,7 +13,7 @@ import pytest
 from doors import Running, running
 from playwright.sync_api import Browser, Page, expect
 from store_children import new_jobs, record_jobs
-from test_page import LOOKS, Eyes, Stage, barriers, browser, drop, seen  # noqa: F401
+from test_page import LOOKS, Eyes, Stage, barriers, browser, drop, seen, submit  # noqa: F401
 
 from watcher.errors import ValueFault
 from watcher.inbox import refused_rows
@@ -32,10 +33,30 @@ class Scene:
     mixed: str  #: a table of which two rows of four were refused
 
 
+def lora_of_another_family() -> bytes:
+    layer = "transformer.transformer_blocks.0.attn.to_q"
+    tensors = {
+        f"{layer}.lora_{side}.weight": {
+            "dtype": "F32",
+            "shape": [1, 1],
+            "data_offsets": [at, at + 4],
+        }
+        for side, at in (("A", 0), ("B", 4))
+    }
+    header = json.dumps(tensors).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(8)
+
+
 @pytest.fixture(scope="module")
 def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    stage = Stage(tmp_path_factory.mktemp("mended") / "root")
+    stage = Stage(
+        tmp_path_factory.mktemp("mended") / "root",
+        model="starter",
+        models={"base": {"source": "Tongyi-MAI/Z-Image", "steps": 28, "guidance": 4}},
+    )
     stage.pulse()
+    stage.config.loras.mkdir()
+    (stage.config.loras / "other.safetensors").write_bytes(lora_of_another_family())
     done = stage.add("- good\n- bad\n- bad\n- bad\n", "harbour.yaml")
     stage.finish()
     for _ in range(3):
@@ -235,6 +256,28 @@ def test_prompts_and_loras_are_picked(eyes: Eyes, scene: Scene):
     assert barriers(page) == []
     chip.click()
     expect(field).to_have_value("neon:0.5")
+
+
+def test_what_the_chosen_model_takes_is_asked_and_what_fits_it_is_offered(eyes: Eyes, scene: Scene):
+    page = eyes.open()
+    page.locator("#new summary").first.click()
+    chips, guidance = (
+        page.locator("[data-lora]:visible"),
+        page.locator("#new").get_by_label("Guidance"),
+    )
+    expect(chips).to_have_text(["ink", "neon"])
+    expect(guidance).to_be_hidden()
+    page.locator("#model").select_option("base")  # which is not here: what fits it is not known
+    expect(chips).to_have_count(0)
+    guidance.fill("5")
+    assert barriers(page) == []
+    page.locator("#model").select_option("")
+    expect(chips).to_have_text(["ink", "neon"])
+    expect(guidance).to_be_hidden()
+    submit(page, "a boat without guidance")
+    (sent,) = scene.stage.config.inbox.glob("api-*.json")
+    assert "guidance_scale" not in json.loads(sent.read_text())
+    sent.unlink()
 
 
 def test_refused_rows_are_mended_where_they_are_shown(eyes: Eyes, scene: Scene):

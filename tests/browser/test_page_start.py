@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -249,6 +250,7 @@ def test_each_picture_of_a_dropped_folder_is_started_from(eyes: Eyes, house: Hou
     page.locator("#preview [data-close]").click()
     page.locator("#prompt").fill("each of the shop's")
     let_go(page, folder)
+    expect(page.locator("#preview")).not_to_contain_text("Not taken")
     page.get_by_role("button", name="Queue 2 pictures").click()
     expect(page.locator(".toast").last).to_contain_text("Queued 2 pictures")
 
@@ -259,3 +261,20 @@ def test_each_picture_of_a_dropped_folder_is_started_from(eyes: Eyes, house: Hou
     said = until(both, 30, "one for each")
     assert {(s["width"], s["height"]) for s in said} == {(192, 128), (128, 192)}
     assert len({input_digest(s["image"]) for s in said}) == 2
+
+
+def test_of_a_folder_too_large_it_is_said_what_is_not_taken(eyes: Eyes, tmp_path: Path):
+    folder = tmp_path / "archive"
+    (folder / ".hidden").mkdir(parents=True)
+    for n in range(1001):
+        (folder / f"{n}.png").touch()
+    (folder / ".hidden" / "one.png").touch()
+    (folder / "gone.png").symlink_to(folder / "nowhere")
+    page = eyes.open()
+    page.locator("#prompt").fill("each of them")
+    let_go(page, folder)
+    shown = page.locator("#preview")
+    expect(shown).to_contain_text("1,000 pictures to start from")
+    expect(shown).to_contain_text(
+        re.compile(r"Only the first 1,000 files are taken: not /archive/\d+\.png")
+    )

@@ -5,6 +5,7 @@ without suffix; the starter model's own come with it. Looks only, so a crash lea
 are hashed once per size, time and inode, in each process that asks.
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
@@ -228,6 +229,7 @@ def listed_loras(config: Config, cards: Sequence[Card]) -> list[dict[str, Any]]:
     """
     until = time.monotonic() + _LIST_SECONDS
     told = []
+    fitting = {card.name: fitting_loras(config, card) for card in cards}
     for name, path in loras_of(config).items():
         try:
             stamp = _stamp(path)
@@ -244,22 +246,31 @@ def listed_loras(config: Config, cards: Sequence[Card]) -> list[dict[str, Any]]:
                 "family": metadata.get("modelspec.architecture")
                 or metadata.get("ss_base_model_version"),
                 "trigger_words": _trigger_words(metadata),
-                "models": [card.name for card in cards if _fitting(config, name, card)],
+                "models": [model for model, names in fitting.items() if name in names],
                 "file": str(path),
             }
         )
     return told
 
 
-def _fitting(config: Config, name: str, card: Card) -> bool:
-    """Does a file fit a model, as far as can be told? Not of a model that is not here."""
-    path, folder = _named(config, name, card), _model_folder(config, card)
-    if folder is None and card.engine in OF_FILES:
-        return False
+def fitting_loras(config: Config, card: Card) -> list[str]:
+    """The LoRAs that fit a model, as far as can be told: none of a model that is not here."""
+    folder = _model_folder(config, card)
+    if not card.takes("lora") or (folder is None and card.engine in OF_FILES):
+        return []
+    found = []
+    for name, path in loras_of(config, card).items():
+        with contextlib.suppress(OSError):  # it has just gone, or is closed to us
+            if _fitting(_stamp(path), name, card.name, folder):
+                found.append(name)
+    return found
+
+
+@functools.lru_cache(maxsize=4096)
+def _fitting(stamp: _Stamp, name: str, model: str, folder: Path | None) -> bool:
+    """Does a file fit a model? Kept, since most of a large collection may not."""
     try:
-        return (
-            path is not None and card.takes("lora") and _fits(_stamp(path), name, card.name, folder)
-        )
+        return _fits(stamp, name, model, folder)
     except SteadyError:
         return False
 

@@ -260,6 +260,7 @@ function fill(figure, card) {
   const image = Object.assign($("img", figure), { src: link.dataset.full, alt: $("img", link).alt });
   image.dataset.preview = card.dataset.state === "generating" ? id : ""; // it grows while it is looked at
   $(".words", figure).textContent = $(".prompt", card).textContent;
+  $(".made", figure).textContent = link.dataset.facts ?? "";
   $(".rate", figure).dataset.rate = id;
   $(".rate", figure).hidden = !("rating" in card.dataset);
   draw(id, ratingOf(id));
@@ -274,7 +275,6 @@ export function show(card) {
   $("#box-save").href = `${dataset.full}?download=true`;
   $("#box-start").href = `/?start=${id}`;
   $("#box-edit").href = `/?from=${id}`;
-  $("#box-facts").textContent = dataset.facts ?? "";
   for (const part of [$("#box-save"), $(".menu", box)]) part.hidden = !("rating" in card.dataset);
   card.scrollIntoView({ block: "nearest" });
   look();

@@ -149,7 +149,7 @@ const middle = () => [at("canvas").width / 2, at("canvas").height / 2];
 function undo() { strokes.pop(); draw(); }
 
 async function source() {
-  if (!picture) return {};
+  if (!picture || from.hidden) return {}; // the chosen model may not take one
   const { mask_invert, mask_blur, mask_padding, upscale, strength } = edited;
   const said = { image: picture.name, resize: at("resize").value };
   // Without a strength a picture is only made larger.
