@@ -92,7 +92,7 @@ class Pages:
         waiting = counts[JobState.QUEUED]
         head = [] if here != "now" else [f"{waiting:,} queued"] * bool(waiting)
         running = self.running() if here == "now" else []
-        if left := self._door.all_seconds(waiting) if here == "now" else None:
+        if left := self._door.all_seconds(waiting) if here == "now" and not paused else None:
             head.insert(0, f"{span_words(round(left))} left")
         if running and running[0].step is not None:
             head.insert(0, f"{running[0].percent}%")
@@ -299,7 +299,7 @@ class Pages:
         span = self._store.span(ticket) if not waiting and batch.jobs <= _TIMED else None
         bad = RefusedRows(self._door.inbox).of(batch.ticket) if batch.refused_rows else ()
         columns, refused = table_of(bad)
-        captions = captions_of([job.request.prompt for job in rows[:_SHEET]])
+        captions = captions_of([job.request for job in rows[:_SHEET]])
         return filled(
             "batch.html",
             **self.frame("batches", self.called(batch)),

@@ -18,7 +18,7 @@ from api.paging import moment_bound, without_nul
 from watcher.chosen import rating_range, size_said
 from watcher.errors import SteadyError
 from watcher.jobfile.tables import Row, refused_csv
-from watcher.jobs import Job, JobState
+from watcher.jobs import Job, JobRequest, JobState
 from watcher.limits import Card
 from watcher.store import JobFilter, JobStore
 
@@ -127,11 +127,14 @@ def _month_of(moment: int) -> int:
     return int(datetime.datetime(day.year, day.month, 1).timestamp()) * 1_000_000
 
 
-def captions_of(prompts: Sequence[str]) -> list[str]:
-    """What each of several prompts says that the others do not; all of it where that is all."""
+def captions_of(requests: Sequence[JobRequest]) -> list[str]:
+    """What the prompt of each says that the others' do not; of the same prompt its seed."""
+    prompts = [request.prompt for request in requests]
     words = [prompt.split() for prompt in prompts]
-    if len(words) < 2 or len(set(prompts)) == 1:
-        return list(prompts)
+    if len(set(prompts)) == 1 and len({request.seed for request in requests}) > 1:
+        return [f"seed {request.seed}" for request in requests]
+    if len(set(prompts)) < 2:
+        return prompts
     least = min(map(len, words))
     head = next((n for n in range(least) if len({w[n] for w in words}) > 1), least)
     tail = next(

@@ -181,7 +181,7 @@ def test_a_prompt_becomes_a_picture_while_one_looks(eyes: Eyes, house: House):
 def test_size_steps_seed_and_count_are_folded_away_and_heeded(eyes: Eyes, house: House):
     page = eyes.open()
     expect(page.locator("[name=seed]")).to_be_hidden()
-    page.locator("#new summary").click()
+    page.locator("#new summary").first.click()
     page.locator("#size").select_option("")
     page.locator("[name=width]").fill("96")
     page.locator("[name=height]").fill("128")
@@ -782,6 +782,7 @@ def test_a_phone_in_the_house_logs_in_and_asks_for_a_picture(
         page.get_by_label("Token").fill("s3cret")
         page.get_by_role("button", name="Log in").click()
         submit(page, "seen from the sofa")
+        expect(page.locator("#idle")).to_have_text("Files and jobs wait until the watcher runs.")
         phone.close()
 
 

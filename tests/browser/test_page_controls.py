@@ -115,6 +115,7 @@ def test_waiting_jobs_are_moved_and_given_another_priority(eyes: Eyes, wall: Wal
 def test_a_paused_queue_is_resumed_where_it_is_told(eyes: Eyes, wall: Wall):
     page = eyes.open()
     press(page, "Pause", "#head")
+    expect(page.locator("#live")).to_have_text("Paused")
     press(page, "Resume", "#t-paused")
     expect(page.locator("#t-paused")).to_have_count(0)
     assert not wall.stage.store.get("paused")

@@ -278,6 +278,11 @@ def test_what_the_chosen_model_takes_is_asked_and_what_fits_it_is_offered(eyes: 
     (sent,) = scene.stage.config.inbox.glob("api-*.json")
     assert "guidance_scale" not in json.loads(sent.read_text())
     sent.unlink()
+    eyes.expected = ["422"]
+    page.locator("#new [name=lora]").fill("other")
+    page.get_by_role("button", name="Make it").click()
+    expect(page.locator(".toast.bad code")).to_have_text("other")
+    expect(page.locator(".toast.bad")).not_to_contain_text("Line 1")
 
 
 def test_refused_rows_are_mended_where_they_are_shown(eyes: Eyes, scene: Scene):
@@ -326,3 +331,8 @@ def test_a_batch_is_taken_along_and_its_captions_tell_pictures_apart(eyes: Eyes,
         with page.expect_download() as download:
             page.get_by_role("link", name=name).click()
         assert download.value.path().read_text().startswith(begin)
+    same = scene.stage.add(
+        "- {prompt: a boat, seed: 7}\n- {prompt: a boat, seed: 8}\n", "same.yaml"
+    )
+    page.goto(f"/batches/{ticket_of(scene, same[0])}")
+    expect(page.locator(".card .prompt")).to_have_text(["seed 7", "seed 8"])

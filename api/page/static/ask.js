@@ -44,7 +44,8 @@ export async function order(line, body, type) {
 
 // `undo`: a line to ask, or a function; `only`: takes the place of the one before it of this name.
 export function toast(words, { bad = false, undo, link, only } = {}) {
-  const box = make("div", words, bad ? "toast bad" : "toast");
+  const box = make("div", "", bad ? "toast bad" : "toast");
+  box.append(ticks(make("span"), words));
   if (only) {
     $(`#toasts [data-only=${only}]`)?.remove();
     box.dataset.only = only;

@@ -38,7 +38,7 @@ form?.addEventListener("submit", async (e) => {
     toast(`Queued ${count(said.jobs, "picture")}.`, { link: said.location });
     form.prompt.select();
   } catch (error) {
-    toast(error.message, { bad: true });
+    toast(error.message.replace(/^Line 1: /, ""), { bad: true }); // it has one
   }
   button.disabled = false;
   stale();
