@@ -159,7 +159,9 @@ class Reader:
             lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in bodies]
             new = Body("".join(lines).encode(), ".jsonl", body.name)
         else:
-            content: Any = bodies[0] if len(bodies) == 1 else bodies
+            # A job alone would give its file the key that it has for itself.
+            alone = len(bodies) == 1 and bodies[0].get("key") == plan.key
+            content: Any = bodies[0] if alone else bodies
             new = Body(json.dumps(content, ensure_ascii=False).encode(), ".json", body.name)
         return new, plan
 

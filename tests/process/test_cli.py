@@ -348,6 +348,14 @@ def test_a_key_makes_a_repeat_harmless(make_root: Make) -> None:
     told = objects(steady(root, "submit", str(table), "--json"))[0]["job_ids"]
     root.finish()
     assert told == [job["id"] for job in root.jobs()][1:]
+    (alone := root.folder / "alone.json").write_text('[{"prompt": "a cat", "key": "o2"}]')
+    [told] = objects(steady(root, "submit", str(alone), "--steps", "1", "--json"))
+    root.finish()
+    job = root.jobs()[-1]
+    assert (told["ticket"], told["job_ids"]) == (job["ticket"], [job["id"]])
+    (named := root.folder / "named.yaml").write_text("prompt: a cat\nkey: own\n")
+    conflict = steady(root, "submit", str(named), "--key", "other", "--json")
+    assert conflict.returncode == 2 and objects(conflict)[0]["error"]["code"] == "key_conflict"
 
 
 # -- waiting

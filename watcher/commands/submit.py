@@ -310,6 +310,8 @@ def _with_tickets(sheets: Sequence[Submission], key: str | None) -> list[tuple[S
     names = [sheet.name for sheet in sheets]
     if key and len(set(names)) < len(names):
         raise SteadyError("bad_request", "With --key every file needs a name of its own.")
+    if key and any(sheet.plan.key not in (None, key) for sheet in sheets):
+        raise SteadyError("key_conflict", "--key and the file name different keys.")
     if key and len(sheets) > 1:
         base = uuid.UUID(ticket_of_key(key))
         return [(sheet, str(uuid.uuid5(base, sheet.name or ""))) for sheet in sheets]
