@@ -171,7 +171,10 @@ class Door:
             raise SteadyError("job_not_found")
         request = self._submitted(batch)
         # Recorded while we looked for the file? Then the record knows better.
-        return self.store.job(job_id) or self._on_its_way(batch, request)
+        job = self.store.job(job_id)
+        if job is None and batch.recorded_at is not None and batch.error is None:
+            raise SteadyError("job_not_found")  # its jobs have keys of their own, or are gone
+        return job or self._on_its_way(batch, request)
 
     def remember(self, ticket: str, request: JobRequest) -> None:
         """Keep what was just submitted, so that a first look needs no file."""

@@ -241,7 +241,7 @@ def replay_headers(done: Submitted) -> dict[str, str]:
 def accepted(done: Submitted) -> Response:
     """202: what became of a body, and where to ask (`models.Accepted`)."""
     batch, plan = done.batch, done.plan
-    one = sole_job(plan) is not None if plan else batch.jobs == 1
+    one = sole_job(plan) is not None if plan else batch.image_name is not None
     location = f"/jobs/{batch.ticket}" if one else f"/batches/{batch.ticket}"
     answer = {
         "ticket": batch.ticket,

@@ -28,7 +28,7 @@ from api.app import create_app
 from watcher import jobfile, live
 from watcher.config import Config
 from watcher.jobfile.fields import seeded
-from watcher.jobs import Job, Priority, job_id_of
+from watcher.jobs import Job, Priority, job_id_of, ticket_of_key
 from watcher.limits import Limits
 from watcher.log import now_us
 from watcher.models.cards import limits_known
@@ -76,6 +76,7 @@ class Watcher:
                 priority=Priority(plan.request.priority or Priority.INTERACTIVE),
                 not_before=plan.not_before,
                 row=plan.row,
+                id=ticket_of_key(key) if (key := plan.request.key) else None,
             )
             for index, plan in enumerate(planned)
         ]

@@ -207,6 +207,15 @@ def test_the_same_key_with_another_body_is_refused(bench: Bench):
     assert len(bench.store.batches()) == 1
 
 
+def test_a_repeat_of_one_job_with_a_key_of_its_own_names_no_job_that_is_none(bench: Bench):
+    send = {"json": [{"prompt": "a fox", "key": "own"}], "headers": {"Idempotency-Key": "file"}}
+    first = bench.client.post("/jobs", **send).json()
+    assert bench.watcher.take_in() == [ticket_of_key("own")]
+    assert bench.client.post("/jobs", **send).json() == first
+    assert first["job_id"] is None and first["location"] == f"/batches/{first['ticket']}"
+    refused(bench.client.get(f"/jobs/{first['ticket']}"), 404, "job_not_found")
+
+
 def test_a_key_in_the_body_works_like_the_header(bench: Bench):
     body = {"prompt": "a fox", "key": "order-9"}
     first = bench.client.post("/jobs", json=body)
