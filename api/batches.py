@@ -22,7 +22,6 @@ from watcher.errors import SteadyError
 from watcher.inbox import file_of, open_claim
 from watcher.jobfile import MAX_TABLE
 from watcher.jobs import Batch, Job, JobState
-from watcher.log import now_us
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.sheet import PICTURES, contact_sheet
 from watcher.refused import RefusedRows
@@ -151,23 +150,15 @@ def _steering(router: APIRouter, door: Door, views: Views) -> None:
             do(find_batch(door, ticket).ticket)
             return JSONResponse(views.batch(find_batch(door, ticket)))
 
-    verb(
-        "cancel",
-        "Cancel all its jobs that have not ended",
-        lambda t: store.cancel_batch(t, now_us()),
-    )
+    verb("cancel", "Cancel all its jobs that have not ended", store.cancel_batch)
     verb("pause", "Hold its waiting jobs back", store.pause_batch)
-    verb("resume", "Let its held jobs run", lambda t: store.resume_batch(t, now_us()))
+    verb("resume", "Let its held jobs run", store.resume_batch)
 
     @router.post("/{ticket}/retry-failed", response_model=models.Retried)
     def retry_failed(ticket: str) -> Response:
         """Run its failed jobs again. Each keeps its id, seed, name and place."""
-        return JSONResponse(
-            {
-                "ticket": ticket,
-                "retried": store.retry_failed(find_batch(door, ticket).ticket, now_us()),
-            }
-        )
+        number = store.retry_failed(find_batch(door, ticket).ticket)
+        return JSONResponse({"ticket": ticket, "retried": number})
 
 
 def _refused_table(door: Door, batch: Batch) -> Iterator[bytes]:

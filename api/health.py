@@ -21,7 +21,6 @@ from api.views import Views
 from watcher.describe import public
 from watcher.errors import SteadyError, ValueFault
 from watcher.live import pulse_troubles
-from watcher.log import now_us
 from watcher.models.cards import describe_card
 from watcher.models.loras import listed_loras
 from watcher.program import installed_version
@@ -145,7 +144,7 @@ def _queue(router: APIRouter, door: Door, views: Views) -> None:
 
     def _pause(reason: str | None) -> Response:
         if not door.store.get("paused"):
-            door.store.put("paused", {"by": "http", "reason": reason, "since": now_us()})
+            door.store.put("paused", {"by": "http", "reason": reason, "since": door.store.now()})
         return JSONResponse(views.queue())
 
     @router.post("/queue/resume", response_model=models.QueueView)

@@ -32,7 +32,6 @@ from api.views import Views
 from watcher.chosen import rating_range, size_said
 from watcher.errors import SteadyError
 from watcher.jobs import MAX_SEED, Job, JobState
-from watcher.log import now_us
 from watcher.pictures.outputs import Outputs
 from watcher.store import JobFilter
 from watcher.submission import Body, Plan
@@ -238,7 +237,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
         picture."""
         found = _read_already(door.find(job_id))
         try:
-            return JSONResponse(views.job(store.retry(job_id, now_us())))
+            return JSONResponse(views.job(store.retry(job_id)))
         except SteadyError as error:
             raise _with_state(error, store.job(job_id) or found) from None
 
@@ -298,7 +297,7 @@ def _picture_routes(router: APIRouter, door: Door, outputs: Outputs) -> None:
         if found.deleted_at is None:
             images.check_ready(found)
             # The row first: after a crash in between the picture is no longer shown.
-            door.store.mark_deleted(job_id, now_us())
+            door.store.mark_deleted(job_id)
             door.store.sync()
         outputs.delete(found)
         return Response(status_code=204)
@@ -308,10 +307,10 @@ def cancelled_job(door: Door, job_id: str) -> Job:
     """The job, cancelled, also before it was read. SteadyError job_not_found, wrong_state."""
     found = door.find(job_id)
     if found.seq == 0 and not found.state.ended:
-        door.store.cancel_batch(found.ticket, now_us())
+        door.store.cancel_batch(found.ticket)
         return door.find(job_id)
     try:
-        return door.store.cancel(job_id, now_us())
+        return door.store.cancel(job_id)
     except SteadyError as error:
         raise _with_state(error, door.store.job(job_id) or found) from None
 

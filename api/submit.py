@@ -5,7 +5,6 @@ after the reservation leaves a row without a file, which the watcher sweeps; wit
 same request may be sent again and finishes what was begun.
 """
 
-import datetime
 import logging
 import math
 import uuid
@@ -23,7 +22,7 @@ from watcher.jobfile.fields import seeded
 from watcher.jobfile.planner import PlannedJob
 from watcher.jobfile.tables import begins_as_json
 from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
-from watcher.log import now_us, say
+from watcher.log import say
 from watcher.submission import Body, Plan, Reader, lifted, preset_named
 from watcher.suffixes import FORMS, remedy_for, suffix_of
 
@@ -190,8 +189,7 @@ class Submissions:
     def _reserve(self, body: Body, key: str | None, plan: Plan) -> Submitted:
         ticket = ticket_of_key(key) if key is not None else str(uuid.uuid4())
         one = sole_job(plan)
-        now = now_us()
-        batch = self._store.reserve(
+        batch, fresh = self._store.reserve(
             ticket,
             name=body.name,
             suffix=body.suffix,
@@ -200,11 +198,8 @@ class Submissions:
             key=key,
             image_name=(one.request.name or one.stem or True) if one is not None else False,
             folder=one.request.folder if one is not None else None,
-            now=now,
-            local=datetime.datetime.now(),
         )
-        replayed = batch.created_at != now
-        if replayed and batch.digest != body.digest:
+        if not fresh and batch.digest != body.digest:
             raise SteadyError("key_conflict")
         first = plan.requests[0].request
         self._door.remember(ticket, seeded(first, job_id_of(ticket, 0)))
@@ -215,8 +210,8 @@ class Submissions:
             if key is None:
                 self._store.sweep(ticket)
             raise
-        say(logger, "http.submitted", ticket=ticket, jobs=plan.count, replayed=replayed or None)
-        return Submitted(batch, plan, replayed)
+        say(logger, "http.submitted", ticket=ticket, jobs=plan.count, replayed=not fresh or None)
+        return Submitted(batch, plan, replayed=not fresh)
 
     def _publish(self, body: Body, batch: Batch, *, resumes: bool = False) -> None:
         if resumes:  # a file of its own, which the watcher reads into the batch there is

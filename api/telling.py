@@ -12,7 +12,6 @@ from api.errors import documented
 from api.paging import Cursor, Limit, cursor_of, link_of, seq_of, without_nul
 from watcher.describe import utc_time
 from watcher.errors import SteadyError
-from watcher.log import now_us
 from watcher.store import Delivery, DeliveryState
 
 
@@ -42,7 +41,7 @@ def routes(door: Door) -> APIRouter:
     )
     def resend_delivery(delivery_id: str) -> Response:
         """Try a delivery again from the first attempt, with the same id."""
-        return JSONResponse(_delivery_told(store.resend(without_nul(delivery_id) or "", now_us())))
+        return JSONResponse(_delivery_told(store.resend(without_nul(delivery_id) or "")))
 
     @router.post("/notify/test", response_model=models.Tested, responses=documented("bad_request"))
     def test_notifications() -> Response:

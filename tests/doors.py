@@ -13,9 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -80,9 +79,7 @@ class Watcher:
             )
             for index, plan in enumerate(planned)
         ]
-        return record_jobs(
-            self.store, ticket, new, first_index=0, final=True, now=now_us(), local=datetime.now()
-        )
+        return record_jobs(self.store, ticket, new, first_index=0, final=True)
 
     def drop(self, text: str, ticket: str, name: str = "dropped.yaml") -> list[str]:
         """A file a person dropped, recorded."""
@@ -93,7 +90,7 @@ class Watcher:
         )
 
     def claim(self) -> Job:
-        job = claim_one(self.store, now_us())
+        job = claim_one(self.store)
         assert job is not None
         return job
 
@@ -109,14 +106,13 @@ class Watcher:
             sha256=hashlib.sha256(picture).hexdigest(),
             bytes=len(picture),
             facts={"model": "none"} | facts,
-            now=now_us(),
         )
         assert done is not None
         return done
 
     def fail(self, code: str = "engine_failed", message: str = "It failed.") -> Job:
         job = self.claim()
-        failed = self.store.fail(job.id, job.attempt, code, message, facts={}, now=now_us())
+        failed = self.store.fail(job.id, job.attempt, code, message, facts={})
         assert failed is not None
         return failed
 
@@ -138,11 +134,11 @@ class Watcher:
 class Bench:
     """One root with its application (in this process) and its watcher."""
 
-    def __init__(self, root: Path, **settings: Any) -> None:
+    def __init__(self, root: Path, *, clock: Callable[[], int] = now_us, **settings: Any) -> None:
         self.config = Config.load(root, **settings)
         Outputs(self.config.outputs).open()
         self.config.inbox.mkdir(exist_ok=True)
-        self.store = JobStore(self.config.database_url, synchronous="normal")
+        self.store = JobStore(self.config.database_url, synchronous="normal", clock=clock)
         self.watcher = Watcher(self.config, self.store)
         self.app = create_app(self.config, self.store)
         self.client = TestClient(self.app, base_url=HERE, raise_server_exceptions=False)

@@ -16,6 +16,19 @@ from watcher.store import JobStore, NewJob, Recording, Want
 LOCAL = datetime(2026, 11, 22, 10, 29, 59)
 
 
+class Clock:
+    """The time of a record, in microseconds: it stands where it was put."""
+
+    def __init__(self, at: datetime | int = 1) -> None:
+        self.put(at)
+
+    def put(self, at: datetime | int) -> None:
+        self.at = at if isinstance(at, int) else int(at.timestamp() * 1e6)
+
+    def __call__(self) -> int:
+        return self.at
+
+
 def request(prompt: str = "a fox", **fields: Any) -> JobRequest:
     """A resolved request."""
     return JobRequest(
@@ -31,27 +44,22 @@ def record_jobs(
     store: JobStore,
     ticket: str,
     jobs: Sequence[NewJob],
-    *,
-    now: int,
-    local: datetime,
     **how: Any,
 ) -> list[str]:
     """Put the jobs of one batch on record; their ids."""
-    return store.record_all([Recording(ticket, jobs, **how)], now=now, local=local)[0]
+    return store.record_all([Recording(ticket, jobs, **how)])[0]
 
 
-def claim_one(store: JobStore, now: int, *, window_open: bool = True) -> Job | None:
+def claim_one(store: JobStore, *, window_open: bool = True) -> Job | None:
     """The next job, now ``generating``."""
-    return store.claim_many(now, [Want()], window_open=window_open)[0]
+    return store.claim_many([Want()], window_open=window_open)[0]
 
 
-def put_batch(store: JobStore, count: int = 1, *, now: int = 1, **fields: Any) -> list[str]:
+def put_batch(store: JobStore, count: int = 1, **fields: Any) -> list[str]:
     """A recorded batch of ``count`` jobs; their ids (the first is the ticket)."""
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
-    return record_jobs(
-        store, ticket, new_jobs(count, **fields), first_index=0, final=True, now=now, local=LOCAL
-    )
+    return record_jobs(store, ticket, new_jobs(count, **fields), first_index=0, final=True)
 
 
 def claim_all(url: str, barrier: Any, queue: Any, jobs: int, me: int) -> None:
@@ -69,10 +77,10 @@ def claim_all(url: str, barrier: Any, queue: Any, jobs: int, me: int) -> None:
             put_batch(store, 100)
     mine: list[str] = []
     while sum(n for state, n in store.counts().items() if state != "queued") < jobs:
-        job = claim_one(store, 1)
+        job = claim_one(store)
         if job is None:
             continue
-        done = store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={"by": me}, now=2)
+        done = store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={"by": me})
         mine.append(job.id if done else f"fenced {job.id}")
     queue.put((me, mine))
     store.close()
@@ -87,10 +95,10 @@ def write_until_killed(url: str, told: int, round_: int) -> None:
 
     while True:
         say("batch", *put_batch(store, 3, stem=f"r{round_}", priority=Priority.NORMAL))
-        job = claim_one(store, 1)
+        job = claim_one(store)
         if job is not None:
             say("claimed", job.id, job.attempt)
-            if store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2):
+            if store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}):
                 say("completed", job.id)
 
 

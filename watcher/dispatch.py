@@ -161,7 +161,7 @@ class Dispatcher(Part):
             self._version = version
             if due:
                 self._looked = time.monotonic()
-                self._store.release_due(self._now())
+                self._store.release_due()
             self._pass_cancels()
         elif not events and not self._full:
             return
@@ -207,7 +207,7 @@ class Dispatcher(Part):
         choosing = self._choosing
         self._astray = True
         jobs = self._store.claim_many(
-            self._now(), [self._want(slot) for slot in slots], window_open=self.window_open(),
+            [self._want(slot) for slot in slots], window_open=self.window_open(),
             usual=choosing.usual, patience=choosing.patience,
         )  # fmt: skip
         for slot, job in zip(slots, jobs, strict=True):
@@ -309,7 +309,7 @@ class Dispatcher(Part):
             self._rests[running.slot] = time.monotonic() + self._choosing.cooldown
         match event:
             case ex.Started():
-                running.started_at = self._now()
+                running.started_at = self._store.now()
                 say(logger, "job.started", job_id=job.id, attempt=job.attempt)
             case ex.Step():
                 running.step, running.steps = event.done, event.total
@@ -358,9 +358,7 @@ class Dispatcher(Part):
             self._release(job, message or kind.what)
             return
         facts = engine.info if engine else {}
-        ended = self._store.fail(
-            job.id, job.attempt, code, message or kind.what, facts=facts, now=self._now()
-        )
+        ended = self._store.fail(job.id, job.attempt, code, message or kind.what, facts=facts)
         if ended is None:
             return
         say(logger, f"job.{ended.state}", job_id=job.id, code=code, message=message or None)
@@ -369,7 +367,7 @@ class Dispatcher(Part):
         self._finisher.announce()
 
     def _release(self, job: Job, why: str, *, death: bool = False) -> None:
-        back = self._store.release(job.id, job.attempt, why=why, death=death, now=self._now())
+        back = self._store.release(job.id, job.attempt, why=why, death=death)
         if back is not None:
             say(logger, f"job.{_verb(back.state)}", logging.WARNING, job_id=job.id, why=why)
             if back.state.ended:
@@ -386,7 +384,7 @@ class Dispatcher(Part):
         count = count + 1 if klass is last else 1
         if klass is not None and count >= STREAK:
             reason = f"{STREAK} jobs in a row failed: {klass.value.replace('_', ' ')}"
-            self._store.pause_after_failures(reason, self._now())
+            self._store.pause_after_failures(reason)
             say(logger, "queue.paused", logging.ERROR, reason=reason)
             klass = None
         self._streak = (klass, count)

@@ -114,17 +114,13 @@ class Finisher(Part):
                 self._keep([replace(job, sha256=saved.sha256)])
                 self._store.complete(
                     job.id, job.attempt, sha256=saved.sha256, bytes=saved.bytes,
-                    facts={"adopted": True}, now=self._now(),
+                    facts={"adopted": True},
                 )  # fmt: skip
                 say(logger, "job.adopted", job_id=job.id, path=job.path)
             elif job.watcher_deaths + 1 >= MAX_WATCHER_DEATHS:
-                self._store.fail(
-                    job.id, job.attempt, "watcher_crashed", "", facts={}, now=self._now()
-                )
+                self._store.fail(job.id, job.attempt, "watcher_crashed", "")
             else:
-                self._store.release(
-                    job.id, job.attempt, why="the service died", watcher_death=True, now=self._now()
-                )
+                self._store.release(job.id, job.attempt, why="the service died", watcher_death=True)
                 say(logger, "job.recovered", job_id=job.id, attempt=job.attempt)
         self.recovered = True
 
@@ -239,7 +235,7 @@ class Finisher(Part):
         ]
         try:
             self._insist(lambda: self._keep(group))
-            done = self._insist(lambda: self._store.complete_many(completions, now=self._now()))
+            done = self._insist(lambda: self._store.complete_many(completions))
         except Trouble as error:  # only while stopping
             say(logger, "jobs.unsettled", logging.WARNING, jobs=len(group), why=error.message)
             return
@@ -266,10 +262,10 @@ class Finisher(Part):
         """Record that there is no picture: the job has failed so, or without a code waits again."""
         store, who = self._store, job.who
         if not code:
-            self._insist(lambda: store.release(*who, why=why, now=self._now()))
+            self._insist(lambda: store.release(*who, why=why))
             self.verdicts.pop(who, None)
             say(logger, "job.released", logging.WARNING, job_id=job.id, why=why)
-        elif self._insist(lambda: store.fail(*who, code, why, now=self._now())) is not None:
+        elif self._insist(lambda: store.fail(*who, code, why)) is not None:
             self.verdicts[who] = ERRORS[code].klass
             say(logger, "job.failed", logging.ERROR, job_id=job.id, code=code, message=why)
 

@@ -8,22 +8,17 @@ from dataclasses import dataclass, field
 
 from watcher.inbox.watch import Inbox
 from watcher.live import Troubles
-from watcher.log import now_us
 from watcher.store import JobStore
 
 
 @dataclass(frozen=True)
 class Shared:
-    """What is shared.
-
-    ``wake``: called when there may be something to hand out. ``now``: microseconds UTC.
-    """
+    """What is shared. ``wake``: called when there may be something to hand out."""
 
     store: JobStore
     inbox: Inbox
     troubles: Troubles = field(default_factory=Troubles)
     wake: Callable[[], None] = lambda: None
-    now: Callable[[], int] = now_us
 
 
 class Part:
@@ -35,4 +30,3 @@ class Part:
         self._inbox = shared.inbox
         self._troubles = shared.troubles
         self._wake = shared.wake
-        self._now = shared.now

@@ -378,7 +378,7 @@ class Service:
         slots, usual = self._executor.status(), self._models.limits.usual.name
         seconds = queue_seconds(self._store, waiting, slots, usual, self._config.cooldown)
         if seconds is not None:
-            self._store.expect_end(now_us() + int(seconds * 1e6))
+            self._store.expect_end(self._store.now() + int(seconds * 1e6))
 
     def _trouble(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """What holds the queue, and what keeps single slots or models from drawing."""

@@ -302,7 +302,7 @@ class Current:
                 job.state is JobState.QUEUED and not only_running
             ):
                 try:
-                    self._store.cancel(job.id, now_us())
+                    self._store.cancel(job.id)
                 except SteadyError as error:
                     if error.code != "wrong_state":  # it has just ended by itself
                         raise
@@ -310,7 +310,7 @@ class Current:
             for ticket in self._tickets():
                 batch = self._store.batch(ticket)
                 if batch is not None and batch.recorded_at is None:
-                    self._store.cancel_batch(ticket, now_us())
+                    self._store.cancel_batch(ticket)
 
 
 # -- what comes out

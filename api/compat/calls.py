@@ -268,7 +268,7 @@ class Calls:
     def _revived(self, job: Job) -> Job:
         """A job that was cancelled, unstarted, when its caller's first try timed out."""
         if job.state is JobState.CANCELLED and not job.attempt:
-            return self._store.retry(job.id, now_us())
+            return self._store.retry(job.id)
         return job
 
     # -- coming and going
@@ -312,7 +312,7 @@ class Calls:
             with self._lock:
                 if self._waiting.get(ticket):
                     return
-            self._store.withdraw(ticket, now_us())
+            self._store.withdraw(ticket)
             say(logger, "http.hung_up", ticket=ticket)
         except SteadyError as error:
             # Then the picture is made for nobody in particular: it is in the gallery.

@@ -159,7 +159,7 @@ def _batches(router: APIRouter, shelf: Shelf, results: "Results", door: Door, ca
     def cancel(ident: str) -> Response:
         """Lines that have not started never will; the others' results can be fetched."""
         ticket = results.find(_ticket_of(ident)).ticket
-        door.store.cancel_batch(ticket, now_us())
+        door.store.cancel_batch(ticket)
         return _json_answer(results.batch(ticket))
 
 

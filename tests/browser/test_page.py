@@ -575,7 +575,7 @@ def failed(stage: Stage) -> list[str]:
     stage.watcher.fail("out_of_memory", "The device ran out of memory at 64 x 64.")
     stage.watcher.fail("out_of_memory", "The device ran out of memory at 64 x 64.")
     stage.watcher.fail("engine_failed", HOSTILE)
-    stage.store.cancel(ids[3], 1)
+    stage.store.cancel(ids[3])
     problem = {"code": "bad_yaml", "message": "A colon.", "line": 1, "column": 14, "value": HOSTILE}
     refused = stage.refuse(
         "movie.yaml",
@@ -795,7 +795,7 @@ def test_older_pictures_come_in_pages_that_nothing_shifts(stage: Callable[[str],
     made.add("".join(f"- picture {n}\n" for n in range(130)), "many.yaml")
     for _ in range(130):
         made.finish()
-    made.store.mark_deleted(made.store.jobs()[5].id, 1)
+    made.store.mark_deleted(made.store.jobs()[5].id)
     with TestClient(create_app(made.config, made.store), base_url="http://127.0.0.1") as client:
         seen: list[str] = []
         path: str | None = "/pictures"

@@ -12,7 +12,6 @@ from test_page import LOOKS, Eyes, barriers, browser, seen  # noqa: F401
 from test_page_choose import Wall, pick
 
 from watcher.jobs import JobState
-from watcher.log import now_us
 from watcher.store import Want
 
 
@@ -52,7 +51,7 @@ def taken(page: Page, act: Callable[[], Any]) -> bytes:
 def waits(wall: Wall, *prompts: str) -> list[str]:
     """New jobs; whatever waited is cancelled first."""
     for job in wall.stage.store.upcoming(1000):
-        wall.stage.store.cancel(job.id, 1)
+        wall.stage.store.cancel(job.id)
     return wall.stage.add("".join(f"- {prompt}\n" for prompt in prompts))
 
 
@@ -366,7 +365,7 @@ def test_pictures_are_found_by_model_lora_size_seed_and_words(
 ):
     waits(wall, "{prompt: a harbour, model: large, seed: 4711, width: 64, height: 128, name: quay,"
                 " label: Order 66, metadata: {client: Miller}, lora: ink}")  # fmt: skip
-    [job] = wall.stage.store.claim_many(now_us(), [Want(("large",), "large")], usual="starter")
+    [job] = wall.stage.store.claim_many([Want(("large",), "large")], usual="starter")
     done = wall.stage.finish(job)
     one = f"c-{done.id}"
     seeing = Eyes(browser, wall.service.url, java_script_enabled=script, **LOOKS[look])

@@ -7,7 +7,6 @@ import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
 
 import pytest
 from doors import Running, running
@@ -18,7 +17,6 @@ from test_page import LOOKS, Eyes, Stage, barriers, browser, drop, seen, submit 
 from watcher.errors import ValueFault
 from watcher.inbox import refused_rows
 from watcher.jobfile.tables import Row
-from watcher.log import now_us
 from watcher.refused import kept_line
 
 
@@ -67,7 +65,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     mixed = next(stage.tickets)
     stage.store.begin_reading(mixed, name="mixed.csv", suffix=".csv", source="file")
     record_jobs(stage.store, mixed, new_jobs(2), first_index=0, final=True, refused_rows=2,
-                now=now_us(), local=datetime.now())  # fmt: skip
+               )  # fmt: skip
     stage.finish()
     stage.finish()
     with running(stage.config.root) as service:

@@ -3,7 +3,6 @@
 import json
 import re
 from collections.abc import Iterator
-from datetime import datetime
 
 import pytest
 from conftest import until
@@ -15,7 +14,6 @@ from test_page_choose import Wall, card, pick
 from watcher.errors import ValueFault
 from watcher.inbox import refused_rows
 from watcher.jobfile.tables import Row
-from watcher.log import now_us
 from watcher.refused import kept_line
 
 
@@ -194,7 +192,7 @@ def test_an_edited_job_keeps_what_the_form_does_not_show(
     assert said.pop("upscale")["factor"] == 2
     said = {name: value for name, value in said.items() if name not in ("count", "format")}
     assert said == {name: ODD[name] for name in ODD if name not in ("seed", "upscale")}
-    wall.stage.store.cancel(job_id, now_us())
+    wall.stage.store.cancel(job_id)
     eyes.close()
 
 
@@ -213,7 +211,7 @@ def refuse_rows(wall: Wall, ticket: str, *prompts: str) -> None:
     store, inbox = wall.stage.store, wall.stage.config.inbox
     store.begin_reading(ticket, name="t.csv", suffix=".csv", source="file")
     record_jobs(store, ticket, new_jobs(1), first_index=0, final=True, refused_rows=len(prompts),
-                now=now_us(), local=datetime.now())  # fmt: skip
+               )  # fmt: skip
     wall.stage.finish()
     wrong = (ValueFault("out_of_range", "No."),)
     rows = [

@@ -27,7 +27,6 @@ from api.events import Feed
 from api.submit import Submissions
 from api.views import Views
 from watcher.jobs import Batch, Job, JobState
-from watcher.log import now_us
 from watcher.store import JobStore
 from watcher.submission import Body
 
@@ -381,9 +380,9 @@ class Racing(JobStore):
         self.looked("batch")
         return found
 
-    def withdraw(self, ticket: str, now: int) -> None:
+    def withdraw(self, ticket: str) -> None:
         self.looked("withdraw")
-        super().withdraw(ticket, now)
+        super().withdraw(ticket)
 
 
 @pytest.mark.parametrize("moment", ["batch", "jobs_of", "withdraw"])
@@ -401,7 +400,7 @@ def test_what_is_claimed_while_its_caller_hangs_up_goes_on(tmp_path: Path, read:
             if at in (moment, "withdraw"):
                 bench.watcher.take_in()
                 if not bench.store.generating():
-                    claim_one(bench.store, now_us())
+                    claim_one(bench.store)
 
         async def gone() -> None:
             calls.leave(call, hung_up=True)

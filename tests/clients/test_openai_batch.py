@@ -11,8 +11,7 @@ import pytest
 from conftest import until
 from doors import Bench
 from house_of_clients import House, house
-
-from watcher.log import now_us
+from store_children import Clock
 
 URL = "/v1/images/generations"
 
@@ -228,18 +227,19 @@ def test_half_a_character_in_a_note_is_kept(here: House, client: openai.OpenAI):
 
 
 def test_a_batch_is_completed_when_the_last_of_its_jobs_is(tmp_path: Path):
-    with Bench(tmp_path) as bench:
+    clock = Clock()
+    with Bench(tmp_path, clock=clock) as bench:
         file = {"file": ("two.jsonl", lines_of(2, "two"))}
         uploaded = bench.client.post("/v1/files", data={"purpose": "batch"}, files=file).json()
         said = {"input_file_id": uploaded["id"], "endpoint": URL}
         batch = bench.client.post("/v1/batches", json=said).json()
         bench.watcher.take_in()
-        late = now_us() + 60_000_000
-        for now in (late, now_us()):  # the first one took the longest
+        for second in (9, 5):  # the first one took the longest
+            clock.put(second * 1_000_000)
             job = bench.watcher.claim()
-            bench.store.complete(job.id, job.attempt, sha256="0" * 64, bytes=1, facts={}, now=now)
+            bench.store.complete(job.id, job.attempt, sha256="0" * 64, bytes=1, facts={})
         over = bench.client.get(f"/v1/batches/{batch['id']}").json()
-        assert (over["status"], over["completed_at"]) == ("completed", late // 1_000_000)
+        assert (over["status"], over["completed_at"]) == ("completed", 9)
 
 
 def test_the_same_file_in_the_inbox(here: House):

@@ -78,7 +78,7 @@ def test_again_with_a_key_is_harmless_twice(bench: Bench):
 
 def test_chosen_pictures_come_in_one_archive(bench: Bench):
     jobs = [bench.done(prompt=f"number {n}") for n in range(3)]
-    bench.store.mark_deleted(jobs[2].id, 1)
+    bench.store.mark_deleted(jobs[2].id)
     ids = [("id", job.id) for job in (*jobs, jobs[0])] + [("id", UNKNOWN)]
     answer = bench.client.get("/jobs/images.zip", params=ids)
     assert answer.headers["content-disposition"] == 'attachment; filename="pictures.zip"'
@@ -208,7 +208,7 @@ def test_the_record_tells_what_the_page_asks(tmp_path: Path):
     assert sum(store.ready_by_class().values()) == 1
     assert store.neighbours(second.seq) == (ids[0], ids[2])
     watcher.finish(first)
-    store.fail(second.id, second.attempt, "internal", "", facts={}, now=1)
+    store.fail(second.id, second.attempt, "internal", "", facts={})
     assert [job.id for job in store.failed_of(UNKNOWN)] == [second.id]
     assert store.failed_of(late[0]) == []
     hours = store.hours(0)

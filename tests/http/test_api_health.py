@@ -182,7 +182,7 @@ def test_a_jobs_facts_hold_no_paths(bench: Bench):
     bench.watcher.take_in()
     job = bench.watcher.claim()
     facts = {"model": "/home/ann/models/mine", "details": {"folder": "/home/ann"}, "device": "cpu"}
-    bench.store.complete(job.id, 1, sha256="0" * 64, bytes=1, facts=facts, now=now_us())
+    bench.store.complete(job.id, 1, sha256="0" * 64, bytes=1, facts=facts)
     told = bench.client.get(f"/jobs/{job.id}")
     assert told.json()["facts"] == {"model": "mine", "device": "cpu"}
     assert "/home" not in told.text

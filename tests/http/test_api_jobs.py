@@ -25,7 +25,6 @@ from watcher.errors import SteadyError, ValueFault
 from watcher.inbox import refused_rows
 from watcher.jobfile.tables import Row
 from watcher.jobs import ticket_of_key
-from watcher.log import now_us
 from watcher.refused import kept_line
 from watcher.submission import Body
 
@@ -578,7 +577,7 @@ def test_a_batch_from_begin_to_end(bench: Bench):
     assert state() == "running"
     refused(bench.client.get(f"{address}/images.zip"), 400, "image_not_ready")
     assert bench.client.post(f"{address}/pause").json()["state"] == "paused"
-    assert claim_one(bench.store, 10**18) is None
+    assert claim_one(bench.store) is None
     assert bench.client.post(f"{address}/resume").json()["state"] == "running"
     bench.watcher.finish()
     bench.watcher.fail()
@@ -638,7 +637,7 @@ def test_a_long_table_of_refused_rows_is_never_in_memory(bench: Bench):
     bad = kept_line(Row(1, 2, {"prompt": "a boat"}, (ValueFault("bad_shape", "wrong"),)))
     bench.store.begin_reading(ticket, name="long.csv", suffix=".csv", source="file")
     record_jobs(bench.store, ticket, [], first_index=0, final=True, refused_rows=number,
-                now=now_us(), local=datetime.now())  # fmt: skip
+               )  # fmt: skip
     (kept := refused_rows(bench.config.inbox, ticket)).parent.mkdir()
     kept.write_bytes(bad * number)
     address = f"/batches/{ticket}"
@@ -701,11 +700,11 @@ def test_the_queue_is_paused_and_resumed_and_says_by_whom(bench: Bench):
     bench.watcher.take_in()
     body = bench.client.post("/queue/pause", json={"reason": "the GPU is needed"}).json()
     assert (body["paused"]["by"], body["paused"]["reason"]) == ("http", "the GPU is needed")
-    assert claim_one(bench.store, 10**18) is None
+    assert claim_one(bench.store) is None
     assert bench.client.post("/queue/pause").json()["paused"]["reason"] == "the GPU is needed"
     assert bench.client.post("/queue/resume").json()["paused"] is None
     assert bench.client.post("/queue/resume").status_code == 200
-    assert claim_one(bench.store, 10**18) is not None
+    assert claim_one(bench.store) is not None
     refused(bench.client.post("/queue/pause", json={"reason": 7}), 422, "wrong_type")
     counts = bench.client.get("/queue").json()["counts"]
     assert counts == {"queued": 0, "generating": 1, "completed": 0, "failed": 0, "cancelled": 0}

@@ -14,7 +14,6 @@ from doors import Bench, Running, running
 from store_children import record_jobs
 
 from watcher.jobs import JobRequest
-from watcher.log import now_us
 from watcher.store import NewJob
 
 BARE = """
@@ -119,7 +118,7 @@ def test_pages_of_a_hundred_thousand_jobs_come_in_a_tenth_of_a_second(bench: Ben
         record_jobs(store,
             ticket,
             [NewJob.of(request=request, stem=f"fox_{batch}_{n}") for n in range(2000)],
-            first_index=0, final=True, now=now_us(), local=datetime.now(),
+            first_index=0, final=True,
         )  # fmt: skip
     middle = store.jobs(before_seq=total // 2, limit=1)[0]
     with running(bench.config.root) as service:

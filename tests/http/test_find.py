@@ -19,7 +19,7 @@ from conftest import until
 from doors import Bench
 from hypothesis import HealthCheck, given, settings, strategies as st
 from postgres import fresh_record
-from store_children import LOCAL, record_jobs
+from store_children import Clock, record_jobs
 
 from watcher.jobs import Job, JobRequest, JobState
 from watcher.store import JobFilter, JobStore, NewJob, Want
@@ -28,16 +28,22 @@ from watcher.store.imagenames import folded
 SERVER = os.environ.get("STEADY_DATABASE", "")
 
 
+@pytest.fixture
+def clock() -> Clock:
+    """That of the record."""
+    return Clock()
+
+
 @pytest.fixture(params=["sqlite", "postgresql"] if SERVER else ["sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[JobStore]:
+def store(request: pytest.FixtureRequest, tmp_path: Path, clock: Clock) -> Iterator[JobStore]:
     """An empty record of each kind."""
     if request.param == "sqlite":
-        opened = JobStore(f"sqlite:///{tmp_path / 'steady.db'}", synchronous="normal")
+        opened = JobStore(f"sqlite:///{tmp_path / 'steady.db'}", synchronous="normal", clock=clock)
         yield opened
         opened.close()
         return
     with fresh_record(SERVER) as url:
-        opened = JobStore(url, synchronous="normal")
+        opened = JobStore(url, synchronous="normal", clock=clock)
         yield opened
         opened.close()
 
@@ -47,10 +53,10 @@ def wanted(prompt: str, **fields: object) -> NewJob:
     return NewJob.of(JobRequest(prompt=prompt, **fields))  # type: ignore[arg-type]
 
 
-def put(store: JobStore, *jobs: NewJob, file: str = "a.yaml", now: int = 1) -> list[str]:
+def put(store: JobStore, *jobs: NewJob, file: str = "a.yaml") -> list[str]:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name=file, suffix=".yaml", source="file")
-    return record_jobs(store, ticket, jobs, first_index=0, final=True, now=now, local=LOCAL)
+    return record_jobs(store, ticket, jobs, first_index=0, final=True)
 
 
 def index_all(store: JobStore) -> None:
@@ -65,7 +71,7 @@ def found(store: JobStore, **chosen: object) -> list[str]:
 def drop(store: JobStore, ids: list[str]) -> None:
     """Forget jobs of a batch, as pruning does."""
     for id_ in ids:
-        store.cancel(id_, 2)
+        store.cancel(id_)
     ticket = ids[0]
     store.archived(ticket)
     assert store.drop_jobs(ticket, ids) == len(ids)
@@ -139,18 +145,19 @@ def fits(job: Job, chosen: JobFilter) -> bool:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_every_filter_with_every_other_in_pages(store: JobStore, seed: int) -> None:
+def test_every_filter_with_every_other_in_pages(store: JobStore, clock: Clock, seed: int) -> None:
     rnd = random.Random(seed)
     for now in range(10):
-        put(store, *(some_job(rnd) for _ in range(30)), file="night.csv", now=now)
+        clock.put(now)
+        put(store, *(some_job(rnd) for _ in range(30)), file="night.csv")
         if now == 6:
             index_all(store)
     want = [Want(("", "turbo", "base"), "turbo")]
     for _ in range(60):
-        [job] = store.claim_many(5, want, usual="turbo")
+        [job] = store.claim_many(want, usual="turbo")
         assert job is not None
         if rnd.random() < 0.8:
-            store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=6)
+            store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={})
             store.rate(job.id, rnd.randint(-1, 5))
     every = list(store.all_jobs(JobFilter()))
     assert len(every) == 300
@@ -193,7 +200,7 @@ def test_a_text_is_looked_for_in_everything_a_person_may_know(store: JobStore) -
 def test_what_changes_later_is_found_as_it_is(store: JobStore) -> None:
     first, second = put(store, wanted("one", name="same"), wanted("two"))
     index_all(store)
-    [job] = store.claim_many(5, [Want()], usual="turbo")
+    [job] = store.claim_many([Want()], usual="turbo")
     assert job is not None and job.id == first
     assert found(store, models=("turbo",)) == [first]
     assert found(store, models=("",)) == [second]

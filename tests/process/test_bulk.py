@@ -21,7 +21,7 @@ from engines import expected, read_log
 from history import faults, pictures, rows
 from PIL import Image
 from roots import Root
-from store_children import claim_one
+from store_children import Clock, claim_one
 
 from watcher.dispatch import RunWindow
 from watcher.errors import SteadyError, Trouble
@@ -332,31 +332,30 @@ def test_models_that_no_worker_has_take_their_load_as_well() -> None:
     assert loading_seconds([], ["b"], "a") == 0.0  # nothing is known of a load
 
 
-def test_after_five_pictures_the_time_left_is_within_a_fifth(bench: Bench) -> None:
-    """Told of a queue whose pictures take as long as the record says; nobody's clock is asked."""
+def test_after_five_pictures_the_time_left_is_within_a_fifth(tmp_path: Path) -> None:
+    """Told of a queue whose pictures take as long as the record says."""
+    clock = Clock()
+    bench = Bench(tmp_path, clock=clock)
     many = [{"prompt": f"picture {number}"} for number in range(25)]
     bench.watcher.drop(json.dumps(many), str(uuid.uuid4()), "night.json")
     moods = random.Random(4)
-    now = 0.0
 
     def make(seconds: float) -> None:
-        nonlocal now
-        job = claim_one(bench.store, int(now * 1e6))
+        job = claim_one(bench.store)
         assert job is not None
-        now += seconds
-        done = bench.store.complete(
-            job.id, job.attempt, sha256="0" * 64, bytes=1, facts={}, now=int(now * 1e6)
-        )
+        clock.at += int(seconds * 1e6)
+        done = bench.store.complete(job.id, job.attempt, sha256="0" * 64, bytes=1, facts={})
         assert done is not None
 
     for seconds in (60.0, *(moods.uniform(7, 9) for _ in range(4))):  # the first warms up
         make(seconds)
     told = bench.client.get("/queue").json()["eta_seconds"]
-    asked = now
+    asked = clock.at
     for _ in range(20):
         make(moods.uniform(7, 9))
-    assert claim_one(bench.store, int(now * 1e6)) is None
-    assert told == pytest.approx(now - asked, rel=0.2)
+    assert claim_one(bench.store) is None
+    assert told == pytest.approx((clock.at - asked) / 1e6, rel=0.2)
+    bench.store.close()
 
 
 def test_a_window_on_the_nights_the_clocks_change() -> None:

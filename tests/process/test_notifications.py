@@ -136,7 +136,7 @@ def test_people_hear_whether_it_was_done_when_foretold(tmp_path: Path, post: Pos
             store.expect_end(now_us() + minutes * 60_000_000)
             store.expect_end(0)  # said once
             assert not store.without_eta()
-            store.cancel(id_, now_us())
+            store.cancel(id_)
             store.archived(ticket)
             [endpoint] = store.due_endpoints(now_us())
             due = store.next_delivery(endpoint, now_us())

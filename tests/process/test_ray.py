@@ -108,7 +108,7 @@ def sound(root: Root, jobs: int, kills: int = 0) -> None:
 
 def cancel(root: Root, job_id: str) -> None:
     record = JobStore(f"sqlite:///{root.folder / 'steady.db'}")
-    record.cancel(job_id, time.time_ns() // 1000)
+    record.cancel(job_id)
     record.close()
 
 

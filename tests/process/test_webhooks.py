@@ -64,16 +64,16 @@ def test_a_receiver_that_is_down_while_the_service_is_killed_twice_hears_everyth
 
 
 def test_what_is_told_is_what_http_answers_and_a_retry_is_told_in_order(tmp_path: Path) -> None:
-    with Bench(tmp_path) as bench:
+    with Bench(tmp_path, clock=lambda: 5) as bench:
         store = bench.store
         store.listen({"x": ["job.failed", "job.cancelled", "batch.completed"]})
         body = {"prompt": "a fox", "metadata": {"a": 1}, "label": "l"}
         assert bench.client.post("/jobs", json=body).status_code == 202
         [id_] = bench.watcher.take_in()
-        store.cancel(id_, 5)
+        store.cancel(id_)
         answered = bench.client.get(f"/jobs/{id_}").json()
-        store.retry(id_, 6)
-        store.cancel(id_, 7)
+        store.retry(id_)
+        store.cancel(id_)
         first = store.next_delivery("x", 2**60)
         assert first is not None and first.event == "job.cancelled"
         told = json.loads(json.dumps(payload_of(first)))
@@ -139,7 +139,7 @@ def test_after_ten_attempts_it_is_given_up_and_can_be_sent_again(tmp_path: Path)
         try:
             bench.client.post("/jobs", json={"prompt": "a"})
             [id_] = bench.watcher.take_in()
-            bench.store.cancel(id_, 5)
+            bench.store.cancel(id_)
             notifier.ring()
             listed = "/webhooks/deliveries?state=dead"
             until(lambda: bench.client.get(listed).json()["deliveries"], 30, "given up")
@@ -182,7 +182,7 @@ def waiting_events(bench: Bench, receiver: Receiver) -> None:
     bench.store.listen({receiver.url: ["job.cancelled"]})
     bench.client.post("/jobs", json=[{"prompt": f"p{n}"} for n in range(30)])
     for id_ in bench.watcher.take_in():
-        bench.store.cancel(id_, 5)
+        bench.store.cancel(id_)
 
 
 def told_of(bench: Bench, receiver: Receiver, moment: int, **how: Any) -> None:
@@ -204,7 +204,7 @@ def test_addresses_that_were_told_are_forgotten(tmp_path: Path) -> None:
         hooks = Webhooks([Webhook(url=e, secret=SECRET) for e in endpoints], {}, now=now_us)
         notifier = Notifier(store, [hooks], now=now_us)
         store.listen({e: ["job.cancelled"] for e in endpoints})
-        store.cancel(bench.watcher.take_in()[0], 5)
+        store.cancel(bench.watcher.take_in()[0])
         assert store.due_endpoints(now_us()) == sorted(endpoints)
         notifier.start()
         try:
@@ -413,11 +413,11 @@ def test_old_deliveries_go_and_a_million_jobs_without_listeners_write_none(tmp_p
         store: JobStore = bench.store
         bench.client.post("/jobs", json=[{"prompt": f"p{n}"} for n in range(30)])
         ids = bench.watcher.take_in()
-        store.cancel(ids[0], 5)
+        store.cancel(ids[0])
         assert store.deliveries() == [] == store.due_endpoints(2**60)
         store.listen({"x": ["job.cancelled"], "y": []})
         for id_ in ids[1:]:
-            store.cancel(id_, 6)
+            store.cancel(id_)
         assert len(store.deliveries()) == 29 and store.due_endpoints(2**60) == ["x"]
         while due := store.next_delivery("x", 2**60):
             store.attempted(due.id, now=due.seq)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import until
 from engines import read_log
-from store_children import LOCAL, record_jobs, request
+from store_children import record_jobs, request
 
 from watcher import checkpoints, finish
 from watcher.dispatch import BACKLOG, STREAK, Choosing, Dispatcher
@@ -66,7 +66,7 @@ class Desk:
         """One batch of these."""
         self.store.begin_reading(TICKET, name="a.yaml", suffix=".yaml", source="http")
         jobs = [NewJob.of(request(prompt), forwards=1) for prompt in prompts]
-        record_jobs(self.store, TICKET, jobs, first_index=0, final=True, now=1, local=LOCAL)
+        record_jobs(self.store, TICKET, jobs, first_index=0, final=True)
 
     def jobs(self) -> list[Job]:
         return self.store.jobs_of(TICKET)
@@ -187,7 +187,7 @@ def test_a_stop_leaves_alone_what_a_watcher_before_left_unsettled(
     here = desk("cpu", recovers=False)
     here.executor.start()
     here.put("a", "b")
-    here.store.claim_many(1, [Want()])
+    here.store.claim_many([Want()])
     here.until(here.executor.wants)
     here.turn()
     here.dispatcher.stop(0)
@@ -256,7 +256,7 @@ def test_the_queue_is_paused_also_when_the_record_is_busy_at_that_moment(
 ) -> None:
     here = desk("cpu")
     here.put(*["blank"] * STREAK)
-    for job in here.store.claim_many(1, STREAK * [Want()]):
+    for job in here.store.claim_many(STREAK * [Want()]):
         assert job is not None
         here.finisher.finish(job, Picture(0, *job.who, (64, 64), bytes(64 * 64 * 3), {}, {}))
     until(lambda: here.count(JobState.FAILED) == STREAK and not here.finisher.busy)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import until
-from store_children import LOCAL, put_batch, record_jobs
+from store_children import put_batch, record_jobs
 
 from watcher import checkpoints, executor as ex
 from watcher.errors import ValueFault
@@ -60,7 +60,7 @@ def finisher(
     outputs.open()
     inbox = Inbox(tmp_path / "inbox", settle=0.1, rescan=1.0)
     inbox.open(first=True)
-    shared = Shared(store, inbox, now=lambda: 1)
+    shared = Shared(store, inbox)
     finisher = Finisher(shared, outputs=outputs)
     finisher.start()
     yield finisher
@@ -82,7 +82,7 @@ def test_two_threads_save_pictures_and_more_where_a_queue_grows(
     store: JobStore, finisher: Finisher, disk: Disk
 ) -> None:
     put_batch(store, JOBS)
-    jobs = [job for job in store.claim_many(1, JOBS * [Want()]) if job]
+    jobs = [job for job in store.claim_many(JOBS * [Want()]) if job]
     assert threads() == THREADS
     for job in jobs[: 2 * THREADS]:
         finisher.finish(job, picture(job))
@@ -108,7 +108,7 @@ def test_a_table_of_refused_rows_stays_where_the_rows_themselves_are_gone(
     kept.parent.mkdir()
     kept.write_bytes(kept_line(Row(1, 2, {"prompt": "a boat"}, (ValueFault("bad_shape", "no"),))))
     store.begin_reading(ticket, name="old.csv", suffix=".csv", source=source)
-    record_jobs(store, ticket, [], first_index=0, final=True, refused_rows=1, now=1, local=LOCAL)
+    record_jobs(store, ticket, [], first_index=0, final=True, refused_rows=1)
     until(lambda: store.batch(ticket).archived)
     kept.unlink()
     store.unarchive(ticket)

@@ -5,7 +5,6 @@ import json
 import uuid
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +314,6 @@ def test_a_name_with_dots_names_its_pictures_over_http_as_well(desk: Desk, suffi
     ticket = str(uuid.uuid4())
     desk.store.reserve(
         ticket, name="shots.v2", suffix=suffix, source="http", digest="", image_name=False,
-        local=datetime.now(),
     )  # fmt: skip
     content = "a fox\nan owl\n" if suffix == ".txt" else "- a fox\n- an owl\n"
     folder.drop_file(desk.config.inbox, content.encode(), suffix, ticket)

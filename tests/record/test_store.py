@@ -25,6 +25,7 @@ from history import TRANSITIONS
 from postgres import fresh_record
 from store_children import (
     LOCAL,
+    Clock,
     claim_all,
     claim_one,
     hold_lock,
@@ -88,8 +89,14 @@ def opened(url: str) -> Iterator[Opener]:
 
 
 @pytest.fixture
-def store(opened: Opener) -> JobStore:
-    return opened(clock=lambda: 1_000)
+def clock() -> Clock:
+    """That of the record."""
+    return Clock()
+
+
+@pytest.fixture
+def store(opened: Opener, clock: Clock) -> JobStore:
+    return opened(clock=clock)
 
 
 @pytest.fixture
@@ -109,15 +116,15 @@ def code(call: Callable[[], object]) -> str:
     return raised.value.code
 
 
-def claim(store: JobStore, now: int = 1) -> Job:
-    job = claim_one(store, now)
+def claim(store: JobStore) -> Job:
+    job = claim_one(store)
     assert job is not None
     return job
 
 
 def drain(store: JobStore, window_open: bool = True) -> list[str]:
     """Claim until nothing is left; the ids in order."""
-    jobs = iter(lambda: claim_one(store, 1, window_open=window_open), None)
+    jobs = iter(lambda: claim_one(store, window_open=window_open), None)
     return [job.id for job in jobs]
 
 
@@ -139,29 +146,29 @@ TO_STATE = {
 
 #: action -> (the verb of TRANSITIONS, the state it leads to, how it is done)
 ACTIONS: dict[str, tuple[str, JobState, Callable[[JobStore, Job], object]]] = {
-    "claim": ("claim", JobState.GENERATING, lambda s, j: claim_one(s, 5)),
+    "claim": ("claim", JobState.GENERATING, lambda s, j: claim_one(s)),
     "complete": (
         "complete",
         JobState.COMPLETED,
-        lambda s, j: s.complete(j.id, j.attempt, sha256="ab", bytes=3, facts={"a": 1}, now=9),
+        lambda s, j: s.complete(j.id, j.attempt, sha256="ab", bytes=3, facts={"a": 1}),
     ),
     "fail": (
         "fail",
         JobState.FAILED,
-        lambda s, j: s.fail(j.id, j.attempt, "engine_failed", "broke", facts={}, now=9),
+        lambda s, j: s.fail(j.id, j.attempt, "engine_failed", "broke", facts={}),
     ),
     "end_cancelled": (
         "cancel",
         JobState.CANCELLED,
-        lambda s, j: s.fail(j.id, j.attempt, "cancelled", "", facts={}, now=9),
+        lambda s, j: s.fail(j.id, j.attempt, "cancelled", "", facts={}),
     ),
-    "cancel": ("cancel", JobState.CANCELLED, lambda s, j: s.cancel(j.id, 9)),
+    "cancel": ("cancel", JobState.CANCELLED, lambda s, j: s.cancel(j.id)),
     "release": (
         "release",
         JobState.QUEUED,
-        lambda s, j: s.release(j.id, j.attempt, why="x", now=9),
+        lambda s, j: s.release(j.id, j.attempt, why="x"),
     ),
-    "retry": ("retry", JobState.QUEUED, lambda s, j: s.retry(j.id, 9)),
+    "retry": ("retry", JobState.QUEUED, lambda s, j: s.retry(j.id)),
 }
 
 
@@ -205,17 +212,19 @@ def test_every_transition_of_the_drawing_has_an_action() -> None:
     }
 
 
-def test_a_late_worker_changes_nothing(store: JobStore) -> None:
+def test_a_late_worker_changes_nothing(store: JobStore, clock: Clock) -> None:
     put_batch(store)
     late = claim(store)
-    assert store.release(late.id, late.attempt, why="worker died", death=True, now=2)
+    clock.put(2)
+    assert store.release(late.id, late.attempt, why="worker died", death=True)
     now = claim(store)
     assert (now.attempt, now.deaths) == (2, 1)
     for act in ("complete", "fail", "end_cancelled", "release"):
         assert ACTIONS[act][2](store, late) is None
     assert store.rename(late.id, late.attempt) is None
     assert get(store, now.id) == now
-    done = store.complete(now.id, now.attempt, sha256="ab", bytes=3, facts={"gpu": "none"}, now=7)
+    clock.put(7)
+    done = store.complete(now.id, now.attempt, sha256="ab", bytes=3, facts={"gpu": "none"})
     assert done is not None
     assert (done.sha256, done.bytes, done.completed_at) == ("ab", 3, 7)
     assert done.facts["gpu"] == "none"
@@ -223,12 +232,13 @@ def test_a_late_worker_changes_nothing(store: JobStore) -> None:
     assert ACTIONS["complete"][2](store, now) is None  # once
 
 
-def test_of_a_thousand_attempts_the_last_are_told(store: JobStore) -> None:
+def test_of_a_thousand_attempts_the_last_are_told(store: JobStore, clock: Clock) -> None:
     """All of them would be read at every look."""
     put_batch(store)
     for now in range(1, 300):
+        clock.put(now)
         job = claim(store)
-        assert store.release(job.id, job.attempt, why="no room", now=now)
+        assert store.release(job.id, job.attempt, why="no room")
     attempts = get(store, job.id).facts["attempts"]
     assert attempts[-1] == {"attempt": 299, "why": "no room", "at": 299}
     assert len(attempts) < 100
@@ -237,42 +247,45 @@ def test_of_a_thousand_attempts_the_last_are_told(store: JobStore) -> None:
 def test_line_ends_of_every_script_are_words_in_a_reason(store: JobStore) -> None:
     put_batch(store)
     job = claim(store)
-    released = store.release(job.id, job.attempt, why="a\u2028b\u0085c", now=2)
+    released = store.release(job.id, job.attempt, why="a\u2028b\u0085c")
     assert released is not None
     assert released.facts["attempts"][0]["why"] == "a\u2028b\u0085c"
 
 
-def test_cancel_while_running_is_kept_until_the_worker_lets_go(store: JobStore) -> None:
+def test_cancel_while_running_is_kept_until_the_worker_lets_go(
+    store: JobStore, clock: Clock
+) -> None:
     put_batch(store)
     job = claim(store)
-    store.cancel(job.id, 2)
-    store.cancel(job.id, 3)  # asking twice is fine
+    store.cancel(job.id)
+    store.cancel(job.id)  # asking twice is fine
     assert store.cancels() == [(job.id, 1)]
-    back = store.release(job.id, 1, why="stopping", now=4)
+    clock.put(4)
+    back = store.release(job.id, 1, why="stopping")
     assert back is not None
     assert (back.state, back.completed_at, back.cancel_requested) == ("cancelled", 4, False)
     assert store.cancels() == []
-    again = store.retry(job.id, 5)
+    again = store.retry(job.id)
     assert (again.state, again.completed_at) == ("queued", None)
 
 
 def test_a_picture_that_was_published_counts_even_if_it_was_cancelled(store: JobStore) -> None:
     put_batch(store)
     job = claim(store)
-    store.cancel(job.id, 2)
-    done = store.complete(job.id, 1, sha256="0", bytes=1, facts={}, now=3)
+    store.cancel(job.id)
+    done = store.complete(job.id, 1, sha256="0", bytes=1, facts={})
     assert done is not None and done.state is JobState.COMPLETED
 
 
 def test_retry_keeps_who_the_job_is_and_clears_what_went_wrong(store: JobStore) -> None:
     (id,) = put_batch(store)
     job = claim(store)
-    store.release(id, 1, why="died", death=True, now=2)
+    store.release(id, 1, why="died", death=True)
     claim(store)
-    failed = store.fail(id, 2, "engine_failed", "broke", facts={"x": 1}, now=3)
+    failed = store.fail(id, 2, "engine_failed", "broke", facts={"x": 1})
     assert failed is not None and failed.error_code == "engine_failed"
     assert store.archived(job.ticket)
-    back = store.retry(id, 4)
+    back = store.retry(id)
     assert (back.error_code, back.error_message, back.deaths, back.started_at) == (
         None,
         None,
@@ -289,31 +302,35 @@ def test_unknown_jobs_and_batches(store: JobStore) -> None:
     nobody = str(uuid.uuid4())
     assert store.job(nobody) is None and store.batch(nobody) is None
     for call in (store.cancel, store.retry):
-        assert code(lambda call=call: call(nobody, 1)) == "job_not_found"  # type: ignore[misc]
+        assert code(lambda call=call: call(nobody)) == "job_not_found"  # type: ignore[misc]
     assert code(lambda: store.reorder(nobody)) == "job_not_found"
     for batch_call in (
         store.progress, store.cancel_batch, store.pause_batch, store.resume_batch,
-        store.retry_failed, lambda t: store.withdraw(t, 1),
-        lambda t: record_jobs(store, t, [], first_index=0, final=True, now=1, local=LOCAL),
+        store.retry_failed, store.withdraw,
+        lambda t: record_jobs(store, t, [], first_index=0, final=True),
     ):  # fmt: skip
         assert code(lambda call=batch_call: call(nobody)) == "batch_not_found"  # type: ignore[misc]
     assert not store.archived(nobody)
 
 
-def test_deleted_pictures_keep_their_row(store: JobStore) -> None:
+def test_deleted_pictures_keep_their_row(store: JobStore, clock: Clock) -> None:
     job = in_state(store, JobState.COMPLETED)
-    deleted = store.mark_deleted(job.id, 8)
+    clock.put(8)
+    deleted = store.mark_deleted(job.id)
     assert deleted is not None and deleted.deleted_at == 8
-    assert store.mark_deleted(job.id, 9) is None
-    assert store.mark_deleted(in_state(store, JobState.FAILED).id, 9) is None
+    assert store.mark_deleted(job.id) is None
+    assert store.mark_deleted(in_state(store, JobState.FAILED).id) is None
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_counters_agree_with_the_rows_after_anything(opened: Opener, seed: int) -> None:
-    store, dice = opened(), random.Random(seed)
+def test_counters_agree_with_the_rows_after_anything(
+    store: JobStore, clock: Clock, seed: int
+) -> None:
+    dice = random.Random(seed)
     ids: list[str] = []
     seen = 0
     for step in range(150):
+        clock.put(step)
         match dice.randrange(12):
             case 0 | 1:
                 ids += put_batch(
@@ -323,9 +340,9 @@ def test_counters_agree_with_the_rows_after_anything(opened: Opener, seed: int) 
                     not_before=dice.choice([None, None, step + 20]),
                 )
             case 2 | 3 | 4:
-                claim_one(store, step, window_open=dice.random() < 0.8)
+                claim_one(store, window_open=dice.random() < 0.8)
             case 5:
-                store.release_due(step)
+                store.release_due()
             case _ if ids:
                 job = get(store, dice.choice(ids))
                 do = dice.choice(
@@ -363,8 +380,8 @@ def test_whoever_follows_the_revs_misses_nothing(store: JobStore) -> None:
 
     def work() -> None:
         try:
-            while job := claim_one(store, 1):
-                store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
+            while job := claim_one(store):
+                store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={})
         except BaseException as error:
             errors.append(error)
 
@@ -387,14 +404,14 @@ def test_whoever_follows_the_revs_misses_nothing(store: JobStore) -> None:
 # -- recording
 
 
-def test_recording_again_gives_the_same_rows(store: JobStore) -> None:
+def test_recording_again_gives_the_same_rows(store: JobStore, clock: Clock) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
     jobs = new_jobs(3)
-    ids = record_jobs(store, ticket, jobs, first_index=0, final=True, now=1, local=LOCAL)
+    ids = record_jobs(store, ticket, jobs, first_index=0, final=True)
     rows = store.jobs_of(ticket)
-    later = LOCAL + timedelta(hours=20)
-    assert record_jobs(store, ticket, jobs, first_index=0, final=True, now=9, local=later) == ids
+    clock.put(LOCAL)
+    assert record_jobs(store, ticket, jobs, first_index=0, final=True) == ids
     assert store.jobs_of(ticket) == rows
     assert ids == [job_id_of(ticket, k) for k in range(3)]
     batch = store.batch(ticket)
@@ -414,40 +431,39 @@ def test_the_ids_of_a_batch_count_on_from_its_ticket() -> None:
     )
 
 
-def test_a_long_file_is_resumed_where_it_stood(opened: Opener) -> None:
-    store, ticket = opened(), str(uuid.uuid4())
+def test_a_long_file_is_resumed_where_it_stood(opened: Opener, clock: Clock) -> None:
+    store, ticket = opened(clock=clock), str(uuid.uuid4())
     store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
     record_jobs(store,
-        ticket, new_jobs(4), first_index=0, final=False, next_line=5, warnings=["w"], now=1,
-        local=LOCAL,
+        ticket, new_jobs(4), first_index=0, final=False, next_line=5, warnings=["w"],
     )  # fmt: skip
     assert [b.recorded_at for b in store.batches()] == [None]
     assert claim(store).id == ticket  # each chunk may run at once
     store.close()
-    store = opened()
+    store = opened(clock=clock)
     store.count_tries([ticket])
     batch = store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
     assert (batch.tries, batch.next_line, batch.jobs, batch.recorded_at) == (1, 5, 4, None)
     record_jobs(store,
-        ticket, new_jobs(3), first_index=4, final=True, next_line=8, warnings=["w", "v"], now=2,
-        local=LOCAL,
+        ticket, new_jobs(3), first_index=4, final=True, next_line=8, warnings=["w", "v"],
     )  # fmt: skip
     batch = store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
-    assert (batch.tries, batch.next_line, batch.jobs, batch.recorded_at) == (0, 8, 7, 2)
+    assert (batch.tries, batch.next_line, batch.jobs, batch.recorded_at) == (0, 8, 7, 1)
     assert batch.warnings == ("w", "v")
     assert [job.index for job in store.jobs_of(ticket)] == list(range(7))
     assert [job.index for job in store.jobs_of(ticket, after_index=2, limit=2)] == [3, 4]
 
 
-def test_a_chunk_is_recorded_whole_or_not_at_all(store: JobStore) -> None:
+def test_a_chunk_is_recorded_whole_or_not_at_all(store: JobStore, clock: Clock) -> None:
+    clock.put(LOCAL)
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
     bad = [*new_jobs(3), NewJob.of(request(), not_before=2**70)]  # no database takes this integer
     with pytest.raises(Exception):  # noqa: B017 - each driver has its own
-        record_jobs(store, ticket, bad, first_index=0, final=True, now=1, local=LOCAL)
+        record_jobs(store, ticket, bad, first_index=0, final=True)
     assert store.jobs_of(ticket) == []
     assert store.last_rev() == 0 and store.counts()[JobState.QUEUED] == 0
-    ids = record_jobs(store, ticket, new_jobs(1), first_index=0, final=True, now=1, local=LOCAL)
+    ids = record_jobs(store, ticket, new_jobs(1), first_index=0, final=True)
     assert get(store, ids[0]).image_name == "ImgGen_102959"  # the name was not lost either
 
 
@@ -459,7 +475,7 @@ def test_the_request_comes_back_as_it_was(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a", suffix=".json", source="cli")
     new = NewJob.of(asked, warnings=("no effect",), priority=Priority.BULK, not_before=77)
-    (id,) = record_jobs(store, ticket, [new], first_index=0, final=True, now=1, local=LOCAL)
+    (id,) = record_jobs(store, ticket, [new], first_index=0, final=True)
     job = get(store, id)
     assert job.request == asked
     assert (job.path, job.warnings, job.not_before, job.held) == (
@@ -471,32 +487,32 @@ def test_a_batch_says_what_is_said_of_its_jobs_once(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a", suffix=".json", source="cli")
     jobs = [NewJob.of(request(), warnings=(word,)) for word in ("no effect", "long", "no effect")]
-    ids = record_jobs(
-        store, ticket, jobs, first_index=0, final=True, warnings=["left out"], now=1, local=LOCAL
-    )
+    ids = record_jobs(store, ticket, jobs, first_index=0, final=True, warnings=["left out"])
     for _ in ids:
         job = claim(store)
         found = ["long", "found by the worker"] if job.id == ids[2] else []
-        store.complete(job.id, 1, sha256="0", bytes=1, facts={"warnings": found}, now=2)
+        store.complete(job.id, 1, sha256="0", bytes=1, facts={"warnings": found})
     assert get(store, ids[2]).warnings == ("no effect", "long", "found by the worker")
     (batch,) = (b for b in store.batches() if b.ticket == ticket)
     assert batch.warnings == ("left out", "no effect", "long", "found by the worker")
 
 
-def test_a_reserved_name_is_found_again(store: JobStore) -> None:
+def test_a_reserved_name_is_found_again(store: JobStore, clock: Clock) -> None:
     ticket, midnight = str(uuid.uuid4()), datetime(2026, 11, 22, 23, 59, 59)
     words = {"name": "api", "suffix": ".json", "source": "http", "digest": "d"}
-    reserved = store.reserve(ticket, **words, local=midnight, now=1)
+    clock.put(midnight)
+    reserved, fresh = store.reserve(ticket, **words)
     assert (reserved.image_name, reserved.claim, reserved.jobs) == ("ImgGen_235959", None, 0)
-    assert store.reserve(ticket, **words | {"digest": "other"}, local=LOCAL) == reserved
+    assert fresh and store.reserve(ticket, **words | {"digest": "other"}) == (reserved, False)
     assert [b.ticket for b in store.stale_reservations(0)] == [ticket]
-    assert store.stale_reservations(1_000) == []  # the clock stands at 1,000
+    assert store.stale_reservations(1_000) == []  # no time has passed
     begun = store.begin_reading(ticket, name="api", suffix=".json", source="http")
     assert (begun.claim, begun.tries) == (ticket, 0)
     assert store.stale_reservations(0) == [] and not store.sweep(ticket)
+    clock.put(midnight + timedelta(seconds=5))
     record_jobs(store,
         ticket, [NewJob.of(request(), priority=Priority.INTERACTIVE), NewJob.of(request())],
-        first_index=0, final=True, now=2, local=midnight + timedelta(seconds=5),
+        first_index=0, final=True,
     )  # fmt: skip
     first, second = store.jobs_of(ticket)
     assert first.path == "20261122/ImgGen_235959.png"  # the day of the answer, not of the reading
@@ -506,22 +522,22 @@ def test_a_reserved_name_is_found_again(store: JobStore) -> None:
 def test_reservations_without_a_file_are_swept_and_their_name_never_given_again(
     store: JobStore,
 ) -> None:
-    words = {"name": "api", "suffix": ".json", "source": "http", "digest": "d", "local": LOCAL}
+    words = {"name": "api", "suffix": ".json", "source": "http", "digest": "d"}
     first, second = str(uuid.uuid4()), str(uuid.uuid4())
-    assert store.reserve(first, **words, image_name="Fox", folder="x").image_name == "Fox"
+    assert store.reserve(first, **words, image_name="Fox", folder="x")[0].image_name == "Fox"
     assert store.sweep(first) and store.batch(first) is None
-    assert store.reserve(second, **words, image_name="fox", folder="x").image_name == "fox_2"
-    assert store.reserve(str(uuid.uuid4()), **words, image_name=False).image_name is None
+    assert store.reserve(second, **words, image_name="fox", folder="x")[0].image_name == "fox_2"
+    assert store.reserve(str(uuid.uuid4()), **words, image_name=False)[0].image_name is None
 
 
 def test_a_batch_cancelled_before_it_was_read_never_runs(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
-    store.reserve(ticket, name="n", suffix=".json", source="http", digest="d", local=LOCAL)
+    store.reserve(ticket, name="n", suffix=".json", source="http", digest="d")
     assert store.cancel_batch(ticket).cancelled
     store.begin_reading(ticket, name="n", suffix=".json", source="http")
-    record_jobs(store, ticket, new_jobs(2), first_index=0, final=True, now=5, local=LOCAL)
-    assert [(j.state, j.completed_at) for j in store.jobs_of(ticket)] == [("cancelled", 5)] * 2
-    assert claim_one(store, 6) is None
+    record_jobs(store, ticket, new_jobs(2), first_index=0, final=True)
+    assert [(j.state, j.completed_at) for j in store.jobs_of(ticket)] == [("cancelled", 1)] * 2
+    assert claim_one(store) is None
     assert [b.ticket for b in store.unarchived()] == [ticket]
 
 
@@ -534,7 +550,7 @@ def test_a_key_makes_a_repeat_harmless(store: JobStore) -> None:
     assert (mine.ticket, mine.claim, mine.digest) == (night, one, "d")
     assert store.adopt(one, night, key="night") == mine  # after a crash
     assert store.begin_reading(one, **words).ticket == mine.ticket
-    record_jobs(store, mine.ticket, new_jobs(2), first_index=0, final=True, now=1, local=LOCAL)
+    record_jobs(store, mine.ticket, new_jobs(2), first_index=0, final=True)
     store.begin_reading(two, **words)
     other = store.adopt(two, night, key="night", digest="e")
     assert (other.claim, other.digest, other.recorded_at) == (one, "d", 1)
@@ -559,8 +575,6 @@ def test_a_job_with_a_key_of_its_own_runs_once(store: JobStore) -> None:
             [keyed, keyed, *new_jobs(1)],
             first_index=0,
             final=True,
-            now=1,
-            local=LOCAL,
         )
         assert ids[:2] == [keyed.id, keyed.id]
     assert store.counts()[JobState.QUEUED] == 3
@@ -577,8 +591,6 @@ def test_changed_rows_of_a_resumed_batch_come_last(store: JobStore) -> None:
         [old[0], new[0], old[2], new[1]],
         first_index=0,
         final=True,
-        now=1,
-        local=LOCAL,
     )
     assert [(j.index, j.id) for j in store.jobs_of(ticket)] == [
         (0, ids[0]), (1, job_id_of(ticket, 1)), (2, ids[2]), (3, ids[3]), (4, ids[1]),
@@ -590,7 +602,7 @@ def test_refused_files_wait_for_their_sidecar(store: JobStore) -> None:
     claimed = str(uuid.uuid4())
     store.begin_reading(claimed, name="bad.yaml", suffix=".yaml", source="file")
     batch = store.refuse(claimed, {"code": "bad_yaml"})
-    assert (batch.error, batch.recorded_at) == ({"code": "bad_yaml"}, 1_000)
+    assert (batch.error, batch.recorded_at) == ({"code": "bad_yaml"}, 1)
     assert store.refuse(claimed, {"code": "other"}) == batch
     assert store.unarchived() == [batch]
     assert store.archived(batch.ticket) and not store.archived(batch.ticket)
@@ -603,7 +615,7 @@ def test_a_batch_is_put_away_when_its_last_job_ended(store: JobStore) -> None:
     for last in (False, True):
         job = claim(store)
         assert store.unarchived() == [] and not store.archived(ticket)
-        store.complete(job.id, 1, sha256="0", bytes=1, facts={}, now=2)
+        store.complete(job.id, 1, sha256="0", bytes=1, facts={})
         assert bool(store.unarchived()) is last
     assert store.archived(ticket)
     assert [b.ticket for b in store.batches()] == [ticket]
@@ -619,19 +631,21 @@ def test_batches_in_pages(store: JobStore) -> None:
 # -- names
 
 
-def names(store: JobStore, jobs: list[NewJob], local: datetime = LOCAL) -> list[str]:
+def names(store: JobStore, jobs: list[NewJob]) -> list[str]:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
-    ids = record_jobs(store, ticket, jobs, first_index=0, final=True, now=1, local=local)
+    ids = record_jobs(store, ticket, jobs, first_index=0, final=True)
     return [get(store, id).path.removesuffix(".png") for id in ids]
 
 
-def test_default_names_are_unique_for_ever_and_everywhere(store: JobStore) -> None:
-    tomorrow = LOCAL + timedelta(days=1)
+def test_default_names_are_unique_for_ever_and_everywhere(store: JobStore, clock: Clock) -> None:
+    clock.put(LOCAL)
     assert names(store, new_jobs(2)) == ["20261122/ImgGen_102959", "20261122/ImgGen_102959_2"]
-    assert names(store, new_jobs(1), tomorrow) == ["20261123/ImgGen_102959_3"]
+    clock.put(LOCAL + timedelta(days=1))
+    assert names(store, new_jobs(1)) == ["20261123/ImgGen_102959_3"]
     squatter = NewJob.of(request(name="imggen_102959_4", folder="x"))
     assert names(store, [squatter]) == ["x/imggen_102959_4"]
+    clock.put(LOCAL)
     assert names(store, new_jobs(1)) == ["20261122/ImgGen_102959_5"]
 
 
@@ -649,26 +663,25 @@ def test_given_names_are_unique_in_their_folder_in_any_case(store: JobStore) -> 
     assert named("猫", "猫") == ["f/猫", "f/猫_2"]
 
 
-def test_files_of_many_dropped_twice(store: JobStore) -> None:
+def test_files_of_many_dropped_twice(store: JobStore, clock: Clock) -> None:
+    clock.put(LOCAL)
     jobs = [NewJob.of(request(), stem=f"cats_{k:04d}") for k in (1, 2)]
     assert names(store, jobs) == ["20261122/cats_0001", "20261122/cats_0002"]
     assert names(store, jobs) == ["20261122/cats_0001_2", "20261122/cats_0002_2"]
 
 
-def test_ten_thousand_pictures_in_one_second(store: JobStore) -> None:
+def test_ten_thousand_pictures_in_one_second(store: JobStore, clock: Clock) -> None:
+    clock.put(LOCAL)
     given = names(store, new_jobs(2_000)) + names(store, new_jobs(8_000))
     assert len({name.casefold() for name in given}) == 10_000
     assert given[-1] == "20261122/ImgGen_102959_10000"
-    reserved = [
-        store.reserve(
-            str(uuid.uuid4()), name="n", suffix=".json", source="http", digest="d", local=LOCAL
-        ).image_name
-        for _ in range(20)
-    ]
+    words = {"name": "n", "suffix": ".json", "source": "http", "digest": "d"}
+    reserved = [store.reserve(str(uuid.uuid4()), **words)[0].image_name for _ in range(20)]
     assert reserved == [f"ImgGen_102959_{10_001 + k}" for k in range(20)]
 
 
-def test_a_strangers_file_makes_the_job_take_the_next_name(store: JobStore) -> None:
+def test_a_strangers_file_makes_the_job_take_the_next_name(store: JobStore, clock: Clock) -> None:
+    clock.put(LOCAL)
     put_batch(store)
     put_batch(store, stem="cat")
     for expected in ("ImgGen_102959_2", "cat_2"):
@@ -683,13 +696,13 @@ def test_a_strangers_file_makes_the_job_take_the_next_name(store: JobStore) -> N
     assert names(store, [NewJob.of(request(), stem="cat")]) == ["20261122/cat_4"]
 
 
-def test_pictures_are_found_by_name(store: JobStore) -> None:
+def test_pictures_are_found_by_name(store: JobStore, clock: Clock) -> None:
+    clock.put(LOCAL)
     ids = [put_batch(store, stem="Cat")[0]]
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="n", suffix=".yaml", source="file")
     ids += record_jobs(store,
-        ticket, [NewJob.of(request(name="cat", folder="Zoo"))], first_index=0, final=True, now=1,
-        local=LOCAL,
+        ticket, [NewJob.of(request(name="cat", folder="Zoo"))], first_index=0, final=True,
     )  # fmt: skip
 
     def found(*name: str) -> str | None:
@@ -740,8 +753,7 @@ def test_chunks_of_one_bulk_batch_stay_in_line(store: JobStore) -> None:
     ids = []
     for first in (0, 4):
         ids += record_jobs(store,
-            ticket, new_jobs(4, priority=Priority.BULK), first_index=first, final=first == 4, now=1,
-            local=LOCAL,
+            ticket, new_jobs(4, priority=Priority.BULK), first_index=first, final=first == 4,
         )  # fmt: skip
     other = put_batch(store, 2, priority=Priority.BULK)
     assert drain(store) == [ids[0], other[0], ids[1], other[1], *ids[2:]]
@@ -758,24 +770,23 @@ def test_bulk_never_starves(opened: Opener) -> None:
     assert [id for id in order if id in set(quick)] == quick
 
 
-def test_several_are_claimed_as_one_after_the_other_would_be(opened: Opener) -> None:
+def test_several_are_claimed_as_one_after_the_other_would_be(store: JobStore) -> None:
     """Also where bulk has its turn within what is claimed at once."""
 
     def order(most: int) -> list[str]:
-        store = opened()
         bulk = put_batch(store, 3, priority=Priority.BULK)
         put_batch(store, BULK_TURN + 5)
         before = store.last_rev()
         claimed: list[Job] = []
-        while jobs := [job for job in store.claim_many(7, most * [Want()]) if job]:
+        while jobs := [job for job in store.claim_many(most * [Want()]) if job]:
             assert [job.rev for job in jobs] == sorted(job.rev for job in jobs)
             claimed += jobs
         assert {(job.state, job.attempt, job.started_at) for job in claimed} == {
-            (JobState.GENERATING, 1, 7)
+            (JobState.GENERATING, 1, 1)
         }
         assert store.last_rev() == before + len(claimed)
         for job in claimed:
-            store.complete(job.id, 1, sha256="0", bytes=1, facts={}, now=8)
+            store.complete(job.id, 1, sha256="0", bytes=1, facts={})
         return ["bulk" if job.id in bulk else str(job.index) for job in claimed]
 
     one = order(1)
@@ -786,10 +797,10 @@ def test_several_are_claimed_as_one_after_the_other_would_be(opened: Opener) -> 
 
 def test_pictures_recorded_together_are_each_fenced(store: JobStore) -> None:
     ids = put_batch(store, 3)
-    assert [job and job.attempt for job in store.claim_many(1, 3 * [Want()])] == [1, 1, 1]
-    store.release(ids[1], 1, why="taken away", now=2)
+    assert [job and job.attempt for job in store.claim_many(3 * [Want()])] == [1, 1, 1]
+    store.release(ids[1], 1, why="taken away")
     asked = [Completion(id, 1, f"sha-{id}", 5, {"n": k}) for k, id in enumerate(ids)]
-    done = store.complete_many([*asked, asked[0]], now=3)
+    done = store.complete_many([*asked, asked[0]])
     assert [job.id if job else None for job in done] == [ids[0], None, ids[2], None]
     assert [get(store, id).sha256 for id in ids] == [f"sha-{ids[0]}", None, f"sha-{ids[2]}"]
     assert store.counts()[JobState.COMPLETED] == 2
@@ -803,24 +814,32 @@ def test_bulk_gets_no_turn_while_its_window_is_closed(store: JobStore) -> None:
     assert drain(store) == bulk
 
 
+SECOND = 1_000_000
+
+
 def of_models(store: JobStore, names: str, **fields: Any) -> list[str]:
     """A batch with a job of each of these models; their ids."""
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
     jobs = [NewJob.of(request(model=None if name == "-" else name), **fields) for name in names]
-    return record_jobs(store, ticket, jobs, now=1, local=LOCAL)
+    return record_jobs(store, ticket, jobs)
 
 
-def served(store: JobStore, now: int = 1, step: int = 0, **how: Any) -> str:
-    """The models of the jobs that one worker claims, in order, and who has it loaded then."""
+def served(store: JobStore, clock: Clock | None = None, **how: Any) -> str:
+    """The models of the jobs that one worker claims, in order, and who has it loaded then.
+
+    Each takes a second of ``clock``.
+    """
     order, warm = "", how.pop("warm", "a")
     while True:
-        [job] = store.claim_many(now, [Want(("", "a", "b", "c"), warm)], usual="a", **how)
+        [job] = store.claim_many([Want(("", "a", "b", "c"), warm)], usual="a", **how)
         if job is None:
             return order
         assert job.model is not None
-        store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
-        order, warm, now = order + job.model, job.model, now + step
+        store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={})
+        order, warm = order + job.model, job.model
+        if clock is not None:
+            clock.at += SECOND
 
 
 def test_within_a_class_the_loaded_model_goes_first(opened: Opener) -> None:
@@ -831,9 +850,9 @@ def test_within_a_class_the_loaded_model_goes_first(opened: Opener) -> None:
     of_models(store, "ab" * 3, priority=Priority.INTERACTIVE)
     claimed = []
     for _ in range(6):
-        [job] = store.claim_many(1, [Want(("a", "b"), warm="a", loaded="b")])
+        [job] = store.claim_many([Want(("a", "b"), warm="a", loaded="b")])
         assert job is not None
-        store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
+        store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={})
         claimed.append(job.model)
     assert claimed == [*"bbb", *"aaa"]  # for those who wait at the screen it is what is loaded
     of_models(store, "-b-b")
@@ -841,24 +860,25 @@ def test_within_a_class_the_loaded_model_goes_first(opened: Opener) -> None:
     assert served(store) == "aabb"  # whoever names none has the root's
 
 
-def test_no_job_is_passed_by_for_longer_than_it_may_be(opened: Opener) -> None:
-    second = 1_000_000
-    store = opened()
+def test_no_job_is_passed_by_for_longer_than_it_may_be(opened: Opener, clock: Clock) -> None:
+    store = opened(clock=clock)
     ids = of_models(store, "b" + "a" * 200)
-    order = served(store, step=second, patience=60)
+    order = served(store, clock, patience=60)
     assert order == "a" * 60 + "b" + "a" * 140
     of_models(store, "b" + "a" * 9)
     for _ in range(5):
-        store.claim_many(1, [Want(("a", "b"), "a")])
+        store.claim_many([Want(("a", "b"), "a")])
     store.close()
-    store = opened()  # when it was first passed by is on record
-    [job] = store.claim_many(1 + 60 * second, [Want(("a", "b"), "a")])
+    store = opened(clock=clock)  # when it was first passed by is on record
+    clock.at += 60 * SECOND
+    [job] = store.claim_many([Want(("a", "b"), "a")])
     assert job is not None and job.model == "b"
     assert store.job(ids[0]) is not None
 
 
-def test_of_the_loaded_model_the_loras_that_were_read_go_first(store: JobStore) -> None:
-    second = 1_000_000
+def test_of_the_loaded_model_the_loras_that_were_read_go_first(
+    store: JobStore, clock: Clock
+) -> None:
 
     def jobs(loras: str, **fields: Any) -> list[str]:
         """A batch with a job for each of these: upper case of model b, "-" without any LoRA."""
@@ -870,13 +890,14 @@ def test_of_the_loaded_model_the_loras_that_were_read_go_first(store: JobStore) 
             for each in loras
         ]  # fmt: skip
         new = [NewJob.of(request(**each), **fields) for each in asked]
-        return record_jobs(store, ticket, new, now=1, local=LOCAL)
+        return record_jobs(store, ticket, new)
 
     def drawn(**how: Any) -> str:
-        order, warm, loras, now = "", "a", "", 1
-        while job := store.claim_many(now, [Want(("a", "b"), warm, warm, loras)], **how)[0]:
-            store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
-            warm, loras, now = job.model or "", job.request.lora_names, now + second
+        order, warm, loras = "", "a", ""
+        while job := store.claim_many([Want(("a", "b"), warm, warm, loras)], **how)[0]:
+            store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={})
+            warm, loras = job.model or "", job.request.lora_names
+            clock.at += SECOND
             order += loras.upper() if warm == "b" else loras or "-"
         return order
 
@@ -900,7 +921,7 @@ def test_what_a_worker_cannot_load_is_not_given_to_it(store: JobStore) -> None:
     bulk = of_models(store, "b", priority=Priority.BULK)
     of_models(store, "a" * (BULK_TURN + 5), priority=Priority.INTERACTIVE)
     claimed = []
-    while (job := store.claim_many(1, [Want(("a",))])[0]) is not None:
+    while (job := store.claim_many([Want(("a",))])[0]) is not None:
         claimed.append(job.model)
     assert claimed == ["a"] * (BULK_TURN + 6)  # also where bulk, which it cannot make, has its turn
     assert get(store, bulk[0]).state is JobState.QUEUED
@@ -929,23 +950,23 @@ def test_reorder_within_and_between_classes(opened: Opener) -> None:
 
 def test_a_released_job_keeps_its_place_and_a_retried_one_queues_anew(store: JobStore) -> None:
     first, second, third = put_batch(store, 3)
-    store.release(claim(store).id, 1, why="x", now=2)
+    store.release(claim(store).id, 1, why="x")
     assert store.position(first) == 0
     job = claim(store)
-    store.fail(job.id, job.attempt, "engine_failed", "", facts={}, now=3)
-    store.retry(first, 4)
+    store.fail(job.id, job.attempt, "engine_failed", "", facts={})
+    store.retry(first)
     assert drain(store) == [second, third, first]
 
 
 def test_a_cancelled_batch_whose_job_runs_again_is_no_more_cancelled(store: JobStore) -> None:
     first, second = put_batch(store, 2)
     ticket = get(store, first).ticket
-    store.cancel_batch(ticket, 2)
-    store.retry(first, 3)
+    store.cancel_batch(ticket)
+    store.retry(first)
     batch = store.batch(ticket)
     assert batch is not None and not batch.cancelled
-    store.cancel_batch(ticket, 4)
-    assert store.retry_ended(ticket, [first, second], 5) == 2
+    store.cancel_batch(ticket)
+    assert store.retry_ended(ticket, [first, second]) == 2
     batch = store.batch(ticket)
     assert batch is not None and not batch.cancelled
 
@@ -956,11 +977,10 @@ def test_a_retry_of_what_cannot_start_says_so(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.yaml", suffix=".yaml", source="file")
     job = NewJob.of(request("from it", image=f"job:{source}"))
-    how = {"first_index": 0, "final": True, "now": 1, "local": LOCAL}
-    (link,) = record_jobs(store, ticket, [job], **how)
-    store.cancel(source, 2)
+    (link,) = record_jobs(store, ticket, [job], first_index=0, final=True)
+    store.cancel(source)
     assert get(store, link).state is JobState.FAILED
-    answered = store.retry(link, 3)
+    answered = store.retry(link)
     assert answered == get(store, link)
     assert answered.state is JobState.FAILED
 
@@ -969,8 +989,8 @@ def test_retry_failed_takes_only_the_failed_ones(store: JobStore) -> None:
     ids = put_batch(store, 4, priority=Priority.BULK)
     for _ in range(3):
         job = claim(store)
-        store.fail(job.id, 1, "engine_failed", "", facts={}, now=3)
-    store.cancel(ids[3], 4)
+        store.fail(job.id, 1, "engine_failed", "", facts={})
+    store.cancel(ids[3])
     assert store.archived(ids[0])
     assert store.retry_failed(ids[0]) == 3
     assert store.retry_failed(ids[0]) == 0
@@ -1008,7 +1028,7 @@ def test_what_a_picture_was_waited_for_is_found_without_reading_the_backlog(file
 def test_a_paused_queue_gives_nothing(store: JobStore) -> None:
     ids = put_batch(store, 2)
     store.put("paused", {"by": "person", "reason": "", "since": 0})
-    assert store.claim_many(1, 2 * [Want()]) == [None, None]
+    assert store.claim_many(2 * [Want()]) == [None, None]
     store.drop("paused")
     assert drain(store) == ids
 
@@ -1016,38 +1036,42 @@ def test_a_paused_queue_gives_nothing(store: JobStore) -> None:
 # -- held back
 
 
-def test_not_before(store: JobStore) -> None:
+def test_not_before(store: JobStore, clock: Clock) -> None:
     later, now = put_batch(store, not_before=50), put_batch(store)
     soon = put_batch(store, not_before=40)
     assert (store.held(), store.held_back()[0].not_before) == (2, 40)
     assert get(store, later[0]).held == "not_before"
     assert store.position(later[0]) is None
     assert drain(store) == now
-    assert store.release_due(39) == 0
-    assert store.release_due(40) == 1
+    clock.put(39)
+    assert store.release_due() == 0
+    clock.put(40)
+    assert store.release_due() == 1
     assert drain(store) == soon
-    assert store.release_due(60) == 1 and store.held_back() == []
+    clock.put(50)
+    assert store.release_due() == 1 and store.held_back() == []
     assert drain(store) == later
 
 
-def test_a_held_job_can_be_cancelled_and_comes_back_held(store: JobStore) -> None:
+def test_a_held_job_can_be_cancelled_and_comes_back_held(store: JobStore, clock: Clock) -> None:
     (id,) = put_batch(store, not_before=50)
-    assert store.cancel(id, 2).held is None
-    assert store.retry(id, 3).held == "not_before"
-    store.cancel(id, 4)
-    assert store.retry(id, 60).held is None
+    assert store.cancel(id).held is None
+    assert store.retry(id).held == "not_before"
+    store.cancel(id)
+    clock.put(60)
+    assert store.retry(id).held is None
 
 
 def test_paused_batches(store: JobStore) -> None:
     ids = put_batch(store, 3)
     running = claim(store)
     assert store.pause_batch(ids[0]).paused
-    assert claim_one(store, 1) is None
-    assert store.release(running.id, 1, why="x", now=2).held == "paused"  # type: ignore[union-attr]
-    store.cancel(ids[2], 2)
-    assert store.retry(ids[2], 3).held == "paused"
-    record_jobs(store, ids[0], new_jobs(1), first_index=3, final=True, now=1, local=LOCAL)
-    assert store.held() == 4 and claim_one(store, 1) is None
+    assert claim_one(store) is None
+    assert store.release(running.id, 1, why="x").held == "paused"  # type: ignore[union-attr]
+    store.cancel(ids[2])
+    assert store.retry(ids[2]).held == "paused"
+    record_jobs(store, ids[0], new_jobs(1), first_index=3, final=True)
+    assert store.held() == 4 and claim_one(store) is None
     assert not store.resume_batch(ids[0]).paused
     assert drain(store) == [ids[0], ids[1], ids[2], job_id_of(ids[0], 3)]
 
@@ -1065,31 +1089,32 @@ def test_the_pause_is_looked_at_by_the_claim_itself(opened: Opener) -> None:
     version = store.data_version()
     other.put("paused", {"by": "person", "reason": "é", "since": 3})
     until(lambda: store.data_version() != version)
-    assert claim_one(store, 1) is None
+    assert claim_one(store) is None
     assert store.get("paused") == {"by": "person", "reason": "é", "since": 3}
     other.drop("paused")
     assert store.get("paused") is None
-    assert claim_one(store, 1) is not None
+    assert claim_one(store) is not None
 
 
 def test_cancel_batch(store: JobStore) -> None:
     ids = put_batch(store, 3)
     running = claim(store)
-    batch = store.cancel_batch(ids[0], 9)
+    batch = store.cancel_batch(ids[0])
     assert batch.cancelled
     assert store.cancels() == [(running.id, 1)]
     assert [j.state for j in store.jobs_of(ids[0])] == ["generating", "cancelled", "cancelled"]
-    store.cancel_batch(ids[0], 10)
-    assert [j.completed_at for j in store.jobs_of(ids[0])] == [None, 9, 9]
+    store.cancel_batch(ids[0])
+    assert [j.completed_at for j in store.jobs_of(ids[0])] == [None, 1, 1]
 
 
 # -- lists
 
 
-def test_lists_in_pages_and_filtered(store: JobStore) -> None:
+def test_lists_in_pages_and_filtered(store: JobStore, clock: Clock) -> None:
     ids = []
     for now in (10, 20, 30):
-        ids += put_batch(store, 2, now=now)
+        clock.put(now)
+        ids += put_batch(store, 2)
     claim(store)
 
     def found(before: int | None = None, limit: int = 50, **words: object) -> list[str]:
@@ -1122,10 +1147,12 @@ def test_ids_may_be_shortened(store: JobStore) -> None:
     assert store.prefix("") == [] and store.prefix("%") == [] and store.prefix("zz") == []
 
 
-def test_durations_are_those_of_finished_pictures(store: JobStore) -> None:
+def test_durations_are_those_of_finished_pictures(store: JobStore, clock: Clock) -> None:
     put_batch(store, 2)
-    job = claim(store, now=100)
-    store.complete(job.id, 1, sha256="0", bytes=1, facts={}, now=350)
+    clock.put(100)
+    job = claim(store)
+    clock.put(350)
+    store.complete(job.id, 1, sha256="0", bytes=1, facts={})
     assert store.durations() == [(64, 64, 1, 100, 350)]
 
 
@@ -1183,7 +1210,7 @@ def test_what_was_acknowledged_survives_kill_9(file: Path, rounds: int) -> None:
         assert with_store.counts() == {s: states.count(s) for s in JobState}
         assert all(b.jobs in (0, 3) for b in with_store.batches(limit=10_000))  # none torn
         for job in with_store.generating():
-            assert with_store.release(job.id, job.attempt, why="killed", watcher_death=True, now=3)
+            assert with_store.release(job.id, job.attempt, why="killed", watcher_death=True)
         with_store.verify()
         with_store.close()
     assert batches and completed
@@ -1238,8 +1265,8 @@ def test_forty_pollers_and_a_writer_never_stall(store: JobStore) -> None:
 
     def write() -> None:
         try:
-            while job := claim_one(store, 1):
-                store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={}, now=2)
+            while job := claim_one(store):
+                store.complete(job.id, job.attempt, sha256="0", bytes=1, facts={})
         finally:
             busy.set()
 
@@ -1252,7 +1279,7 @@ def test_two_hundred_threads_share_the_pool(store: JobStore) -> None:
 
     def visit(id: str) -> None:
         store.jobs(limit=2)
-        store.cancel(id, 2)
+        store.cancel(id)
         store.since(0, limit=2)
 
     _run(*[lambda id=id: visit(id) for id in ids])  # type: ignore[misc]
@@ -1303,7 +1330,7 @@ def test_another_program_holds_the_lock(file: Path) -> None:
     try:
         assert locked.wait(30)
         for _ in range(3):
-            assert code(lambda: claim_one(store, 1)) == "database_trouble"
+            assert code(lambda: claim_one(store)) == "database_trouble"
         assert get(store, id).state is JobState.QUEUED
     finally:
         free.set()
@@ -1449,7 +1476,7 @@ def test_a_record_of_the_first_edition_opens_and_nothing_is_lost(
     assert (half.name, half.next_line, half.jobs) == ("night.csv", 3, 3)
     [refused] = store.refused()
     assert refused.error == {"code": "bad_yaml", "message": "no"}
-    done = store.complete(running.id, running.attempt, sha256="1", bytes=1, facts={}, now=90)
+    done = store.complete(running.id, running.attempt, sha256="1", bytes=1, facts={})
     assert done is not None and done.rev == 14
     new = put_batch(store, 2, row=7)
     assert {job.row for job in map(store.job, new) if job} == {7}
@@ -1490,9 +1517,9 @@ def test_in_a_record_of_version_3_what_was_dismissed_is_told_once_more(
     assert store.failed() == [] and store.refused() == [refused]
     store.dismiss(batches=[refused.ticket])
     assert store.refused() == []
-    store.retry(failed.id, now=90)
+    store.retry(failed.id)
     assert store.failed() == []
-    store.cancel(failed.id, now=91)
+    store.cancel(failed.id)
     store.dismiss(all=True)
     assert opened().failed() == []
 
@@ -1501,10 +1528,10 @@ def test_jobs_come_in_the_order_of_their_rows(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="a.csv", suffix=".csv", source="file")
     jobs = [job._replace(row=row) for job, row in zip(new_jobs(5), (1, 4, 4, 5, 9), strict=True)]
-    ids = record_jobs(store, ticket, jobs, first_index=0, final=True, now=1, local=LOCAL)
+    ids = record_jobs(store, ticket, jobs, first_index=0, final=True)
     assert [job.id for job in store.jobs_by_row(ticket)] == ids
     moved = Recording(ticket, (), rows=[(0, 6), (1, None), (4, 2)])
-    store.record_all([moved], now=2, local=LOCAL)
+    store.record_all([moved])
     order = [(job.row, job.index) for job in store.jobs_by_row(ticket)]
     assert order == [(2, 4), (4, 2), (5, 3), (6, 0), (None, 1)]
     assert [job.index for job in store.jobs_in_order(ticket)] == [0, 1, 2, 3, 4]

@@ -15,7 +15,6 @@ import typer
 
 from watcher.commands.desk import Desk, command, fitted_line
 from watcher.errors import SteadyError
-from watcher.log import now_us
 from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
@@ -245,7 +244,7 @@ def cancel(desk: Desk, jobs: Ids = None, batch: Whole = None) -> int:
         with desk.record() as store:
             ticket = ticket_of(store, batch)
             counts = store.progress(ticket)
-            found = store.cancel_batch(ticket, now_us())
+            found = store.cancel_batch(ticket)
         number = counts[JobState.QUEUED] + counts[JobState.GENERATING]
         if not number and found.recorded_at:
             raise SteadyError(
@@ -273,7 +272,7 @@ def retry(
     if batch is not None:
         with desk.record() as store:
             ticket = ticket_of(store, batch)
-            number = store.retry_failed(ticket, now_us())
+            number = store.retry_failed(ticket)
         desk.answer({"ticket": ticket, "retried": number}, f"{number} queued again")
         return 0
     if failed:
@@ -294,7 +293,7 @@ def pause(
         desk.answer({"ticket": ticket, "paused": True}, f"{ticket} waits until it is resumed")
         return
     with desk.record() as store:
-        store.put("paused", {"by": "person", "reason": reason, "since": now_us()})
+        store.put("paused", {"by": "person", "reason": reason, "since": store.now()})
     desk.answer({"paused": True}, "Paused: the picture in hand is finished, no other begins.")
 
 
@@ -362,9 +361,8 @@ def _each(desk: Desk, ids: list[str], change: Any) -> int:
 
 
 def _cancel_one(desk: Desk, store: "JobStore", one: str) -> None:
-    now = now_us()
     try:
-        job = store.cancel(find_job(store, one).id, now)
+        job = store.cancel(find_job(store, one).id)
     except _NotRecorded:
         _cancel_unread(desk, store, one)
         return
@@ -378,7 +376,7 @@ def _cancel_one(desk: Desk, store: "JobStore", one: str) -> None:
 def _cancel_unread(desk: Desk, store: "JobStore", ticket: str) -> None:
     """Cancel what was submitted and not yet read: take its file back, or mark its batch."""
     if store.batch(ticket):
-        store.cancel_batch(ticket, now_us())
+        store.cancel_batch(ticket)
     else:
         file = _waiting_file(desk, ticket)
         if file is None:
@@ -407,7 +405,7 @@ def _waiting_file(desk: Desk, ticket: str) -> Path | None:
 
 
 def _retry_one(desk: Desk, store: "JobStore", one: str) -> None:
-    job = store.retry(find_job(store, one).id, now_us())
+    job = store.retry(find_job(store, one).id)
     desk.answer({"id": job.id, "state": str(job.state)}, f"{job.id} queued again")
 
 
@@ -423,7 +421,7 @@ def _retry_failed(desk: Desk) -> int:
             before = jobs[-1].seq
             for job in jobs:
                 with contextlib.suppress(SteadyError):  # somebody else was faster
-                    store.retry(job.id, now_us())
+                    store.retry(job.id)
                     number += 1
                     if desk.as_json:
                         desk.answer({"id": job.id, "state": "queued"}, "")

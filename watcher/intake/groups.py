@@ -82,7 +82,7 @@ class Groups(Part):
             nonlocal since
             if read:
                 reached("group_read")
-                self._recorder.record([each for _, each in read])
+                self._store.record_all([each for _, each in read])
                 reached("group_recorded")
                 for claim, each in read:
                     say(logger, "file.recorded", ticket=each.ticket, name=claim.name,

@@ -79,7 +79,7 @@ class Recorder(Part):
         if standing is not None:
             made.rows.extend((index, None) for index in standing.gone())
         first = standing.next_index if standing else 0
-        self.record([recording(batch, parsed, digest, made, first_index=first)])
+        self._store.record_all([recording(batch, parsed, digest, made, first_index=first)])
         reached("recorded")
         say(logger, "file.recorded", ticket=batch.ticket, name=claim.name, jobs=len(made.new),
             again=len(made.again) or None)  # fmt: skip
@@ -88,10 +88,6 @@ class Recorder(Part):
         """Keep the rows that cannot be used, before any job of their file is on record."""
         self._inbox.keep_refused(batch.ticket, rows)
         reached("refused_kept")
-
-    def record(self, recordings: Sequence[Recording]) -> None:
-        """All of them in one transaction, or none."""
-        self._store.record_all(recordings, now=self._now(), local=datetime.datetime.now())
 
     def jobs(
         self,
@@ -195,7 +191,7 @@ class Recorder(Part):
     def again(self, batch: Batch, ids: Sequence[str]) -> None:
         """Let jobs that ended without a picture run once more."""
         if ids:
-            self._store.retry_ended(batch.ticket, ids, self._now())
+            self._store.retry_ended(batch.ticket, ids)
             reached("retried")
 
 

@@ -234,7 +234,7 @@ class Tables(Part):
             self._recorder.again(batch, chunk.made.again)
             if last and standing is not None:
                 chunk.made.rows.extend((index, None) for index in standing.gone())
-            self._recorder.record(
+            self._store.record_all(
                 [
                     Recording(
                         batch.ticket, jobs, first_index=first, final=last, next_line=chunk.row,

@@ -65,12 +65,12 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
     # -- a job's life
 
     def complete(
-        self, id: str, attempt: int, *, sha256: str, bytes: int, facts: Mapping[str, Any], now: int
+        self, id: str, attempt: int, *, sha256: str, bytes: int, facts: Mapping[str, Any]
     ) -> Job | None:
         """The picture is published. None: another attempt owns the job, or it ended already."""
-        return self.complete_many([Completion(id, attempt, sha256, bytes, facts)], now=now)[0]
+        return self.complete_many([Completion(id, attempt, sha256, bytes, facts)])[0]
 
-    def complete_many(self, done: Sequence[Completion], *, now: int) -> list[Job | None]:
+    def complete_many(self, done: Sequence[Completion]) -> list[Job | None]:
         """The same for several pictures in one transaction, in their order.
 
         In as many statements as for one: a server's answers are waited for four times.
@@ -93,7 +93,7 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 f" rev = n.column6 + (SELECT rev FROM queue) FROM (VALUES {rows}) AS n"
                 " WHERE jobs.id = n.column1 AND jobs.attempt = n.column2"
                 " AND jobs.state = 'generating' RETURNING jobs.id",
-                now=now,
+                now=self.now(),
                 **values,
             )
             if not ids:
@@ -106,7 +106,7 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 )
             }
             self.run("UPDATE queue SET rev = :rev", rev=max(job.rev for job in found.values()))
-            self._settle([id for id, _ in found], now=now)
+            self._settle([id for id, _ in found])
             ended = [found.pop((each.id, each.attempt), None) for each in done]
             for job in ended:
                 if job is not None and job.facts.get("warnings"):  # of the worker
@@ -130,7 +130,6 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
         message: str,
         *,
         facts: Mapping[str, Any] | None = None,
-        now: int,
     ) -> Job | None:
         """It ended without a picture; ``cancelled`` when ``code`` says so. None: fenced."""
         cancelled = code == "cancelled"
@@ -145,7 +144,6 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 code=None if cancelled else code,
                 message=None if cancelled else message,
                 facts=to_json(facts or {}),
-                now=now,
             )
 
     def release(
@@ -156,13 +154,12 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
         why: str,
         death: bool = False,
         watcher_death: bool = False,
-        now: int,
     ) -> Job | None:
         """Back to the queue in its old place; cancelled when that was asked. None: fenced.
 
         ``why`` is kept in ``facts["attempts"]``, of hundreds the last. ``death``, ``watcher_death``: count one.
         """
-        line = to_json({"attempt": attempt, "why": why, "at": now}) + "\n"
+        line = to_json({"attempt": attempt, "why": why, "at": self.now()}) + "\n"
         with self.write():
             return self._move(
                 "state = CASE WHEN cancel_requested = 1 THEN 'cancelled' ELSE 'queued' END,"
@@ -179,7 +176,6 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 watcher=int(watcher_death),
                 line=line,
                 most=_HISTORY,
-                now=now,
             )
 
     def rename(self, id: str, attempt: int) -> Job | None:
@@ -209,7 +205,7 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
             self._index_again([row["seq"]])
             return job
 
-    def cancel(self, id: str, now: int) -> Job:
+    def cancel(self, id: str) -> Job:
         """A waiting job ends here; a running one is flagged for its worker to see.
 
         SteadyError ``job_not_found``, ``wrong_state`` (ended already).
@@ -221,11 +217,10 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 " cancel_requested = CASE WHEN state = 'queued' THEN 0 ELSE 1 END, held = NULL",
                 "id = :id AND state IN ('queued', 'generating')",
                 id=id,
-                now=now,
             )
             return job or self._refused(id)
 
-    def retry(self, id: str, now: int) -> Job:
+    def retry(self, id: str) -> Job:
         """A person wants an ended job again: same id, seed, name and path.
 
         SteadyError ``job_not_found``, ``wrong_state`` (not failed or cancelled).
@@ -236,8 +231,8 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
             old = job_of(rows[0]) if rows else self._refused(id)
             rank = self._rank(old, old.priority, None)
             self._set_batch(_OPEN_AGAIN, ticket=old.ticket)
-            self._moved(f"{_RETRY}, rank = :rank", ended, id=id, now=now, rank=rank)
-            self._settle(None, now=now)  # it fails again at once if what it starts from has failed
+            self._moved(f"{_RETRY}, rank = :rank", ended, id=id, rank=rank)
+            self._settle(None)  # it fails again at once if what it starts from has failed
             return job_of(self.run("SELECT * FROM jobs WHERE id = :id", id=id)[0])
 
     def reorder(
@@ -290,37 +285,37 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                     **({} if all else {"some": to_json(some)}),
                 )
 
-    def mark_deleted(self, id: str, now: int) -> Job | None:
+    def mark_deleted(self, id: str) -> Job | None:
         """A person deleted the picture; the row stays. None: there was none to delete."""
         with self.write():
             return self._move(
                 "deleted_at = :now",
                 "id = :id AND state = 'completed' AND deleted_at IS NULL",
                 id=id,
-                now=now,
             )
 
-    def pause_after_failures(self, reason: str, now: int) -> None:
+    def pause_after_failures(self, reason: str) -> None:
         """Hand out no further job until somebody resumes; people are told."""
         with self.write():
-            self._put("paused", {"by": "failures", "reason": reason, "since": now})
+            self._put("paused", {"by": "failures", "reason": reason, "since": self.now()})
             self._tell("queue.paused", {"reason": reason})
 
     # -- many at once
 
-    def release_due(self, now: int) -> int:
+    def release_due(self) -> int:
         """Let jobs run whose ``not_before`` has come; how many. Cheap when there are none."""
         due = "state = 'queued' AND held = 'not_before' AND not_before <= :now"
-        if not self.poll(f"SELECT 1 FROM jobs INDEXED BY jobs_held WHERE {due} LIMIT 1", now=now):
+        held = f"SELECT 1 FROM jobs INDEXED BY jobs_held WHERE {due} LIMIT 1"
+        if not self.poll(held, now=self.now()):
             return 0
         with self.write():
-            return self._move_many("held = NULL", due, now=now)
+            return self._move_many("held = NULL", due)
 
-    def cancel_batch(self, ticket: str, now: int | None = None) -> Batch:
+    def cancel_batch(self, ticket: str) -> Batch:
         """All of it: waiting jobs end, running ones are flagged, unread ones never start."""
         with self.write():
             batch = batch_of(self._set_batch("cancelled = 1", ticket=ticket))
-            self._end_waiting(ticket, self._clock() if now is None else now)
+            self._end_waiting(ticket)
             self._move_many(
                 "cancel_requested = 1",
                 "ticket = :ticket AND state = 'generating' AND cancel_requested = 0",
@@ -328,22 +323,21 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
             )
             return batch
 
-    def _end_waiting(self, ticket: str, now: int) -> None:
+    def _end_waiting(self, ticket: str) -> None:
         self._move_many(
             "state = 'cancelled', held = NULL, completed_at = :now",
             "ticket = :ticket AND state = 'queued'",
             ticket=ticket,
-            now=now,
         )
-        self._settle(None, now=now)
+        self._settle(None)
 
-    def withdraw(self, ticket: str, now: int) -> None:
+    def withdraw(self, ticket: str) -> None:
         """End what of a batch has not begun: waiting jobs, and those still to be read.
 
         A job that is claimed in between runs on. SteadyError ``batch_not_found``.
         """
         with self.write():
-            self._end_waiting(ticket, now)
+            self._end_waiting(ticket)
             self._set_batch(
                 "cancelled = CASE WHEN recorded_at IS NULL AND error IS NULL"
                 " THEN 1 ELSE cancelled END",
@@ -361,7 +355,7 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
             )
             return batch
 
-    def resume_batch(self, ticket: str, now: int | None = None) -> Batch:
+    def resume_batch(self, ticket: str) -> Batch:
         """Its jobs wait in their old places again."""
         with self.write():
             batch = batch_of(self._set_batch("paused = 0", ticket=ticket))
@@ -369,20 +363,19 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 f"held = {HELD}",
                 "ticket = :ticket AND state = 'queued' AND held = 'paused'",
                 ticket=ticket,
-                now=self._clock() if now is None else now,
             )
             return batch
 
-    def retry_failed(self, ticket: str, now: int | None = None) -> int:
+    def retry_failed(self, ticket: str) -> int:
         """Every failed job of the batch again; how many."""
-        return self._retry_many(ticket, "state = 'failed'", now)
+        return self._retry_many(ticket, "state = 'failed'")
 
-    def retry_ended(self, ticket: str, ids: Sequence[str], now: int | None = None) -> int:
+    def retry_ended(self, ticket: str, ids: Sequence[str]) -> int:
         """Those of ``ids`` that failed or were cancelled again; how many. Meant for thousands."""
         which = f"state IN ('failed', 'cancelled') AND id IN {self.each('ids')}"
-        return self._retry_many(ticket, which, now, ids=to_json(ids))
+        return self._retry_many(ticket, which, ids=to_json(ids))
 
-    def _retry_many(self, ticket: str, which: str, now: int | None, **values: Any) -> int:
+    def _retry_many(self, ticket: str, which: str, **values: Any) -> int:
         with self.write():
             batch = self._set_batch("ticket = ticket", ticket=ticket)
             bulk_time = self.run("SELECT bulk_time FROM queue")[0]["bulk_time"]
@@ -392,12 +385,11 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
                 " ELSE (SELECT rev FROM queue) END",
                 f"ticket = :ticket AND {which}",
                 ticket=ticket,
-                now=self._clock() if now is None else now,
                 start=start,
                 **values,
             )
             if count:
-                self._settle(None, now=self._clock())
+                self._settle(None)
                 self._set_batch(
                     f"{_OPEN_AGAIN}, last_rank = :rank", ticket=ticket, rank=start + count
                 )

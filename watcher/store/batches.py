@@ -6,7 +6,6 @@ Everything here is safe to repeat, by whoever comes back after a crash. Part of
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from typing import Any
 
 from watcher.errors import SteadyError
@@ -14,7 +13,7 @@ from watcher.jobs import Batch, JobState
 from watcher.store import imagenames
 from watcher.store.database import Database
 from watcher.store.entries import batch_of, to_json
-from watcher.store.imagenames import Wish, default_name
+from watcher.store.imagenames import Wish, default_name, local_time
 from watcher.store.schema import AMISS, Row
 
 
@@ -34,47 +33,43 @@ class Batches(Database):
         key: str | None = None,
         image_name: bool | str = True,
         folder: str | None = None,
-        local: datetime,
-        now: int | None = None,
-    ) -> Batch:
-        """The API's row, before its file is published.
+    ) -> tuple[Batch, bool]:
+        """The API's row, before its file is published, and whether it is a new one.
 
         ``image_name`` True reserves ``ImgGen_HHMMSS`` for job 0, a text that name (``_2`` when
-        it is taken in its folder), False nothing; ``local`` is the local time, without zone,
-        that gives HHMMSS and, unless ``folder`` is given, the folder. A ticket that is known
-        gets its existing row back: compare ``digest``. A crash after it leaves a row without a
-        file (:meth:`stale_reservations`).
+        it is taken in its folder), False nothing. Without ``folder`` it is the day's. A ticket
+        that is known gets its existing row back: compare ``digest``. A crash after it leaves a row
+        without a file (:meth:`stale_reservations`).
         """
         with self.write():
             row = self._batch_row("ticket", ticket)
             if row is not None:
-                return batch_of(row)
+                return batch_of(row), False
+            now = self.now()
+            local = local_time(now)
             folder = folder or f"{local:%Y%m%d}"
             picture = None
             if image_name is not False:
                 base = default_name(local) if image_name is True else image_name
                 wish = Wish(ticket, folder, base, everywhere=image_name is True)
                 picture = imagenames.give(self, [wish])[0]
-            return batch_of(
-                self.run(
-                    "INSERT INTO batches (ticket, name, suffix, source, created_at, digest, key,"
-                    " image_name, folder) VALUES (:ticket, :name, :suffix, :source, :now, :digest,"
-                    " :key, :picture, :folder) RETURNING *",
-                    ticket=ticket,
-                    name=name,
-                    suffix=suffix,
-                    source=source,
-                    now=self._clock() if now is None else now,
-                    digest=digest,
-                    key=key,
-                    picture=picture,
-                    folder=folder if picture else None,
-                )[0]
+            rows = self.run(
+                "INSERT INTO batches (ticket, name, suffix, source, created_at, digest, key,"
+                " image_name, folder) VALUES (:ticket, :name, :suffix, :source, :now, :digest,"
+                " :key, :picture, :folder) RETURNING *",
+                ticket=ticket,
+                name=name,
+                suffix=suffix,
+                source=source,
+                now=now,
+                digest=digest,
+                key=key,
+                picture=picture,
+                folder=folder if picture else None,
             )
+            return batch_of(rows[0]), True
 
-    def begin_reading(
-        self, claim: str, *, name: str, suffix: str, source: str, now: int | None = None
-    ) -> Batch:
+    def begin_reading(self, claim: str, *, name: str, suffix: str, source: str) -> Batch:
         """Have a row for the claimed file, committed before it is read.
 
         The row is the claim's own, or the one the API reserved for it. ``recorded_at`` set:
@@ -82,7 +77,7 @@ class Batches(Database):
         another file holds this ticket.
         """
         file = {"claim": claim, "name": name, "suffix": suffix, "source": source}
-        begun = self.begin_readings([file], now=now)
+        begun = self.begin_readings([file])
         if claim in begun:
             return begun[claim]
         with self.read():
@@ -91,14 +86,14 @@ class Batches(Database):
             raise SteadyError("batch_not_found")
         return batch_of(row)
 
-    def begin_readings(self, files: Sequence[Row], *, now: int | None = None) -> dict[str, Batch]:
+    def begin_readings(self, files: Sequence[Row]) -> dict[str, Batch]:
         """The same for many files in one transaction: batches by claim.
 
         ``files``: mappings with ``claim``, ``name``, ``suffix`` and ``source``. Left out: a file
         whose ticket is another file's.
         """
         claims = to_json([file["claim"] for file in files])
-        now = self._clock() if now is None else now
+        now = self.now()
         ours = f"claim IN {self.each('claims')}"
         with self.write():
             rows = self.run(f"SELECT claim FROM batches WHERE {ours}", claims=claims)
@@ -153,14 +148,14 @@ class Batches(Database):
             )
             return batch_of(self._set_batch(goes_on, claim=claim, **file, **words))
 
-    def refuse(self, claim: str, error: Mapping[str, Any], *, now: int | None = None) -> Batch:
+    def refuse(self, claim: str, error: Mapping[str, Any]) -> Batch:
         """Nothing of this file ran: keep the reason. Repeating it changes nothing."""
         with self.write():
             self.run(
                 "UPDATE batches SET error = :error, recorded_at = :now"
                 " WHERE claim = :claim AND recorded_at IS NULL",
                 error=to_json(error),
-                now=self._clock() if now is None else now,
+                now=self.now(),
                 claim=claim,
             )
             row = self._batch_row("claim", claim)
@@ -275,7 +270,7 @@ class Batches(Database):
         return self._batches(
             "INDEXED BY batches_unrecorded WHERE recorded_at IS NULL AND claim IS NULL"
             " AND created_at <= :before ORDER BY seq LIMIT :limit",
-            before=self._clock() - older_than_us,
+            before=self.now() - older_than_us,
             limit=limit,
         )
 

@@ -103,7 +103,6 @@ class Claiming(Searched):
 
     def claim_many(
         self,
-        now: int,
         wants: Sequence[Want],
         *,
         window_open: bool = True,
@@ -119,7 +118,7 @@ class Claiming(Searched):
         worst = _BULK if window_open else _BULK - 1
         chosen: list[Row | None] = []
         with self.write():
-            queue = self.run(_QUEUE)[0]
+            now, queue = self.now(), self.run(_QUEUE)[0]
             heads = _Heads(self, worst, len(wants))
             for want in () if queue["paused"] else wants:
                 firsts = heads.of(want.models, 0)

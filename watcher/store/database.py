@@ -72,7 +72,7 @@ class Database:
         busy_seconds: float = 10.0,
     ) -> None:
         self._url = url
-        self._clock = clock
+        self.now = clock  #: the time of whatever happens, microseconds UTC
         self._busy = busy_seconds
         self._how: dict[str, Any] = {
             "synchronous": synchronous, "checkpointer": checkpointer, "busy_seconds": busy_seconds,

@@ -98,7 +98,7 @@ class Deliveries(Database):
             event=event,
             ticket=ticket,
         )
-        now = self._clock()
+        now = self.now()
         self.insert(
             "deliveries",
             ["id", "event", "ticket", "endpoint", "next_at", "created_at", "body"],
@@ -197,14 +197,14 @@ class Deliveries(Database):
                 )
             )
 
-    def resend(self, id: str, now: int) -> Delivery:
+    def resend(self, id: str) -> Delivery:
         """Try it anew from the first attempt, with the same id. SteadyError ``delivery_not_found``."""
         with self.write():
             rows = self.run(
                 "UPDATE deliveries SET state = 'pending', attempt = 0, next_at = :now,"
                 " ended_at = NULL WHERE id = :id RETURNING *",
                 id=id,
-                now=now,
+                now=self.now(),
             )
         if not rows:
             raise SteadyError("delivery_not_found")

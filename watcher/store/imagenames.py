@@ -23,6 +23,11 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFC", text.casefold())
 
 
+def local_time(now: int) -> datetime:
+    """The moment ``now`` as clocks on the wall here say it: names and folders are made of it."""
+    return datetime.fromtimestamp(now / 1e6)
+
+
 def default_name(local: datetime) -> str:
     """The base of a picture nobody named: when it was asked for, to the second."""
     return f"ImgGen_{local:%H%M%S}"

@@ -106,7 +106,7 @@ class JobInputs(Database):
                 )
                 self.run("DELETE FROM inputs WHERE ticket = :claim", claim=row["claim"])
 
-    def _settle(self, sources: Sequence[str] | None, *, now: int) -> None:
+    def _settle(self, sources: Sequence[str] | None) -> None:
         """Who waits for a picture that is made goes on; who waits for one that will not be, fails.
 
         ``sources``: of these jobs only; None: of any.
@@ -115,10 +115,10 @@ class JobInputs(Database):
         while sources is None or sources:
             values = {} if sources is None else {"ids": to_json(sources)}
             rows = self.run(f"{_WAITING}{which} ORDER BY w.seq", **values)
-            sources = [other for row in rows if (other := self._settle_one(row, now))]
+            sources = [other for row in rows if (other := self._settle_one(row))]
             which = f" AND w.awaits IN {self.each('ids')}"
 
-    def _settle_one(self, row: Row, now: int) -> str | None:
+    def _settle_one(self, row: Row) -> str | None:
         """One that waited; the job whose waiters are to be looked at next."""
         if row["state"] != JobState.COMPLETED or row["deleted_at"] is not None:
             why = "was deleted" if row["deleted_at"] else row["state"] or "forgotten"
@@ -127,7 +127,6 @@ class JobInputs(Database):
                 "state = 'failed', held = NULL, completed_at = :now, error_message = :message,"
                 " error_code = :code",
                 row["id"],
-                now=now,
                 code="input_failed",
                 message=message,
             )
@@ -143,13 +142,14 @@ class JobInputs(Database):
             other=other,
             id=row["id"],
         )
-        self._turn(f"held = {HELD}", row["id"], now=now)
+        self._turn(f"held = {HELD}", row["id"])
         return other
 
     def _turn(self, assignment: str, id: str, **values: Any) -> None:
         self.run(
             f"UPDATE jobs SET {assignment}, rev = (SELECT rev FROM queue) + 1 WHERE id = :id",
             id=id,
+            now=self.now(),
             **values,
         )
         self.run("UPDATE queue SET rev = rev + 1")

@@ -29,10 +29,11 @@ class Moves(JobInputs, Batches):
     """Moving one job, or many."""
 
     def _move(self, assignment: str, guard: str, **values: Any) -> Job | None:
-        """The one guarded statement of a transition, and the next rev."""
+        """The one guarded statement of a transition, and the next rev; ``:now`` is bound."""
         rows = self.run(
             f"UPDATE jobs SET {assignment}, rev = (SELECT rev FROM queue) + 1"
             f" WHERE {guard} RETURNING *",
+            now=self.now(),
             **values,
         )
         if not rows:
@@ -40,7 +41,7 @@ class Moves(JobInputs, Batches):
         self.run("UPDATE queue SET rev = rev + 1")
         job = job_of(rows[0])
         if job.state.ended:
-            self._settle([job.id], now=values.get("now") or self._clock())
+            self._settle([job.id])
         return job
 
     def _move_many(self, assignment: str, guard: str, **values: Any) -> int:
@@ -50,6 +51,7 @@ class Moves(JobInputs, Batches):
                 f"UPDATE jobs SET {assignment}, rev = n.k + (SELECT rev FROM queue)"
                 " FROM (SELECT seq, row_number() OVER (ORDER BY seq) AS k FROM jobs"
                 f" WHERE {guard}) AS n WHERE jobs.seq = n.seq RETURNING jobs.seq",
+                now=self.now(),
                 **values,
             )
         )

@@ -8,7 +8,6 @@ derives from its ticket. A crash leaves a whole chunk on record or nothing of it
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any, NamedTuple
@@ -17,7 +16,7 @@ from watcher.errors import SteadyError
 from watcher.jobs import SUFFIXES, JobRequest, Priority, job_ids_of
 from watcher.store import imagenames
 from watcher.store.entries import batch_of, to_json, with_warnings
-from watcher.store.imagenames import Wish, default_name
+from watcher.store.imagenames import Wish, default_name, local_time
 from watcher.store.inputs import JobInputs, awaited
 from watcher.store.schema import Row
 
@@ -160,18 +159,16 @@ _COLUMNS = (
 class Recorded(JobInputs):
     """Recording."""
 
-    def record_all(
-        self, recordings: Sequence[Recording], *, now: int, local: datetime
-    ) -> list[list[str]]:
+    def record_all(self, recordings: Sequence[Recording]) -> list[list[str]]:
         """Put jobs of one batch or of many on record in one transaction: all or none.
 
         Their names, folders and paths are fixed here and never change (but see
         ``JobStore.rename``). Jobs that are recorded already are left alone. A file that comes
-        here has proved readable, so its tries count anew. ``local``: the local time without
-        zone, for default names and folders. Returns the ids, in order. A batch that was
-        cancelled meanwhile is recorded as cancelled, a paused one is held.
+        here has proved readable, so its tries count anew. Returns the ids, in order. A batch that
+        was cancelled meanwhile is recorded as cancelled, a paused one is held.
         """
         with self.write():
+            now = self.now()
             batches = {
                 row["ticket"]: row
                 for row in self.run(
@@ -188,7 +185,7 @@ class Recorded(JobInputs):
                 for each in recordings
             }
             if fresh:
-                self._insert(fresh, batches, told, now=now, local=local)
+                self._insert(fresh, batches, told, now)
             self._take_inputs([batches[each.ticket] for each in recordings if each.final])
             self.run_many(_TELL_BATCH, list(told.values()))
             self.run_many(
@@ -200,7 +197,7 @@ class Recorded(JobInputs):
                 ],
             )
             if any(job.awaits for *_, job in fresh):
-                self._settle(None, now=now)  # some were made, or failed, while the file was read
+                self._settle(None)  # some were made, or failed, while the file was read
         return ids
 
     def _fresh(
@@ -264,15 +261,14 @@ class Recorded(JobInputs):
         fresh: Sequence[_Fresh],
         batches: Mapping[str, Row],
         told: Mapping[str, Row],
-        *,
         now: int,
-        local: datetime,
     ) -> None:
         """The rows of the jobs; adds to ``told`` what their batches have to know of them."""
         queue = self.run(
             "UPDATE queue SET rev = rev + :count RETURNING rev, bulk_time", count=len(fresh)
         )[0]
         rev = queue["rev"] - len(fresh)
+        local = local_time(now)
         wishes, rows, day = [], list[tuple[Any, ...]](), f"{local:%Y%m%d}"
         for ticket, _, id_, job in fresh:
             if not (id_ == ticket and batches[ticket]["image_name"]):
