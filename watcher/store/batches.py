@@ -13,7 +13,7 @@ from watcher.jobs import Batch, JobState
 from watcher.store import imagenames
 from watcher.store.database import Database
 from watcher.store.entries import batch_of, to_json
-from watcher.store.imagenames import Wish, default_name, local_time
+from watcher.store.imagenames import Wish, default_place
 from watcher.store.schema import AMISS, Row
 
 
@@ -46,11 +46,11 @@ class Batches(Database):
             if row is not None:
                 return batch_of(row), False
             now = self.now()
-            local = local_time(now)
-            folder = folder or f"{local:%Y%m%d}"
+            day, default_name = default_place(now)
+            folder = folder or day
             picture = None
             if image_name is not False:
-                base = default_name(local) if image_name is True else image_name
+                base = default_name if image_name is True else image_name
                 wish = Wish(ticket, folder, base, everywhere=image_name is True)
                 picture = imagenames.give(self, [wish])[0]
             rows = self.run(

@@ -23,14 +23,10 @@ def folded(text: str) -> str:
     return unicodedata.normalize("NFC", text.casefold())
 
 
-def local_time(now: int) -> datetime:
-    """The moment ``now`` as clocks on the wall here say it: names and folders are made of it."""
-    return datetime.fromtimestamp(now / 1e6)
-
-
-def default_name(local: datetime) -> str:
-    """The base of a picture nobody named: when it was asked for, to the second."""
-    return f"ImgGen_{local:%H%M%S}"
+def default_place(now: int) -> tuple[str, str]:
+    """The folder and base of a picture that was given none: when it was asked for, to the second."""
+    local = datetime.fromtimestamp(now / 1e6)
+    return f"{local:%Y%m%d}", f"ImgGen_{local:%H%M%S}"
 
 
 class Wish(NamedTuple):

@@ -16,7 +16,7 @@ from watcher.errors import SteadyError
 from watcher.jobs import SUFFIXES, JobRequest, Priority, job_ids_of
 from watcher.store import imagenames
 from watcher.store.entries import batch_of, to_json, with_warnings
-from watcher.store.imagenames import Wish, default_name, local_time
+from watcher.store.imagenames import Wish, default_place
 from watcher.store.inputs import JobInputs, awaited
 from watcher.store.schema import Row
 
@@ -268,11 +268,11 @@ class Recorded(JobInputs):
             "UPDATE queue SET rev = rev + :count RETURNING rev, bulk_time", count=len(fresh)
         )[0]
         rev = queue["rev"] - len(fresh)
-        local = local_time(now)
-        wishes, rows, day = [], list[tuple[Any, ...]](), f"{local:%Y%m%d}"
+        wishes, rows = [], list[tuple[Any, ...]]()
+        day, default_name = default_place(now)
         for ticket, _, id_, job in fresh:
             if not (id_ == ticket and batches[ticket]["image_name"]):
-                base = job.name or default_name(local)
+                base = job.name or default_name
                 wishes.append(Wish(id_, job.folder or day, base, everywhere=not job.name))
         names = iter(zip(wishes, imagenames.give(self, wishes), strict=True))
         for ticket, index, id_, job in fresh:
