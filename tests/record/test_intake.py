@@ -309,6 +309,15 @@ def test_a_job_with_the_key_of_its_file_is_made_like_the_others(desk: Desk):
     assert len(desk.store.jobs()) == 2
 
 
+def test_a_table_without_a_name_that_goes_on_gives_its_pictures_none(desk: Desk):
+    ticket = ticket_of_key("night")
+    folder.drop_file(desk.config.inbox, b"prompt\na fox\n", ".csv", ticket)
+    desk.read()
+    folder.drop_file(desk.config.inbox, b"prompt\na fox\nan owl\n", ".csv", SENT[0], resumes=ticket)
+    assert desk.read().jobs == 2
+    assert all(job.image_name.startswith("ImgGen_") for job in desk.store.jobs())
+
+
 @pytest.mark.parametrize("suffix", [".txt", ".yaml"])
 def test_a_name_with_dots_names_its_pictures_over_http_as_well(desk: Desk, suffix: str):
     ticket = str(uuid.uuid4())

@@ -131,7 +131,7 @@ def stem_of(claim: Claim, batch: Batch) -> str:
     if claim.source == "file":
         return claim.stem
     stem = batch.name if batch.source == "http" else os.path.splitext(batch.name)[0]
-    return "" if stem == f"api-{claim.ticket}" else stem
+    return "" if stem.startswith(f"api-{claim.ticket}") else stem
 
 
 def _local(batch: Batch) -> datetime.datetime:
