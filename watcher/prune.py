@@ -2,9 +2,10 @@
 uploads.
 
 Kill-safe by its order: of a batch first the jobs that somebody might run again, so that what has
-begun to go stays on its way; then its file, then pictures and their jobs, last its own row. A prune
-that was cut off finds the batch again and goes on. Never touches a batch with a job that waits or runs, a picture that a person
-rated with its job, nor any picture unless told.
+begun to go stays on its way; then pictures and their jobs, then its own row, last its files. A prune
+that was cut off finds the batch, or files without one, and goes on. Never touches a batch with a job
+that waits or runs, a picture that a person rated with its job and the files of its batch, nor any
+picture unless told.
 """
 
 import contextlib
@@ -69,11 +70,13 @@ class Pruner:
                 if dry_run:
                     self._count(batch, pruned, images)
                 elif self._drop_jobs(batch, pruned, images, made=False):
+                    self._drop_jobs(batch, pruned, images, made=True)
+                    if not self._store.drop_batch(batch.ticket):
+                        continue  # a rated picture is left, which its files speak of
+                    pruned.batches += 1
+                    reached("batch_dropped")
                     pruned.files += drop_done(self._inbox, batch.claim or batch.ticket, batch.name)
                     reached("files_dropped")
-                    self._drop_jobs(batch, pruned, images, made=True)
-                    pruned.batches += self._store.drop_batch(batch.ticket)
-                    reached("batch_dropped")
         if not dry_run:
             pruned.files += self._drop_orphans(before) + self._drop_uploads(before)
             self._refused.sweep(before, self._store.batch)

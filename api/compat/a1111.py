@@ -12,6 +12,7 @@ import datetime
 import functools
 import html
 import json
+import uuid
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,7 +38,8 @@ from watcher.pictures.recipe import parameters_text, recipe_of, request_of_param
 from watcher.store import JobStore
 from watcher.submission import Body
 
-NAME = "a1111"  #: the batch's name: tells in lists which door a job came in by
+NAME = "a1111"  #: the batch's name, for people
+_KEYS = "sdapi/"  #: begins the key of all that came in by this door: a name anybody may give
 MAX_PICTURE_BODY = 48 << 20  #: bytes of a png-info body
 MAX_PICTURES_BODY = 96 << 20  #: … and of an img2img body
 _CHOSEN = "a1111_model"  #: where the record keeps the model that this door was told to use
@@ -100,7 +102,8 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
 
     async def outcome(request: Request, asked: Txt2ImgBody) -> tuple[Call, Snapshot]:
         body = Body(json.dumps(asked.fields).encode(), ".json", NAME)
-        call = await run_in_threadpool(calls.begin, body)
+        key = f"{_KEYS}{uuid.uuid4()}"
+        call = await run_in_threadpool(functools.partial(calls.begin, body, key=key))
         return call, await calls.outcome(request, call)
 
     def _asked(raw: dict[str, Any], read: Callable[..., Txt2ImgBody]) -> Txt2ImgBody:
@@ -251,8 +254,11 @@ class Current:
         self._calls = calls
 
     def _tickets(self) -> list[str]:
-        found = (self._store.batch(ticket) for ticket in self._calls.waited_for())
-        return [batch.ticket for batch in found if batch is not None and batch.name == NAME]
+        return [ticket for ticket in self._calls.waited_for() if self._is_ours(ticket)]
+
+    def _is_ours(self, ticket: str) -> bool:
+        batch = self._store.batch(ticket)
+        return batch is not None and (batch.key or "").startswith(_KEYS)
 
     def progress(self, *, look: bool) -> dict[str, Any]:
         """What A1111's ``/sdapi/v1/progress`` says: of all that its clients asked for here, in 0..1 and seconds."""
@@ -293,10 +299,7 @@ class Current:
     def stop(self, *, only_running: bool = False) -> None:
         """Cancel what is waited for and what this door left running when its caller hung up."""
         chosen = {job.id: job for ticket in self._tickets() for job in self._store.jobs_of(ticket)}
-        for job in self._store.generating():
-            batch = self._store.batch(job.ticket)
-            if batch is not None and batch.name == NAME:
-                chosen[job.id] = job
+        chosen |= {job.id: job for job in self._store.generating() if self._is_ours(job.ticket)}
         for job in chosen.values():
             if job.state is JobState.GENERATING or (
                 job.state is JobState.QUEUED and not only_running

@@ -160,6 +160,19 @@ def test_interrupt_ends_its_own_and_nothing_else(here: House, api: webuiapi.WebU
     other.session.close()
 
 
+def test_a_name_alone_makes_nothing_this_doors_own(here: House, tmp_path: Path):
+    held = tmp_path / "held"
+    held.touch()
+    mine = json.dumps({"prompt": f"namesake owl held={held}", "width": 64, "height": 64}).encode()
+    with urllib.request.urlopen(f"{here.url}/jobs?filename=a1111.json", mine):
+        here.running("namesake owl")
+    assert ask(here, "POST", "/interrupt") == (200, {})
+    (job,) = here.jobs("namesake owl")
+    assert (job["state"], job["cancel_requested"]) == ("generating", False)
+    held.unlink()
+    until(lambda: here.jobs("namesake owl")[0]["state"] == "completed")
+
+
 def test_skip_ends_one_picture(here: House, api: webuiapi.WebUIApi):
     found = {}
     thread = threading.Thread(

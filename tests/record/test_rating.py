@@ -182,13 +182,17 @@ def test_prune_leaves_what_was_rated(tmp_path: Path):
     jobs = {job.request.prompt: job for job in store.jobs()}
     store.rate(jobs["keep me"].id, 1)
     store.rate(jobs["rejected"].id, -1)
+    told = sorted(path.name for path in (root.inbox / "done").rglob("a~*"))
+    assert len(told) == 3  # the file and its two results
     gone = pruner(root, store).prune(soon(), images=True)
-    assert (gone.batches, gone.jobs, gone.pictures) == (0, 2, 2)
+    assert (gone.batches, gone.jobs, gone.pictures, gone.files) == (0, 2, 2, 0)
+    assert sorted(path.name for path in (root.inbox / "done").rglob("a~*")) == told
     (kept,) = store.jobs(JobFilter(rating=(1, 5)))
     assert kept.request.prompt == "keep me"
     assert (root.folder / "outputs" / kept.path).exists()
     assert pruner(root, store).prune(soon(), images=True).jobs == 0
     store.rate(kept.id, 0)
-    assert pruner(root, store).prune(soon()).batches == 1
+    gone = pruner(root, store).prune(soon())
+    assert (gone.batches, gone.files) == (1, 3)
     store.close()
     root.close()
