@@ -34,7 +34,8 @@ notify/       telling others, from the record's outbox; webhooks.py: how one is 
               addresses.py: whose addresses are allowed
 previews.py   half-made pictures, for those who look
 live.py log.py            the pulse and what is wrong now; the log and the clock
-config.py errors.py                     every setting; everything that can go wrong
+config.py errors.py           every setting (configfile.py: as it was written); everything that can go
+              wrong
 cli.py commands/                        the command `steady`
 program.py    the installed version; how processes of ours are started
 """

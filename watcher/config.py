@@ -1,18 +1,15 @@
-"""Every setting: its default, its meaning, its environment override.
+"""Every setting: its default, its meaning, and what may be said.
 
-``Config.load(root)`` reads ``config.yaml`` below the root (optional) and ``STEADY_<KEY>``
-from the environment, which wins. Relative paths are below the root. A key nobody knows or
-a value nobody can use is refused with the nearest right name. Knows nothing of jobs.
+``Config.load(root)`` takes what ``config.yaml`` below the root and the environment say
+(configfile.py). Relative paths are below the root. A value nobody can use is refused with what
+may stand there. Knows nothing of jobs.
 """
 
-import json
-import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args
 
-import yaml
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -25,12 +22,11 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic.fields import FieldInfo
 
 from watcher.addresses import Address, check_entry, key_of
+from watcher.configfile import said_in_environment, said_in_file
 from watcher.errors import SteadyError
-
-#: Environment names with our prefix that are no configuration keys.
-_NOT_KEYS = {"STEADY_ROOT"}
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -331,9 +327,9 @@ class Config(BaseModel):
         return value
 
     @classmethod
-    def keys(cls) -> list[str]:
-        """Every key that may stand in config.yaml."""
-        return [name for name in cls.model_fields if name != "root"]
+    def settings(cls) -> dict[str, FieldInfo]:
+        """Every key that may stand in config.yaml, and what it is."""
+        return {name: field for name, field in cls.model_fields.items() if name != "root"}
 
     @classmethod
     def load(cls, root: Path | str = ".", **overrides: Any) -> "Config":
@@ -343,29 +339,21 @@ class Config(BaseModel):
         right name; ``bad_request`` for an option.
         """
         root = Path(root).absolute()
-        values = _config_file(root / "config.yaml")
-        _refuse_unknown(values, "config.yaml")
+        kinds = {name: field.annotation for name, field in cls.settings().items()}
+        said = said_in_file(root / "config.yaml", kinds) | said_in_environment(kinds)
         given = {name: value for name, value in overrides.items() if value is not None}
         try:
-            config = cls(**values | _environment() | given)
+            config = cls(**said | given)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             key = ".".join(map(str, first["loc"])) or "config.yaml"
-            said = _IN_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-            said = said.replace("Input should be", "it must be")
+            words = _IN_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+            words = words.replace("Input should be", "it must be")
             code, name = ("bad_request", f"--{key}") if key in given else ("bad_config", key)
-            raise SteadyError(code, f"`{name}`: {said.rstrip('.')}.") from None
-        return config.model_copy(
-            update={
-                "root": root,
-                "inbox": root / config.inbox.expanduser(),
-                "outputs": root / config.outputs.expanduser(),
-                "inputs": root / config.inputs.expanduser(),
-                "presets": root / config.presets.expanduser(),
-                "loras": root / config.loras.expanduser(),
-                "upscalers": root / config.upscalers.expanduser(),
-            }
-        )
+            raise SteadyError(code, f"`{name}`: {words.rstrip('.')}.") from None
+        folders = [name for name, kind in kinds.items() if kind is Path]
+        below = {name: root / getattr(config, name).expanduser() for name in folders}
+        return config.model_copy(update={"root": root, **below})
 
     @property
     def state(self) -> Path:
@@ -396,60 +384,3 @@ class Config(BaseModel):
         if "://" in self.database and not self.database.startswith("sqlite:///"):
             return None
         return Path(self.database_url.removeprefix("sqlite:///"))
-
-
-class _Settings(yaml.SafeLoader):
-    """Reads YAML, and refuses a key that stands twice in one mapping, as job files do."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        """Raises SteadyError bad_config."""
-        names = [str(key.value) for key, _ in node.value]
-        if twice := [name for n, name in enumerate(names) if name in names[:n]]:
-            raise SteadyError("bad_config", f"`{twice[0]}` stands twice in config.yaml.")
-        return super().construct_mapping(node, deep)
-
-
-def _config_file(path: Path) -> dict[str, Any]:
-    try:
-        values = yaml.load(path.read_text(encoding="utf-8"), _Settings)  # noqa: S506 (a safe one)
-    except FileNotFoundError:
-        return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        where = f" (line {error.problem_mark.line + 1})" if hasattr(error, "problem_mark") else ""
-        raise SteadyError("bad_config", f"{path.name} cannot be read{where}.") from None
-    if values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise SteadyError("bad_config", f"{path.name} must hold `key: value` lines.")
-    return {str(key): value for key, value in values.items()}
-
-
-def _environment() -> dict[str, Any]:
-    """What ``STEADY_<KEY>`` say, but for empty ones; mappings, and lists of such, are JSON."""
-    said = {
-        name.removeprefix("STEADY_").lower(): text
-        for name, text in os.environ.items()
-        if name.startswith("STEADY_") and name not in _NOT_KEYS
-    }
-    if "delivery" not in said:  # what on_batch_done is told is no setting
-        _refuse_unknown(said, "environment")
-    values: dict[str, Any] = {name: said[name] for name in Config.keys() if said.get(name)}  # noqa: SIM118
-    for name, text in values.items():
-        kind = Config.model_fields[name].annotation
-        if get_origin(kind) in (dict, list) and kind != list[str]:
-            try:
-                values[name] = json.loads(text)
-            except ValueError:
-                raise SteadyError("bad_config", f"`{name}` (environment) is no JSON.") from None
-    return values
-
-
-def _refuse_unknown(names: Any, where: str) -> None:
-    keys = Config.keys()
-    for name in names:
-        if name not in keys:
-            import difflib  # only for whoever mistyped a name
-
-            near = difflib.get_close_matches(name, keys, n=1)
-            hint = f" Did you mean `{near[0]}`?" if near else ""
-            raise SteadyError("bad_config", f"`{name}` ({where}) is no setting.{hint}")

@@ -5,7 +5,7 @@ inbox's ``.error.json`` files, so the same mishap reads the same at every door.
 This module knows nothing of files, SQL or HTTP and imports nothing of ours.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
@@ -174,6 +174,14 @@ class ValueFault:
     def error(self) -> "SteadyError":
         """The refusal of what has this one fault, in its words."""
         return SteadyError(self.code, self.message, problems=[self], remedy=self.remedy or "")
+
+
+def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", cutoff: float = 0.6) -> str:
+    """The remedy for a name nobody knows: the nearest of ``known``, else ``otherwise``."""
+    import difflib  # only for whoever mistyped a name
+
+    near = difflib.get_close_matches(word[:100], list(known), n=1, cutoff=cutoff)
+    return f"Did you mean `{near[0]}`?" if near else otherwise
 
 
 class SteadyError(Exception):

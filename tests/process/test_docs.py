@@ -124,7 +124,7 @@ def test_every_json_shown_is_some(page: Path) -> None:
 def test_every_word_of_the_operations_is_one_of_ours() -> None:
     words = set(re.findall(r"`([a-z]+(?:_[a-z]+)+)`", prose(HOUSE / "docs" / "operations.md")))
     assert len(words) > 10
-    assert words - set(ERRORS) - set(Config.keys()) == set()
+    assert words - set(ERRORS) - Config.settings().keys() == set()
 
 
 @pytest.mark.parametrize("name", ["README.md", "docs/quickstart.md", "docs/clients.md", "docs/api.md",

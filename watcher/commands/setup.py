@@ -61,8 +61,7 @@ def config_text() -> str:
         "# Remove the `# ` before a line to change it. The environment wins over this file:",
         "# STEADY_PORT=8080 sets `port`. `steady doctor` says whether all is well.",
     ]
-    for name in Config.keys():  # noqa: SIM118 (a method of ours)
-        field = Config.model_fields[name]
+    for name, field in Config.settings().items():
         if name in HEADINGS:
             lines += ["", f"# -- {HEADINGS[name]}"]
         left = f"# {name}: {_yaml(field.get_default(call_default_factory=True))}"

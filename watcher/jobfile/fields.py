@@ -9,7 +9,6 @@ Only line ends are made alike, outer blanks removed, and control characters refu
 Knows nothing of files, batches or lines.
 """
 
-import difflib
 import re
 import unicodedata
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from watcher.addresses import not_allowed
-from watcher.errors import SteadyError, ValueFault
+from watcher.errors import SteadyError, ValueFault, did_you_mean
 from watcher.jobfile.hints import (
     MAX_METADATA,
     MAX_METADATA_TEXT,
@@ -292,14 +291,14 @@ def _upscale_problems(request: JobRequest, card: Card, limits: Limits) -> list[V
 
 def unknown_model(name: str, names: list[str]) -> ValueFault:
     """The problem of a model that nobody knows, with the nearest right name."""
-    near = difflib.get_close_matches(name[:100], names, n=1)
+    known = ", ".join(names)
     return ValueFault(
         "model_not_found",
         "`model` is no name that is known here.",
         key="model",
         value=shown(name),
-        allowed=", ".join(names),
-        remedy=f"Did you mean `{near[0]}`?" if near else "Take one of: " + ", ".join(names) + ".",
+        allowed=known,
+        remedy=did_you_mean(name, names, f"Take one of: {known}."),
     )
 
 

@@ -4,12 +4,11 @@ Says what the value must be, how one of that kind usually comes about, and the n
 Finds nothing wrong itself: fields.py and pydantic do.
 """
 
-import difflib
 import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from watcher.errors import ValueFault
+from watcher.errors import ValueFault, did_you_mean
 from watcher.jobfile.hints import TEXT_FIELDS, WHOLE, allowed_for, kind_of, schema_words
 from watcher.jobfile.problems import shown
 from watcher.jobs import field_schemas
@@ -84,8 +83,7 @@ def _nearest_word(given: Any, allowed: str) -> str | None:
         return None
     word = given[:40].lower().lstrip(".")
     word = {"jpg": "jpeg", "low": "bulk", "high": "interactive"}.get(word, word)
-    near = difflib.get_close_matches(word, allowed.split(", "), n=1)
-    return f"Did you mean `{near[0]}`?" if near else None
+    return did_you_mean(word, allowed.split(", ")) or None
 
 
 def _mend(field: str, given: Any) -> str | None:

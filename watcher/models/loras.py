@@ -6,7 +6,6 @@ are hashed once per size, time and inode, in each process that asks.
 """
 
 import contextlib
-import difflib
 import functools
 import hashlib
 import itertools
@@ -19,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher.config import Config
-from watcher.errors import SteadyError
+from watcher.errors import SteadyError, did_you_mean
 from watcher.limits import Card
 from watcher.modelnames import LoraChoice
 from watcher.models.catalogue import MAX_HEADER, OF_FILES, outline, place_of, starter_folder
@@ -136,12 +135,11 @@ def _unknown(config: Config, name: str, card: Card) -> SteadyError:
             remedy="Take the .safetensors file of this LoRA.",
         )
     names = list(loras_of(config, card))
-    near = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.5)
     few = f"There are {', '.join(names[:10])}." if names else f"Put it into {config.loras.name}/."
     return SteadyError(
         "lora_not_found",
         f"There is no LoRA `{name[:100]}`.",
-        remedy=f"Did you mean `{near[0]}`?" if near else few,
+        remedy=did_you_mean(name, names, few, cutoff=0.5),
     )
 
 

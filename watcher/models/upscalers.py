@@ -4,11 +4,10 @@ Looks only, so a crash leaves nothing. Whether the network itself is one that we
 worker finds out.
 """
 
-import difflib
 import importlib.util
 from pathlib import Path
 
-from watcher.errors import SteadyError
+from watcher.errors import SteadyError, did_you_mean
 from watcher.models.catalogue import outline
 
 _SUFFIX = ".safetensors"
@@ -27,9 +26,8 @@ def upscaler_file(folder: Path, name: str) -> Path:
     stem = name.removesuffix(_SUFFIX)
     known = upscaler_names(folder)
     if stem not in known:  # so it is the name of a file there, whatever it says
-        near = difflib.get_close_matches(stem, ["lanczos", "refine", *known], n=1)
-        there = f"There are lanczos, refine{''.join(', ' + each for each in known[:10])}."
-        remedy = f"Did you mean `{near[0]}`?" if near else there
+        names = ["lanczos", "refine", *known]
+        remedy = did_you_mean(stem, names, f"There are {', '.join(names[:12])}.")
         raise SteadyError(
             "upscaler_unusable", f"There is no upscaler `{name[:100]}`.", remedy=remedy
         )
