@@ -14,7 +14,6 @@ from roots import Root
 
 from watcher.engine import Cancelled, EngineRequest, EngineSettings, Lora, ModelMissing
 from watcher.engines.diffusers import AnyPipeline
-from watcher.engines.placement import Placement
 from watcher.errors import SteadyError
 from watcher.pictures.recipe import DETAILS, read_recipe
 
@@ -38,8 +37,14 @@ def nothing(done: int, total: int, preview: object = None) -> None:
     """A step nobody watches."""
 
 
-def loaded(folder: Path, **options: Any) -> AnyPipeline:
-    engine = AnyPipeline(EngineSettings(str(folder), "cpu", options={"warm_up": False, **options}))
+class Small(AnyPipeline):
+    """Decodes in small tiles."""
+
+    tile = 32
+
+
+def loaded(folder: Path, kind: type[AnyPipeline] = AnyPipeline, **options: Any) -> AnyPipeline:
+    engine = kind(EngineSettings(str(folder), "cpu", options={"warm_up": False, **options}))
     engine.load()
     return engine
 
@@ -151,10 +156,9 @@ def test_a_picture_is_redrawn_by_one_step_at_least(
 
 
 def test_a_decode_without_room_is_done_in_tiles_that_are_smaller_than_the_picture(
-    folders: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+    folders: Callable[[str], Path],
 ) -> None:
-    monkeypatch.setattr(Placement, "tile", 32)
-    engine = loaded(folders("sdxl"))
+    engine = loaded(folders("sdxl"), Small)
     vae = engine._pipe.vae
     decode, tried = vae.decode, []
 

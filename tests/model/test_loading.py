@@ -44,13 +44,14 @@ _READ = """
 import os, sys, torch
 torch.dtype, torch.float32 = object, "float32"
 from watcher.engines.loading import read_pipeline
-from watcher.engines.plan import DeviceDescription, Options, plan
+from watcher.engines.plan import DeviceDescription, Options, Weights, plan
 from watcher.errors import SteadyError
 from pathlib import Path
 for words in os.environ.get("ALL_WORDS", "").split("|"):
     os.environ["WORDS"] = words
     try:
-        read_pipeline(Path(sys.argv[1]), plan(DeviceDescription("cpu"), Options()))
+        chosen = plan(DeviceDescription("cpu"), Options(), "auto", Weights(1, 1, 1))
+        read_pipeline(Path(sys.argv[1]), chosen)
         print("read", flush=True)
     except SteadyError as error:
         print(error.code, flush=True)

@@ -298,7 +298,7 @@ def test_thirty_jobs_with_and_without_leave_nothing_behind(engine: ZImage, loras
     for turn in range(30):
         drawn(engine, *([lora(files[turn % 6], 0.5 + turn / 30)] if turn % 3 else []), steps=2)
     assert process.memory_info().rss - before < 20e6
-    assert engine._loras is not None and len(engine._loras._kept) == 4
+    assert len(engine._loras._kept) == 4
     assert drawn(engine, steps=2) == base
 
 
@@ -311,7 +311,7 @@ def test_every_tier_wears_them(loras: Path) -> None:
     for tier in ("stream", "offload", "stream", "resident"):
         engine._placement._settle(tier)
         for _ in range(2):
-            with engine._loras.worn([lora(file)]):  # type: ignore[union-attr]
+            with engine._loras.worn([lora(file)]):
                 assert engine._draw(_small(), lambda *_: None).image.tobytes() == want, tier
             assert engine._draw(_small(), lambda *_: None).image.tobytes() == base, tier
     engine.close()
@@ -333,9 +333,10 @@ def test_where_there_is_no_room_for_them_the_model_makes_some(loras: Path) -> No
     engine = ZImage(EngineSettings(str(STARTER), "cpu", options={"warm_up": False}))
     engine.load()
     want = drawn(engine, lora(file), steps=3)
-    card = Card(engine._pipe, dataclasses.replace(engine._chosen, device="cuda:0"))
+    wide = dataclasses.replace(engine._placement._plan, device="cuda:0")
+    card = Card(engine._pipe, wide, tile=512)
     full = Nowhere(engine._denoiser, "starter", torch.device("cpu"), torch.float32)
-    engine._weights, engine._loras, full.placement = card, full, card
+    engine._placement, engine._loras, full.placement = card, full, card
     assert drawn(engine, lora(file), steps=3) == want
     assert card.tier == "offload"
     engine.close()

@@ -30,6 +30,7 @@ from watcher.engines.device import probe
 from watcher.engines.files import inspect
 from watcher.engines.latents import sigmas_of
 from watcher.engines.placement import Placement
+from watcher.engines.plan import DevicePlan
 from watcher.engines.shortage import sparing_memory
 from watcher.engines.trials import choose_attention, compile_if_faster
 from watcher.engines.zimage import ZImage
@@ -268,6 +269,7 @@ def test_impossible_sizes_never_reach_the_device(engine: ZImage, size: str) -> N
 class Tight(ZImage):
     """Cannot decode a picture whole."""
 
+    tile = 32
     tiles_fit = True
 
     def __init__(self, settings: EngineSettings) -> None:
@@ -285,8 +287,7 @@ class Tight(ZImage):
 
 
 @pytest.fixture
-def tight(monkeypatch: pytest.MonkeyPatch) -> Tight:
-    monkeypatch.setattr(Placement, "tile", 32)
+def tight() -> Tight:
     engine = loaded(Tight)
     assert isinstance(engine, Tight)
     return engine
@@ -313,11 +314,16 @@ def test_out_of_memory_after_the_second_way_is_final_and_survivable(tight: Tight
     tight.generate(ask(), nothing)
 
 
-def test_tiles_look_like_the_whole(engine: ZImage, monkeypatch: pytest.MonkeyPatch) -> None:
+class Small(ZImage):
+    """Decodes in small tiles."""
+
+    tile = 64
+
+
+def test_tiles_look_like_the_whole(engine: ZImage) -> None:
     request = ask(size="112x96", steps=5)
     whole = np.asarray(engine.generate(request, nothing).image).astype(int)
-    monkeypatch.setattr(Placement, "tile", 64)
-    result = loaded(tile_above=0).generate(request, nothing)
+    result = loaded(Small, tile_above=0).generate(request, nothing)
     tiled = np.asarray(result.image).astype(int)
     assert result.facts["details"]["tiled"] is True
     assert not np.array_equal(whole, tiled)  # it really took the other way
@@ -339,6 +345,10 @@ class Card(Placement):
         pass
 
 
+def on_a_card(engine: ZImage) -> DevicePlan:
+    return dataclasses.replace(engine._placement._plan, device="cuda:0")
+
+
 class Ladder(ZImage):
     """Lies on a Card, and keeps a record of the tiers that were tried."""
 
@@ -346,14 +356,14 @@ class Ladder(ZImage):
 
     def load(self) -> EngineInfo:
         found = super().load()
-        self._weights = Card(self._pipe, dataclasses.replace(self._chosen, device="cuda:0"))
+        self._placement = Card(self._pipe, on_a_card(self), tile=self.tile)
         return found
 
     def _denoise(self, request: EngineRequest, *rest: Any) -> torch.Tensor:
-        if not isinstance(self._weights, Card):
+        if not isinstance(self._placement, Card):
             return super()._denoise(request, *rest)
-        self.tiers.append(self._weights.tier)
-        if (request.width or 0) * (request.height or 0) > Card.room[self._weights.tier]:
+        self.tiers.append(self._placement.tier)
+        if (request.width or 0) * (request.height or 0) > Card.room[self._placement.tier]:
             raise torch.OutOfMemoryError("no room")
         return super()._denoise(request, *rest)
 
@@ -412,8 +422,7 @@ def raising(error: Exception) -> Callable[..., None]:
 
 def test_a_size_that_found_no_room_once_is_tried_again_after_a_while(engine: ZImage) -> None:
     clock = [0.0]
-    wide = dataclasses.replace(engine._chosen, device="cuda:0")
-    card = Card(engine._pipe, wide, clock=lambda: clock[0])
+    card = Card(engine._pipe, on_a_card(engine), tile=512, clock=lambda: clock[0])
     tiers: list[str] = []
 
     def work() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from watcher.engines.plan import DeviceDescription, Options, Weights, plan
+from watcher.engines.plan import DeviceDescription, DevicePlan, Options, Weights, plan as plan_for
 from watcher.errors import SteadyError
 
 HOUSE = Path(__file__).parents[2]
@@ -30,6 +30,16 @@ V100 = card("Tesla V100-SXM2-32GB", (7, 0), 34.0, 33.7)
 MAC = DeviceDescription("mps", "Apple", None, 34 * GB, 25 * GB, 25 * GB)
 CPU = DeviceDescription("cpu", "x86_64", None, 25 * GB, 20 * GB, 20 * GB)
 STARTER = Weights(transformer=5_130_000, text_encoder=610_000, vae=1_800_000)
+Z_IMAGE_TURBO = Weights(transformer=6_155_000_000, text_encoder=4_022_000_000, vae=84_000_000)
+
+
+def plan(
+    description: DeviceDescription,
+    options: Options,
+    dtype: str = "auto",
+    weights: Weights = Z_IMAGE_TURBO,
+) -> DevicePlan:
+    return plan_for(description, options, dtype, weights)
 
 
 @pytest.mark.parametrize(

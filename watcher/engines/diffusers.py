@@ -154,11 +154,9 @@ class AnyPipeline(LocalEngine):
 
         given = self._arguments(request)
         asked = {name: value for name, value in given.items() if name in takes}
-        said = [
-            f"`{n}` has no effect on this model."
-            for n in ("strength",)
-            if n in given.keys() - takes
-        ]
+        said = []
+        if "strength" in given.keys() - takes:
+            said.append("`strength` has no effect on this model.")
         if "callback_on_step_end" in takes:
             asked["callback_on_step_end"] = after_step
         else:

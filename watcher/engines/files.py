@@ -12,11 +12,17 @@ from typing import Any
 from watcher.engine import ModelMissing
 from watcher.engines.plan import Weights
 from watcher.errors import SteadyError
-from watcher.models.catalogue import missing_files, outline, parts_named, place_of, revision_of
+from watcher.models.catalogue import (
+    is_hub_name,
+    missing_files,
+    outline,
+    parts_named,
+    place_of,
+    revision_of,
+)
 
 _SINGLE = (".safetensors", ".gguf")  #: what a transformer in one file ends with
 _ROLES = ("transformer", "text_encoder", "vae")
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True)
@@ -40,7 +46,7 @@ def locate_model(model: str, revision: str | None = None) -> tuple[Path, str | N
 
 def _model_words(model: str) -> str:
     """A hub name as it is, a folder without where it lies."""
-    return model if _HUB_NAME.fullmatch(model) else f"The model folder {Path(model).name!r}"
+    return model if is_hub_name(model) else f"The model folder {Path(model).name!r}"
 
 
 def name_of(folder: Path) -> str:

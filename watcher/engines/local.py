@@ -7,6 +7,7 @@ suits it), ``placement.py`` (where the weights are, and what is done when memory
 """
 
 import gc
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -26,26 +27,30 @@ from watcher.engines.shortage import sparing_memory
 from watcher.engines.trials import must_work
 
 
-class LocalEngine:
+class LocalEngine(ABC):
     """The way of every model of ours; what is a kind of model's own comes from below.
 
     Attributes:
         folder_kind: what the folder must call itself; None for anything.
         pipeline_kind: the class of diffusers that puts the parts together.
         lacks: engine options that it does not have.
+        tile: pixels on a side of what the VAE works on at once, where not on the whole.
     """
 
     folder_kind: str | None = None
     pipeline_kind: str
     lacks: tuple[str, ...] = ()
+    tile = 512
+
+    #: What there is from ``load`` to ``close``.
+    _pipe: Any
+    _placement: Placement
+    _loras: Loras
+    _device: torch.device
 
     def __init__(self, settings: EngineSettings) -> None:
         self._settings = settings
         self._options = Options.of(settings.options, without=self.lacks)
-        self._pipe: Any = None
-        self._plan: DevicePlan | None = None
-        self._weights: Placement | None = None
-        self._loras: Loras | None = None
         self._details: dict[str, Any] = {}
 
     # -- load
@@ -58,16 +63,16 @@ class LocalEngine:
         contents = inspect(folder, kind=self.folder_kind, transformer=single)
         description = describe(self._settings.device)
         chosen = plan(description, self._options, self._settings.dtype, contents.weights)
-        self._plan = chosen
+        self._device = torch.device(chosen.device)
         prepare(description, chosen, self._options.threads)
         self._pipe = sparing_memory(lambda: self._read(folder, chosen, single))
-        self._weights = Placement(self._pipe, chosen)
-        self._weights.run(0, lambda: None)
+        self._placement = Placement(self._pipe, chosen, tile=self.tile)
+        self._placement.run(0, lambda: None)
         number = getattr(torch, chosen.dtype)
         self._loras = Loras(self._denoiser, name_of(folder), self._device, number)
         self._details = {
             "device_name": description.name,
-            "tier": self._weights.tier,
+            "tier": self._placement.tier,
             "quantize": chosen.quantize,
             "tf32": chosen.tf32,
             "tiled": False,
@@ -81,7 +86,7 @@ class LocalEngine:
             revision=contents.digest if single else commit or contents.digest,
             device=chosen.device,
             dtype=chosen.dtype,
-            memory=self._weights.held(),
+            memory=self._placement.held(),
             versions=library_versions(),
             details=dict(self._details),
             **own,
@@ -95,14 +100,14 @@ class LocalEngine:
         """The pipeline, in main memory."""
         return read_pipeline(folder, chosen, kind=self.pipeline_kind, transformer=single)
 
+    @abstractmethod
     def _made_ready(self, chosen: DevicePlan) -> Mapping[str, Any]:
         """Do what is left to do before the first picture; the rest of the EngineInfo."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _drawn_anew(self) -> Image.Image:
         """A small picture for nobody, from the prompt on: it loads kernels and shows whether the
         model works."""
-        raise NotImplementedError
 
     # -- generate
 
@@ -115,41 +120,23 @@ class LocalEngine:
         return request.width * request.height
 
     def _worn(self, request: EngineRequest, report: Report) -> Result:
-        if self._loras is None:
-            raise RuntimeError("load comes first")
         with self._loras.worn(request.loras) as worn, self._placement.as_written(bool(worn)):
             result = self._draw(request, report)
         return replace(result, facts={**result.facts, "loras": worn}) if worn else result
 
+    @abstractmethod
     def _draw(self, request: EngineRequest, report: Report) -> Result:
-        raise NotImplementedError
-
-    # -- device
+        """One picture, with the LoRAs on."""
 
     @property
-    def _denoiser(self) -> torch.nn.Module:
+    @abstractmethod
+    def _denoiser(self) -> Any:
         """The part that is called once a step, or twice."""
-        raise NotImplementedError
-
-    @property
-    def _chosen(self) -> DevicePlan:
-        if self._plan is None:
-            raise RuntimeError("load comes first")
-        return self._plan
-
-    @property
-    def _placement(self) -> Placement:
-        if self._weights is None:
-            raise RuntimeError("load comes first")
-        return self._weights
-
-    @property
-    def _device(self) -> torch.device:
-        return torch.device(self._chosen.device)
 
     def close(self) -> None:
         """Drop the weights; what the driver keeps goes with the process."""
-        self._pipe = self._weights = self._loras = None
+        for held in ("_pipe", "_placement", "_loras"):
+            vars(self).pop(held, None)
         gc.collect()
 
 

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import SplitResult, urlsplit
 
 from PIL import Image, ImageChops
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from watcher.engine import (
     EngineInfo,
@@ -34,6 +34,7 @@ from watcher.engine import (
     Result,
     ServerAway,
 )
+from watcher.engines.options import EngineOptions
 from watcher.errors import SteadyError
 from watcher.jobs import Feature
 from watcher.pictures.source import Size, look_at, pixels_of
@@ -50,10 +51,8 @@ _ASIDE = (408, 409, 425, 429)
 Sent = Literal["seed", "num_inference_steps", "guidance_scale", "negative_prompt", "strength"]
 
 
-class ServerOptions(BaseModel):
+class ServerOptions(EngineOptions):
     """``options`` of the engine. ``url`` is the API's root: ``http://127.0.0.1:30000/v1``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
     url: str = Field(pattern=r"^https?://[\w.-]+(:\d+)?(/[\w./-]*)?$|^https?://\[[\da-f:]+\]")
     key: str | None = Field(None, repr=False, pattern=r"^[!-~]+$")
@@ -63,16 +62,6 @@ class ServerOptions(BaseModel):
     extra: dict[str, Any] = Field(default_factory=lambda: {"response_format": "b64_json"})
     timeout: float = Field(600.0, gt=0)  #: seconds for one answer
     edits: bool = False  #: has it ``/images/edits``, for jobs that start from a picture?
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any]) -> "ServerOptions":
-        """``given`` as configured. Raises SteadyError ``bad_config``."""
-        try:
-            return cls(**given)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            words = f"Engine option `{first['loc'][0]}` of `openai`: {first['msg']}."
-            raise SteadyError("bad_config", words) from None
 
     def key_now(self) -> str | None:
         """The key, from where it is kept. Raises SteadyError ``bad_config``."""

@@ -57,17 +57,20 @@ def library_versions() -> dict[str, str]:
 
 
 class Placement:
-    """The weights of ``pipe`` on the device of ``plan``.
+    """The weights of ``pipe`` on the device of ``plan``; ``tile``: pixels on a side of one.
 
     Attributes:
         tier: where they are; empty while they are nowhere for certain (before the first
             ``run``, and after a move that failed).
     """
 
-    tile = 512  #: pixels on a side of what the VAE works on at once, where not on the whole
-
     def __init__(
-        self, pipe: Any, plan: DevicePlan, *, clock: Callable[[], float] = time.monotonic
+        self,
+        pipe: Any,
+        plan: DevicePlan,
+        *,
+        tile: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.tier = ""
         self._pipe = pipe
@@ -77,6 +80,7 @@ class Placement:
             if isinstance(part, torch.nn.Module)
         }
         self._plan = plan
+        self._tile = tile
         self._device = torch.device(plan.device)
         self._clock = clock
         self._took: dict[tuple[int, str], float] = {}  #: pixels, and a tier or tiles: since when
@@ -85,8 +89,8 @@ class Placement:
         self._vae = pipe.components.get("vae")
         if hasattr(self._vae, "tile_latent_min_size"):  # the library's: as large as its pictures
             scale = self._vae.tile_sample_min_size / self._vae.tile_latent_min_size
-            self._vae.tile_sample_min_size = self.tile
-            self._vae.tile_latent_min_size = int(self.tile / scale)
+            self._vae.tile_sample_min_size = tile
+            self._vae.tile_latent_min_size = int(tile / scale)
 
     def run(self, pixels: int, work: Callable[[], T]) -> T:
         """``work``'s result, on the highest tier that holds a picture of ``pixels``.
@@ -115,7 +119,7 @@ class Placement:
         ``size`` in pixels: what is no larger than one tile is never tried again.
         """
         vae, pixels = self._vae, size[0] * size[1]
-        if not hasattr(vae, "use_tiling") or max(size) <= self.tile:
+        if not hasattr(vae, "use_tiling") or max(size) <= self._tile:
             return sparing_memory(work), False
         vae.use_tiling = pixels > self._plan.tile_above or _TILES in self._taken(pixels)
         try:

@@ -7,13 +7,13 @@ fp16 makes black pictures with this model and is never chosen; 8-bit weights are
 since bitsandbytes computes them in fp16.
 """
 
-import difflib
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 
+from watcher.engines.options import EngineOptions
 from watcher.errors import SteadyError
 
 #: From fastest to smallest. resident: everything on the device. offload: the text encoder
@@ -60,13 +60,10 @@ class Weights:
     vae: int
 
 
-Z_IMAGE_TURBO = Weights(transformer=6_155_000_000, text_encoder=4_022_000_000, vae=84_000_000)
-
-
-class Options(BaseModel):
+class Options(EngineOptions):
     """``engine_options`` of our own engines on a device."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(strict=True)
 
     tier: Literal["auto", "resident", "offload", "stream"] = "auto"
     quantize: Literal["none", "nf4"] = "none"  #: nf4: on CUDA, needs bitsandbytes
@@ -80,25 +77,6 @@ class Options(BaseModel):
     transformer: _Text | None = None  #: a file that stands in for the model's own transformer
     base: _Text | None = None  #: the folder or hub name of all else, where the model is such a file
     guidance: bool | None = None  #: does the model take guidance? unset: yes
-
-    @classmethod
-    def of(cls, given: Mapping[str, Any], *, without: Container[str] = ()) -> "Options":
-        """``given`` as written in the configuration; ``without``: names an engine does not have.
-
-        Raises SteadyError ``bad_config``.
-        """
-        names = [name for name in cls.model_fields if name not in without]
-        for name in given:
-            if name not in names:
-                near = difflib.get_close_matches(name, names, n=1)
-                hint = f" Did you mean `{near[0]}`?" if near else ""
-                raise SteadyError("bad_config", f"`{name}` is no engine option.{hint}")
-        try:
-            return cls(**given)
-        except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            words = f"Engine option `{first['loc'][0]}`: {first['msg']}."
-            raise SteadyError("bad_config", words) from None
 
 
 @dataclass(frozen=True)
@@ -140,10 +118,7 @@ def dtype_for(description: DeviceDescription, dtype: str) -> tuple[str, str]:
 
 
 def plan(
-    description: DeviceDescription,
-    options: Options,
-    dtype: str = "auto",
-    weights: Weights = Z_IMAGE_TURBO,
+    description: DeviceDescription, options: Options, dtype: str, weights: Weights
 ) -> DevicePlan:
     """The settings for this device. Raises SteadyError ``bad_config`` for what cannot be."""
     number, reason = dtype_for(description, dtype)

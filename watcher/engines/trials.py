@@ -50,7 +50,7 @@ def choose_attention(
     """
     took: dict[str, float] = {}
     for name in names:
-        fatal = is_poison if name != "native" else _any
+        fatal = (lambda _: True) if name == "native" else is_poison
         with _refused(f"attention {name}", fatal, logging.INFO if race else logging.WARNING):
             transformer.set_attention_backend(name)
             if name == names[0] == "native":
@@ -107,23 +107,15 @@ def _refused(
         log.log(level, "%s: cannot be used (%s)", what, " ".join(str(error).split())[:300])
 
 
-def _any(_error: Exception) -> bool:
-    return True
-
-
 def _likeness(one: Image.Image, other: Image.Image) -> str:
     return "the same pixels" if one.tobytes() == other.tobytes() else "not the same pixels"
 
 
 def _race(draw: Draw) -> float:
     """Seconds of the quicker of two small pictures."""
-    return _quicker(lambda: draw(512, 4))
-
-
-def _quicker(work: Callable[[], object]) -> float:
     took = []
     for _ in range(2):
         began = time.perf_counter()
-        work()
+        draw(512, 4)
         took.append(time.perf_counter() - began)
     return min(took)
