@@ -24,6 +24,7 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.inputs import Inputs
 from watcher.jobfile.fields import seeded
+from watcher.jobfile.planner import Planner
 from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Priority
 from watcher.limits import Limits
 from watcher.log import now_us, say
@@ -208,7 +209,7 @@ class Door:
                 fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
                 with os.fdopen(fd, "rb") as file:
                     data = file.read(jobfile.most_bytes(batch.suffix))
-                parsed = jobfile.parse(data, batch.suffix, self.limits())
+                parsed = jobfile.parse(data, batch.suffix, Planner(self.limits()))
                 return parsed.requests[0].request
         return None
 

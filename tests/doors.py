@@ -27,6 +27,7 @@ from api.app import create_app
 from watcher import jobfile, live
 from watcher.config import Config
 from watcher.jobfile.fields import seeded
+from watcher.jobfile.planner import Planner
 from watcher.jobs import Job, Priority, job_id_of, ticket_of_key
 from watcher.limits import Limits
 from watcher.log import now_us
@@ -60,7 +61,7 @@ class Watcher:
             )
             if batch.recorded_at is None:
                 parsed = jobfile.parse(
-                    path.read_bytes(), path.suffix, self.limits, stem=Path(batch.name).stem
+                    path.read_bytes(), path.suffix, Planner(self.limits), stem=Path(batch.name).stem
                 )
                 ids += self.record(ticket, parsed.requests)
             path.unlink()
@@ -86,7 +87,7 @@ class Watcher:
         stem, suffix = Path(name).stem, Path(name).suffix
         self.store.begin_reading(ticket, name=name, suffix=suffix, source="file")
         return self.record(
-            ticket, jobfile.parse(text.encode(), suffix, self.limits, stem=stem).requests
+            ticket, jobfile.parse(text.encode(), suffix, Planner(self.limits), stem=stem).requests
         )
 
     def claim(self) -> Job:

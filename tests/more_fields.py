@@ -57,19 +57,21 @@ SET = ["mood=calm", "warmth=0.5", "grain=true", "inks=a,b", 'knobs={"x":1.5}']
 
 def read(data: str, suffix: str) -> dict[str, Any]:
     from watcher import jobfile
+    from watcher.jobfile.planner import Planner
     from watcher.limits import Limits
 
-    return jobfile.parse(data.encode(), suffix, Limits()).requests[0].request.model_dump()
+    return jobfile.parse(data.encode(), suffix, Planner(Limits())).requests[0].request.model_dump()
 
 
 def wrong() -> list[str]:
     """What each wrong value is told, and what would be right."""
     from watcher import jobfile
     from watcher.errors import SteadyError
+    from watcher.jobfile.planner import Planner
     from watcher.limits import Limits
 
     try:
-        jobfile.parse(json.dumps({"prompt": "a"} | WRONG).encode(), ".json", Limits())
+        jobfile.parse(json.dumps({"prompt": "a"} | WRONG).encode(), ".json", Planner(Limits()))
     except SteadyError as error:
         return [f"{p.message} [{p.allowed}]" for p in error.problems]
     return []

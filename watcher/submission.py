@@ -26,7 +26,7 @@ from watcher.finder import Finder
 from watcher.inbox import drop_file
 from watcher.inputs import Inputs
 from watcher.jobfile.naming import slug
-from watcher.jobfile.planner import PlannedJob, Template
+from watcher.jobfile.planner import PlannedJob, Planner, Template
 from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.problems import refusal
 from watcher.jobfile.rows import RowIterator
@@ -173,10 +173,8 @@ class Reader:
         if self.preset is not None and suffix in PICTURE_SUFFIXES:  # as in its hot folder
             name = f"{body.name}{suffix}" if body.name else ""
             data, suffix = self.inputs.job_from(data, name, self.preset.values), ".json"
-        parsed = jobfile.parse(
-            data, suffix, self.limits, stem=body.name, salt=self.salt, keyed=self.key is not None,
-            wildcards=Wildcards(self.root), preset=self._base, pictures=finder,
-        )  # fmt: skip
+        planner, keyed = self._planner(finder), self.key is not None
+        parsed = jobfile.parse(data, suffix, planner, stem=body.name, keyed=keyed)
         if parsed.key is not None and not parsed.key.strip():
             fault = ValueFault("out_of_range", "`key` is empty.", key="key", pointer="/key")
             raise SteadyError("out_of_range", problems=[fault])
@@ -189,10 +187,12 @@ class Reader:
             tuple(refused[:_TOLD]), len(parsed.refused), parsed.resume, finder.sent,
         )  # fmt: skip
 
-    @property
-    def _base(self) -> Template:
-        """What holds for every job."""
-        return dataclasses.replace(self.preset or Template(), over=self.over)
+    def _planner(self, finder: Finder) -> Planner:
+        base = dataclasses.replace(self.preset or Template(), over=self.over)
+        return Planner(
+            self.limits, salt=self.salt, wildcards=Wildcards(self.root), preset=base,
+            pictures=finder,
+        )  # fmt: skip
 
     def _finder(self) -> Finder:
         return Finder(self.inputs, beside=self.beside, copies=self.copies)
@@ -223,10 +223,7 @@ class Reader:
         )  # fmt: skip
 
     def _rows(self, body: Body, finder: Finder) -> RowIterator:
-        return jobfile.read_lines(
-            io.BytesIO(body.data), body.suffix, self.limits, salt=self.salt,
-            wildcards=Wildcards(self.root), preset=self._base, pictures=finder,
-        )  # fmt: skip
+        return jobfile.read_lines(io.BytesIO(body.data), body.suffix, self._planner(finder))
 
 
 def lifted(body: Body, inputs: Inputs) -> Body:

@@ -24,6 +24,7 @@ with atheris.instrument_imports(include=["watcher"]):
     from watcher.errors import ERRORS, SteadyError
     from watcher.jobfile import parse
     from watcher.jobfile.fields import seeded
+    from watcher.jobfile.planner import Planner
     from watcher.jobfile.tables import refused_csv
     from watcher.limits import Limits
     from watcher.suffixes import FORMS
@@ -63,7 +64,7 @@ def read(data: bytes) -> None:
     if suffix == RECIPE:
         suffix, data = ".png", png(data)
     try:
-        parsed = parse(data, suffix, LIMITS, stem="fuzz", now=NOW, wildcards=wildcards)
+        parsed = parse(data, suffix, Planner(LIMITS, now=NOW, wildcards=wildcards), stem="fuzz")
         for planned in parsed.requests:
             seeded(planned.request, "id").model_dump_json().encode()
         b"".join(refused_csv(lambda: parsed.refused))

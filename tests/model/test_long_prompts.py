@@ -11,6 +11,7 @@ from conftest import until
 from house_of_clients import House, house
 
 from watcher.jobfile import parse
+from watcher.jobfile.planner import Planner
 from watcher.limits import Card, Limits
 from watcher.models.catalogue import starter_folder
 from watcher.models.tokens import cut_of, unknown_words
@@ -24,7 +25,7 @@ SAID = "The prompt is longer than this model reads: 512 tokens of "
 
 def warned(text: str) -> str | None:
     """The warning of its length that a job file of this prompt gives."""
-    [plan] = parse(json.dumps({"prompt": text}).encode(), ".json", LIMITS).requests
+    [plan] = parse(json.dumps({"prompt": text}).encode(), ".json", Planner(LIMITS)).requests
     return next((words for words in plan.warnings if words.startswith(SAID)), None)
 
 
@@ -72,7 +73,7 @@ def test_short_prompts_and_unknown_models_get_no_word(tmp_path: Path) -> None:
 def test_a_small_model_names_the_words_it_does_not_know(prompt: str, named: str | None) -> None:
     said = unknown_words(starter_folder(), prompt)
     assert said is None if named is None else said and f"does not know {named} so" in said
-    [plan] = parse(json.dumps({"prompt": prompt}).encode(), ".json", LIMITS).requests
+    [plan] = parse(json.dumps({"prompt": prompt}).encode(), ".json", Planner(LIMITS)).requests
     assert plan.warnings == ((said,) if said else ())
 
 

@@ -25,6 +25,7 @@ from watcher.engines.lora import Change, Loras
 from watcher.engines.placement import Placement
 from watcher.engines.zimage import ZImage
 from watcher.errors import SteadyError
+from watcher.jobfile.planner import Planner
 from watcher.limits import Limits
 from watcher.models.cards import limits_known
 from watcher.models.loras import digests_of
@@ -378,7 +379,7 @@ def test_numbers_that_are_none_and_files_that_changed(engine: ZImage, loras: Pat
 
 def asked(limits: Limits, said: Any) -> Any:
     data = json.dumps({"prompt": "x", "lora": said}).encode()
-    return jobfile.parse(data, ".json", limits).requests[0].request.lora
+    return jobfile.parse(data, ".json", Planner(limits)).requests[0].request.lora
 
 
 def refused(limits: Limits, said: Any) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from watcher import jobfile
 from watcher.engine import OutOfMemory
 from watcher.engines.upscaler import _loaded, upscaler_of
 from watcher.errors import SteadyError
+from watcher.jobfile.planner import Planner
 from watcher.jobs import JobRequest
 from watcher.limits import Card, Limits
 from watcher.models.upscalers import upscaler_file
@@ -57,7 +58,7 @@ def picture(root: Root, name: str) -> Image.Image:
 
 
 def read(text: str) -> JobRequest:
-    return jobfile.parse(text.encode(), ".yaml", ABLE).requests[0].request
+    return jobfile.parse(text.encode(), ".yaml", Planner(ABLE)).requests[0].request
 
 
 def test_what_is_left_open_is_settled_when_the_job_is_read() -> None:
@@ -69,7 +70,9 @@ def test_what_is_left_open_is_settled_when_the_job_is_read() -> None:
     }  # fmt: skip
     assert read("{prompt: a, upscale: {strength: 0.4}}").upscale == settled | {"strength": 0.4}
     for unable in (Limits(Card(accepts=("upscale",))), Limits(Card(accepts=None))):
-        said = jobfile.parse(b"{prompt: a, upscale: 2}", ".yaml", unable).requests[0].request
+        said = (
+            jobfile.parse(b"{prompt: a, upscale: 2}", ".yaml", Planner(unable)).requests[0].request
+        )
         assert said.upscale == {"factor": 2.0, "method": "lanczos"}
     request = read("{prompt: a, width: 512, height: 256, upscale: 4}")
     assert request.final_size == (2048, 1024)
@@ -98,7 +101,7 @@ def test_what_cannot_be_is_refused_in_words(text: str, words: str) -> None:
 def test_a_model_that_cannot_start_from_pictures_refines_none() -> None:
     unable = Limits(Card(accepts=("upscale",)))
     with pytest.raises(SteadyError) as caught:
-        jobfile.parse(b"{prompt: a, upscale: 2 refine}", ".yaml", unable)
+        jobfile.parse(b"{prompt: a, upscale: 2 refine}", ".yaml", Planner(unable))
     assert caught.value.code == "not_accepted" and "lanczos" in str(caught.value.problems[0].remedy)
 
 
@@ -124,7 +127,7 @@ def test_an_upscaler_is_looked_at_before_the_queue(tmp_path: Path) -> None:
     assert "cut off" in refusal("sharp").message
     asked = replace(ABLE, upscaler=functools.partial(upscaler_file, tmp_path))
     with pytest.raises(SteadyError) as caught:
-        jobfile.parse(b"{prompt: a, upscale: 2 sharp}", ".yaml", asked)
+        jobfile.parse(b"{prompt: a, upscale: 2 sharp}", ".yaml", Planner(asked))
     assert caught.value.problems[0].code == "upscaler_unusable"
 
 

@@ -29,6 +29,7 @@ from test_page import Eyes, browser, drop  # noqa: F401  (browser is a fixture)
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile import Parsed, parse
+from watcher.jobfile.planner import Planner
 from watcher.jobfile.tables import refused_csv
 from watcher.limits import Card, Limits
 from watcher.models.cards import limits_known
@@ -49,7 +50,7 @@ FILES = sorted(
 
 def read(name: str) -> Parsed:
     path = CASES / name
-    return parse(path.read_bytes(), path.suffix, Limits(), stem=path.stem)
+    return parse(path.read_bytes(), path.suffix, Planner(Limits()), stem=path.stem)
 
 
 def refusal(name: str) -> SteadyError:
@@ -105,14 +106,14 @@ def test_settings_of_other_programs_are_taken_over() -> None:
     (floats,) = (p.request for p in read("text/whole_numbers_as_floats.json").requests)
     assert (floats.width, floats.num_inference_steps, floats.seed) == (512, 9, 7)
     with pytest.raises(SteadyError):
-        parse(b'{"prompt": "x", "width": 512.5}', ".json", Limits())
-    pair = parse(b'{"prompt": "x", "count": 2.0, "seed": 7.0}', ".json", Limits())
+        parse(b'{"prompt": "x", "width": 512.5}', ".json", Planner(Limits()))
+    pair = parse(b'{"prompt": "x", "count": 2.0, "seed": 7.0}', ".json", Planner(Limits()))
     assert [planned.request.seed for planned in pair.requests] == [7, 8]
 
 
 def test_what_the_encoder_does_not_read_is_named_for_each_job() -> None:
     data = (CASES / "text/longer_than_the_encoder.json").read_bytes()
-    parsed = parse(data, ".json", Limits(Card(folder=starter_folder())))
+    parsed = parse(data, ".json", Planner(Limits(Card(folder=starter_folder()))))
     told = [planned.warnings for planned in parsed.requests]
     prompts = [each["prompt"] for each in json.loads(data)]
     assert [planned.request.prompt for planned in parsed.requests] == prompts
@@ -124,7 +125,8 @@ def test_what_the_encoder_does_not_read_is_named_for_each_job() -> None:
 def test_a_time_in_the_spring_gap_is_never_early() -> None:
     code = (
         "import sys; from watcher.jobfile import parse; from watcher.limits import Limits\n"
-        "for each in parse(sys.stdin.buffer.read(), '.yaml', Limits()).requests:\n"
+        "from watcher.jobfile.planner import Planner\n"
+        "for each in parse(sys.stdin.buffer.read(), '.yaml', Planner(Limits())).requests:\n"
         "    print(each.not_before)"
     )
     data = (CASES / "inbox/not_before_in_the_spring_gap.yaml").read_bytes()
@@ -154,7 +156,9 @@ def test_rows_whose_quotes_do_not_fit_come_back_whole() -> None:
     problems = refusal("tables/quotes_inside_quotes.csv").problems
     assert [(p.row, p.line, p.code) for p in problems] == [(1, 2, "bad_csv"), (2, 3, "bad_csv")]
     text = (CASES / "tables/quotes_inside_quotes.csv").read_text() + "a fox,3\n"
-    given_back = b"".join(refused_csv(lambda: parse(text.encode(), ".csv", Limits()).refused))
+    given_back = b"".join(
+        refused_csv(lambda: parse(text.encode(), ".csv", Planner(Limits())).refused)
+    )
     for cell in ('The Song of "Blue Harbour": Part Two', 'a sign that says "OPEN"', " neon"):
         assert cell.replace('"', '""') in given_back.decode()
 
@@ -162,7 +166,7 @@ def test_rows_whose_quotes_do_not_fit_come_back_whole() -> None:
 def test_a_formula_goes_out_guarded_and_comes_back_as_it_was() -> None:
     given_back = b"".join(refused_csv(lambda: read("tables/formula_in_a_refused_row.csv").refused))
     assert b"\r\n'=1+1,oops," in given_back
-    (mended,) = parse(given_back.replace(b"oops", b"7"), ".csv", Limits()).requests
+    (mended,) = parse(given_back.replace(b"oops", b"7"), ".csv", Planner(Limits())).requests
     assert mended.request.prompt == "=1+1"
 
 
@@ -176,7 +180,7 @@ def test_a_formula_goes_out_guarded_and_comes_back_as_it_was() -> None:
     ],
 )
 def test_syntax_of_others_is_named_once_and_kept(text: str, suffix: str, kind: str) -> None:
-    parsed = parse(text.encode(), suffix, Limits())
+    parsed = parse(text.encode(), suffix, Planner(Limits()))
     assert len(parsed.warnings) == 1
     assert kind in parsed.warnings[0]
     assert len(parsed.requests) == 2
@@ -199,14 +203,14 @@ def test_a_recipe_that_somebody_wrote_by_hand_is_refused(recipe: dict[str, Any])
     picture = io.BytesIO()
     Image.new("RGB", (16, 16)).save(picture, "PNG", pnginfo=text)
     with pytest.raises(SteadyError):
-        parse(picture.getvalue(), ".png", Limits())
+        parse(picture.getvalue(), ".png", Planner(Limits()))
 
 
 def test_seeds_and_ends_that_are_not_ours() -> None:
     data = (CASES / "pictures/webui_a_template.png").read_bytes()
-    assert parse(data + b"behind its end", ".png", Limits()).requests
+    assert parse(data + b"behind its end", ".png", Planner(Limits())).requests
     pasted = "a fox\nSteps: 8, Sampler: Euler, Seed: 18446744073709551615, Size: 64x64\n"
-    (planned,) = parse(pasted.encode(), ".txt", Limits()).requests
+    (planned,) = parse(pasted.encode(), ".txt", Planner(Limits())).requests
     assert planned.request.seed == 2**63 - 1
     assert [w for w in planned.warnings if "18446744073709551615" in w]
 
@@ -224,7 +228,7 @@ def test_seeds_and_ends_that_are_not_ours() -> None:
 )
 def test_remedies_name_the_line(text: str, suffix: str, line: int, word: str) -> None:
     with pytest.raises(SteadyError) as caught:
-        parse(text.encode(), suffix, Limits())
+        parse(text.encode(), suffix, Planner(Limits()))
     assert caught.value.problems[0].line == line
     assert word in str(caught.value)
 
@@ -253,7 +257,7 @@ def test_remedies_name_the_line(text: str, suffix: str, line: int, word: str) ->
 )
 def test_a_file_of_another_kind_is_called_what_it_is(data: bytes, suffix: str, word: str) -> None:
     with pytest.raises(SteadyError) as caught:
-        parse(data, suffix, Limits())
+        parse(data, suffix, Planner(Limits()))
     assert word in caught.value.remedy
 
 
@@ -261,7 +265,7 @@ def test_a_file_of_another_kind_is_called_what_it_is(data: bytes, suffix: str, w
     "text", ["a prompt, a seed", "prompt", "prompt, portrait", "a: b", "[x] y"]
 )
 def test_a_prompt_that_only_resembles_another_kind_is_a_prompt(text: str) -> None:
-    (planned,) = parse(text.encode(), ".txt", Limits()).requests
+    (planned,) = parse(text.encode(), ".txt", Planner(Limits())).requests
     assert planned.request.prompt == text
 
 
@@ -284,7 +288,7 @@ def collection() -> tuple[list[str], bytes]:
 
 def test_a_collection_of_1632_prompts_is_read_byte_for_byte() -> None:
     written, data = collection()
-    parsed = parse(data, ".tsv", Limits(max_jobs_per_file=2000))
+    parsed = parse(data, ".tsv", Planner(Limits(max_jobs_per_file=2000)))
     assert [planned.request.prompt for planned in parsed.requests] == written
     assert [planned.row for planned in parsed.requests] == list(range(1, 1633))
     assert parsed.requests[9].request.metadata == {"Category": "Animals", "Challenge": "2"}
@@ -300,7 +304,9 @@ def content(path: Path, way: str) -> bytes:
 
 def made(root: Root, ticket: str, path: Path) -> list[dict[str, Any]]:
     """What a batch's jobs ask for, without what hangs on the ticket or the way."""
-    said = parse(content(path, "x"), path.suffix, limits_of_root(root), keyed=True).requests
+    said = parse(
+        content(path, "x"), path.suffix, Planner(limits_of_root(root)), keyed=True
+    ).requests
     jobs = [
         json.loads(job["request"])
         | {"prompt on record": job["prompt"], "not before": job["not_before"]}
@@ -322,7 +328,7 @@ def limits_of_root(root: Root) -> Limits:
 
 def fault(path: Path, limits: Limits) -> str:
     try:
-        parse(content(path, "x"), path.suffix, limits, keyed=True)
+        parse(content(path, "x"), path.suffix, Planner(limits), keyed=True)
     except SteadyError as error:
         return error.code
     return ""

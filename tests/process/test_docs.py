@@ -27,6 +27,7 @@ from watcher.cli import app
 from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
+from watcher.jobfile.planner import Planner
 from watcher.limits import Card, Limits
 from watcher.models.catalogue import starter_folder
 from watcher.models.tokens import unknown_words
@@ -105,7 +106,7 @@ def test_every_page_is_reached_from_the_readme() -> None:
 @named
 def test_every_job_file_is_planned(page: Path) -> None:
     for text in fences(page, "yaml"):
-        parsed = parse(text.encode(), ".yaml", Limits(usual=Card(accepts=None)))
+        parsed = parse(text.encode(), ".yaml", Planner(Limits(usual=Card(accepts=None))))
         assert parsed.requests and not parsed.refused and not parsed.warnings, text
 
 

@@ -23,6 +23,7 @@ from watcher.inbox.arrivals import Arrivals, Glance
 from watcher.inbox.hot import HotFolders
 from watcher.inbox.watch import Inbox
 from watcher.jobfile import parse
+from watcher.jobfile.planner import Planner
 from watcher.jobfile.presets import read_preset
 from watcher.jobs import input_digest
 from watcher.limits import Limits
@@ -216,7 +217,9 @@ def test_a_link_in_its_place_is_not_followed(box: Box, tmp_path: Path) -> None:
 
 def read(text: str, suffix: str, preset: str) -> list[dict[str, object]]:
     limits = Limits()
-    parsed = parse(text.encode(), suffix, limits, preset=read_preset(preset.encode(), limits))
+    parsed = parse(
+        text.encode(), suffix, Planner(limits, preset=read_preset(preset.encode(), limits))
+    )
     return [each.request.model_dump(exclude_none=True) for each in parsed.requests]
 
 

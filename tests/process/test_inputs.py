@@ -36,6 +36,7 @@ from watcher.finder import Finder
 from watcher.inputs import Inputs
 from watcher.jobfile import parse
 from watcher.jobfile.bundle import Bundle
+from watcher.jobfile.planner import Planner
 from watcher.jobs import JobRequest
 from watcher.limits import Card, Limits
 from watcher.pictures.outputs import Outputs
@@ -185,7 +186,7 @@ def test_no_job_is_named_after_the_picture_of_another(tracing: Root) -> None:
     limits = Limits(Card(accepts=("image",)))
     jobs = b"- {prompt: x, image: a.png, name: 'n-{image}'}\n- {prompt: y, name: 'k-{image}'}\n"
     with pytest.raises(SteadyError, match="Line 2: `name` may hold"):
-        parse(jobs, ".yaml", limits, pictures=finder)
+        parse(jobs, ".yaml", Planner(limits, pictures=finder))
 
 
 REFUSED = {

@@ -15,6 +15,7 @@ from roots import Root
 from watcher.config import Config
 from watcher.jobfile import parse
 from watcher.jobfile.hints import BATCH_KEYS, FIELDS, allowed_for
+from watcher.jobfile.planner import Planner
 from watcher.limits import Card, Limits
 from watcher.models.cards import limits_known
 from watcher.results import COLUMNS
@@ -41,7 +42,7 @@ def test_every_field_is_told_with_its_range_and_default() -> None:
 
 
 def test_the_defaults_told_are_those_of_the_code() -> None:
-    [plan] = parse(b"prompt: x", ".yaml", Limits()).requests
+    [plan] = parse(b"prompt: x", ".yaml", Planner(Limits())).requests
     told = rows_of("Fields of a job")
     for field in ("width", "height", "num_inference_steps", "format"):
         assert f"({getattr(plan.request, field)})" in told[field][1]
@@ -56,7 +57,7 @@ def test_every_key_of_a_batch_and_every_suffix_is_told() -> None:
 
 def test_the_batch_shown_makes_twelve() -> None:
     [text] = re.findall(r"```yaml\n(.*?)```", DOC, re.DOTALL)
-    assert len(parse(text.encode(), ".yaml", Limits()).requests) == 12
+    assert len(parse(text.encode(), ".yaml", Planner(Limits())).requests) == 12
 
 
 def test_all_examples_run(make_root: Callable[..., Root]) -> None:
@@ -65,7 +66,7 @@ def test_all_examples_run(make_root: Callable[..., Root]) -> None:
     expected = 0
     for path in sorted((HOUSE / "examples").iterdir()):
         if path.suffix in JOB_SUFFIXES:
-            expected += len(parse(path.read_bytes(), path.suffix, limits).requests)
+            expected += len(parse(path.read_bytes(), path.suffix, Planner(limits)).requests)
             root.drop(path.name, path.read_bytes())
     root.finish(90)
     assert root.states() == ["completed"] * expected
@@ -95,5 +96,5 @@ def test_the_one_liners_run(make_root: Callable[..., Root], tmp_path: Path) -> N
 @pytest.mark.parametrize("example", ["openai-batch.jsonl", "resume.yaml"])
 def test_examples_carry_no_fault(example: str) -> None:
     path = HOUSE / "examples" / example
-    parsed = parse(path.read_bytes(), path.suffix, Limits(), stem=path.stem)
+    parsed = parse(path.read_bytes(), path.suffix, Planner(Limits()), stem=path.stem)
     assert len(parsed.requests) == 3 and not parsed.refused, json.dumps(parsed.warnings)

@@ -17,6 +17,7 @@ from torture import write_loras
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobfile import parse
+from watcher.jobfile.planner import Planner
 from watcher.limits import Card, Limits
 from watcher.models.cards import limits_known
 from watcher.pictures.outputs import Outputs
@@ -42,7 +43,7 @@ def limits(root: Path, **settings: Any) -> Limits:
 
 def faults(root: Path, **job: Any) -> list[tuple[str, str | None, str | None]]:
     with pytest.raises(SteadyError) as found:
-        parse(json.dumps({"prompt": "a fox"} | job).encode(), ".json", limits(root))
+        parse(json.dumps({"prompt": "a fox"} | job).encode(), ".json", Planner(limits(root)))
     return [(fault.code, fault.key, fault.remedy) for fault in found.value.problems]
 
 
@@ -56,7 +57,7 @@ def test_a_job_is_judged_by_the_card_of_the_model_that_it_names(tmp_path: Path) 
             {"sd_model_checkpoint": "tiny"},
         )
     )
-    read = parse(f"[{text.replace(chr(10), ',')}]".encode(), ".json", limits(tmp_path))
+    read = parse(f"[{text.replace(chr(10), ',')}]".encode(), ".json", Planner(limits(tmp_path)))
     sizes = [
         (
             job.request.model,
@@ -80,7 +81,7 @@ def test_a_job_is_judged_by_the_card_of_the_model_that_it_names(tmp_path: Path) 
 
 def test_a_name_may_say_which_model_made_the_picture(tmp_path: Path) -> None:
     body = {"prompt": "a fox", "matrix": {"model": ["large", "tiny"]}, "name": "fox_{model}"}
-    read = parse(json.dumps(body).encode(), ".json", limits(tmp_path))
+    read = parse(json.dumps(body).encode(), ".json", Planner(limits(tmp_path)))
     assert [job.request.name for job in read.requests] == ["fox_large", "fox_tiny"]
 
 
@@ -390,7 +391,7 @@ def test_what_an_engine_turns_out_not_to_take_fails_the_job_and_no_other(
 def test_what_a_model_does_not_take_is_refused_before_the_queue() -> None:
     plain = Limits(Card(accepts=("guidance",)))
     with pytest.raises(SteadyError) as found:
-        parse(b'{"prompt": "a fox", "image": "cat.png"}', ".json", plain)
+        parse(b'{"prompt": "a fox", "image": "cat.png"}', ".json", Planner(plain))
     [fault] = found.value.problems
     assert (fault.code, fault.key) == ("not_accepted", "image")
     assert fault.message == "The model `Tongyi-MAI/Z-Image-Turbo` does not take `image`."

@@ -19,6 +19,7 @@ from watcher.addresses import Address, not_allowed
 from watcher.config import Config, Webhook
 from watcher.errors import SteadyError
 from watcher.jobfile import parse
+from watcher.jobfile.planner import Planner
 from watcher.limits import Limits
 from watcher.log import now_us
 from watcher.notify import SCHEDULE, Notifier
@@ -285,7 +286,7 @@ def test_whom_a_job_may_name(url: str, fine: bool) -> None:
     assert (not_allowed(url, LISTED) is None) is fine
     if not fine and url:
         with pytest.raises(SteadyError):
-            parse(json.dumps({"prompt": "x", "webhook": url}).encode(), ".json", Limits())
+            parse(json.dumps({"prompt": "x", "webhook": url}).encode(), ".json", Planner(Limits()))
 
 
 INSIDE = [

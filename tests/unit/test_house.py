@@ -17,6 +17,7 @@ from watcher.commands.setup import HEADINGS, config_text
 from watcher.config import Config
 from watcher.errors import ERRORS
 from watcher.jobfile import parse
+from watcher.jobfile.planner import Planner
 from watcher.jobs import JobRequest, JobState
 from watcher.models.cards import limits_known
 from watcher.pace import RunWindow
@@ -109,7 +110,7 @@ def test_every_example_in_config_yaml_is_accepted() -> None:
 def test_every_example_is_read_as_it_says(example: str, jobs: int) -> None:
     file = HOUSE / "examples" / example
     limits = limits_known(Config.load(HOUSE, model="starter"), None)
-    parsed = parse(file.read_bytes(), file.suffix, limits, stem=file.stem)
+    parsed = parse(file.read_bytes(), file.suffix, Planner(limits), stem=file.stem)
     assert len(parsed.requests) == jobs
     assert not parsed.refused and not parsed.warnings
 

@@ -27,7 +27,7 @@ NOW = datetime(2026, 11, 22, 23, 30)
 
 
 def yaml(text: str, limits: Limits = LIMITS, **more: Any) -> Parsed:
-    return parse(text.encode(), ".yaml", limits, now=NOW, **more)
+    return parse(text.encode(), ".yaml", Planner(limits, now=NOW, **more))
 
 
 def one(text: str, **more: Any) -> JobRequest:
@@ -41,7 +41,7 @@ def prompts(parsed: Parsed) -> list[str]:
 
 def refused(text: str, suffix: str = ".yaml", limits: Limits = LIMITS, **more: Any) -> SteadyError:
     with pytest.raises(SteadyError) as caught:
-        parse(text.encode(), suffix, limits, **more)
+        parse(text.encode(), suffix, Planner(limits, **more))
     return caught.value
 
 
@@ -143,7 +143,9 @@ def test_resolving_fills_what_is_open_and_derives_the_seed() -> None:
 def test_a_prompt_is_what_was_typed(typed: str, meant: str) -> None:
     assert one(f"prompt: {typed}").prompt == meant
     assert (
-        parse(f"prompt: {typed}".encode("utf-8-sig"), ".yml", LIMITS).requests[0].request.prompt
+        parse(f"prompt: {typed}".encode("utf-8-sig"), ".yml", Planner(LIMITS))
+        .requests[0]
+        .request.prompt
         == meant
     )
 
@@ -296,7 +298,7 @@ def test_other_bad_jobs(text: str, code: str) -> None:
 @pytest.mark.parametrize("data", [b"", b" \n\r\n ", b"\xef\xbb\xbf", b"\xff\xfe"])
 def test_an_empty_file_is_empty(data: bytes, suffix: str) -> None:
     with pytest.raises(SteadyError) as caught:
-        parse(data, suffix, LIMITS)
+        parse(data, suffix, Planner(LIMITS))
     assert caught.value.code == "empty_file"
 
 
@@ -317,7 +319,7 @@ def test_bytes_that_are_no_text_are_refused_with_their_place(
     data: bytes, words: tuple[str, ...]
 ) -> None:
     with pytest.raises(SteadyError) as caught:
-        parse(data, ".yaml", LIMITS)
+        parse(data, ".yaml", Planner(LIMITS))
     assert caught.value.code in ("encoding", "bad_yaml")
     if caught.value.code == "encoding":
         assert all(word in caught.value.message for word in words)
@@ -326,7 +328,7 @@ def test_bytes_that_are_no_text_are_refused_with_their_place(
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
 def test_a_byte_order_mark_tells_the_encoding(encoding: str) -> None:
     for text, suffix in (("prompt: café", ".yaml"), ('{"prompt": "café"}', ".json")):
-        assert prompts(parse(text.encode(encoding), suffix, LIMITS)) == ["café"]
+        assert prompts(parse(text.encode(encoding), suffix, Planner(LIMITS))) == ["café"]
 
 
 @pytest.mark.parametrize(
@@ -398,7 +400,8 @@ def test_a_list_several_documents_and_strings() -> None:
 
 
 def test_files_of_many_are_named_and_wait_by_their_number() -> None:
-    twenty = yaml("\n".join(f"- fox {n}" for n in range(20)), stem="My cats!")
+    written = "\n".join(f"- fox {n}" for n in range(20))
+    twenty = parse(written.encode(), ".yaml", Planner(LIMITS), stem="My cats!")
     assert [p.stem for p in twenty.requests][:2] == ["My-cats_0001", "My-cats_0002"]
     assert {p.priority for p in twenty.requests} == {Priority.NORMAL}
     more = yaml(
@@ -433,7 +436,7 @@ def test_a_key_of_a_job_that_makes_several_is_told_apart() -> None:
     parsed = yaml("- {prompt: x, key: k, count: 3}\n- {prompt: y, key: l}")
     assert [p.request.key for p in parsed.requests] == ["k", "k/2", "k/3", "l"]
     lines = b'{"prompt": "x", "key": "k", "count": 3}\n{"prompt": "y", "key": "l"}\n'
-    assert parse(lines, ".jsonl", LIMITS).requests[:3] == parsed.requests[:3]
+    assert parse(lines, ".jsonl", Planner(LIMITS)).requests[:3] == parsed.requests[:3]
     twice = yaml("matrix: {a: [1, 2]}\njobs: [{prompt: 'x {a}', key: k, count: 2}]")
     assert [p.request.key for p in twice.requests] == ["k", "k/2", "k/3", "k/4"]
     batch = yaml("matrix: {a: [1, 2]}\njobs: [{prompt: 'x {a}', key: k}]")
@@ -479,7 +482,7 @@ def test_the_number_of_pictures_is_the_product(
             for n in range(jobs)
         ],
     }
-    parsed = parse(json.dumps(body).encode(), ".json", limits)
+    parsed = parse(json.dumps(body).encode(), ".json", Planner(limits))
     total = rows * jobs
     for size in sizes:
         total *= size
@@ -487,8 +490,8 @@ def test_the_number_of_pictures_is_the_product(
     assert len(set(prompts(parsed))) == total
     assert all(a == b for a, b in (p.split()[1] for p in prompts(parsed)))
     body["sample"] = 3
-    some = parse(json.dumps(body).encode(), ".json", limits)
-    again = parse(json.dumps(body).encode(), ".json", limits)
+    some = parse(json.dumps(body).encode(), ".json", Planner(limits))
+    again = parse(json.dumps(body).encode(), ".json", Planner(limits))
     assert prompts(some) == prompts(again)
     assert len(some.requests) == min(3, total) * count
     position = {prompt: n for n, prompt in enumerate(prompts(parsed))}
@@ -642,7 +645,7 @@ def test_key_and_resume() -> None:
     assert yaml("prompt: x\nkey: k").key == "k"
     parsed = yaml("key: nightly\nresume: true\njobs: [x]")
     assert (parsed.key, parsed.resume) == ("nightly", True)
-    assert yaml("resume: true\njobs: [x]", keyed=True).resume
+    assert parse(b"resume: true\njobs: [x]", ".yaml", Planner(LIMITS), keyed=True).resume
     assert yaml("- {prompt: x, key: k}\n- y").key is None
     assert refused("key: a\njobs: [x, z]\n---\nprompt: y").code == "bad_shape"
 
@@ -762,7 +765,7 @@ def test_the_same_text_is_the_same_job_in_every_format(prompt: str, fields: dict
 def outcome(text: str, suffix: str) -> list[JobRequest] | set[tuple[str, str | None]]:
     """The requests, or codes and keys of what is wrong."""
     try:
-        return [p.request for p in parse(text.encode(), suffix, LIMITS).requests]
+        return [p.request for p in parse(text.encode(), suffix, Planner(LIMITS)).requests]
     except SteadyError as error:
         return {(p.code, p.key) for p in error.problems} or {(error.code, None)}
 
@@ -830,7 +833,7 @@ def judge(data: bytes, suffix: str) -> None:
     """Parsed or SteadyError, in seconds, and both can be shown to people."""
     begun = time.process_time()
     try:
-        parsed = parse(data, suffix, LIMITS, stem="x", now=NOW, wildcards=lists)
+        parsed = parse(data, suffix, Planner(LIMITS, now=NOW, wildcards=lists), stem="x")
         assert parsed.requests
         for planned in parsed.requests:
             seeded(planned.request, "id").model_dump_json().encode()
@@ -898,20 +901,20 @@ def test_large_tables_take_no_more_than_linear_time(data: bytes, suffix: str) ->
 def test_a_prompt_is_not_made_short_enough_by_its_blanks() -> None:
     assert yaml("prompt: '" + "x" * 4 + "  '").requests[0].request.prompt == "xxxx"
     with pytest.raises(SteadyError, match="at most"):
-        parse(json.dumps({"prompt": "x" + " " * MAX_PROMPT}).encode(), ".json", LIMITS)
+        parse(json.dumps({"prompt": "x" + " " * MAX_PROMPT}).encode(), ".json", Planner(LIMITS))
 
 
 @pytest.mark.parametrize("blank", ["", " ", "\t"])
 def test_a_blank_key_never_joins_two_files(blank: str) -> None:
-    one = parse(json.dumps({"prompt": "x", "key": blank}).encode(), ".json", Limits())
+    one = parse(json.dumps({"prompt": "x", "key": blank}).encode(), ".json", Planner(Limits()))
     assert one.key is None
     with pytest.raises(SteadyError, match="`key` must be"):
-        parse(json.dumps({"jobs": ["x", "y"], "key": blank}).encode(), ".json", Limits())
+        parse(json.dumps({"jobs": ["x", "y"], "key": blank}).encode(), ".json", Planner(Limits()))
 
 
 def test_an_empty_list_is_no_job_file() -> None:
     with pytest.raises(SteadyError) as refused:
-        parse(b"[]", ".json", Limits())
+        parse(b"[]", ".json", Planner(Limits()))
     assert refused.value.code == "bad_shape"
 
 
@@ -951,7 +954,7 @@ def test_steps_of_another_program_are_counted_as_the_model_counts(
     card: Card, steps: int, guidance: float
 ) -> None:
     text = "a castle\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 123, Size: 512x768"
-    [planned] = parse(text.encode(), ".txt", Limits(card)).requests
+    [planned] = parse(text.encode(), ".txt", Planner(Limits(card))).requests
     request = planned.request
     assert (request.num_inference_steps, request.guidance_scale) == (steps, guidance)
 
@@ -959,11 +962,11 @@ def test_steps_of_another_program_are_counted_as_the_model_counts(
 def test_pictures_without_a_name_are_called_as_the_settings_say() -> None:
     limits = Limits(default_name="{prompt}-{seed}")
     text = '{"prompt": "A red fox!", "seed": 7, "count": 2}'
-    [plan] = parse(text.encode(), ".json", limits).requests[:1]
+    [plan] = parse(text.encode(), ".json", Planner(limits)).requests[:1]
     assert plan.request.name == "A-red-fox-7"
-    named = parse(b'{"prompt": "x", "name": "mine"}', ".json", limits).requests
+    named = parse(b'{"prompt": "x", "name": "mine"}', ".json", Planner(limits)).requests
     assert [each.request.name for each in named] == ["mine"]
-    rows = parse(b"prompt,seed,name\na cat,1,\na dog,2,rex\n", ".csv", limits).requests
+    rows = parse(b"prompt,seed,name\na cat,1,\na dog,2,rex\n", ".csv", Planner(limits)).requests
     assert [each.request.name for each in rows] == ["a-cat-1", "rex"]
     with pytest.raises(ValueError, match="default_name"):
         Config(default_name="../up")

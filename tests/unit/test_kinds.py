@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given, settings, strategies as st
 
 from watcher.jobfile import read_lines
-from watcher.jobfile.planner import PlannedJob, Template
+from watcher.jobfile.planner import PlannedJob, Planner, Template
 from watcher.jobfile.tables import Row
 from watcher.jobs import MAX_PROMPT, MAX_SEED
 from watcher.limits import Limits
@@ -99,7 +99,7 @@ def _read(suffix: str, rows: list[dict[str, Any]], said: dict[str, Any]) -> list
             cells = {k: json.dumps(v) if isinstance(v, list | dict) else v for k, v in row.items()}
             writer.writerow(cells | {"of nobody": "x"})
         text = out.getvalue()
-    return list(read_lines(io.BytesIO(text.encode()), suffix, salt="t", **said))
+    return list(read_lines(io.BytesIO(text.encode()), suffix, Planner(salt="t", **said)))
 
 
 def _number(each: PlannedJob | Row) -> int | None:

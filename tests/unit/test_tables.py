@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 
 from watcher.errors import SteadyError
 from watcher.jobfile import parse, read_lines
-from watcher.jobfile.planner import PlannedJob
+from watcher.jobfile.planner import PlannedJob, Planner
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.tables import Row, refused_csv
 from watcher.limits import Limits
@@ -26,7 +26,7 @@ def dump_refused(rows: Sequence[Row]) -> bytes:
 
 def rows(text: str | bytes, suffix: str = ".csv", **more: object) -> RowIterator:
     data = text if isinstance(text, bytes) else text.encode()
-    return read_lines(io.BytesIO(data), suffix, LIMITS, **more)  # type: ignore[arg-type]
+    return read_lines(io.BytesIO(data), suffix, Planner(LIMITS, **more))  # type: ignore[arg-type]
 
 
 def good(text: str | bytes, suffix: str = ".csv", **more: object) -> list[PlannedJob]:
@@ -245,11 +245,11 @@ def test_a_byte_that_is_no_text_names_its_line(line: int) -> None:
 
 def test_more_rows_or_jobs_than_allowed_are_refused() -> None:
     limits = Limits(max_lines=3)
-    assert len(list(read_lines(io.BytesIO(b"prompt\na\nb\nc\n"), ".csv", limits))) == 3
+    assert len(list(read_lines(io.BytesIO(b"prompt\na\nb\nc\n"), ".csv", Planner(limits)))) == 3
     bad_rows = b"prompt,seed\n" + b"a,x\n" * 4
     for data in (b"prompt\na\nb\nc\nd\n", b"prompt,count\na,4\n", bad_rows):
         with pytest.raises(SteadyError) as caught:
-            list(read_lines(io.BytesIO(data), ".csv", limits))
+            list(read_lines(io.BytesIO(data), ".csv", Planner(limits)))
         assert caught.value.code == "too_many_jobs"
 
 
@@ -366,10 +366,10 @@ def table(count: int) -> bytes:
 
 def test_the_stream_is_left_open() -> None:
     stream = io.BytesIO(b'"x"\n')
-    list(read_lines(stream, ".jsonl", LIMITS))
+    list(read_lines(stream, ".jsonl", Planner(LIMITS)))
     assert not stream.closed
     stream = io.BytesIO(b"prompt\nx\n")
-    lines = read_lines(stream, ".csv", LIMITS)
+    lines = read_lines(stream, ".csv", Planner(LIMITS))
     list(lines)
     del lines
     assert not stream.closed
@@ -397,11 +397,11 @@ def test_refused_lines_of_json_come_back_as_a_table() -> None:
 
 
 def test_whole_tables_keep_their_good_rows() -> None:
-    parsed = parse(table(10), ".csv", LIMITS, stem="foxes")
+    parsed = parse(table(10), ".csv", Planner(LIMITS), stem="foxes")
     assert (len(parsed.requests), len(parsed.refused), parsed.on_error) == (9, 1, "skip")
     assert [p.stem for p in parsed.requests][:2] == ["foxes_0001", "foxes_0002"]
     with pytest.raises(SteadyError) as caught:
-        parse(b"prompt,width\nx,1\ny,2\n", ".csv", LIMITS)
+        parse(b"prompt,width\nx,1\ny,2\n", ".csv", Planner(LIMITS))
     assert caught.value.code == "all_rows_refused"
     assert len(caught.value.problems) == 2
 
@@ -409,9 +409,11 @@ def test_whole_tables_keep_their_good_rows() -> None:
 def test_twenty_thousand_rows_pass_in_constant_memory() -> None:
     data = table(20_000)
     limits = Limits(max_lines=20_000)
-    count = sum(isinstance(r, PlannedJob) for r in read_lines(io.BytesIO(data), ".csv", limits))
+    count = sum(
+        isinstance(r, PlannedJob) for r in read_lines(io.BytesIO(data), ".csv", Planner(limits))
+    )
     assert count == 20_000 - 20_000 // 7
-    lines = read_lines(io.BytesIO(table(4_000)), ".csv", limits)
+    lines = read_lines(io.BytesIO(table(4_000)), ".csv", Planner(limits))
     for _, _row in zip(range(1_000), lines, strict=False):
         pass
     tracemalloc.start()

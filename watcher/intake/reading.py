@@ -22,7 +22,7 @@ from watcher.finder import Finder
 from watcher.inbox import Claim
 from watcher.inbox.watch import Inbox
 from watcher.inputs import Inputs
-from watcher.jobfile.planner import Template
+from watcher.jobfile.planner import Planner, Template
 from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.rows import RowIterator
 from watcher.jobs import Batch
@@ -73,13 +73,9 @@ class Reading:
         digest = hashlib.sha256(data).hexdigest()
         if preset is not None and claim.starts:
             data, suffix = self._job_from(data, claim, preset), ".json"
-        parsed = jobfile.parse(
-            data, suffix, self.limits, stem=stem_of(claim, batch), now=_local(batch),
-            salt=batch.ticket, wildcards=Wildcards(self._root), preset=preset,
-            pictures=Finder(self.inputs, claim.ticket),
-            keyed=claim.resumes is not None or batch.key is not None,
-        )  # fmt: skip
-        return parsed, digest
+        planner, stem = self._planner(claim, batch, preset), stem_of(claim, batch)
+        keyed = claim.resumes is not None or batch.key is not None
+        return jobfile.parse(data, suffix, planner, stem=stem, keyed=keyed), digest
 
     def _job_from(self, data: bytes, claim: Claim, preset: Template) -> bytes:
         """The job that a picture dropped into a hot folder is. Raises SteadyError."""
@@ -97,10 +93,13 @@ class Reading:
     @_refusing()
     def lines(self, stream: BinaryIO, claim: Claim, batch: Batch) -> RowIterator:
         """The rows of a table, one at a time; as :meth:`whole`."""
-        return jobfile.read_lines(
-            stream, claim.suffix, self.limits, now=_local(batch), salt=batch.ticket,
-            wildcards=Wildcards(self._root), preset=self._preset(claim),
-            pictures=Finder(self.inputs, claim.ticket),
+        planner = self._planner(claim, batch, self._preset(claim))
+        return jobfile.read_lines(stream, claim.suffix, planner)
+
+    def _planner(self, claim: Claim, batch: Batch, preset: Template | None) -> Planner:
+        return Planner(
+            self.limits, now=_local(batch), salt=batch.ticket, wildcards=Wildcards(self._root),
+            preset=preset, pictures=Finder(self.inputs, claim.ticket),
         )  # fmt: skip
 
     def _preset(self, claim: Claim) -> Template | None:

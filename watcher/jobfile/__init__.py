@@ -1,7 +1,7 @@
 """Bytes and suffix of a job file -> planned jobs, or an error a person can act on.
 
-Reads no file itself: pictures and word lists come from what the caller gives (:class:`Pictures`,
-:class:`Wildcards`), which may copy and note what was found.
+Reads no file itself: pictures and word lists come from what the caller gives (sources.py), which
+may copy and note what was found.
 
 One file holds one job (a mapping), many (a list, several YAML documents, lines of a table)
 or a batch with ``defaults``, ``matrix``, ``zip``, ``sample`` and ``jobs``. Whatever the form, each
@@ -20,23 +20,19 @@ import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import datetime
 from typing import Any, BinaryIO
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import combine
 from watcher.jobfile.bundle import MAX_BUNDLE, Bundle
-from watcher.jobfile.expand import Wildcards
 from watcher.jobfile.foreign import fitted
 from watcher.jobfile.naming import numbered
-from watcher.jobfile.planner import PlannedJob, Planner, Template
+from watcher.jobfile.planner import PlannedJob, Planner
 from watcher.jobfile.problems import MAX_PROBLEMS, refusal, shown_key
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.sheets import OnError, read_sheets
-from watcher.jobfile.sources import Pictures
 from watcher.jobfile.tables import Row, cells_of, decoded
 from watcher.jobs import JobRequest, Priority
-from watcher.limits import Limits
 from watcher.pictures.recipe import again, read_recipe
 from watcher.suffixes import FORMS, MAX_PICTURE, remedy_for
 
@@ -64,26 +60,13 @@ class Parsed:
 
 
 def parse(
-    data: bytes,
-    suffix: str,
-    limits: Limits,
-    *,
-    stem: str = "",
-    now: datetime | None = None,
-    salt: str = "",
-    wildcards: Wildcards | None = None,
-    preset: Template | None = None,
-    pictures: Pictures | None = None,
-    keyed: bool = False,
+    data: bytes, suffix: str, planner: Planner, *, stem: str = "", keyed: bool = False
 ) -> Parsed:
-    """The whole of a job file.
+    """The whole of a job file, by a ``planner`` made for it.
 
     ``suffix``, one of suffixes.FORMS, decides how it is read. ``stem`` names the pictures of a file
-    of many; empty leaves them unnamed. ``now`` (local time) gives ``{date}``. ``salt`` (the ticket)
-    varies what is drawn: ``sample``, wildcards, ``{seed}``. ``wildcards`` looks up a list by name.
-    ``preset`` (:func:`read_preset`) is what holds where the file says nothing. ``pictures`` finds
-    what ``image`` and ``mask`` name; without it they stay as they are. ``keyed``: a key comes from
-    outside, so ``resume`` needs none.
+    of many; empty leaves them unnamed. ``keyed``: a key comes from outside, so ``resume`` needs
+    none.
 
     Raises SteadyError; under ``reject`` with every problem of the file, up to 50.
     """
@@ -93,10 +76,7 @@ def parse(
     if form == "bundle":
         bundle = Bundle(data)
         data, form = bundle.job(MAX_BYTES), form_of(bundle.suffix)
-        pictures = pictures.inside(bundle) if pictures else None
-    planner = Planner(
-        limits, now=now, salt=salt, wildcards=wildcards, preset=preset, pictures=pictures
-    )
+        planner.finder = planner.finder and planner.finder.inside(bundle)
     if form == "picture":
         parsed = _of_picture(data, planner)
     elif form in (".yaml", ".json"):
@@ -104,8 +84,8 @@ def parse(
     else:
         parsed = _of_lines(data, form, planner)
     name_all(parsed.requests, stem, len(parsed.requests))
-    if pictures:
-        pictures.flush()
+    if planner.finder:
+        planner.finder.flush()
     return parsed
 
 
@@ -172,7 +152,7 @@ def _of_sheets(data: bytes, form: str, planner: Planner, keyed: bool) -> Parsed:
         raise refusal(_by_line(problems))
     combine.inherit(read, planner.preset)
     combine.spread_items(read, planner)
-    combine.choose_combinations(read, planner, planner.limits)
+    combine.choose_combinations(read, planner)
 
     how = next((s.on_error for s in read if s.on_error), None) or "reject"
     planned: list[PlannedJob] = []
@@ -240,25 +220,11 @@ def name_all(planned: Sequence[PlannedJob], stem: str, count: int) -> None:
             each.stem = name_of(number)
 
 
-def read_lines(
-    stream: BinaryIO,
-    suffix: str,
-    limits: Limits,
-    *,
-    now: datetime | None = None,
-    salt: str = "",
-    wildcards: Wildcards | None = None,
-    preset: Template | None = None,
-    pictures: Pictures | None = None,
-) -> RowIterator:
+def read_lines(stream: BinaryIO, suffix: str, planner: Planner) -> RowIterator:
     """The rows of a table or list, one at a time: an iterator of PlannedJob and refused Row.
 
     ``stream`` must be seekable, stand at its beginning, and is left open. The pictures have no
-    names yet, and priority normal; the options are those of :func:`parse`.
-    Raises SteadyError, at once or while iterating, for what spoils the whole file: no header,
-    not text, too many rows.
+    names yet, and priority normal. Raises SteadyError, at once or while iterating, for what spoils
+    the whole file: no header, not text, too many rows.
     """
-    planner = Planner(
-        limits, now=now, salt=salt, wildcards=wildcards, preset=preset, pictures=pictures
-    )
     return RowIterator(stream, form_of(suffix), planner)

@@ -16,7 +16,6 @@ from watcher.jobfile.hints import KNOWN
 from watcher.jobfile.planner import Planner, Template, keyed_apart
 from watcher.jobfile.problems import refusal
 from watcher.jobs import JobRequest
-from watcher.limits import Limits
 
 if TYPE_CHECKING:
     from watcher.jobfile.sheets import Item, Sheet
@@ -46,12 +45,12 @@ def spread_items(sheets: "Sequence[Sheet]", planner: Planner) -> None:
         raise refusal(problems)
 
 
-def choose_combinations(sheets: "Sequence[Sheet]", planner: Planner, limits: Limits) -> None:
+def choose_combinations(sheets: "Sequence[Sheet]", planner: Planner) -> None:
     """Counts the pictures of a file and decides which combinations are made, building none.
 
     Raises SteadyError too_many_jobs with the count.
     """
-    total = 0
+    total, limits = 0, planner.limits
     for sheet in sheets:
         try:
             each = [planner.multiplicity(item.template.values) for item in sheet.items]

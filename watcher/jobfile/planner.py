@@ -128,8 +128,11 @@ def _overlong(values: Mapping[str, Any]) -> list[ValueFault]:
 class Planner:
     """Turns templates into pictures, for one file.
 
-    ``salt`` (the ticket) and a picture's number decide everything that is drawn, so reading
-    a file again gives the same pictures. ``preset`` is what holds where the file says nothing.
+    ``salt`` (the ticket) and a picture's number decide everything that is drawn (``sample``,
+    wildcards, ``{seed}``), so reading a file again gives the same pictures. ``now`` (local time)
+    gives ``{date}``. ``wildcards`` looks up a list by name. ``preset`` (:func:`read_preset`) is what
+    holds where the file says nothing. ``pictures`` finds what ``image`` and ``mask`` name; without
+    it they stay as they are.
     """
 
     def __init__(

@@ -39,7 +39,7 @@ def read_preset(data: bytes, limits: Limits) -> Template:
         filled["image"] = "picture.png"
     probe = replace(item, template=replace(item.template, values=filled))
     planner = Planner(limits)
-    combine.choose_combinations([probe_sheet := replace(sheet, items=[probe])], planner, limits)
+    combine.choose_combinations([probe_sheet := replace(sheet, items=[probe])], planner)
     for _, _, made in combine.pictures([probe_sheet], planner):
         sheet.problems += [each for each in made if isinstance(each, ValueFault)]
     if sheet.problems:
