@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import FastAPI
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import RedirectResponse
 from starlette.routing import Route
 
 from api import batches, errors, events, health, inputs, jobs, login, page, seed, telling
@@ -127,10 +127,6 @@ def create_app(
 
     def openapi() -> dict[str, Any]:
         return spec.openapi(app, door.limits())
-
-    @app.get("/openapi.json", include_in_schema=False)
-    def openapi_json() -> Response:
-        return JSONResponse(openapi())
 
     app.openapi = openapi  # type: ignore[method-assign]
     app.router.routes.append(Route(agents.PATH, for_agents, methods=["POST"]))

@@ -21,7 +21,7 @@ from api.views import Views
 from watcher.errors import SteadyError
 from watcher.inbox import file_of, open_claim
 from watcher.jobfile import MAX_TABLE
-from watcher.jobs import Batch, Job, JobState
+from watcher.jobs import Batch
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.sheet import PICTURES, contact_sheet
 from watcher.refused import RefusedRows
@@ -88,8 +88,8 @@ def _taking_home(router: APIRouter, door: Door) -> None:
         stem = os.path.splitext(batch.name)[0]
         name = ticket if stem == f"api-{ticket}" else stem
         table = (f"{name}.result.csv", result_table(door.store, door.inbox, batch))
-        none = "No picture of this batch is ready."
-        return archive(door, _finished_jobs(door, ticket), name, none, table)
+        jobs = (job for job in door.store.jobs_in_order(ticket) if job.pictured)
+        return archive(door, jobs, name, "No picture of this batch is ready.", table)
 
     def download(name: str, words: str, take: Callable[[Batch], Iterable[bytes]]) -> None:
         @router.get(
@@ -176,10 +176,3 @@ def _file_of(door: Door, batch: Batch) -> Iterator[bytes]:
         if claim is not None:
             return sent_pieces(open_claim(claim, MAX_TABLE))
     raise SteadyError("batch_not_found", "The batch has no file.")
-
-
-def _finished_jobs(door: Door, ticket: str) -> Iterator[Job]:
-    """The batch's jobs that have a picture, in order."""
-    for job in door.store.jobs_in_order(ticket):
-        if job.state is JobState.COMPLETED and job.deleted_at is None:
-            yield job

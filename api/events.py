@@ -385,9 +385,9 @@ class Stream(EventSourceResponse):
         self,
         events: AsyncIterator[bytes],
         over: Callable[[], None],
-        headers: Mapping[str, str] = _HEADERS,
+        headers: Mapping[str, str] = {},
     ) -> None:
-        super().__init__(events, headers=headers)
+        super().__init__(events, headers={**_HEADERS, **headers})
         self._over = over
 
     @override

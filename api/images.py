@@ -113,16 +113,9 @@ def picture(
 ) -> Response:
     """The picture of ``job``. ``fixed``: this address means this picture for ever."""
     check_ready(job)
-    media = TYPES.get(job.request.format or "", "image/png")
-    return _open_file(
-        request,
-        open_inside(door.outputs, job.path),
-        media=media,
-        etag=f'"{job.sha256}"',
-        filename=job.path.rpartition("/")[2],
-        fixed=fixed,
-        download=download,
-    )
+    file = open_inside(door.outputs, job.path)
+    headers = _kept_as(job.path, fixed=fixed, download=download)
+    return _open_file(request, file, _media_of(job), f'"{job.sha256}"', headers)
 
 
 def bare(door: Door, job: Job, *, download: bool = False) -> Response:
@@ -131,16 +124,21 @@ def bare(door: Door, job: Job, *, download: bool = False) -> Response:
         stripped = strip(picture_bytes(door, job))
     except NotAPicture:
         raise SteadyError("image_not_found", "The picture's file is damaged.") from None
-    return Response(
-        stripped,
-        media_type=TYPES.get(job.request.format or "", "image/png"),
-        headers={
-            "Cache-Control": "private, no-cache",
-            "Content-Disposition": disposition(
-                "attachment" if download else "inline", job.path.rpartition("/")[2]
-            ),
-        },
-    )
+    headers = _kept_as(job.path, fixed=False, download=download)
+    return Response(stripped, media_type=_media_of(job), headers=headers)
+
+
+def _media_of(job: Job) -> str:
+    return TYPES.get(job.request.format or "", "image/png")
+
+
+def _kept_as(path: str, *, fixed: bool, download: bool = False) -> dict[str, str]:
+    """Headers that say how long a picture is kept by who asked, and under which name."""
+    kind, name = "attachment" if download else "inline", path.rpartition("/")[2]
+    return {
+        "Cache-Control": "private, max-age=31536000, immutable" if fixed else "private, no-cache",
+        "Content-Disposition": disposition(kind, name),
+    }
 
 
 def picture_bytes(door: Door, job: Job) -> bytes:
@@ -158,34 +156,15 @@ def thumbnail(door: Door, job: Job, request: Request) -> Response:
         file = open_inside(door.outputs, relative)
     except SteadyError:
         return picture(door, job, request, fixed=False)
-    return _open_file(
-        request,
-        file,
-        media="image/webp",
-        etag=f'"{job.sha256}-256"',
-        filename=relative.rpartition("/")[2],
-        fixed=True,
-        download=False,
-    )
+    headers = _kept_as(relative, fixed=True)
+    return _open_file(request, file, "image/webp", f'"{job.sha256}-256"', headers)
 
 
 def _open_file(
-    request: Request,
-    file: BinaryIO,
-    *,
-    media: str,
-    etag: str,
-    filename: str,
-    fixed: bool,
-    download: bool,
+    request: Request, file: BinaryIO, media: str, etag: str, headers: dict[str, str]
 ) -> Response:
-    kind = "attachment" if download else "inline"
-    headers = {
-        "ETag": etag,
-        "Cache-Control": "private, max-age=31536000, immutable" if fixed else "private, no-cache",
-        "Content-Disposition": disposition(kind, filename),
-        "Accept-Ranges": "bytes",
-    }
+    """The file, or the part of it that was asked for; nothing where the caller has it."""
+    headers = headers | {"ETag": etag, "Accept-Ranges": "bytes"}
     with contextlib.ExitStack() as stack:
         stack.enter_context(file)
         if _has(request.headers.get("if-none-match"), etag):

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request
 
-from watcher.errors import SteadyError, ValueFault
+from watcher.errors import ValueFault
 
 Cursor = Annotated[
     str | None,
@@ -68,13 +68,9 @@ def moment_bound(name: str, text: str | None, *, end: bool = False) -> int | Non
     try:
         moment = datetime.datetime.fromisoformat(text.upper())
     except ValueError:
-        fault = ValueFault(
-            "out_of_range",
-            f"`{name}` must be a day or an ISO 8601 time.",
-            key=name,
-            allowed="2026-01-21, 2026-01-21T14:30 or 2026-01-21T14:30:00+02:00",
-        )
-        raise SteadyError("out_of_range", problems=[fault]) from None
+        words = f"`{name}` must be a day or an ISO 8601 time."
+        allowed = "2026-01-21, 2026-01-21T14:30 or 2026-01-21T14:30:00+02:00"
+        raise ValueFault("out_of_range", words, key=name, allowed=allowed).error() from None
     with contextlib.suppress(OverflowError):
         if end and len(text) <= 10:
             moment += datetime.timedelta(days=1)

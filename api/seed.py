@@ -83,13 +83,5 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
 
 def _exactly_one(plan: Plan) -> None:
     if sole_job(plan) is None:
-        raise SteadyError(
-            "bad_shape",
-            problems=[
-                ValueFault(
-                    "bad_shape",
-                    "This address makes one picture.",
-                    remedy="Send one mapping with a prompt; POST /jobs takes many.",
-                )
-            ],
-        )
+        remedy = "Send one mapping with a prompt; POST /jobs takes many."
+        raise ValueFault("bad_shape", "This address makes one picture.", remedy=remedy).error()

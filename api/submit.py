@@ -143,8 +143,8 @@ class Submissions:
         if self._door.stopping:
             raise SteadyError("stopping")
         if resume and key is None:
-            fault = ValueFault("missing_field", "`resume` needs an Idempotency-Key.", key="resume")
-            raise SteadyError("missing_field", problems=[fault])
+            words = "`resume` needs an Idempotency-Key."
+            raise ValueFault("missing_field", words, key="resume").error()
         body = lifted(body, self._door.inputs)
         if key is not None and not resume and (known := self._repeat(body, key, early=True)):
             return known

@@ -310,6 +310,11 @@ class Job:
         """Which job, and for the how manieth time: id and attempt."""
         return self.id, self.attempt
 
+    @property
+    def pictured(self) -> bool:
+        """Is there a picture? Then the job is never run again."""
+        return self.state is JobState.COMPLETED and self.deleted_at is None
+
 
 @dataclass(frozen=True)
 class Batch:

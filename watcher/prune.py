@@ -20,7 +20,7 @@ from watcher.checkpoints import reached
 from watcher.errors import SteadyError, Trouble
 from watcher.inbox import done_files, drop_done
 from watcher.inputs import Inputs
-from watcher.jobs import Batch, Job, JobState
+from watcher.jobs import Batch, Job
 from watcher.pictures.outputs import Outputs
 from watcher.refused import RefusedRows
 from watcher.store import JobStore
@@ -95,13 +95,13 @@ class Pruner:
         before = pruned.jobs
         for going in self._going(batch):
             pruned.jobs += len(going)
-            pruned.pictures += images * sum(map(_is_made, going))
+            pruned.pictures += images * sum(job.pictured for job in going)
         pruned.batches += pruned.jobs - before == batch.jobs
 
     def _drop_jobs(self, batch: Batch, pruned: Pruned, images: bool, *, made: bool) -> bool:
         """Those with pictures, or those without; False when somebody runs one of them again."""
         for chunk in self._going(batch):
-            going = [job for job in chunk if _is_made(job) is made]
+            going = [job for job in chunk if job.pictured is made]
             for job in going:
                 self._drop_files(job, pruned, images)
             reached("pictures_dropped")
@@ -114,7 +114,7 @@ class Pruner:
 
     def _drop_files(self, job: Job, pruned: Pruned, images: bool) -> None:
         try:
-            if images and _is_made(job):
+            if images and job.pictured:
                 pruned.pictures += self._outputs.delete(job)
         except Trouble:
             raise
@@ -152,11 +152,6 @@ class Pruner:
                 path.unlink(missing_ok=True)
                 number += 1
         return number
-
-
-def _is_made(job: Job) -> bool:
-    """Is there a picture? Then the job is never run again."""
-    return job.state is JobState.COMPLETED and job.deleted_at is None
 
 
 def _is_older(path: Path, moment: int) -> bool:

@@ -40,7 +40,7 @@ _FEW = 200  #: jobs that are written as one list
 _TOLD = 100  #: problems of refused rows and warnings that are
 #: A data URI; JSON may put a backslash before each slash.
 _WRITTEN_IN = re.compile(rb"data:image\\?/[\w.+-]{2,20};base64,([A-Za-z0-9+/\\]{16,}={0,2})")
-_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
+NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")  #: what no file name that is told holds
 
 
 def _named_after(data: bytes, suffix: str) -> str:
@@ -85,7 +85,7 @@ class Body:
 
         Raises SteadyError unsupported_suffix when neither is.
         """
-        filename = _NOT_IN_NAMES.sub("", filename)
+        filename = NOT_IN_NAMES.sub("", filename)
         own = suffix_of(filename)
         if own not in FORMS and suffix not in FORMS:
             words = "Files of this kind are not read."

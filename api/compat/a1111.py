@@ -144,14 +144,6 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
         """Of the calls of this door that are waited for; exactly 0.0 when there is none."""
         return JSONResponse(current.progress(look=not skip_current_image))
 
-    def options() -> dict[str, Any]:
-        return {
-            "sd_model_checkpoint": _card_of(None, door).name,
-            "samples_format": door.config.image_format,
-            "sd_vae": "None",
-            "CLIP_stop_at_last_layers": 1,
-        }
-
     @router.get("/samplers")
     def samplers() -> Response:
         """The one the model has."""
@@ -188,7 +180,14 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
 
     @router.get("/options")
     def get_options() -> Response:
-        return JSONResponse(options())
+        return JSONResponse(
+            {
+                "sd_model_checkpoint": _card_of(None, door).name,
+                "samples_format": door.config.image_format,
+                "sd_vae": "None",
+                "CLIP_stop_at_last_layers": 1,
+            }
+        )
 
     @router.post("/options")
     async def set_options(request: Request) -> Response:

@@ -184,7 +184,7 @@ class Tools:
     def _told(self, job: Job, *, place: bool = True) -> dict[str, Any]:
         told = self._views.job(job, place=place)
         known = {name: told[name] for name in _TOLD if told.get(name) not in (None, [])}
-        if job.state is JobState.COMPLETED and job.deleted_at is None:
+        if job.pictured:
             known["url"] = links.url_of(job, self._address, self._token)
         return known
 

@@ -39,8 +39,6 @@ NAME = "openai"  #: the batch's name: tells in lists which door a job came in by
 MAX_N = 10  #: as there
 MAX_PARTIAL = 3
 
-_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-
 
 @dataclasses.dataclass(frozen=True)
 class GenerationBody:
@@ -132,11 +130,10 @@ class Answers:
             raise in_their_words(error, raw) from None
         base = links.base_of(self._door.config, request)
         if asked.stream:
-            headers = _STREAM_HEADERS | {dialects.REQUEST_ID: call.ticket}
             return Stream(
                 self._events(call, asked),
                 lambda: self._calls.leave(call, hung_up=True),
-                headers,
+                {dialects.REQUEST_ID: call.ticket},
             )
         over = await self._calls.outcome(request, call)
         return await run_in_threadpool(self._answer, over, asked, call, base)

@@ -29,7 +29,7 @@ from watcher.jobfile.batchline import BATCH_URL, refused_lines, result_lines
 from watcher.jobs import Batch, Job, JobState
 from watcher.log import now_us
 from watcher.refused import RefusedRows
-from watcher.submission import Body
+from watcher.submission import NOT_IN_NAMES, Body
 
 MAX_FILE = 200 << 20  #: bytes of an upload, as there
 ROOM = MAX_FILE + (1 << 20)  #: … with what multipart puts around it
@@ -39,7 +39,6 @@ _PAGE = 1000
 _FILE_ID = re.compile(r"file-[0-9a-f]{32}")
 _BATCH_ID = re.compile(r"batch_([0-9a-f]{32})")
 _RESULT_ID = re.compile(r"file-(output|error)-([0-9a-f]{32})")
-_NOT_IN_NAMES = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 Limit = Annotated[int, Query(ge=1, le=10_000)]
 After = Annotated[str | None, Query(max_length=100)]
@@ -67,7 +66,7 @@ def _file_routes(router: APIRouter, shelf: Shelf, results: "Results", door: Door
                 raise fault("out_of_range", "purpose", "must be batch")
             if not isinstance(file, UploadFile):
                 raise fault("missing_field", "file", "is missing")
-            name = _NOT_IN_NAMES.sub("", file.filename or "")[:180] or "batch.jsonl"
+            name = NOT_IN_NAMES.sub("", file.filename or "")[:180] or "batch.jsonl"
             name = name.encode("utf-8", "replace").decode()
             note = await run_in_threadpool(shelf.keep, file.file, name)
         return _json_answer(note)

@@ -5,14 +5,21 @@ from collections.abc import Callable
 from typing import Any
 
 from fastapi import APIRouter
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from watcher.errors import ERRORS
 
 
 def routes(openapi: Callable[[], dict[str, Any]], paint: Callable[..., Response]) -> APIRouter:
-    """``/docs``; and ``/`` for those who do not accept HTML. ``paint`` fills a template."""
+    """``/openapi.json``, ``/docs``; and ``/`` for those who do not accept HTML.
+
+    ``paint`` fills a template.
+    """
     router = APIRouter(include_in_schema=False)
+
+    @router.get("/openapi.json")
+    def openapi_json() -> Response:
+        return JSONResponse(openapi())
 
     @router.get("/docs")
     def docs() -> Response:

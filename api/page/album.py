@@ -23,7 +23,7 @@ from api.paging import RATING
 from api.submit import ON_ITS_WAY, Submissions, accepted
 from watcher.chosen import MOST_CHOSEN, again_of, larger_of, made_of, rating_range, smaller_size
 from watcher.errors import SteadyError, ValueFault
-from watcher.jobs import Job, JobRequest, JobState, input_digest
+from watcher.jobs import Job, JobRequest, input_digest
 from watcher.store import JobFilter
 from watcher.submission import Body
 
@@ -54,9 +54,13 @@ def routes(door: Door, submissions: Submissions) -> APIRouter:
         """Some pictures in one archive: those with these ids, or all that are rated so. Unknown ids
         and jobs without a picture are left out. A rating goes along as XMP:Rating."""
         if not id and rating is None:
-            fault = ValueFault("out_of_range", "Name pictures by `id`, or a `rating`.", key="id")
-            raise SteadyError("out_of_range", problems=[fault])
-        jobs = _pictured(door, id or ()) if rating is None else _best_of(door, rating)
+            words = "Name pictures by `id`, or a `rating`."
+            raise ValueFault("out_of_range", words, key="id").error()
+        if rating is None:
+            jobs = _pictured(door, id or ())
+        else:  # the newest first
+            wanted = JobFilter(pictured=True, rating=rating_range(rating))
+            jobs = door.store.all_jobs(wanted)
         return archive(door, jobs, "pictures", "None of these has a picture.")
 
     @router.post(
@@ -109,8 +113,7 @@ def routes(door: Door, submissions: Submissions) -> APIRouter:
         elif smaller:
             half = smaller_size(job.request, door.limits().usual)
             if half is None:
-                fault = ValueFault("out_of_range", "It cannot be made smaller.")
-                raise SteadyError("out_of_range", problems=[fault])
+                raise ValueFault("out_of_range", "It cannot be made smaller.").error()
             request |= {"width": half[0], "height": half[1]}
         name = _NUMBER.sub("", job.image_name) or "again"
         body = Body(json.dumps(request, ensure_ascii=False).encode(), ".json", name)
@@ -123,13 +126,8 @@ def _pictured(door: Door, ids: Sequence[str]) -> Iterator[Job]:
     """The jobs with these ids that have a picture, each once, in this order."""
     for one in dict.fromkeys(ids):
         job = door.store.job(one) if is_uuid(one) else None
-        if job and job.state is JobState.COMPLETED and job.deleted_at is None:
+        if job and job.pictured:
             yield job
-
-
-def _best_of(door: Door, rating: str) -> Iterator[Job]:
-    """Every picture rated so, the newest first."""
-    return door.store.all_jobs(JobFilter(pictured=True, rating=rating_range(rating)))
 
 
 def started_from(request: JobRequest) -> list[tuple[str, str]]:

@@ -261,7 +261,7 @@ class Pages:
             **values,
             job=job,
             run=running,
-            ready=state is JobState.COMPLETED and job.deleted_at is None,
+            ready=job.pictured,
             position=position,
             eta=self._door.eta(job, position),
             kind=ERRORS.get(code) if code else None,

@@ -94,9 +94,9 @@ def _write(
             raise SteadyError("image_not_ready", f"The batch has no page {page}.")
         target.write_bytes(contact_sheet(outputs, jobs_, batch.axes))
         return len(jobs_)
-    jobs = (j for j in store.jobs_in_order(batch.ticket) if j.state == "completed")
+    jobs = (job for job in store.jobs_in_order(batch.ticket) if job.pictured)
     table = f"{batch.name}.result.csv", result_table(store, inbox, batch)
-    return _take_along(outputs, (j for j in jobs if j.deleted_at is None), target, table)
+    return _take_along(outputs, jobs, target, table)
 
 
 def _take_along(

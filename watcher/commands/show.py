@@ -40,9 +40,8 @@ _IF_ANY = ("held", "progress", "not_before", "error_code", "error_message", "sha
 
 def job_json(job: Job, config: Config, pulse: dict[str, Any]) -> dict[str, Any]:
     """Everything about a job. ``path`` is absolute and null until the picture exists."""
-    done = job.state is JobState.COMPLETED and not job.deleted_at
     told = describe_job(job, zoned_time) | {
-        "path": str(config.outputs / job.path) if done else None,
+        "path": str(config.outputs / job.path) if job.pictured else None,
         "request": job.request.model_dump(exclude_none=True),
         "seed": job.request.seed,
         "progress": progress(job, pulse),

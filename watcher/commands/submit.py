@@ -11,7 +11,7 @@ import json
 import sys
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -183,7 +183,7 @@ def _sheets(
         yield _of_prompt(what[0], given, key, reader)
         return
     for path in paths:
-        data = _content_and_suffix(path)
+        data = _content(path)
         suffix = "." + kind.lower().lstrip(".") if str(path) == "-" else ""
         with _errors_name_file(str(path)):
             yield _of_file(data, path, suffix, given, reader)
@@ -235,7 +235,7 @@ def _files_named(word: str) -> list[Path]:
     return [Path(name) for name in found]
 
 
-def _content_and_suffix(path: Path) -> bytes:
+def _content(path: Path) -> bytes:
     """Content of a file or of standard input."""
     try:
         return sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
@@ -272,8 +272,6 @@ def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: "Rea
 def _of_file(
     data: bytes, path: Path, suffix: str, given: dict[str, Any], reader: "Reader"
 ) -> Submission:
-    from dataclasses import replace
-
     from watcher.submission import Body
 
     body = Body.of(data, path.name, suffix)
@@ -290,11 +288,9 @@ def _errors_name_file(file: str) -> Iterator[None]:
     try:
         yield
     except SteadyError as error:
-        import dataclasses
-
-        problems = [
-            dataclasses.replace(problem, file=problem.file or file) for problem in error.problems
-        ] or [ValueFault(error.code, error.message, file=file)]
+        problems = [replace(problem, file=problem.file or file) for problem in error.problems] or [
+            ValueFault(error.code, error.message, file=file)
+        ]
         raise SteadyError(
             error.code, error.message, problems=problems, remedy=error.remedy
         ) from None

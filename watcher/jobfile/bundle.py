@@ -35,21 +35,21 @@ class Bundle:
             self._zip = zipfile.ZipFile(io.BytesIO(data))
             entries = [each for each in self._zip.infolist() if not _aside(each)]
         except _BROKEN:
-            raise _bad_bundle("The file is no .zip, or it is damaged.") from None
+            raise SteadyError("bad_bundle", "The file is no .zip, or it is damaged.") from None
         if len(entries) > _MAX_ENTRIES or sum(e.file_size for e in entries) > _MAX_UNPACKED:
             raise _too_much()
         for each in entries:
             _check(each)
         jobs = [each for each in entries if suffix_of(each.filename) in _READ]
         if len(jobs) != 1:
-            raise _bad_bundle(f"The .zip holds {len(jobs)} job files; one is read.")
+            raise SteadyError("bad_bundle", f"The .zip holds {len(jobs)} job files; one is read.")
         self._job = jobs[0]
         self.suffix = suffix_of(self._job.filename)
         beside = len(os.path.dirname(self._job.filename))
         begin = self._job.filename[: beside + 1] if beside else ""
         self._entries = {each.filename.removeprefix(begin): each for each in entries}
         if len(self._entries) < len(entries):
-            raise _bad_bundle("Two entries of the .zip have the same name.")
+            raise SteadyError("bad_bundle", "Two entries of the .zip have the same name.")
 
     @property
     def names(self) -> list[str]:
@@ -72,7 +72,9 @@ class Bundle:
             with self._zip.open(entry) as file:
                 data = file.read(most + 1)
         except _BROKEN:
-            raise _bad_bundle(f"{entry.filename[-60:]} in the .zip is damaged.") from None
+            raise SteadyError(
+                "bad_bundle", f"{entry.filename[-60:]} in the .zip is damaged."
+            ) from None
         return data
 
 
@@ -87,22 +89,19 @@ def _check(entry: zipfile.ZipInfo) -> None:
     name = entry.filename
     shown = name[-60:]
     if entry.flag_bits & 1:
-        raise _bad_bundle(f"{shown} in the .zip is encrypted.")
+        raise SteadyError("bad_bundle", f"{shown} in the .zip is encrypted.")
     if stat.S_ISLNK(entry.external_attr >> 16):
-        raise _bad_bundle(f"{shown} in the .zip is a link.")
+        raise SteadyError("bad_bundle", f"{shown} in the .zip is a link.")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise _bad_bundle(f"{shown} in the .zip is packed by another method than deflate.")
+        raise SteadyError(
+            "bad_bundle", f"{shown} in the .zip is packed by another method than deflate."
+        )
     if not name.isprintable() or "\\" in name or not all(
         part.strip(". ") for part in name.split("/")
     ):  # fmt: skip
-        raise _bad_bundle(f"The name {shown!r} in the .zip cannot be used.")
+        raise SteadyError("bad_bundle", f"The name {shown!r} in the .zip cannot be used.")
 
 
 def _too_much() -> SteadyError:
-    return _bad_bundle(
-        f"The .zip holds more than {_MAX_ENTRIES} entries or {_MAX_UNPACKED >> 30} GiB."
-    )
-
-
-def _bad_bundle(words: str) -> SteadyError:
+    words = f"The .zip holds more than {_MAX_ENTRIES} entries or {_MAX_UNPACKED >> 30} GiB."
     return SteadyError("bad_bundle", words)

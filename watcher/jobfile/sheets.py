@@ -175,7 +175,7 @@ def _slip(text: str) -> ValueFault | None:
         if name not in KNOWN and name not in BATCH_KEYS:
             continue
         odd = mark if mark != ":" else text[match.end()]
-        line, column = strictyaml.line_of(text, match.end() - (mark != ":"))
+        line, column = strictjson.line_of(text, match.end() - (mark != ":"))
         which = f"`{odd}` (U+{ord(odd):04X})" if not odd.isascii() else f"`{odd}`"
         what = "instead of a colon" if mark != ":" else "instead of a blank after the colon"
         message = f"{which} stands behind `{name}` {what} (column {column})."

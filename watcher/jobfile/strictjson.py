@@ -95,7 +95,7 @@ def read_json(text: str) -> Any:
         value = (_CAREFUL if long else _DECODER).decode(text)
     except json.JSONDecodeError as error:
         end = min(error.pos, len(text.rstrip()))  # what is missing is missing on the last line
-        row, column = text.count("\n", 0, end) + 1, end - (text.rfind("\n", 0, end) + 1) + 1
+        row, column = line_of(text, end)
         message = f"Line {row}, column {column}: {error.msg}."
         remedy = None
         if error.msg == "Extra data" and row > 1:
@@ -107,7 +107,7 @@ def read_json(text: str) -> Any:
             raise refusal([ValueFault(odd.code, str(odd), line=_odd_number(text))]) from None
         found = [m.start() for m in re.finditer(re.escape(f'"{odd.key}"') + r"\s*:", text)]
         # where it stands for the second time, when it stands exactly twice
-        line = text.count("\n", 0, found[1]) + 1 if len(found) == 2 else None
+        line = line_of(text, found[1])[0] if len(found) == 2 else None
         fault = ValueFault(odd.code, str(odd), key=shown_key(odd.key), line=line)
         raise refusal([fault]) from None
     except RecursionError:
@@ -118,11 +118,16 @@ def read_json(text: str) -> Any:
     return value
 
 
+def line_of(text: str, position: int) -> tuple[int, int]:
+    """Line and column, from 1, of a character position."""
+    return text.count("\n", 0, position) + 1, position - text.rfind("\n", 0, position)
+
+
 def _odd_number(text: str) -> int | None:
     """The line of the first NaN, Infinity or number past a float's range."""
     for match in _TOKEN.finditer(text):
         if match[0].lstrip("-") in ("NaN", "Infinity") or _beyond_floats(match[0]):
-            return text.count("\n", 0, match.start()) + 1
+            return line_of(text, match.start())[0]
     return None
 
 

@@ -14,7 +14,6 @@ Knows nothing of jobs; the caller names the keys whose value is always text.
 """
 
 import re
-from bisect import bisect_right
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from math import isfinite
@@ -24,7 +23,7 @@ import yaml
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.problems import refusal, shown, shown_key
-from watcher.jobfile.strictjson import MAX_DEPTH, Number
+from watcher.jobfile.strictjson import MAX_DEPTH, Number, line_of
 
 MAX_EVENTS = 120_000  #: about 1,000 jobs with every field given, three times over
 
@@ -315,10 +314,3 @@ def _unprintable(text: str, error: Any) -> SteadyError:
     message = f"Line {line} holds the control character {what}."
     remedy = "Remove it; if the text looked right, save the file as UTF-8."
     return ValueFault("bad_yaml", message, line=line, column=column, remedy=remedy).error()
-
-
-def line_of(text: str, position: int) -> tuple[int, int]:
-    """Line and column, from 1, of a character position."""
-    starts = [0] + [m.end() for m in re.finditer("\n", text[:position])]
-    line = bisect_right(starts, position)
-    return line, position - starts[line - 1] + 1

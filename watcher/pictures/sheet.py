@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from watcher.jobs import Job, JobState
+from watcher.jobs import Job
 from watcher.pictures.outputs import Outputs
 
 COLUMNS = 8
@@ -87,7 +87,7 @@ def _fit(words: str) -> str:
 
 def _cell_picture(outputs: Outputs, job: Job) -> Image.Image | None:
     """The job's picture in at most CELL x CELL; from the picture itself without a thumbnail."""
-    if job.state is not JobState.COMPLETED or job.deleted_at is not None:
+    if not job.pictured:
         return None
     for path in (outputs.thumbnail(job), outputs.path(job)):
         try:
