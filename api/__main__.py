@@ -123,8 +123,7 @@ def _listen(config: Config) -> socket.socket:
 def _announce(config: Config, listener: socket.socket, token: str | None) -> None:
     """Say where to go. The token itself goes to a terminal only, never into a log."""
     host, port = listener.getsockname()[:2]
-    shown = f"[{host}]" if ":" in host else host
-    address = (config.public_url or f"http://{shown}:{port}").rstrip("/")
+    address = config.model_copy(update={"host": host, "port": port}).address
     log.say(logger, "http.listening", address=address, token=token is not None)
     if token is None:
         return

@@ -77,7 +77,7 @@ def create_app(
     throttled = ThrottledLog(_LINES)
     feed = events.Feed(door, views.brief, most=streams)
     calls = Calls(door, submissions, feed)
-    tools = agents.Tools(door, views, submissions, feed, address=config.address, token=rules.token)
+    tools = agents.Tools(door, views, submissions, feed, token=rules.token)
     for_agents = agents.Agents(tools, door)
     people = Pages(door)
 

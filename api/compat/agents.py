@@ -63,7 +63,7 @@ JobId = Annotated[str, Field(max_length=64, description="as generate_image or li
 
 
 class Tools:
-    """What an agent can do. ``address``: where people reach the service; ``token``: signs URLs."""
+    """What an agent can do. ``token`` signs the addresses of pictures."""
 
     def __init__(
         self,
@@ -72,7 +72,6 @@ class Tools:
         submissions: Submissions,
         feed: Feed,
         *,
-        address: str,
         token: str | None,
         wait: float = WAIT_SECONDS,
     ) -> None:
@@ -80,7 +79,6 @@ class Tools:
         self._views = views
         self._submissions = submissions
         self._feed = feed
-        self._address = address
         self._token = token
         self._wait = wait
 
@@ -185,7 +183,7 @@ class Tools:
         told = self._views.job(job, place=place)
         known = {name: told[name] for name in _TOLD if told.get(name) not in (None, [])}
         if job.pictured:
-            known["url"] = links.url_of(job, self._address, self._token)
+            known["url"] = links.url_of(job, self._door.config.address, self._token)
         return known
 
     def _told_with_picture(self, job: Job, size: int) -> list[Any]:
@@ -337,9 +335,7 @@ async def _serve_stdio(config: Config) -> None:
         door.stopping.bind()
         views = Views(door)
         feed = Feed(door, views.brief)
-        tools = Tools(
-            door, views, Submissions(door), feed, address=config.address, token=token_of(config)
-        )
+        tools = Tools(door, views, Submissions(door), feed, token=token_of(config))
         server = server_of(tools)
         async with feed.running():
             await server.run_stdio_async()

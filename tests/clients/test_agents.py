@@ -164,9 +164,7 @@ async def tools_of(bench: Bench, wait: float) -> AsyncIterator[Client]:
     door.stopping.bind()
     views = Views(door)
     feed = Feed(door, views.brief)
-    made = agents.Tools(
-        door, views, Submissions(door), feed, address="http://here", token=None, wait=wait
-    )
+    made = agents.Tools(door, views, Submissions(door), feed, token=None, wait=wait)
     async with feed.running(), Client(agents.server_of(made)) as client:
         yield client
         door.stopping.set()

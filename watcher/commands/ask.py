@@ -79,11 +79,11 @@ def list_jobs(
             further = replace(further, models=names)
         wanted = replace(further, state=only, ticket=batch)
         while left > 0 and (jobs := store.jobs(wanted, before_seq=before, limit=min(left, 500))):
-            rows = job_rows(desk, jobs, pulse, headed=not seen)
-            for job in jobs if desk.as_json else ():
-                desk.answer(job_json(job, desk.config, pulse), "")
-            if not desk.as_json:
-                desk.answer({}, "\n".join(rows))
+            if desk.as_json:
+                for job in jobs:
+                    desk.answer(job_json(job, desk.config, pulse), "")
+            else:
+                desk.answer({}, "\n".join(job_rows(desk, jobs, pulse, headed=not seen)))
             left, before, seen = left - len(jobs), jobs[-1].seq, seen + len(jobs)
         if not left and further == JobFilter():
             counts = store.progress(batch) if batch else store.counts()

@@ -36,8 +36,8 @@ def follow(
 ) -> None:
     """Show what happens, as it happens, until Ctrl-C."""
     deadline = deadline_of(timeout)
-    screen = Screen(desk)
-    with desk.record() as store, screen:
+    with desk.record() as store, Bar(desk) as bar:
+        screen = Screen(desk, bar)
         rev = store.last_rev()
         while True:
             changed, rev = _changes(store, rev)
@@ -57,8 +57,8 @@ def wait(desk: Desk, tickets: Sequence[str], since: int, deadline: float | None)
     :func:`deadline_of`. Returns 0, or 1 when a job failed or was cancelled, 2 when a file was
     refused. Raises SteadyError ``timeout``.
     """
-    screen = Screen(desk, ends=True)
-    with screen:
+    with Bar(desk) as bar:
+        screen = Screen(desk, bar, ends=True)
         while not desk.has_record():
             screen.progress(1, 1)
             _rest(deadline)
@@ -131,24 +131,18 @@ def _rest(deadline: float | None) -> None:
 
 
 class Screen:
-    """Where changes and the bar are shown; as a context manager it leaves a clean line."""
+    """Where changes and the bar are shown."""
 
-    def __init__(self, desk: Desk, *, ends: bool = False) -> None:
+    def __init__(self, desk: Desk, bar: Bar, *, ends: bool = False) -> None:
         """``ends``: for people only how jobs end is shown, and :meth:`sum_up` counts them."""
         self._desk = desk
         self._ends = ends
         self._ended: Counter[str] = Counter()
         self._folders: set[Path] = set()
         self._began = time.monotonic()
-        self._bar = Bar(desk)
+        self._bar = bar
         self._code = self._told = ""  #: how the service stands, and what was said of it
         self._since = time.monotonic()
-
-    def __enter__(self) -> "Screen":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.wipe()
 
     def show(self, jobs: "Iterable[Job]") -> None:
         """One line (or object) for each change."""
