@@ -41,6 +41,23 @@ class Views:
         self._door = door
         self._store = door.store
 
+    def _standing(self, job: Job, *, place: bool = True) -> dict[str, Any]:
+        """Its place, how far it is, and how long it will take.
+
+        Without its ``place``, which is costly, that of a running one alone.
+        """
+        progress, step, steps = self._progress(job)
+        unread = job.seq == 0 and job.state is JobState.QUEUED  # not in the queue yet
+        position = self._door.position(job) if place and not unread else None
+        known = place or job.state is JobState.GENERATING
+        return {
+            "position": position,
+            "progress": progress,
+            "step": step,
+            "steps": steps,
+            "eta_seconds": rounded(self._door.eta(job, position)) if known else None,
+        }
+
     def _progress(self, job: Job) -> tuple[float, int | None, int]:
         """Fraction done, forwards done (None while unknown), forwards in all."""
         steps = job.forwards
@@ -55,24 +72,13 @@ class Views:
 
     def status(self, job: Job) -> dict[str, Any]:
         """The seed's answer to ``GET /status/{job_id}``, then our own fields."""
-        progress, step, steps = self._progress(job)
-        position = self._position(job)
         return _told(
             models.Status,
             whole_job(job, local_time),
             job_id=job.id,
             status=SEED_WORDS[job.state],
-            position=position,
-            progress=progress,
-            step=step,
-            steps=steps,
-            eta_seconds=rounded(self._door.eta(job, position)),
+            **self._standing(job),
         )
-
-    def _position(self, job: Job) -> int | None:
-        if job.seq == 0 and job.state is JobState.QUEUED:
-            return None  # not in the queue yet
-        return self._door.position(job)
 
     def asked(self, request: JobRequest) -> dict[str, Any]:
         """The fields of ``request`` that answers show."""
@@ -81,18 +87,11 @@ class Views:
 
     def job(self, job: Job, *, place: bool = True) -> dict[str, Any]:
         """Everything about one job; ``place=False`` leaves the costly position out."""
-        progress, step, steps = self._progress(job)
-        position = self._position(job) if place else None
-        known = place or job.state is JobState.GENERATING
         return _told(
             models.JobView,
             whole_job(job, utc_time),
             format=job.request.format or self._door.config.image_format,
-            position=position,
-            progress=progress,
-            step=step,
-            steps=steps,
-            eta_seconds=rounded(self._door.eta(job, position)) if known else None,
+            **self._standing(job, place=place),
         )
 
     def brief(self, job: Job) -> dict[str, Any]:

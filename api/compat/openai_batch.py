@@ -6,7 +6,6 @@ are written from the record whenever they are asked for, so they are never out o
 room.
 """
 
-import functools
 import itertools
 import json
 import re
@@ -147,8 +146,7 @@ def _batches(router: APIRouter, shelf: Shelf, results: "Results", door: Door, ca
             for note in shelf.notes("batch_")
             if door.store.batch(_ticket_of(note["id"])) is not None
         ]
-        page = functools.partial(results.told, None)
-        return _listing(notes, after, limit, page)
+        return _listing(notes, after, limit, results.told)
 
     @router.get("/batches/{ident}")
     def one(ident: str) -> Response:
@@ -204,12 +202,14 @@ class Results:
 
     def batch(self, ticket: str) -> dict[str, Any]:
         """OpenAI's Batch object."""
-        batch = self.find(ticket)
-        return self.told(batch, self._shelf.note(_batch_id(ticket)) or {})
+        note = self._shelf.note(_batch_id(ticket))
+        if note is None:
+            raise SteadyError("batch_not_found")
+        return self.told(note)
 
-    def told(self, batch: Batch | None, note: Mapping[str, Any]) -> dict[str, Any]:
-        """OpenAI's Batch object from our batch (None: looked up) and what was noted at its making."""
-        batch = batch or self.find(_ticket_of(note["id"]))
+    def told(self, note: Mapping[str, Any]) -> dict[str, Any]:
+        """OpenAI's Batch object by what was noted at its making."""
+        batch = self.find(_ticket_of(note["id"]))
         counts = self._store.progress(batch.ticket)
         made = counts[JobState.COMPLETED]
         failed = counts[JobState.FAILED] + counts[JobState.CANCELLED] + batch.refused_rows

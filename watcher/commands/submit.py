@@ -23,7 +23,6 @@ from watcher.errors import SteadyError, ValueFault
 from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
 if TYPE_CHECKING:
-    from watcher.jobfile.planner import Template
     from watcher.jobs import JobRequest
     from watcher.limits import Limits
     from watcher.submission import Body, Plan, Reader
@@ -106,13 +105,15 @@ def submit(
 ) -> int:
     """Put a prompt or job files into the queue; works with the service down."""
     from watcher.commands.waiting import deadline_of, wait as until_done
-    from watcher.submission import preset_named
+    from watcher.inputs import Inputs
+    from watcher.submission import Reader, preset_named
 
     deadline = deadline_of(timeout)
-    limits, known = _from_record(desk)
+    limits, known, since = _from_record(desk)
     given = _by_field(set_ or [], size) | fields
     usual = preset_named(preset, desk.config.presets, limits) if preset is not None else None
-    with _body_reader(desk, limits, key, usual) as reader:
+    with desk.record_if_any() as store:
+        reader = Reader(limits, desk.root, Inputs(desk.config, store), key, usual)
         given = _with_pictures(given, reader)
         if from_ is None:
             sheets = list(_sheets(what or [], given, key, kind, reader))
@@ -123,7 +124,6 @@ def submit(
         return 0
     if resume and not all(key or sheet.plan.key for sheet in sheets):
         raise SteadyError("bad_request", "--resume wants the --key of the batch to go on with.")
-    since = _last_rev(desk) if wait else 0
     tickets = [
         _send(desk, sheet, ticket, known=known, resume=resume or sheet.plan.resume)
         for sheet, ticket in _with_tickets(sheets, key)
@@ -132,18 +132,6 @@ def submit(
         return until_done(desk, tickets, since, deadline)
     desk.tell_if_unready()
     return 0
-
-
-@contextlib.contextmanager
-def _body_reader(
-    desk: Desk, limits: "Limits", key: str | None, preset: "Template | None"
-) -> "Iterator[Reader]":
-    """Reads as the watcher will; with the record, if there is one."""
-    from watcher.inputs import Inputs
-    from watcher.submission import Reader
-
-    with desk.record_if_any() as store:
-        yield Reader(limits, desk.root, Inputs(desk.config, store), key, preset)
 
 
 def _with_pictures(given: dict[str, Any], reader: "Reader") -> dict[str, Any]:
@@ -406,17 +394,12 @@ def _count_pictures(number: int) -> str:
 # -- what the root knows
 
 
-def _from_record(desk: Desk) -> "tuple[Limits, bool]":
-    """What the model in use allows (before the first start: the one the settings name), and
-    whether there were jobs before, so that an inbox without its mark is an absent disk.
+def _from_record(desk: Desk) -> "tuple[Limits, bool, int]":
+    """What the model in use allows (before the first start: the one the settings name), whether
+    there were jobs before, so that an inbox without its mark is an absent disk, and the last rev.
     """
     from watcher.models.cards import limits_known
 
     with desk.record_if_any() as store:
         known = store is not None and any(store.counts().values())
-        return limits_known(desk.config, store), known
-
-
-def _last_rev(desk: Desk) -> int:
-    with desk.record_if_any() as store:
-        return store.last_rev() if store else 0
+        return limits_known(desk.config, store), known, store.last_rev() if store else 0

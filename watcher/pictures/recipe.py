@@ -55,6 +55,7 @@ def recipe_of(
         request[name] = f"sha256:{digest}" if digest else None
     details = info.get("details")
     details = details if isinstance(details, Mapping) else {}
+    guided = "guidance" in info.get("accepts", ())
     recipe: dict[str, Any] = {
         "job_id": job.id,
         "image_name": job.image_name,
@@ -64,7 +65,7 @@ def recipe_of(
         "size": list(job.request.final_size),
         "sampler": _plain_word(info.get("sampler")),
         "schedule": _plain_word(info.get("schedule")),
-        "cfg_scale": _finite(info.get("cfg_scale", _guidance_used(job.request, info))),
+        "cfg_scale": _finite(info.get("cfg_scale", job.request.guidance_scale if guided else None)),
         "model": model_name(str(info.get("model") or "")) or None,
         "revision": _plain_word(info.get("revision")),
         "versions": _versions() | _version_words(info.get("versions")),
@@ -101,10 +102,6 @@ def _loras_used(request: JobRequest, said: Any) -> list[dict[str, Any]]:
         for each in used
         if each.get("name") in known
     ]
-
-
-def _guidance_used(request: JobRequest, info: Mapping[str, Any]) -> float | None:
-    return request.guidance_scale if "guidance" in info.get("accepts", ()) else None
 
 
 def parameters_text(recipe: Mapping[str, Any]) -> str:
