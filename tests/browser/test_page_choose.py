@@ -172,6 +172,7 @@ def test_two_are_compared_under_one_zoom(eyes: Eyes, wall: Wall):
     page.locator("#chosen-compare").click()
     pair = page.locator("#pair")
     expect(pair.locator("img")).to_have_count(2)
+    expect(pair.get_by_role("button", name="Close")).to_be_focused()
     expect(pair.locator(".made")).to_have_text([f"seed {n} · 256 × 256" for n in (0, 3)])
     seen(page, "() => [...document.querySelectorAll('#pair img')].every((i) => i.naturalWidth)")
     frame = pair.locator(".frame").first.bounding_box()

@@ -226,6 +226,7 @@ def test_the_large_picture_is_left_taken_and_made_again_by_buttons(eyes: Eyes, w
     page = eyes.open("/pictures")
     page.locator(f"#c-{wall.ids[100]} .shot").click()
     shown = page.locator("#box-img")
+    expect(page.locator("#box-next")).to_be_focused()  # and not a star
     for name, n in (("Next picture", 99), ("Previous picture", 100)):
         press(page, name, "#box")
         expect(shown).to_have_attribute("src", f"/jobs/{wall.ids[n]}/image")
@@ -391,6 +392,9 @@ def test_pictures_are_found_by_model_lora_size_seed_and_words(
         if name == "model":
             field.select_option(value)
         else:
+            field.fill("wide")
+            if name in ("size", "seed"):
+                assert not field.evaluate("field => field.checkValidity()")
             field.fill(value)
         press(page, "Show", "#filter")
         expect(page.locator(".card").first).to_have_id(one)

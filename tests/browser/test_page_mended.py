@@ -126,6 +126,9 @@ def test_refused_rows_need_attention_until_they_are_dismissed(eyes: Eyes, scene:
     page.goto("/")
     entry = page.locator(f"#x-{scene.mixed}")
     expect(entry).to_contain_text("2 rows could not be used; the others were queued (2 pictures).")
+    entry.get_by_role("link", name="on its page").click()
+    expect(page).to_have_url(re.compile(f"/batches/{scene.mixed}$"))
+    page.goto("/")
     entry.get_by_role("button", name="Dismiss").click()
     expect(entry).to_have_count(0)
     page.goto(f"/batches/{scene.mixed}")
@@ -151,8 +154,8 @@ def test_where_another_seed_helps_another_seed_is_tried(eyes: Eyes, scene: Scene
 
 
 def test_what_cannot_run_is_not_called_running(eyes: Eyes, scene: Scene):
-    trouble = {"code": "model_missing", "message": "The model is not here.", "remedy": "Pull it."}
-    scene.stage.add("prompt: waits\n", "waits.yaml")
+    trouble = {"code": "model_missing", "message": "The `model` is not here.", "remedy": "Pull it."}
+    (waits,) = scene.stage.add("prompt: waits\n", "waits.yaml")
     page = eyes.open()
     expect(page.locator("#live")).to_have_text("Running")
     expect(page.locator("#idle")).to_have_text("The next job begins in a moment.")
@@ -160,6 +163,8 @@ def test_what_cannot_run_is_not_called_running(eyes: Eyes, scene: Scene):
     page.reload()
     expect(page.locator("#live")).to_have_text("NOT READY")
     expect(page.locator("#idle")).to_have_text("The model is not here. Pull it.")
+    page.goto(f"/jobs/{waits}")
+    expect(page.locator("#stage p")).to_have_text("The model is not here. Pull it.")
     page.get_by_role("link", name="NOT READY").click()
     expect(page.locator("#alerts")).to_contain_text("Pull it.")
     page.goto("/")
