@@ -42,6 +42,7 @@ class Finder:
         ticket: under which what is copied is noted.
         beside: a folder whose pictures go before those of the root.
         copies: what is found is copied; those who only look ahead copy nothing.
+        most: pictures that one pattern may match.
     """
 
     def __init__(
@@ -51,11 +52,13 @@ class Finder:
         *,
         beside: Path | None = None,
         copies: bool = True,
+        most: int = _MOST,
     ) -> None:
         self._inputs = inputs
         self._ticket = ticket
         self._beside = beside
         self._copies = copies
+        self._most = most
         self._bundle: Bundle | None = None
         noted = inputs.store.inputs_of(ticket) if ticket and inputs.store else {}
         self._known = {name: digest for name, digest in noted.items() if inputs.has(digest)}
@@ -84,15 +87,15 @@ class Finder:
                 if suffix_of(path.name) in INPUT_SUFFIXES and not path.name.startswith(".")
             )
             try:
-                found.update(itertools.islice(pictures, 2 * _MOST))
+                found.update(itertools.islice(pictures, 2 * self._most))
             except OSError as error:
                 raise _not_read(pattern, error) from None
             except ValueError:  # what is no pattern matches nothing
                 pass
         if not found:
             raise SteadyError("input_missing", "No picture matches this pattern.")
-        if len(found) > _MOST:
-            raise SteadyError("too_many_jobs", f"More than {_MOST} pictures match.")
+        if len(found) > self._most:
+            raise SteadyError("too_many_jobs", f"More than {self._most} pictures match.")
         return sorted(found)
 
     def find(self, name: str) -> Found:

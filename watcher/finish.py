@@ -65,9 +65,11 @@ class Finisher(Part):
         keep: Callable[[Sequence[Job]], None] = lambda _jobs: None,
         told: Callable[[], None] = lambda: None,
         address: str = "",
+        stuck_seconds: float = STUCK_SECONDS,
     ) -> None:
         super().__init__(shared)
         self._refused = RefusedRows(self._inbox.folder)
+        self._stuck_seconds = stuck_seconds
         self._address = address  #: where the door serves pictures
         self._outputs = outputs
         self._keep = keep
@@ -318,7 +320,7 @@ class Finisher(Part):
                 raise
             except Exception as error:  # around one batch: the others are put away all the same
                 words = f"The batch `{batch.name}` cannot be put away: {error}"
-                again = time.monotonic() + STUCK_SECONDS
+                again = time.monotonic() + self._stuck_seconds
                 self._stuck[batch.ticket] = again, SteadyError("internal", words)
                 logger.exception("batch.stuck", extra={"facts": {"ticket": batch.ticket}})
 

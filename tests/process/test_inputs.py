@@ -243,16 +243,13 @@ def test_what_may_not_be_started_from_is_refused_in_words(tracing: Root) -> None
     assert [job["image_name"] for job in tracing.jobs()] == ["good"]
 
 
-def test_pictures_are_found_among_any_number_of_other_files(
-    tracing: Root, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("watcher.finder._MOST", 2)
+def test_pictures_are_found_among_any_number_of_other_files(tracing: Root) -> None:
     for number in range(60):
         put(tracing, f"photos/{number}.png", number)
         (tracing.folder / f"inputs/photos/{number}.png").rename(
             tracing.folder / f"inputs/photos/{number}.{'png' if number > 57 else 'raw'}"
         )
-    finder = Finder(Inputs(Config.load(tracing.folder), None))
+    finder = Finder(Inputs(Config.load(tracing.folder), None), most=2)
     assert finder.matches("photos/*") == ["photos/58.png", "photos/59.png"]
 
 

@@ -11,7 +11,7 @@ from conftest import until
 from engines import read_log
 from store_children import record_jobs, request
 
-from watcher import checkpoints, finish
+from watcher import checkpoints
 from watcher.dispatch import BACKLOG, STREAK, Choosing, Dispatcher
 from watcher.errors import Trouble
 from watcher.executor import NO_FILES, Files, Picture, WorkerSpec
@@ -31,7 +31,7 @@ TICKET = "019b0000-0000-7000-8000-000000000001"
 class Desk:
     """A dispatcher and all it works with; ``turn`` is a turn of the watcher's main thread."""
 
-    def __init__(self, folder: Path, *devices: str, recovers: bool = True) -> None:
+    def __init__(self, folder: Path, *devices: str, recovers: bool = True, **how: Any) -> None:
         self.folder = folder
         self.log = folder / "engine.log"
         self.store = JobStore(f"sqlite:///{folder / 'steady.db'}", busy_seconds=0.05)
@@ -42,7 +42,7 @@ class Desk:
         spec = WorkerSpec("engines:Scripted", "none", options={"log": str(self.log)}, name="one")
         self.executor = LocalExecutor(spec, devices)
         shared = Shared(self.store, self.inbox, wake=self.executor.wake)
-        self.finisher = Finisher(shared, outputs=outputs)
+        self.finisher = Finisher(shared, outputs=outputs, **how)
         self.finisher.start()
         if recovers:
             self.finisher.recover()
@@ -283,8 +283,7 @@ def test_a_failed_job_tells_of_the_engine_that_it_failed_in(desk: Callable[..., 
 def test_a_batch_that_met_a_fault_is_told_of_and_put_away_by_a_later_try(
     desk: Callable[..., Desk], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finish, "STUCK_SECONDS", 0.0)
-    here = desk("cpu")
+    here = desk("cpu", stuck_seconds=0.0)
     told: list[str] = []
 
     def break_once(step: str) -> None:

@@ -13,6 +13,7 @@ import tempfile
 import time
 import uuid
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from shutil import copyfile
 
@@ -192,11 +193,8 @@ def test_an_empty_file_may_be_filled_later(inbox: Inbox, folder: Path) -> None:
     assert inbox.read(claim(inbox), 100) == b"prompt: a fox"
 
 
-def test_a_file_that_stays_empty_is_claimed_in_the_end(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("watcher.inbox.arrivals.EMPTY_SECONDS", 1.0)
-    inbox = Inbox(root / "inbox", settle=0.05, rescan=5.0)
+def test_a_file_that_stays_empty_is_claimed_in_the_end(root: Path) -> None:
+    inbox = Inbox(root / "inbox", settle=0.05, rescan=5.0, arrivals=partial(Arrivals, empty=1.0))
     inbox.open()
     (root / "inbox" / "a.yaml").touch()
     nothing_for(inbox, 0.3)
@@ -550,14 +548,11 @@ def test_a_ticket_in_work_is_not_claimed_twice(inbox: Inbox, folder: Path) -> No
 
 
 @pytest.mark.parametrize("way", ["link", "copy"])
-def test_a_submitter_that_dies_leaves_nothing_half(
-    root: Path, way: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_submitter_that_dies_leaves_nothing_half(root: Path, way: str) -> None:
     (root / "inbox").mkdir()
     died = run_child(do="submit", folder=str(root / "inbox"), way=way, step="inside")
     assert died == -signal.SIGKILL
-    monkeypatch.setattr("watcher.inbox.arrivals.EMPTY_SECONDS", 0.6)
-    inbox = Inbox(root / "inbox", settle=0.0, rescan=0.2)
+    inbox = Inbox(root / "inbox", settle=0.0, rescan=0.2, arrivals=partial(Arrivals, empty=0.6))
     inbox.open()
     if way == "copy":  # the name is reserved, empty: not a job, and another may fill it
         nothing_for(inbox, 0.3)
@@ -568,9 +563,8 @@ def test_a_submitter_that_dies_leaves_nothing_half(
     inbox.close()
 
 
-def test_an_empty_reservation_is_cleared_away(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("watcher.inbox.arrivals.EMPTY_SECONDS", 0.2)
-    inbox = Inbox(root / "inbox", settle=0.0, rescan=0.2)
+def test_an_empty_reservation_is_cleared_away(root: Path) -> None:
+    inbox = Inbox(root / "inbox", settle=0.0, rescan=0.2, arrivals=partial(Arrivals, empty=0.2))
     inbox.open()
     left = root / "inbox" / f"api-{TICKET}.yaml"
     left.touch()
@@ -745,11 +739,8 @@ def test_many_files_take_one_look_and_linear_time(root: Path, count: int) -> Non
     inbox.close()
 
 
-def test_room_is_given_to_the_next_as_files_are_taken(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("watcher.inbox.arrivals.MOST_KNOWN", 100)
-    inbox = Inbox(root / "inbox", settle=0.02, rescan=60.0)
+def test_room_is_given_to_the_next_as_files_are_taken(root: Path) -> None:
+    inbox = Inbox(root / "inbox", settle=0.02, rescan=60.0, arrivals=partial(Arrivals, most=100))
     inbox.open()
     inbox._bell.unsubscribe()  # only its own looks are counted
     inbox._bell.hush()
@@ -769,9 +760,8 @@ def test_room_is_given_to_the_next_as_files_are_taken(
     inbox.close()
 
 
-def test_without_leases_silence_lasts_longer(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("watcher.inbox.arrivals.BLIND_SECONDS", 5.0)
-    arrivals = Arrivals(root, settle=0.1)
+def test_without_leases_silence_lasts_longer(root: Path) -> None:
+    arrivals = Arrivals(root, settle=0.1, blind=5.0)
     (root / "a.yaml").write_text("prompt: a fox")
     arrivals.look(100.0)
     assert [a.name for a in arrivals.look(100.2).ready] == ["a.yaml"]

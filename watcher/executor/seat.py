@@ -4,6 +4,7 @@ Knows nothing of processes. Kept in memory: with the watcher goes what it knew.
 """
 
 import time
+from abc import abstractmethod
 from collections import deque
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -155,9 +156,9 @@ class Slots(Executor, Generic[_Seat]):
         self._stopping = False
         self._closed = False
 
+    @abstractmethod
     def _turn(self, timeout: float) -> None:
         """Take in everything there is; wait up to ``timeout`` seconds for the first of it."""
-        raise NotImplementedError
 
     @override
     def events(self, timeout: float) -> list[Event]:
@@ -179,9 +180,9 @@ class Slots(Executor, Generic[_Seat]):
                     task.cancelled = True
                     self._cancel(seat, task)
 
+    @abstractmethod
     def _cancel(self, seat: _Seat, task: Task) -> None:
         """Let the worker know that ``task`` is cancelled."""
-        raise NotImplementedError
 
     @override
     def status(self) -> list[dict[str, Any]]:

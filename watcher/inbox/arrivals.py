@@ -77,11 +77,14 @@ def _by_age(arrival: Arrival) -> tuple[int, str]:
 class Arrivals:
     """Remembers how the entries of ``folder`` looked, and says which are ready.
 
-    At most MOST_KNOWN entries are remembered at a time (about 400 bytes each), so a million
-    dropped files cost no more memory than these; the others wait for their turn.
+    At most so many entries are remembered at a time (about 400 bytes each), so a million dropped
+    files cost no more memory than these; the others wait for their turn.
 
     Args:
         settle: seconds between the two looks.
+        empty: seconds in which an empty file may be filled.
+        blind: seconds of silence at least, where nobody can tell whether a file is still written.
+        most: entries that are remembered at a time.
         suffixes: of the files that are taken.
         hot: the hot folder this is; files of our own making come to the inbox itself only.
         shown: what stands before a file's name in words.
@@ -92,6 +95,9 @@ class Arrivals:
         folder: Path,
         *,
         settle: float,
+        empty: float = EMPTY_SECONDS,
+        blind: float = BLIND_SECONDS,
+        most: int = MOST_KNOWN,
         suffixes: Collection[str] = JOB_SUFFIXES,
         hot: str = "",
         shown: str = "",
@@ -101,6 +107,9 @@ class Arrivals:
         self._hot = hot
         self._shown = shown
         self._settle = settle
+        self._empty = empty
+        self._blind = blind
+        self._most = most
         self._known: dict[str, Arrival] = {}
         self.leases = True  #: do they work on this file system?
 
@@ -116,7 +125,7 @@ class Arrivals:
         """
         glance = Glance()
         known: dict[str, Arrival] = {}
-        room = MOST_KNOWN - len(self._known)
+        room = self._most - len(self._known)
         extra = 0
         with os.scandir(self.folder) as entries:
             for entry in entries:
@@ -189,11 +198,11 @@ class Arrivals:
         if not arrival.regular:
             return arrival.since  # there is no content to wait for
         if arrival.size == 0:
-            return arrival.since + EMPTY_SECONDS
+            return arrival.since + self._empty
         if arrival.ticket is not None:
             return arrival.since  # made by us: appears complete
         blind = arrival.blind or not self.leases
-        return arrival.since + (max(self._settle, BLIND_SECONDS) if blind else self._settle)
+        return arrival.since + (max(self._settle, self._blind) if blind else self._settle)
 
     def _judge(self, arrival: Arrival, glance: Glance, now: float) -> None:
         ready_at = self._ready_at(arrival)

@@ -25,7 +25,7 @@ from watcher.inbox.archive import CLAIMED, DONE, REFUSED, Shelves, file_of
 from watcher.inbox.arrivals import Arrival, Arrivals
 from watcher.inbox.bell import Bell, deaf
 from watcher.inbox.claims import Claim, claim_of, entry_of, open_claim, read_claim
-from watcher.inbox.hot import HotFolders
+from watcher.inbox.hot import ArrivalsOf, HotFolders
 from watcher.inbox.writers import ignore_lease_signal, leases_work
 from watcher.log import say
 from watcher.publish import disk_errors, disk_trouble, reason
@@ -55,6 +55,7 @@ class Inbox(Shelves):
         settle: seconds a file must lie unchanged.
         rescan: seconds between looks that no event asked for.
         ways: how files are published, see ``publish``.
+        arrivals: looks at a folder, see ``Arrivals``.
         presets: folder whose ``NAME.yaml`` makes ``NAME/`` in the inbox a hot folder (``hot``);
             without one, the folder ``presets`` beside the inbox.
     """
@@ -66,12 +67,13 @@ class Inbox(Shelves):
         settle: float,
         rescan: float,
         ways: tuple[publish.Way, ...] = publish.WAYS,
+        arrivals: ArrivalsOf = Arrivals,
         presets: Path | None = None,
     ) -> None:
         super().__init__(folder, ways=ways)
         self._rescan = rescan
         self._bell = Bell(folder)
-        arrivals_of = functools.partial(Arrivals, settle=settle)
+        arrivals_of = functools.partial(arrivals, settle=settle)
         self._arrivals = arrivals_of(folder)
         self._hot = HotFolders(folder, presets or folder.parent / "presets", arrivals_of)
         self._watched: object = None  #: the hot folders that events are heard of
