@@ -124,6 +124,14 @@ def test_a_finger_rates(browser: Browser, wall: Wall):  # noqa: F811
     card(page, wall, 1).locator(".shot").tap()
     page.locator("#box .rate").get_by_label("Rate 3 of 5").tap()
     wall.rated(1, 3)
+    page.locator("#box").get_by_role("button", name="Close").tap()
+    pick(page, wall, 0, 1)
+    page.locator("#chosen-compare").tap()
+    frames = page.locator("#pair .frame").all()
+    assert all((box := frame.bounding_box()) and box["height"] > 200 for frame in frames)
+    seen(page, """() => { const { scrollHeight, clientHeight, scrollWidth, clientWidth }
+        = document.querySelector("#pair");
+        return scrollHeight <= clientHeight && scrollWidth <= clientWidth; }""")  # fmt: skip
     hand.close()
 
 

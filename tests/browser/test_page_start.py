@@ -153,6 +153,8 @@ def test_a_mask_is_painted_with_a_finger(eyes: Eyes, house: House):
     page.locator("#canvas").scroll_into_view_if_needed()
     box = page.locator("#canvas").bounding_box()
     assert box
+    brush = page.locator("#brush").bounding_box()
+    assert brush and brush["width"] > 100
     page.touchscreen.tap(box["x"] + box["width"] / 4, box["y"] + box["height"] / 2)
     submit(page, "painted by hand")
     mask = mask_of(house, request_of(house, "painted by hand"))
