@@ -1,6 +1,8 @@
 """What becomes of files one after the other: who goes first, what a key means, what goes on."""
 
 import contextlib
+import errno
+import io
 import json
 import uuid
 from collections.abc import Iterator
@@ -247,6 +249,36 @@ def test_no_submission_waits_for_what_is_known_of_a_table_that_goes_on(root: Pat
     folder.drop_file(desk.config.inbox, b'{"prompt": "an owl"}', ".json", SENT[1])
     desk.intake.take(claim)
     assert isinstance(desk.reading, Asked) and desk.reading.served
+    desk.close()
+
+
+class Sick(Reading):
+    """Reads from a disk that fails once, behind the first bytes of a file."""
+
+    well = False
+
+    def open(self, claim: Any) -> Any:
+        with super().open(claim) as stream:
+            made = io.BytesIO(stream.read())
+        if not self.well:
+            self.well, made.read1 = True, self._fail  # type: ignore[method-assign]
+            made.read = lambda size: b"" if size == 16 else self._fail()  # type: ignore[method-assign]
+        return made
+
+    def _fail(self, *_: Any) -> Any:
+        raise OSError(errno.EIO, "Input/output error")
+
+
+@pytest.mark.parametrize("sent", [False, True])
+def test_a_table_on_a_disk_that_fails_is_waited_for(root: Path, sent: bool):
+    desk = Desk(root, Sick)
+    if sent:  # its sum is made before
+        folder.drop_file(desk.config.inbox, b"prompt\na fox\n", ".csv", SENT[0])
+    with pytest.raises(Trouble):
+        desk.read() if sent else desk.take("t.csv", "prompt\na fox\n")
+    [claim] = desk.inbox.leftovers()
+    desk.intake.take(claim)
+    assert (desk.batch.jobs, desk.batch.error) == (1, None)
     desk.close()
 
 

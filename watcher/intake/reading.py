@@ -27,7 +27,7 @@ from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.rows import RowIterator
 from watcher.jobs import Batch
 from watcher.limits import Limits
-from watcher.publish import disk_trouble
+from watcher.publish import disk_trouble, of_the_disk
 from watcher.suffixes import MAX_PICTURE
 from watcher.wildcards import Wildcards
 
@@ -37,12 +37,17 @@ logger = logging.getLogger("steady.intake")
 
 @contextlib.contextmanager
 def _refusing() -> Iterator[None]:
-    """Let a fault of ours in here end the reading of this one file: it is refused, the others run."""
+    """Let a fault of ours in here end the reading of this one file: it is refused, the others run.
+
+    One of its disk is trouble, and waited for.
+    """
     try:
         yield
     except (SteadyError, MemoryError):
         raise
     except Exception as fault:
+        if isinstance(fault, OSError) and fault.errno is not None and of_the_disk(fault):
+            raise disk_trouble(fault, "A file cannot be read") from fault
         logger.exception("file.unread")
         raise SteadyError("internal") from fault
 
@@ -116,6 +121,7 @@ class Reading:
         except OSError as error:
             raise disk_trouble(error, "A preset cannot be read") from error
 
+    @_refusing()
     def digest(self, claim: Claim) -> str:
         """The sha256 of a table."""
         found = hashlib.sha256()
