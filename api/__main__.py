@@ -24,6 +24,7 @@ from watcher import log
 from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.log import ThrottledLog
+from watcher.program import listening
 from watcher.root import keep_private
 
 logger = logging.getLogger("steady.api")
@@ -60,7 +61,7 @@ def serve_http(config: Config) -> int:
     """Answer requests until SIGTERM or Ctrl-C; the exit code. Raises SteadyError."""
     token = token_of(config)
     check_exposure(config, token)
-    with _listen(config) as listener:
+    with listening(config.host, config.port, BACKLOG) as listener:
         most = most_connections()
         app = create_app(config, streams=max(1, most // 4))
         keep_private(config)
@@ -96,28 +97,6 @@ def serve_http(config: Config) -> int:
         connections.log.tell(now=True)
     log.say(logger, "http.stopped")
     return 0 if server.started else 1
-
-
-def _listen(config: Config) -> socket.socket:
-    """The bound socket. Raises SteadyError bad_config in words a person can act on."""
-    listener = None
-    try:
-        family, kind, proto, _, address = socket.getaddrinfo(
-            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        listener = socket.socket(family, kind, proto)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-        listener.listen(BACKLOG)
-    except OSError as error:
-        if listener is not None:
-            listener.close()
-        raise SteadyError(
-            "bad_config",
-            f"Cannot listen on {config.host} port {config.port}: {error.strerror or error}.",
-            remedy="Choose another --port, or stop the program that has it.",
-        ) from None
-    return listener
 
 
 def _announce(config: Config, listener: socket.socket, token: str | None) -> None:

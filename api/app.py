@@ -7,7 +7,6 @@ into the inbox, so it works while the watcher is down and the watcher works with
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
-from typing import Any
 
 from fastapi import FastAPI
 from starlette.responses import RedirectResponse
@@ -124,11 +123,7 @@ def create_app(
     ]
     for router in routers:
         app.include_router(router)
-
-    def openapi() -> dict[str, Any]:
-        return spec.openapi(app, door.limits())
-
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = lambda: spec.openapi(app, door.limits())  # type: ignore[method-assign]
     app.router.routes.append(Route(agents.PATH, for_agents, methods=["POST"]))
     icon = RedirectResponse("/static/icon.svg", status_code=301)
     app.router.routes.append(Route("/favicon.ico", icon, include_in_schema=False))

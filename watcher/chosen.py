@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from watcher.errors import SteadyError, ValueFault
+from watcher.errors import ValueFault
 from watcher.jobs import MAX_RATING, PICTURE_FIELDS, REJECTED, Job, JobRequest
 from watcher.limits import Card
 from watcher.pictures import recipe
@@ -33,9 +33,9 @@ def rating_range(text: str) -> tuple[int, int]:
     found = _RATINGS.fullmatch(text.strip())
     if found is None or text.strip().lower() in ("", "rating", "..", "rating.."):
         allowed = "a rating from -1 (rejected) to 5, or several: 4.., 2..3, >=4"
-        fault = ValueFault("out_of_range", "`rating` is not understood.", key="rating",
-                           value=text[:60], allowed=allowed)  # fmt: skip
-        raise SteadyError("out_of_range", problems=[fault])
+        words = "`rating` is not understood."
+        fault = ValueFault("out_of_range", words, key="rating", value=text[:60], allowed=allowed)
+        raise fault.error()
     sign, one, low, high, least, rejected = found.groups()
     if rejected:
         return REJECTED, REJECTED
@@ -55,9 +55,9 @@ def size_said(text: str) -> str:
     """
     found = re.fullmatch(r"\s*([0-9]{1,5})\s*[xX×*]\s*([0-9]{1,5})\s*", text)
     if found is None:
-        fault = ValueFault("out_of_range", "`size` is not understood.", key="size",
-                           value=text[:60], allowed="width and height: 1024x768")  # fmt: skip
-        raise SteadyError("out_of_range", problems=[fault])
+        words, allowed = "`size` is not understood.", "width and height: 1024x768"
+        fault = ValueFault("out_of_range", words, key="size", value=text[:60], allowed=allowed)
+        raise fault.error()
     return f"{int(found[1])}x{int(found[2])}"
 
 

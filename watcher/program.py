@@ -1,13 +1,16 @@
-"""This program itself: its version, and how its own processes are started and end."""
+"""This program itself: its version, how its own processes are started and end, where it listens."""
 
 import contextlib
 import functools
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+from watcher.errors import SteadyError
 
 #: Starts a process, as ``subprocess.Popen`` does.
 Launch = Callable[..., "subprocess.Popen[bytes]"]
@@ -37,6 +40,30 @@ def environment() -> dict[str, str]:
         path = [str(HOME), known.get("PYTHONPATH")]
         known["PYTHONPATH"] = os.pathsep.join(each for each in path if each)
     return known
+
+
+def listening(host: str, port: int, backlog: int) -> socket.socket:
+    """A socket that listens there, on a free port for 0; the system keeps ``backlog`` connections.
+
+    Raises SteadyError bad_config in words a person can act on.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with contextlib.ExitStack() as undo:
+            listener = undo.enter_context(socket.socket(family, kind, proto))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(backlog)
+            undo.pop_all()
+            return listener
+    except OSError as error:
+        raise SteadyError(
+            "bad_config",
+            f"Cannot listen on {host}, port {port}: {error.strerror or error}.",
+            remedy="Choose another --port (0 takes a free one), or stop the program that has it.",
+        ) from None
 
 
 def ending(code: int) -> str:

@@ -176,8 +176,7 @@ class Reader:
         planner, keyed = self._planner(finder), self.key is not None
         parsed = jobfile.parse(data, suffix, planner, stem=body.name, keyed=keyed)
         if parsed.key is not None and not parsed.key.strip():
-            fault = ValueFault("out_of_range", "`key` is empty.", key="key", pointer="/key")
-            raise SteadyError("out_of_range", problems=[fault])
+            raise ValueFault("out_of_range", "`key` is empty.", key="key", pointer="/key").error()
         warnings = dict.fromkeys(parsed.warnings)
         for each in parsed.requests:
             warnings |= dict.fromkeys(each.warnings)

@@ -60,6 +60,7 @@ def routes(door: Door, calls: Calls) -> APIRouter:
     router = APIRouter(prefix="/sdapi/v1", tags=["a1111"], include_in_schema=False)
     current = Current(door, calls)
     _making(router, door, calls)
+    _choice(router, door)
     _state_routes(router, door, current)
     _stopping(router, current)
     for name, empty in _EMPTY.items():
@@ -138,11 +139,8 @@ def _making(router: APIRouter, door: Door, calls: Calls) -> None:
         return JSONResponse(await run_in_threadpool(_settings_in, raw.get("image")))
 
 
-def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
-    @router.get("/progress")
-    def progress(skip_current_image: bool = False) -> Response:
-        """Of the calls of this door that are waited for; exactly 0.0 when there is none."""
-        return JSONResponse(current.progress(look=not skip_current_image))
+def _choice(router: APIRouter, door: Door) -> None:
+    """What there is to choose from."""
 
     @router.get("/samplers")
     def samplers() -> Response:
@@ -178,6 +176,23 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
         nothing = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
         return JSONResponse([{"name": name} | nothing for name in names])
 
+    @router.get("/sd-models")
+    def sd_models() -> Response:
+        nothing = {"hash": None, "sha256": None, "config": None}
+        names = door.limits().names
+        return JSONResponse(
+            [{"title": name, "model_name": name, "filename": name} | nothing for name in names]
+        )
+
+
+def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
+    """How it stands, and what is set."""
+
+    @router.get("/progress")
+    def progress(skip_current_image: bool = False) -> Response:
+        """Of the calls of this door that are waited for; exactly 0.0 when there is none."""
+        return JSONResponse(current.progress(look=not skip_current_image))
+
     @router.get("/options")
     def get_options() -> Response:
         return JSONResponse(
@@ -195,14 +210,6 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
         raw = await read_object(request)
         await run_in_threadpool(lambda: door.store.put(_CHOSEN, _card_of(raw, door).name))
         return JSONResponse(None)
-
-    @router.get("/sd-models")
-    def sd_models() -> Response:
-        nothing = {"hash": None, "sha256": None, "config": None}
-        names = door.limits().names
-        return JSONResponse(
-            [{"title": name, "model_name": name, "filename": name} | nothing for name in names]
-        )
 
 
 def _card_of(settings: Any, door: Door) -> Card:

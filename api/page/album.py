@@ -36,6 +36,13 @@ _NUMBER = re.compile(r"_[0-9]{1,6}$")
 def routes(door: Door, submissions: Submissions) -> APIRouter:
     """``/jobs/images.zip``, ``/jobs/again`` and ``/jobs/{job_id}/again``; hang them before the other ``/jobs``."""
     router = APIRouter(prefix="/jobs", tags=["jobs"])
+    _taken_home(router, door)
+    _made_again(router, door, submissions)
+    return router
+
+
+def _taken_home(router: APIRouter, door: Door) -> None:
+    """Several pictures at once."""
 
     @router.get(
         "/images.zip",
@@ -62,6 +69,10 @@ def routes(door: Door, submissions: Submissions) -> APIRouter:
             wanted = JobFilter(pictured=True, rating=rating_range(rating))
             jobs = door.store.all_jobs(wanted)
         return archive(door, jobs, "pictures", "None of these has a picture.")
+
+
+def _made_again(router: APIRouter, door: Door, submissions: Submissions) -> None:
+    """New jobs like those of pictures there are: of many, of one."""
 
     @router.post(
         "/again",
@@ -118,8 +129,6 @@ def routes(door: Door, submissions: Submissions) -> APIRouter:
         name = _NUMBER.sub("", job.image_name) or "again"
         body = Body(json.dumps(request, ensure_ascii=False).encode(), ".json", name)
         return accepted(submissions.submit(body, idempotency_key))
-
-    return router
 
 
 def _pictured(door: Door, ids: Sequence[str]) -> Iterator[Job]:

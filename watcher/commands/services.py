@@ -9,7 +9,6 @@ import contextlib
 import ctypes
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +21,7 @@ import typer
 
 from watcher.commands.desk import Desk, command
 from watcher.errors import SteadyError
-from watcher.program import ending, environment, module
+from watcher.program import ending, environment, listening, module
 
 STOP_SECONDS = 10.0  #: from SIGTERM to the end of every child
 _BACKOFF = (0.2, 1.0, 2.0, 5.0, 10.0, 30.0)  #: seconds before the n-th restart in a row
@@ -251,20 +250,9 @@ def _start(arguments: Sequence[str]) -> "subprocess.Popen[bytes]":
 
 
 def free_port(host: str, port: int) -> int:
-    """``port`` if it can be had, or a free one for 0. Raises SteadyError ``not_ready``."""
-    try:
-        kind = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        with socket.socket(kind[0], socket.SOCK_STREAM) as trial:
-            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            trial.bind(kind[4])
-            number: int = trial.getsockname()[1]
-            return number
-    except OSError as error:
-        raise SteadyError(
-            "not_ready",
-            f"Cannot listen on {host}, port {port}: {error.strerror or error}.",
-            remedy="Choose another: --port 0 takes a free one.",
-        ) from None
+    """``port`` if it can be had, or a free one for 0. Raises SteadyError bad_config."""
+    with listening(host, port, 1) as trial:
+        return int(trial.getsockname()[1])
 
 
 def for_url(host: str) -> str:

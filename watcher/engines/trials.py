@@ -22,6 +22,7 @@ from watcher.errors import SteadyError
 log = logging.getLogger(__name__)
 
 Draw = Callable[[int, int], Image.Image]
+Clock = Callable[[], float]
 
 _GAIN = 0.97  #: of the plain way's time: what is closer is noise
 
@@ -42,7 +43,12 @@ def must_work(draw: Callable[[], Image.Image], dtype: str) -> None:
 
 
 def choose_attention(
-    transformer: Any, names: Sequence[str], draw: Draw, *, race: bool = False
+    transformer: Any,
+    names: Sequence[str],
+    draw: Draw,
+    *,
+    race: bool = False,
+    clock: Clock = time.perf_counter,
 ) -> str:
     """The first of ``names`` that draws a finite picture, or with ``race`` the fastest of them.
 
@@ -59,7 +65,7 @@ def choose_attention(
             if not race:
                 log.info("attention: %s", name)
                 return name
-            took[name] = _race(draw)
+            took[name] = _race(draw, clock)
     best = min(took, key=lambda name: took[name])
     if took[best] > took["native"] * _GAIN:
         best = "native"
@@ -111,11 +117,11 @@ def _likeness(one: Image.Image, other: Image.Image) -> str:
     return "the same pixels" if one.tobytes() == other.tobytes() else "not the same pixels"
 
 
-def _race(draw: Draw) -> float:
+def _race(draw: Draw, clock: Clock = time.perf_counter) -> float:
     """Seconds of the quicker of two small pictures."""
     took = []
     for _ in range(2):
-        began = time.perf_counter()
+        began = clock()
         draw(512, 4)
-        took.append(time.perf_counter() - began)
+        took.append(clock() - began)
     return min(took)

@@ -10,7 +10,6 @@ import json
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any, NoReturn
 
@@ -161,23 +160,20 @@ def _refuse_depth(value: Any) -> None:
     raise _too_deep()
 
 
-@dataclass
 class JsonDocument:
     """A JSON text with its value; places are found on demand."""
 
-    text: str
-    value: Any = field(init=False)
-    _index: dict[tuple[str | int, ...], int] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        self.value = read_json(self.text)
-        self._scan = _positions(self.text, self._index)
+    def __init__(self, text: str) -> None:
+        self.value = read_json(text)
+        self._text = text
+        self._index: dict[tuple[str | int, ...], int] = {}
+        self._scan = _positions(text, self._index)
         self._starts: list[int] = []
 
     def place(self, path: Sequence[str | int]) -> tuple[int, int]:
         """Line and column, from 1, of the key or item at ``path``; of its nearest parent otherwise."""
         if not self._starts:
-            self._starts = [0] + [m.end() for m in re.finditer("\n", self.text)]
+            self._starts = [0] + [m.end() for m in re.finditer("\n", self._text)]
         steps = tuple(path)
         while steps not in self._index and next(self._scan, None) is not None:
             pass
