@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -119,7 +119,7 @@ class ServiceProcess:
     started: float = 0.0
     fresh: bool = True  #: never yet up
     failures: int = 0  #: exits in a row, soon after the start
-    due: float = field(default=0.0)  #: when it may be started (again)
+    due: float = 0.0  #: when it may be started (again)
 
 
 class Supervisor:

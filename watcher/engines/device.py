@@ -110,13 +110,11 @@ def describe(device: str) -> DeviceDescription:
         device = f"cuda:{next(iter(found.usable))}" if found.usable else apple
     kind, _, number = device.partition(":")
     host = host_memory()
-    if kind == "cpu":
-        name = platform.processor() or platform.machine()
-        return DeviceDescription("cpu", name, total=host[0], free=host[1], host_free=host[1])
-    if kind == "mps":
-        if not torch.backends.mps.is_available():
-            raise DeviceLost("This machine has no MPS device.")
-        return DeviceDescription("mps", "Apple", total=host[0], free=host[1], host_free=host[1])
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise DeviceLost("This machine has no MPS device.")
+    if kind in ("cpu", "mps"):
+        name = "Apple" if kind == "mps" else platform.processor() or platform.machine()
+        return DeviceDescription(kind, name, total=host[0], free=host[1], host_free=host[1])
     if kind != "cuda" or not (number or "0").isdigit():
         raise SteadyError("bad_config", f"`device` must be auto, cpu, mps or cuda:N, not {device}.")
     index = int(number or 0)

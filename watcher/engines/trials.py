@@ -22,7 +22,6 @@ from watcher.errors import SteadyError
 log = logging.getLogger(__name__)
 
 Draw = Callable[[int, int], Image.Image]
-Clock = Callable[[], float]
 
 _GAIN = 0.97  #: of the plain way's time: what is closer is noise
 
@@ -48,7 +47,7 @@ def choose_attention(
     draw: Draw,
     *,
     race: bool = False,
-    clock: Clock = time.perf_counter,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> str:
     """The first of ``names`` that draws a finite picture, or with ``race`` the fastest of them.
 
@@ -117,7 +116,7 @@ def _likeness(one: Image.Image, other: Image.Image) -> str:
     return "the same pixels" if one.tobytes() == other.tobytes() else "not the same pixels"
 
 
-def _race(draw: Draw, clock: Clock = time.perf_counter) -> float:
+def _race(draw: Draw, clock: Callable[[], float] = time.perf_counter) -> float:
     """Seconds of the quicker of two small pictures."""
     took = []
     for _ in range(2):

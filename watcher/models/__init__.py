@@ -148,13 +148,10 @@ def _decide(wanted: str, probe: Probe) -> tuple[dict[str, str], bool, SteadyErro
         why = "this machine has a GPU, which cannot be used now"
         return {"name": ZIMAGE_TURBO, "device": "cuda", "why": why}, False, error
     for kind in ("cuda", "mps"):
-        name = next((name for name in found.names if _device_kind(name) == kind), None)
-        if name:
-            return (
-                {"name": ZIMAGE_TURBO, "device": name, "why": f"this machine has {name}"},
-                True,
-                None,
-            )
+        for name in found.names:
+            if _device_kind(name) == kind:
+                why = f"this machine has {name}"
+                return {"name": ZIMAGE_TURBO, "device": name, "why": why}, True, None
     why = "this machine has no GPU"
     if found.unusable:
         why += f" that can be used. {found.unusable}"
