@@ -58,10 +58,7 @@ def routes(door: Door) -> APIRouter:
         return Response(data, media_type="application/octet-stream", headers=headers)
 
     def _keep(data: bytes) -> Response:
-        try:
-            reference, source = door.inputs.keep(data)
-        except SteadyError as error:
-            raise SteadyError(error.code, f"The picture {error.message}") from None
+        reference, source = door.inputs.keep(data, "The picture")
         digest = reference.removeprefix("sha256:")
         answer = {"reference": reference, "sha256": digest}
         return JSONResponse(answer | {"width": source.width, "height": source.height}, 201)

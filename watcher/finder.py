@@ -168,10 +168,7 @@ class Finder:
 
     def _judged(self, name: str, data: bytes) -> Found:
         digest = hashlib.sha256(data).hexdigest()
-        try:
-            source = judged(data)
-        except SteadyError as error:
-            raise SteadyError(error.code, f"`{shortened(name)}` {error.message}") from None
+        source = judged(data, f"`{shortened(name)}`")
         self._wait(name, digest, data)
         reference = f"sha256:{digest} {name[-_NAME_KEPT:]}"
         return Found(reference, source.size, Path(name).stem, _animated(name, source))

@@ -54,12 +54,12 @@ class Inputs:
 
     # -- by content
 
-    def keep(self, data: bytes) -> tuple[str, "Source"]:
+    def keep(self, data: bytes, called: str = "") -> tuple[str, "Source"]:
         """Judge a picture and have its bytes here: its reference, ``sha256:…``, and what it is.
 
-        Raises SteadyError bad_picture, in words that need a name before them; disk_full.
+        Raises SteadyError bad_picture, as :func:`judged` does; disk_full, folder_gone.
         """
-        source, digest = judged(data), hashlib.sha256(data).hexdigest()
+        source, digest = judged(data, called), hashlib.sha256(data).hexdigest()
         with self.blameless():
             self.copy(digest, data)
         return f"sha256:{digest}", source
@@ -72,12 +72,7 @@ class Inputs:
         if preset.get("prompt") is None:
             words = "There is no `prompt` for the pictures that are put under it."
             raise SteadyError("missing_field", words)
-        try:
-            reference, _ = self.keep(data)
-        except SteadyError as error:
-            if error.code != "bad_picture" or not name:
-                raise
-            raise SteadyError(error.code, f"`{shortened(name)}` {error.message}") from None
+        reference, _ = self.keep(data, f"`{shortened(name)}`" if name else "")
         called = name.translate({ord("{"): "(", ord("}"): ")"})  # no placeholder
         job = {"image": f"{reference} {called}".rstrip()}
         if name and preset.get("name") is None:
@@ -192,11 +187,18 @@ class Inputs:
         return sum(self.store.forget_inputs(copies[at : at + _SWEPT_AT_ONCE], drop) for at in parts)
 
 
-def judged(data: bytes) -> "Source":
-    """What the picture in ``data`` is. Raises SteadyError bad_picture."""
+def judged(data: bytes, called: str = "") -> "Source":
+    """What the picture in ``data`` is.
+
+    Raises SteadyError bad_picture, which says ``called`` for it; without that its words need a name
+    before them.
+    """
     from watcher.pictures.source import look_at  # Pillow: most commands look at no picture
 
-    return look_at(data)
+    try:
+        return look_at(data)
+    except SteadyError as error:
+        raise SteadyError(error.code, f"{called} {error.message}".lstrip()) from None
 
 
 def no_such_picture(name: str) -> SteadyError:

@@ -236,11 +236,9 @@ def lifted(body: Body, inputs: Inputs) -> Body:
     def kept(match: re.Match[bytes]) -> bytes:
         try:
             data = base64.b64decode(match[1].replace(b"\\", b""), validate=True)
-            return inputs.keep(data)[0].encode()
         except binascii.Error:
             raise SteadyError("bad_picture", "A picture in the body is no base64.") from None
-        except SteadyError as error:
-            raise SteadyError(error.code, f"A picture in the body {error.message}") from None
+        return inputs.keep(data, "A picture in the body")[0].encode()
 
     return dataclasses.replace(body, data=_WRITTEN_IN.sub(kept, body.data))
 

@@ -510,6 +510,16 @@ def test_a_picture_made_from_another_is_made_again_or_says_what_is_missing(traci
 # -- ways in
 
 
+def test_a_disk_that_keeps_no_picture_is_no_fault_of_the_picture(tmp_path: Path) -> None:
+    with Bench(tmp_path, engine="engines:Tracing") as bench:
+        bench.config.state.mkdir(exist_ok=True)
+        (bench.config.state / "inputs").write_bytes(b"")
+        head = {"content-type": "image/png"}
+        lost = bench.client.post("/inputs", content=png(1), headers=head)
+        assert (lost.status_code, lost.json()["code"]) == (503, "folder_gone")
+        assert lost.json()["detail"].startswith("A picture cannot be kept (")
+
+
 def test_over_http_pictures_are_sent_first_or_written_in(tmp_path: Path) -> None:
     with Bench(tmp_path, engine="engines:Tracing") as bench:
         answer = bench.client.post("/inputs", content=png(1), headers={"content-type": "image/png"})

@@ -143,11 +143,8 @@ def _with_pictures(given: dict[str, Any], reader: "Reader") -> dict[str, Any]:
         path = Path(given[name])
         with contextlib.suppress(OSError):  # what is no path is a name that the watcher knows
             if path.is_file():
-                try:
-                    sent[name] = f"{reader.inputs.keep(path.read_bytes())[0]} {path.name}"
-                except SteadyError as error:
-                    words = f"{path} {error.message}"
-                    raise SteadyError(error.code, words, remedy=error.remedy) from None
+                reference, _ = reader.inputs.keep(path.read_bytes(), str(path))
+                sent[name] = f"{reference} {path.name}"
     return sent
 
 
