@@ -201,11 +201,15 @@ def house_request(job: dict[str, Any]) -> dict[str, Any]:
 def test_a_dropped_file_is_shown_before_it_is_queued(eyes: Eyes, house: House):
     eyes.expected = ["422"]  # the browser itself notes the refusal of the second file
     page = eyes.open()
-    good = b"defaults: {width: 64, height: 64}\njobs: [one drop, two drops, three drops]\n"
+    good = (
+        b"defaults: {width: 64, height: 64}\n"
+        b"jobs: [one drop, {prompt: two drops, seed: 9007199254740993}, three drops]\n"
+    )
     drop(page, ("cats.yaml", good), ("movie.yaml", b"prompt: a cat: the movie\n"))
     shown = page.locator("#preview")
     expect(shown).to_contain_text("3 pictures")
-    expect(shown.locator("td", has_text="two drops")).to_be_visible()
+    expect(shown.locator("tr", has_text="two drops")).to_contain_text("seed 9007199254740993")
+    expect(shown.locator("tr", has_text="one drop")).not_to_contain_text("seed")
     expect(shown.locator(".wrong")).to_contain_text("colon")
     expect(shown.locator(".place")).to_have_text("1: prompt: a cat: the movie")
     assert not [j for j in house.root.jobs() if j["prompt"].endswith("drops")]
@@ -224,10 +228,26 @@ def test_a_dropped_folder_is_read(eyes: Eyes, house: House, tmp_path: Path):
     (tmp_path / "my jobs" / "deeper" / "inner.yaml").write_text(
         "prompt: inside a folder\nwidth: 64\nheight: 64\n"
     )
+    (tmp_path / "hollow").mkdir()
+    for folder in ("my jobs", "hollow"):
+        (tmp_path / folder / ".DS_Store").touch()
     (tmp_path / "beside.yaml").write_text("prompt: beside a folder\nwidth: 64\nheight: 64\n")
+    page = eyes.open()
+    page.evaluate("""() => { const { prototype } = DataTransferItem, own = prototype.webkitGetAsEntry;
+        prototype.webkitGetAsEntry = function () {
+            const entry = own.call(this), closed = (_, fail) => fail(new DOMException("closed"));
+            if (entry.isFile) Object.getPrototypeOf(entry).file = closed;
+            return entry;
+        }; }""")
+    wrong = page.locator("#preview .wrong")
+    let_go(page, tmp_path / "hollow")
+    expect(wrong).to_have_text("Nothing to read is in hollow.")
+    let_go(page, tmp_path / "my jobs", tmp_path / "beside.yaml")
+    expect(wrong).to_contain_text("the browser cannot read it: /my jobs/deeper/inner.yaml.")
     page = eyes.open()
     let_go(page, tmp_path / "my jobs", tmp_path / "beside.yaml")
     page.get_by_role("button", name="Queue 2 pictures").click()
+    expect(page.locator("#preview .wrong")).to_have_count(0)
     for prompt in ("beside a folder", "inside a folder"):
         house.done(prompt)
 

@@ -16,13 +16,16 @@ const JSON_TYPE = "application/json";
 // Something was changed: what is shown is no longer true.
 export const stale = () => document.dispatchEvent(new Event("stale"));
 
+// A seed of more digits than a Number holds stays as it is written, where the browser tells that.
+const whole = (name, value, { source } = {}) => (name === "seed" && value > Number.MAX_SAFE_INTEGER ? source ?? value : value);
+
 export async function ask(line, body, type = JSON_TYPE, key = "") {
   const [method, address] = line.split(" ");
   const headers = body === undefined ? {} : { "Content-Type": type };
   if (key) headers["Idempotency-Key"] = key;
   const answer = await fetch(address, { method, body, headers }).catch(() => null);
   if (!answer) throw Object.assign(new Error("The service does not answer."), { said: {}, status: 0 });
-  const said = await answer.json().catch(() => ({}));
+  const said = await answer.text().then((text) => JSON.parse(text, whole)).catch(() => ({}));
   if (answer.ok) return said;
   const words = [said.detail || `Error ${answer.status}`, said.remedy].filter(Boolean).join(" ");
   throw Object.assign(new Error(words), { said, status: answer.status });

@@ -13,13 +13,13 @@ async function preview(files, folders = []) {
   shown.replaceChildren();
   $("#preview-go").hidden = true;
   if (!box.open) box.showModal();
-  const left = { from: "", unread: [] };
+  const left = { from: "", unread: [], empty: [] };
   for (const folder of folders) {
     const inside = await filesOf(folder, left), images = inside.filter(({ type }) => type.startsWith("image/"));
     if (ready !== mine || !box.open) return;
     files.push(...inside.filter(({ type }) => !type.startsWith("image/")));
     if (images.length) beginnings(shown.appendChild(make("section")), folder.name, images);
-    else if (!inside.length) files.push(new File([], folder.name));
+    else if (!inside.length && !left.unread.length) left.empty.push(folder.name);
   }
   for (const { name } of files.splice(MOST)) left.from ||= name;
   leftOut(shown, left);
@@ -64,10 +64,12 @@ async function filesOf(folder, left) {
   left.from ||= over;
   return found;
 }
-function leftOut(shown, { from, unread }) {
+// What of a drop is not taken, and why.
+function leftOut(shown, { from, unread, empty }) {
   const words = [];
   if (from) words.push(`Only the first ${MOST.toLocaleString("en")} files are taken: not ${from} and what comes after it. Drop those by themselves.`);
   if (unread.length) words.push(`Not taken, since the browser cannot read it: ${unread.slice(0, 5).join(", ")}${unread.length > 5 ? ` and ${unread.length - 5} more` : ""}.`);
+  if (empty.length) words.push(`Nothing to read is in ${empty.join(", ")}.`);
   if (words.length) shown.append(make("section"));
   for (const each of words) shown.lastChild.append(make("p", each, "wrong"));
 }
