@@ -68,6 +68,12 @@ class Address:
         return found
 
 
+def without_query(url: str) -> str:
+    """``url`` as people and logs are told it: what stands behind its ``?`` may be a secret."""
+    plain, query, _ = url.partition("?")
+    return f"{plain}{query and '?…'}"
+
+
 def check_entry(entry: str) -> None:
     """Raise ValueError for what can be no entry of ``webhook_hosts``."""
     if "://" in entry:

@@ -24,9 +24,9 @@ from pydantic import (
 )
 from pydantic.fields import FieldInfo
 
-from watcher.addresses import Address, check_entry, key_of
+from watcher.addresses import Address, check_entry, key_of, without_query
 from watcher.configfile import said_in_environment, said_in_file
-from watcher.errors import SteadyError
+from watcher.errors import SteadyError, value_words
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -78,17 +78,6 @@ class ModelSetting(BaseModel):
         return self.options | {name: value for name, value in said.items() if value is not None}
 
 
-#: What is wrong with a value, by the validator's name for it.
-_IN_WORDS = {
-    "missing": "it is missing",
-    "byte_size": "write a size such as 500MB or 2GB",
-    "byte_size_unit": "write a size such as 500MB or 2GB",
-    "extra_forbidden": "it is no setting",
-    "list_type": "it must be a list",
-    "dict_type": "it must be a mapping",
-    "model_type": "it must be a mapping",
-    "model_attributes_type": "it must be a mapping",
-}
 WebhookEvent = Literal["job.completed", "job.failed", "job.cancelled", "batch.completed"]
 
 
@@ -323,7 +312,9 @@ class Config(BaseModel):
     def _each_once(cls, value: list[Webhook]) -> list[Webhook]:
         for place, hook in enumerate(value):
             if hook.url in [other.url for other in value[:place]]:
-                raise ValueError(f"{hook.url} stands there twice; list all its events once")
+                raise ValueError(
+                    f"{without_query(hook.url)} stands there twice; list all its events once"
+                )
         return value
 
     @classmethod
@@ -347,10 +338,8 @@ class Config(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             key = ".".join(map(str, first["loc"])) or "config.yaml"
-            words = _IN_WORDS.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-            words = words.replace("Input should be", "it must be")
             code, name = ("bad_request", f"--{key}") if key in given else ("bad_config", key)
-            raise SteadyError(code, f"`{name}`: {words.rstrip('.')}.") from None
+            raise SteadyError(code, f"`{name}`: {value_words(first)}.") from None
         folders = [name for name, kind in kinds.items() if kind is Path]
         below = {name: root / getattr(config, name).expanduser() for name in folders}
         return config.model_copy(update={"root": root, **below})

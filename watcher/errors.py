@@ -184,6 +184,37 @@ def did_you_mean(word: str, known: Iterable[str], otherwise: str = "", cutoff: f
     return f"Did you mean `{near[0]}`?" if near else otherwise
 
 
+_MAPPING, _NUMBER = "it must be a mapping", "it must be a number"
+_WHOLE, _TRUTH = "it must be a whole number", "it must be true or false"
+#: What is wrong with a value, by the validator's name for it.
+_VALUE_WORDS = {
+    "missing": "it is missing",
+    "byte_size": "write a size such as 500MB or 2GB",
+    "byte_size_unit": "write a size such as 500MB or 2GB",
+    "extra_forbidden": "it is no setting",
+    "list_type": "it must be a list",
+    "dict_type": _MAPPING, "model_type": _MAPPING, "model_attributes_type": _MAPPING,
+    "float_type": _NUMBER, "float_parsing": _NUMBER,
+    "int_type": _WHOLE, "int_parsing": _WHOLE, "int_from_float": _WHOLE,
+    "bool_type": _TRUTH, "bool_parsing": _TRUTH,
+    "string_type": "it must be text",
+    "string_too_short": "it is empty",
+    "greater_than": "it must be above {gt}",
+    "greater_than_equal": "it must be at least {ge}",
+    "less_than_equal": "it must be at most {le}",
+    "literal_error": "it must be {expected}",
+    "string_pattern_mismatch": "it is not written as it has to be",
+}  # fmt: skip
+
+
+def value_words(error: Mapping[str, Any]) -> str:
+    """What is wrong with a setting, by the validator's ``error``; goes on from its name."""
+    if known := _VALUE_WORDS.get(error["type"]):
+        return known.format(**error.get("ctx", {}))
+    said = error["msg"].removeprefix("Value error, ")
+    return str(said).replace("Input should be", "it must be").rstrip(".")
+
+
 class SteadyError(Exception):
     """The one exception type of the product: a registered ``code`` and the facts of this case.
 

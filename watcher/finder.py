@@ -258,12 +258,12 @@ def _read(path: Path, name: str) -> bytes:
                 raise SteadyError("bad_reference", f"`{shortened(name)}` is no file.")
             return file.read(MAX_PICTURE + 1)
     except OSError as error:
-        raise _not_read(name, error) from None
+        raise _not_read(name, error, reading=True) from None
 
 
-def _not_read(name: str, error: OSError) -> SteadyError:
+def _not_read(name: str, error: OSError, *, reading: bool = False) -> SteadyError:
     """Why the picture ``name`` cannot be read: unreadable, bad_reference, or trouble of the disk."""
-    if publish.of_the_disk(error):
+    if publish.of_the_disk(error, reading=reading):
         return publish.disk_trouble(error, "A picture cannot be read")
     code = "bad_reference" if error.errno in (errno.ELOOP, errno.ENAMETOOLONG) else "unreadable"
     return SteadyError(code, f"`{shortened(name)}` cannot be read: {error.strerror}.")

@@ -174,9 +174,12 @@ def disk_errors(what: str) -> Iterator[None]:
         raise disk_trouble(error, what) from error
 
 
-def of_the_disk(error: OSError) -> bool:
-    """Is the disk at fault, and not the one file that was to be read?"""
-    return error.errno not in _OF_A_FILE
+def of_the_disk(error: OSError, *, reading: bool = False) -> bool:
+    """Is the disk at fault, and not the one file that was to be read?
+
+    ``reading``: the file was found; that the system cannot read on is a bad place in it.
+    """
+    return error.errno not in _OF_A_FILE and not (reading and error.errno == errno.EIO)
 
 
 def disk_trouble(error: OSError, what: str) -> SteadyError:

@@ -40,19 +40,20 @@ class Wildcards:
         return self._lists[name]
 
     def _read(self, name: str) -> list[str] | None:
-        shown = f"{FOLDER}/{name}.txt"
+        shown, found = f"{FOLDER}/{name}.txt", False
         try:
             path = (self._folder / f"{name}.txt").resolve(strict=True)
             if not path.is_relative_to(self._folder.resolve(strict=True)):
                 return None
             if not stat.S_ISREG(os.lstat(path).st_mode):
                 return None
+            found = True
             with path.open("rb") as file:
                 data = file.read(MAX_BYTES + 1)
         except FileNotFoundError:
             return None
         except (OSError, RuntimeError, ValueError) as error:
-            if isinstance(error, OSError) and of_the_disk(error):
+            if isinstance(error, OSError) and of_the_disk(error, reading=found):
                 raise disk_trouble(error, f"{shown} cannot be read") from error
             raise SteadyError("unreadable", f"{shown} cannot be read.") from error
         if len(data) > MAX_BYTES:

@@ -26,6 +26,7 @@ from starlette.types import Scope
 from typing_extensions import override
 
 from api.guard import accepts_html
+from watcher.addresses import without_query
 from watcher.chosen import MOST_CHOSEN
 from watcher.pace import span_words
 
@@ -211,6 +212,7 @@ def compiled() -> jinja2.Environment:
         "stamp": stamp,
         "ticks": ticks,
         "when": when,
+        "without_query": without_query,
     }
     templates.globals["files"] = digest_of(STATIC.glob("*.*"))
     templates.globals["most_chosen"] = MOST_CHOSEN

@@ -266,6 +266,7 @@ def test_options_that_cannot_be(options: dict[str, Any]) -> None:
         ImageServer(EngineSettings("gpt", options=given))
     assert caught.value.code == "bad_config"
     assert "secret" not in str(caught.value)
+    assert not ({"Input", "String"} & set(str(caught.value).split()))
 
 
 # -- a service of ours in front of another of ours

@@ -199,7 +199,7 @@ def test_files_and_options_that_cannot_be(tmp_path: Path) -> None:
     cases: list[tuple[Path, dict[str, Any], str]] = [
         (file, {}, "needs the engine option `base`"),
         (STARTER, {"base": str(STARTER)}, "`base` belongs to"),
-        (STARTER, {"transformer": 3}, "`transformer`: Input should be a valid string"),
+        (STARTER, {"transformer": 3}, "`transformer`: it must be text"),
     ]
     for model, options, words in cases:
         with pytest.raises(SteadyError, match=words):

@@ -206,19 +206,28 @@ def test_word_lists_come_from_their_folder_and_nowhere_else(tmp_path: Path) -> N
         assert told.value.code == code
 
 
-def test_a_word_list_on_a_disk_that_fails_is_waited_for(
+def test_a_word_list_on_a_disk_that_fails_is_waited_for_and_a_bad_place_in_it_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "wildcards").mkdir()
     (tmp_path / "wildcards" / "animal.txt").write_text("fox\n")
 
-    def failing(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
+    def failing(code: int) -> Callable[..., None]:
+        def fail(*_: Any, **__: Any) -> None:
+            raise OSError(code, os.strerror(code))
 
+        return fail
+
+    for code, place in ((errno.ESTALE, "open"), (errno.EIO, "resolve")):
+        with monkeypatch.context() as there:
+            there.setattr(Path, place, failing(code))
+            with pytest.raises(Trouble, match="cannot be read"):
+                Wildcards(tmp_path)("animal")
     with monkeypatch.context() as there:
-        there.setattr(Path, "open", failing)
-        with pytest.raises(Trouble, match="cannot be read"):
+        there.setattr(Path, "open", failing(errno.EIO))
+        with pytest.raises(SteadyError) as caught:
             Wildcards(tmp_path)("animal")
+        assert caught.value.code == "unreadable"
     assert Wildcards(tmp_path)("animal") == ["fox"]
 
 

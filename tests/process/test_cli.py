@@ -584,7 +584,7 @@ def test_a_bad_setting_is_4_and_named(make_root: Make) -> None:
 def test_a_port_that_cannot_be_is_2_and_blames_the_option(make_root: Make) -> None:
     done = steady(make_root(), "serve", "--port", "99999")
     assert (done.returncode, done.stderr) == (
-        2, "steady: `--port`: it must be less than or equal to 65535.\n",
+        2, "steady: `--port`: it must be at most 65535.\n",
     )  # fmt: skip
 
 

@@ -270,6 +270,26 @@ def test_a_picture_on_a_disk_that_fails_is_waited_for(
     assert finder.find("cat.png").size == (64, 64)
 
 
+def test_a_bad_place_in_one_picture_is_that_pictures_alone(
+    tracing: Root, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put(tracing, "cat.png", 1)
+    finder = Finder(Inputs(Config.load(tracing.folder), None))
+
+    def failing(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as there:
+        there.setattr(os, "open", failing)
+        with pytest.raises(SteadyError, match="cannot be read: Input/output") as caught:
+            finder.find("cat.png")
+        assert caught.value.code == "unreadable"
+    with monkeypatch.context() as there:  # the folder itself: nobody knows what lies there
+        there.setattr(os, "lstat", failing)
+        with pytest.raises(Trouble):
+            finder.find("cat.png")
+
+
 # -- bundles
 
 
@@ -308,6 +328,15 @@ def packed_by(method: int) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo("cat.png")
     info.compress_type = method
     return info
+
+
+@pytest.mark.parametrize(
+    ("rows", "code"), [("x\n" * 20_001, "too_many_jobs"), ("x" * (1 << 20), "too_large")]
+)
+def test_a_table_too_long_for_a_bundle_is_to_come_by_itself(rows: str, code: str) -> None:
+    with pytest.raises(SteadyError, match="Drop the table by itself") as caught:
+        parse(zipped({"t.csv": f"prompt\n{rows}".encode()}), ".zip", Planner(Limits()))
+    assert caught.value.code == code
 
 
 def test_what_hides_in_a_bundle_is_refused_before_it_is_unpacked(tracing: Root) -> None:

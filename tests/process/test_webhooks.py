@@ -109,13 +109,14 @@ def test_a_slow_receiver_delays_nobody(make_root: Make) -> None:
 
 def test_gone_switches_off_and_what_is_dead_is_said(make_root: Make) -> None:
     with Receiver(lambda path: 410) as gone:
-        root = hooked(make_root, gone)
+        root = make_root(webhooks=[{"url": f"{gone.url}?token=hidden", "secret": SECRET}])
         root.drop("a.json", json.dumps([{"prompt": f"p{n} steps=1"} for n in range(3)]))
         watcher = root.watch(pace=FAST)
         until(lambda: root.pulse().get("warnings"), 60, "it is said")
         [warning] = root.pulse()["warnings"]
         assert warning["code"] == "undelivered" and gone.url in warning["message"]
         assert "410" in warning["message"]
+        assert "hidden" not in warning["message"] + root.said.read_text()
         root.wait_for("completed", "completed", "completed")
         assert rows(root.folder, "SELECT * FROM listeners") == []
         watcher.send_signal(signal.SIGTERM)

@@ -349,8 +349,9 @@ def test_a_watch_the_kernel_dropped(driven: Driven, folder: Path) -> None:
     assert libc.inotify_rm_watch(deaf._inotify_fd._inotify_fd, 1) == 0  # type: ignore[attr-defined]
     until(lambda: not deaf._inotify_fd._watch_for_wd)  # type: ignore[attr-defined]
     assert driven.inbox._bell.alive
-    drop(folder, "a.yaml")
-    driven.within(2, lambda: driven.names == ["a.yaml"], "found by looking")
+    for name in ("a.yaml", "b.yaml"):  # a bell that rang just before hides how the first one came
+        drop(folder, name)
+        driven.within(2, lambda name=name: driven.names[-1:] == [name], "found by looking")
     driven.within(4, lambda: driven.inbox._bell._observer is not deaf and driven.hears, "healed")
     rings(driven, folder)
 

@@ -151,14 +151,14 @@ def test_loading_that_will_swap_is_said() -> None:
     ("given", "words"),
     [
         ({"teir": "offload"}, "`teir` is no engine option. Did you mean `tier`?"),
-        ({"tier": "huge"}, "`tier`: Input should be 'auto', 'resident', 'offload' or 'stream'"),
-        ({"tf32": 1}, "`tf32`: Input should be a valid boolean"),
-        ({"tile_above": -1}, "`tile_above`: Input should be greater than or equal to 0"),
-        ({"tile_above": True}, "`tile_above`: Input should be a valid integer"),
-        ({"threads": 0}, "`threads`: Input should be greater than 0"),
-        ({"quantize": ["nf4"]}, "`quantize`: Input should be 'none' or 'nf4'"),
-        ({"quantize": "int8"}, "`quantize`: Input should be 'none' or 'nf4'"),
-        ({"attention": ""}, "`attention`: String should have at least 1 character"),
+        ({"tier": "huge"}, "`tier`: it must be 'auto', 'resident', 'offload' or 'stream'"),
+        ({"tf32": 1}, "`tf32`: it must be true or false"),
+        ({"tile_above": -1}, "`tile_above`: it must be at least 0"),
+        ({"tile_above": True}, "`tile_above`: it must be a whole number"),
+        ({"threads": 0}, "`threads`: it must be above 0"),
+        ({"quantize": ["nf4"]}, "`quantize`: it must be 'none' or 'nf4'"),
+        ({"quantize": "int8"}, "`quantize`: it must be 'none' or 'nf4'"),
+        ({"attention": ""}, "`attention`: it is empty"),
     ],
 )
 def test_wrong_options_are_refused_in_words(given: dict[str, object], words: str) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from watcher.errors import SteadyError, did_you_mean
+from watcher.errors import SteadyError, did_you_mean, value_words
 
 
 class EngineOptions(BaseModel):
@@ -28,5 +28,5 @@ class EngineOptions(BaseModel):
             return cls(**given)
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
-            words = f"Engine option `{first['loc'][0]}`: {first['msg']}."
+            words = f"Engine option `{first['loc'][0]}`: {value_words(first)}."
             raise SteadyError("bad_config", words) from None

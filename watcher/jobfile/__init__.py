@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile import combine
-from watcher.jobfile.bundle import MAX_BUNDLE, Bundle
+from watcher.jobfile.bundle import ALONE, MAX_BUNDLE, Bundle
 from watcher.jobfile.foreign import fitted
 from watcher.jobfile.naming import numbered
 from watcher.jobfile.planner import PlannedJob, Planner
@@ -38,7 +38,7 @@ from watcher.suffixes import FORMS, MAX_PICTURE, remedy_for
 
 MAX_BYTES = 1 << 20  #: of a .yaml or .json
 MAX_TABLE = 4 << 30  #: of a table
-MAX_ROWS = 20_000  #: of a table read whole; longer ones are streamed
+MAX_ROWS = 20_000  #: of a table in a bundle, which is read whole; others are streamed
 FEW_JOBS = 20  #: files up to this many pictures wait as ``normal``, larger ones as ``bulk``
 
 
@@ -187,16 +187,22 @@ def _by_line(problems: Mapping[ValueFault, None]) -> list[ValueFault]:
 
 
 def _of_lines(data: bytes, form: str, planner: Planner) -> Parsed:
+    """A table in a bundle."""
     most = min(planner.limits.max_lines, MAX_ROWS)
     planner.limits = replace(planner.limits, max_lines=most)
     lines = RowIterator(io.BytesIO(data), form, planner)
     planned: list[PlannedJob] = []
     refused: list[Row] = []
-    for each in lines:
-        if isinstance(each, PlannedJob):
-            planned.append(each)
-        else:
-            refused.append(each)
+    try:
+        for each in lines:
+            if isinstance(each, PlannedJob):
+                planned.append(each)
+            else:
+                refused.append(each)
+    except SteadyError as error:
+        if error.code != "too_many_jobs" or most < MAX_ROWS:
+            raise
+        raise SteadyError(error.code, error.message, remedy=ALONE) from None
     if not planned:
         raise no_rows([problem for row in refused for problem in row.problems])
     return Parsed(planned, None, False, "skip", refused, tuple(lines.warnings))

@@ -11,11 +11,20 @@ import zipfile
 import zlib
 
 from watcher.errors import SteadyError
-from watcher.suffixes import FORMS, INPUT_SUFFIXES, MAX_PICTURE, PICTURE_SUFFIXES, suffix_of
+from watcher.suffixes import (
+    FORMS,
+    INPUT_SUFFIXES,
+    LINE_SUFFIXES,
+    MAX_PICTURE,
+    PICTURE_SUFFIXES,
+    suffix_of,
+)
 
 MAX_BUNDLE = 256 << 20  #: bytes of the file
 _MAX_ENTRIES = 5000
 _MAX_UNPACKED = 2 << 30  #: bytes of all entries
+#: What to do with a table that is too long here, where all of it is read before anything is recorded.
+ALONE = "Drop the table by itself, and put the pictures it names below inputs/."
 _READ = FORMS.keys() - PICTURE_SUFFIXES - {".zip"}
 _BROKEN = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, zipfile.BadZipFile,
            zlib.error)  # fmt: skip
@@ -58,16 +67,17 @@ class Bundle:
 
     def job(self, most: int) -> bytes:
         """The job file. SteadyError too_large for one of more than ``most`` bytes."""
-        return self._read(self._job, most)
+        return self._read(self._job, most, ALONE if self.suffix in LINE_SUFFIXES else "")
 
     def picture(self, name: str) -> bytes | None:
         """The bytes of the picture ``name``; None when there is none."""
         entry = self._entries.get(name) if suffix_of(name) in INPUT_SUFFIXES else None
         return None if entry is None else self._read(entry, MAX_PICTURE)
 
-    def _read(self, entry: zipfile.ZipInfo, most: int) -> bytes:
+    def _read(self, entry: zipfile.ZipInfo, most: int, remedy: str = "") -> bytes:
         if entry.file_size > most:
-            raise SteadyError("too_large", f"{entry.filename[-60:]} has more than {most:,} bytes.")
+            words = f"{entry.filename[-60:]} in the .zip has more than {most:,} bytes."
+            raise SteadyError("too_large", words, remedy=remedy)
         try:
             with self._zip.open(entry) as file:
                 data = file.read(most + 1)

@@ -338,7 +338,7 @@ def _bad_webhook(url: str, limits: Limits) -> list[ValueFault]:
         return []
     remedy = "The operator of the service lists the hosts that may be named: `webhook_hosts`."
     message = f"`webhook` {reason}"
-    return [ValueFault("out_of_range", message, key="webhook", value=shown(url), remedy=remedy)]
+    return [ValueFault("out_of_range", message, key="webhook", remedy=remedy)]
 
 
 def _bad_name(key: str, text: str, why: str, card: Card) -> ValueFault:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from watcher.addresses import without_query
 from watcher.checkpoints import reached
 from watcher.config import Config
 from watcher.errors import SteadyError, Trouble
@@ -191,7 +192,7 @@ class Notifier:
         return [
             SteadyError(
                 "undelivered",
-                f"{number} event{'s' * (number > 1)} could not be told to {endpoint}."
+                f"{number} event{'s' * (number > 1)} could not be told to {without_query(endpoint)}."
                 f" The last time: {why}",
             )
             for endpoint, (number, why) in list(found.items())[:20]
@@ -298,4 +299,5 @@ class Notifier:
             self._store.silence(due.endpoint, words, now=now)
         if error is not None:
             say(logger, "hook.failed", logging.WARNING, told=due.event, ticket=due.ticket or None,
-                endpoint=due.endpoint, attempt=due.attempt, again=again is not None, error=error)  # fmt: skip
+                endpoint=without_query(due.endpoint), attempt=due.attempt, again=again is not None,
+                error=error)  # fmt: skip
