@@ -111,7 +111,8 @@ def act(order: dict[str, Any]) -> None:
     if order["do"] == "archive":
         inbox.archive(
             claim.ticket, claim.name, claim.suffix, day="20260101",
-            result=[b"{}"], table=[b"row\n"], further=[(".refused.csv", [b"error\n"])],
+            beside=[(".refused.csv", [b"error\n"]), (".csv.result.csv", [b"row\n"]),
+                    (".csv.result.json", [b"{}"])],
         )  # fmt: skip
     elif order["do"] == "refuse":
         inbox.refuse(claim, {"code": "bad_yaml"})

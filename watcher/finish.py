@@ -45,6 +45,9 @@ KEPT_SECONDS = 60.0  #: for which the pixels of a picture that cannot be saved w
 STUCK_SECONDS = 60.0  #: from one try to put a batch away to the next, after a fault of ours
 _AGAIN_SECONDS = 5.0  #: after environment trouble
 
+#: What is written beside a file: how its name ends, and its pieces.
+_Beside = list[tuple[str, Iterable[bytes]]]
+
 
 class Finisher(Part):
     """Two threads (more when pictures queue) that encode and publish pictures, one that records
@@ -338,25 +341,20 @@ class Finisher(Part):
         table = self._refused.table(batch)
         # Where rows were refused before they were kept, their table lies there already, and stays.
         lost = table is None and batch.refused_rows
-        rows = [] if lost else [(".refused.csv", table or ())]
+        beside: _Beside = [] if lost else [(".refused.csv", table or ())]
         if batch.error is None and batch.source == "file":
-            self._inbox.archive(
-                *place,
-                day=day,
-                result=result_json(
-                    batch,
-                    self._store.progress(batch.ticket),
-                    self._store.jobs_in_order(batch.ticket),
-                ),
-                table=result_table(self._store, self._inbox.folder, batch)
-                if batch.suffix in LINE_SUFFIXES
-                else None,
-                further=[*rows, *self._openai_files(batch)],
-            )
+            beside += self._openai_files(batch)
+            if batch.suffix in LINE_SUFFIXES:
+                rows = result_table(self._store, self._inbox.folder, batch)
+                beside.append((f"{batch.suffix}.result.csv", rows))
+            counts = self._store.progress(batch.ticket)
+            result = result_json(batch, counts, self._store.jobs_in_order(batch.ticket))
+            beside.append((f"{batch.suffix}.result.json", result))
+            self._inbox.archive(*place, day=day, beside=beside)
         elif batch.error is None:
             self._inbox.discard(place[0])
             if batch.refused_rows:
-                self._inbox.archive(*place, day=day, further=rows)
+                self._inbox.archive(*place, day=day, beside=beside)
         reached("archived_files")
         if self._store.archived(batch.ticket):
             reached("archived")

@@ -94,7 +94,8 @@ def test_a_file_there_is_claimed_together_with_the_preset_as_it_is(box: Box) -> 
     assert again.leftovers() == box.claims, "the path alone tells all of it"
     for claim in box.claims:
         assert again.find(claim.ticket) == claim
-    again.archive(box.claims[0].ticket, "ink/a.yaml", ".yaml", day="20260101", result=[b"{}"])
+    beside = [(".yaml.result.json", [b"{}"])]
+    again.archive(box.claims[0].ticket, "ink/a.yaml", ".yaml", day="20260101", beside=beside)
     kept = box.folder / "done" / "20260101" / f"a~{box.claims[0].ticket[:8]}.yaml"
     assert kept.read_text() == "prompt: a"
     again.refuse(box.claims[1], {"code": "bad_yaml"})

@@ -318,7 +318,8 @@ def test_every_name(root: Path) -> None:
     # and every one can be put on either shelf
     for number, one in enumerate(got):
         if number % 2:
-            inbox.archive(one.ticket, one.name, one.suffix, day="20260101", result=[b"{}"])
+            beside = [(f"{one.suffix}.result.json", [b"{}"])]
+            inbox.archive(one.ticket, one.name, one.suffix, day="20260101", beside=beside)
         else:
             inbox.refuse(one, {"code": "bad_yaml"})
     assert inbox.leftovers() == []

@@ -54,10 +54,13 @@ def tree(folder: Path) -> dict[str, str]:
 
 
 def archive(inbox: Inbox, name: str, day: str = "20260101", result: bytes = b"{}") -> None:
-    inbox.archive(
-        TICKET, name, os.path.splitext(name)[1].lower(), day=day,
-        result=[result[:1], result[1:]], table=[b"row\n"], further=[(".refused.csv", [b"error\n"])],
-    )  # fmt: skip
+    suffix = os.path.splitext(name)[1].lower()
+    beside = [
+        (".refused.csv", [b"error\n"]),
+        (f"{suffix}.result.csv", [b"row\n"]),
+        (f"{suffix}.result.json", [result[:1], result[1:]]),
+    ]
+    inbox.archive(TICKET, name, suffix, day=day, beside=beside)
 
 
 DONE = {
@@ -111,7 +114,8 @@ def test_a_retry_on_another_day_writes_the_result_where_the_file_lies(
 def test_a_file_somebody_removed_from_done_still_gets_its_result(
     inbox: Inbox, folder: Path
 ) -> None:
-    inbox.archive(TICKET, "cats.yaml", ".yaml", day="20260101", result=[b"{}"])
+    beside = [(".yaml.result.json", [b"{}"])]
+    inbox.archive(TICKET, "cats.yaml", ".yaml", day="20260101", beside=beside)
     assert tree(folder) == {"done/20260101/cats~11111111.yaml.result.json": "{}"}
 
 
@@ -121,7 +125,8 @@ def test_names_that_are_shown_otherwise_are_found(inbox: Inbox, folder: Path) ->
     put(folder, "other.yaml", OTHER)
     claim = next(c for c in inbox.leftovers() if c.ticket == TICKET)
     assert claim.name == "l\\xe9on\\x0a.yaml"
-    inbox.archive(claim.ticket, claim.name, claim.suffix, day="20260101", result=[b"{}"])
+    beside = [(".yaml.result.json", [b"{}"])]
+    inbox.archive(claim.ticket, claim.name, claim.suffix, day="20260101", beside=beside)
     assert sorted(os.listdir(folder / "done/20260101")) == [
         "l_xe9on_x0a~11111111.yaml", "l_xe9on_x0a~11111111.yaml.result.json",
     ]  # fmt: skip
@@ -136,7 +141,8 @@ def test_a_failing_result_leaves_no_half_file(inbox: Inbox, folder: Path) -> Non
         raise SteadyError("database_trouble")
 
     with pytest.raises(SteadyError):
-        inbox.archive(TICKET, "cats.yaml", ".yaml", day="20260101", result=result())
+        beside = [(".yaml.result.json", result())]
+        inbox.archive(TICKET, "cats.yaml", ".yaml", day="20260101", beside=beside)
     assert tree(folder) == {"done/20260101/cats~11111111.yaml": "prompt: a fox\n"}
 
 
@@ -295,10 +301,7 @@ def test_a_full_disk_costs_nothing(small_disk: Path) -> None:
         while True:
             file.write(bytes(4096))
     for call in (
-        lambda: inbox.archive(
-            TICKET, "cats.csv", ".csv", day="20260101", result=[b"{}"], table=[b"row\n"],
-            further=[(".refused.csv", [b"error\n"])],
-        ),
+        lambda: archive(inbox, "cats.csv"),
         lambda: drop_file(small_disk, b"prompt: a fox", ".yaml", OTHER),
     ):  # fmt: skip
         with pytest.raises(SteadyError) as error:

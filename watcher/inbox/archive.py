@@ -109,17 +109,14 @@ class Shelves:
         suffix: str,
         *,
         day: str,
-        result: Iterable[bytes] | None = None,
-        table: Iterable[bytes] | None = None,
-        further: Iterable[tuple[str, Iterable[bytes]]] = (),
+        beside: Iterable[tuple[str, Iterable[bytes]]] = (),
     ) -> None:
         """Move a finished file to ``done/<day>/`` and write its results beside it.
 
-        ``<stem>~<ticket8><suffix>``, the same + ``.result.json`` (pieces of ``result``,
-        streamed) and ``.result.csv`` (``table``), and ``<stem>~<ticket8><end>`` of each ``further``
-        (end, pieces), which is removed when there are no pieces. May be called again after a crash at any step, and after
-        a retry on another day: the results are then written anew where the file lies. Raises
-        SteadyError folder_gone or disk_full.
+        ``<stem>~<ticket8><suffix>``, and ``<stem>~<ticket8><end>`` of each ``beside`` (end, pieces,
+        which are streamed), which is removed when there are no pieces. May be called again after a
+        crash at any step, and after a retry on another day: the results are then written anew where
+        the file lies. Raises SteadyError folder_gone or disk_full.
         """
         stem = _stem_in_done(claim_ticket, name)
         file = stem + suffix
@@ -130,16 +127,13 @@ class Shelves:
                 self._move(source, home / file)
                 self._forget_reason(name)
             reached("archived_moved")
-            for end, parts in further:
+            for end, parts in beside:
                 path, pieces = home / f"{stem}{end}", iter(parts)
                 first = next(pieces, None)
                 if first is None:
                     path.unlink(missing_ok=True)
                 else:
                     self._write(path, itertools.chain([first], pieces))
-            for kind, content in (("csv", table), ("json", result)):
-                if content is not None:
-                    self._write(home / f"{file}.result.{kind}", content)
             reached("sidecar_written")
 
     def keep_refused(self, ticket: str, rows: Iterable[bytes]) -> None:

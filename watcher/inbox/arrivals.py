@@ -59,6 +59,12 @@ class Glance:
     notices: list[str] = field(default_factory=list)
     blocked: list[str] = field(default_factory=list)  #: files that cannot be moved, in words
 
+    def put_off(self, until: float = float("inf")) -> None:
+        """One more will be ready by itself, and may be then."""
+        self.waiting += 1
+        self.settling += 1
+        self.due = min(self.due, until)
+
     def add(self, other: "Glance") -> None:
         """What a look at one more folder found."""
         self.ready = sorted(self.ready + other.ready, key=_by_age)
@@ -143,9 +149,7 @@ class Arrivals:
                     if arrival is None:
                         glance.fresh += 1
                         if glance.fresh > room:
-                            glance.waiting += 1
-                            glance.settling += 1
-                            glance.due = min(glance.due, now + self._settle)
+                            glance.put_off(now + self._settle)
                             continue
                     arrival = self._update(arrival, entry, now)
                 except FileNotFoundError:

@@ -22,7 +22,7 @@ from watcher.errors import SteadyError
 from watcher.folder import is_read_only
 from watcher.inbox import takeover
 from watcher.inbox.archive import CLAIMED, DONE, REFUSED, Shelves, file_of
-from watcher.inbox.arrivals import Arrival, Arrivals
+from watcher.inbox.arrivals import Arrival, Arrivals, Glance
 from watcher.inbox.bell import Bell, deaf
 from watcher.inbox.claims import Claim, claim_of, entry_of, open_claim, read_claim
 from watcher.inbox.hot import ArrivalsOf, HotFolders
@@ -84,11 +84,7 @@ class Inbox(Shelves):
         ] = {}  #: by old name (``takeover``)
         self._said: set[str] = set()
         self._owing = False  #: the leftovers could not be read when they were asked for
-        self._notices: list[str] = []
-        self._blocked: list[str] = []
-        self._waiting = 0
-        self._settling = 0
-        self._due = 0.0
+        self._seen = Glance()  #: in the last look, and what was put off since
         self._looked_at = float("-inf")
         self._look_seconds = 0.0
         self._doubted_at = float("-inf")
@@ -125,7 +121,7 @@ class Inbox(Shelves):
         if self._ready or self._unsynced:
             return
         now = time.monotonic()
-        until = min(self._looked_at + self._rescan, self._due)
+        until = min(self._looked_at + self._rescan, self._seen.due)
         if timeout is not None:
             until = min(until, now + timeout)
         if self._bell.wait(max(0.0, until - now)):
@@ -137,7 +133,7 @@ class Inbox(Shelves):
     @property
     def settling(self) -> int:
         """Job files that are seen and will be ready by themselves."""
-        return self._settling + len(self._ready)
+        return self._seen.settling + len(self._ready)
 
     def health(self) -> dict[str, Any]:
         """``watch`` (events | polling), ``problems`` and ``notices`` in words, ``waiting`` files,
@@ -163,9 +159,9 @@ class Inbox(Shelves):
             )
         return {
             "watch": "events" if listening else "polling",
-            "problems": problems + self._blocked,
-            "notices": list(self._notices),
-            "waiting": self._waiting + len(self._ready),
+            "problems": problems + self._seen.blocked,
+            "notices": list(self._seen.notices),
+            "waiting": self._seen.waiting + len(self._ready),
             "overflows": self._bell.overflows,
             "hot": sorted(self._hot.folders),
         }
@@ -188,8 +184,7 @@ class Inbox(Shelves):
     def _leave(self) -> None:
         """Forget what was seen in a folder that is not there any more."""
         self._looked_at = time.monotonic()
-        self._waiting = self._settling = 0
-        self._due = float("inf")
+        self._seen = Glance(notices=self._seen.notices, blocked=self._seen.blocked)
         self._ready.clear()
         self._arrivals.forget()
         self._hot.forget()
@@ -279,8 +274,7 @@ class Inbox(Shelves):
         self._looked_at = time.monotonic()
         self._look_seconds = self._looked_at - begun
         self._ready.extend(glance.ready)
-        self._waiting, self._settling, self._due = glance.waiting, glance.settling, glance.due
-        self._notices, self._blocked = glance.notices, glance.blocked
+        self._seen = glance
         silent = glance.fresh > 0 and not rang  # a file came, and no bell had rung
         if (silent or self._bell.trouble) and begun - self._doubted_at > _DOUBT_SECONDS:
             if not self._bell.trouble:
@@ -325,14 +319,11 @@ class Inbox(Shelves):
             else:
                 room = self._room(arrival.hot, preset)
         if again_at is not None:
-            self._waiting += 1
-            self._settling += 1
-            self._due = min(self._due, again_at)
+            self._seen.put_off(again_at)
             return None
         target = room / entry_of(arrival.ticket or str(uuid.uuid4()), arrival.name)
         if arrival.ticket and (self._in_work(arrival.ticket) or os.path.lexists(target)):
-            self._waiting += 1
-            self._settling += 1
+            self._seen.put_off()
             return None  # a repeat: judged when the first has ended
         link = publish.by_link if arrival.size > 0 and publish.by_link in self._ways else None
         try:
@@ -374,7 +365,7 @@ class Inbox(Shelves):
         if error.errno not in _UNMOVABLE:
             raise error
         arrivals.block(arrival, f"cannot be taken and does not run ({reason(error)})")
-        self._waiting += 1
+        self._seen.waiting += 1
 
     def leftovers(self) -> list[Claim]:
         """Everything in ``.claimed``, oldest claim first: at start, what an earlier run left.

@@ -181,7 +181,7 @@ class Recorder(Part):
         body = json.dumps({"ticket": ticket} | said | {"jobs": []}, ensure_ascii=False, indent=1)
         self._inbox.archive(
             claim.ticket, claim.name, claim.suffix, day=datetime.datetime.now().strftime("%Y%m%d"),
-            result=[body.encode() + b"\n"],
+            beside=[(f"{claim.suffix}.result.json", [body.encode() + b"\n"])],
         )  # fmt: skip
 
     def standing(self, batch: Batch) -> Standing:

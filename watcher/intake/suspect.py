@@ -38,13 +38,14 @@ class Suspect:
     @contextlib.contextmanager
     def taking(self, tickets: Sequence[str]) -> Iterator[None]:
         """Name ``tickets`` when a fault of ours ends this: it would be met in the same file again."""
-        try:
-            yield
-        except SteadyError:
-            raise
-        except BaseException:
-            self._name(" ".join(tickets))
-            raise
+        with contextlib.ExitStack() as blame:
+            blame.callback(self._name, " ".join(tickets))
+            try:
+                yield
+            except SteadyError:
+                blame.pop_all()
+                raise
+            blame.pop_all()
 
     @contextlib.contextmanager
     def reading(self, ticket: str = _NOBODY) -> Iterator[None]:

@@ -242,12 +242,11 @@ class Batches(Database):
         )
         return rows[0]["began"], rows[0]["ended"]
 
-    def unarchived(self, limit: int = 1000) -> list[Batch]:
+    def unarchived(self) -> list[Batch]:
         """Recorded or refused, no job open, file not put away yet; oldest first."""
         return self._batches(
             "INDEXED BY batches_unarchived WHERE archived = 0 AND recorded_at IS NOT NULL"
-            " AND n_queued + n_generating = 0 ORDER BY seq LIMIT :limit",
-            limit=limit,
+            " AND n_queued + n_generating = 0 ORDER BY seq LIMIT 1000"
         )
 
     def without_eta(self) -> bool:
@@ -265,27 +264,25 @@ class Batches(Database):
                          " WHERE recorded_at IS NULL")  # fmt: skip
         return int(rows[0]["n"])
 
-    def stale_reservations(self, older_than_us: int, limit: int = 1000) -> list[Batch]:
+    def stale_reservations(self, older_than_us: int) -> list[Batch]:
         """Reservations of at least this age whose file has not come."""
         return self._batches(
             "INDEXED BY batches_unrecorded WHERE recorded_at IS NULL AND claim IS NULL"
-            " AND created_at <= :before ORDER BY seq LIMIT :limit",
+            " AND created_at <= :before ORDER BY seq LIMIT 1000",
             before=self.now() - older_than_us,
-            limit=limit,
         )
 
     # -- batches that are over for long
 
-    def prunable(self, before: int, after: int = 0, limit: int = 100) -> list[tuple[int, Batch]]:
+    def prunable(self, before: int, after: int = 0) -> list[tuple[int, Batch]]:
         """(place, batch) of those put away whose last job ended before then; ``after``: a place."""
         rows = self.poll(
             "SELECT * FROM batches AS b WHERE seq > :after AND archived = 1"
             " AND recorded_at < :before AND n_queued + n_generating = 0 AND NOT EXISTS"
             " (SELECT 1 FROM jobs WHERE ticket = b.ticket AND completed_at >= :before)"
-            " ORDER BY seq LIMIT :limit",
+            " ORDER BY seq LIMIT 100",
             before=before,
             after=after,
-            limit=limit,
         )
         return [(row["seq"], batch_of(row)) for row in rows]
 

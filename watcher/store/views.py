@@ -268,27 +268,19 @@ class JobQueries(Lists):
         """The rev of the latest transition; 0 in an empty record."""
         return int(self.poll("SELECT rev FROM queue")[0]["rev"])
 
-    def durations(self, limit: int = 200) -> list[tuple[int, int, int, int, int]]:
+    def durations(self) -> list[tuple[int, int, int, int, int]]:
         """(width, height, forwards, started_at, completed_at) of completed jobs, newest first."""
-        jobs = self.jobs(JobFilter(state=JobState.COMPLETED), limit=limit)
         return [
-            (
-                *job.request.final_size,
-                job.forwards,
-                job.started_at,
-                job.completed_at,
-            )
-            for job in jobs
+            (*job.request.final_size, job.forwards, job.started_at, job.completed_at)
+            for job in self.jobs(JobFilter(state=JobState.COMPLETED), limit=200)
             if job.started_at is not None and job.completed_at is not None
         ]
 
-    def waiting_sizes(self, limit: int = 1000) -> list[tuple[int, int, int]]:
-        """(width, height, forwards) of queued jobs: half of ``limit`` the oldest, half the newest."""
+    def waiting_sizes(self) -> list[tuple[int, int, int]]:
+        """(width, height, forwards) of the 500 oldest queued jobs and the 500 newest."""
         few = "WHERE state = 'queued' ORDER BY seq"
         jobs = {
-            job.seq: job
-            for order in ("", " DESC")
-            for job in self._jobs(f"{few}{order} LIMIT :limit", limit=limit // 2)
+            job.seq: job for order in ("", " DESC") for job in self._jobs(f"{few}{order} LIMIT 500")
         }
         return [(*j.request.final_size, j.forwards) for j in jobs.values()]
 
