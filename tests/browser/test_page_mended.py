@@ -175,6 +175,17 @@ def test_what_cannot_run_is_not_called_running(eyes: Eyes, scene: Scene):
     scene.stage.finish()
 
 
+def test_a_look_that_was_not_answered_is_made_again(eyes: Eyes):
+    eyes.expected = ["ERR_FAILED"]
+    page = eyes.open("/batches")
+    expect(page.locator("#live")).to_have_text("Running")
+    page.route("**/batches", lambda route: route.abort())
+    page.evaluate("document.dispatchEvent(new Event('stale'))")
+    expect(page.locator("#live")).to_have_text("Reconnecting …")
+    page.unroute("**/batches")
+    expect(page.locator("#live")).to_have_text("Running")
+
+
 def test_words_for_programs_stand_as_code(eyes: Eyes):
     page = eyes.open()
     drop(page, ("rows.csv", b"prompt,width\nfine,64\n,64\n"))

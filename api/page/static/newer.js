@@ -5,6 +5,7 @@ import * as pictures from "./pictures.js";
 
 const CALM = 5000; // ms between two looks while things change by themselves and nobody does anything …
 const ACTIVE = 10000; // … for so long
+const AGAIN = 2000; // ms after a look that was not answered
 let acted = 0;
 for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, () => (acted = performance.now()), true);
 // How long the next look waits after the one at `since`.
@@ -24,8 +25,10 @@ async function refresh() {
   dated = false;
   const begun = (looked = performance.now());
   const answer = await fetch(location.href, { headers: { Accept: "text/html" } }).catch(() => null);
-  if (!answer) lost();
-  else if (answer.ok) {
+  if (!answer) {
+    lost();
+    setTimeout(soon, AGAIN);
+  } else if (answer.ok) {
     const text = await answer.text(); // unchanged, it came as a 304 from the browser's own store
     if (text !== last) renew(new DOMParser().parseFromString(text, "text/html"));
     last = text;
