@@ -115,6 +115,9 @@ def test_a_paused_queue_is_resumed_where_it_is_told(eyes: Eyes, wall: Wall):
     page = eyes.open()
     press(page, "Pause", "#head")
     expect(page.locator("#live")).to_have_text("Paused")
+    page.set_viewport_size({"width": 390, "height": 844})
+    brand, button = (page.locator(each).bounding_box() for each in (".brand", "#pause"))
+    assert brand and button and button["y"] < brand["y"] + brand["height"], "one line"
     press(page, "Resume", "#t-paused")
     expect(page.locator("#t-paused")).to_have_count(0)
     assert not wall.stage.store.get("paused")

@@ -186,7 +186,7 @@ def test_a_look_that_was_not_answered_is_made_again(eyes: Eyes):
     expect(page.locator("#live")).to_have_text("Running")
 
 
-def test_words_for_programs_stand_as_code(eyes: Eyes):
+def test_words_for_programs_stand_as_code(eyes: Eyes, scene: Scene):
     page = eyes.open()
     drop(page, ("rows.csv", b"prompt,width\nfine,64\n,64\n"))
     wrong = page.locator("#preview .wrong")
@@ -194,6 +194,8 @@ def test_words_for_programs_stand_as_code(eyes: Eyes):
     expect(wrong).not_to_contain_text("`")
     page.goto("/docs")
     assert "`" not in page.locator("main > p").all_inner_texts()[0]
+    page.goto(f"/batches/{ticket_of(scene, scene.done[0])}")
+    expect(page.locator("#progress .meta code").first).to_be_visible()
 
 
 def test_the_disk_is_as_full_as_the_words_beside_it_say(eyes: Eyes):
