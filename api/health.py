@@ -19,7 +19,7 @@ from api.door import Door
 from api.errors import documented, problem
 from api.views import Views
 from watcher.describe import public
-from watcher.errors import SteadyError, ValueFault
+from watcher.errors import SteadyError
 from watcher.live import pulse_troubles
 from watcher.models.cards import describe_card
 from watcher.models.loras import listed_loras
@@ -64,7 +64,7 @@ def routes(door: Door, views: Views) -> APIRouter:
         reasons = list(door.unready())
         if not reasons:
             return JSONResponse({"ready": True})
-        problems = [ValueFault(e.code, e.message, remedy=e.remedy) for e in reasons]
+        problems = [e.as_fault() for e in reasons]
         soon = reasons[0].code == "model_loading"
         message = ("" if soon else "NOT READY: ") + " ".join(e.message for e in reasons)
         remedy = reasons[0].remedy

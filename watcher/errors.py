@@ -255,6 +255,10 @@ class SteadyError(Exception):
         words, remedy = str(said.get("message") or ""), str(said.get("remedy") or "")
         return cls(code if code in ERRORS else "internal", words, remedy=remedy)
 
+    def as_fault(self, key: str | None = None, value: str | None = None) -> ValueFault:
+        """The same as the fault of one value; the other way round than :meth:`ValueFault.error`."""
+        return ValueFault(self.code, self.message, key=key, value=value, remedy=self.remedy)
+
     def __str__(self) -> str:
         return f"{self.message} {self.remedy}"
 

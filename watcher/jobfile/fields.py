@@ -237,10 +237,7 @@ class Checker:
         try:
             settled = self.limits.loras(request.lora or [], card)
         except SteadyError as error:
-            said = shown(lora_words(request.lora))
-            return [
-                ValueFault(error.code, error.message, key="lora", value=said, remedy=error.remedy)
-            ]
+            return [error.as_fault("lora", shown(lora_words(request.lora)))]
         return request.model_copy(update={"lora": settled})
 
     def unread(self, request: JobRequest) -> tuple[str, ...]:
@@ -275,7 +272,7 @@ def _upscale_problems(request: JobRequest, card: Card, limits: Limits) -> list[V
         if (method := request.upscale.get("method", LANCZOS)) not in (LANCZOS, REFINE):
             limits.upscaler(method)
     except SteadyError as error:
-        return [ValueFault(error.code, error.message, key="upscale", remedy=error.remedy)]
+        return [error.as_fault("upscale")]
     if request.upscale.get("method") == REFINE and not card.takes("image"):
         message = f"`upscale`: the model `{card.name}` cannot redraw a picture."
         remedy = "Write e.g. `upscale: 2 lanczos`."

@@ -253,7 +253,7 @@ class Planner:
         except Trouble:
             raise
         except SteadyError as error:
-            problems.append(_fault_in_value(error, "image", raw))
+            problems.append(error.as_fault("image", shown(raw)))
             return
         if isinstance(images, list):
             yield from ({**template.values, "image": each} for each in images)
@@ -277,7 +277,7 @@ class Planner:
             except Trouble:
                 raise
             except SteadyError as error:
-                faults.append(_fault_in_value(error, key, name))
+                faults.append(error.as_fault(key, shown(name)))
                 continue
             values[key], sizes[key] = found.reference, found.size
             if key == "image":
@@ -398,13 +398,6 @@ class Planner:
             idle = self.checker.idle(request)
         said = self.checker.unread(request) + idle + warnings
         return PlannedJob(request, request.name, said, row, moment, own)
-
-
-def _fault_in_value(error: SteadyError, key: str, value: Any) -> ValueFault:
-    """What is wrong with a picture's name, or with the picture."""
-    return ValueFault(
-        error.code, error.message, key=key, value=shown(value), remedy=error.remedy or None
-    )
 
 
 def keyed_apart(pictures: list[JobRequest], first: int = 1) -> list[JobRequest]:
