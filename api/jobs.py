@@ -178,16 +178,16 @@ def _submission(router: APIRouter, views: Views, submissions: Submissions) -> No
         a table, or plain text with one prompt a line. It is taken whole or, but for rows of a table, not at all. A picture
         (PNG, WebP, JPEG) that carries its recipe is made again; under a preset one is started from."""
         body = await read_file(request, filename)
-        if preset is not None:
-            body, plan = await run_in_threadpool(submissions.under, body, preset, idempotency_key)
-            idempotency_key, resume = idempotency_key or plan.key, resume or plan.resume
-        return await run_in_threadpool(_submit, body, idempotency_key, dry_run, resume)
+        return await run_in_threadpool(_submit, body, idempotency_key, dry_run, resume, preset)
 
-    def _submit(body: Body, key: str | None, dry_run: bool, resume: bool) -> Response:
-        if dry_run:
-            return JSONResponse(_dry(submissions.plan(body, key), views))
-        done = submissions.submit(body, key, resume=resume)
-        return accepted(done)
+    def _submit(
+        body: Body, key: str | None, dry_run: bool, resume: bool, preset: str | None
+    ) -> Response:
+        if not dry_run:
+            return accepted(submissions.submit(body, key, resume=resume, preset=preset))
+        if preset is not None:
+            body, _ = submissions.under(body, preset, key)
+        return JSONResponse(_dry(submissions.plan(body, key), views))
 
 
 def _one(router: APIRouter, door: Door, views: Views) -> None:

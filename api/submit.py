@@ -5,6 +5,8 @@ after the reservation leaves a row without a file, which the watcher sweeps; wit
 same request may be sent again and finishes what was begun.
 """
 
+import dataclasses
+import hashlib
 import logging
 import math
 import uuid
@@ -124,7 +126,8 @@ class Submissions:
         usual = preset_named(preset, config.presets, limits)
         inputs = self._door.inputs
         reader = Reader(limits, config.root, inputs, key, preset=usual)
-        return reader.changed(lifted(body, inputs), {})
+        made, plan = reader.changed(lifted(body, inputs), {})
+        return dataclasses.replace(made, sent=body.sent), plan
 
     def submit(
         self,
@@ -133,21 +136,29 @@ class Submissions:
         *,
         check: Callable[[Plan], None] = lambda plan: None,
         resume: bool = False,
+        preset: str | None = None,
     ) -> Submitted:
         """Reserve and publish ``body``. ``key`` makes a repeat harmless; with ``resume`` (here
-        or in the body) what of it is missing or changed is run.
+        or in the body) what of it is missing or changed is run. ``preset`` says what it does not,
+        as it is now: a repeat is what was sent before, whatever was written there meanwhile.
 
         ``check`` may refuse the plan. Raises SteadyError: what the reader finds wrong,
         key_conflict, queue_full, disk_full, folder_gone, stopping.
         """
         if self._door.stopping:
             raise SteadyError("stopping")
+        body = lifted(body, self._door.inputs)
+        if preset is not None:
+            sent = hashlib.sha256(f"{preset}\0".encode() + body.data).hexdigest()
+            body = dataclasses.replace(body, sent=sent)
+        if key is not None and not resume and (known := self._repeat(body, key, early=True)):
+            return known
+        if preset is not None:
+            body, plan = self.under(body, preset, key)
+            key, resume = key or plan.key, resume or plan.resume
         if resume and key is None:
             words = "`resume` needs an Idempotency-Key."
             raise ValueFault("missing_field", words, key="resume").error()
-        body = lifted(body, self._door.inputs)
-        if key is not None and not resume and (known := self._repeat(body, key, early=True)):
-            return known
         plan = self.plan(body, key)
         check(plan)
         if plan.key is not None:
@@ -166,19 +177,22 @@ class Submissions:
     def _repeat(self, body: Body, key: str, *, early: bool = False) -> Submitted | None:
         """The answer given before for this key, or None when it is new.
 
-        ``early``: the body was not read yet, and may ask to go on with the batch.
+        ``early``: the body was not read yet, and may ask to go on with the batch, or a preset be
+        put under it.
         """
         batch = self._store.batch(ticket_of_key(key))
         if batch is None or (early and b"resume" in body.data and not body.table):
             return None
         if batch.digest != body.digest:
             raise SteadyError("key_conflict")
-        if batch.recorded_at is None and batch.error is None and batch.claim is None:
+        unread = batch.recorded_at is None and batch.error is None
+        if unread and early and body.sent:
+            return None
+        if unread and batch.claim is None:
             # The first try may have died between reserving and publishing. Publishing
             # again is harmless: a file whose ticket is recorded never runs.
             self._publish(body, batch)
-        plan = self.plan(body, key) if batch.recorded_at is None and batch.error is None else None
-        return Submitted(batch, plan, replayed=True)
+        return Submitted(batch, self.plan(body, key) if unread else None, replayed=True)
 
     def _room(self, coming: int) -> None:
         waiting = self._store.counts()[JobState.QUEUED] + self._store.unrecorded()

@@ -78,6 +78,7 @@ class Body:
     data: bytes
     suffix: str
     name: str
+    sent: str = ""  #: the digest of what somebody sent, where this was made of it
 
     @classmethod
     def of(cls, data: bytes, filename: str, suffix: str = "") -> "Body":
@@ -102,7 +103,7 @@ class Body:
     @property
     def digest(self) -> str:
         """sha256 of the bytes: the same key with another content is a conflict."""
-        return hashlib.sha256(self.data).hexdigest()
+        return self.sent or hashlib.sha256(self.data).hexdigest()
 
     def publish(
         self, folder: Path, ticket: str, *, name: str = "", known: bool = False, resumes: str = ""

@@ -578,7 +578,7 @@ def test_a_bad_setting_is_4_and_named(make_root: Make) -> None:
     assert twice.returncode == 4 and "`port` stands twice in config.yaml" in twice.stderr
     (root.folder / "config.yaml").write_text("port: 99999\n")
     done = steady(root, "list")
-    assert done.returncode == 4 and "must be less than or equal to 65535" in done.stderr
+    assert done.returncode == 4 and "must be at most 65535" in done.stderr
 
 
 def test_a_port_that_cannot_be_is_2_and_blames_the_option(make_root: Make) -> None:

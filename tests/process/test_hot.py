@@ -325,6 +325,17 @@ def test_a_body_is_posted_under_a_preset(bench: Any) -> None:
     once, again = (bench.client.post("/jobs?preset=ink", json=keyed) for _ in range(2))
     assert once.json()["ticket"] == again.json()["ticket"]
     assert "idempotency-replayed" in again.headers
+    key = {"headers": {"Idempotency-Key": "once"}}
+    tickets = {bench.client.post("/jobs?preset=ink", json=body, **key).json()["ticket"]}
+    bench.watcher.take_in()
+    for change in ("steps: 4\n", "steps: nonsense\n"):  # what was sent is the same
+        (folder / "ink.yaml").write_text(change)
+        answer = bench.client.post("/jobs?preset=ink", json=body, **key)
+        assert "idempotency-replayed" in answer.headers, answer.json()
+        tickets.add(answer.json()["ticket"])
+    assert len(tickets) == 1
+    for other in ("/jobs?preset=oil", "/jobs"):
+        assert bench.client.post(other, json=body, **key).json()["code"] == "key_conflict"
     answer = bench.client.post("/jobs?preset=oil", json=body)
     assert answer.status_code == 422 and "no preset `oil`" in answer.json()["detail"]
 

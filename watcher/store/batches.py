@@ -122,7 +122,7 @@ class Batches(Database):
         cancelled until the file was read to its end. Repeating it changes nothing.
         """
         words = {"ticket": ticket, "key": key, "digest": digest}
-        keep = "key = COALESCE(:key, key), digest = COALESCE(:digest, digest)"
+        keep = "key = COALESCE(:key, key), digest = COALESCE(digest, :digest)"
         with self.write():
             other = self._batch_row("ticket", ticket)
             if other is None:

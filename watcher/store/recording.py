@@ -333,7 +333,7 @@ _TELL_BATCH = (
     " warnings = :warnings, refused_rows = :refused, tries = 0,"
     " recorded_at = CASE WHEN :final = 1 THEN COALESCE(recorded_at, :now) ELSE recorded_at END,"
     " archived = CASE WHEN :fresh > 0 THEN 0 ELSE archived END,"
-    " digest = COALESCE(:digest, digest), axes = COALESCE(:axes, axes), last_rank = :rank,"
+    " digest = COALESCE(digest, :digest), axes = COALESCE(:axes, axes), last_rank = :rank,"
     " n_queued = n_queued + :fresh"
     " WHERE ticket = :ticket"
 )
