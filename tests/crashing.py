@@ -69,11 +69,11 @@ class ToldAfterwards(upkeep.JobStore):
         self._late.append((now_us() + 200_000, what))
         return 1
 
-    def due_endpoints(self, now: int) -> list[str]:
-        while self._late and self._late[0][0] <= now:
+    def due_endpoints(self) -> list[str]:
+        while self._late and self._late[0][0] <= self.now():
             with self.write():
                 super()._tell(*self._late.pop(0)[1])
-        return super().due_endpoints(now)
+        return super().due_endpoints()
 
 
 def _build_on_ray(stutter: bool, silence: float | None) -> Any:

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -37,8 +37,7 @@ class _Entry:
 class Troubles:
     """A thread-safe board of :class:`SteadyError`, one per owner."""
 
-    def __init__(self, *, now: Callable[[], int] = now_us) -> None:
-        self._now = now
+    def __init__(self) -> None:
         self._lock = threading.Lock()
         self._entries: dict[str, _Entry] = {}
 
@@ -49,7 +48,7 @@ class Troubles:
             known = self._entries.get(owner)
             if known and known.error.code != error.code:
                 known = None
-            since = known.since if known else self._now()
+            since = known.since if known else now_us()
             until = None if seconds is None else time.monotonic() + seconds
             self._entries[owner] = _Entry(error, since, until)
             return known is None

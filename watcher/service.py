@@ -119,7 +119,7 @@ class Service:
         self._broken = False  #: a thread of ours died
         self._anew = False  #: another file, or another watcher, is in the place of ours
         self._other: object = None  #: how that file looked the last time
-        self._troubles = Troubles(now=now_us)
+        self._troubles = Troubles()
         self._models = ModelState(config, store, probe)
         self._outputs = Outputs(config.outputs, embed_metadata=config.embed_metadata)
         self._inbox = Inbox(
@@ -137,9 +137,7 @@ class Service:
             root=config.root,
             inputs=self._inputs,
         )
-        self._notifier = Notifier(
-            store, channels_of(config, store), now=now_us, schedule=schedule, lasts=lasts
-        )
+        self._notifier = Notifier(store, channels_of(config, store), schedule=schedule, lasts=lasts)
         self._undelivered: list[dict[str, Any]] = []
         shared = Shared(store, self._inbox, self._troubles, self._executor.wake)
         self._finisher = Finisher(

@@ -138,10 +138,10 @@ def test_people_hear_whether_it_was_done_when_foretold(tmp_path: Path, post: Pos
             assert not store.without_eta()
             store.cancel(id_)
             store.archived(ticket)
-            [endpoint] = store.due_endpoints(now_us())
-            due = store.next_delivery(endpoint, now_us())
+            [endpoint] = store.due_endpoints()
+            due = store.next_delivery(endpoint)
             assert due is not None and messages.send(due).ok
-            store.attempted(due.id, now=now_us())
+            store.attempted(due.id)
     assert "1 cancelled; done when foretold." in post[0]["message"]
     assert "30 min later than foretold" in post[1]["message"]
 

@@ -13,7 +13,6 @@ from conftest import until
 from history import rows
 from roots import Root
 
-from watcher.log import now_us
 from watcher.notify import Notifier
 from watcher.store import Delivery, JobStore
 from watcher.webhooks import Reply
@@ -155,7 +154,7 @@ class Brittle:
 def test_a_delivery_that_cannot_be_told_is_tried_again_and_holds_up_nobody(tmp_path: Path) -> None:
     channel = Brittle()
     with contextlib.closing(JobStore(f"sqlite:///{tmp_path}/steady.db")) as store:
-        notifier = Notifier(store, [channel], now=now_us, schedule=[0.0, 0.05, 0.05])
+        notifier = Notifier(store, [channel], schedule=[0.0, 0.05, 0.05])
         notifier.start()
         notifier.tell("notify.test", {})
         until(lambda: sorted(channel.got) == ["bad", "good"], 30, "both")

@@ -1,5 +1,6 @@
 """Webhooks: that every event is told, once recorded and in order, to whom it may be told."""
 
+import itertools
 import json
 import signal
 import socket
@@ -14,6 +15,7 @@ from doors import Bench
 from history import rows, untold
 from receivers import OTHER, SECRET, Receiver
 from roots import Root
+from store_children import Clock
 
 from watcher.addresses import Address, not_allowed
 from watcher.config import Config, Webhook
@@ -65,7 +67,8 @@ def test_a_receiver_that_is_down_while_the_service_is_killed_twice_hears_everyth
 
 
 def test_what_is_told_is_what_http_answers_and_a_retry_is_told_in_order(tmp_path: Path) -> None:
-    with Bench(tmp_path, clock=lambda: 5) as bench:
+    clock = Clock(5)
+    with Bench(tmp_path, clock=clock) as bench:
         store = bench.store
         store.listen({"x": ["job.failed", "job.cancelled", "batch.completed"]})
         body = {"prompt": "a fox", "metadata": {"a": 1}, "label": "l"}
@@ -75,19 +78,19 @@ def test_what_is_told_is_what_http_answers_and_a_retry_is_told_in_order(tmp_path
         answered = bench.client.get(f"/jobs/{id_}").json()
         store.retry(id_)
         store.cancel(id_)
-        first = store.next_delivery("x", 2**60)
+        first = store.next_delivery("x")
         assert first is not None and first.event == "job.cancelled"
         told = json.loads(json.dumps(payload_of(first)))
         assert told["data"] == answered and told["timestamp"].endswith("05Z")
-        store.attempted(first.id, now=8, error="down", again_at=2**50)
-        assert store.next_delivery("x", 2**49) is None  # the second waits for the first
-        store.attempted(first.id, now=8)
-        second = store.next_delivery("x", 2**60)
+        store.attempted(first.id, error="down", again_at=2**50)
+        assert store.next_delivery("x") is None  # the second waits for the first
+        store.attempted(first.id)
+        second = store.next_delivery("x")
         assert second is not None and second.id != first.id and second.seq > first.seq
         assert store.archived(answered["ticket"])
         assert not store.archived(answered["ticket"])  # a crash in between put it away again
-        store.attempted(second.id, now=9)
-        batch = store.next_delivery("x", 2**60)
+        store.attempted(second.id)
+        batch = store.next_delivery("x")
         assert batch is not None and len(store.deliveries()) == 3
         whole = json.loads(json.dumps(payload_of(batch)))
         assert whole["data"] == bench.client.get(f"/batches/{answered['ticket']}").json()
@@ -126,17 +129,13 @@ def test_gone_switches_off_and_what_is_dead_is_said(make_root: Make) -> None:
 
 def test_after_ten_attempts_it_is_given_up_and_can_be_sent_again(tmp_path: Path) -> None:
     status = 500
-    with Bench(tmp_path) as bench, Receiver(lambda path: status) as receiver:
+    moments = itertools.count(now_us(), 10**12)  # by the next look every wait is over
+    with (
+        Bench(tmp_path, clock=lambda: next(moments)) as bench,
+        Receiver(lambda path: status) as receiver,
+    ):
         hook = Webhook(url=receiver.url, secret=SECRET)
-        clock = [now_us()]
-
-        def now() -> int:
-            clock[0] += 10**12  # by the next look every wait is over
-            return clock[0]
-
-        notifier = Notifier(
-            bench.store, [Webhooks([hook], {}, now=now_us)], now=now, schedule=[0.0] * len(SCHEDULE)
-        )
+        notifier = Notifier(bench.store, [Webhooks([hook], {})], schedule=[0.0] * len(SCHEDULE))
         notifier.start()
         try:
             bench.client.post("/jobs", json={"prompt": "a"})
@@ -160,22 +159,25 @@ def test_after_ten_attempts_it_is_given_up_and_can_be_sent_again(tmp_path: Path)
 
 def test_what_waited_behind_a_dead_receiver_is_given_up_with_it(tmp_path: Path) -> None:
     """One attempt a minute would take ten thousand minutes for a thousand events."""
-    with Bench(tmp_path) as bench, Receiver(lambda path: 500) as receiver:
+    clock = Clock()
+    with Bench(tmp_path, clock=clock) as bench, Receiver(lambda path: 500) as receiver:
         waiting_events(bench, receiver)
-        told_of(bench, receiver, now_us() + 10**6, schedule=[0.0] * len(SCHEDULE))
+        clock.at += 10**6
+        told_of(bench, receiver, schedule=[0.0] * len(SCHEDULE))
         assert len(bench.store.deliveries(state="dead")) == 30
         assert len(receiver.asked) == len(SCHEDULE), "only the first is tried, and as often as any"
 
 
 def test_a_receiver_that_is_away_as_the_service_comes_back_hears_all(tmp_path: Path) -> None:
     """While it was away itself the service did not try, however long that was."""
-    status = 500
-    with Bench(tmp_path) as bench, Receiver(lambda path: status) as receiver:
+    status, clock = 500, Clock()
+    with Bench(tmp_path, clock=clock) as bench, Receiver(lambda path: status) as receiver:
         waiting_events(bench, receiver)
-        later = now_us() + 2 * int(sum(SCHEDULE) * 1e6)
-        told_of(bench, receiver, later)
+        clock.at += 2 * int(sum(SCHEDULE) * 1e6)
+        told_of(bench, receiver)
         status = 204
-        told_of(bench, receiver, later + 10**7)
+        clock.at += 10**7
+        told_of(bench, receiver)
         assert len(receiver.heard) == 30
 
 
@@ -187,10 +189,10 @@ def waiting_events(bench: Bench, receiver: Receiver) -> None:
         bench.store.cancel(id_)
 
 
-def told_of(bench: Bench, receiver: Receiver, moment: int, **how: Any) -> None:
-    """Tell what can be told at that moment."""
-    hooks = Webhooks([Webhook(url=receiver.url, secret=SECRET)], {}, now=now_us)
-    notifier = Notifier(bench.store, [hooks], now=lambda: moment, **how)
+def told_of(bench: Bench, receiver: Receiver, **how: Any) -> None:
+    """Tell what can be told now."""
+    hooks = Webhooks([Webhook(url=receiver.url, secret=SECRET)], {})
+    notifier = Notifier(bench.store, [hooks], **how)
     notifier.start()
     try:
         until(lambda: notifier.idle, 30, "told")
@@ -203,11 +205,11 @@ def test_addresses_that_were_told_are_forgotten(tmp_path: Path) -> None:
         store = bench.store
         bench.client.post("/jobs", json=[{"prompt": f"p{n}"} for n in range(40)])
         endpoints = [f"{receiver.url}?job={n}" for n in range(40)]
-        hooks = Webhooks([Webhook(url=e, secret=SECRET) for e in endpoints], {}, now=now_us)
-        notifier = Notifier(store, [hooks], now=now_us)
+        hooks = Webhooks([Webhook(url=e, secret=SECRET) for e in endpoints], {})
+        notifier = Notifier(store, [hooks])
         store.listen({e: ["job.cancelled"] for e in endpoints})
         store.cancel(bench.watcher.take_in()[0])
-        assert store.due_endpoints(now_us()) == sorted(endpoints)
+        assert store.due_endpoints() == sorted(endpoints)
         notifier.start()
         try:
             until(lambda: len(receiver.heard) == 40 and notifier.idle, 60, "all are told")
@@ -416,13 +418,13 @@ def test_old_deliveries_go_and_a_million_jobs_without_listeners_write_none(tmp_p
         bench.client.post("/jobs", json=[{"prompt": f"p{n}"} for n in range(30)])
         ids = bench.watcher.take_in()
         store.cancel(ids[0])
-        assert store.deliveries() == [] == store.due_endpoints(2**60)
+        assert store.deliveries() == [] == store.due_endpoints()
         store.listen({"x": ["job.cancelled"], "y": []})
         for id_ in ids[1:]:
             store.cancel(id_)
-        assert len(store.deliveries()) == 29 and store.due_endpoints(2**60) == ["x"]
-        while due := store.next_delivery("x", 2**60):
-            store.attempted(due.id, now=due.seq)
+        assert len(store.deliveries()) == 29 and store.due_endpoints() == ["x"]
+        while due := store.next_delivery("x"):
+            store.attempted(due.id)
         store.thin_out(kept=10)
         left = store.deliveries()
         assert len(left) == 10 and {each.state for each in left} == {"delivered"}

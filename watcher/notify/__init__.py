@@ -13,7 +13,7 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -71,7 +71,7 @@ def channels_of(config: Config, store: JobStore) -> list[Channel]:
         config.on_batch_done, store=store, root=config.root, inbox=config.inbox,
         outputs=config.outputs, address=config.address,
     )  # fmt: skip
-    webhooks = Webhooks(config.webhooks, config.webhook_hosts, now=now_us)
+    webhooks = Webhooks(config.webhooks, config.webhook_hosts)
     return [command, webhooks, Messages(config.notify, address=config.address, now=now_us)]
 
 
@@ -95,7 +95,6 @@ class Notifier:
         store: JobStore,
         channels: Sequence[Channel],
         *,
-        now: Callable[[], int],
         schedule: Sequence[float] = SCHEDULE,
         lasts: float = LASTS_SECONDS,
     ) -> None:
@@ -104,7 +103,6 @@ class Notifier:
         self._lasts = lasts
         self._sick_since: float | None = None  #: when the trouble of now began
         self._told_trouble: dict[str, Any] | None = store.get("trouble_told")
-        self._now = now
         self._schedule = schedule
         self._bell = threading.Event()
         self._stopping = threading.Event()
@@ -155,7 +153,7 @@ class Notifier:
             if self._store.tell(event, body):
                 self.ring()
         except Trouble:
-            now = self._now()
+            now = self._store.now()
             unwritten = functools.partial(
                 Delivery, 0, "", event, "", None, state="pending", attempt=1, next_at=now,
                 created_at=now, ended_at=None, last_status=None, last_error=None,
@@ -188,7 +186,7 @@ class Notifier:
 
     def troubles(self) -> list[SteadyError]:
         """Name the receivers that could not be reached today."""
-        found = self._store.given_up(self._now() - _DAY)
+        found = self._store.given_up(self._store.now() - _DAY)
         return [
             SteadyError(
                 "undelivered",
@@ -208,7 +206,7 @@ class Notifier:
             self._looking = False
 
     def _look(self) -> None:
-        for endpoint in self._store.due_endpoints(self._now()):
+        for endpoint in self._store.due_endpoints():
             with self._lock:
                 if self._busy >= _SIDE_BY_SIDE:
                     break
@@ -237,7 +235,7 @@ class Notifier:
                 if quiet:
                     line.held_until = time.monotonic() + quiet
                     return
-                due = self._store.next_delivery(endpoint, self._now())
+                due = self._store.next_delivery(endpoint)
                 if due is None or not self._deliver(channel, due, line):
                     return
         except Trouble:
@@ -278,7 +276,7 @@ class Notifier:
     def _record(
         self, channel: Channel | None, due: Delivery, reply: Reply, error: str | None, line: _Line
     ) -> None:
-        now = self._now()
+        now = self._store.now()
         again: int | None = None
         if error is None:
             line.failures, line.held_until = 0, 0.0
@@ -290,13 +288,13 @@ class Notifier:
             if due.attempt < len(self._schedule) and not reply.final:
                 wait = max(self._schedule[due.attempt], asked) * random.uniform(1.0, 1.1)
                 again = now + int(wait * 1e6)
-        self._store.attempted(due.id, now=now, status=reply.status, error=error, again_at=again)
+        self._store.attempted(due.id, status=reply.status, error=error, again_at=again)
         if error is not None and again is None and due.attempt >= len(self._schedule):
             due_before = now - int(sum(self._schedule) * 1e6)
-            self._store.give_up(due.endpoint, error, now=now, due=due_before)
+            self._store.give_up(due.endpoint, error, due=due_before)
         if reply.gone:
             words = "It answered 410: it wants to hear nothing more. Start the service to try anew."
-            self._store.silence(due.endpoint, words, now=now)
+            self._store.silence(due.endpoint, words)
         if error is not None:
             say(logger, "hook.failed", logging.WARNING, told=due.event, ticket=due.ticket or None,
                 endpoint=without_query(due.endpoint), attempt=due.attempt, again=again is not None,

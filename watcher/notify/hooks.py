@@ -6,11 +6,12 @@ when it happened. Signed anew at every attempt, with the receiver's own secret.
 
 import ipaddress
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from watcher.addresses import Address
 from watcher.config import Webhook
 from watcher.describe import utc_time, whole_batch, whole_job
+from watcher.log import now_us
 from watcher.store import Delivery
 from watcher.webhooks import Poster, Reply, signed_headers
 
@@ -25,12 +26,10 @@ class Webhooks:
         own: Sequence[Webhook],
         hosts: Mapping[str, str],
         *,
-        now: Callable[[], int],
         poster: Poster | None = None,
     ) -> None:
         self._own = {hook.url: hook for hook in own}
         self._hosts = hosts
-        self._now = now
         self._poster = poster or Poster()
 
     @property
@@ -62,7 +61,7 @@ class Webhooks:
         else:
             secret = self._hosts[entry or ""]
         body = json.dumps(payload_of(due), ensure_ascii=False, separators=(",", ":")).encode()
-        headers = signed_headers(secret, due.id, self._now() // 1_000_000, body)
+        headers = signed_headers(secret, due.id, now_us() // 1_000_000, body)
         headers |= {"Content-Type": "application/json", "User-Agent": "SteadyDiffusion"}
         return self._poster.post(due.endpoint, body, headers, inside=inside)
 

@@ -111,7 +111,7 @@ class Deliveries(Database):
 
     # -- delivering
 
-    def due_endpoints(self, now: int) -> list[str]:
+    def due_endpoints(self) -> list[str]:
         """Who is to be told something. Two looks into an index for each that waits."""
         first = (
             "SELECT min(endpoint) FROM deliveries INDEXED BY deliveries_queued"
@@ -123,11 +123,11 @@ class Deliveries(Database):
             " SELECT w.endpoint FROM waiting AS w WHERE EXISTS (SELECT 1 FROM deliveries AS d"
             " INDEXED BY deliveries_queued WHERE d.state = 'pending' AND d.endpoint = w.endpoint"
             " AND d.next_at <= :now)",
-            now=now,
+            now=self.now(),
         )
         return [row["endpoint"] for row in rows]
 
-    def next_delivery(self, endpoint: str, now: int) -> Delivery | None:
+    def next_delivery(self, endpoint: str) -> Delivery | None:
         """The oldest that is due there, its attempt counted; None when nothing is.
 
         What happened to one job is told in order: the next thing waits for the one before.
@@ -138,7 +138,7 @@ class Deliveries(Database):
             " AS b INDEXED BY deliveries_in_order WHERE b.state = 'pending' AND b.endpoint ="
             " d.endpoint AND b.job_id = d.job_id AND b.seq < d.seq) ORDER BY seq LIMIT 1",
             endpoint=endpoint,
-            now=now,
+            now=self.now(),
         )
         if not due:
             return None
@@ -154,7 +154,6 @@ class Deliveries(Database):
         self,
         id: str,
         *,
-        now: int,
         status: int | None = None,
         error: str | None = None,
         again_at: int | None = None,
@@ -170,17 +169,17 @@ class Deliveries(Database):
                 status=status,
                 error=error,
                 again=again_at,
-                ended=None if state == "pending" else now,
+                ended=None if state == "pending" else self.now(),
             )
 
-    def silence(self, endpoint: str, error: str, *, now: int) -> None:
+    def silence(self, endpoint: str, error: str) -> None:
         """Tell it nothing more: it listens no longer, and what waits for it is given up."""
         with self.write():
             self.run("DELETE FROM listeners WHERE endpoint = :endpoint", endpoint=endpoint)
-        while self.give_up(endpoint, error, now=now) == _CHUNK:
+        while self.give_up(endpoint, error) == _CHUNK:
             pass
 
-    def give_up(self, endpoint: str, error: str, *, now: int, due: int = 2**62) -> int:
+    def give_up(self, endpoint: str, error: str, *, due: int = 2**62) -> int:
         """End the oldest that wait there and were due before ``due``; how many, _CHUNK at most."""
         with self.write():
             return len(
@@ -193,7 +192,7 @@ class Deliveries(Database):
                     endpoint=endpoint,
                     error=error,
                     due=due,
-                    now=now,
+                    now=self.now(),
                 )
             )
 
