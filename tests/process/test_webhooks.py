@@ -225,14 +225,16 @@ def test_a_job_may_name_an_address_where_its_host_is_allowed(make_root: Make) ->
         root.drop(
             "a.yaml", f"defaults: {{callback_url: '{origin}/mine'}}\njobs: [a steps=1, b steps=1]\n"
         )
-        root.drop("b.yaml", "prompt: c\nwebhook: https://elsewhere.example/x\n")
+        root.drop("b.yaml", "prompt: c\nwebhook: https://elsewhere.example/x?token=hidden\n")
+        root.drop("bad.yaml", "prompt: c\nwebhook: https://me:hidden@elsewhere.example/x\n")
         root.drop("c.json", '{"prompt": "d steps=1"}')
         root.finish()
         told = [(each.type, each.path) for each in receiver.heard]
         assert told == [("job.completed", "/mine")] * 2 + [("batch.completed", "/mine")]
         assert receiver.refused == []
-        [error] = root.inbox.rglob("b*.error.json")
-        assert "does not allow" in error.read_text()
+        for name, why in (("b", "does not allow"), ("bad", "must hold no user, password")):
+            error = (root.inbox / "refused" / f"{name}.yaml.error.json").read_text()
+            assert why in error and "hidden" not in error + root.said.read_text()
         [picture] = (root.folder / "outputs").rglob("a_0001.png")
         assert b"/mine" not in picture.read_bytes()  # who was told is in no picture
 
