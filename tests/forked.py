@@ -115,6 +115,11 @@ def start(command: Sequence[str], *, heavy: bool = False, **how: Any) -> "subpro
     return Forked(_server(heavy), [sys.executable, *command], **how)
 
 
+def launch(command: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
+    """Start a worker of the scripted engine for an executor of this process."""
+    return start(command[1:], **how)
+
+
 def run(
     command: Sequence[str],
     *,

@@ -38,14 +38,14 @@ ON_RAY = os.environ.get("STEADY_EXECUTOR") == "ray"
 class Root:
     """A root with the scripted engine; starts watchers on it and looks at what they do.
 
-    ``settings`` are keys of config.yaml. ``cloned``: its workers are there at once (forked.py), as
-    those with a real model are; others are started as in production. Every process started is killed by ``close``.
+    ``settings`` are keys of config.yaml. Its workers are there at once (forked.py) unless it is not
+    ``cloned``: then they are started as in production. Every process started is killed by ``close``.
     """
 
     #: Processes are copies of one that has imported all (forked.py), or what `python` starts.
     copied = not ON_RAY
 
-    def __init__(self, folder: Path, *, cloned: bool = False, **settings: Any) -> None:
+    def __init__(self, folder: Path, *, cloned: bool = True, **settings: Any) -> None:
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.log = folder / "engine.log"
@@ -60,7 +60,7 @@ class Root:
             chosen |= cluster.shared().settings | {"ray_slots": 1}
             self.extra |= cluster.shared().environment
         self._heavy = chosen["engine"] in ("zimage", "diffusers")
-        self._cloned = cloned or self._heavy
+        self._cloned = cloned
         (folder / "config.yaml").write_text(json.dumps(chosen))
         self.inbox.mkdir(exist_ok=True)
 

@@ -356,7 +356,7 @@ def kill_on_sight(root: Root, where: str, *, rounds: int) -> list[str]:
 @contextlib.contextmanager
 def _fresh_root() -> Iterator[Callable[[], Root]]:
     with tempfile.TemporaryDirectory(prefix="torture-") as folder:
-        root = Root(Path(folder) / "root", cloned=True, models=MODELS)
+        root = Root(Path(folder) / "root", models=MODELS)
         try:
             yield lambda: root
         finally:

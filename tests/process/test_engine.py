@@ -53,8 +53,13 @@ def test_what_an_engine_said_when_it_was_loaded_judges_the_jobs_after(
     make_root: Callable[..., Root],
 ) -> None:
     root = make_root()
+    loads = root.folder / "loads"
+    root.configure(engine_options={"log": str(root.log), "load_waits_for": str(loads)})
     root.drop("first.json", json.dumps(JOB | {"prompt": "first"}))
-    root.finish()
+    watcher = root.watch(once=True)
+    until(lambda: len(root.states()) == 1, what="on record: nobody knows yet")
+    loads.touch()
+    assert watcher.wait(60) == 0
     root.drop("second.json", json.dumps(JOB | {"prompt": "second"}))
     root.finish()
     first, second = (

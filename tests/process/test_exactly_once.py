@@ -71,7 +71,7 @@ def test_killed_after_a_step_and_again_in_the_recovery(
 ) -> None:
     with Receiver() as receiver:
         webhook = {"url": receiver.url, "secret": SECRET}
-        root = make_root(cloned=True, engine="engines:Tracing", webhooks=[webhook])
+        root = make_root(engine="engines:Tracing", webhooks=[webhook])
         fill(root, grouped=point.startswith("group"))
         first = root.watch(point=point, once=True)
         assert first.wait(60) == -signal.SIGKILL, f"{point} is never reached"
@@ -83,7 +83,7 @@ def test_killed_after_a_step_and_again_in_the_recovery(
 def test_a_file_that_kills_its_reader_twice_is_set_aside_unread(
     make_root: Callable[..., Root],
 ) -> None:
-    root = make_root(cloned=True)
+    root = make_root()
     root.drop("bomb.yaml", "prompt: poison\n")
     for _ in range(2):
         assert root.watch(fault="poison", once=True).wait(60) == -signal.SIGKILL
@@ -99,7 +99,7 @@ def test_a_file_that_kills_its_reader_twice_is_set_aside_unread(
 def test_a_file_is_not_to_blame_for_deaths_it_stood_by(
     make_root: Callable[..., Root], step: str
 ) -> None:
-    root = make_root(cloned=True)
+    root = make_root()
     root.drop("a.yaml", "prompt: a steps=1\n")
     jobs = 1
     if step.startswith("group"):
@@ -114,7 +114,7 @@ def test_a_file_is_not_to_blame_for_deaths_it_stood_by(
 def test_one_that_kills_its_reader_takes_no_neighbour_of_its_group_along(
     make_root: Callable[..., Root],
 ) -> None:
-    root = make_root(cloned=True)
+    root = make_root()
     for name in ("a", "b", "poison", "c", "d"):
         root.drop(f"{name}.yaml", f"prompt: {name} steps=1\n")
     for _ in range(2):
@@ -129,7 +129,7 @@ def test_one_that_kills_its_reader_takes_no_neighbour_of_its_group_along(
 @pytest.mark.skipif(ON_RAY, reason="the reading of files knows nothing of Ray")
 def test_a_file_behind_another_is_not_to_blame_either(make_root: Callable[..., Root]) -> None:
     """Every other start dies over the first of them, before it comes to the second."""
-    root = make_root(cloned=True)
+    root = make_root()
     root.drop("a.csv", "prompt\na steps=1\n")
     root.drop("b.yaml", "prompt: b steps=1\n")
     for nth in (2, 1) * 3:
@@ -143,7 +143,7 @@ def test_a_file_behind_another_is_not_to_blame_either(make_root: Callable[..., R
 def test_a_published_picture_is_never_rendered_again(
     make_root: Callable[..., Root], point: str
 ) -> None:
-    root = make_root(cloned=True)
+    root = make_root()
     root.drop("one.yaml", "prompt: one steps=2\n")
     assert root.watch(point=point, once=True).wait(60) == -signal.SIGKILL
     root.finish()
@@ -153,13 +153,13 @@ def test_a_published_picture_is_never_rendered_again(
 
 @pytest.mark.parametrize("where", ["inbox/.claimed", "outputs"])
 def test_killed_the_moment_a_file_is_seen(make_root: Callable[..., Root], where: str) -> None:
-    root = make_root(cloned=True)
+    root = make_root()
     assert kill_on_sight(root, where, rounds=ROUNDS) == []
 
 
 @pytest.mark.timeout(700)
 def test_a_storm_of_kills(make_root: Callable[..., Root]) -> None:
-    tally = storm(make_root(cloned=True, models=MODELS), kills=KILLS, seed=1)
+    tally = storm(make_root(models=MODELS), kills=KILLS, seed=1)
     assert tally.faults == []
     assert tally.kills == KILLS
 
@@ -178,7 +178,7 @@ def test_the_checks_turn_red_when_the_protocol_is_broken(
     """Seeded faults: without them this very run is green (see above)."""
     with Receiver() as receiver:
         webhook = {"url": receiver.url, "secret": SECRET}
-        root = make_root(cloned=True, engine="engines:Tracing", webhooks=[webhook])
+        root = make_root(engine="engines:Tracing", webhooks=[webhook])
         fill(root)
         assert root.watch(point=point, once=True, fault=fault).wait(60) == -signal.SIGKILL
         root.watch(once=True, fault=fault).wait(60)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
+import forked
 import pytest
 from conftest import until
 from engines import a_job, expected, read_log
@@ -123,7 +124,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
         spec = WorkerSpec(
             engine or "engines:Scripted", "none", options={"log": str(log), **(options or {})}
         )
-        executor = LocalExecutor(spec, devices, **settings)
+        executor = LocalExecutor(spec, devices, **{"launch": forked.launch} | settings)
         running.append(executor)
         return Bench(executor, log)
 

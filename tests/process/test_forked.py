@@ -45,7 +45,7 @@ def held_by(pid: int) -> Iterator[str]:
 def test_a_cloned_worker_is_its_watcher_s_own_child_and_holds_nothing_of_it(
     make_root: Callable[..., Root],
 ) -> None:
-    root = make_root(cloned=True)
+    root = make_root()
     watcher = root.watch()
     pid = until(lambda: next(iter(root.pulse().get("workers", ())), {}).get("pid"))
     worker = psutil.Process(pid)

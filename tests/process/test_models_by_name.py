@@ -376,10 +376,16 @@ def test_what_an_engine_turns_out_not_to_take_fails_the_job_and_no_other(
     make_root: Callable[..., Root],
 ) -> None:
     root = make_root()
+    loads = root.folder / "loads"
+    options = {"log": str(root.log), "load_waits_for": str(loads)}
+    root.configure(engine_options=options)
     write_loras(root.folder)
     jobs = ("lora: one", "upscale: 2 refine", "upscale: 2")
     root.drop("first.yaml", "".join(f"- {{prompt: a steps=1, {job}}}\n" for job in jobs))
-    assert root.watch(once=True).wait(60) == 0  # nobody knew before it was loaded
+    watcher = root.watch(once=True)
+    until(lambda: len(root.states()) == len(jobs), what="on record: nobody knows yet")
+    loads.touch()
+    assert watcher.wait(60) == 0
     told = [(job["error_code"], job["error_message"]) for job in root.jobs()]
     assert told == [
         ("not_accepted", "This model does not take `lora`."),

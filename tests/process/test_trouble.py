@@ -539,7 +539,7 @@ def test_a_file_that_always_breaks_the_reader_is_set_aside_and_the_others_run(
 def test_a_file_that_meets_a_fault_of_ours_is_refused_and_the_watcher_goes_on(
     make_root: Callable[..., Root],
 ) -> None:
-    root = make_root()
+    root = make_root(engine="engines:Tracing")
     (root.folder / "inputs").mkdir()
     expected("input", 1, 64, 64).save(root.folder / "inputs" / "cat.png")
     root.drop("a.yaml", "{prompt: one, image: cat.png}")

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import pytest
 from conftest import until
 from engines import read_log
@@ -40,7 +41,7 @@ class Desk:
         self.inbox = Inbox(folder / "inbox", settle=0.1, rescan=1.0)
         self.inbox.open(first=True)
         spec = WorkerSpec("engines:Scripted", "none", options={"log": str(self.log)}, name="one")
-        self.executor = LocalExecutor(spec, devices)
+        self.executor = LocalExecutor(spec, devices, launch=forked.launch)
         shared = Shared(self.store, self.inbox, wake=self.executor.wake)
         self.finisher = Finisher(shared, outputs=outputs, **how)
         self.finisher.start()
