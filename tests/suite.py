@@ -6,6 +6,7 @@ tests wait for something most of the time.
 """
 
 import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,8 @@ RUNS = {
 }
 #: A file's tests share what it starts, so they stay together.
 SPREAD = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
+#: The runs share the cores already: a second thread of a small model's would wait, spinning.
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 AGAIN = ["--last-failed", "--last-failed-no-failures", "none"]
 
 
@@ -35,7 +38,7 @@ def command(name: str, words: list[str]) -> list[str]:
 def main(words: list[str]) -> int:
     if words[:1] == ["again"]:
         again = [command(name, [*run, *AGAIN, *words[1:]]) for name, run in RUNS.items()]
-        codes = [subprocess.run(each, cwd=HOUSE).returncode for each in again]
+        codes = [subprocess.run(each, cwd=HOUSE, env=ENVIRONMENT).returncode for each in again]
         return max(0 if code == NOTHING_TO_DO else code for code in codes)
     first, *beside = (command(name, [*run, *words]) for name, run in RUNS.items())
     first += SPREAD
@@ -43,10 +46,10 @@ def main(words: list[str]) -> int:
         running = []
         for each in beside:
             said = ends.enter_context(tempfile.TemporaryFile())
-            process = subprocess.Popen(each, cwd=HOUSE, stdout=said, stderr=said)
+            process = subprocess.Popen(each, cwd=HOUSE, env=ENVIRONMENT, stdout=said, stderr=said)
             ends.callback(process.kill)
             running.append((process, said))
-        code = subprocess.run(first, cwd=HOUSE).returncode
+        code = subprocess.run(first, cwd=HOUSE, env=ENVIRONMENT).returncode
         for process, said in running:
             code = process.wait() or code
             said.seek(0)

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+from conftest import until
 from PIL import Image
 from roots import Root
 
