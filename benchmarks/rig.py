@@ -30,6 +30,8 @@ __all__ = [
 #: Settings of a root whose worker runs the starter model.
 STARTER: dict[str, Any] = {"engine": "zimage", "model": "starter", "engine_options": {}}
 
+_roots: list[Root] = []  #: in use: their processes must not fail meanwhile
+
 
 @contextmanager
 def a_root(**settings: Any) -> Iterator[Root]:
@@ -37,9 +39,11 @@ def a_root(**settings: Any) -> Iterator[Root]:
     with tempfile.TemporaryDirectory(prefix="bench-") as folder:
         root = Root(Path(folder) / "root", settle_seconds=1.0, rescan_seconds=5.0, **settings)
         root.copied = False  # what a start takes is among the promises
+        _roots.append(root)
         try:
             yield root
         finally:
+            _roots.remove(root)
             for process in reversed(root.processes):
                 process.send_signal(signal.SIGTERM)
                 process.wait(30)
@@ -47,9 +51,12 @@ def a_root(**settings: Any) -> Iterator[Root]:
 
 
 def wait(ready: Callable[[], Any], seconds: float = 300, pause: float = 0.005) -> Any:
-    """The first truthy answer; the benchmark ends when there is none in time."""
+    """The first truthy answer; the benchmark ends when there is none in time, or never will be."""
     deadline = time.monotonic() + seconds
     while not (value := ready()):
+        for root in _roots:
+            if any((process.poll() or 0) > 0 for process in root.processes):
+                raise SystemExit(f"a process ended:\n{root.said.read_text()[-2000:]}")
         if time.monotonic() > deadline:
             raise SystemExit("the service did not get there in time")
         time.sleep(pause)
