@@ -29,6 +29,7 @@ from watcher.jobs import ENDED, Batch, Job, JobRequest, JobState, Priority
 from watcher.limits import Limits
 from watcher.log import now_us, say
 from watcher.models.cards import limits_known
+from watcher.needs import needs_of
 from watcher.pace import Pace, Size, loading_seconds, size_of
 from watcher.previews import Previews
 from watcher.store import JobStore
@@ -270,11 +271,14 @@ class Door:
         """How the queue is, as ``queue`` events tell it. Raises SteadyError."""
         counts, pulse = self.store.counts(), self.pulse()
         paused = self.store.get("paused") or None
+        needs = needs_of(self.store, pulse, self.inbox)
         return {
             "counts": {state.value: n for state, n in counts.items()},
             "paused": paused and {"by": paused.get("by"), "reason": paused.get("reason")},
             "watcher": {"alive": pulse["alive"], "state": pulse.get("state")},
-            "reasons": [error.as_dict() for error in live.pulse_troubles(pulse)],
+            "reasons": [error.as_dict() for error in needs.troubles],
+            "refused": [batch.ticket for batch in (*needs.refused, *needs.lacking)],
+            "notices": list(needs.notices),
         }
 
     @property

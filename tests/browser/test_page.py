@@ -319,8 +319,8 @@ def test_a_failed_job_is_run_smaller_or_dismissed(eyes: Eyes, house: House):
 
 
 def test_a_refused_file_shows_its_line_and_is_dismissed(eyes: Eyes, house: House):
-    house.root.drop("typo.yaml", "prompt: a fox\nwidht: 640\n")
     page = eyes.open()
+    house.root.drop("typo.yaml", "prompt: a fox\nwidht: 640\n")
     entry = page.locator("#refused li", has_text="typo.yaml")
     expect(entry).to_contain_text("widht is not known. Did you mean width?")
     entry.get_by_text("Show where").click()
