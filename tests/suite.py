@@ -22,7 +22,7 @@ RUNS = {
     **{folder.removeprefix("tests/"): [folder] for folder in ALONE},
 }
 #: A file's tests share what it starts, so they stay together.
-SPREAD = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
+SPREAD = ["-n", "4", "--dist", "loadfile", "--no-loadscope-reorder"]
 #: The runs share the cores already: a second thread of a small model's would wait, spinning.
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1"}
 AGAIN = ["--last-failed", "--last-failed-no-failures", "none"]
