@@ -48,6 +48,7 @@ inks: [a, b]
 knobs: {x: 1.5}
 """
 CSV = 'prompt,mood,warmth,grain,inks,knobs\na fox,calm,"0,5",yes,"a, b","{""x"": 1.5}"\n'
+HELD = {"inks": ["a\ud800"], "knobs": {"a\x00": 1}}
 WRONG = {"mood": 7, "warmth": 2, "grain": "maybe", "inks": "a", "knobs": [1]}
 OPTIONS = [
     "--mood=calm", "--warmth=0.5", "--grain", "--inks=a", "--inks=b", "--knobs=x=1.5",
@@ -63,7 +64,7 @@ def read(data: str, suffix: str) -> dict[str, Any]:
     return jobfile.parse(data.encode(), suffix, Planner(Limits())).requests[0].request.model_dump()
 
 
-def wrong() -> list[str]:
+def wrong(fields: dict[str, Any]) -> list[str]:
     """What each wrong value is told, and what would be right."""
     from watcher import jobfile
     from watcher.errors import SteadyError
@@ -71,7 +72,7 @@ def wrong() -> list[str]:
     from watcher.limits import Limits
 
     try:
-        jobfile.parse(json.dumps({"prompt": "a"} | WRONG).encode(), ".json", Planner(Limits()))
+        jobfile.parse(json.dumps({"prompt": "a"} | fields).encode(), ".json", Planner(Limits()))
     except SteadyError as error:
         return [f"{p.message} [{p.allowed}]" for p in error.problems]
     return []
@@ -133,7 +134,8 @@ def main(folder: Path) -> dict[str, Any]:
     }
     return {
         "ways": {way: {name: said.get(name) for name in VALUES} for way, said in ways.items()},
-        "wrong": wrong(),
+        "wrong": wrong(WRONG),
+        "held": wrong(HELD),
     }
 
 

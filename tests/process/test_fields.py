@@ -26,3 +26,4 @@ def test_a_line_in_jobs_is_all_that_a_field_of_any_type_needs(tmp_path: Path) ->
         "`inks` must be a list of at most 3, each text. [list of at most 3, each text]",
         "`knobs` must be a mapping of names to number. [mapping of names to number]",
     ]
+    assert len(said["held"]) == 2, "what no file may hold is found in lists and mappings as well"

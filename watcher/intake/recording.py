@@ -197,7 +197,7 @@ class Recorder(Part):
 
 def _linked(request: JobRequest, named: Mapping[str, str]) -> JobRequest:
     """``request`` with the ids of those jobs of its file whose pictures it starts from."""
-    if request.image is None and request.mask is None:
+    if not any(map(request.__dict__.get, PICTURE_FIELDS)):
         return request
     links = {f: f"job:{named[r]}" for f in PICTURE_FIELDS if (r := getattr(request, f)) in named}
     return request.model_copy(update=links) if links else request

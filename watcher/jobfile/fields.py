@@ -159,6 +159,11 @@ class Checker:
         """
         problems: list[ValueFault] = []
         for field, text in values.items():
+            if type(text) in (list, dict) and field != "metadata":
+                if fault := _control_within(field, text):
+                    problems.append(fault)
+                    values[field] = None
+                continue
             if type(text) is not str or field not in _TIDIED:
                 continue
             if not text.isprintable():
@@ -343,6 +348,14 @@ def _bad_name(key: str, text: str, why: str, card: Card) -> ValueFault:
     better = "/".join([p for p in parts if p][:MAX_SEGMENTS])
     remedy = f"Write e.g. `{key}: {better}`." if better and better != text else None
     return wrong("bad_name", f"`{key}` {why}.", key, text, card, remedy)
+
+
+def _control_within(field: str, value: list[Any] | dict[Any, Any]) -> ValueFault | None:
+    """The first control character in the texts of a list or a mapping."""
+    for text in value if isinstance(value, list) else (*value, *value.values()):
+        if isinstance(text, str) and (found := _CONTROL.search(text)):
+            return control_character(field, text, found.start())
+    return None
 
 
 def bad_metadata(metadata: Mapping[Any, Any]) -> str:

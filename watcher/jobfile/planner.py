@@ -313,7 +313,7 @@ class Planner:
         self._stem = None
         if "count" in values and values["count"] is None:
             del values["count"]
-        starts = values.get("image") is not None or values.get("mask") is not None
+        starts = any(values.get(field) is not None for field in PICTURE_FIELDS)
         if starts and (faults := self._start_from(values, names, index)):
             return faults
         if self.limits.default_name and values.get("name") is None:

@@ -104,7 +104,7 @@ class NewJob(NamedTuple):
             row=row,
             model=request.model or "",
             loras=request.lora_names if request.lora else "",
-            awaits=awaited(request.__dict__) if request.image or request.mask else None,
+            awaits=awaited(request.__dict__),
         )
 
     def named(self, stem: str | None) -> "NewJob":
