@@ -30,8 +30,11 @@ _WAITING = """SELECT w.id, w.request, w.awaits, s.state, s.sha256, s.deleted_at
 
 def awaited(request: Mapping[str, Any]) -> str | None:
     """The id of the first job whose picture a request still waits for."""
-    found = (request.get(field) for field in PICTURE_FIELDS)
-    return next((input_job(r) for r in found if r and not input_digest(r)), None)
+    for field in PICTURE_FIELDS:  # asked of every row of a table
+        reference = request.get(field)
+        if reference and not input_digest(reference):
+            return input_job(reference)
+    return None
 
 
 class JobInputs(Database):
