@@ -30,8 +30,8 @@ Log: every load, start, step, finish, fault and close is one JSON line, appended
 to the file named by option ``log`` or the environment's ENGINE_LOG: ``{"event", "pid", "t"
 (monotonic ns), "prompt", "seed", "width", "height", …}``.
 
-Options (``engine_options``): ``log``; ``load_sleep`` seconds; ``load_waits_for``: a path, the load
-ends once it exists; ``load_fault``: missing, lost, damaged, oom, raise, exit, segv, hang or a code
+Options (``engine_options``): ``log``; ``load_sleep`` seconds; ``load_waits_for``: a named pipe, the
+load ends once it was written to; ``load_fault``: missing, lost, damaged, oom, raise, exit, segv, hang or a code
 of ERRORS; ``load_fault_while``: a path, the load fault comes only while it exists;
 ``load_fault_on``: only on this device; ``load_faults``: a file with a load fault a line, each of
 which comes once.
@@ -147,8 +147,8 @@ class Scripted:
 
     def load(self) -> EngineInfo:
         time.sleep(float(self._options.get("load_sleep", 0)))
-        while (sign := self._options.get("load_waits_for")) and not Path(sign).exists():
-            time.sleep(0.01)
+        if pipe := self._options.get("load_waits_for"):
+            Path(pipe).read_bytes()
         self._note("load", device=self._settings.device, model=self._settings.model)
         gate = self._options.get("load_fault_while")
         place = self._options.get("load_fault_on", self._settings.device)

@@ -1,6 +1,7 @@
 """Engines of one's own through the whole service: the recipe says what they said, nothing else."""
 
 import json
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -55,12 +56,14 @@ def test_what_an_engine_said_when_it_was_loaded_judges_the_jobs_after(
 ) -> None:
     root = make_root()
     loads = root.folder / "loads"
+    os.mkfifo(loads)
     root.configure(engine_options={"log": str(root.log), "load_waits_for": str(loads)})
     root.drop("first.json", json.dumps(JOB | {"prompt": "first"}))
     watcher = root.watch(once=True)
     until(lambda: len(root.states()) == 1, what="on record: nobody knows yet")
-    loads.touch()
+    loads.write_bytes(b"")
     assert watcher.wait(60) == 0
+    root.configure(engine_options={"log": str(root.log)})
     root.drop("second.json", json.dumps(JOB | {"prompt": "second"}))
     root.finish()
     first, second = (

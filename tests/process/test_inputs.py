@@ -253,18 +253,24 @@ def test_pictures_are_found_among_any_number_of_other_files(tracing: Root) -> No
     assert finder.matches("photos/*") == ["photos/58.png", "photos/59.png"]
 
 
+def failing(number: int) -> Callable[..., None]:
+    """A call of the system's that ends with this error."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
 def test_a_picture_on_a_disk_that_fails_is_waited_for(
     tracing: Root, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     put(tracing, "cat.png", 1)
     finder = Finder(Inputs(Config.load(tracing.folder), None))
 
-    def failing(*_: Any, **__: Any) -> None:
-        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
-
     for broken in ("open", "scandir", "lstat"):
         with monkeypatch.context() as there:
-            there.setattr(os, broken, failing)
+            there.setattr(os, broken, failing(errno.ESTALE))
             with pytest.raises(Trouble, match="A picture cannot be read"):
                 finder.matches("*.png") if broken == "scandir" else finder.find("cat.png")
     assert finder.find("cat.png").size == (64, 64)
@@ -276,16 +282,13 @@ def test_a_bad_place_in_one_picture_is_that_pictures_alone(
     put(tracing, "cat.png", 1)
     finder = Finder(Inputs(Config.load(tracing.folder), None))
 
-    def failing(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     with monkeypatch.context() as there:
-        there.setattr(os, "open", failing)
+        there.setattr(os, "open", failing(errno.EIO))
         with pytest.raises(SteadyError, match="cannot be read: Input/output") as caught:
             finder.find("cat.png")
         assert caught.value.code == "unreadable"
     with monkeypatch.context() as there:  # the folder itself: nobody knows what lies there
-        there.setattr(os, "lstat", failing)
+        there.setattr(os, "lstat", failing(errno.EIO))
         with pytest.raises(Trouble):
             finder.find("cat.png")
 

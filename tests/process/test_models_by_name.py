@@ -377,6 +377,7 @@ def test_what_an_engine_turns_out_not_to_take_fails_the_job_and_no_other(
 ) -> None:
     root = make_root()
     loads = root.folder / "loads"
+    os.mkfifo(loads)
     options = {"log": str(root.log), "load_waits_for": str(loads)}
     root.configure(engine_options=options)
     write_loras(root.folder)
@@ -384,7 +385,7 @@ def test_what_an_engine_turns_out_not_to_take_fails_the_job_and_no_other(
     root.drop("first.yaml", "".join(f"- {{prompt: a steps=1, {job}}}\n" for job in jobs))
     watcher = root.watch(once=True)
     until(lambda: len(root.states()) == len(jobs), what="on record: nobody knows yet")
-    loads.touch()
+    loads.write_bytes(b"")
     assert watcher.wait(60) == 0
     told = [(job["error_code"], job["error_message"]) for job in root.jobs()]
     assert told == [
