@@ -2,27 +2,22 @@
 
 The durable queue in front of any such server: SGLang, vLLM-Omni, LocalAI, stable-diffusion.cpp,
 another service of ours, OpenAI itself. Address and key come from the configuration alone. No
-torch, no client library: one HTTP call a picture, from a thread, so that a cancel needs no answer.
+torch: one HTTP call a picture, which is cut off when the job is cancelled.
 
 A server that is away is this slot's trouble: the process leaves, and comes back when it is there.
 The job's id goes along as idempotency key, so a call repeated after a crash is the same call to a
 server that heeds it. Nothing lies on the disk.
 """
 
+import asyncio
 import base64
-import contextlib
-import http.client
 import io
 import json
 import os
-import socket
-import threading
 import time
-import uuid
-from collections.abc import Mapping
 from typing import Any, Literal, get_args
-from urllib.parse import SplitResult, urlsplit
 
+import httpx2
 from PIL import Image, ImageChops
 from pydantic import Field
 
@@ -68,8 +63,8 @@ class ServerOptions(EngineOptions):
         if self.key_env is None:
             return self.key
         key = os.environ.get(self.key_env, "").strip()
-        if not key:
-            raise SteadyError("bad_config", f"The environment has no {self.key_env}.")
+        if not key or not key.isascii():
+            raise SteadyError("bad_config", f"The environment has no key in {self.key_env}.")
         return key
 
 
@@ -95,8 +90,10 @@ class ImageServer:
     def __init__(self, settings: EngineSettings) -> None:
         self._model = settings.model
         self._options = ServerOptions.of(settings.options)
-        self._where = urlsplit(self._options.url.rstrip("/"))
-        self._key = self._options.key_now()
+        self._url = self._options.url.rstrip("/")
+        self._headers = {"Accept": "application/json", "User-Agent": "SteadyDiffusion"}
+        if (key := self._options.key_now()) is not None:
+            self._headers["Authorization"] = f"Bearer {key}"
         sends = self._options.sends
         self._sends = sends if isinstance(sends, dict) else {name: name for name in sends}
 
@@ -106,7 +103,7 @@ class ImageServer:
         A server without such a list will do: it answers.
         """
         try:
-            self._call("GET", "/models").wait(_CONNECT)
+            _answer(httpx2.Request("GET", f"{self._url}/models", headers=self._headers), _CONNECT)
         except _Passing as error:
             raise ServerAway(str(error)) from None
         except SteadyError as error:
@@ -147,16 +144,15 @@ class ImageServer:
 
         Raises SteadyError server_failed, ServerAway.
         """
-        path, kind, body = self._body(request)
+        call = self._call(request)
         # A picture's bytes in base64, and twice that for a server that does not pack it well.
         limit = request.width * request.height * 8 + _SLACK
         answers = 0
         for tried in range(_TRIES):
             # A call that broke off may still be running there: the same key asks for that very one.
-            key = f"{request.job_id}-{answers}"
+            call.headers["Idempotency-Key"] = f"{request.job_id}-{answers}"
             try:
-                call = self._call("POST", path, body, kind=kind, key=key, limit=limit)
-                return call.wait(self._options.timeout, report)
+                return _answer(call, self._options.timeout, limit, report)
             except SteadyError as error:
                 if error.code == "bad_config":  # since it was loaded
                     raise SteadyError("server_failed", error.message) from None
@@ -170,28 +166,11 @@ class ImageServer:
                 _pause(max(2.0**tried, min(error.pause, _MOST_PAUSE)), report)
         raise AssertionError  # every way out is above
 
-    def _call(
-        self,
-        method: str,
-        path: str,
-        body: bytes | None = None,
-        *,
-        kind: str = "",
-        key: str = "",
-        limit: int = _SLACK,
-    ) -> "_Call":
-        headers = {"Accept": "application/json", "User-Agent": "SteadyDiffusion"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
-        if body is not None:
-            headers |= {"Content-Type": kind, "Idempotency-Key": key}
-        return _Call(self._where, method, path, headers, body, limit)
-
     def close(self) -> None:
         """Nothing is kept open between two pictures."""
 
-    def _body(self, request: EngineRequest) -> tuple[str, str, bytes]:
-        """Path, media type and body of the call: JSON, or a form where a picture goes along."""
+    def _call(self, request: EngineRequest) -> httpx2.Request:
+        """The call that asks for a picture: JSON, or a form where a picture goes along."""
         asked: dict[str, Any] = {
             **self._options.extra,
             "model": self._model,
@@ -204,113 +183,83 @@ class ImageServer:
             if value is not None:
                 asked[theirs] = value
         if request.image is None:
-            return "/images/generations", "application/json", json.dumps(asked).encode()
+            url = f"{self._url}/images/generations"
+            return httpx2.Request("POST", url, headers=self._headers, json=asked)
         pictures = {"image": request.image.convert("RGB")}
         if request.mask is not None:  # theirs: what is transparent is painted anew
             pictures["mask"] = pictures["image"].copy()
             pictures["mask"].putalpha(ImageChops.invert(request.mask.convert("L")))
-        return "/images/edits", *_form(asked, pictures)
+        said = {
+            name: value if isinstance(value, str) else json.dumps(value)
+            for name, value in asked.items()
+            if value is not None
+        }
+        files = {name: (f"{name}.png", _png(each), "image/png") for name, each in pictures.items()}
+        url = f"{self._url}/images/edits"
+        return httpx2.Request("POST", url, headers=self._headers, data=said, files=files)
 
 
-def _form(fields: Mapping[str, Any], pictures: Mapping[str, Image.Image]) -> tuple[str, bytes]:
-    """A form of fields and PNG files: its media type and its bytes."""
-    edge = uuid.uuid4().hex
-    parts: list[bytes] = []
-    for name, value in fields.items():
-        if value is None:
-            continue
-        said = value if isinstance(value, str) else json.dumps(value)
-        head = f'--{edge}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n'
-        parts.append(f"{head}{said}\r\n".encode())
-    for name, picture in pictures.items():
-        held = io.BytesIO()
-        picture.save(held, "PNG")
-        head = f'--{edge}\r\nContent-Disposition: form-data; name="{name}"; filename="{name}.png"'
-        parts.append(f"{head}\r\nContent-Type: image/png\r\n\r\n".encode())
-        parts += held.getvalue(), b"\r\n"
-    return f"multipart/form-data; boundary={edge}", b"".join([*parts, f"--{edge}--\r\n".encode()])
+def _png(picture: Image.Image) -> bytes:
+    held = io.BytesIO()
+    picture.save(held, "PNG")
+    return held.getvalue()
 
 
-class _Call(threading.Thread):
-    """One request, in a thread of its own. Follows no redirect, uses no proxy."""
+def _answer(
+    call: httpx2.Request, seconds: float, limit: int = _SLACK, report: Report | None = None
+) -> bytes:
+    """The body of the server's answer, of at most ``limit`` bytes, within ``seconds``.
 
-    def __init__(
-        self,
-        where: SplitResult,
-        method: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: bytes | None,
-        limit: int,
-    ) -> None:
-        super().__init__(name="call", daemon=True)
-        kind = (
-            http.client.HTTPSConnection if where.scheme == "https" else http.client.HTTPConnection
-        )
-        self._connection = kind(str(where.hostname), where.port, timeout=_CONNECT)
-        self._asked = (method, where.path + path, body, dict(headers))
-        self._limit = limit
-        self._found: bytes | Exception = RuntimeError("the call died; the log says of what")
+    Lets what ``report`` raises pass; the call is cut off then. Raises _Passing, SteadyError.
+    """
+    return asyncio.run(_waited_for(call, seconds, limit, report))
 
-    def run(self) -> None:
-        try:
-            self._found = self._ask()
-        except (_Passing, SteadyError) as error:
-            self._found = error
 
-    def wait(self, timeout: float, report: Report | None = None) -> bytes:
-        """The body of the answer. Lets what ``report`` raises pass; raises _Passing, SteadyError."""
-        deadline = time.monotonic() + timeout
-        self.start()
-        try:
-            while self.is_alive():
-                self.join(_TICK)
+async def _waited_for(
+    call: httpx2.Request, seconds: float, limit: int, report: Report | None
+) -> bytes:
+    answer = asyncio.create_task(_body_of(call, limit))  # ends with the loop, whatever is raised
+    try:
+        async with asyncio.timeout(seconds):
+            while not answer.done():
+                await asyncio.wait({answer}, timeout=_TICK)
                 if report is not None:
                     report(0, 1)
-                if time.monotonic() > deadline:
-                    words = f"The server did not answer within {timeout:g} seconds."
-                    raise SteadyError("timed_out", words)
-        finally:
-            connected = self._connection.sock
-            if connected is not None:
-                with contextlib.suppress(OSError):
-                    connected.shutdown(socket.SHUT_RDWR)  # wakes the thread
-        if isinstance(self._found, Exception):
-            raise self._found
-        return self._found
+    except TimeoutError:
+        words = f"The server did not answer within {seconds:g} seconds."
+        raise SteadyError("timed_out", words) from None
+    return answer.result()
 
-    def _ask(self) -> bytes:
-        connection = self._connection
+
+async def _body_of(call: httpx2.Request, limit: int) -> bytes:
+    """One request. Follows no redirect, uses no proxy; whoever waits looks at the clock."""
+    patience = httpx2.Timeout(None, connect=_CONNECT)
+    data = bytearray()
+    async with httpx2.AsyncClient(trust_env=False, timeout=patience) as client:
         try:
-            connection.connect()
-            connection.sock.settimeout(None)  # whoever waits looks at the clock
-        except OSError as error:
-            words = f"The server cannot be reached ({error.strerror or type(error).__name__})."
-            raise _Passing(words, away=True) from None
-        try:
-            connection.request(*self._asked)
-            with connection.getresponse() as response:
-                data = response.read(self._limit + 1)
-                if response.length and len(data) <= self._limit:
-                    raise http.client.IncompleteRead(data)
-        except (OSError, http.client.HTTPException, ValueError) as error:
+            response = await client.send(call, stream=True)
+            async for part in response.aiter_raw():
+                data += part
+                if len(data) > limit:
+                    break
+        except (httpx2.ConnectError, httpx2.ConnectTimeout) as error:
+            words = printable(str(error) or type(error).__name__)[:200]
+            raise _Passing(f"The server cannot be reached ({words}).", away=True) from None
+        except httpx2.TransportError as error:
             words = f"The server broke the call off ({type(error).__name__})."
             raise _Passing(words) from None
-        finally:
-            connection.close()
-        _judge(response, data)
-        if len(data) > self._limit:
-            words = f"The server's answer is larger than {self._limit >> 20} MiB."
-            raise SteadyError("bad_answer", words)
-        return data
+    _judge(response, bytes(data))
+    if len(data) > limit:
+        raise SteadyError("bad_answer", f"The server's answer is larger than {limit >> 20} MiB.")
+    return bytes(data)
 
 
-def _judge(response: http.client.HTTPResponse, data: bytes) -> None:
+def _judge(response: httpx2.Response, data: bytes) -> None:
     """Raises what a status means that is no success."""
-    status = response.status
-    said = f"The server answers {status}: {_words_in(data) or response.reason}"
+    status = response.status_code
+    said = f"The server answers {status}: {_words_in(data) or response.reason_phrase}"
     if status in _ASIDE or status >= 500:
-        after = response.getheader("Retry-After", "")
+        after = response.headers.get("Retry-After", "")
         raise _Passing(said, answered=True, pause=float(after) if after.isdecimal() else 0.0)
     if status in (401, 403):
         raise SteadyError("bad_config", f"The server refuses the key ({status}).")
