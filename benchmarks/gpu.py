@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 HOUSE = Path(__file__).resolve().parent.parent
-PARTS = ("card", "service", "model", "tiers", "attention", "checks")
+PARTS = ("card", "service", "model", "tiers", "attention", "checks", "compile")
 _SIGNS = ("nvidiactl", "nvidia0", "kfd", "dxg")  #: what lies in /dev where there is a card
 
 

@@ -169,6 +169,24 @@ def _attention(card: str, say: Say) -> None:
             say(f"{name} as native", "the same" if image == want else "other pixels")
 
 
+def _compile(card: str, say: Say) -> None:
+    """Regional compiling: how long it takes, what it gains, and how often it starts anew."""
+    if card == "cpu":
+        say("compile", "not rehearsed", "", "minutes on a processor")
+        return
+    with _engine(card, say) as engine:
+        want = _picture(say, engine, "plain", 1024)
+        engine._pipe.transformer.compile_repeated_blocks(dynamic=True)
+        for side in (1024, 512, 768):
+            begun = time.perf_counter()
+            engine._draw(a_request(side), nothing)
+            say(f"first picture of {side} x {side}", time.perf_counter() - begun, "s", "compiles")
+        image = _picture(say, engine, "compiled", 1024)
+        say("compiled as plain", "the same" if image == want else "other pixels")
+        engine._placement._settle("offload")
+        _picture(say, engine, "compiled, then offload", 1024)
+
+
 def _checks(card: str, say: Say) -> None:
     """tests/model/test_gpu.py with the starter model."""
     if card == "cpu":
@@ -177,9 +195,8 @@ def _checks(card: str, say: Say) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         report = Path(scratch) / "report.xml"
         command = ["-m", "pytest", "-q", "tests/model/test_gpu.py", f"--junitxml={report}"]
-        subprocess.run(
-            [sys.executable, *command], cwd=HOUSE, check=False, stdout=subprocess.DEVNULL
-        )
+        subprocess.run([sys.executable, *command, "-k", "not compile"], cwd=HOUSE, check=False,
+                       stdout=subprocess.DEVNULL)  # fmt: skip
         for name, outcome, words in outcomes(report):
             say(name, outcome, "FAILED" if outcome in ("failure", "error") else "", words)
 
@@ -284,4 +301,5 @@ _RUN: dict[str, Callable[[str, Say], None]] = {
     "tiers": _tiers,
     "attention": _attention,
     "checks": _checks,
+    "compile": _compile,
 }

@@ -220,8 +220,8 @@ def test_models_that_cannot_be_used_are_told_in_words(
     from safetensors.torch import load_file, save_file
 
     folder = write("flux", tmp_path / "flux")
-    with pytest.raises(SteadyError, match="`attention` is no engine option"):
-        loaded(folder, attention="native")
+    with pytest.raises(SteadyError, match="`compile` is no engine option"):
+        loaded(folder, compile=True)
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(weights)
     save_file({k: torch.full_like(v, float("nan")) for k, v in tensors.items()}, weights)

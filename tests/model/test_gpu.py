@@ -178,12 +178,21 @@ def test_gpu_attention_backends_fall_back() -> None:
     assert info.attention in ("sage_varlen", "native")
     _, info = loaded(attention="_native_flash")
     assert info.attention in ("_native_flash", "native")
+    _, info = loaded(attention="fastest")
+    assert info.attention in ("_flash_3", "_native_cudnn", "_native_flash", "native")
 
 
 def test_gpu_tf32_is_used_for_float32() -> None:
     _, info = loaded("float32")
     assert info.details["tf32"] is True
     assert torch.get_float32_matmul_precision() == "high"
+
+
+@pytest.mark.timeout(900)
+def test_gpu_compile_is_kept_only_if_faster() -> None:
+    engine, info = loaded(compile=True, tier="resident")
+    assert info.details["compiled"] in (True, False)
+    assert engine.generate(ask(), nothing).image.size == (256, 256)
 
 
 def test_gpu_quantised_weights_draw() -> None:

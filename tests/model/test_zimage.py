@@ -31,7 +31,7 @@ from watcher.engines.latents import sigmas_of
 from watcher.engines.placement import Placement
 from watcher.engines.plan import DevicePlan
 from watcher.engines.shortage import sparing_memory
-from watcher.engines.trials import choose_attention
+from watcher.engines.trials import choose_attention, compile_if_faster
 from watcher.engines.zimage import ZImage
 from watcher.errors import SteadyError
 from watcher.executor import Died, Failed, Picture, Ready, Step, WorkerSpec
@@ -466,6 +466,7 @@ class Loud:
 
     def __init__(self, **fails: Exception) -> None:
         self.fails, self.now, self.tried = fails, "", []  # type: tuple[Any, str, list[str]]
+        self.clock = 0.0  #: seconds
 
     def set_attention_backend(self, name: str) -> None:
         self.now = name
@@ -474,7 +475,8 @@ class Loud:
     def draw(self, side: int, forwards: int) -> Image.Image:
         if self.now in self.fails:
             raise self.fails[self.now]
-        return Image.new("RGB", (1, 1))
+        self.clock += 0.01 if self.now == "quick" else 0.02
+        return Image.new("RGB", (1, 1), (self.now == "odd" and "red") or "blue")
 
 
 @pytest.mark.parametrize(
@@ -495,6 +497,47 @@ def test_attention_that_kills_the_device_is_no_reason_to_go_on() -> None:
         choose_attention(scripted, ("sage", "native"), scripted.draw)
 
 
+def test_the_fastest_attention_is_kept_and_its_pixels_are_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level("INFO")
+    scripted = Loud(broken=TypeError())
+
+    def fastest(*names: str) -> str:
+        return choose_attention(
+            scripted, names, scripted.draw, race=True, clock=lambda: scripted.clock
+        )
+
+    assert fastest("broken", "quick", "native") == "quick"
+    assert "the same pixels as native" in caplog.text
+    assert fastest("slow", "native") == "native"
+    assert scripted.now == "native"
+
+
+class Blocks(torch.nn.Module):
+    """A transformer whose compiled blocks draw nothing that is a picture."""
+
+    compiled = False
+    fault: Exception = BadPicture("non_finite", "Not a number.")
+
+    def compile_repeated_blocks(self, *, dynamic: bool) -> None:
+        self.compiled = True
+        self._compiled_call_impl = self.forward
+
+    def draw(self, side: int, forwards: int) -> Image.Image:
+        if self.compiled:
+            raise self.fault
+        return Image.new("RGB", (1, 1))
+
+
+@pytest.mark.parametrize("fault", [Blocks.fault, torch.OutOfMemoryError("CUDA out of memory")])
+def test_compiled_blocks_that_draw_no_picture_are_taken_back(fault: Exception) -> None:
+    blocks = Blocks()
+    blocks.fault = fault
+    assert compile_if_faster(blocks, blocks.draw) is False
+    assert blocks._compiled_call_impl is None
+
+
 class Fickle(ZImage):
     """Draws its second small picture otherwise."""
 
@@ -509,6 +552,12 @@ def test_a_model_that_does_not_repeat_itself_is_not_ready() -> None:
     with pytest.raises(SteadyError, match="came out different") as caught:
         Fickle(EngineSettings(str(STARTER), "cpu")).load()
     assert caught.value.code == "model_unfit"
+
+
+def test_what_is_tried_at_load_changes_no_pixel(engine: ZImage) -> None:
+    tried = loaded(attention="fastest")
+    drawn = tried.generate(ask(), nothing)
+    assert drawn.image.tobytes() == engine.generate(ask(), nothing).image.tobytes()
 
 
 def _hooked(module: torch.nn.Module) -> bool:

@@ -104,8 +104,8 @@ def test_tiles_begin_where_memory_ends_and_never_at_the_native_size() -> None:
 
 
 def test_what_is_said_is_what_is_done() -> None:
-    chosen = plan(H100, Options(tier="stream", attention="sage"), dtype="float32")
-    assert (chosen.tier, chosen.attention) == ("stream", ("sage", "native"))
+    chosen = plan(H100, Options(tier="stream", attention="sage", compile=True), dtype="float32")
+    assert (chosen.tier, chosen.attention, chosen.compile) == ("stream", ("sage", "native"), True)
     assert chosen.dtype == "float32"
     assert "float32: as configured." in chosen.because
 
@@ -125,7 +125,11 @@ def test_quantised_weights_fit_smaller_cards() -> None:
     assert chosen.below("resident") is None
 
 
-def test_an_amd_card_is_no_hopper_whatever_its_number_says() -> None:
+def test_attention_is_raced_only_when_asked() -> None:
+    assert not plan(H100, Options()).race
+    raced = plan(RTX_4090, Options(attention="fastest"))
+    assert raced.race and raced.attention[-1] == "native" and len(raced.attention) == 4
+    assert plan(CPU, Options(attention="fastest")).attention == ("native",)
     amd = DeviceDescription(**{**vars(H100), "rocm": True})
     assert plan(amd, Options()).attention == ("native",)
 

@@ -89,7 +89,7 @@ def test_what_is_written_is_read_back(format: str, fields: dict[str, Any]) -> No
     assert found["versions"].items() >= INFO["versions"].items()
     assert {name: found.get(name) for name in (*DETAILS, "calls")} == {
         "tier": "resident", "tiled": True, **dict.fromkeys(
-            ("quantize", "tf32", "tiled", "calls")
+            ("quantize", "tf32", "compiled", "calls")
         ),
     }  # fmt: skip
     assert found["timings"] == {"denoise": 1.25}

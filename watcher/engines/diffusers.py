@@ -3,7 +3,7 @@
 What a model takes (guidance, a negative prompt, a picture, a mask) is read from the signatures of
 its pipelines, not from a list of names. Files of this machine alone, no pickles, no code that
 comes with a model. Devices, tiers and shortage of memory are those of the engine ``zimage``; what
-only that one can do (attention, remembered prompts) is no option here.
+only that one can do (attention, compiling, remembered prompts) is no option here.
 """
 
 import inspect
@@ -43,7 +43,7 @@ class AnyPipeline(LocalEngine):
     """One text-to-image pipeline of diffusers on one device (see watcher.engine)."""
 
     pipeline_kind = "AutoPipelineForText2Image"
-    lacks = ("attention", "transformer", "base", "guidance")
+    lacks = ("attention", "compile", "transformer", "base", "guidance")
 
     def __init__(self, settings: EngineSettings) -> None:
         super().__init__(settings)

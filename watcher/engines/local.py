@@ -120,7 +120,7 @@ class LocalEngine(ABC):
         return request.width * request.height
 
     def _worn(self, request: EngineRequest, report: Report) -> Result:
-        with self._loras.worn(request.loras) as worn:
+        with self._loras.worn(request.loras) as worn, self._placement.as_written(bool(worn)):
             result = self._draw(request, report)
         return replace(result, facts={**result.facts, "loras": worn}) if worn else result
 

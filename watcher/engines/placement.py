@@ -5,12 +5,13 @@ then takes the weights one tier down. Either is remembered for pictures of its s
 somebody else may have had the memory.
 """
 
+import contextlib
 import gc
 import importlib.metadata
 import logging
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -83,6 +84,8 @@ class Placement:
         self._device = torch.device(plan.device)
         self._clock = clock
         self._took: dict[tuple[int, str], float] = {}  #: pixels, and a tier or tiles: since when
+        self._compiled: dict[Any, Any] = {}  #: blocks that run uncompiled for now
+        self._as_written = False
         self._vae = pipe.components.get("vae")
         if hasattr(self._vae, "tile_latent_min_size"):  # the library's: as large as its pictures
             scale = self._vae.tile_sample_min_size / self._vae.tile_latent_min_size
@@ -132,6 +135,25 @@ class Placement:
         finally:
             vae.use_tiling = False
 
+    @property
+    def compiles(self) -> bool:
+        """May compiled blocks run?"""
+        return self.tier == "resident" and not self._as_written
+
+    @contextlib.contextmanager
+    def as_written(self, wanted: bool) -> Iterator[None]:
+        """Inside, no compiled block runs, if ``wanted``: they do not see hooks that come later."""
+        if not wanted:
+            yield
+            return
+        self._as_written = True
+        self._set_compiled(False)
+        try:
+            yield
+        finally:
+            self._as_written = False
+            self._set_compiled(self.compiles)
+
     def _tier_for(self, pixels: int) -> str:
         """The planned tier, or the lower one that a picture not larger than this took."""
         return max([self._plan.tier, *self._taken(pixels) - {_TILES}], key=TIERS.index)
@@ -152,6 +174,7 @@ class Placement:
 
     def _move(self, tier: str) -> None:
         _end_streaming(self._parts.values())
+        self._set_compiled(tier == "resident")
         streamed = [name for name in self._parts if role_of(name) in _STREAMED[tier]]
         if not streamed:
             self._pipe.to(self._device)
@@ -182,6 +205,16 @@ class Placement:
             # The VAE is small, and its tiles would confuse the order of loading.
             exclude_modules=[name for name in self._parts if name not in streamed],
         )
+
+    def _set_compiled(self, wanted: bool) -> None:
+        """Switch compiled blocks on or off: under the hooks of streaming each would compile again and
+        again."""
+        for block in (m for part in self._parts.values() for m in part.modules()):
+            if block._compiled_call_impl is not None and not wanted:
+                self._compiled[block] = block._compiled_call_impl
+                block._compiled_call_impl = None
+            elif wanted and block in self._compiled:
+                block._compiled_call_impl = self._compiled.pop(block)
 
     def wait(self) -> None:
         """Wait until the device has finished its work."""

@@ -67,8 +67,9 @@ class Options(EngineOptions):
 
     tier: Literal["auto", "resident", "offload", "stream"] = "auto"
     quantize: Literal["none", "nf4"] = "none"  #: nf4: on CUDA, needs bitsandbytes
-    attention: _Text = "auto"  #: auto, native, or a backend diffusers knows
+    attention: _Text = "auto"  #: auto, native, fastest, or a backend diffusers knows
     tf32: bool = True  #: for float32 on CUDA
+    compile: bool = False  #: regional torch.compile, kept only if a trial is faster
     tile_above: Annotated[int, Field(ge=0)] | None = None  #: pixels; larger: decoded in tiles
     warm_up: bool = True  #: one tiny picture at load, drawn twice
     threads: Annotated[int, Field(gt=0)] | None = None  #: CPU threads of one operation
@@ -87,7 +88,9 @@ class DevicePlan:
     tier: str
     quantize: str
     attention: tuple[str, ...]  #: to be tried in this order; the first that works is used
+    race: bool  #: no, the fastest of them
     tf32: bool
+    compile: bool
     locked: bool  #: what is streamed lies in locked main memory, which is faster to copy
     tile_above: int  #: pixels
     because: tuple[str, ...]
@@ -154,7 +157,9 @@ def plan(
         tier=tier,
         quantize=options.quantize,
         attention=_attention(description, options, number),
+        race=options.attention == "fastest",
         tf32=cuda and options.tf32 and number == "float32",
+        compile=options.compile,
         locked=locked,
         tile_above=tile_above,
         because=tuple(because),
@@ -183,9 +188,11 @@ def _tier(
 
 
 def _attention(description: DeviceDescription, options: Options, dtype: str) -> tuple[str, ...]:
+    half = description.kind == "cuda" and dtype == "bfloat16"
+    if options.attention == "fastest":
+        return ("_flash_3", "_native_cudnn", "_native_flash", "native") if half else ("native",)
     if options.attention not in ("auto", "native"):
         return (options.attention, "native")
     hopper = description.capability == (9, 0) and not description.rocm
-    half = description.kind == "cuda" and dtype == "bfloat16"
     chosen = options.attention == "auto" and half and hopper
     return ("_flash_3", "native") if chosen else ("native",)

@@ -7,7 +7,7 @@ Everything a picture depends on is fixed here: the sigmas, the generator, the dt
 it runs on the same kind of device.
 
 How a model gets here, and what is done when memory is short, is in ``local.py``. Beside it:
-``trials.py`` (attention), ``embeddings.py`` (prompts that were encoded before),
+``trials.py`` (attention, compiling), ``embeddings.py`` (prompts that were encoded before),
 ``latents.py`` (where a picture begins and what of it stays).
 """
 
@@ -29,7 +29,7 @@ from watcher.engines.local import LocalEngine, picture_of
 from watcher.engines.plan import DevicePlan
 from watcher.engines.preview import PreviewMap
 from watcher.engines.shortage import sparing_memory
-from watcher.engines.trials import choose_attention
+from watcher.engines.trials import choose_attention, compile_if_faster
 from watcher.errors import SteadyError
 from watcher.limits import Card
 from watcher.models.tokens import MAX_TOKENS, cut_by
@@ -84,8 +84,10 @@ class ZImage(LocalEngine):
         transformer = self._denoiser
         transformer.register_forward_pre_hook(self._counting("forwards"))
         self._pipe.text_encoder.register_forward_pre_hook(self._counting("encodes"))
-        attention = choose_attention(transformer, chosen.attention, self._try_out)
-        self._details["tile_above"] = chosen.tile_above
+        attention = choose_attention(transformer, chosen.attention, self._try_out, race=chosen.race)
+        compiled = self._placement.compiles and chosen.compile
+        compiled = compiled and compile_if_faster(transformer, self._try_out)
+        self._details |= {"compiled": compiled, "tile_above": chosen.tile_above}
         guidance = ("guidance", "negative_prompt") if self._guided else ()
         return {
             "attention": attention,
@@ -167,9 +169,14 @@ class ZImage(LocalEngine):
             "prompt_tokens": tokens,
             "prompt_truncated": cut is not None,
             **({"warnings": [cut]} if cut else {}),
-            "details": {**self._details, "tier": self._placement.tier, "tiled": tiled},
+            "details": self._details_now(tiled),
         }
         return Result(image, facts, dict(zip(names, spans, strict=True)))
+
+    def _details_now(self, tiled: bool) -> dict[str, Any]:
+        tier = self._placement.tier
+        compiled = self._placement.compiles and bool(self._details["compiled"])
+        return {**self._details, "tier": tier, "compiled": compiled, "tiled": tiled}
 
     def _encode_anew(self, prompt: str) -> tuple[torch.Tensor, int]:
         """The prompt as the transformer reads it, and its length in tokens.

@@ -43,12 +43,13 @@ class Patience:
         growth = max(1.0, size[0] * size[1] / max(1, known[0] * known[1]))
         return statistics.median(self._seen[known]) * growth**2  # attention grows so
 
-    def limit(self, size: tuple[int, int]) -> float:
-        """Seconds after which a step counts as stuck."""
+    def limit(self, size: tuple[int, int], *, compiled: bool = False) -> float:
+        """Seconds after which a step counts as stuck; a compiled model may compile in any."""
         if self._fixed is not None:
             return self._fixed
         median = self.median(size)
-        return STEP_UNKNOWN if median is None else max(STEP_FLOOR, STEP_FACTOR * median)
+        floor = STEP_UNKNOWN if compiled else STEP_FLOOR
+        return STEP_UNKNOWN if median is None else max(floor, STEP_FACTOR * median)
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,8 @@ class Deadlines:
         task = seat.tasks[0]
         if task.started is None:
             return task.moved + STEP_FLOOR, f"did not begin a job in {STEP_FLOOR:g} s"
-        limit = self.patience.limit(task.size)
+        compiled = bool(dict(seat.info.get("details", {})).get("compiled"))
+        limit = self.patience.limit(task.size, compiled=compiled)
         step = (task.moved + limit, f"step deadline ({limit:g} s)")
         if task.overdue is None:
             return min(step, (task.started + self.job_timeout, JOB_DEADLINE))

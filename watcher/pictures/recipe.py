@@ -27,7 +27,7 @@ _MOST_BELOW = 20  #: lines that some programs write below the settings, and one
 _MAX_XMP = 65_000  #: one JPEG segment
 
 #: What of the engine's own ``details`` a recipe repeats where it is on: things that change pixels.
-DETAILS = ("tier", "quantize", "tf32", "tiled")
+DETAILS = ("tier", "quantize", "tf32", "compiled", "tiled")
 #: Request fields that name, group, order or hold back a job, or say who is told of it (a stranger's
 #: picture must not say that); all others make its picture.
 _PLACES = frozenset({"name", "folder", "key", "count", "priority", "not_before", "webhook"})
