@@ -527,13 +527,14 @@ def test_a_file_that_always_breaks_the_reader_is_set_aside_and_the_others_run(
     make_root: Callable[..., Root],
 ) -> None:
     root = make_root()
-    root.drop("a.yaml", "prompt: one\n")
+    root.drop("a.yaml", "{prompt: one, key: one}\n")  # with a key it is read alone in its group
+    root.drop("beside.yaml", "prompt: beside it\n")
     for _ in range(2):
         assert root.watch(point="parsed", broken=True).wait(30) == 1
     root.drop("b.yaml", "prompt: two\n")
     root.finish()
     assert (root.inbox / "refused" / "a.yaml.error.json").exists()
-    assert [job["prompt"] for job in root.jobs()] == ["two"]
+    assert sorted(job["prompt"] for job in root.jobs()) == ["beside it", "two"]
 
 
 def test_a_file_that_meets_a_fault_of_ours_is_refused_and_the_watcher_goes_on(

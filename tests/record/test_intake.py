@@ -3,9 +3,10 @@
 import contextlib
 import errno
 import io
+import itertools
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from watcher.errors import Trouble
 from watcher.inbox.watch import Inbox
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
+from watcher.intake.suspect import Suspect
 from watcher.jobfile.tables import Row
 from watcher.jobs import Batch, ticket_of_key
 from watcher.models.cards import limits_known
@@ -160,7 +162,7 @@ class Overtaken(Long):
 
 
 class Later(Rows):
-    def __init__(self, lines: list[Any]) -> None:
+    def __init__(self, lines: Iterable[Any]) -> None:
         self._lines = lines
         self.warnings = ()
 
@@ -174,6 +176,29 @@ class Later(Rows):
                     yield Row(2, 2, {}, ())
             else:
                 yield each
+
+
+class Broken(Reading):
+    """Meets a fault of ours in what is no table; one comes while a table is read."""
+
+    path: Path
+
+    def lines(self, stream: Any, claim: Any, batch: Any) -> Any:
+        folder.drop_file(self.path, b'{"prompt": "a fox"}', ".json", SENT[0])
+        [row] = super().lines(stream, claim, batch)
+        return Later(itertools.repeat(row, MOST))
+
+    def whole(self, claim: Any, batch: Any) -> Any:
+        raise ZeroDivisionError
+
+
+def test_a_table_is_not_to_blame_for_what_comes_between(root: Path):
+    desk = Desk(root, Broken)
+    desk.reading.path = desk.config.inbox  # type: ignore[attr-defined]
+    with pytest.raises(ZeroDivisionError):
+        desk.take("t.csv", "prompt\na cat\n")
+    assert Suspect(desk.config.state / "reading").left() == [SENT[0]]
+    desk.close()
 
 
 def test_what_goes_on_with_a_batch_waits_until_its_table_was_read(root: Path):

@@ -4,7 +4,8 @@ A file is named in a note while its bytes are looked at, and for no longer: most
 to the disk, the record and the other files of its group, and a death in that says nothing about it.
 What the next start finds in the note counts as a try of that file.
 
-A crash leaves the note as it was. It is not synced: the system keeps it when a process dies.
+A crash leaves the note as it was. It is not synced, which would take fifty times as long as to write
+it: the system keeps it when a process dies, and after half a minute also when the machine does.
 """
 
 import contextlib
@@ -23,6 +24,7 @@ class Suspect:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._named = _NOBODY
+        self._final = False
 
     def left(self) -> list[str]:
         """The tickets of files over which the last process ended, until that is ``forgotten``."""
@@ -37,15 +39,18 @@ class Suspect:
 
     @contextlib.contextmanager
     def taking(self, tickets: Sequence[str]) -> Iterator[None]:
-        """Name ``tickets`` when a fault of ours ends this: it would be met in the same file again."""
-        with contextlib.ExitStack() as blame:
-            blame.callback(self._name, " ".join(tickets))
-            try:
-                yield
-            except SteadyError:
-                blame.pop_all()
-                raise
-            blame.pop_all()
+        """Name ``tickets`` when a fault of ours ends this: it would be met in the same file again.
+
+        That stays: whoever was interrupted by these is not to blame, and the process ends.
+        """
+        try:
+            yield
+        except SteadyError:
+            raise
+        except BaseException:
+            self._name(" ".join(tickets))
+            self._final = True
+            raise
 
     @contextlib.contextmanager
     def reading(self, ticket: str = _NOBODY) -> Iterator[None]:
@@ -61,6 +66,8 @@ class Suspect:
             self._name(outer)
 
     def _name(self, tickets: str) -> None:
+        if self._final:
+            return
         self._named = tickets
         with contextlib.suppress(OSError):
             note = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
