@@ -221,7 +221,7 @@ class Submissions:
             self._store.sync()  # the answer names the picture
             self._publish(body, batch)
         except SteadyError:
-            if key is None:
+            if fresh:
                 self._store.sweep(ticket)
             raise
         say(logger, "http.submitted", ticket=ticket, jobs=plan.count, replayed=not fresh or None)

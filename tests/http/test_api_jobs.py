@@ -268,13 +268,22 @@ def test_a_post_that_died_before_publishing_is_finished_by_its_repeat(bench: Ben
     assert bench.watcher.take_in() == [ticket_of_key("order-1")]
 
 
-def test_an_inbox_that_cannot_be_written_is_503_and_leaves_no_row(bench: Bench):
-    bench.config.inbox.rename(bench.config.root / "away")
+@pytest.mark.parametrize("address", ["/generate-image", "/v1/images/generations"])
+@pytest.mark.parametrize("key", [{}, {"Idempotency-Key": "order-1"}])
+def test_an_inbox_that_cannot_be_written_is_503_and_leaves_no_row(
+    bench: Bench, address: str, key: dict[str, str]
+):
+    """Nobody waits for a file that never came, nor does a second try of the same."""
+    away = bench.config.inbox.rename(bench.config.root / "away")
     bench.config.inbox.write_text("a file where the folder was")
-    answer = bench.client.post("/generate-image", json={"prompt": "a fox"})
-    refused(answer, 503, "folder_gone")
+    answer = bench.client.post(address, json={"prompt": "a fox"}, headers=key)
+    assert (answer.status_code, bench.store.batches()) == (503, [])
+    assert "folder_gone" in answer.text
     assert answer.headers["retry-after"]
-    assert bench.store.batches() == []
+    bench.config.inbox.unlink()
+    away.rename(bench.config.inbox)
+    bench.client.post("/generate-image", json={"prompt": "a fox"}, headers=key)
+    assert len(bench.watcher.take_in()) == 1
 
 
 # -- lists
