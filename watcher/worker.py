@@ -45,7 +45,7 @@ from watcher.engine import (
     Preview,
 )
 from watcher.engines.shortage import is_out_of_memory, is_poison
-from watcher.errors import SteadyError
+from watcher.errors import SteadyError, did_you_mean
 from watcher.jobs import PICTURE_FIELDS
 from watcher.orders import Order, Orders, PictureShelf, Sender
 from watcher.pictures.source import mask_of, pixels_of
@@ -241,8 +241,12 @@ _ENGINES = {
 
 
 def _engine_class(name: str) -> Callable[[EngineSettings], Engine]:
-    """One of ours, or ``package.module:Class`` found on PYTHONPATH."""
-    module, _, attribute = _ENGINES.get(name, name).partition(":")
+    """One of ours, or ``package.module:Class`` found on PYTHONPATH. SteadyError bad_config."""
+    module, sign, attribute = _ENGINES.get(name, name).partition(":")
+    if not sign:
+        others = f"Take {', '.join(_ENGINES)} or package.module:Class."
+        words = f"`{name}` is no engine. {did_you_mean(name, _ENGINES, others)}"
+        raise SteadyError("bad_config", words)
     found: Callable[[EngineSettings], Engine] = getattr(importlib.import_module(module), attribute)
     return found
 

@@ -617,6 +617,22 @@ def test_engine_that_cannot_be_imported(start: Start) -> None:
     assert "No module named 'nowhere'" in died.environment.message
 
 
+@pytest.mark.parametrize(
+    ("engine", "hint"),
+    [
+        ("opnai", "Did you mean `openai`?"),
+        ("toyy", "Take zimage, diffusers, openai or package.module:Class."),
+    ],
+)
+def test_a_mistyped_engine_is_told_with_the_nearest_right_name(
+    start: Start, engine: str, hint: str
+) -> None:
+    died = start(engine=engine).wait(Died)
+    assert died.environment is not None
+    words = f"`{engine}` is no engine. {hint}"
+    assert (died.environment.code, died.environment.message) == ("bad_config", words)
+
+
 def test_options_that_are_no_plain_data_are_refused_before_anything_starts() -> None:
     spec = WorkerSpec("engines:Scripted", "m", options={"when": datetime.date(2026, 1, 1)})
     with pytest.raises(SteadyError) as caught:
