@@ -6,6 +6,7 @@ Decides nothing about how it looks: that is the templates' affair. Changes nothi
 import json
 import shutil
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -63,6 +64,7 @@ _DEAD_SHOWN = 5  #: deliveries that were given up
 _HOURS_SECONDS = 30.0  #: for which the figures of the last hours are kept
 _MONTHS_SECONDS = 5.0
 _LORAS_SECONDS = 5.0
+_LOOK_SECONDS = 0.5  #: for which the page waits for them
 _LORAS = 24  #: of one model, that are offered
 _OF_MODEL = ("device", "dtype", "attention", "memory", "revision", "details", "versions")
 _TYPICAL_BYTES = 1_500_000  #: of a picture, while none was made
@@ -187,10 +189,12 @@ class Pages:
         return [c for name, c in limits.others.items() if c.absent is None or name in known]
 
     def _loras_offered(self) -> dict[str, list[str]]:
-        """The first LoRAs that fit each of the models that are offered, by its name."""
-        limits = self._door.limits()
+        """The first LoRAs that fit each of the models that are offered, by its name: of a large
+        collection more of them each time the page is looked at."""
+        config, limits = self._door.config, self._door.limits()
         offered = (limits.usual, *self._others(limits))
-        return {card.name: fitting_loras(self._door.config, card)[:_LORAS] for card in offered}
+        until = time.monotonic() + _LOOK_SECONDS
+        return {card.name: fitting_loras(config, card, until)[:_LORAS] for card in offered}
 
     def _form(self, origin: str | None, start: str | None) -> dict[str, Any]:
         """What the form for new pictures says first: an old job to edit, one to start from, or nothing."""

@@ -1,6 +1,7 @@
 """LoRAs: one file in every wrapping, checked before the queue, worn and taken off to the bit."""
 
 import dataclasses
+import functools
 import json
 import shutil
 import struct
@@ -28,7 +29,7 @@ from watcher.errors import SteadyError
 from watcher.jobfile.planner import Planner
 from watcher.limits import Limits
 from watcher.models.cards import limits_known
-from watcher.models.loras import digests_of
+from watcher.models.loras import digests_of, fitting_loras
 from watcher.pictures.recipe import read_recipe
 
 STARTER = Path(__file__).parents[2] / "starter" / "model"
@@ -544,6 +545,8 @@ def test_lists_tell_what_a_file_says_and_which_model_it_fits(tmp_path: Path) -> 
         assert told["other"]["models"] == []
         names = [each["name"] for each in bench.client.get("/sdapi/v1/loras").json()]
         assert names == ["ink", "neon", "pets/cat"]
+        fits = functools.partial(fitting_loras, bench.config, bench.app.state.door.limits().usual)
+        assert fits() == names and fits(0.0) == []  # the page waits for no collection of thousands
         for body in ({"lora": "other"}, {"lora": "cot"}, {"loras": ["ink", "ink:2"]}):
             answer = bench.client.post("/jobs", json={"prompt": "a"} | body)
             assert answer.status_code == 422, body

@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import json
+import math
 import os
 import struct
 import time
@@ -225,9 +226,9 @@ def listed_loras(config: Config, cards: Sequence[Card]) -> list[dict[str, Any]]:
 
     Digests that take longer than half a second in all are left out this time, and known the next.
     """
+    fitting = {card.name: fitting_loras(config, card) for card in cards}
     until = time.monotonic() + _LIST_SECONDS
     told = []
-    fitting = {card.name: fitting_loras(config, card) for card in cards}
     for name, path in loras_of(config).items():
         try:
             stamp = _stamp(path)
@@ -251,20 +252,26 @@ def listed_loras(config: Config, cards: Sequence[Card]) -> list[dict[str, Any]]:
     return told
 
 
-def fitting_loras(config: Config, card: Card) -> list[str]:
-    """The LoRAs that fit a model, as far as can be told: none of a model that is not here."""
+def fitting_loras(config: Config, card: Card, until: float = math.inf) -> list[str]:
+    """The LoRAs that fit a model, as far as can be told: none of a model that is not here.
+
+    What cannot be looked at before ``until``, a moment of ``time.monotonic``, is left out this time,
+    and known the next.
+    """
     folder = _model_folder(config, card)
     if not card.takes("lora") or (folder is None and card.engine in OF_FILES):
         return []
     found = []
     for name, path in loras_of(config, card).items():
+        if time.monotonic() > until:
+            break
         with contextlib.suppress(OSError):  # it has just gone, or is closed to us
             if _fitting(_stamp(path), name, card.name, folder):
                 found.append(name)
     return found
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=16 * _LISTED)  # of fewer than there are, none would be found again
 def _fitting(stamp: _Stamp, name: str, model: str, folder: Path | None) -> bool:
     """Does a file fit a model? Kept, since most of a large collection may not."""
     try:
