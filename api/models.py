@@ -289,7 +289,7 @@ class Health(Answer):
     version: str
     reasons: list[Reason]
     notices: list[str] = Field(
-        description="files in the inbox that people may have meant; places where settings led before"
+        description="files in the inbox that people may have meant; a card that is too hot"
     )
     watcher: dict[str, Any]
     model: dict[str, Any] | None
