@@ -31,7 +31,7 @@ from watcher.live import Troubles, each_once
 from watcher.log import now_us, say
 from watcher.modelstate import ModelState
 from watcher.notify import LASTS_SECONDS, SCHEDULE, Notifier, channels_of
-from watcher.pace import RunWindow, queue_seconds
+from watcher.pace import RunWindow
 from watcher.parts import Shared
 from watcher.pictures.outputs import Outputs
 from watcher.previews import Previews
@@ -315,7 +315,6 @@ class Service:
         self._look_at_device()
         self._heat.look()
         self._guarded("record", lambda: self._notifier.tell_of_trouble(self._trouble()[0]))
-        self._guarded("record", self._foretell)
         with contextlib.suppress(SteadyError):  # said by whoever works with the record
             self._undelivered = [each.as_dict() for each in self._notifier.troubles()]
 
@@ -348,16 +347,6 @@ class Service:
             self._troubles.report("device", lost)
         else:  # there again; or a worker has loaded the model, which is the better witness
             self._troubles.clear("device")
-
-    def _foretell(self) -> None:
-        """Note when the batches at work will be done, so that people can be told if that was kept."""
-        if self._config.notify is None or not self._store.without_eta():
-            return
-        waiting = self._store.counts()[JobState.QUEUED]
-        slots, usual = self._executor.status(), self._models.limits.usual.name
-        seconds = queue_seconds(self._store, waiting, slots, usual, self._config.cooldown)
-        if seconds is not None:
-            self._store.expect_end(self._store.now() + int(seconds * 1e6))
 
     def _trouble(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
         """What holds the queue, and what keeps single slots or models from drawing."""

@@ -15,13 +15,11 @@ from typing import Any
 import pytest
 from aiosmtpd.controller import Controller
 from conftest import until
-from doors import Bench
 from history import rows
 from roots import Root
 
 from watcher.config import Config, Notify
 from watcher.errors import SteadyError
-from watcher.log import now_us
 from watcher.notify.messages import Messages
 
 Make = Callable[..., Root]
@@ -122,28 +120,6 @@ def test_quiet_hours_and_addresses_that_cannot_be_used(tmp_path: Path, post: Pos
             Messages(bad, address="", now=lambda: 0)
         assert caught.value.code == "bad_config" and word in caught.value.message
     assert Config(notify="json://a json://b").notify == Notify(to=["json://a", "json://b"])
-
-
-def test_people_hear_whether_it_was_done_when_foretold(tmp_path: Path, post: Post) -> None:
-    messages = Messages(Notify(to=[f"json://127.0.0.1:{post.port}"]), address="", now=now_us)
-    with Bench(tmp_path) as bench:
-        store = bench.store
-        store.listen(messages.events)
-        for minutes in (10, -30):  # foretold for then
-            ticket = bench.post(prompt="a")["job_id"]
-            [id_] = bench.watcher.take_in()
-            assert store.without_eta()
-            store.expect_end(now_us() + minutes * 60_000_000)
-            store.expect_end(0)  # said once
-            assert not store.without_eta()
-            store.cancel(id_)
-            store.archived(ticket)
-            [endpoint] = store.due_endpoints()
-            due = store.next_delivery(endpoint)
-            assert due is not None and messages.send(due).ok
-            store.attempted(due.id)
-    assert "1 cancelled; done when foretold." in post[0]["message"]
-    assert "30 min later than foretold" in post[1]["message"]
 
 
 def test_without_the_extra_the_setting_is_refused_in_words(tmp_path: Path) -> None:

@@ -91,9 +91,6 @@ class Messages:
         words = ", ".join(f"{n} {state}" for state, n in ended.items()) or "no jobs"
         if batch.refused_rows:
             words += f", {batch.refused_rows} rows refused"
-        if eta := json.loads(due.body).get("eta_at"):
-            late = (due.created_at - eta) / 60e6
-            words += "; done when foretold" if late < 1 else f"; {late:.0f} min later than foretold"
         words += f".\n{self._address}/batches/{batch.ticket}"
         return f"{batch.name} is done", words, "warning" if ended.get("failed") else "success"
 

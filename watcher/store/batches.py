@@ -249,15 +249,6 @@ class Batches(Database):
             " AND n_queued + n_generating = 0 ORDER BY seq LIMIT 1000"
         )
 
-    def without_eta(self) -> bool:
-        """Is there a batch at work of which nobody has said when it will be done?"""
-        return bool(self.poll(f"SELECT 1 FROM batches INDEXED BY batches_open {_NO_ETA} LIMIT 1"))
-
-    def expect_end(self, at: int) -> None:
-        """Those that are at work without a foretold end are expected to be done then."""
-        with self.write():
-            self.run(f"UPDATE batches SET eta_at = :at {_NO_ETA}", at=at)
-
     def unrecorded(self) -> int:
         """Batches that came and were not read to their end yet; what they hold is not counted."""
         rows = self.poll("SELECT count(*) AS n FROM batches INDEXED BY batches_unrecorded"
@@ -348,11 +339,6 @@ class Batches(Database):
             raise SteadyError("batch_not_found")
         return rows[0]
 
-
-_NO_ETA = (
-    "WHERE archived = 0 AND eta_at IS NULL AND recorded_at IS NOT NULL"
-    " AND n_queued + n_generating > 0"
-)
 
 #: A claimed file's row; one that the API reserved becomes the file's.
 _INSERT_BATCH = (

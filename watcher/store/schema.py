@@ -205,7 +205,7 @@ _VERSION_2 = (
     "CREATE INDEX jobs_pictured ON jobs (created_at) WHERE state = 'completed'"
     " AND deleted_at IS NULL",
     "ALTER TABLE batches ADD COLUMN axes TEXT",
-    # When people were led to expect its end, soon after it came; kept where they are notified.
+    # Of a forecast that is made no more: nobody writes it, and nobody asks the index.
     "ALTER TABLE batches ADD COLUMN eta_at {integer}",
     "CREATE INDEX batches_open ON batches (seq) WHERE archived = 0",
     # The job whose picture this one starts from, while that is not made.
