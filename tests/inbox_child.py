@@ -19,7 +19,6 @@ from watcher import checkpoints, publish
 from watcher.errors import SteadyError
 from watcher.inbox import arrivals, drop_file
 from watcher.inbox.watch import Inbox
-from watcher.inbox.writers import ignore_lease_signal
 
 TICKET = "11111111-2222-4333-8444-555555555555"
 
@@ -35,7 +34,6 @@ def peak_mb() -> int:
 
 
 def watch(order: dict[str, Any]) -> None:
-    ignore_lease_signal()
     arrivals.BLIND_SECONDS = order.get("settle_blind", arrivals.BLIND_SECONDS)
     arrivals.MOST_KNOWN = order.get("room", arrivals.MOST_KNOWN)
     inbox = Inbox(Path(order["folder"]), settle=order["settle"], rescan=order["rescan"])

@@ -23,7 +23,7 @@ from watcher.errors import SteadyError, Trouble
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.heat import Heat
-from watcher.inbox.watch import Inbox, ignore_lease_signal
+from watcher.inbox.watch import Inbox
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
 from watcher.jobs import Job, JobState
@@ -81,7 +81,6 @@ def run(
     with turn.root() as ours:
         if not ours:
             return 0
-        ignore_lease_signal()
         while True:
             store = open_record(config)
             try:

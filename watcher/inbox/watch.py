@@ -26,11 +26,11 @@ from watcher.inbox.arrivals import Arrival, Arrivals, Glance
 from watcher.inbox.bell import Bell, deaf
 from watcher.inbox.claims import Claim, claim_of, entry_of, open_claim, read_claim
 from watcher.inbox.hot import ArrivalsOf, HotFolders
-from watcher.inbox.writers import ignore_lease_signal, leases_work
+from watcher.inbox.writers import leases_work
 from watcher.log import say
 from watcher.publish import disk_errors, disk_trouble, reason
 
-__all__ = ["Inbox", "deaf", "ignore_lease_signal"]
+__all__ = ["Inbox", "deaf"]
 
 logger = logging.getLogger("steady.inbox")
 

@@ -25,14 +25,6 @@ class Writer(Enum):
     UNKNOWN = "unknown"  #: no leases here, or not for files of this owner
 
 
-def ignore_lease_signal() -> None:
-    """Let SIGIO pass: a writer that meets our lease sends it, and its default is death.
-
-    Call from the process's main thread before the first look.
-    """
-    signal.signal(signal.SIGIO, signal.SIG_IGN)
-
-
 if sys.platform == "linux":
 
     def writer_of(path: Path | str) -> Writer:
@@ -42,8 +34,8 @@ if sys.platform == "linux":
         except OSError:
             return Writer.UNKNOWN
         try:
-            # belt and braces: a writer that opens the file right now sends a signal that is
-            # ignored by default, even if nobody called ignore_lease_signal
+            # A writer that opens the file right now sends us a signal. Its default, SIGIO, is
+            # death; this one is ignored.
             fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
             fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
