@@ -144,7 +144,6 @@ class Service:
             outputs=self._outputs,
             keep=self._inputs.keep_made,
             told=self._notifier.ring,
-            address=config.address,
         )
         self._intake = Intake(
             shared,
