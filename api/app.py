@@ -65,9 +65,7 @@ def create_app(
     database_trouble, database_damaged.
     """
     own = store is None
-    record = store or JobStore(
-        config.database_url, synchronous=config.synchronous, checkpointer=False
-    )
+    record = store or JobStore(config.database_url, checkpointer=False)
     door = Door(config, record)
     views = Views(door)
     submissions = Submissions(door)
