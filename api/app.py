@@ -65,7 +65,9 @@ def create_app(
     database_trouble, database_damaged.
     """
     own = store is None
-    record = store or JobStore(config.database_url, checkpointer=False)
+    record = store or JobStore(
+        config.database_url, synchronous=config.synchronous, checkpointer=False
+    )
     door = Door(config, record)
     views = Views(door)
     submissions = Submissions(door)

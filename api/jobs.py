@@ -216,6 +216,7 @@ def _one(router: APIRouter, door: Door, views: Views) -> None:
         try:
             if change.rating is not None:
                 store.rate(job_id, change.rating)
+                store.sync()
             if change.priority or change.position or change.rating is None:
                 store.reorder(job_id, priority=change.priority, position=change.position)
         except SteadyError as error:
@@ -297,6 +298,7 @@ def _picture_routes(router: APIRouter, door: Door, outputs: Outputs) -> None:
             images.check_ready(found)
             # The row first: after a crash in between the picture is no longer shown.
             door.store.mark_deleted(job_id)
+            door.store.sync()
         outputs.delete(found)
         return Response(status_code=204)
 

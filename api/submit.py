@@ -218,6 +218,7 @@ class Submissions:
         first = plan.requests[0].request
         self._door.remember(ticket, seeded(first, job_id_of(ticket, 0)))
         try:
+            self._store.sync()  # the answer names the picture
             self._publish(body, batch)
         except SteadyError:
             if fresh:

@@ -149,9 +149,13 @@ def drain(root: Path, work: Path) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def faults(root: Path, said: Sequence[Mapping[str, Any]], told: list[Any]) -> list[str]:
+def faults(
+    root: Path, said: Sequence[Mapping[str, Any]], told: list[Any], *, full: bool
+) -> list[str]:
     """Broken promises of a root that was drained after a cut; what was ``said`` before it, and the
     events that were ``told`` after it.
+
+    ``full``: commits are flushed, so what was answered holds; else it may have been forgotten.
     """
     with contextlib.closing(sqlite3.connect(root / "steady.db")) as record:
         record.row_factory = sqlite3.Row
@@ -165,9 +169,9 @@ def faults(root: Path, said: Sequence[Mapping[str, Any]], told: list[Any]) -> li
         ).fetchall()
         inputs = {row["sha256"] for row in record.execute("SELECT sha256 FROM inputs")}
     found = [f"not put away: {row['name']}" for row in open_]
-    found += _job_faults(root, jobs, said) + _folder_faults(root, said)
+    found += _job_faults(root, jobs, said, full) + _folder_faults(root, said)
     found += _input_faults(root, inputs | {e["sha256"] for e in said if e.get("did") == "send"})
-    return found + _event_faults(root, jobs, said, told)
+    return found + _event_faults(root, jobs, said, told, full)
 
 
 def _asked(said: Sequence[Mapping[str, Any]], step: str, what: str) -> set[str]:
@@ -175,7 +179,10 @@ def _asked(said: Sequence[Mapping[str, Any]], step: str, what: str) -> set[str]:
 
 
 def _job_faults(
-    root: Path, jobs: Sequence[dict[str, Any]], said: Sequence[Mapping[str, Any]]
+    root: Path,
+    jobs: Sequence[dict[str, Any]],
+    said: Sequence[Mapping[str, Any]],
+    full: bool,
 ) -> list[str]:
     found = []
     by_prompt = collections.defaultdict(list)
@@ -197,7 +204,7 @@ def _job_faults(
         for path in (root / "outputs").rglob("[!.]*.png")
     }
     for job in jobs:
-        found += _fault_of(job, pictures.pop(job["path"], None), said)
+        found += _fault_of(job, pictures.pop(job["path"], None), said, full)
     for path, data in pictures.items():
         if (read_recipe(data) or {}).get("request", {}).get("prompt") not in pruned:
             found.append(f"nobody's picture: {path}")
@@ -205,22 +212,25 @@ def _job_faults(
 
 
 def _fault_of(
-    job: Mapping[str, Any], picture: bytes | None, said: Sequence[Mapping[str, Any]]
+    job: Mapping[str, Any],
+    picture: bytes | None,
+    said: Sequence[Mapping[str, Any]],
+    full: bool,
 ) -> list[str]:
     prompt, state = job["prompt"], job["state"]
     may = {"completed"}
     for what, ends in (("cancel", {"cancelled"}), ("retry", {"failed"})):
         if prompt in _asked(said, "begin", what):
             may |= ends
-        if prompt in _asked(said, "did", what):
+        if full and prompt in _asked(said, "did", what):
             may = ends if what == "cancel" else may - ends
-    if "raise" in prompt and prompt not in _asked(said, "did", "retry"):
+    if "raise" in prompt and not (full and prompt in _asked(said, "did", "retry")):
         may |= {"failed"}
     if state not in may:
         return [f"{prompt} is {state}"]
-    if prompt in _asked(said, "did", "delete") and job["deleted_at"] is None:
+    if full and prompt in _asked(said, "did", "delete") and job["deleted_at"] is None:
         return [f"the deletion of {prompt} is forgotten"]
-    if prompt in _asked(said, "did", "prune"):
+    if full and prompt in _asked(said, "did", "prune"):
         return [f"{prompt} is there although it was pruned"]
     if state == "completed" and job["deleted_at"] is None:
         if picture is None:
@@ -269,11 +279,14 @@ def _event_faults(
     jobs: Sequence[dict[str, Any]],
     said: Sequence[Mapping[str, Any]],
     told: list[Any],
+    full: bool,
 ) -> list[str]:
-    """Everything was told, before the cut or after it, and as one event."""
+    """Everything was told, before the cut or after it, and as one event where commits hold."""
     found = untold(root, [*(each["told"] for each in said if "told" in each), *told])
     anew = _asked(said, "begin", "retry") | _asked(said, "begin", "resume")
     twice = {job["ticket"] for job in jobs if job["prompt"] in anew}  # its batch ended twice
+    if not full:
+        return [each for each in found if " was told as " not in each]
     return [
         each
         for each in found
@@ -295,11 +308,12 @@ def judge(place: Path, tree: Tree, said: Sequence[Mapping[str, Any]]) -> list[st
 
 def judge_root(root: Path, said: Sequence[Mapping[str, Any]], work: Path) -> list[str]:
     """Drain and look. ``work``: see ``drain``."""
+    full = json.loads((root / "config.yaml").read_text())["synchronous"] != "normal"
     code = drain(root, work)
     heard = work / "told"
     told = [json.loads(line) for line in heard.read_text().splitlines()] if heard.exists() else []
     try:
         found = [] if code == 0 else [f"the watcher ended with {code}"]
-        return found + faults(root, said, told)
+        return found + faults(root, said, told, full=full)
     except (OSError, sqlite3.Error) as error:
         return [f"the watcher ended with {code}; {type(error).__name__}: {error}"]

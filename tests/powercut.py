@@ -2,7 +2,7 @@
 
 ``make powercut`` records the file-system calls of a real service (cutscene.py), builds what a
 cut may leave on a disk (cuttrace.py), starts the watcher on each such state and holds it to
-what people had been promised (cutjudge.py).
+what people had been promised (cutjudge.py), with both settings of ``synchronous``.
 
 ``--device N`` does the same without a model: the run is on ext4 on a loop device, which is cut off
 at a random instant, N times; what the kernel had not written by then is gone. Needs root.
@@ -56,11 +56,12 @@ class Cut:
     seed: int
 
 
-def stage(root: Path, work: Path, *, long: bool = True) -> list[str]:
+def stage(root: Path, work: Path, synchronous: str, *, long: bool = True) -> list[str]:
     """Make ready a root for the scenario; the command that plays it."""
     (root / "inbox").mkdir(parents=True)
     log = work / "engine.log"
     config = SETTINGS | {
+        "synchronous": synchronous,
         "engine_options": {"log": str(log)},
         "webhooks": [{"url": f"http://127.0.0.1:{_free_port()}/hook", "secret": SECRET}],
     }
@@ -82,10 +83,10 @@ def environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def record(work: Path, *, long: bool = True) -> Trace:
+def record(work: Path, synchronous: str, *, long: bool = True) -> Trace:
     """The trace of one run of the scenario, made below ``work``."""
     root = work / "root"
-    scene = stage(root, work, long=long)
+    scene = stage(root, work, synchronous, long=long)
     before: Tree = {"inbox": None, "config.yaml": (root / "config.yaml").read_bytes()}
     subprocess.run(
         [
@@ -192,7 +193,7 @@ def mounted(image: Path, point: Path) -> Iterator[None]:
             time.sleep(0.1)
 
 
-def cut_device(work: Path, seed: int) -> list[str]:
+def cut_device(work: Path, synchronous: str, seed: int) -> list[str]:
     """One run on ext4 whose device is cut off at an instant drawn by ``seed``; what is broken then."""
     image, point, promised = work / "image", work / "disk", work / "promises"
     point.mkdir()
@@ -200,7 +201,7 @@ def cut_device(work: Path, seed: int) -> list[str]:
         file.truncate(64 << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
     with mounted(image, point):
-        scene = stage(point / "root", work)
+        scene = stage(point / "root", work, synchronous)
         os.sync()
         alone = [
             "unshare",
@@ -239,27 +240,33 @@ def main() -> int:
     options.add_argument("--states", default="440", help="how many, or all")
     options.add_argument("--seed", type=int, default=1)
     options.add_argument("--variants", default=",".join(VARIANTS))
+    options.add_argument("--synchronous", default="full,normal")
     options.add_argument("--keep", action="store_true", help="leave broken roots for a look")
     options.add_argument("--device", type=int, default=0, help="cut a real file system so often")
     given = options.parse_args()
+    settings = given.synchronous.split(",")
     variants = given.variants.split(",")
-    states = None if given.states == "all" else int(given.states)
+    states = None if given.states == "all" else int(given.states) // len(settings)
     broken = 0
     for number in range(given.device):
+        synchronous = settings[number % len(settings)]
         with tempfile.TemporaryDirectory(prefix="powercut-", dir=MEMORY) as folder:
-            found = cut_device(Path(folder), given.seed + number)
-        print(f"device cut {number + 1}: {found or 'whole'}", flush=True)
+            found = cut_device(Path(folder), synchronous, given.seed + number)
+        print(
+            f"device cut {number + 1}, synchronous {synchronous}: {found or 'whole'}",
+            flush=True,
+        )
         broken += bool(found)
-    if not given.device:
+    for synchronous in settings if not given.device else ():
         work = Path(tempfile.mkdtemp(prefix="powercut-", dir=MEMORY))
         begun = time.monotonic()
         try:
-            trace = record(work)
+            trace = record(work, synchronous)
             recorded = time.monotonic() - begun
             tally = Bench(trace, work).run(states, variants, given.seed)
             by = ", ".join(f"{v} {tally.states[v]}" for v in variants)
             print(
-                f"{len(trace.events)} calls recorded in {recorded:.0f} s,"
+                f"synchronous {synchronous}: {len(trace.events)} calls recorded in {recorded:.0f} s,"
                 f" {tally.states.total()} states ({by}), {len(tally.faults)} of them broken,"
                 f" {time.monotonic() - begun:.0f} s"
             )

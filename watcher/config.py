@@ -122,6 +122,11 @@ class Config(BaseModel):
     outputs: Path = Field(Path("outputs"), description="folder the pictures go to")
     inputs: Path = Field(Path("inputs"), description="folder of pictures that jobs start from")
     database: str = Field("steady.db", description="the record: a file, or postgresql://…")
+    synchronous: Literal["full", "normal"] = Field(
+        "full",
+        description="full: what was answered is kept, also when the power goes. normal: for a slow "
+        "disk; a power cut may cost half a minute of cancels and retries, but no file or picture",
+    )
 
     # -- the HTTP door
     host: str = Field("127.0.0.1", description="address to listen on; others need a token")

@@ -84,6 +84,7 @@ class Finisher(Part):
         self._announcing = False
         self._leaving = threading.Event()  #: what cannot be recorded is left to the next start
         self._stopping = threading.Event()
+        self._durable = 0  #: jobs up to this ``seq`` are on record whatever happens
         #: Batches that met a fault of ours: when to try again (monotonic), and what it was.
         self._stuck: dict[str, tuple[float, SteadyError]] = {}
         self._threads = [self._thread(i) for i in range(THREADS)]
@@ -208,6 +209,8 @@ class Finisher(Part):
         if all(low == high for low, high in image.getextrema()):  # type: ignore[misc]
             raise SteadyError("blank_picture")
         facts = {**picture.info, "timings": dict(picture.timings)}
+        if job.seq > self._durable:  # else a picture could outlive the row that names it
+            self._durable = self._insist(self._store.sync)
         job, saved = self._save(job, image, picture)
         facts["timings"]["save"] = round(time.monotonic() - begun, 4)
         return replace(job, sha256=saved.sha256, bytes=saved.bytes, facts=facts)
@@ -252,6 +255,7 @@ class Finisher(Part):
                 renamed = self._insist(functools.partial(self._store.rename, job.id, job.attempt))
                 if renamed is None:
                     raise SteadyError("internal", "The job was taken away while saving.") from None
+                self._insist(self._store.sync)
                 say(logger, "job.renamed", job_id=job.id, old=job.path, new=renamed.path)
                 job = renamed
 
@@ -302,7 +306,10 @@ class Finisher(Part):
                 return
 
     def _archive_ended(self) -> None:
-        for batch in self._store.unarchived():
+        ended = self._store.unarchived()
+        if ended:  # a file that left .claimed is never read again
+            self._store.sync()
+        for batch in ended:
             if batch.ticket in self._stuck and time.monotonic() < self._stuck[batch.ticket][0]:
                 continue
             try:

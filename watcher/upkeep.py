@@ -32,7 +32,9 @@ def open_record(config: Config) -> JobStore:
     deadline = time.monotonic() + _OPEN_SECONDS
     while True:
         try:
-            return JobStore(config.database_url, busy_seconds=_BUSY_SECONDS)
+            return JobStore(
+                config.database_url, synchronous=config.synchronous, busy_seconds=_BUSY_SECONDS
+            )
         except SteadyError as error:
             if error.code != "database_trouble" or time.monotonic() > deadline:
                 raise

@@ -329,7 +329,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 async def _serve_stdio(config: Config) -> None:
-    store = JobStore(config.database_url, checkpointer=False)
+    store = JobStore(config.database_url, synchronous=config.synchronous, checkpointer=False)
     with contextlib.closing(store):
         door = Door(config, store)
         door.stopping.bind()

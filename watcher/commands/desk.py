@@ -91,7 +91,7 @@ class Desk:
 
         self.has_record()
         config = self.config
-        store = JobStore(config.database_url, checkpointer=False)
+        store = JobStore(config.database_url, synchronous=config.synchronous, checkpointer=False)
         try:
             yield store
         finally:

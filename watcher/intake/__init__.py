@@ -264,5 +264,6 @@ class Intake(Part):
         self._set_aside(claim, batch, body)
 
     def _set_aside(self, claim: Claim, batch: Batch, body: dict[str, Any]) -> None:
+        self._store.sync()  # a file that left .claimed is never read again
         self._inbox.refuse(claim, body)
         self._store.archived(batch.ticket)

@@ -174,6 +174,7 @@ class Recorder(Part):
 
     def _put_by(self, claim: Claim, ticket: str, said: dict[str, Any]) -> None:
         """Move a file that has nothing (more) to say to done/."""
+        self._store.sync()
         if claim.source != "file":
             self._inbox.discard(claim.ticket)
             return

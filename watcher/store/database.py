@@ -53,9 +53,8 @@ def _without_hints(sql: str) -> str:
 class Database:
     """One database, shared by all threads of a process.
 
-    ``synchronous``: SQLite's word for when it flushes; ``full`` keeps every commit whatever happens.
-    ``busy_seconds``: how long to wait for another process's lock before ``database_trouble``.
-    ``checkpointer``: only one process of a root moves the write-ahead
+    ``busy_seconds``: how long to wait for another process's lock before
+    ``database_trouble``. ``checkpointer``: only one process of a root moves the write-ahead
     log into the file (SQLite before 3.51.3 may damage the file if two do at one moment).
 
     Opening creates and migrates the tables; a crash in there leaves the old version or the
@@ -263,6 +262,15 @@ class Database:
         if self._file is not None:
             with self._typed():
                 self._file.verify()
+
+    def flush(self) -> None:
+        """Make what is committed outlive a power cut; SteadyError ``database_trouble``."""
+        if self._file is not None:
+            try:
+                self._file.sync()
+            except OSError as error:
+                why = f"The record cannot be flushed to its disk: {error.strerror}."
+                raise SteadyError("database_trouble", why) from error
 
     @property
     def unchecked(self) -> bool:

@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
+from watcher import publish
 from watcher.errors import SteadyError
 from watcher.store import schema
 from watcher.store.schema import Row
@@ -24,7 +25,7 @@ _Identity = tuple[int, int]  #: device and inode
 class RecordFile:
     """The file at ``path``, and that it stays the one that was opened.
 
-    For ``synchronous``, ``checkpointer``, ``busy_seconds`` and the errors of opening see ``Database``. Whatever
+    For ``checkpointer``, ``busy_seconds`` and the errors of opening see ``Database``. Whatever
     talks to SQLite raises :attr:`Error`, of which :meth:`typed` makes ours.
     """
 
@@ -120,6 +121,17 @@ class RecordFile:
         with contextlib.closing(self.connect(read_only=True)) as connection:
             _quick_check(connection)
         self.unchecked = False
+
+    def sync(self) -> None:
+        """Flush what was committed since the log was last moved into the file. Raises OSError.
+
+        Of use with ``synchronous: normal`` alone: ``full`` does so at each commit.
+        """
+        if self._synchronous == "full":
+            return
+        log = self.path.with_name(self.path.name + "-wal")
+        with contextlib.suppress(FileNotFoundError), log.open("rb") as file:
+            publish.sync_fd(file.fileno())
 
     # -- whose file it is
 
