@@ -87,10 +87,6 @@ def test_an_empty_folder_is_no_root_and_stays_empty(tmp_path: Path) -> None:
 # -- one thing broken at a time
 
 
-def old_python(patient: Patient) -> None:
-    patient.machine["python"] = (3, 10, 4)
-
-
 def unknown_key(patient: Patient) -> None:
     patient.save(prot=8000)
 
@@ -217,7 +213,6 @@ def too_large_for_its_tier(patient: Patient) -> None:
 @pytest.mark.parametrize(
     ("damage", "check"),
     [
-        (old_python, "python"),
         (unknown_key, "config"),
         (silent_torch, "torch"),
         (absent_device, "device"),

@@ -110,7 +110,7 @@ def missing_files(folder: Path) -> list[str]:
         return ["model_index.json"]
     missing = []
     for part in parts_named(index):
-        weights = list((folder / part).glob("*.safetensors"))
+        weights = [*filter(Path.is_file, (folder / part).glob("*.safetensors"))]  # no dead link
         shards = list((folder / part).glob("*.safetensors.index.json"))
         for shard in shards:
             names = (_json_or_none(shard) or {}).get("weight_map", {}).values()
@@ -194,7 +194,7 @@ def repository(name: str) -> Path:
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
-    """What `steady model pull` or `convert` noted of a folder's files; None when it noted nothing sound."""
+    """What `steady model convert` noted of a folder's files; None when it noted nothing sound."""
     manifest = _json_or_none(folder / MANIFEST)
     files = (manifest or {}).get("files")
     if not isinstance(files, dict) or not all(

@@ -1,8 +1,8 @@
 """Model files: listed, fetched, checked; each only when a person asks. (Converted: engines/convert.py.)
 
-What is fetched from the hub goes into the hub's own cache, so that other tools share it.
-A ``manifest.json`` with check sums is left beside what we fetched or converted. A crash in a
-download leaves its beginning, and the next one goes on there.
+What is fetched from the hub goes into the hub's own cache, so that other tools share it; there each
+file is called by its check sum. A crash in a download leaves its beginning, and the next one goes
+on there.
 """
 
 import contextlib
@@ -50,33 +50,19 @@ def silent(done: int, total: int) -> None:
     """No word about progress."""
 
 
-@dataclass(frozen=True)
-class HubFile:
-    """One file of a hub's repository; ``sha256`` for large files, git's ``sha1`` for small."""
-
-    path: str
-    bytes: int
-    sha256: str | None
-    sha1: str | None
-
-
 class HuggingFace:
     """Where models come from: the Hugging Face hub, by its own client (which honours HF_ENDPOINT,
     HF_TOKEN, …)."""
 
-    def files(self, name: str, revision: str) -> tuple[str, list[HubFile]]:
-        """The commit that ``revision`` means, and its files."""
+    def look(self, name: str, revision: str) -> tuple[str, int]:
+        """The commit that ``revision`` means, and the bytes of what is fetched of it."""
         from huggingface_hub import HfApi
-        from huggingface_hub.hf_api import RepoFile
 
-        api = HfApi()
         with _reaching():
-            commit = api.model_info(name, revision=revision).sha or revision
-            return commit, [
-                HubFile(f.path, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id)
-                for f in api.list_repo_tree(name, revision=commit, recursive=True)
-                if isinstance(f, RepoFile)
-            ]
+            told = HfApi().model_info(name, revision=revision, files_metadata=True)
+        kinds = {Path(pattern).suffix for pattern in _PATTERNS}
+        found = [each for each in told.siblings or () if Path(each.rfilename).suffix in kinds]
+        return told.sha or revision, sum(each.size or 0 for each in found)
 
     def download(
         self, name: str, commit: str, patterns: Sequence[str], *, anew: bool = False
@@ -117,9 +103,8 @@ def pull_model(
 ) -> Path:
     """Download a model, or what is missing of it, check every byte, and say where it lies.
 
-    Repeating it after an interruption goes on where it stopped. A ``manifest.json`` with the
-    hub's check sums is left beside the files. Raises SteadyError: ``disk_full`` before
-    anything is fetched, ``model_missing`` when the hub cannot be reached or does not know
+    Repeating it after an interruption goes on where it stopped. Raises SteadyError: ``disk_full``
+    before anything is fetched, ``model_missing`` when the hub cannot be reached or does not know
     the model, ``model_damaged`` when a file is not what the hub says.
     """
     if model == STARTER:
@@ -133,30 +118,11 @@ def pull_model(
     hub = hub or HuggingFace()
     name, revision = split(model)
     try:
-        commit, files = hub.files(name, revision or "main")
-        kinds = {Path(pattern).suffix for pattern in _PATTERNS}
-        files = [
-            file
-            for file in files
-            if Path(file.path).suffix in kinds
-            and not file.path.startswith("/")
-            and ".." not in file.path.split("/")
-        ]
-        total = sum(file.bytes for file in files)
+        commit, total = hub.look(name, revision or "main")
         home = repository(name)
         need_space(home, total - min(total, _held(home)))
         with _watching(home, total, progress):
             folder = hub.download(name, commit, _PATTERNS)
-            manifest = {
-                "model": name,
-                "revision": commit,
-                "files": {
-                    f.path: {"bytes": f.bytes}
-                    | ({"sha256": f.sha256} if f.sha256 else {"sha1": f.sha1})
-                    for f in files
-                },
-            }
-            write_json(folder / MANIFEST, manifest)
             report = verify_model(folder)
             if report.damaged:
                 hub.download(name, commit, report.damaged, anew=True)
@@ -185,7 +151,7 @@ def pull_upscaler(
         raise SteadyError("model_missing", words, remedy="Give owner/name/file.safetensors.")
     (name, path), hub = found.groups(), hub or HuggingFace()
     try:
-        commit, _ = hub.files(name, "main")
+        commit, _ = hub.look(name, "main")
         fetched = hub.download(name, commit, [path], anew=True) / path
         data = fetched.read_bytes()
     except (OSError, ValueError) as error:
@@ -271,8 +237,8 @@ def verify_model(
 ) -> Verification:
     """Read every file of a model and hold it against its check sum.
 
-    Against ``manifest.json`` (written by pull and convert), else against the names of the
-    hub cache's blobs (which are check sums), else only the outline of each weight file.
+    Against ``manifest.json`` (written by convert), else against the names of the hub cache's
+    blobs (which are check sums), else only the outline of each weight file.
     Of more bytes than ``sums_up_to`` only sizes and outlines are looked at, which takes no time.
     Raises SteadyError ``model_missing`` when there is no such model.
     """

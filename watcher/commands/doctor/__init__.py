@@ -32,7 +32,7 @@ def doctor(desk: Desk) -> int:
 
 def findings(desk: Desk, machine: Machine) -> Iterator[Finding]:
     """Every check in turn; without usable settings only those that need none."""
-    yield from _check_guarded("python", program.interpreter(machine))
+    yield from _check_guarded("python", program.interpreter())
     yield from _check_guarded("package", program.package())
     try:
         config = desk.config

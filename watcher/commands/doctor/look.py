@@ -1,7 +1,6 @@
 """What a check is given and what it gives back."""
 
 import importlib.util
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,7 +44,6 @@ class Machine:
     devices: Callable[[], dict[str, Any]] = _devices  #: as ``models.describe_devices``
     now: Callable[[], float] = time.time
     kernel: Path = Path("/proc/sys")
-    python: tuple[int, ...] = sys.version_info[:3]
     installed: Callable[[str], bool] = lambda name: importlib.util.find_spec(name) is not None
 
 

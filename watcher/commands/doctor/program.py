@@ -7,22 +7,17 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look, Machine
+from watcher.commands.doctor.look import FAIL, NOTE, OK, Finding, Look
 from watcher.errors import SteadyError
 from watcher.program import HOME, installed_version
 
 _SUMMED_BYTES = 1_000_000_000  #: models up to here are read whole; larger ones by their outline
 
 
-def interpreter(machine: Machine) -> Iterator[Finding]:
-    """Is this Python new enough?"""
-    version = ".".join(str(number) for number in machine.python)
-    words = f"{version} on {platform.system()}, {sys.prefix}"
-    if machine.python < (3, 11):
-        mend = "python3.11 -m venv .venv (or newer), and install anew"
-        yield Finding("python", FAIL, words, mend)
-    else:
-        yield Finding("python", OK, words)
+def interpreter() -> Iterator[Finding]:
+    """Which Python is this? (An older one than we need cannot even read this.)"""
+    words = f"{platform.python_version()} on {platform.system()}, {sys.prefix}"
+    yield Finding("python", OK, words)
 
 
 def package() -> Iterator[Finding]:
