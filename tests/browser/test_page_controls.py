@@ -111,6 +111,41 @@ def test_waiting_jobs_are_moved_and_given_another_priority(eyes: Eyes, wall: Wal
     becomes(wall, ids[0], JobState.CANCELLED)
 
 
+def test_what_is_about_to_be_pressed_stays_while_others_come_and_go(eyes: Eyes, wall: Wall):
+    """The second look of a page begins when the answer to the first is dealt with."""
+    store, ids = wall.stage.store, waits(wall, *(f"waits {n}" for n in range(5)))
+    page = eyes.open("/queue")
+
+    def changes(*what: Callable[[], Any]) -> None:
+        for change in what:
+            with page.expect_response("**/queue"):
+                change()
+
+    page.locator(f"#q-{ids[4]}").get_by_role("button", name="Cancel").hover()
+    page.mouse.down()
+    changes(lambda: store.reorder(ids[4], position="front"), lambda: store.cancel(ids[0]))
+    page.mouse.up()
+    becomes(wall, ids[4], JobState.CANCELLED)
+    expect(page.locator("#waiting li")).to_have_count(3)
+    page.locator(f"#q-{ids[3]} .menu summary").click()
+    entry = page.get_by_role("button", name="Make it bulk").bounding_box()
+    assert entry
+    changes(lambda: store.reorder(ids[3], position="front"), lambda: store.cancel(ids[1]))
+    page.mouse.click(entry["x"] + 9, entry["y"] + 9)
+    until(lambda: store.job(ids[3]).priority.value == "bulk", what="bulk")  # type: ignore[union-attr]
+    expect(page.locator("#waiting li")).to_have_count(2)
+
+
+def test_messages_are_hidden_by_hand(eyes: Eyes, wall: Wall):
+    page = eyes.open(f"/jobs/{wall.ids[64]}")
+    page.locator("#as-yaml summary").click()
+    for act in ("click", "Enter"):
+        press(page, "Copy as YAML")
+        hide = page.get_by_role("button", name="Hide this message")
+        hide.click() if act == "click" else hide.press(act)
+        expect(page.locator(".toast")).to_have_count(0)
+
+
 def test_a_paused_queue_is_resumed_where_it_is_told(eyes: Eyes, wall: Wall):
     page = eyes.open()
     press(page, "Pause", "#head")

@@ -53,16 +53,14 @@ export function toast(words, { bad = false, undo, link, only } = {}) {
     $(`#toasts [data-only=${only}]`)?.remove();
     box.dataset.only = only;
   }
-  if (undo) {
-    const button = make("button", "Undo");
-    button.onclick = () => {
-      box.remove();
-      if (typeof undo === "string") undoing(undo);
-      else undo();
-    };
-    box.append(button);
-  }
+  const away = (words, kind, then) => {
+    const button = box.appendChild(make("button", words, kind));
+    button.onclick = () => (box.remove(), then?.());
+    return button;
+  };
+  if (undo) away("Undo", "", typeof undo === "string" ? () => undoing(undo) : undo);
   if (link) box.append(Object.assign(make("a", "Open", "button"), { href: link }));
+  away("", "close").ariaLabel = "Hide this message";
   // What lies behind an open dialog can neither be pressed nor heard.
   ($("dialog[open]") ?? document.body).append($("#toasts"));
   $("#toasts").append(box);

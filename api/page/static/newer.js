@@ -6,8 +6,12 @@ import * as pictures from "./pictures.js";
 const CALM = 5000; // ms between two looks while things change by themselves and nobody does anything …
 const ACTIVE = 10000; // … for so long
 const AGAIN = 2000; // ms after a look that was not answered
-let acted = 0;
+let acted = 0, pressing = false;
 for (const kind of ["pointerdown", "keydown"]) addEventListener(kind, () => (acted = performance.now()), true);
+for (const kind of ["pointerdown", "pointerup", "pointercancel"])
+  addEventListener(kind, ({ type, button }) => (pressing = type === "pointerdown" && !button), true);
+// What a person is about to press stays where it is: until then nothing is drawn anew.
+const held = () => pressing || $(".menu[open]") !== null;
 // How long the next look waits after the one at `since`.
 export const calm = (since) => (performance.now() - acted < ACTIVE ? 0 : since + CALM - performance.now());
 let busy = false, dated = false, due = 0, looked = 0, last = "";
@@ -30,8 +34,8 @@ async function refresh() {
     setTimeout(soon, AGAIN);
   } else if (answer.ok) {
     const text = await answer.text(); // unchanged, it came as a 304 from the browser's own store
-    if (text !== last) renew(new DOMParser().parseFromString(text, "text/html"));
-    last = text;
+    if (text !== last && held()) dated = true;
+    else if (text !== last) renew(new DOMParser().parseFromString((last = text), "text/html"));
   }
   busy = false;
   // A slow page is fetched less often.
