@@ -78,9 +78,9 @@ class Figures(Collector):
             yield _gauge("steady_queue_eta_seconds", "Until all jobs are done.", eta)
         paused = store.get("paused")
         yield _gauge("steady_paused", "Is the queue paused?", int(bool(paused)))
-        oldest = store.oldest_waiting()
-        age = 0.0 if oldest is None else max(0.0, time.time() - oldest / 1e6)
-        yield _gauge("steady_queue_oldest_age_seconds", "Of the job that waits longest.", age)
+        since = store.waiting_since()
+        age = 0.0 if since is None else max(0.0, time.time() - since / 1e6)
+        yield _gauge("steady_queue_oldest_age_seconds", "Age of the oldest job that waits.", age)
         yield from self._times()
         yield from self._of_recent()
         files = CounterMetricFamily(

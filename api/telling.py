@@ -10,6 +10,7 @@ from api import models
 from api.door import Door
 from api.errors import documented
 from api.paging import Cursor, Limit, cursor_of, link_of, seq_of, without_nul
+from watcher.addresses import without_query
 from watcher.describe import utc_time
 from watcher.errors import SteadyError
 from watcher.store import Delivery, DeliveryState
@@ -63,7 +64,7 @@ def _delivery_told(delivery: Delivery) -> dict[str, Any]:
     return {
         "id": delivery.id,
         "type": delivery.event,
-        "endpoint": delivery.endpoint,
+        "endpoint": without_query(delivery.endpoint),
         "ticket": delivery.ticket or None,
         "job_id": delivery.job_id,
         "state": delivery.state,

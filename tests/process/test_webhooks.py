@@ -134,7 +134,7 @@ def test_after_ten_attempts_it_is_given_up_and_can_be_sent_again(tmp_path: Path)
         Bench(tmp_path, clock=lambda: next(moments)) as bench,
         Receiver(lambda path: status) as receiver,
     ):
-        hook = Webhook(url=receiver.url, secret=SECRET)
+        hook = Webhook(url=f"{receiver.url}?token=hidden", secret=SECRET)
         notifier = Notifier(bench.store, [Webhooks([hook], {})], schedule=[0.0] * len(SCHEDULE))
         notifier.start()
         try:
@@ -147,6 +147,7 @@ def test_after_ten_attempts_it_is_given_up_and_can_be_sent_again(tmp_path: Path)
             [dead] = bench.client.get(listed).json()["deliveries"]
             assert (dead["attempts"], dead["last_status"], len(receiver.asked)) == (10, 500, 10)
             status = 204
+            assert dead["endpoint"] == f"{receiver.url}?…"
             again = bench.client.post(f"/webhooks/deliveries/{dead['id']}/resend")
             assert (again.status_code, again.json()["state"]) == (200, "pending")
             until(lambda: receiver.heard, 30, "it arrives")

@@ -305,8 +305,8 @@ class JobQueries(Lists):
             )
         return sum(row["n"] for row in rows)
 
-    def oldest_waiting(self) -> int | None:
-        """When the queued job that came first was created; None when none is queued."""
+    def waiting_since(self) -> int | None:
+        """When the oldest job that waits was created, also if it is to wait; None when none does."""
         rows = self.poll("SELECT created_at FROM jobs WHERE state = 'queued' ORDER BY seq LIMIT 1")
         return int(rows[0]["created_at"]) if rows else None
 
