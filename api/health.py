@@ -152,3 +152,9 @@ def _queue(router: APIRouter, door: Door, views: Views) -> None:
         """Go on handing out jobs. Also ends a pause that the service made after repeated failures."""
         door.store.drop("paused")
         return JSONResponse(views.queue())
+
+    @router.post("/queue/cancel", response_model=models.Withdrawn)
+    def cancel_waiting() -> Response:
+        """Cancel all jobs that wait, also held ones and those of files that are being read. What
+        runs goes on."""
+        return JSONResponse({"cancelled": door.store.withdraw_all()})

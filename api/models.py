@@ -245,6 +245,12 @@ class Retried(Answer):
     retried: int
 
 
+class Withdrawn(Answer):
+    """How many jobs waited and do so no more."""
+
+    cancelled: int
+
+
 class RunningJob(Answer):
     """A job a worker has now."""
 
@@ -351,7 +357,10 @@ class DeliveryView(Answer):
 
     id: str = Field(examples=["msg_550e8400e29b41d4a716446655440000"])
     type: str = Field(examples=["job.completed"])
-    endpoint: str = Field(examples=["https://hooks.example.com/pictures"])
+    endpoint: str = Field(
+        description="without what stands behind its ?",
+        examples=["https://hooks.example.com/pictures"],
+    )
     ticket: str | None
     job_id: str | None
     state: DeliveryState = Field(examples=["delivered"])

@@ -136,6 +136,19 @@ def test_what_is_about_to_be_pressed_stays_while_others_come_and_go(eyes: Eyes, 
     expect(page.locator("#waiting li")).to_have_count(2)
 
 
+@pytest.mark.parametrize("path", ["/", "/queue"])
+def test_all_that_waits_is_cancelled_once_a_person_is_sure(eyes: Eyes, wall: Wall, path: str):
+    ids = waits(wall, *(f"waits {n}" for n in range(3)))
+    page = eyes.open(path)
+    for answer, state in (("Keep", JobState.QUEUED), ("Cancel them", JobState.CANCELLED)):
+        press(page, "Cancel all")
+        expect(page.locator("#sure-words")).to_contain_text("Cancel 3 waiting jobs?")
+        press(page, answer, "#sure")
+        for job_id in ids:
+            becomes(wall, job_id, state)
+    expect(page.locator("#waiting li, #cancel-all")).to_have_count(0)
+
+
 def test_messages_are_hidden_by_hand(eyes: Eyes, wall: Wall):
     page = eyes.open(f"/jobs/{wall.ids[64]}")
     page.locator("#as-yaml summary").click()

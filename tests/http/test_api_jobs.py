@@ -704,6 +704,16 @@ def test_batches_page_and_unknown_ones_are_404(bench: Bench):
 # -- the queue
 
 
+def test_all_that_waits_is_cancelled_at_once(bench: Bench):
+    ids = [bench.post()["job_id"] for _ in range(3)]
+    bench.watcher.take_in()
+    assert claim_one(bench.store) is not None
+    for number in (2, 0):
+        assert bench.client.post("/queue/cancel").json() == {"cancelled": number}
+    states = [bench.client.get(f"/jobs/{each}").json()["state"] for each in ids]
+    assert states == ["generating", "cancelled", "cancelled"]
+
+
 def test_the_queue_is_paused_and_resumed_and_says_by_whom(bench: Bench):
     bench.post()
     bench.watcher.take_in()

@@ -498,6 +498,19 @@ def test_cancel_and_retry(make_root: Make) -> None:
     assert steady(root, "retry", failed["id"]).returncode == 0
     root.finish()
     assert sorted(root.states()) == ["completed", "completed"]
+    steady(root, "pause")
+    for prompt in ("fox", "owl"):
+        submit(root, prompt)
+    watcher = root.watch()
+    until(lambda: len(root.jobs()) == 4, 30, "they wait")
+    assert steady(root, "cancel", "--waiting", done["id"]).returncode == 2
+    assert steady(root, "cancel", "--waiting").stdout == "2 cancelled\n"
+    assert sorted(root.states()) == ["cancelled"] * 2 + ["completed"] * 2
+    watcher.send_signal(signal.SIGTERM)
+    assert watcher.wait(20) == 0
+    submit(root, "late")
+    unread = steady(root, "cancel", "--waiting").stdout
+    assert unread == "0 cancelled; not taken yet: 1 file in the inbox, for a watcher to read\n"
 
 
 def test_a_mistake_is_answered_with_what_to_do_instead(make_root: Make, tmp_path: Path) -> None:

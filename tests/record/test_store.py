@@ -350,6 +350,7 @@ def test_counters_agree_with_the_rows_after_anything(
                         *(act for name, (_, _, act) in ACTIONS.items() if name != "claim"),
                         lambda s, j: s.reorder(j.id, dice.choice(list(Priority)), "front"),
                         lambda s, j: s.cancel_batch(j.ticket),
+                        lambda s, j: s.withdraw_all(),
                         lambda s, j: s.pause_batch(j.ticket),
                         lambda s, j: s.resume_batch(j.ticket),
                         lambda s, j: s.retry_failed(j.ticket),
@@ -1105,6 +1106,24 @@ def test_cancel_batch(store: JobStore) -> None:
     assert [j.state for j in store.jobs_of(ids[0])] == ["generating", "cancelled", "cancelled"]
     store.cancel_batch(ids[0])
     assert [j.completed_at for j in store.jobs_of(ids[0])] == [None, 1, 1]
+
+
+def test_all_that_waits_is_cancelled_and_what_runs_goes_on(store: JobStore) -> None:
+    running, _ = put_batch(store, 2)
+    assert claim(store).id == running
+    [held] = put_batch(store, 1)
+    store.pause_batch(held)
+    unread = str(uuid.uuid4())
+    store.reserve(unread, name="n", suffix=".json", source="http", digest="d")
+    assert (store.withdraw_all(), store.withdraw_all()) == (2, 0)
+    store.begin_reading(unread, name="n", suffix=".json", source="http")
+    record_jobs(store, unread, new_jobs(1), first_index=0, final=True)
+    found = {ticket: store.jobs_of(ticket) for ticket in (running, held, unread)}
+    states = [[job.state.value for job in jobs] for jobs in found.values()]
+    assert states == [["generating", "cancelled"], ["cancelled"], ["cancelled"]]
+    assert store.cancels() == [] and claim_one(store) is None
+    [later] = put_batch(store, 1)
+    assert claim(store).id == later
 
 
 # -- lists

@@ -235,8 +235,24 @@ Whole = Annotated[
 
 
 @command()
-def cancel(desk: Desk, jobs: Ids = None, batch: Whole = None) -> int:
+def cancel(
+    desk: Desk,
+    jobs: Ids = None,
+    batch: Whole = None,
+    waiting: Annotated[
+        bool, typer.Option("--waiting", help="All that wait; what runs goes on.")
+    ] = False,
+) -> int:
     """Cancel jobs: a waiting one at once, a running one after its current step."""
+    if waiting:
+        if jobs or batch:
+            raise SteadyError("bad_request", "Give ids, --batch or --waiting, one of them.")
+        with desk.record() as store:
+            number = store.withdraw_all()
+        unread = _waiting_words(desk)
+        words = f"{number} cancelled" + (f"; not taken yet: {unread}" if unread else "")
+        desk.answer({"cancelled": number}, words)
+        return 0
     if batch is not None:
         from watcher.commands.show import counts_line
         from watcher.jobs import JobState

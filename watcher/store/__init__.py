@@ -42,6 +42,8 @@ _RETRY = f"""state = 'queued', held = {HELD}, deaths = 0, watcher_deaths = 0,
 # A batch whose jobs run again; of a file that is still being read, all else stays cancelled.
 _OPEN_AGAIN = "archived = 0, cancelled = CASE WHEN recorded_at IS NULL THEN cancelled ELSE 0 END"
 
+_UNREAD = "recorded_at IS NULL AND error IS NULL"  #: a batch of which more may be read
+
 
 @dataclass(frozen=True)
 class Completion:
@@ -288,7 +290,7 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
         """All of it: waiting jobs end, running ones are flagged, unread ones never start."""
         with self.write():
             batch = batch_of(self._set_batch("cancelled = 1", ticket=ticket))
-            self._end_waiting(ticket)
+            self._end_waiting("ticket = :ticket", ticket=ticket)
             self._move_many(
                 "cancel_requested = 1",
                 "ticket = :ticket AND state = 'generating' AND cancel_requested = 0",
@@ -296,13 +298,14 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
             )
             return batch
 
-    def _end_waiting(self, ticket: str) -> None:
-        self._move_many(
+    def _end_waiting(self, which: str, **values: Any) -> int:
+        number = self._move_many(
             "state = 'cancelled', held = NULL, completed_at = :now",
-            "ticket = :ticket AND state = 'queued'",
-            ticket=ticket,
+            f"{which} AND state = 'queued'",
+            **values,
         )
         self._settle(None)
+        return number
 
     def withdraw(self, ticket: str) -> None:
         """End what of a batch has not begun: waiting jobs, and those still to be read.
@@ -310,12 +313,16 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
         A job that is claimed in between runs on. SteadyError ``batch_not_found``.
         """
         with self.write():
-            self._end_waiting(ticket)
+            self._end_waiting("ticket = :ticket", ticket=ticket)
             self._set_batch(
-                "cancelled = CASE WHEN recorded_at IS NULL AND error IS NULL"
-                " THEN 1 ELSE cancelled END",
-                ticket=ticket,
+                f"cancelled = CASE WHEN {_UNREAD} THEN 1 ELSE cancelled END", ticket=ticket
             )
+
+    def withdraw_all(self) -> int:
+        """The same of every batch that came; how many jobs waited. What runs is left alone."""
+        with self.write():
+            self.run(f"UPDATE batches SET cancelled = 1 WHERE {_UNREAD}")
+            return self._end_waiting("TRUE")
 
     def pause_batch(self, ticket: str) -> Batch:
         """Its waiting jobs are held back, also those still to be read."""
