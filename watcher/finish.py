@@ -14,7 +14,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +23,8 @@ from PIL import Image
 from watcher import executor as ex
 from watcher.checkpoints import reached
 from watcher.errors import ERRORS, ErrorClass, SteadyError, Trouble
+from watcher.jobfile import MAX_TABLE
+from watcher.jobfile.batchline import has_batch_lines, result_lines
 from watcher.jobs import Batch, Job
 from watcher.log import say
 from watcher.parts import Part, Shared
@@ -31,7 +33,7 @@ from watcher.pictures.recipe import recipe_of
 from watcher.refused import RefusedRows
 from watcher.results import day_of, result_json, result_table
 from watcher.store import Completion
-from watcher.suffixes import LINE_SUFFIXES
+from watcher.suffixes import FORMS, LINE_SUFFIXES
 
 logger = logging.getLogger("steady.finish")
 
@@ -65,11 +67,13 @@ class Finisher(Part):
         outputs: Outputs,
         keep: Callable[[Sequence[Job]], None] = lambda _jobs: None,
         told: Callable[[], None] = lambda: None,
+        address: str = "",
         stuck_seconds: float = STUCK_SECONDS,
     ) -> None:
         super().__init__(shared)
         self._refused = RefusedRows(self._inbox.folder)
         self._stuck_seconds = stuck_seconds
+        self._address = address  #: where the door serves pictures
         self._outputs = outputs
         self._keep = keep
         self._told = told
@@ -339,6 +343,7 @@ class Finisher(Part):
         lost = table is None and batch.refused_rows
         beside: _Beside = [] if lost else [(".refused.csv", table or ())]
         if batch.error is None and batch.source == "file":
+            beside += self._openai_files(batch)
             if batch.suffix in LINE_SUFFIXES:
                 rows = result_table(self._store, self._inbox.folder, batch)
                 beside.append((f"{batch.suffix}.result.csv", rows))
@@ -355,3 +360,20 @@ class Finisher(Part):
             reached("archived")
             say(logger, "batch.done", ticket=batch.ticket, name=batch.name)
             self._told()
+
+    def _openai_files(self, batch: Batch) -> Iterator[tuple[str, Iterable[bytes]]]:
+        """What OpenAI gives back for a batch file of its form, as files beside ours."""
+        if FORMS.get(batch.suffix) != ".jsonl":
+            return
+        claim = self._inbox.find(batch.claim or batch.ticket, batch.name, batch.suffix)
+        if claim is None:
+            return
+        with self._inbox.open_stream(claim, MAX_TABLE) as stream:
+            if not has_batch_lines(stream):
+                return
+
+        def url_of(job: Job) -> str:
+            return f"{self._address}/jobs/{job.id}/image"
+
+        for end, good in ((".output.jsonl", True), (".errors.jsonl", False)):
+            yield end, result_lines(self._store.jobs_by_row(batch.ticket), url_of, good=good)

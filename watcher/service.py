@@ -144,6 +144,7 @@ class Service:
             outputs=self._outputs,
             keep=self._inputs.keep_made,
             told=self._notifier.ring,
+            address=config.address,
         )
         self._intake = Intake(
             shared,

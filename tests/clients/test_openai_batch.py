@@ -243,10 +243,29 @@ def test_a_batch_is_completed_when_the_last_of_its_jobs_is(tmp_path: Path):
 
 
 def test_the_same_file_in_the_inbox(here: House):
-    here.root.drop("dropped.jsonl", lines_of(3, "dropped"))
+    lines = (
+        lines_of(3, "dropped")
+        + json.dumps(
+            {"custom_id": "lost", "method": "POST", "url": URL, "body": {"prompt": "dropped nan"}}
+        ).encode()
+    )
+    here.root.drop("dropped.jsonl", lines)
     done = here.root.inbox / "done"
-    [result] = until(lambda: list(done.glob("*/dropped~*.result.json")), 30)
-    jobs = json.loads(result.read_text())["jobs"]
-    assert [job["label"] for job in jobs] == [f"dropped-{n}" for n in range(3)]
-    for job in jobs:
-        assert (here.root.folder / "outputs" / job["picture"]).is_file()
+    [output] = until(lambda: list(done.glob("*/dropped~*.output.jsonl")), 30)
+    until(lambda: list(done.glob("*/dropped~*.result.json")), 30)
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [line["custom_id"] for line in found] == [f"dropped-{n}" for n in range(3)]
+    for line in found:
+        [entry] = line["response"]["body"]["data"]
+        assert (here.root.folder / "outputs" / entry["picture"]).is_file()
+        assert entry["url"].endswith("/image")
+    [errors] = done.glob("*/dropped~*.errors.jsonl")
+    [lost] = [json.loads(line) for line in errors.read_text().splitlines()]
+    assert (lost["custom_id"], lost["error"]["code"]) == ("lost", "non_finite")
+
+
+def test_a_plain_list_in_the_inbox_gets_no_such_file(here: House):
+    here.root.drop("plain.jsonl", '{"prompt": "plain one"}\n{"prompt": "plain two"}\n')
+    done = here.root.inbox / "done"
+    until(lambda: list(done.glob("*/plain~*.result.json")), 30)
+    assert not list(done.glob("*/plain~*put.jsonl"))

@@ -381,11 +381,13 @@ class Inbox(Shelves):
         self._owing = False
         return found
 
-    def find(self, ticket: str) -> Claim | None:
-        """The claim with this ticket, while its file lies in ``.claimed``."""
+    def find(self, ticket: str, name: str = "", suffix: str = "") -> Claim | None:
+        """The claim with this ticket, while its file lies in ``.claimed``; with the name it was
+        archived under also when it lies in ``done/``.
+        """
         try:
             self._home.guard()
-            return file_of(self.folder, ticket)
+            return file_of(self.folder, ticket, name, suffix)
         except (OSError, SteadyError):
             return None
 

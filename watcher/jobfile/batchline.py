@@ -10,15 +10,18 @@ picture. Knows nothing of files or HTTP.
 import itertools
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
-from watcher.errors import ERRORS, ValueFault
+from watcher.errors import ERRORS, SteadyError, ValueFault
+from watcher.jobfile import strictjson
 from watcher.jobfile.problems import shown_key
 from watcher.jobfile.tables import Row
 from watcher.jobs import Job, JobRequest, JobState
 from watcher.limits import Limits
 
 BATCH_URL = "/v1/images/generations"
+_BLANK_LINES = 100  #: before the first line that says something
+_MAX_LINE = 1 << 20
 _MARKS = ("custom_id", "method", "url", "body")
 
 #: No effect on the picture here or there: accepted without a word.
@@ -37,6 +40,18 @@ _OURS = frozenset(JobRequest.model_fields) - {"count", "format"}
 def is_batch_line(value: Any) -> bool:
     """Is this a line of an OpenAI batch file (it need not be a good one)?"""
     return isinstance(value, dict) and "body" in value and any(m in value for m in _MARKS[:3])
+
+
+def has_batch_lines(stream: BinaryIO) -> bool:
+    """Does this .jsonl begin with a line of an OpenAI batch file?"""
+    for _ in range(_BLANK_LINES):
+        text = stream.readline(_MAX_LINE).decode("utf-8-sig", "replace").strip()
+        if text:
+            try:
+                return is_batch_line(strictjson.read_json(text))
+            except SteadyError:
+                return False
+    return False
 
 
 def body_fields(body: Mapping[Any, Any], limits: Limits) -> tuple[dict[str, Any], tuple[str, ...]]:
