@@ -295,7 +295,7 @@ class Health(Answer):
     version: str
     reasons: list[Reason]
     notices: list[str] = Field(
-        description="files in the inbox that people may have meant; a card that is too hot"
+        description="files in the inbox that people may have meant; places where settings led before"
     )
     watcher: dict[str, Any]
     model: dict[str, Any] | None

@@ -9,7 +9,8 @@ service.py    the story, told in intake/, dispatch.py and finish.py; parts.py: w
               checkpoints.py: the steps of the protocol by name
 jobfile/      bytes of a job file -> JobRequests, or an error a person can act on
 inbox/        the folder as an interface: submit, wait, claim, archive, refuse, recover
-root.py       may we work here: the layout, one watcher by lock, standbys that wait for it
+root.py       may we work here: the layout, one watcher by lock, standbys that wait for it;
+              moved.py: what lies where a setting led before
 store/        the record: one method per transition; upkeep.py: what is done for it beside
 pictures/     the only writer of pictures; the recipe inside them; formats without decoding; contact sheet
 executor/     who runs engines; worker.py: the child process that owns the device;

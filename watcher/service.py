@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any, TypeVar
 
-from watcher import live, models
+from watcher import live, models, moved
 from watcher.config import Config
 from watcher.dispatch import Choosing, Dispatcher
 from watcher.errors import SteadyError, Trouble
@@ -173,6 +173,7 @@ class Service:
             previews=self._previews,
         )
         self._started_at = now_us()
+        self._left: list[str] = []  #: what lies where a setting led before, in words
         self._cared = 0.0
         self._paused = False
         self._pulsed = 0.0
@@ -207,6 +208,8 @@ class Service:
 
     def _work(self, ends: contextlib.ExitStack, *, once: bool) -> int:
         """Start every part, each with its end on the stack, and turn until it is time to stop."""
+        with contextlib.suppress(OSError):  # on a full disk the places are noted another time
+            moved.note_places(self._config)
         ends.callback(self._inbox.close)
         known = self._store.get("inbox_ours")
         self._inbox.open(first=not known)
@@ -313,6 +316,7 @@ class Service:
         self._reading.limits = self._models.limits
         self._look_at_device()
         self._heat.look()
+        self._look_behind()
         self._guarded("record", lambda: self._notifier.tell_of_trouble(self._trouble()[0]))
         with contextlib.suppress(SteadyError):  # said by whoever works with the record
             self._undelivered = [each.as_dict() for each in self._notifier.troubles()]
@@ -339,6 +343,14 @@ class Service:
         self._outputs.check()
         if self._outputs.free_bytes() < self._config.min_free_disk:
             raise SteadyError("disk_full", "Less disk is free than `min_free_disk` asks for.")
+
+    def _look_behind(self) -> None:
+        """Settings may have led elsewhere before: what lies there is told until it is gone."""
+        left = moved.left_behind(self._config)
+        for words in left:
+            if words not in self._left:
+                say(logger, "setting.moved", logging.WARNING, message=words)
+        self._left = left
 
     def _look_at_device(self) -> None:
         lost = models.check(self._models.choice, self._probe)
@@ -378,7 +390,7 @@ class Service:
             "trouble": trouble,
             "warnings": [*warnings, *self._undelivered, *self._finisher.stuck],
             "inbox": self._inbox.health(),
-            "notices": self._heat.notices,
+            "notices": [*self._left, *self._heat.notices],
         }
         try:
             live.write(self._config.state, pulse)

@@ -369,7 +369,7 @@ class Pages:
             troubles=list(self._door.unready()),
             workers=list(pulse.get("workers", ())) if pulse["alive"] else [],
             inbox=pulse.get("inbox") or {},
-            notices=pulse.get("notices") or (),
+            moved=pulse.get("notices") or (),
             disk=disk,
             room=max(0, disk.free - self._door.config.min_free_disk) // typical if disk else 0,
             typical=typical,

@@ -10,9 +10,12 @@ from watcher.errors import SteadyError
 
 def layout(look: Look) -> Iterator[Finding]:
     """What a start refuses: folders inside each other, the record on a network disk."""
+    from watcher.moved import left_behind
     from watcher.root import check_layout
 
     check_layout(look.config)
+    for words in left_behind(look.config):
+        yield Finding("layout", NOTE, words)
     yield Finding("layout", OK, "inbox, outputs and record are apart, the record on a local disk")
 
 
