@@ -53,6 +53,7 @@ WRONG = {"mood": 7, "warmth": 2, "grain": "maybe", "inks": "a", "knobs": [1]}
 OPTIONS = [
     "--mood=calm", "--warmth=0.5", "--grain", "--inks=a", "--inks=b", "--knobs=x=1.5",
 ]  # fmt: skip
+SET = ["mood=calm", "warmth=0.5", "grain=true", "inks=a,b", 'knobs={"x":1.5}']
 
 
 def read(data: str, suffix: str) -> dict[str, Any]:
@@ -129,6 +130,7 @@ def main(folder: Path) -> dict[str, Any]:
         "POST /jobs": posted(folder / "jobs", "/jobs"),
         "POST /generate-image": posted(folder / "seed", "/generate-image"),
         "options": submitted(folder / "cli", *OPTIONS),
+        "--set": submitted(folder / "cli", *(word for s in SET for word in ("--set", s))),
     }
     return {
         "ways": {way: {name: said.get(name) for name in VALUES} for way, said in ways.items()},

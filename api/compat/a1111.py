@@ -146,13 +146,15 @@ def _choice(router: APIRouter, door: Door) -> None:
     def samplers() -> Response:
         """The one the model has."""
         name, _ = words_of(_card_of(None, door))
-        return JSONResponse([{"name": name, "aliases": [], "options": {}}])
+        aliases = [name.lower(), f"k_{name.lower()}"]
+        return JSONResponse([{"name": name, "aliases": aliases, "options": {}}])
 
     @router.get("/schedulers")
     def schedulers() -> Response:
         """The one the model has."""
         _, name = words_of(_card_of(None, door))
-        return JSONResponse([{"name": name.lower(), "label": name}])
+        entry = {"name": name.lower(), "label": name, "aliases": None}
+        return JSONResponse([{**entry, "default_rho": -1, "need_inner_model": False}])
 
     @router.get("/loras")
     def loras() -> Response:
@@ -171,13 +173,15 @@ def _choice(router: APIRouter, door: Door) -> None:
     def upscalers() -> Response:
         """What a picture can be made larger by as it is."""
         names = [*EXTRAS_LANCZOS, *upscaler_names(door.config.upscalers)]
-        return JSONResponse([{"name": name} for name in names])
+        nothing = {"model_name": None, "model_path": None, "model_url": None, "scale": 4}
+        return JSONResponse([{"name": name} | nothing for name in names])
 
     @router.get("/sd-models")
     def sd_models() -> Response:
+        nothing = {"hash": None, "sha256": None, "config": None}
         names = door.limits().names
         return JSONResponse(
-            [{"title": name, "model_name": name, "filename": name} for name in names]
+            [{"title": name, "model_name": name, "filename": name} | nothing for name in names]
         )
 
 
@@ -195,6 +199,8 @@ def _state_routes(router: APIRouter, door: Door, current: "Current") -> None:
             {
                 "sd_model_checkpoint": _card_of(None, door).name,
                 "samples_format": door.config.image_format,
+                "sd_vae": "None",
+                "CLIP_stop_at_last_layers": 1,
             }
         )
 
@@ -282,7 +288,9 @@ class Current:
             "progress": done,
             "eta_relative": round(max(etas, default=0.0), 1),
             "state": {
+                "skipped": False,
                 "interrupted": any(job.cancel_requested for job in open_),
+                "stopping_generation": False,
                 "job": "txt2img" if busy else "",
                 "job_count": max(1, len(jobs)) if busy else 0,
                 "job_timestamp": _web_ui_time(jobs[0].created_at) if jobs else "0",
@@ -291,6 +299,7 @@ class Current:
                 "sampling_steps": steps,
             },
             "current_image": base64.b64encode(jpeg).decode() if jpeg else None,
+            "textinfo": None,
         }
 
     def stop(self, *, only_running: bool = False) -> None:
@@ -348,18 +357,31 @@ def info_of(jobs: list[Job], asked: Txt2ImgBody, warnings: list[str], card: Card
         "all_negative_prompts": [negative] * len(prompts),
         "seed": seeds[0],
         "all_seeds": seeds,
+        "subseed": -1,
+        "all_subseeds": [-1] * len(seeds),
+        "subseed_strength": 0,
         "width": fields["width"],
         "height": fields["height"],
         "sampler_name": told["sampler"],
         "cfg_scale": told["cfg_scale"],
         "steps": told["forwards"],
         "batch_size": len(prompts),
+        "restore_faces": False,
+        "face_restoration_model": None,
         "sd_model_name": card.name,
+        "sd_model_hash": None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
         "denoising_strength": fields.get("strength"),
         "extra_generation_params": {"Schedule type": told["schedule"]},
         "index_of_first_image": 0,
         "infotexts": [parameters_text(recipe) for recipe in recipes],
+        "styles": [],
         "job_timestamp": _web_ui_time(jobs[0].created_at if jobs else now_us()),
+        "clip_skip": 1,
+        "is_using_inpainting_conditioning": False,
         "version": _VERSION,
         "warnings": warnings,
         "job_ids": [job.id for job in jobs],

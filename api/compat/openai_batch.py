@@ -32,6 +32,7 @@ from watcher.submission import NOT_IN_NAMES, Body
 
 MAX_FILE = 200 << 20  #: bytes of an upload, as there
 ROOM = MAX_FILE + (1 << 20)  #: … with what multipart puts around it
+_DAY = 24 * 3600
 _CHUNK = 1 << 20
 _PAGE = 1000
 _FILE_ID = re.compile(r"file-[0-9a-f]{32}")
@@ -223,7 +224,13 @@ class Results:
             "errors": _errors(batch),
             "output_file_id": f"file-output-{hexed}" if over and made else None,
             "error_file_id": f"file-error-{hexed}" if over and failed else None,
+            "in_progress_at": batch.recorded_at and batch.recorded_at // 1_000_000,
+            "expires_at": note["created_at"] + _DAY,
+            "finalizing_at": ended,
             "completed_at": ended if status == "completed" else None,
+            "failed_at": batch.recorded_at and batch.recorded_at // 1_000_000
+            if status == "failed"
+            else None,
             "cancelled_at": ended if status == "cancelled" else None,
             "request_counts": {
                 "total": batch.jobs + batch.refused_rows,

@@ -433,11 +433,11 @@ def test_a_picture_of_another_revision_of_the_model_says_that_it_will_differ(
 # -- the command line over a batch
 
 
-def test_options_export_cancel_and_retry_of_a_batch(make_root: Make, tmp_path: Path) -> None:
+def test_set_export_cancel_and_retry_of_a_batch(make_root: Make, tmp_path: Path) -> None:
     root = make_root()
     table = root.folder / "t.csv"
     table.write_text("id,prompt\n" + "".join(f"L{i},row {i} steps=1\n" for i in range(6)))
-    done = steady(root, "submit", "--json", "--width", "96", "--steps", "3", str(table))
+    done = steady(root, "submit", "--json", "--set", "width=96", "--set", "steps=3", str(table))
     ticket = json.loads(done.stdout)["ticket"]
     root.finish()
     requests = [json.loads(j["request"]) for j in root.jobs()]
@@ -457,7 +457,7 @@ def test_options_export_cancel_and_retry_of_a_batch(make_root: Make, tmp_path: P
     with Image.open(tmp_path / "sheet.jpg") as sheet:
         assert sheet.size == (6 * 200 + 8, 208)
     assert steady(root, "export", ticket, str(tmp_path / "all.zip")).returncode == 2
-    assert steady(root, "submit", "--size", "96", str(table)).returncode == 2
+    assert steady(root, "submit", "--set", "widht=9", str(table)).returncode == 2
     done = steady(root, "submit", "--json", "--not-before", "2099-01-01", str(table))
     later = json.loads(done.stdout)["ticket"]
     root.finish()

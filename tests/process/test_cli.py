@@ -106,13 +106,12 @@ def test_every_command_with_json_says_json_and_nothing_else(make_root: Make) -> 
         (["pause", "--reason", "lunch"], 0),
         (["resume"], 0),
         (["model", "list"], 0),
-        (["retry", "--failed"], 0),
         (["submit", "three"], 0),
     ]:
         done = steady(root, *words, "--json")
         assert done.returncode == code, (words, done.stdout, done.stderr)
         assert objects(done), words
-    for words in (["follow", "--until-idle"], ["watch", "--once"]):
+    for words in (["retry", "--failed"], ["follow", "--until-idle"], ["watch", "--once"]):
         done = steady(root, *words, "--json")
         assert (done.returncode, done.stdout) == (0, ""), (words, done.stderr)
 

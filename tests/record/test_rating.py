@@ -142,7 +142,7 @@ def test_a_night_of_drafts_a_choice_and_a_night_of_large_ones(tmp_path: Path):
     drafts = {job.request.prompt: job for job in store.jobs()}
     for n, rating in ((0, 5), (2, 4), (3, 2)):
         store.rate(drafts[f"draft {n}"].id, rating)
-    done = root.steady("submit", "--from", "rating>=4", "--steps", "9", "--json")
+    done = root.steady("submit", "--from", "rating>=4", "--set", "num_inference_steps=9", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["jobs"] == 2
     done = root.steady("submit", "--from", "5", "--count", "3", "another prompt", "--json")

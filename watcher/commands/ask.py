@@ -292,7 +292,7 @@ def retry(
         desk.answer({"ticket": ticket, "retried": number}, f"{number} queued again")
         return 0
     if failed:
-        return _retry_failed(desk) if desk.has_record() else 0
+        return _retry_failed(desk)
     return _each(desk, jobs or [], _retry_one)
 
 
@@ -429,8 +429,18 @@ def _retry_failed(desk: Desk) -> int:
     from watcher.jobs import JobState
     from watcher.store import JobFilter
 
+    if not desk.has_record():
+        return 0
+    number, before = 0, None
     with desk.record() as store:
-        tickets = {job.ticket for job in store.all_jobs(JobFilter(state=JobState.FAILED))}
-        number = sum(map(store.retry_failed, sorted(tickets)))
-    desk.answer({"retried": number}, f"{number} queued again")
+        while jobs := store.jobs(JobFilter(state=JobState.FAILED), before_seq=before, limit=500):
+            before = jobs[-1].seq
+            for job in jobs:
+                with contextlib.suppress(SteadyError):  # somebody else was faster
+                    store.retry(job.id)
+                    number += 1
+                    if desk.as_json:
+                        desk.answer({"id": job.id, "state": "queued"}, "")
+    if not desk.as_json:
+        desk.answer({}, f"{number} queued again")
     return 0

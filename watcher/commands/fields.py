@@ -72,3 +72,11 @@ def _several(name: str, words: list[str]) -> Any:
     except ValueError:
         option = f"--{name.replace('_', '-')}"
         raise SteadyError("bad_request", f"{option} wants NAME=VALUE, each name once.") from None
+
+
+def pairs(words: list[str]) -> dict[str, str]:
+    """``["a=1", "b=2"]`` as a mapping. Raises SteadyError bad_request."""
+    found = dict(word.partition("=")[::2] for word in words if "=" in word)
+    if len(found) != len(words):
+        raise SteadyError("bad_request", "--set wants FIELD=VALUE, each name once.")
+    return found

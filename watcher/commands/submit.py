@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from watcher.commands.desk import Desk, command, fitted_line
-from watcher.commands.fields import with_fields
+from watcher.commands.fields import pairs, with_fields
 from watcher.errors import SteadyError, ValueFault
 from watcher.suffixes import JOB_SUFFIXES, suffix_of
 
@@ -92,6 +92,10 @@ def submit(
         str,
         typer.Option("--type", help="What - holds: txt (a prompt a line), yaml, json, jsonl, csv."),
     ] = "txt",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="FIELD=VALUE for every job, as in width=768; may be repeated."),
+    ] = None,
     size: Annotated[str | None, typer.Option(help="Width and height, as in 1024x768.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="A file of presets/: what holds where nothing else is said.")
@@ -106,7 +110,7 @@ def submit(
 
     deadline = deadline_of(timeout)
     limits, known, since = _from_record(desk)
-    given = _size_option(size) | fields
+    given = _by_field(set_ or [], size) | fields
     usual = preset_named(preset, desk.config.presets, limits) if preset is not None else None
     with desk.record_if_any() as store:
         reader = Reader(limits, desk.root, Inputs(desk.config, store), key, usual)
@@ -224,15 +228,20 @@ def _content(path: Path) -> bytes:
         raise SteadyError("unreadable", f"{path} cannot be read: {error.strerror}.") from None
 
 
-def _size_option(size: str | None) -> dict[str, Any]:
-    """What ``--size`` says, by field. SteadyError."""
+def _by_field(set_: list[str], size: str | None) -> dict[str, Any]:
+    """What ``--set`` and ``--size`` say, by field, each value as its field wants it. SteadyError."""
+    from watcher.jobfile.cells import reader_of
     from watcher.jobfile.fields import normalised
     from watcher.jobfile.problems import refusal
 
-    values, _, problems = normalised({"size": size} if size is not None else {})
+    words = pairs(set_) | ({} if size is None else {"size": size})
+    values, _, problems = normalised(words)
     if problems:
         raise refusal(problems)
-    return values
+    return {
+        name: reader_of(name)(said) if isinstance(said, str) else said
+        for name, said in values.items()
+    }
 
 
 def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: "Reader") -> Submission:

@@ -33,14 +33,20 @@ class Contents:
     weights: Weights
 
 
-def locate_model(model: str) -> tuple[Path, str | None]:
+def locate_model(model: str, revision: str | None = None) -> tuple[Path, str | None]:
     """Folder and hub commit (None for a plain folder). Raises ModelMissing."""
     folder = place_of(model, None)
     if folder is None or not folder.is_dir():
-        # a hub name as it is, a folder without where it lies
-        called = model if is_hub_name(model) else f"The model folder {Path(model).name!r}"
-        raise ModelMissing(f"{called} is not on this machine.")
-    return folder, revision_of(folder)
+        raise ModelMissing(f"{_model_words(model)} is not on this machine.")
+    commit = revision_of(folder)
+    if revision is not None and commit is not None and commit != revision:
+        raise ModelMissing(f"{_model_words(model)} is here at another revision than {revision}.")
+    return folder, commit
+
+
+def _model_words(model: str) -> str:
+    """A hub name as it is, a folder without where it lies."""
+    return model if is_hub_name(model) else f"The model folder {Path(model).name!r}"
 
 
 def name_of(folder: Path) -> str:

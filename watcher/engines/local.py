@@ -59,7 +59,7 @@ class LocalEngine(ABC):
         """Read the weights onto the device. Raises ModelMissing, DeviceLost, OutOfMemory, and
         SteadyError ``model_damaged``, ``model_unfit``, ``bad_config`` or ``extra_missing``."""
         model, single = self._files()
-        folder, commit = locate_model(model)
+        folder, commit = locate_model(model, self._options.revision)
         contents = inspect(folder, kind=self.folder_kind, transformer=single)
         description = describe(self._settings.device)
         chosen = plan(description, self._options, self._settings.dtype, contents.weights)

@@ -73,6 +73,7 @@ class Options(EngineOptions):
     tile_above: Annotated[int, Field(ge=0)] | None = None  #: pixels; larger: decoded in tiles
     warm_up: bool = True  #: one tiny picture at load, drawn twice
     threads: Annotated[int, Field(gt=0)] | None = None  #: CPU threads of one operation
+    revision: _Text | None = None  #: of a model from the hub's cache
     transformer: _Text | None = None  #: a file that stands in for the model's own transformer
     base: _Text | None = None  #: the folder or hub name of all else, where the model is such a file
     guidance: bool | None = None  #: does the model take guidance? unset: yes
