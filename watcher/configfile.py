@@ -35,7 +35,7 @@ def said_in_file(path: Path, kinds: Mapping[str, Any]) -> dict[str, Any]:
         values = yaml.load(path.read_text(encoding="utf-8"), _Settings)  # noqa: S506 (a safe one)
     except FileNotFoundError:
         return {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, yaml.YAMLError) as error:  # a day that no calendar has
         where = f" (line {error.problem_mark.line + 1})" if hasattr(error, "problem_mark") else ""
         raise SteadyError("bad_config", f"{path.name} cannot be read{where}.") from None
     if values is None:

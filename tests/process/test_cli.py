@@ -589,6 +589,9 @@ def test_a_bad_setting_is_4_and_named(make_root: Make) -> None:
     (root.folder / "config.yaml").write_text("port: 9000\nport: 9001\n")
     twice = steady(root, "status")
     assert twice.returncode == 4 and "`port` stands twice in config.yaml" in twice.stderr
+    (root.folder / "config.yaml").write_text("run_window: 2026-02-30\n")
+    odd = steady(root, "status")
+    assert odd.returncode == 4 and "config.yaml cannot be read" in odd.stderr
     (root.folder / "config.yaml").write_text("port: 99999\n")
     done = steady(root, "list")
     assert done.returncode == 4 and "must be at most 65535" in done.stderr

@@ -136,11 +136,14 @@ def test_a_disk_that_cannot_be_written(
 
 
 @pytest.mark.parametrize("moment", ["drawn", "killed"])
-def test_a_folder_that_became_a_link_costs_only_its_own_jobs(
-    make_root: Callable[..., Root], tmp_path: Path, moment: str
+@pytest.mark.parametrize(
+    "words", ["leads out of the outputs folder.", "is a file, and a folder is needed."]
+)
+def test_a_folder_that_is_none_any_more_costs_only_its_own_jobs(
+    make_root: Callable[..., Root], tmp_path: Path, moment: str, words: str
 ) -> None:
-    """Somebody moves a folder of pictures to another disk and leaves a link: said before a picture
-    is drawn in vain, or at the next start, and nothing behind the link is touched."""
+    """Somebody moves a folder of pictures to another disk and leaves a link, or a file has its name:
+    said before a picture is drawn in vain, or at the next start, and nothing behind it is touched."""
     root = make_root()
     (tmp_path / "elsewhere").mkdir()
     folder = root.folder / "outputs" / "cats"
@@ -148,12 +151,15 @@ def test_a_folder_that_became_a_link_costs_only_its_own_jobs(
     root.drop("a.yaml", "{prompt: a steps=1, folder: cats}")
     if moment == "killed":
         assert root.watch(point="picture_received").wait(30) == -signal.SIGKILL
-    folder.symlink_to(tmp_path / "elsewhere")
+    if words.startswith("leads"):
+        folder.symlink_to(tmp_path / "elsewhere")
+    else:
+        folder.write_text("not a folder")
     root.drop("b.yaml", "prompt: b steps=1")
     root.finish()
     job = next(job for job in root.jobs() if job["prompt"] == "a steps=1")
     assert (job["state"], job["error_code"]) == ("failed", "bad_name")
-    assert job["error_message"] == "`cats` leads out of the outputs folder."
+    assert job["error_message"] == f"`cats` {words}"
     assert sorted(root.states()) == ["completed", "failed"]
     assert sum(renders(root.log).values()) == 1 + (moment == "killed")
     assert list((tmp_path / "elsewhere").iterdir()) == []

@@ -132,7 +132,10 @@ class Outputs:
         return space.f_bavail * space.f_frsize
 
     def path(self, job: Job) -> Path:
-        """Where the job's picture lies, or will. ``bad_name`` unless that is inside the folder."""
+        """Where the job's picture lies, or will.
+
+        ``bad_name`` unless that is inside the folder, and in no folder it asked for that is a file.
+        """
         parts = job.path.split("/")
         suffix = os.path.splitext(parts[-1])[1]
         if len(parts) > 8 or suffix not in _FORMATS or not all(map(_is_plain_segment, parts)):
@@ -145,6 +148,11 @@ class Outputs:
         if not inside:
             words = f"`{job.folder}` leads out of the outputs folder."
             raise SteadyError("bad_name", words, remedy="Put a folder there in place of the link.")
+        asked = job.request.folder is not None  # the day's folder is all jobs' trouble: they wait
+        for level in final.parents[: len(parts) - 1] if asked else ():
+            if level.is_file():
+                words = f"`{level.name}` is a file, and a folder is needed."
+                raise SteadyError("bad_name", words, remedy="Move it away, and run the job again.")
         return final
 
     def thumbnail(self, job: Job) -> Path:
