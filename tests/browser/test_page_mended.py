@@ -175,6 +175,14 @@ def test_what_cannot_run_is_not_called_running(eyes: Eyes, scene: Scene):
     scene.stage.finish()
 
 
+_CUT_OFF = """() => {
+  const whole = fetch;
+  window.fetch = async () => new Response(new ReadableStream({ pull: (end) => end.error(Error()) }));
+  document.dispatchEvent(new Event("stale"));
+  window.fetch = whole;
+}"""
+
+
 def test_a_look_that_was_not_answered_is_made_again(eyes: Eyes):
     eyes.expected = ["ERR_FAILED"]
     page = eyes.open("/batches")
@@ -183,6 +191,9 @@ def test_a_look_that_was_not_answered_is_made_again(eyes: Eyes):
     page.evaluate("document.dispatchEvent(new Event('stale'))")
     expect(page.locator("#live")).to_have_text("Reconnecting …")
     page.unroute("**/batches")
+    expect(page.locator("#live")).to_have_text("Running")
+    page.evaluate(_CUT_OFF)  # one that ended in the middle
+    expect(page.locator("#live")).to_have_text("Reconnecting …")
     expect(page.locator("#live")).to_have_text("Running")
 
 

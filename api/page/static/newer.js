@@ -29,11 +29,11 @@ async function refresh() {
   dated = false;
   const begun = (looked = performance.now());
   const answer = await fetch(location.href, { headers: { Accept: "text/html" } }).catch(() => null);
-  if (!answer) {
-    lost();
+  const text = await answer?.text().catch(() => null); // unchanged, it came as a 304 from the browser's own store
+  if (text == null) {
+    lost(); // no answer, or one that was cut off
     setTimeout(soon, AGAIN);
   } else if (answer.ok) {
-    const text = await answer.text(); // unchanged, it came as a 304 from the browser's own store
     if (text !== last && held()) dated = true;
     else if (text !== last) renew(new DOMParser().parseFromString((last = text), "text/html"));
   }
