@@ -11,6 +11,7 @@ from watcher.store.schema import Row
 _MOST_WARNINGS = 100  #: of a batch
 
 _PRIORITIES = {priority.level: priority for priority in Priority}
+_NOTHING_SAID = JobRequest(prompt="-")
 
 
 #: What a column says by the name and in the form it has in the noun.
@@ -53,9 +54,7 @@ def job_of(row: Row) -> Job:
         **{name: row[name] for name in _AS_IN_JOBS},
         index=row["idx"],
         state=JobState(row["state"]),
-        request=JobRequest.model_construct(
-            prompt=row["prompt"], priority=priority.value, **request
-        ),
+        request=_NOTHING_SAID.but({**request, "prompt": row["prompt"], "priority": priority.value}),
         priority=priority,
         cancel_requested=bool(row["cancel_requested"]),
         model=row["model"] or None,
