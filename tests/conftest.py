@@ -50,6 +50,15 @@ def root(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """The browser; started by the first test that looks at a page (eyes.py)."""
+    from eyes import started
+
+    with started() as browser:
+        yield browser
+
+
 @pytest.fixture
 def bench(root: Path) -> Iterator[Any]:
     """The HTTP application on an empty root, and a watcher by hand (doors.py)."""

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 from conftest import until
 from doors import Running
+from eyes import LOOKS, Eyes
 from playwright.sync_api import Browser, Page, expect
-from test_page import LOOKS, Eyes, Stage, barriers, browser, seen  # noqa: F401
+from test_page import Stage, barriers, seen
 from test_rating import rating_in
 
 HOW_MANY = 8
@@ -67,7 +68,7 @@ def wall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wall]:
 
 
 @pytest.fixture
-def eyes(browser: Browser, wall: Wall) -> Iterator[Eyes]:  # noqa: F811
+def eyes(browser: Browser, wall: Wall) -> Iterator[Eyes]:
     for n, job_id in enumerate(wall.ids):
         if wall.rating(n):
             wall.stage.store.rate(job_id, 0)
@@ -118,7 +119,7 @@ def test_rated_by_clicks_in_the_large_picture_and_on_its_page(eyes: Eyes, wall: 
     wall.rated(2, 0)
 
 
-def test_a_finger_rates(browser: Browser, wall: Wall):  # noqa: F811
+def test_a_finger_rates(browser: Browser, wall: Wall):
     hand = Eyes(browser, wall.service.url, **LOOKS["phone"])
     page = hand.open("/pictures")
     card(page, wall, 1).locator(".shot").tap()
@@ -250,7 +251,7 @@ def test_many_are_rated_at_once_and_taken_back(eyes: Eyes, wall: Wall):
         wall.rated(n, 0)
 
 
-def test_ratings_are_read_without_javascript(browser: Browser, wall: Wall):  # noqa: F811
+def test_ratings_are_read_without_javascript(browser: Browser, wall: Wall):
     wall.stage.store.rate(wall.ids[0], 3)
     plain = Eyes(browser, wall.service.url, java_script_enabled=False, **LOOKS["light"])
     page = plain.open("/pictures?rating=1..")

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from conftest import until
+from eyes import LOOKS, Eyes
 from playwright.sync_api import Browser, Page, expect
-from test_page import LOOKS, Eyes, barriers, browser, seen  # noqa: F401
+from test_page import barriers, seen
 from test_page_choose import Wall, pick
 
 from watcher.jobs import JobState
@@ -25,7 +26,7 @@ def wall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wall]:
 
 
 @pytest.fixture
-def eyes(browser: Browser, wall: Wall) -> Iterator[Eyes]:  # noqa: F811
+def eyes(browser: Browser, wall: Wall) -> Iterator[Eyes]:
     seeing = Eyes(browser, wall.service.url, **LOOKS["light"])
     yield seeing
     seeing.close()
@@ -311,7 +312,7 @@ def test_all_here_are_chosen_and_let_go(eyes: Eyes, wall: Wall):
     expect(page.locator("#chosen")).to_be_hidden()
 
 
-def test_the_gallery_is_narrowed_and_turned_by_hand(browser: Browser, wall: Wall):  # noqa: F811
+def test_the_gallery_is_narrowed_and_turned_by_hand(browser: Browser, wall: Wall):
     """Without JavaScript too: that is how one turns pages there."""
     fails(wall, 2)
     plain = Eyes(browser, wall.service.url, java_script_enabled=False, **LOOKS["light"])
@@ -384,7 +385,7 @@ def test_a_model_is_chosen_for_a_new_picture_and_its_sizes_come_along(eyes: Eyes
 
 
 def test_guidance_and_what_is_not_wanted_are_asked_where_the_model_takes_them(
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     wall: Wall,
     tmp_path: Path,
 ):
@@ -410,7 +411,7 @@ def test_guidance_and_what_is_not_wanted_are_asked_where_the_model_takes_them(
 @pytest.mark.parametrize("script", [True, False])
 @pytest.mark.parametrize("look", ["light", "phone"])
 def test_pictures_are_found_by_model_lora_size_seed_and_words(
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     wall: Wall,
     look: str,
     script: bool,

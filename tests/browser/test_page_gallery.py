@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from conftest import until
+from eyes import LOOKS, PHONE, Eyes
 from playwright.sync_api import Browser, Page, expect
-from test_page import LOOKS, PHONE, Eyes, barriers, browser, seen  # noqa: F401
+from test_page import barriers, seen
 from test_page_choose import Wall
 
 from watcher.store import JobFilter
@@ -25,7 +26,7 @@ def wall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wall]:
 
 
 @pytest.fixture
-def eyes(browser: Browser, wall: Wall) -> Iterator[Eyes]:  # noqa: F811
+def eyes(browser: Browser, wall: Wall) -> Iterator[Eyes]:
     seeing = Eyes(browser, wall.service.url, **LOOKS["light"])
     yield seeing
     seeing.close()
@@ -257,7 +258,7 @@ def test_the_large_picture_goes_on_past_what_is_loaded(eyes: Eyes, wall: Wall):
 
 @pytest.mark.parametrize("scripted", [True, False])
 def test_a_phone_shows_a_picture_on_its_first_screen(
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     wall: Wall,
     scripted: bool,
 ):
@@ -280,7 +281,7 @@ def test_a_phone_shows_a_picture_on_its_first_screen(
 
 
 @pytest.mark.parametrize("width", [390, 700, 710, 768, 1280])
-def test_heads_fit_any_width(browser: Browser, wall: Wall, width: int):  # noqa: F811
+def test_heads_fit_any_width(browser: Browser, wall: Wall, width: int):
     """Nothing is wider than the window, and the gallery's heading is one line, also when narrowed."""
     eyes = Eyes(browser, wall.service.url, viewport={"width": width, "height": 800})
     page = eyes.open("/pictures")
@@ -294,7 +295,7 @@ def test_heads_fit_any_width(browser: Browser, wall: Wall, width: int):  # noqa:
     eyes.close()
 
 
-def test_a_finger_swipes_to_the_next(browser: Browser, wall: Wall):  # noqa: F811
+def test_a_finger_swipes_to_the_next(browser: Browser, wall: Wall):
     hand = Eyes(browser, wall.service.url, **LOOKS["phone"])
     page = hand.open("/pictures")
     page.locator(".shot").first.click()
@@ -315,7 +316,7 @@ def test_a_finger_swipes_to_the_next(browser: Browser, wall: Wall):  # noqa: F81
     hand.close()
 
 
-def test_a_batch_that_ended_is_told(browser: Browser, wall: Wall):  # noqa: F811
+def test_a_batch_that_ended_is_told(browser: Browser, wall: Wall):
     """The browser's own notifications, as far as a page can hear of them."""
     seeing = Eyes(browser, wall.service.url, permissions=["notifications"], **LOOKS["light"])
     page = seeing.open("/batches")

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 import pytest
 from doors import Running, running
+from eyes import LOOKS, Eyes
 from playwright.sync_api import Browser, Page, expect
 from store_children import new_jobs, record_jobs
-from test_page import LOOKS, Eyes, Stage, barriers, browser, drop, seen, submit  # noqa: F401
+from test_page import Stage, barriers, drop, seen, submit
 
 from watcher.errors import ValueFault
 from watcher.inbox import refused_rows
@@ -74,7 +75,7 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
 
 
 @pytest.fixture
-def eyes(browser: Browser, scene: Scene) -> Iterator[Eyes]:  # noqa: F811
+def eyes(browser: Browser, scene: Scene) -> Iterator[Eyes]:
     seeing = Eyes(browser, scene.service.url, **LOOKS["light"])
     yield seeing
     seeing.close()
@@ -244,7 +245,7 @@ def test_a_long_prompt_is_scrolled_by_keys(eyes: Eyes, scene: Scene):
     seen(page, "() => document.querySelector('#prompt-text').scrollTop > 0")
 
 
-def test_without_javascript_the_form_works(browser: Browser, scene: Scene):  # noqa: F811
+def test_without_javascript_the_form_works(browser: Browser, scene: Scene):
     plain = Eyes(browser, scene.service.url, java_script_enabled=False, **LOOKS["light"])
     page = plain.open()
     expect(page.get_by_text("Choosing files needs JavaScript.")).to_be_visible()

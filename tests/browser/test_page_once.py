@@ -6,9 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 from conftest import until
+from eyes import LOOKS, Eyes
 from playwright.sync_api import Browser, Page, Route, expect
 from store_children import new_jobs, record_jobs
-from test_page import LOOKS, Eyes, browser, drop  # noqa: F401
+from test_page import drop
 from test_page_choose import Wall, card, pick
 
 from watcher.errors import ValueFault
@@ -29,7 +30,7 @@ def wall(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Wall]:
 
 
 @pytest.fixture
-def eyes(browser: Browser, wall: Wall) -> Iterator[Eyes]:  # noqa: F811
+def eyes(browser: Browser, wall: Wall) -> Iterator[Eyes]:
     wall.sent()
     seeing = Eyes(browser, wall.service.url, **LOOKS["light"])
     yield seeing
@@ -79,7 +80,7 @@ def test_chosen_ones_are_made_once_when_the_answer_is_lost(eyes: Eyes, wall: Wal
     assert len(wall.sent()) == 2
 
 
-def test_without_javascript_a_form_is_taken_once(browser: Browser, wall: Wall):  # noqa: F811
+def test_without_javascript_a_form_is_taken_once(browser: Browser, wall: Wall):
     plain = Eyes(browser, wall.service.url, java_script_enabled=False, **LOOKS["light"])
     page, other = plain.open(), plain.open()
     for each in (page, other):
@@ -175,7 +176,7 @@ ODD = {
 
 @pytest.mark.parametrize("script", [True, False])
 def test_an_edited_job_keeps_what_the_form_does_not_show(
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     wall: Wall,
     script: bool,
 ):
@@ -196,7 +197,7 @@ def test_an_edited_job_keeps_what_the_form_does_not_show(
     eyes.close()
 
 
-def test_without_javascript_a_picture_is_started_from(browser: Browser, wall: Wall):  # noqa: F811
+def test_without_javascript_a_picture_is_started_from(browser: Browser, wall: Wall):
     plain = Eyes(browser, wall.service.url, java_script_enabled=False, **LOOKS["light"])
     page = plain.open(f"/?start={wall.ids[0]}")
     expect(page.get_by_text("It starts from a picture.")).to_be_visible()

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from axe_playwright_python.sync_playwright import Axe
 from conftest import until
 from doors import running
 from engines import read_log
+from eyes import LOOKS, Eyes
 from PIL import Image, ImageDraw
 from playwright.sync_api import Browser, Page, expect
 from roots import Root
-from test_page import LOOKS, RULES, Eyes, House, browser, let_go, seen, submit  # noqa: F401
+from test_page import House, barriers, let_go, seen, submit
 
 from watcher.jobs import input_digest
 
@@ -35,7 +35,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
 
 
 @pytest.fixture(params=["light"])
-def eyes(browser: Browser, house: House, request: pytest.FixtureRequest) -> Iterator[Eyes]:  # noqa: F811
+def eyes(browser: Browser, house: House, request: pytest.FixtureRequest) -> Iterator[Eyes]:
     seeing = Eyes(browser, house.service.url, **LOOKS[request.param])
     yield seeing
     seeing.close()
@@ -88,7 +88,7 @@ def test_a_chosen_picture_is_started_from(eyes: Eyes, house: House):
     assert (said["width"], said["height"]) == (192, 128), "as the picture"
     assert (said["strength"], said["resize"]) == (0.6, "crop")
     assert "mask" not in said
-    assert Axe().run(page, options=RULES).response["violations"] == []
+    assert barriers(page) == []
 
 
 def test_how_far_from_it_and_how_it_fits_are_heeded(eyes: Eyes, house: House):

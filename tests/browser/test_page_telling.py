@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 from conftest import until
 from doors import running
+from eyes import LOOKS, Eyes
 from playwright.sync_api import Browser, expect
 from receivers import SECRET, Receiver
 from roots import Root
 from test_notifications import Post, post  # noqa: F401
-from test_page import LOOKS, Eyes, barriers, browser  # noqa: F401
+from test_page import barriers
 
 
 class Told:
@@ -40,7 +41,7 @@ def told(tmp_path: Path, post: Post) -> Iterator[Told]:  # noqa: F811
 
 @pytest.mark.parametrize("look", ["light", "phone"])
 def test_what_was_given_up_is_shown_and_sent_again(
-    browser: Browser,  # noqa: F811
+    browser: Browser,
     told: Told,
     post: Post,  # noqa: F811
     look: str,

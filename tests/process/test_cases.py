@@ -20,11 +20,12 @@ from typing import Any
 import pytest
 from conftest import until
 from doors import Running, running
+from eyes import Eyes
 from history import rows
 from PIL import Image, PngImagePlugin
 from roots import Root
 from test_cli import steady
-from test_page import Eyes, browser, drop  # noqa: F401  (browser is a fixture)
+from test_page import drop
 
 from watcher.config import Config
 from watcher.errors import SteadyError
@@ -348,7 +349,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Root, Runn
 @pytest.mark.timeout(300)
 def test_every_file_makes_the_same_jobs_at_every_way_in(
     house: tuple[Root, Running],
-    browser: Any,  # noqa: F811
+    browser: Any,
 ) -> None:
     root, service = house
     tickets: dict[Path, dict[str, str]] = {path: {} for path in FILES}
