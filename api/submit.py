@@ -183,11 +183,13 @@ class Submissions:
         batch = self._store.batch(ticket_of_key(key))
         if batch is None or (early and b"resume" in body.data and not body.table):
             return None
-        if batch.digest != body.digest:
-            raise SteadyError("key_conflict")
         unread = batch.recorded_at is None and batch.error is None
-        if unread and early and body.sent:
+        known = batch.digest == body.digest
+        if early and body.sent and (unread or not known):
             return None
+        # A batch that went on is known by what it went on with, the preset in it.
+        if not known and batch.digest != dataclasses.replace(body, sent="").digest:
+            raise SteadyError("key_conflict")
         if unread and batch.claim is None:
             # The first try may have died between reserving and publishing. Publishing
             # again is harmless: a file whose ticket is recorded never runs.

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from conftest import until
 
+from api.door import Door
+from api.submit import Submissions
 from watcher import inbox as folder
 from watcher.config import Config
-from watcher.errors import Trouble
+from watcher.errors import SteadyError, Trouble
 from watcher.inbox.watch import Inbox
 from watcher.inputs import Inputs
 from watcher.intake import Intake, Reading
@@ -27,6 +29,7 @@ from watcher.models.cards import limits_known
 from watcher.parts import Shared
 from watcher.refused import RefusedRows
 from watcher.store import JobStore
+from watcher.submission import Body
 
 SENT = [str(uuid.uuid4()) for _ in range(3)]
 MOST = 20_000_000  #: rows after which the table ends although nobody was served
@@ -357,6 +360,23 @@ def test_what_becomes_of_jobs_whose_key_was_used_before_is_told(desk: Desk):
     [words] = desk.take("y.csv", "prompt,key\nd,o4\nd,o4\nanother d,o4\n").warnings
     assert words == other
     assert [job.request.prompt for job in desk.store.jobs()] == ["d", "c", "b", "a"]
+
+
+def test_under_a_preset_a_key_is_known_also_after_its_batch_went_on(desk: Desk):
+    desk.config.presets.mkdir()
+    (desk.config.presets / "few.yaml").write_text("num_inference_steps: 3\n")
+    submissions = Submissions(Door(desk.config, desk.store))
+    body = Body.of(b'[{"prompt": "a fox"}, {"prompt": "a cat"}]', "two.json")
+    for resume in (False, True):
+        assert not submissions.submit(body, "order-1", resume=resume, preset="few").replayed
+        desk.read()
+    assert submissions.submit(body, "order-1", preset="few").replayed
+    for other, preset in ((b'{"prompt": "a dog"}', "few"), (body.data, None)):
+        with pytest.raises(SteadyError, match="other content"):
+            submissions.submit(Body.of(other, "two.json"), "order-1", preset=preset)
+    submissions.submit(body, "order-2")
+    with pytest.raises(SteadyError, match="other content"):
+        submissions.submit(body, "order-2", preset="few")
 
 
 def test_a_job_with_the_key_of_its_file_is_made_like_the_others(desk: Desk):
