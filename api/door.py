@@ -9,7 +9,6 @@ import asyncio
 import collections
 import contextlib
 import logging
-import os
 import shutil
 import threading
 import time
@@ -32,6 +31,7 @@ from watcher.models.cards import limits_known
 from watcher.needs import needs_of
 from watcher.pace import Pace, Size, loading_seconds, size_of
 from watcher.previews import Previews
+from watcher.publish import open_regular
 from watcher.store import JobStore
 
 logger = logging.getLogger("steady.api")
@@ -207,8 +207,7 @@ class Door:
             paths += (inbox / ".claimed").glob(f"{batch.ticket}~*")
         for path in paths:
             with contextlib.suppress(OSError, SteadyError):
-                fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
-                with os.fdopen(fd, "rb") as file:
+                with open_regular(path) as file:
                     data = file.read(jobfile.most_bytes(batch.suffix))
                 parsed = jobfile.parse(data, batch.suffix, Planner(self.limits()))
                 return parsed.requests[0].request

@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import os
 import re
-import stat
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -251,11 +250,8 @@ def _matches(name: str, pattern: str) -> bool:
 
 def _read(path: Path, name: str) -> bytes:
     """A regular file of at most MAX_PICTURE. Raises SteadyError bad_reference and as _not_read."""
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        with open(os.open(path, flags), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise SteadyError("bad_reference", f"`{shortened(name)}` is no file.")
+        with publish.open_regular(path) as file:
             return file.read(MAX_PICTURE + 1)
     except OSError as error:
         raise _not_read(name, error, reading=True) from None

@@ -116,9 +116,7 @@ class Folder:
     def _read_mark(self) -> bytes | None:
         """What the mark says: None without one, ``?`` where it is no readable file."""
         try:
-            if not stat.S_ISREG(os.lstat(self._mark).st_mode):
-                return b"?"
-            with self._mark.open("rb") as file:
+            with publish.open_regular(self._mark) as file:
                 return file.read(100)
         except FileNotFoundError:
             return None

@@ -12,7 +12,6 @@ pipes and devices not opened, sizes checked before memory is spent.
 import errno
 import os
 import re
-import stat
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from typing import BinaryIO
 from watcher.errors import SteadyError
 from watcher.inbox.writers import Writer, writer_of
 from watcher.log import harmless
-from watcher.publish import disk_errors, disk_trouble
+from watcher.publish import disk_errors, disk_trouble, open_regular
 from watcher.suffixes import INPUT_SUFFIXES, JOB_SUFFIXES
 
 NAME_BYTES = 180  #: of a person's file name that are kept
@@ -151,11 +150,8 @@ def open_claim(claim: Claim, limit: int) -> BinaryIO:
     Raises SteadyError not_a_regular_file, too_large, empty_file, unreadable; folder_gone
     when the disk fails; FileNotFoundError when nothing lies there.
     """
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NOCTTY
     try:
-        # opening a device may already do something: look first
-        _refuse_odd(os.lstat(claim.path), limit)
-        stream = os.fdopen(os.open(claim.path, flags), "rb")
+        stream = open_regular(claim.path)
     except PermissionError:
         raise SteadyError("unreadable") from None
     except FileNotFoundError:
@@ -164,23 +160,13 @@ def open_claim(claim: Claim, limit: int) -> BinaryIO:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise SteadyError("not_a_regular_file") from None
         raise disk_trouble(error, "A claimed file cannot be read") from error
-    try:
-        _refuse_odd(os.fstat(stream.fileno()), limit)
-    except SteadyError:
-        stream.close()
-        raise
-    return stream
-
-
-def _refuse_odd(status: os.stat_result, limit: int) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise SteadyError("not_a_regular_file")
-    if status.st_size == 0:
+    size = os.fstat(stream.fileno()).st_size
+    if 0 < size <= limit:
+        return stream
+    stream.close()
+    if size == 0:
         raise SteadyError("empty_file")
-    if status.st_size > limit:
-        raise SteadyError(
-            "too_large", f"The file has {status.st_size:,} bytes; {limit:,} are allowed."
-        )
+    raise SteadyError("too_large", f"The file has {size:,} bytes; {limit:,} are allowed.")
 
 
 def read_claim(claim: Claim, limit: int) -> bytes:

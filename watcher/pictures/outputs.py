@@ -17,7 +17,6 @@ import logging
 import math
 import os
 import re
-import stat
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -358,17 +357,9 @@ def _is_plain_segment(part: str) -> bool:
 
 def _read_regular(path: Path, most: int) -> bytes | None:
     """A regular file of at most ``most`` bytes; None for anything else, without waiting."""
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     try:
-        fd = os.open(path, flags)
-        try:
-            facts = os.fstat(fd)
-            if not stat.S_ISREG(facts.st_mode) or facts.st_size > most:
-                return None
-            with os.fdopen(fd, "rb", closefd=False) as file:
-                data = file.read(most + 1)
-        finally:
-            os.close(fd)
+        with publish.open_regular(path) as file:
+            data = file.read(most + 1)
     except (FileNotFoundError, NotADirectoryError, PermissionError):
         return None
     except OSError as error:

@@ -206,7 +206,7 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
             old = job_of(rows[0]) if rows else self._refused(id)
             rank = self._rank(old, old.priority, None)
             self._set_batch(_OPEN_AGAIN, ticket=old.ticket)
-            self._moved(f"{_RETRY}, rank = :rank", ended, id=id, rank=rank)
+            self._move(f"{_RETRY}, rank = :rank", ended, id=id, rank=rank)
             self._settle(None)  # it fails again at once if what it starts from has failed
             return job_of(self.run("SELECT * FROM jobs WHERE id = :id", id=id)[0])
 
@@ -228,7 +228,8 @@ class JobStore(Recorded, Moves, Claiming, Deliveries, JobQueries, Record):
             priority = priority or job.priority
             rank = self._rank(job, priority, position)
             place = {"class": priority.level, "rank": rank}
-            return self._moved("class = :class, rank = :rank", "id = :id", id=id, **place)
+            moved = self._move("class = :class, rank = :rank", "id = :id", id=id, **place)
+            return moved or self._refused(id)
 
     def rate(self, id: str, rating: int) -> Job:
         """What a person thinks of the picture: REJECTED, 0 for nothing, 1..MAX_RATING.

@@ -77,14 +77,10 @@ class Batches(Database):
         another file holds this ticket.
         """
         file = {"claim": claim, "name": name, "suffix": suffix, "source": source}
-        begun = self.begin_readings([file])
-        if claim in begun:
-            return begun[claim]
-        with self.read():
-            row = self._batch_row("ticket", claim)
-        if row is None:  # somebody has dropped it in this very moment
+        batch = self.begin_readings([file]).get(claim) or self.batch(claim)
+        if batch is None:  # somebody has dropped it in this very moment
             raise SteadyError("batch_not_found")
-        return batch_of(row)
+        return batch
 
     def begin_readings(self, files: Sequence[Row]) -> dict[str, Batch]:
         """The same for many files in one transaction: batches by claim.

@@ -161,11 +161,7 @@ class Database:
                 self.run(f"PRAGMA application_id = {schema.APPLICATION_ID}")
                 self.run(f"PRAGMA user_version = {schema.VERSION}")
             else:
-                self.run(
-                    "INSERT INTO settings VALUES ('schema_version', :v)"
-                    " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                    v=str(schema.VERSION),
-                )
+                self._put("schema_version", schema.VERSION)
 
     def _version(self, *, inside: bool = False) -> int:
         ask = self.run if inside else self.poll
@@ -219,15 +215,11 @@ class Database:
         with self._typed():
             if not self._lock.take():
                 return False
-        mark = to_json({**who, "mark": uuid.uuid4().hex})
+        mark = {**who, "mark": uuid.uuid4().hex}
         with self.write():
-            self.run(
-                "INSERT INTO settings (key, value) VALUES ('watcher', :mark)"
-                " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-                mark=mark,
-            )
+            self._put("watcher", mark)
             self.run("DELETE FROM pulses")
-        self.mark = mark
+        self.mark = to_json(mark)
         return True
 
     def check(self) -> None:
@@ -383,6 +375,14 @@ class Database:
                 while len(rows) - done >= size:
                     cursor.execute(sql, [*itertools.chain.from_iterable(rows[done : done + size])])
                     done += size
+
+    def _put(self, key: str, value: Any) -> None:
+        self.run(
+            "INSERT INTO settings (key, value) VALUES (:key, :value)"
+            " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
+            key=key,
+            value=to_json(value),
+        )
 
     def each(self, name: str) -> str:
         """SQL for the members of the JSON list of strings that is bound as ``name``."""

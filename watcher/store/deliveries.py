@@ -16,7 +16,6 @@ from watcher.errors import SteadyError
 from watcher.jobs import Batch, Job, JobState
 from watcher.store.database import Database
 from watcher.store.entries import batch_of, job_of, to_json
-from watcher.store.schema import Row
 
 DeliveryState = Literal["pending", "delivered", "dead"]
 
@@ -148,7 +147,7 @@ class Deliveries(Database):
                 " AND state = 'pending' RETURNING *",
                 seq=due[0]["seq"],
             )
-        return _delivery_of(rows[0]) if rows else None
+        return Delivery(**rows[0]) if rows else None
 
     def attempted(
         self,
@@ -207,7 +206,7 @@ class Deliveries(Database):
             )
         if not rows:
             raise SteadyError("delivery_not_found")
-        return _delivery_of(rows[0])
+        return Delivery(**rows[0])
 
     def thin_out(self, *, kept: int = KEPT) -> None:
         """Forget those that ended long ago, but for the newest of each state."""
@@ -244,7 +243,7 @@ class Deliveries(Database):
             limit=limit,
             **({} if state is None else {"state": state}),
         )
-        return [_delivery_of(row) for row in rows]
+        return [Delivery(**row) for row in rows]
 
     def given_up(self, since: int) -> dict[str, tuple[int, str]]:
         """endpoint -> how many were given up since then, and what was wrong with the last."""
@@ -260,7 +259,3 @@ class Deliveries(Database):
             number, _ = found.get(row["endpoint"], (0, ""))
             found[row["endpoint"]] = (number + 1, row["last_error"] or "")
         return found
-
-
-def _delivery_of(row: Row) -> Delivery:
-    return Delivery(**row)

@@ -67,13 +67,6 @@ class Moves(JobInputs, Batches):
         state = rows[0]["state"]
         raise SteadyError("wrong_state", f"The job is {state}.", remedy=_INSTEAD[state])
 
-    def _moved(self, assignment: str, guard: str, **values: Any) -> Job:
-        """``_move`` of a job this transaction has looked at already."""
-        job = self._move(assignment, guard, **values)
-        if job is None:
-            raise RuntimeError("another writer inside our transaction")
-        return job
-
     def _rank(
         self, job: Job, priority: Priority, position: Literal["front", "back"] | None
     ) -> float:

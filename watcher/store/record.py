@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from watcher.store.database import Database
-from watcher.store.entries import to_json
 
 
 class Record(Database):
@@ -29,8 +28,8 @@ class Record(Database):
 
     def leader(self) -> dict[str, Any]:
         """Who leads or led last, in its own words; {} for a file or when there was none."""
-        words = self.get("watcher")
-        return words if isinstance(words, dict) else {}
+        words: dict[str, Any] = self.get("watcher") or {}
+        return words
 
     def put_pulse(self, who: str, pulse: Mapping[str, Any]) -> None:
         """Say how a watcher is just now, for doors elsewhere; only for a record on a server.
@@ -70,14 +69,6 @@ class Record(Database):
         """Set ``key`` to anything JSON knows. ``paused`` takes effect with the next claim."""
         with self.write():
             self._put(key, value)
-
-    def _put(self, key: str, value: Any) -> None:
-        self.run(
-            "INSERT INTO settings (key, value) VALUES (:key, :value)"
-            " ON CONFLICT (key) DO UPDATE SET value = excluded.value",
-            key=key,
-            value=to_json(value),
-        )
 
     def drop(self, key: str) -> None:
         """Forget a setting."""
