@@ -15,7 +15,7 @@ import json
 import os
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -152,7 +152,7 @@ class Reader:
             raise refusal(plan.refused)
         if plan.key is not None and self.key is None:
             return dataclasses.replace(self, key=plan.key).changed(body, given)
-        every: Iterator[Any] | Sequence[Any] = plan.requests
+        every: Iterable[Any] = plan.requests
         if body.table:
             every = keeping._rows(body, self._finder())
         bodies = [each.request.model_dump(exclude_none=True, exclude={"count"}) for each in every]
@@ -176,8 +176,6 @@ class Reader:
             data, suffix = self.inputs.job_from(data, name, self.preset.values), ".json"
         planner, keyed = self._planner(finder), self.key is not None
         parsed = jobfile.parse(data, suffix, planner, stem=body.name, keyed=keyed)
-        if parsed.key is not None and not parsed.key.strip():
-            raise ValueFault("out_of_range", "`key` is empty.", key="key", pointer="/key").error()
         warnings = dict.fromkeys(parsed.warnings)
         for each in parsed.requests:
             warnings |= dict.fromkeys(each.warnings)

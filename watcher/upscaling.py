@@ -51,11 +51,7 @@ def upscale_of(said: Any) -> Any:
         said = {"factor": said}
     elif isinstance(said, str):
         said = _of_words(said.replace(",", " ").split()) or said
-    if not isinstance(said, dict):
-        return said
-    numbers = ("factor", "strength")
-    plain = {k: float(v) if k in numbers and type(v) is int else v for k, v in said.items()}
-    return {"factor": USUAL_FACTOR} | plain
+    return {"factor": USUAL_FACTOR} | said if isinstance(said, dict) else said
 
 
 def _of_words(words: Sequence[str]) -> dict[str, Any] | None:

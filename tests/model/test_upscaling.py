@@ -89,6 +89,7 @@ def test_what_is_left_open_is_settled_when_the_job_is_read() -> None:
         ("{prompt: a, upscale: {faktor: 2}}", "FACTOR 1.5..4"),
         ("{prompt: a, upscale: {factor: 2, tile: 100}}", "FACTOR 1.5..4"),
         ("{prompt: a, image: x.png, width: 4096, height: 4096, upscale: 4}", "16384x16384"),
+        (f"{{prompt: a, upscale: {{factor: {'1' * 350}}}}}", "FACTOR 1.5..4"),
     ],
 )
 def test_what_cannot_be_is_refused_in_words(text: str, words: str) -> None:

@@ -55,7 +55,6 @@ def test_places_may_be_asked_for_in_any_order() -> None:
         ("[-Infinity]", "bad_json", 1),
         ("[1e999]", "bad_json", 1),
         ("9" * 5000, "bad_json", 1),
-        *((" " * start + "9" * 401, "bad_json", 1) for start in range(40)),
         ('{"a":', "bad_json", 1),
         ('{"a": 1}\n{"a": 2}', "bad_json", 2),
         ("[1,]", "bad_json", 1),

@@ -227,7 +227,7 @@ def name_all(planned: Sequence[PlannedJob], stem: str, count: int) -> None:
 
 
 def read_lines(stream: BinaryIO, suffix: str, planner: Planner) -> RowIterator:
-    """The rows of a table or list, one at a time: an iterator of PlannedJob and refused Row.
+    """The rows of a table or list, one at a time: PlannedJob and refused Row.
 
     ``stream`` must be seekable, stand at its beginning, and is left open. The pictures have no
     names yet, and priority normal. Raises SteadyError, at once or while iterating, for what spoils

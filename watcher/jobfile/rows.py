@@ -169,23 +169,18 @@ class Columns:
 
 
 class RowIterator:
-    """The iterator :func:`watcher.jobfile.read_lines` returns: PlannedJob and refused Row.
+    """What :func:`watcher.jobfile.read_lines` returns: PlannedJob and refused Row, to be gone
+    through once.
 
     ``warnings`` hold for the whole file. Raises SteadyError for what spoils the whole file.
     """
 
-    def __init__(
-        self,
-        stream: BinaryIO,
-        form: str,
-        planner: Planner,
-    ) -> None:
+    def __init__(self, stream: BinaryIO, form: str, planner: Planner) -> None:
         self._warnings: list[str] = []
         self._planner = planner
         self._index = 0
         self._columns: Columns | None = None
         self._raw, self._read = self._opened(stream, form)
-        self._each = self._work()
 
     def _opened(
         self, stream: BinaryIO, form: str
@@ -223,12 +218,6 @@ class RowIterator:
         return template
 
     def __iter__(self) -> "Iterator[PlannedJob | Row]":
-        return self._each
-
-    def __next__(self) -> "PlannedJob | Row":
-        return next(self._each)
-
-    def _work(self) -> "Iterator[PlannedJob | Row]":
         most, planner = self._planner.limits.max_lines, self._planner
         kinds = Kinds(planner)
         for rows, raw in enumerate(self._raw, 1):

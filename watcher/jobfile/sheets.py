@@ -28,7 +28,7 @@ from watcher.jobfile.planner import BUILT_IN, Template, template_of, wants_wildc
 from watcher.jobfile.problems import at, pointer, refusal, shown, shown_key
 from watcher.jobfile.sources import Pictures, spread
 from watcher.jobfile.tables import CALL_IT, looks_like
-from watcher.jobs import MAX_PROMPT, PICTURE_FIELDS, field_schemas
+from watcher.jobs import PICTURE_FIELDS, field_schemas
 
 OnError = Literal["reject", "skip"]
 Path = tuple[str | int, ...]
@@ -216,14 +216,7 @@ def _sheet(
     return sheet
 
 
-#: Items looked at; files with more are refused by their number.
-_MOST_ITEMS = 20_000
-
-
 def _items(raws: Sequence[Any], path: Path) -> list[Item]:
-    if len(raws) > _MOST_ITEMS:
-        message = f"The file lists {len(raws)} jobs."
-        raise ValueFault("too_many_jobs", message).error()
     items = [Item.of(raw, (*path, number)) for number, raw in enumerate(raws)]
     for number, item in enumerate(items):
         item.number = number
@@ -368,6 +361,4 @@ def _bad_axis(name: str, values: Any, known: bool) -> tuple[str, str]:
     lists = SPELLINGS.get(name, name) in _LISTS
     if not lists and any(isinstance(v, list | dict) for v in several):
         return "wrong_type", "must list plain values"
-    if any(isinstance(v, str) and len(v) > MAX_PROMPT for v in several):
-        return "out_of_range", f"holds a text of more than {MAX_PROMPT} characters"
     return "", ""

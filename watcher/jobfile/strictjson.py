@@ -19,9 +19,6 @@ from watcher.jobfile.problems import refusal, shown_key
 MAX_DEPTH = 16  #: mappings and lists inside each other
 MAX_VALUES = 100_000  #: as many as .yaml may hold, with room
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[{}\[\],:]|[^\s{}\[\],:"]+', re.DOTALL)
-_LONG = 400  #: digits of a number that is looked at before it is read
-_STRIDE = 40  #: of so many characters one is looked at: a picture in a text is quickly passed over
-_LONG_NUMBER = re.compile(f"[0-9]{{{_LONG // _STRIDE}}}")
 
 
 class Number(float):
@@ -68,18 +65,8 @@ def _float(text: str) -> float:
     return value
 
 
-def _int(text: str) -> int:
-    if len(text) > _LONG:
-        raise _Odd("bad_json", "A number is too large.")
-    return int(text)
-
-
 _DECODER = json.JSONDecoder(
     object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_float
-)
-#: ``parse_int`` in Python costs on every number, so only texts with long digit runs pay it.
-_CAREFUL = json.JSONDecoder(
-    object_pairs_hook=_once, parse_constant=_no_constant, parse_float=_float, parse_int=_int
 )
 
 
@@ -90,8 +77,7 @@ def read_json(text: str) -> Any:
     problem that names line and column where they are known.
     """
     try:
-        long = len(text) >= _LONG and _LONG_NUMBER.search(text[::_STRIDE])
-        value = (_CAREFUL if long else _DECODER).decode(text)
+        value = _DECODER.decode(text)
     except json.JSONDecodeError as error:
         end = min(error.pos, len(text.rstrip()))  # what is missing is missing on the last line
         row, column = line_of(text, end)
@@ -108,6 +94,9 @@ def read_json(text: str) -> Any:
         # where it stands for the second time, when it stands exactly twice
         line = line_of(text, found[1])[0] if len(found) == 2 else None
         fault = ValueFault(odd.code, str(odd), key=shown_key(odd.key), line=line)
+        raise refusal([fault]) from None
+    except ValueError:  # a whole number of thousands of digits
+        fault = ValueFault("bad_json", "A number is too large.", line=_odd_number(text))
         raise refusal([fault]) from None
     except RecursionError:
         raise _too_deep() from None
