@@ -1419,6 +1419,22 @@ def test_a_newer_or_foreign_database_is_refused(file: Path) -> None:
     assert other.read_bytes() == before
 
 
+def test_a_record_of_another_shape_is_refused_whatever_version_it_says(file: Path) -> None:
+    sqlite(file).close()
+    with contextlib.closing(sqlite3.connect(file)) as connection:
+        connection.execute("ALTER TABLE batches DROP COLUMN tries")
+    before = file.read_bytes()
+    with pytest.raises(SteadyError, match="lacks columns") as strange:
+        sqlite(file)
+    assert (strange.value.code, strange.value.kind.exit) == ("database_damaged", 4)
+    assert file.read_bytes() == before
+    more = file.with_name("more.db")
+    sqlite(more).close()
+    with contextlib.closing(sqlite3.connect(more)) as connection:
+        connection.execute("ALTER TABLE jobs ADD COLUMN mine TEXT")
+    sqlite(more).close()  # what a person added is theirs
+
+
 #: Records as code of that version left them. 1: the first edition (18540e6), one job of each kind,
 #: a table half read; 2 (a2ef549): the same, opened, rated, and two jobs more. 3 is what its own
 #: statements make of 2: SQLite writes its full-text tables in no way that every SQLite reads back.

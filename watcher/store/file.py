@@ -8,6 +8,7 @@ import contextlib
 import os
 import sqlite3
 import time
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -73,6 +74,13 @@ class RecordFile:
             if tables and owner != schema.APPLICATION_ID:
                 raise SteadyError(
                     "database_damaged", f"{path.name} is a database of another program."
+                )
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            if 0 < version <= schema.VERSION and (_columns_of(version) - _columns(connection)):
+                raise SteadyError(
+                    "database_damaged",
+                    f"{path.name} calls itself version {version}, but lacks columns of it:"
+                    " it was made by a program that was never released, or changed by hand.",
                 )
             if unclean and self._checkpointer:
                 if path.stat().st_size <= _CHECKED_AT_OPEN:
@@ -227,6 +235,25 @@ def _quick_check(connection: sqlite3.Connection) -> None:
     answer = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
     if answer != "ok":
         raise SteadyError("database_damaged", f"The record is damaged: {answer}.")
+
+
+def _columns(connection: sqlite3.Connection) -> frozenset[tuple[str, str]]:
+    return frozenset(
+        connection.execute(
+            "SELECT m.name, c.name FROM sqlite_master AS m, pragma_table_info(m.name) AS c"
+            " WHERE m.type = 'table'"
+        )
+    )
+
+
+@lru_cache
+def _columns_of(version: int) -> frozenset[tuple[str, str]]:
+    """The tables and columns that a record of ``version`` has at least."""
+    with contextlib.closing(sqlite3.connect(":memory:")) as model:
+        for statements in schema.migrations(schema.SQLITE)[:version]:
+            for statement in statements:
+                model.execute(statement)
+        return _columns(model)
 
 
 def _identity_of(path: Path) -> _Identity | None:
