@@ -73,3 +73,10 @@ def ending(code: int) -> str:
             return signal.Signals(-code).name
         return f"signal {-code}"
     return f"exit code {code}"
+
+
+def extra_missing(what: str, package: str, extra: str) -> SteadyError:
+    """Say that ``what`` needs a package which is not installed, and what to type."""
+    words = f"{what} needs {package}, which is not installed."
+    remedy = f"Run `pip install 'steadydiffusion[{extra}]'`."
+    return SteadyError("extra_missing", words, remedy=remedy)

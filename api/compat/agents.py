@@ -39,7 +39,7 @@ from watcher.config import Config
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
 from watcher.models.loras import listed_loras
-from watcher.program import installed_version
+from watcher.program import extra_missing, installed_version
 from watcher.store import JobFilter, JobStore
 from watcher.submission import Body
 
@@ -222,11 +222,7 @@ def server_of(tools: Tools) -> Any:
         from mcp.server.mcpserver.exceptions import ToolError
         from mcp_types import ToolAnnotations
     except ImportError:
-        raise SteadyError(
-            "extra_missing",
-            "Tools for agents need the library mcp, which is not installed.",
-            remedy="Run `pip install 'steadydiffusion[mcp]'`.",
-        ) from None
+        raise extra_missing("The server for agents", "the library mcp", "mcp") from None
 
     def worded(call: Callable[..., Any]) -> Callable[..., Any]:
         """``call``, with errors in our words."""

@@ -19,6 +19,7 @@ from watcher.engines.files import header, model_parts, role_of
 from watcher.engines.plan import DevicePlan
 from watcher.engines.shortage import is_out_of_memory, is_poison
 from watcher.errors import SteadyError
+from watcher.program import extra_missing
 
 #: A model's turn to be read comes after this long, whoever else reads: half of a load's time.
 _TURN_SECONDS = 300.0
@@ -141,8 +142,7 @@ def _needs(package: str, extra: str, what: str) -> None:
     try:
         importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
-        words = f"{what} needs the extra `{extra}` ({package})."
-        raise SteadyError("extra_missing", words) from None
+        raise extra_missing(what, package, extra) from None
 
 
 @contextlib.contextmanager

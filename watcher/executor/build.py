@@ -16,7 +16,7 @@ from watcher.limits import Limits
 from watcher.models import Choice, Devices, Probe
 from watcher.models.cards import where_it_is
 from watcher.previews import Previews
-from watcher.program import Launch
+from watcher.program import Launch, extra_missing
 
 
 def build(
@@ -91,11 +91,7 @@ def _on_ray(config: Config, spec: WorkerSpec, limits: Mapping[str, Any]) -> Exec
             remedy="On Ray set `ray_slots` and `ray_resources`.",
         )
     if importlib.util.find_spec("ray") is None:
-        raise SteadyError(
-            "extra_missing",
-            "`executor: ray` needs Ray, which is not installed.",
-            remedy="Run `pip install 'steadydiffusion[ray]'`.",
-        )
+        raise extra_missing("`executor: ray`", "Ray", "ray")
     rayenv.settle(config.ray_address, config.state)
     from watcher.executor.ray.cluster import RayLine
 

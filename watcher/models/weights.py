@@ -137,9 +137,7 @@ def pull_model(
     return folder
 
 
-def pull_upscaler(
-    source: str, sha256: str, folder: Path, *, hub: HuggingFace | None = None
-) -> Path:
+def pull_upscaler(source: str, sha256: str, folder: Path) -> Path:
     """Download one network for the field `upscale` into ``folder``, if it is the one of ``sha256``.
 
     ``source``: owner/name/file.safetensors. A crash leaves what has arrived in the hub's cache.
@@ -149,7 +147,7 @@ def pull_upscaler(
     if found is None or not is_hub_name(found[1]) or ".." in source.split("/"):
         words = f"`{source}` names no file of a hub."
         raise SteadyError("model_missing", words, remedy="Give owner/name/file.safetensors.")
-    (name, path), hub = found.groups(), hub or HuggingFace()
+    (name, path), hub = found.groups(), HuggingFace()
     try:
         commit, _ = hub.look(name, "main")
         fetched = hub.download(name, commit, [path], anew=True) / path

@@ -13,6 +13,7 @@ from watcher.config import Notify
 from watcher.describe import whole_batch
 from watcher.errors import SteadyError
 from watcher.pace import RunWindow
+from watcher.program import extra_missing
 from watcher.store import Delivery
 from watcher.webhooks import Reply
 
@@ -99,11 +100,7 @@ def _senders_of(addresses: Sequence[str]) -> dict[str, Any]:
     try:
         import apprise
     except ImportError:
-        raise SteadyError(
-            "extra_missing",
-            "`notify` needs the library apprise, which is not installed.",
-            remedy="Run `pip install 'steadydiffusion[notify]'`.",
-        ) from None
+        raise extra_missing("`notify`", "the library apprise", "notify") from None
     asset = apprise.AppriseAsset(app_id="SteadyDiffusion", app_desc="SteadyDiffusion", app_url="")
     found = {}
     for number, address in enumerate(addresses, 1):

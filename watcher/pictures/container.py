@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from html import unescape
+from xml.sax.saxutils import escape
 
 #: Longest text that is read out of a picture, in bytes. Ours have some hundred to 40,000.
 MAX_TEXT = 256 * 1024
@@ -330,9 +331,7 @@ def exif_of(parameters: str) -> bytes:
 
 def xmp_of(text: str | None, rating: int = 0) -> bytes:
     """An XMP packet that carries ``text``, our JSON, and a person's rating, where there are any."""
-    for character, entity in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        text = text and text.replace(character, entity)
-    recipe = f"<steady:recipe>{text}</steady:recipe>" if text is not None else ""
+    recipe = f"<steady:recipe>{escape(text)}</steady:recipe>" if text is not None else ""
     rated = f"<xmp:Rating>{rating}</xmp:Rating>" if rating else ""
     names = ' xmlns:xmp="http://ns.adobe.com/xap/1.0/"' if rating else ""
     return (

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from watcher.errors import SteadyError
 from watcher.log import now_us
+from watcher.program import extra_missing
 from watcher.store import schema
 from watcher.store.entries import to_json
 from watcher.store.file import RecordFile, forget_pages
@@ -429,9 +430,5 @@ def _server() -> ModuleType:
     try:
         from watcher.store import server
     except ImportError:
-        raise SteadyError(
-            "extra_missing",
-            "A record on PostgreSQL needs psycopg, which is not installed.",
-            remedy="Run `pip install 'steadydiffusion[postgres]'`.",
-        ) from None
+        raise extra_missing("A record on PostgreSQL", "psycopg", "postgres") from None
     return server
