@@ -116,7 +116,7 @@ def start(command: Sequence[str], *, heavy: bool = False, **how: Any) -> "subpro
 
 
 def launch(command: Sequence[str], **how: Any) -> "subprocess.Popen[bytes]":
-    """Start a worker of the scripted engine for an executor of this process."""
+    """Start a worker for an executor of this process; ``heavy`` with the libraries of a model."""
     return start(command[1:], **how)
 
 

@@ -6,6 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -115,7 +116,7 @@ def test_only_those_who_look_are_shown_and_at_most_twice_a_second(
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
     log = tmp_path / "log"
     spec = WorkerSpec("engines:Scripted", "none", options={"log": str(log)})
-    executor = LocalExecutor(spec)
+    executor = LocalExecutor(spec, launch=forked.launch)
     executor.start()
     try:
         for number, looks in ((1, False), (2, True)):

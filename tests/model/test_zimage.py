@@ -4,10 +4,12 @@ import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import forked
 import numpy as np
 import pytest
 import torch
@@ -144,7 +146,8 @@ def test_sigmas_are_the_distilled_schedule() -> None:
 
 
 def test_another_process_draws_the_same_and_survives_a_cancel(engine: ZImage) -> None:
-    executor = LocalExecutor(WorkerSpec("zimage", str(STARTER), "cpu"))
+    launch = partial(forked.launch, heavy=True)
+    executor = LocalExecutor(WorkerSpec("zimage", str(STARTER), "cpu"), launch=launch)
     said: list[Any] = []
 
     def wait(kind: type, job: str | None = None) -> Any:
