@@ -218,7 +218,7 @@ def value_words(error: Mapping[str, Any]) -> str:
 class SteadyError(Exception):
     """The one exception type of the product: a registered ``code`` and the facts of this case.
 
-    One whose code is of class environment is a :class:`Trouble`.
+    One whose code is of class environment is a :class:`Trouble`, any other a :class:`Failure`.
 
     Attributes:
         code: a key of :data:`ERRORS`.
@@ -228,10 +228,10 @@ class SteadyError(Exception):
     """
 
     def __new__(cls, code: str, *_: Any, **__: Any) -> "SteadyError":
-        """Make a Trouble of those that are one."""
-        trouble = cls is SteadyError and ERRORS[code].klass is ErrorClass.ENVIRONMENT
-        kind = Trouble if trouble else cls
-        return super().__new__(kind)
+        """Make a Trouble or a Failure of it."""
+        if cls is SteadyError:
+            cls = Trouble if ERRORS[code].klass is ErrorClass.ENVIRONMENT else Failure
+        return super().__new__(cls)
 
     def __init__(
         self,
@@ -272,3 +272,7 @@ class SteadyError(Exception):
 
 class Trouble(SteadyError):
     """Disk, device, folder or record: the queue waits, and no job pays for it. Raise SteadyError."""
+
+
+class Failure(SteadyError):
+    """What concerns one file, job or request alone: the queue goes on. Raise SteadyError."""

@@ -22,7 +22,7 @@ from PIL import Image
 
 from watcher import executor as ex
 from watcher.checkpoints import reached
-from watcher.errors import ERRORS, ErrorClass, SteadyError, Trouble
+from watcher.errors import ERRORS, ErrorClass, Failure, SteadyError, Trouble
 from watcher.jobfile import MAX_TABLE
 from watcher.jobfile.batchline import has_batch_lines, result_lines
 from watcher.jobs import Batch, Job
@@ -111,9 +111,7 @@ class Finisher(Part):
         for job in self._store.generating():
             try:
                 saved = self._outputs.adopt(job)
-            except Trouble:
-                raise
-            except SteadyError:  # its folder leads elsewhere now: said when its turn comes
+            except Failure:  # its folder leads elsewhere now: said when its turn comes
                 saved = None
             if saved is not None:
                 self._keep([replace(job, sha256=saved.sha256)])

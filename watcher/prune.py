@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from watcher.checkpoints import reached
-from watcher.errors import SteadyError, Trouble
+from watcher.errors import Failure, SteadyError
 from watcher.inbox import done_files, drop_done
 from watcher.inputs import Inputs
 from watcher.jobs import Batch, Job
@@ -113,13 +113,9 @@ class Pruner:
         return True
 
     def _drop_files(self, job: Job, pruned: Pruned, images: bool) -> None:
-        try:
+        with contextlib.suppress(Failure):  # its folder leads elsewhere: nothing is touched there
             if images and job.pictured:
                 pruned.pictures += self._outputs.delete(job)
-        except Trouble:
-            raise
-        except SteadyError:  # its folder leads elsewhere now, where nothing is touched
-            pass
         with contextlib.suppress(SteadyError, OSError):
             self._outputs.thumbnail(job).unlink(missing_ok=True)
 

@@ -191,7 +191,7 @@ class Shelves:
     def put_away(self, claim: Claim) -> bool:
         """Does the file of ``claim`` lie in ``done/`` as well? SteadyError folder_gone."""
         with self._writing():
-            return self._kept(claim) is not None
+            return _kept_in(self._done, claim.ticket, claim.name, claim.suffix) is not None
 
     def _in_work(self, ticket: str) -> Path | None:
         """Where the claimed file of our own making with this ticket lies, if it does."""
@@ -200,10 +200,6 @@ class Shelves:
             if os.path.lexists(path):
                 return path
         return None
-
-    def _kept(self, claim: Claim) -> Path | None:
-        """Where the file of ``claim`` lies in ``done/``, if it does."""
-        return _kept_in(self._done, claim.ticket, claim.name, claim.suffix)
 
     def _find(self, ticket: str, name: str) -> Path | None:
         """Where the claimed file lies, or None when it was moved before."""

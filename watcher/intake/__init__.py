@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher.checkpoints import reached
-from watcher.errors import SteadyError, Trouble
+from watcher.errors import Failure, SteadyError, Trouble
 from watcher.inbox import Claim
 from watcher.intake.groups import Groups, group_of
 from watcher.intake.reading import Reading
@@ -220,9 +220,7 @@ class Intake(Part):
         else:
             try:
                 self._read(claim, batch)
-            except Trouble:
-                raise
-            except SteadyError as error:
+            except Failure as error:
                 self._refuse(claim, batch, error)
 
     def _is_long(self, claim: Claim) -> bool:

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 
 from watcher.checkpoints import reached
-from watcher.errors import SteadyError, Trouble
+from watcher.errors import Failure
 from watcher.inbox import Claim
 from watcher.intake.recording import Recorder, recording
 from watcher.jobs import Batch
@@ -110,9 +110,7 @@ class Groups(Part):
         try:
             with self._recorder.suspect.reading(claim.ticket):
                 parsed, digest = self._recorder.reading.whole(claim, batch)
-        except Trouble:
-            raise
-        except SteadyError:
+        except Failure:
             return None
         if parsed.key is not None or parsed.resume or claim.resumes is not None or parsed.refused:
             return None

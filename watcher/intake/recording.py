@@ -4,7 +4,6 @@ Every id derives from the ticket or from a person's key, so recording a file aga
 crash finds its jobs there already.
 """
 
-import datetime
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -23,6 +22,7 @@ from watcher.jobs import PICTURE_FIELDS, Batch, JobRequest, Priority, job_ids_of
 from watcher.log import say
 from watcher.parts import Part, Shared
 from watcher.refused import kept_line
+from watcher.results import day_of
 from watcher.store import NewJob, Recording
 
 logger = logging.getLogger("steady.intake")
@@ -180,7 +180,7 @@ class Recorder(Part):
             return
         body = json.dumps({"ticket": ticket} | said | {"jobs": []}, ensure_ascii=False, indent=1)
         self._inbox.archive(
-            claim.ticket, claim.name, claim.suffix, day=datetime.datetime.now().strftime("%Y%m%d"),
+            claim.ticket, claim.name, claim.suffix, day=day_of(self._store.now()),
             beside=[(f"{claim.suffix}.result.json", [body.encode() + b"\n"])],
         )  # fmt: skip
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from watcher.errors import SteadyError, Trouble, ValueFault
+from watcher.errors import Failure, ValueFault
 from watcher.jobfile.expand import (
     MAX_TEXT,
     ExpansionFault,
@@ -250,9 +250,7 @@ class Planner:
         """The values of a row, once for each picture that its ``image`` matches."""
         try:
             images = spread(raw := template.values.get("image"), self.finder)
-        except Trouble:
-            raise
-        except SteadyError as error:
+        except Failure as error:
             problems.append(error.as_fault("image", shown(raw)))
             return
         if isinstance(images, list):
@@ -274,9 +272,7 @@ class Planner:
                 if "{" in name:
                     name = self._filled(key, name, values, names, index)
                 found = self._named.get(name) or self.finder.find(name)
-            except Trouble:
-                raise
-            except SteadyError as error:
+            except Failure as error:
                 faults.append(error.as_fault(key, shown(name)))
                 continue
             values[key], sizes[key] = found.reference, found.size

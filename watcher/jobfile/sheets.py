@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from watcher.errors import SteadyError, Trouble, ValueFault
+from watcher.errors import Failure, SteadyError, ValueFault
 from watcher.jobfile import strictjson, strictyaml
 from watcher.jobfile.expand import (
     ExpansionFault,
@@ -107,9 +107,7 @@ class Sheet:
         """``raw`` with the names that match for each pattern; a fault at ``path`` for none."""
         try:
             return spread(raw, pictures)
-        except Trouble:
-            raise
-        except SteadyError as error:
+        except Failure as error:
             self.fault(error.code, error.message, path, value=shown(raw), remedy=error.remedy)
             return raw
 
