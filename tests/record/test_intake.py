@@ -206,6 +206,12 @@ def test_a_table_is_not_to_blame_for_what_comes_between(root: Path):
     desk.close()
 
 
+@pytest.mark.parametrize("left", [bytes(36), b" " * 36, b"\xff" * 36, b""])
+def test_a_note_that_a_power_cut_spoiled_blames_nobody(tmp_path: Path, left: bytes):
+    (tmp_path / "reading").write_bytes(left)
+    assert Suspect(tmp_path / "reading").left() == []
+
+
 def test_what_goes_on_with_a_batch_waits_until_its_table_was_read(root: Path):
     desk = Desk(root, Overtaken)
     desk.reading.path = desk.config.inbox

@@ -10,12 +10,14 @@ it: the system keeps it when a process dies, and after half a minute also when t
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from watcher.errors import SteadyError
 
 _NOBODY = " " * 36  #: as long as a ticket
+_TICKET = re.compile(r"[0-9a-f-]{36}")  #: a power cut may leave anything else
 
 
 class Suspect:
@@ -29,7 +31,7 @@ class Suspect:
     def left(self) -> list[str]:
         """The tickets of files over which the last process ended, until that is ``forgotten``."""
         try:
-            return self._path.read_text("ascii").partition("\n")[0].split()
+            return _TICKET.findall(self._path.read_text("ascii").partition("\n")[0])
         except (OSError, ValueError):
             return []
 
