@@ -56,6 +56,7 @@ class Server:
                     env={**os.environ, "PYTHONPATH": f"{here.parent}{os.pathsep}{here}"},
                     pass_fds=[theirs.fileno()],
                 )
+                atexit.register(self._end)
             elif os.fork() == 0:
                 try:
                     _serve(theirs.fileno())
@@ -70,6 +71,10 @@ class Server:
         if not answer:
             raise OSError("the server of the tests' processes is gone")
         return int(answer)
+
+    def _end(self) -> None:
+        self._channel.close()
+        self._process.wait()
 
 
 class Forked(subprocess.Popen[bytes]):
