@@ -86,7 +86,7 @@ class LocalExecutor(Slots[Seat]):
             spec,
             [Seat(slot, device, first) for slot, device in enumerate(devices or [spec.device])],
         )
-        self._idle_unload = idle_unload
+        self._idle_unload = float("inf") if idle_unload is None else idle_unload
         self._launch = launch
         self._backoff = tuple(backoff)
         self._kill_after = kill_after
@@ -219,10 +219,13 @@ class LocalExecutor(Slots[Seat]):
             return seat.retry_at if seat.state == "waiting" else float("inf")
         alarms = [child.alarm()]
         if not child.doomed and not self._stopping:
-            alarms.append(self._deadlines.next(seat, child)[0])
-            if self._idle_unload is not None and seat.state == "ready" and not seat.tasks:
-                alarms.append(seat.idle_since + self._idle_unload)
+            alarms += [self._deadlines.next(seat, child)[0], self._unload_at(seat)]
         return min(alarms)
+
+    def _unload_at(self, seat: Seat) -> float:
+        """When its worker, which has no work, is to end (monotonic; infinity: it has, or stays)."""
+        idle = seat.state == "ready" and not seat.tasks
+        return seat.idle_since + self._idle_unload if idle else float("inf")
 
     def _look(self, seat: Seat, now: float) -> None:
         """Whatever is due for this slot at ``now``."""
@@ -249,12 +252,7 @@ class LocalExecutor(Slots[Seat]):
                 self._fail(seat, task, "timed_out", self._deadlines.overdue_words)
             child.end(what, self._kill_after)
             self._dying(seat, child)
-        elif (
-            self._idle_unload is not None
-            and seat.state == "ready"
-            and not seat.tasks
-            and now >= seat.idle_since + self._idle_unload
-        ):
+        elif now >= self._unload_at(seat):
             log.info("slot %d: idle, worker %d ends", seat.slot, child.pid)
             self._dismiss(seat, child)
 
