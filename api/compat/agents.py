@@ -11,6 +11,7 @@ import argparse
 import asyncio
 import contextlib
 import functools
+import inspect
 import io
 import json
 import os
@@ -22,7 +23,7 @@ from typing import Annotated, Any
 
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, WithJsonSchema
 from starlette.types import Receive, Scope, Send
 
 from api import images, links
@@ -37,7 +38,7 @@ from api.views import Views
 from watcher import log
 from watcher.config import Config
 from watcher.errors import SteadyError
-from watcher.jobs import Job, JobState
+from watcher.jobs import Job, JobRequest, JobState
 from watcher.models.loras import listed_loras
 from watcher.program import extra_missing, installed_version
 from watcher.store import JobFilter, JobStore
@@ -92,28 +93,13 @@ class Tools:
                 description="any name for this wish; the same again makes nothing twice",
             ),
         ] = None,
-        width: int | None = None,
-        height: int | None = None,
-        num_inference_steps: int | None = None,
-        guidance_scale: float | None = None,
-        negative_prompt: Text | None = None,
-        seed: int | None = None,
-        model: str | None = None,
-        lora: str | None = None,
-        image: Annotated[
-            str | None, Field(description="a picture to start from: job:ID of a finished one")
-        ] = None,
-        strength: float | None = None,
+        **fields: Any,
     ) -> list[Any]:
         """Make a picture. Answers with it, or after 45 seconds with the id of the job, which goes
-        on: ask get_job, then get_image. Send the same `key` when you try again."""
-        given = {
-            "prompt": prompt, "width": width, "height": height, "guidance_scale": guidance_scale,
-            "num_inference_steps": num_inference_steps, "negative_prompt": negative_prompt,
-            "seed": seed, "model": model, "lora": lora, "image": image, "strength": strength,
-        }  # fmt: skip
-        said = {name: value for name, value in given.items() if value is not None}
-        body = Body.of(json.dumps(said).encode(), f"{NAME}.json")
+        on: ask get_job, then get_image. Send the same `key` when you try again. A finished picture
+        to start from is named as `image`: job:ID."""
+        said = {name: value for name, value in fields.items() if value is not None}
+        body = Body.of(json.dumps({"prompt": prompt} | said).encode(), f"{NAME}.json")
         self._feed.places.take()
         try:
             done = await run_in_threadpool(self._submissions.submit, body, key or None)
@@ -215,6 +201,25 @@ def _small(data: bytes, size: int) -> bytes:
     return out.getvalue()
 
 
+def _signature_of(call: Callable[..., Any]) -> inspect.Signature:
+    """What ``call`` takes. ``**fields`` are those of a job, which are judged where every job is;
+    but for `count`, since an answer shows one picture."""
+    own = inspect.signature(call)
+    named = {name: each for name, each in own.parameters.items() if name != "fields"}
+    told = JobRequest.model_json_schema()["properties"] if "fields" in own.parameters else {}
+    more = [
+        inspect.Parameter(
+            name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=None,
+            annotation=Annotated[Any, WithJsonSchema(member)],
+        )
+        for name, member in told.items()
+        if name not in (*named, "count")
+    ]
+    return own.replace(parameters=[*named.values(), *more])
+
+
 def server_of(tools: Tools) -> Any:
     """The library's server with every tool. Raises SteadyError extra_missing."""
     try:
@@ -240,6 +245,7 @@ def server_of(tools: Tools) -> Any:
                     words += "".join(f" {each}" for each in more if each and each not in words)
                 raise ToolError(words) from None
 
+        tool.__signature__ = _signature_of(call)  # type: ignore[attr-defined]
         return tool
 
     instructions = "Makes pictures from words on this machine, one after another, from a queue."

@@ -26,6 +26,7 @@ from api.door import Door
 from api.events import Feed
 from api.submit import Submissions
 from api.views import Views
+from watcher.jobs import JobRequest
 
 TOOLS = {
     "generate_image", "get_job", "get_image", "list_jobs", "cancel_job", "list_models",
@@ -63,11 +64,15 @@ def test_an_agent_lists_generates_and_looks(here: House) -> None:
             assert listed["get_job"].annotations.read_only_hint
             assert not listed["generate_image"].annotations.read_only_hint
             assert all(tool.description for tool in listed.values())
+            asked = listed["generate_image"].input_schema["properties"]
+            assert asked.keys() == JobRequest.model_fields.keys() - {"count"}
+            assert asked["strength"]["description"]
             assert told(await client.call_tool("list_models", {}))["models"]
             loras = told(await client.call_tool("list_loras", {}))["loras"]
             assert [lora["name"] for lora in loras] == ["ink", "neon"], "the starter's own"
             assert told(await client.call_tool("queue_status", {}))["reasons"] == []
-            wish = {"prompt": "a fox steps=1", "width": 768, "height": 64, "seed": 7, "key": "w1"}
+            wish = {"prompt": "a fox steps=1", "width": 768, "height": 64, "seed": 7, "key": "w1",
+                    "label": "by an agent", "metadata": {"for": "a test"}}  # fmt: skip
             made = await client.call_tool("generate_image", wish)
             said = told(made)
             assert (said["state"], said["seed"], said["prompt"]) == (
@@ -87,11 +92,14 @@ def test_an_agent_lists_generates_and_looks(here: House) -> None:
             assert max(Image.open(io.BytesIO(base64.b64decode(tiny.content[1].data))).size) == 64
             jobs = told(await client.call_tool("list_jobs", {"state": "completed"}))["jobs"]
             assert said["id"] in [job["id"] for job in jobs]
+            [mine] = told(await client.call_tool("list_jobs", {"text": "By An Agent"}))["jobs"]
+            assert mine["id"] == said["id"]
             for name, given, word in (
                 ("get_job", {"job_id": "nobody"}, "no job"),
                 ("get_image", {"job_id": said["id"], "size": 5000}, "512"),
                 ("generate_image", {"prompt": "x", "width": 65}, "multiple of 16"),
                 ("generate_image", {"prompt": "x", "image": "/etc/passwd"}, "picture is named"),
+                ("generate_image", {"prompt": "x", "metadata": [1]}, "`metadata` must be"),
                 ("generate_image", {}, "prompt"),
             ):
                 wrong = await client.call_tool(name, given)
