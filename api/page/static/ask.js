@@ -67,6 +67,7 @@ export function toast(words, { bad = false, undo, link, only } = {}) {
   const leave = () => (box.matches(":hover, :focus-within") ? setTimeout(leave, 1000) : box.remove());
   setTimeout(leave, undo ? 20000 : bad ? 12000 : 8000);
 }
+export const complain = (error) => toast(error.message, { bad: true });
 document.addEventListener("close", () => document.body.append($("#toasts")), true);
 
 // A running job is cancelled only after its step: until then it cannot be queued again.
@@ -77,7 +78,7 @@ async function undoing(line) {
   } catch (error) {
     if (error.said.code === "wrong_state" && error.said.state === "generating")
       setTimeout(undoing, 500, line);
-    else toast(error.message, { bad: true });
+    else complain(error);
   }
 }
 

@@ -1,5 +1,5 @@
 // Files and folders that are dropped, pasted or chosen: shown before they are queued.
-import { $, $$, ask, count, make, order, stale, ticks, toast } from "./ask.js";
+import { $, $$, ask, complain, count, make, order, stale, ticks, toast } from "./ask.js";
 import { asked, form, written } from "./form.js";
 
 const ANY_TYPE = "application/octet-stream"; // the name says what it is
@@ -149,7 +149,7 @@ async function queue() {
 }
 async function queued() {
   $("#preview").close();
-  if (afterwards) await ask(...afterwards).catch((error) => toast(error.message, { bad: true }));
+  if (afterwards) await ask(...afterwards).catch(complain);
 }
 
 // The rows of a table that could not be used, as a person mended them. With its `error` column a

@@ -81,7 +81,7 @@ function morph(old, now) {
     at = have.nextSibling;
     if (have.nodeType !== 1) {
       if (have.data !== want.data) have.data = want.data;
-    } else if (!have.dataset?.keep && have.dataset?.keep !== "" && !have.isEqualNode(want)) morph(have, want);
+    } else if (!("keep" in have.dataset) && !have.isEqualNode(want)) morph(have, want);
   }
   while (at) { const gone = at; at = at.nextSibling; gone.remove(); }
 }

@@ -1,5 +1,5 @@
 // The page's script. The server renders everything; this presses the API's buttons by click and by key.
-import { $, $$, ask, order, stale, sure, toast } from "./ask.js";
+import { $, $$, ask, complain, order, stale, sure, toast } from "./ask.js";
 import "./events.js";
 import { mend } from "./files.js";
 import { form, pick } from "./form.js";
@@ -25,7 +25,7 @@ async function press(button) {
     if (then && !each) await ask(then, listed);
     toast(say, { undo, link: go !== undefined && said.location });
   } catch (error) {
-    toast(error.message, { bad: true });
+    complain(error);
   }
   button.disabled = false;
   stale();
@@ -77,35 +77,27 @@ async function move(by) {
   }
   const row = rows[at < 0 && by < 0 ? rows.length - 1 : Math.min(rows.length - 1, Math.max(0, at + by))];
   const link = row && $("a.open", row);
-  if (row) link.focus();
+  link?.focus();
   link?.scrollIntoView({ block: "nearest" });
 }
 const row = () => document.activeElement?.closest("[data-row]") ?? $("#job");
+const next = () => ($("#job") ? $("#go-next")?.click() : move(1));
+const previous = () => ($("#job") ? $("#go-prev")?.click() : move(-1));
 const KEYS = {
   ...pictures.KEYS,
-  j: () => ($("#job") ? $("#go-next")?.click() : move(1)),
-  k: () => ($("#job") ? $("#go-prev")?.click() : move(-1)),
-  ArrowRight: () => ($("#job") ? $("#go-next")?.click() : move(1)),
-  ArrowLeft: () => ($("#job") ? $("#go-prev")?.click() : move(-1)),
+  j: next,
+  k: previous,
+  ArrowRight: next,
+  ArrowLeft: previous,
   ArrowDown: () => pictures.along(1),
   ArrowUp: () => pictures.along(-1),
   r: () => {
-    const on = row();
-    if (!on) return;
-    const button = $("[data-retry], [data-again]", on);
-    if (button) return press(button);
-    const { id, state } = on.dataset;
-    if (state === "completed")
-      order(`POST /jobs/${id}/again?seed=new`).then(
-        (said) => { toast("Queued with a new seed.", { link: said.location }); stale(); },
-        (error) => toast(error.message, { bad: true }),
-      );
+    const on = row(), button = on && $("[data-retry], [data-again]", on);
+    if (button) button.click();
+    else if (on?.dataset.state === "completed")
+      press({ dataset: { do: `POST /jobs/${on.dataset.id}/again?seed=new`, say: "Queued with a new seed.", go: "" } });
   },
-  x: () => {
-    const button = row() && $("[data-cancel], .pick input", row());
-    if (button?.dataset.do) press(button);
-    else button?.click();
-  },
+  x: () => row() && $("[data-cancel], .pick input", row())?.click(),
   p: () => $("#pause")?.click(),
   n: () => ($("#prompt") ? $("#prompt").focus() : location.assign("/#prompt")),
   "/": () => ($("#search") ? $("#search").focus() : location.assign("/pictures#search")),

@@ -1,5 +1,5 @@
 // Pictures: rated, chosen, compared, shown large. The lists themselves are the server's.
-import { $, $$, ask, count, make, order, stale, sure, toast } from "./ask.js";
+import { $, $$, ask, complain, count, make, order, stale, sure, toast } from "./ask.js";
 import { around, away, bring, look, more, shape } from "./gallery.js";
 
 const cards = () => $$(".card:has([data-full])");
@@ -30,7 +30,7 @@ async function send() {
         setTimeout(send, 1000);
         break;
       }
-      toast(error.message, { bad: true });
+      complain(error);
     }
     unsent.shift();
     keep();
@@ -58,8 +58,7 @@ function rate(ids, rating) {
   if (!ids.length) return;
   past.push(ids.map((id) => [id, ratingOf(id)]));
   give(ids.map((id) => [id, rating]));
-  const what = ids.length > 1 ? count(ids.length, "picture") : "1 picture";
-  toast(`${what} ${words(rating)}.`, { undo: unrate, only: "rated" });
+  toast(`${count(ids.length, "picture")} ${words(rating)}.`, { undo: unrate, only: "rated" });
 }
 function unrate() {
   const before = past.pop();
@@ -148,7 +147,7 @@ async function makeNew(ids, what, how) {
     said = await order("POST /jobs/again", JSON.stringify({ ids, ...what }));
     toast(`Queued ${count(said.jobs, "picture")}, ${how}.`, { link: said.location });
   } catch (error) {
-    toast(error.message, { bad: true });
+    complain(error);
   }
   stale();
   return said !== undefined;
@@ -162,7 +161,7 @@ async function remove(ids) {
     }
     toast(`Deleted ${count(ids.length, "picture")}.`);
   } catch (error) {
-    toast(error.message, { bad: true });
+    complain(error);
   }
   redraw();
   stale();

@@ -1,6 +1,6 @@
 // A picture that a new one starts from: chosen or dropped, sent at once, and painted over where it
 // is to be made anew. Gives the form what its job says of it (`form.beginning`).
-import { ask, toast } from "./ask.js";
+import { ask, complain } from "./ask.js";
 
 const form = document.getElementById("new"), from = document.getElementById("from");
 const at = (id) => document.getElementById(id);
@@ -23,7 +23,7 @@ async function start(file) {
     const name = await send(file);
     show(name, await createImageBitmap(file).catch(() => null));
   } catch (error) {
-    toast(error.message, { bad: true });
+    complain(error);
   }
 }
 
