@@ -287,7 +287,6 @@ class Pages:
             smaller=smaller_size(job.request, self._door.limits().usual),
             larger=max(job.request.final_size) * USUAL_FACTOR <= MAX_LARGE_SIDE,
             started=started_from(job.request),
-            again=self._again_words,
         )
 
     def batch(self, ticket: str, after: int) -> Response:
@@ -321,8 +320,6 @@ class Pages:
             refused=refused,
             grid=Grid.of(batch.axes) if after < 0 and len(rows) <= _SHEET else None,
             steps={r.job.id: r for r in self.running()} if waiting else {},
-            first=after < 0,
-            after=after,
             following=rows[_SHEET - 1].index if len(rows) > _SHEET else None,
             before=max(-1, after - _SHEET) if after >= 0 else None,
             latest=max(-1, ended - _SHEET // 2) if progress[JobState.COMPLETED] else None,

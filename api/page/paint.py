@@ -159,9 +159,9 @@ def number(value: int) -> str:
     return f"{value:,}"
 
 
-def count(value: int, one: str, many: str = "") -> str:
+def count(value: int, one: str) -> str:
     """``1 picture``, ``1,204 pictures``."""
-    return f"{value:,} {one if value == 1 else many or one + 's'}"
+    return f"{value:,} {one}{'s' * (value != 1)}"
 
 
 def one_line(text: str, most: int = 200) -> str:
