@@ -472,6 +472,7 @@ class Stage:
         self.store = JobStore(self.config.database_url, synchronous="normal")
         self.watcher = Watcher(self.config, self.store)
         self._says: dict[str, Any] = {}
+        self._saying = threading.Lock()  #: they share one temporary file
         self._stop = threading.Event()
         self._heart = threading.Thread(target=self._beat)
         self.tickets = iter(f"00000000-0000-4000-8000-{n:012d}" for n in range(1000))
@@ -498,14 +499,16 @@ class Stage:
 
     def pulse(self, **members: Any) -> None:
         """What the watcher says from now on, again and again, until ``close``."""
-        self._says = members
-        self.watcher.pulse(**members)
+        with self._saying:
+            self._says = members
+            self.watcher.pulse(**members)
         if not self._heart.is_alive():
             self._heart.start()
 
     def _beat(self) -> None:
         while not self._stop.wait(1):
-            self.watcher.pulse(**self._says)
+            with self._saying:
+                self.watcher.pulse(**self._says)
 
     def close(self) -> None:
         self._stop.set()
