@@ -139,8 +139,13 @@ def test_what_is_about_to_be_pressed_stays_while_others_come_and_go(eyes: Eyes, 
 
 @pytest.mark.parametrize("path", ["/", "/queue"])
 def test_all_that_waits_is_cancelled_once_a_person_is_sure(eyes: Eyes, wall: Wall, path: str):
-    ids = waits(wall, *(f"waits {n}" for n in range(3)))
+    ids = waits(
+        wall, *(f"{{prompt: a, priority: {each}}}" for each in ("interactive", "normal", "bulk"))
+    )
     page = eyes.open(path)
+    page.set_viewport_size({"width": 390, "height": 844})
+    seen(page, """() => [...document.querySelectorAll("#now .row > *")].every(
+        (each) => each.scrollWidth <= each.clientWidth)""")  # fmt: skip
     for answer, state in (("Keep", JobState.QUEUED), ("Cancel them", JobState.CANCELLED)):
         press(page, "Cancel all")
         expect(page.locator("#sure-words")).to_contain_text("Cancel 3 waiting jobs?")
