@@ -127,7 +127,8 @@ def create_app(
     app.router.routes.append(Route(agents.PATH, for_agents, methods=["POST"]))
     icon = RedirectResponse("/static/icon.svg", status_code=301)
     app.router.routes.append(Route("/favicon.ico", icon, include_in_schema=False))
-    app.add_route("/static/{name}", static)
+    for address in ("/static/{name}", "/static/{version}/{name}"):
+        app.add_route(address, static)
     errors.install(app, routers, page=people.error, log=throttled)
     app.add_middleware(Guard, rules=rules, log=throttled)
     app.state.throttled = throttled

@@ -14,7 +14,7 @@ from api import models
 from api.bodies import read_body
 from api.door import Door
 from api.errors import documented
-from api.images import binary
+from api.images import FOR_GOOD, binary
 from watcher.errors import SteadyError
 from watcher.suffixes import PICTURE_FORMATS
 
@@ -54,7 +54,7 @@ def routes(door: Door) -> APIRouter:
         data = door.inputs.read(sha256)
         if data is None:
             raise SteadyError("file_not_found", "There is no picture of this sha256.")
-        headers = {"Cache-Control": "private, max-age=31536000, immutable"}
+        headers = {"Cache-Control": FOR_GOOD}
         return Response(data, media_type="application/octet-stream", headers=headers)
 
     def _keep(data: bytes) -> Response:

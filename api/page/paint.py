@@ -10,7 +10,7 @@ import gzip
 import hashlib
 import mimetypes
 import re
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,14 @@ from starlette.types import Scope
 from typing_extensions import override
 
 from api.guard import accepts_html
+from api.images import FOR_GOOD
 from watcher.addresses import without_query
 from watcher.chosen import MOST_CHOSEN
 from watcher.pace import span_words
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
+ASKED = "private, no-cache"  #: Cache-Control of what a browser keeps, and asks about each time
 _MANIFEST = "application/manifest+json"  #: not every system knows it
 
 #: Characters that steer the direction of text, or none at all: a title must not obey them.
@@ -58,12 +60,12 @@ class ForBrowsers(APIRoute):
         return match, child
 
 
-def lightened(answer: Response, headers: Headers) -> Response:
+def lightened(answer: Response, headers: Headers, kept: str = ASKED) -> Response:
     """The page with less to send: nothing when the browser has it (304), else packed."""
     if answer.status_code != 200:
         return answer
     tag = f'W/"{hashlib.sha256(bytes(answer.body)).hexdigest()[:24]}"'
-    told = {"ETag": tag, "Cache-Control": "private, no-cache", "Vary": "Accept, Accept-Encoding"}
+    told = {"ETag": tag, "Cache-Control": kept, "Vary": "Accept, Accept-Encoding"}
     if headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=told)
     answer.headers.update(told)
@@ -82,12 +84,22 @@ def _files() -> dict[str, tuple[bytes, str]]:
     }
 
 
+@functools.cache
+def _version() -> str:
+    """A short name of what the files hold, so that a new version is never mixed with an old one."""
+    total = hashlib.sha256()
+    for _, (data, _) in sorted(_files().items()):
+        total.update(data)
+    return total.hexdigest()[:10]
+
+
 async def static(request: Request) -> Response:
-    """One of the page's own files: kept by the browser, asked about each time (304)."""
+    """One of the page's own files: of this version for good, else asked about each time (304)."""
     found = _files().get(request.path_params["name"])
     if found is None:
         raise HTTPException(404)
-    return lightened(Response(found[0], media_type=found[1]), request.headers)
+    kept = FOR_GOOD if request.path_params.get("version") == _version() else ASKED
+    return lightened(Response(found[0], media_type=found[1]), request.headers, kept)
 
 
 # -- words for numbers
@@ -183,14 +195,6 @@ def ticks(text: str) -> markupsafe.Markup:
 # -- templates
 
 
-def digest_of(files: Iterable[Path]) -> str:
-    """A short name of what the files hold, so that a new version is never mixed with an old one."""
-    total = hashlib.sha256()
-    for path in sorted(files):
-        total.update(path.read_bytes())
-    return total.hexdigest()[:10]
-
-
 @functools.cache
 def compiled() -> jinja2.Environment:
     """Compile all templates at once: of one version, whatever comes."""
@@ -214,7 +218,7 @@ def compiled() -> jinja2.Environment:
         "when": when,
         "without_query": without_query,
     }
-    templates.globals["files"] = digest_of(STATIC.glob("*.*"))
+    templates.globals["files"] = f"/static/{_version()}"
     templates.globals["most_chosen"] = MOST_CHOSEN
     for name in templates.list_templates():
         templates.get_template(name)

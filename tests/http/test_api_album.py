@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -215,6 +216,20 @@ def test_the_record_tells_what_the_page_asks(tmp_path: Path):
     assert [(h.pictures, h.run >= 0, h.wait >= 0) for h in hours] == [(1, True, True)]
     assert store.hours(0, most=0) == []
     store.close()
+
+
+def test_the_pages_own_files_are_kept_for_good_under_the_name_of_their_version(bench: Bench):
+    page = bench.client.get("/", headers={"accept": "text/html"}).text
+    found = re.findall(r'(?:src|href)="(/static/([0-9a-f]{10})/[a-z.]+)"', page)
+    assert {address.rpartition("/")[2] for address, _ in found} >= {"page.css", "page.js"}
+    for address, version in found:
+        answer = bench.client.get(address)
+        assert answer.status_code == 200
+        assert answer.headers["cache-control"] == "private, max-age=31536000, immutable", address
+        for other in (address.replace(version, "0123456789"), address.replace(version + "/", "")):
+            again = bench.client.get(other)  # an older page's, or what names no version
+            assert again.content == answer.content
+            assert again.headers["cache-control"] == "private, no-cache"
 
 
 def test_colours_come_without_a_token_and_nothing_else_does(root: Path):
