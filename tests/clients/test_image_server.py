@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 from conftest import until
 from PIL import Image
 from roots import Root
@@ -193,32 +194,11 @@ def test_a_server_that_is_not_there_is_the_slots_trouble(server: Any) -> None:
         engine.generate(ask(), nothing)
 
 
-#: A key for 127.0.0.1 alone and its certificate, which nobody trusts, until the year 2126.
-TLS = """
------BEGIN PRIVATE KEY-----
-MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgZxMhn24di2w7XviV
-XXLjWSoxkcpi7plc9TZ5x82QQI+hRANCAATdu05YeE86cimIy88VISG8p/iNgxhz
-2ogtkD3WoVziojvejUb/RZTOVyUPdAhmYpU1fHuTe5yCGCE5OhZNo5Ck
------END PRIVATE KEY-----
------BEGIN CERTIFICATE-----
-MIIBkTCCATagAwIBAgIUWvSfEdwvT4gQ7AMVrBBjig7qbzswCgYIKoZIzj0EAwIw
-FDESMBAGA1UEAwwJMTI3LjAuMC4xMCAXDTI2MTIwMTAzNDE0NVoYDzIxMjYxMTA3
-MDM0MTQ1WjAUMRIwEAYDVQQDDAkxMjcuMC4wLjEwWTATBgcqhkjOPQIBBggqhkjO
-PQMBBwNCAATdu05YeE86cimIy88VISG8p/iNgxhz2ogtkD3WoVziojvejUb/RZTO
-VyUPdAhmYpU1fHuTe5yCGCE5OhZNo5Cko2QwYjAdBgNVHQ4EFgQURPCwpt+MwN9a
-0+6SwP3iy3YRzoswHwYDVR0jBBgwFoAURPCwpt+MwN9a0+6SwP3iy3YRzoswDwYD
-VR0TAQH/BAUwAwEB/zAPBgNVHREECDAGhwR/AAABMAoGCCqGSM49BAMCA0kAMEYC
-IQDgeu5EFXW6sOpOn0cXSTBggMcXthfJ9CPIhI+z1k5ZYAIhALq1JQ4pMKQKsR+W
-gzwWtMEDYeHOPZcmBfKYKkq+3F43
------END CERTIFICATE-----
-"""
-
-
 def test_what_the_environment_trusts_is_trusted(server: Any, tmp_path: Path) -> None:
-    held = tmp_path / "held.pem"
-    held.write_text(TLS)
+    held, authority = tmp_path / "held.pem", trustme.CA()
+    authority.cert_pem.write_to_path(held)
     secret = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    secret.load_cert_chain(held)
+    authority.issue_cert("127.0.0.1").configure_cert(secret)
     with ThreadingHTTPServer(("127.0.0.1", 0), server.RequestHandlerClass) as found:
         found.socket = secret.wrap_socket(found.socket, server_side=True)
         threading.Thread(target=found.serve_forever, daemon=True).start()
