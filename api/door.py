@@ -174,7 +174,8 @@ class Door:
         request = self._submitted(batch)
         # Recorded while we looked for the file? Then the record knows better.
         job = self.store.job(job_id)
-        if job is None and batch.recorded_at is not None and batch.error is None:
+        read = batch.recorded_at is not None and batch.error is None
+        if job is None and (read or request.own_id(batch.ticket)):
             raise SteadyError("job_not_found")  # its jobs have keys of their own, or are gone
         return job or self._on_its_way(batch, request)
 

@@ -185,9 +185,7 @@ def _submission(router: APIRouter, views: Views, submissions: Submissions) -> No
     ) -> Response:
         if not dry_run:
             return accepted(submissions.submit(body, key, resume=resume, preset=preset))
-        if preset is not None:
-            body, _ = submissions.under(body, preset, key)
-        return JSONResponse(_dry(submissions.plan(body, key), views))
+        return JSONResponse(_dry(submissions.read(body, key, preset)[1], views))
 
 
 def _one(router: APIRouter, door: Door, views: Views) -> None:

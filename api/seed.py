@@ -14,7 +14,7 @@ from api import images, models
 from api.bodies import KEY, json_body, read_body
 from api.door import Door
 from api.errors import documented
-from api.submit import Submissions, replay_headers, sole_job
+from api.submit import Submissions, replay_headers
 from api.views import Views
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobs import JobState
@@ -82,6 +82,6 @@ def routes(door: Door, views: Views, submissions: Submissions) -> APIRouter:
 
 
 def _exactly_one(plan: Plan) -> None:
-    if sole_job(plan) is None:
+    if not plan.sole:
         remedy = "Send one mapping with a prompt; POST /jobs takes many."
         raise ValueFault("bad_shape", "This address makes one picture.", remedy=remedy).error()

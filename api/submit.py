@@ -5,11 +5,8 @@ after the reservation leaves a row without a file, which the watcher sweeps; wit
 same request may be sent again and finishes what was begun.
 """
 
-import dataclasses
-import hashlib
 import logging
 import math
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -21,9 +18,8 @@ from api.door import Door
 from api.errors import fault_entry
 from watcher.errors import SteadyError, ValueFault
 from watcher.jobfile.fields import seeded
-from watcher.jobfile.planner import PlannedJob
 from watcher.jobfile.tables import begins_as_json
-from watcher.jobs import Batch, JobState, job_id_of, ticket_of_key
+from watcher.jobs import Batch, JobState, ticket_of_key
 from watcher.log import say
 from watcher.submission import Body, Plan, Reader, lifted, preset_named
 from watcher.suffixes import FORMS, remedy_for, suffix_of
@@ -58,11 +54,14 @@ MEDIA_TYPES = {
 
 @dataclass(frozen=True)
 class Submitted:
-    """A batch on its way. ``replayed``: the key was used before with the same body."""
+    """A batch on its way. ``replayed``: the key was used before with the same body. ``resumed``: the
+    body goes on with a batch, in which its jobs may have other ids.
+    """
 
     batch: Batch
     plan: Plan | None
     replayed: bool
+    resumed: bool = False
 
 
 REPLAYED = "Idempotency-Replayed"
@@ -107,27 +106,20 @@ class Submissions:
         self._door = door
         self._store = door.store
 
-    def plan(self, body: Body, key: str | None = None) -> Plan:
-        """Read ``body`` as the watcher will. Raises SteadyError, nothing is queued.
+    def read(self, body: Body, key: str | None, preset: str | None) -> tuple[Body, Plan]:
+        """What is published for ``body``, and what the watcher will make of it. SteadyError.
 
-        ``key`` came with the request. Of a long table only the head is looked at.
+        ``key`` came with the request. Of a long table only the head is looked at, unless a preset
+        is put under it.
         """
         body = lifted(body, self._door.inputs)
-        reader = Reader(self._door.limits(), self._door.config.root, self._door.inputs, key)
-        long = body.table and len(body.data) > SMALL_BODY
-        return reader.plan(body, head=_HEAD if long else None)
-
-    def under(self, body: Body, preset: str, key: str | None) -> tuple[Body, Plan]:
-        """``body`` with what a preset says where it says nothing itself. SteadyError.
-
-        ``key`` came with the request.
-        """
         limits, config = self._door.limits(), self._door.config
-        usual = preset_named(preset, config.presets, limits)
-        inputs = self._door.inputs
-        reader = Reader(limits, config.root, inputs, key, preset=usual)
-        made, plan = reader.changed(lifted(body, inputs), {})
-        return dataclasses.replace(made, sent=body.sent), plan
+        usual = None if preset is None else preset_named(preset, config.presets, limits)
+        reader = Reader(limits, config.root, self._door.inputs, key, preset=usual)
+        if usual is not None:
+            return reader.changed(body, {})
+        long = body.table and len(body.data) > SMALL_BODY
+        return body, reader.plan(body, head=_HEAD if long else None)
 
     def submit(
         self,
@@ -142,59 +134,36 @@ class Submissions:
         or in the body) what of it is missing or changed is run. ``preset`` says what it does not,
         as it is now: a repeat is what was sent before, whatever was written there meanwhile.
 
-        ``check`` may refuse the plan. Raises SteadyError: what the reader finds wrong,
-        key_conflict, queue_full, disk_full, folder_gone, stopping.
+        ``check`` may refuse the plan of what is new. Raises SteadyError: what the reader finds
+        wrong, key_conflict, queue_full, disk_full, folder_gone, stopping.
         """
         if self._door.stopping:
             raise SteadyError("stopping")
         body = lifted(body, self._door.inputs)
         if preset is not None:
-            sent = hashlib.sha256(f"{preset}\0".encode() + body.data).hexdigest()
-            body = dataclasses.replace(body, sent=sent)
-        if key is not None and not resume and (known := self._repeat(body, key, early=True)):
-            return known
-        if preset is not None:
-            body, plan = self.under(body, preset, key)
-            key, resume = key or plan.key, resume or plan.resume
-        if resume and key is None:
+            body = body.under(preset, {})
+        asks = resume or (b"resume" in body.data and not body.table)  # perhaps, to go on
+        if key is not None and not asks:
+            known = self._store.repeated(ticket_of_key(key), body.digest)
+            if known is not None and (known.recorded_at is not None or known.error is not None):
+                return Submitted(known, None, replayed=True)
+        body, plan = self.read(body, key, preset)
+        resume = resume or plan.resume
+        if resume and plan.key is None:
             words = "`resume` needs an Idempotency-Key."
             raise ValueFault("missing_field", words, key="resume").error()
-        plan = self.plan(body, key)
-        check(plan)
-        if plan.key is not None:
-            if key is not None and key != plan.key:
-                raise SteadyError("key_conflict", "The header and the body name different keys.")
-            key = plan.key
-        if key is not None and not (resume or plan.resume):
-            if known := self._repeat(body, key):
-                return known
-        elif key is not None and (batch := self._store.batch(ticket_of_key(key))):
+        if resume and (batch := self._store.batch(plan.ticket)):
             self._publish(body, batch, resumes=True)
-            return Submitted(batch, plan, replayed=False)
+            return Submitted(batch, plan, replayed=False, resumed=True)
+        if not resume and (batch := self._store.repeated(plan.ticket, body.digest)):
+            if batch.recorded_at is None and batch.error is None and batch.claim is None:
+                # The first try may have died between reserving and publishing. Publishing
+                # again is harmless: a file whose ticket is recorded never runs.
+                self._publish(body, batch)
+            return Submitted(batch, plan, replayed=True)
+        check(plan)
         self._room(plan.count or 1)
-        return self._reserve(body, key, plan)
-
-    def _repeat(self, body: Body, key: str, *, early: bool = False) -> Submitted | None:
-        """The answer given before for this key, or None when it is new.
-
-        ``early``: the body was not read yet, and may ask to go on with the batch, or a preset be
-        put under it.
-        """
-        batch = self._store.batch(ticket_of_key(key))
-        if batch is None or (early and b"resume" in body.data and not body.table):
-            return None
-        unread = batch.recorded_at is None and batch.error is None
-        known = batch.digest == body.digest
-        if early and body.sent and (unread or not known):
-            return None
-        # A batch that went on is known by what it went on with, the preset in it.
-        if not known and batch.digest != dataclasses.replace(body, sent="").digest:
-            raise SteadyError("key_conflict")
-        if unread and batch.claim is None:
-            # The first try may have died between reserving and publishing. Publishing
-            # again is harmless: a file whose ticket is recorded never runs.
-            self._publish(body, batch)
-        return Submitted(batch, self.plan(body, key) if unread else None, replayed=True)
+        return self._reserve(body, plan)
 
     def _room(self, coming: int) -> None:
         waiting = self._store.counts()[JobState.QUEUED] + self._store.unrecorded()
@@ -202,23 +171,19 @@ class Submissions:
         if over > 0:
             raise QueueFull(self._door.queue_seconds(over))
 
-    def _reserve(self, body: Body, key: str | None, plan: Plan) -> Submitted:
-        ticket = ticket_of_key(key) if key is not None else str(uuid.uuid4())
-        one = sole_job(plan)
+    def _reserve(self, body: Body, plan: Plan) -> Submitted:
+        first, ticket = plan.requests[0], plan.ticket
         batch, fresh = self._store.reserve(
             ticket,
             name=body.name,
             suffix=body.suffix,
             source="http",
             digest=body.digest,
-            key=key,
-            image_name=(one.request.name or one.stem or True) if one is not None else False,
-            folder=one.request.folder if one is not None else None,
+            key=plan.key,
+            image_name=(first.request.name or first.stem or True) if plan.sole else False,
+            folder=first.request.folder if plan.sole else None,
         )
-        if not fresh and batch.digest != body.digest:
-            raise SteadyError("key_conflict")
-        first = plan.requests[0].request
-        self._door.remember(ticket, seeded(first, job_id_of(ticket, 0)))
+        self._door.remember(ticket, seeded(first.request, plan.ids[0]))
         try:
             self._store.sync()  # the answer names the picture
             self._publish(body, batch)
@@ -230,18 +195,10 @@ class Submissions:
         return Submitted(batch, plan, replayed=not fresh)
 
     def _publish(self, body: Body, batch: Batch, *, resumes: bool = False) -> None:
-        if resumes:  # a file of its own, which the watcher reads into the batch there is
-            name = f"{body.name}{body.suffix}"
-            body.publish(self._door.inbox, str(uuid.uuid4()), resumes=batch.ticket, name=name)
-            return
+        name = f"{body.name}{body.suffix}" if resumes else ""
         # Written into the bare mount point of an absent disk, it would never be found again.
-        body.publish(self._door.inbox, batch.ticket, known=bool(self._store.get("inbox_ours")))
-
-
-def sole_job(plan: Plan) -> PlannedJob | None:
-    """The only job of ``plan``, whose id is the ticket; None for many, and where it has a key of its own."""
-    job = plan.requests[0]
-    return job if plan.count == 1 and job.request.key in (None, plan.key) else None
+        known = bool(self._store.get("inbox_ours"))
+        body.publish(self._door.inbox, batch.ticket, name=name, known=known, resumes=resumes)
 
 
 def replay_headers(done: Submitted) -> dict[str, str]:
@@ -252,7 +209,7 @@ def replay_headers(done: Submitted) -> dict[str, str]:
 def accepted(done: Submitted) -> Response:
     """202: what became of a body, and where to ask (`models.Accepted`)."""
     batch, plan = done.batch, done.plan
-    one = sole_job(plan) is not None if plan else batch.image_name is not None
+    one = batch.image_name is not None and not done.resumed
     location = f"/jobs/{batch.ticket}" if one else f"/batches/{batch.ticket}"
     answer = {
         "ticket": batch.ticket,

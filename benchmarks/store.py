@@ -23,13 +23,11 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime
 from pathlib import Path
 
-from watcher.jobs import JobRequest, JobState, Priority
+from watcher.jobs import JobRequest, JobState, Priority, job_ids_of
 from watcher.store import JobFilter, JobStore, NewJob, Recording, Want
 
-LOCAL = datetime(2026, 11, 22, 10, 29, 59)
 CHUNK = 2_000
 MODELS = ("base", "ink", "turbo")  #: that the jobs name in turn
 
@@ -43,26 +41,27 @@ GOALS = {
 }
 
 
-def new_job(k: int) -> NewJob:
+def new_job(k: int, id: str) -> NewJob:
     request = JobRequest(
         prompt=f"a red fox in the snow, number {k}", width=1024, height=1024,
         num_inference_steps=9, seed=k, format="png", model=MODELS[k % len(MODELS)],
     )  # fmt: skip
-    return NewJob.of(request, stem=f"fox_{k:07d}", priority=Priority.BULK)
+    return NewJob.of(request, stem=f"fox_{k:07d}", priority=Priority.BULK, id=id)
 
 
 def fill(store: JobStore, count: int) -> tuple[str, float]:
     """Record a file of ``count`` lines as the intake does; its ticket and the seconds it took."""
     ticket = str(uuid.uuid4())
+    id_of = job_ids_of(ticket)
     began = time.perf_counter()
     store.begin_reading(ticket, name="bulk.csv", suffix=".csv", source="file")
     for first in range(0, count, CHUNK):
         stop = min(first + CHUNK, count)
         read = Recording(
-            ticket, [new_job(k) for k in range(first, stop)], first_index=first,
+            ticket, [new_job(k, id_of(k, None)) for k in range(first, stop)], first_index=first,
             final=stop == count, next_line=stop,
         )  # fmt: skip
-        store.record_all([read], now=time.time_ns() // 1000, local=LOCAL)
+        store.record_all([read])
     return ticket, time.perf_counter() - began
 
 
@@ -164,7 +163,7 @@ def finish_all(file: Path, ticket: str) -> None:
 def one_file(store: JobStore) -> None:
     ticket = str(uuid.uuid4())
     store.begin_reading(ticket, name="fox.yaml", suffix=".yaml", source="file")
-    store.record(ticket, [new_job(0)], first_index=0, final=True, now=1, local=LOCAL)
+    store.record_all([Recording(ticket, [new_job(0, ticket)])])
 
 
 def idle(store: JobStore) -> None:

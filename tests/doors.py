@@ -28,7 +28,7 @@ from watcher import jobfile, live
 from watcher.config import Config
 from watcher.jobfile.fields import seeded
 from watcher.jobfile.planner import Planner
-from watcher.jobs import Job, Priority, job_id_of, ticket_of_key
+from watcher.jobs import Job, Priority, job_ids_of, ticket_of_key
 from watcher.limits import Limits
 from watcher.log import now_us
 from watcher.models.cards import limits_known
@@ -70,7 +70,7 @@ class Watcher:
     def record(self, ticket: str, planned: Any) -> list[str]:
         new = [
             NewJob.of(
-                request=seeded(plan.request, job_id_of(ticket, index)),
+                request=seeded(plan.request, job_ids_of(ticket)(index, None)),
                 stem=plan.stem,
                 warnings=plan.warnings,
                 priority=Priority(plan.request.priority or Priority.INTERACTIVE),

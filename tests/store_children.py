@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from watcher.errors import SteadyError
-from watcher.jobs import Job, JobRequest, Priority
+from watcher.jobs import Job, JobRequest, Priority, job_ids_of
 from watcher.store import JobStore, NewJob, Recording, Want
 
 LOCAL = datetime(2026, 11, 22, 10, 29, 59)
@@ -46,8 +46,11 @@ def record_jobs(
     jobs: Sequence[NewJob],
     **how: Any,
 ) -> list[str]:
-    """Put the jobs of one batch on record; their ids."""
-    return store.record_all([Recording(ticket, jobs, **how)])[0]
+    """Put the jobs of one batch on record; their ids, by their place where they have none."""
+    id_of, first = job_ids_of(ticket), how.get("first_index", 0)
+    named = [j._replace(id=j.id or id_of(n, None)) for n, j in enumerate(jobs, first)]
+    store.record_all([Recording(ticket, named, **how)])
+    return [job.id for job in named]
 
 
 def claim_one(store: JobStore, *, window_open: bool = True) -> Job | None:

@@ -13,6 +13,7 @@ import itertools
 import os
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -131,9 +132,14 @@ class Finder:
             return self._judged(name, data)
         store = self._inputs.store
         job = store.job_by_image(name, made=True) if store and "/" not in name else None
-        if job is None:
+        if store is None or job is None:
             raise no_such_picture(name)
-        return self._of_made(job)
+        newest = store.job_by_image(name) or job
+        found = self._of_made(job)
+        if newest.id == job.id or newest.state.ended:
+            return found
+        words = f"`{shortened(name)}` is a picture there is; a later job of this name still waits."
+        return replace(found, warning=f"{words} Start from that one by `job:{newest.id}`.")
 
     def _bytes_of(self, name: str) -> bytes | None:
         """The picture of a path: what was copied for this file before, else what lies there."""

@@ -172,6 +172,13 @@ class JobRequest(BaseModel):
             object.__setattr__(made, name, value)
         return made
 
+    def own_id(self, ticket: str) -> str | None:
+        """The id that its key gives it in the batch ``ticket`` as in any other; None without a key,
+        and with the key of the batch itself.
+        """
+        own = ticket_of_key(self.key) if self.key else ticket
+        return None if own == ticket else own
+
     @property
     def strength_used(self) -> float:
         """The part of the steps by which the input is redrawn; 1 where there is none."""
@@ -231,17 +238,12 @@ def derived_seed(job_id: str) -> int:
     return int.from_bytes(hashlib.sha256(job_id.encode()).digest()[:4], "big")
 
 
-def job_id_of(ticket: str, index: int) -> str:
-    """The id of job ``index`` of a batch: the ticket itself for the first.
+def job_ids_of(ticket: str) -> Callable[[int, JobRequest | None], str]:
+    """How the jobs of a batch are called, by place and request: by the request's own key; else the
+    first by the ticket, the others by an id that derives from it.
 
-    Ids derive from the ticket, which is in the claimed file's name, so a file that is read
-    again after a crash becomes the very same jobs.
-    """
-    return job_ids_of(ticket)(index)
-
-
-def job_ids_of(ticket: str) -> Callable[[int], str]:
-    """:func:`job_id_of` for those who want a million ids of one batch.
+    The ticket is in the claimed file's name, so a file that is read again after a crash becomes
+    the very same jobs.
 
     A UUID of version 8: its first 32 bits count on from the ticket's, the rest is a digest of
     ticket and index. So a batch's ids lie side by side in the record's index: a long file grows it
@@ -250,7 +252,9 @@ def job_ids_of(ticket: str) -> Callable[[int], str]:
     of_ticket = hashlib.sha1(uuid.UUID(ticket).bytes, usedforsecurity=False)
     first = int(ticket[:8], 16)
 
-    def id_of(index: int) -> str:
+    def id_of(index: int, request: JobRequest | None) -> str:
+        if request and (own := request.own_id(ticket)):
+            return own
         if index == 0:
             return ticket
         digest = of_ticket.copy()
@@ -262,9 +266,11 @@ def job_ids_of(ticket: str) -> Callable[[int], str]:
     return id_of
 
 
-def ticket_of_key(key: str) -> str:
-    """The ticket of a batch (or id of a job) that a person named by ``key``."""
-    return str(uuid.uuid5(KEY_NAMESPACE, key))
+def ticket_of_key(key: str, file: str = "") -> str:
+    """The ticket of a batch (or id of a job) that a person named by ``key``; ``file``: the name of
+    one of several files that were handed in under it."""
+    ticket = uuid.uuid5(KEY_NAMESPACE, key)
+    return str(uuid.uuid5(ticket, file) if file else ticket)
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ from watcher.jobfile.presets import in_preset, read_preset
 from watcher.jobfile.problems import refusal
 from watcher.jobfile.rows import RowIterator
 from watcher.jobfile.tables import Row
+from watcher.jobs import job_ids_of, ticket_of_key
 from watcher.limits import Limits
 from watcher.suffixes import FORMS, LINE_SUFFIXES, PICTURE_SUFFIXES, remedy_for, suffix_of
 from watcher.wildcards import Wildcards
@@ -54,18 +55,32 @@ def _named_after(data: bytes, suffix: str) -> str:
 class Plan:
     """What a body would become. ``count`` None: a long table, of which only the head was read.
 
-    ``requests``: the first thousand jobs. ``refused_rows``: rows that cannot be used; what is
-    wrong with the first of them stands in ``refused``. ``warnings``: of the file and its jobs.
+    ``requests``: the first thousand jobs. ``key``: the file's own, or the one it came with; what it
+    leads to is ``ticket``, which without one is new. ``refused_rows``: rows that cannot be used;
+    what is wrong with the first of them stands in ``refused``. ``warnings``: of the file and its
+    jobs.
     """
 
     requests: Sequence[PlannedJob]
     count: int | None
     key: str | None
+    ticket: str
     warnings: tuple[str, ...]
     refused: tuple[ValueFault, ...]
     refused_rows: int = 0
     resume: bool = False
     beside: bool = False  #: it names pictures of the folder beside
+
+    @property
+    def ids(self) -> list[str]:
+        """Those of its jobs, of the first thousand; the batch is new, or gets the same again."""
+        id_of = job_ids_of(self.ticket)
+        return [id_of(n, each.request) for n, each in enumerate(self.requests[:SHOWN])]
+
+    @property
+    def sole(self) -> bool:
+        """Is it a single job, whose id is the ticket?"""
+        return self.count == 1 and self.ids == [self.ticket]
 
 
 @dataclass(frozen=True)
@@ -78,7 +93,7 @@ class Body:
     data: bytes
     suffix: str
     name: str
-    sent: str = ""  #: the digest of what somebody sent, where this was made of it
+    sent: str = ""  #: the digest of what somebody sent, where this is made of it
 
     @classmethod
     def of(cls, data: bytes, filename: str, suffix: str = "") -> "Body":
@@ -102,20 +117,28 @@ class Body:
 
     @property
     def digest(self) -> str:
-        """sha256 of the bytes: the same key with another content is a conflict."""
+        """sha256 of what was sent: the same key with another content is a conflict."""
         return self.sent or hashlib.sha256(self.data).hexdigest()
 
-    def publish(
-        self, folder: Path, ticket: str, *, name: str = "", known: bool = False, resumes: str = ""
-    ) -> None:
-        """Put it into the inbox ``folder``; the arguments are those of :func:`drop_file`."""
-        drop_file(folder, self.data, self.suffix, ticket, known=known,
-                     resumes=resumes or None, name=name)  # fmt: skip
+    def under(self, preset: str | None, given: Mapping[str, Any]) -> "Body":
+        """The same, sent with a preset and fields for every job, which may make of it what they will."""
+        said = json.dumps([preset, given], sort_keys=True, default=str)
+        sent = hashlib.sha256(said.encode() + self.data).hexdigest()
+        return dataclasses.replace(self, sent=sent)
+
+    def publish(self, folder: Path, ticket: str, *, name: str, known: bool, resumes: bool) -> None:
+        """Put it into the inbox ``folder``, as :func:`drop_file` does; with ``resumes`` as a file of
+        its own, which the watcher reads into the batch there is.
+        """
+        own = str(uuid.uuid4()) if resumes else ticket
+        drop_file(folder, self.data, self.suffix, own, known=known,
+                  resumes=ticket if resumes else None, name=name)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Reader:
-    """Reads bodies as the watcher of ``root`` will. ``key``: the one that comes from outside.
+    """Reads bodies as the watcher of ``root`` will. ``key``: the one that comes from outside, for
+    a body alone or for ``file``, one of several.
 
     ``beside``: a folder of pictures that a body may name as well; they are sent along.
     Under a ``preset`` (:func:`preset_named`), and with fields put ``over`` those of every job, only
@@ -131,6 +154,7 @@ class Reader:
     copies: bool = False  #: pictures that are found are kept
     over: Mapping[str, Any] = field(default_factory=dict)
     salt: str = ""  #: of what is drawn
+    file: str = ""
 
     def plan(self, body: Body, *, head: int | None = None) -> Plan:
         """What ``body`` would become.
@@ -151,19 +175,20 @@ class Reader:
         if plan.refused:
             raise refusal(plan.refused)
         if plan.key is not None and self.key is None:
-            return dataclasses.replace(self, key=plan.key).changed(body, given)
+            return dataclasses.replace(self, key=plan.key, file="").changed(body, given)
+        sent = "" if plan.beside else body.sent  # the pictures beside it were sent as well
         every: Iterable[Any] = plan.requests
         if body.table:
             every = keeping._rows(body, self._finder())
         bodies = [each.request.model_dump(exclude_none=True, exclude={"count"}) for each in every]
         if body.table or len(bodies) > _FEW:
             lines = [json.dumps(each, ensure_ascii=False) + "\n" for each in bodies]
-            new = Body("".join(lines).encode(), ".jsonl", body.name)
+            new = Body("".join(lines).encode(), ".jsonl", body.name, sent)
         else:
             # A job alone would give its file the key that it has for itself.
-            alone = len(bodies) == 1 and bodies[0].get("key") == plan.key
-            content: Any = bodies[0] if alone else bodies
-            new = Body(json.dumps(content, ensure_ascii=False).encode(), ".json", body.name)
+            content: Any = bodies[0] if plan.sole else bodies
+            data = json.dumps(content, ensure_ascii=False).encode()
+            new = Body(data, ".json", body.name, sent)
         return new, plan
 
     def _of_whole(self, body: Body) -> Plan:
@@ -181,9 +206,17 @@ class Reader:
             warnings |= dict.fromkeys(each.warnings)
         refused = [problem for row in parsed.refused for problem in row.problems]
         return Plan(
-            parsed.requests, len(parsed.requests), parsed.key, tuple(warnings)[:_TOLD],
-            tuple(refused[:_TOLD]), len(parsed.refused), parsed.resume, finder.sent,
+            parsed.requests, len(parsed.requests), *self._led_to(parsed.key),
+            tuple(warnings)[:_TOLD], tuple(refused[:_TOLD]), len(parsed.refused), parsed.resume,
+            finder.sent,
         )  # fmt: skip
+
+    def _led_to(self, own: str | None) -> tuple[str | None, str]:
+        """The key of a body that names ``own``, and its ticket. SteadyError key_conflict."""
+        if own is not None and self.key not in (None, own):
+            raise SteadyError("key_conflict", "The file names another key than comes with it.")
+        key, file = (self.key, self.file) if own is None else (own, "")
+        return key, str(uuid.uuid4()) if key is None else ticket_of_key(key, file)
 
     def _planner(self, finder: Finder) -> Planner:
         base = dataclasses.replace(self.preset or Template(), over=self.over)
@@ -216,8 +249,8 @@ class Reader:
         jobfile.name_all(planned, body.name, count if head is None else max(count, 2))
         warnings = tuple(dict.fromkeys([*rows.warnings, *said]))[:_TOLD]
         return Plan(
-            planned, None if head is not None else count, None, warnings, tuple(refused), bad,
-            beside=finder.sent,
+            planned, None if head is not None else count, *self._led_to(None), warnings,
+            tuple(refused), bad, beside=finder.sent,
         )  # fmt: skip
 
     def _rows(self, body: Body, finder: Finder) -> RowIterator:

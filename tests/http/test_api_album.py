@@ -15,7 +15,7 @@ from starlette.testclient import TestClient
 
 from api.app import create_app
 from watcher.config import Config
-from watcher.jobs import Job, job_id_of
+from watcher.jobs import Job, job_ids_of
 from watcher.pictures.outputs import Outputs
 from watcher.pictures.recipe import read_recipe, recipe_of
 from watcher.store import JobStore
@@ -171,7 +171,10 @@ def test_what_nobody_saw_is_told_once_what_lies_above_is_dismissed(bench: Bench)
     seen = [job["id"] for job in now["failed"]]
     now = bench.client.post(address, json={"jobs": seen, "batches": mended}).json()
     assert (len(now["failed"]), now["more"], now["refused"]) == (39, False, [])
-    for unknown in ({"jobs": [job_id_of(UNKNOWN, 7), UNKNOWN[::-1]]}, {"batches": ["nothing"]}):
+    for unknown in (
+        {"jobs": [job_ids_of(UNKNOWN)(7, None), UNKNOWN[::-1]]},
+        {"batches": ["nothing"]},
+    ):
         assert bench.client.post(address, json=unknown).status_code == 404
     assert len(bench.client.get("/attention").json()["failed"]) == 39
 

@@ -230,8 +230,26 @@ def test_the_only_row_of_a_table_may_have_a_key_of_its_own(bench: Bench):
     told = submit(bench, "prompt,key\na fox,o1\n", "text/csv").json()
     assert (told["jobs"], told["job_id"]) == (1, None)
     assert told["location"] == f"/batches/{told['ticket']}"
+    refused(bench.client.get(f"/jobs/{told['ticket']}"), 404, "job_not_found")  # nor before
     alone = bench.client.post("/generate-image", json=[{"prompt": "a fox", "key": "o2"}])
     refused(alone, 422, "bad_shape")
+
+
+def test_a_body_that_goes_on_with_one_job_names_no_job(bench: Bench):
+    send = {"json": {"prompt": "a fox"}, "headers": {"Idempotency-Key": "k"}}
+    first = bench.client.post("/jobs", **send).json()
+    bench.watcher.take_in()
+    more = bench.client.post("/jobs?resume=true", **send | {"json": {"prompt": "an owl"}}).json()
+    assert (first["job_id"], first["ticket"]) == (more["ticket"],) * 2
+    assert (more["job_id"], more["image_name"]) == (None, None)
+    assert more["location"] == f"/batches/{more['ticket']}"
+
+
+def test_the_key_of_a_request_is_no_row_s_own(bench: Bench):
+    send = {"content": "prompt,key\na fox,k\n", "headers": {"Idempotency-Key": "k"}}
+    send["headers"]["content-type"] = "text/csv"
+    told = bench.client.post("/jobs", **send).json()
+    assert bench.watcher.take_in() == [told["job_id"]] == [ticket_of_key("k")]
 
 
 def test_fifty_parallel_posts_with_one_key_are_one_job(bench: Bench):

@@ -7,6 +7,10 @@ import pytest
 from conftest import until
 from doors import PICTURE, Bench
 
+from watcher.finder import Finder
+from watcher.inputs import Inputs
+from watcher.jobfile.sources import Found
+
 SEED_STATUS = [
     "job_id", "image_name", "status", "prompt", "height", "width", "num_inference_steps",
     "created_at", "completed_at", "error_message",
@@ -252,6 +256,20 @@ def test_the_newest_of_one_name_wins(bench: Bench):
         end()
         assert bench.client.get("/image/by-name/cat").headers["etag"] == f'"{new.sha256}"'
     refused(bench.client.get("/image/by-name/c/cat"), 400, "image_not_ready")
+
+
+def test_who_starts_from_a_name_is_told_of_a_later_job_that_waits(bench: Bench):
+    def found() -> Found:
+        return Finder(Inputs(bench.config, bench.store), copies=False).find("cat")
+
+    done = bench.done(name="cat", folder="a")
+    assert found().warning is None
+    later = bench.post(name="cat", folder="b")["job_id"]
+    bench.watcher.take_in()
+    assert found().reference == f"sha256:{done.sha256} job:{done.id}"
+    assert f"`job:{later}`" in str(found().warning)
+    bench.watcher.fail()
+    assert found().warning is None
 
 
 def test_what_has_no_effect_is_said_in_warnings(bench: Bench):

@@ -321,6 +321,17 @@ def test_an_option_over_a_file_is_as_if_it_stood_there(
             assert each.warnings == right.warnings
 
 
+def test_a_field_that_an_option_puts_over_a_file_is_also_what_names_say(tmp_path: Path) -> None:
+    reader, name = reader_of_two_models(tmp_path), "{seed}-{steps}"
+    matrix = {"prompt": "x", "name": name, "matrix": {"seed": [1, 2], "steps": [4, 8]}}
+    table = f"prompt,name,seed,Steps\nx,{name},1,4\n"
+    for body in (
+        Body(json.dumps(matrix).encode(), ".json", "x"), Body(table.encode(), ".csv", "x"),
+    ):  # fmt: skip
+        _, plan = reader.changed(body, {"seed": 7, "num_inference_steps": 6})
+        assert {planned.request.name for planned in plan.requests} == {"7-6"}
+
+
 def test_what_is_drawn_under_an_option_is_drawn_anew_but_for_a_key(tmp_path: Path) -> None:
     reader = reader_of_two_models(tmp_path)
     job = {"prompt": "{" + "|".join(map(str, range(99))) + "} {seed}", "expand": "wildcards"}
@@ -353,9 +364,51 @@ def test_a_key_makes_a_repeat_harmless(make_root: Make) -> None:
     root.finish()
     job = root.jobs()[-1]
     assert (told["ticket"], told["job_ids"]) == (job["ticket"], [job["id"]])
+    (twice := root.folder / "twice.csv").write_text("prompt,key\nx steps=1,\ny steps=1,t\n")
+    [told] = objects(steady(root, "submit", str(twice), "--key", "t", "--json"))
+    root.finish()
+    assert told["job_ids"] == [job["id"] for job in root.jobs()][-2:]
     (named := root.folder / "named.yaml").write_text("prompt: a cat\nkey: own\n")
+    for key in ("own", "own"):
+        told = objects(steady(root, "submit", str(named), str(alone), "--key", key, "--json"))
+        assert told[0]["ticket"] == ticket_of_key("own")
+    assert told[0]["duplicate"] and told[1]["duplicate"]
     conflict = steady(root, "submit", str(named), "--key", "other", "--json")
     assert conflict.returncode == 2 and objects(conflict)[0]["error"]["code"] == "key_conflict"
+
+
+def test_a_key_under_a_preset_or_an_option_is_for_what_was_sent(make_root: Make) -> None:
+    root = make_root()
+    assert steady(root, "init").returncode == 0
+    root.finish()  # from now on there is a record
+    (file := root.folder / "two.yaml").write_text("- a fox steps=1\n- an owl steps=1\n")
+    for what in ("a cat steps=1", str(file)):
+        sent = ("submit", what, "--preset", "ink", "--key", what, "--json")
+        root.preset("ink", "label: before\n")
+        told = [objects(steady(root, *sent))[0]]
+        for _ in range(2):  # while it waits, and when it is on record
+            root.preset("ink", "label: edited\n")
+            told += objects(steady(root, *sent))
+            root.finish()
+        assert [one.get("duplicate") for one in told] == [None, True, True]
+        assert len({(one["ticket"], *one["job_ids"]) for one in told}) == 1
+        other = objects(steady(root, *sent, "--label", "mine"))
+        assert other[0]["error"]["code"] == "key_conflict"
+    assert [json.loads(job["request"])["label"] for job in root.jobs()] == ["before"] * 3
+    assert [job["image_name"] for job in root.jobs()][1:] == ["two_0001", "two_0002"]
+
+
+def test_a_submission_that_died_before_it_was_published_is_finished_by_the_next(
+    make_root: Make,
+) -> None:
+    root = make_root()
+    root.finish()
+    assert steady(root, "submit", "a cat steps=1", "--key", "k").returncode == 0
+    [file] = waiting(root)
+    (root.inbox / file).unlink()
+    [told] = objects(steady(root, "submit", "a cat steps=1", "--key", "k", "--json"))
+    root.finish()
+    assert told["job_ids"] == [job["id"] for job in root.jobs()]
 
 
 # -- waiting

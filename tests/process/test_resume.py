@@ -11,14 +11,14 @@ from history import faults, pictures
 from roots import Root
 
 from watcher.intake.resume import Standing, Verdict
-from watcher.jobs import Job, JobRequest, JobState, Priority, derived_seed, job_id_of
+from watcher.jobs import Job, JobRequest, JobState, Priority, derived_seed, job_ids_of
 
 Make = Callable[..., Root]
 TICKET = "6f1a4f0e-8a55-5a0e-9b5e-2f6a3f1c7d10"
 
 
 def job(index: int, prompt: str, state: str = "completed", seed: int | None = None) -> Job:
-    id_ = job_id_of(TICKET, index)
+    id_ = job_ids_of(TICKET)(index, None)
     request = JobRequest(prompt=prompt, seed=derived_seed(id_) if seed is None else seed)
     return Job(
         seq=index, id=id_, ticket=TICKET, index=index, state=JobState(state), rev=index,

@@ -42,7 +42,7 @@ from watcher.jobs import (
     Job,
     JobState,
     Priority,
-    job_id_of,
+    job_ids_of,
     ticket_of_key,
 )
 from watcher.store import (
@@ -414,22 +414,22 @@ def test_recording_again_gives_the_same_rows(store: JobStore, clock: Clock) -> N
     clock.put(LOCAL)
     assert record_jobs(store, ticket, jobs, first_index=0, final=True) == ids
     assert store.jobs_of(ticket) == rows
-    assert ids == [job_id_of(ticket, k) for k in range(3)]
+    assert ids == [job_ids_of(ticket)(k, None) for k in range(3)]
     batch = store.batch(ticket)
     assert batch is not None and (batch.jobs, batch.recorded_at, batch.tries) == (3, 1, 0)
 
 
 def test_the_ids_of_a_batch_count_on_from_its_ticket() -> None:
     for ticket in ("00000007-8b1c-4c1e-9c0e-0123456789ab", "ffffffff-8b1c-4c1e-9c0e-0123456789ab"):
-        ids = [job_id_of(ticket, k) for k in range(2_000)]
+        ids = [job_ids_of(ticket)(k, None) for k in range(2_000)]
         assert ids[0] == ticket and len(set(ids)) == 2_000
         assert {uuid.UUID(id).version for id in ids[1:]} == {8}
         start = int(ticket[:8], 16)
         assert [int(id[:8], 16) for id in ids] == [(start + k) % 2**32 for k in range(2_000)]
-    others = job_id_of("00000006-8b1c-4c1e-9c0e-0123456789ab", 2)
-    assert others[:8] == "00000008" and others != job_id_of(
-        "00000007-8b1c-4c1e-9c0e-0123456789ab", 1
-    )
+    others = job_ids_of("00000006-8b1c-4c1e-9c0e-0123456789ab")(2, None)
+    assert others[:8] == "00000008" and others != job_ids_of(
+        "00000007-8b1c-4c1e-9c0e-0123456789ab"
+    )(1, None)
 
 
 def test_a_long_file_is_resumed_where_it_stood(opened: Opener, clock: Clock) -> None:
@@ -504,7 +504,9 @@ def test_a_reserved_name_is_found_again(store: JobStore, clock: Clock) -> None:
     clock.put(midnight)
     reserved, fresh = store.reserve(ticket, **words)
     assert (reserved.image_name, reserved.claim, reserved.jobs) == ("ImgGen_235959", None, 0)
-    assert fresh and store.reserve(ticket, **words | {"digest": "other"}) == (reserved, False)
+    assert fresh and store.reserve(ticket, **words) == (reserved, False)
+    other = words | {"digest": "other"}
+    assert code(lambda: store.reserve(ticket, **other)) == "key_conflict"
     assert [b.ticket for b in store.stale_reservations(0)] == [ticket]
     assert store.stale_reservations(1_000) == []  # no time has passed
     begun = store.begin_reading(ticket, name="api", suffix=".json", source="http")
@@ -549,20 +551,20 @@ def test_a_key_makes_a_repeat_harmless(store: JobStore) -> None:
     night = ticket_of_key("night")
     mine = store.adopt(one, night, key="night", digest="d")
     assert (mine.ticket, mine.claim, mine.digest) == (night, one, "d")
-    assert store.adopt(one, night, key="night") == mine  # after a crash
+    assert store.adopt(one, night, key="night", digest="d") == mine  # after a crash
     assert store.begin_reading(one, **words).ticket == mine.ticket
     record_jobs(store, mine.ticket, new_jobs(2), first_index=0, final=True)
     store.begin_reading(two, **words)
-    other = store.adopt(two, night, key="night", digest="e")
+    assert code(lambda: store.adopt(two, night, key="night", digest="e")) == "key_conflict"
+    other = store.adopt(two, night, key="night", digest="d")
     assert (other.claim, other.digest, other.recorded_at) == (one, "d", 1)
     assert store.forget(two) and not store.forget(two)
     assert not store.forget(one)  # recorded batches stay
     # an API file of the same key has the ticket in its name
     same = store.begin_reading(mine.ticket, **words)
     assert (same.claim, same.tries, same.jobs) == (one, 0, 2)
-    assert (
-        code(lambda: store.adopt(three, ticket_of_key("other"), key="other")) == "batch_not_found"
-    )
+    late = ticket_of_key("other")
+    assert code(lambda: store.adopt(three, late, key="other", digest="d")) == "batch_not_found"
 
 
 def test_a_job_with_a_key_of_its_own_runs_once(store: JobStore) -> None:
@@ -594,7 +596,7 @@ def test_changed_rows_of_a_resumed_batch_come_last(store: JobStore) -> None:
         final=True,
     )
     assert [(j.index, j.id) for j in store.jobs_of(ticket)] == [
-        (0, ids[0]), (1, job_id_of(ticket, 1)), (2, ids[2]), (3, ids[3]), (4, ids[1]),
+        (0, ids[0]), (1, job_ids_of(ticket)(1, None)), (2, ids[2]), (3, ids[3]), (4, ids[1]),
     ]  # fmt: skip
 
 
@@ -1074,7 +1076,7 @@ def test_paused_batches(store: JobStore) -> None:
     record_jobs(store, ids[0], new_jobs(1), first_index=3, final=True)
     assert store.held() == 4 and claim_one(store) is None
     assert not store.resume_batch(ids[0]).paused
-    assert drain(store) == [ids[0], ids[1], ids[2], job_id_of(ids[0], 3)]
+    assert drain(store) == [ids[0], ids[1], ids[2], job_ids_of(ids[0])(3, None)]
 
 
 def test_resume_leaves_those_waiting_whose_time_has_not_come(store: JobStore) -> None:

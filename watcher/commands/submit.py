@@ -9,7 +9,6 @@ import contextlib
 import glob
 import json
 import sys
-import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,6 +24,7 @@ from watcher.suffixes import JOB_SUFFIXES, suffix_of
 if TYPE_CHECKING:
     from watcher.jobs import JobRequest
     from watcher.limits import Limits
+    from watcher.store import JobStore
     from watcher.submission import Body, Plan, Reader
 
 _SHOWN_IDS = 1000
@@ -106,28 +106,27 @@ def submit(
     """Put a prompt or job files into the queue; works with the service down."""
     from watcher.commands.waiting import deadline_of, wait as until_done
     from watcher.inputs import Inputs
+    from watcher.models.cards import limits_known
     from watcher.submission import Reader, preset_named
 
     deadline = deadline_of(timeout)
-    limits, known, since = _from_record(desk)
     given = _by_field(set_ or [], size) | fields
-    usual = preset_named(preset, desk.config.presets, limits) if preset is not None else None
     with desk.record_if_any() as store:
+        # before the first start: what the model allows that the settings name
+        limits, since = limits_known(desk.config, store), store.last_rev() if store else 0
+        usual = preset_named(preset, desk.config.presets, limits) if preset is not None else None
         reader = Reader(limits, desk.root, Inputs(desk.config, store), key, usual)
         given = _with_pictures(given, reader)
         if from_ is None:
-            sheets = list(_sheets(what or [], given, key, kind, reader))
+            sheets = list(_sheets(what or [], given, preset, kind, reader))
         else:
             sheets = [_of_chosen(desk, from_, what or [], given, reader)]
-    if dry_run:
-        _show(desk, sheets, limits)
-        return 0
-    if resume and not all(key or sheet.plan.key for sheet in sheets):
-        raise SteadyError("bad_request", "--resume wants the --key of the batch to go on with.")
-    tickets = [
-        _send(desk, sheet, ticket, known=known, resume=resume or sheet.plan.resume)
-        for sheet, ticket in _with_tickets(sheets, key)
-    ]
+        if dry_run:
+            _show(desk, sheets, limits)
+            return 0
+        if resume and not all(sheet.plan.key for sheet in sheets):
+            raise SteadyError("bad_request", "--resume wants the --key of the batch to go on with.")
+        tickets = [_send(desk, sheet, store, resume=resume) for sheet in sheets]
     if wait:
         return until_done(desk, tickets, since, deadline)
     desk.tell_if_unready()
@@ -152,9 +151,11 @@ def _with_pictures(given: dict[str, Any], reader: "Reader") -> dict[str, Any]:
 
 
 def _sheets(
-    what: list[str], given: dict[str, Any], key: str | None, kind: str, reader: "Reader"
+    what: list[str], given: dict[str, Any], preset: str | None, kind: str, reader: "Reader"
 ) -> Iterator[Submission]:
     """The files to write, each fully checked. Raises SteadyError; nothing was written then."""
+    from watcher.submission import Body
+
     paths = [path for word in what for path in _files_named(word)]
     if not paths:
         if not what:
@@ -165,13 +166,17 @@ def _sheets(
                 f"There are no files {fitted_line(' '.join(what), 60)}.",
                 remedy="If this is one prompt, put it in quotes.",
             )
-        yield _of_prompt(what[0], given, key, reader)
+        yield _of_prompt(what[0], given, preset, reader)
         return
+    if reader.key and len({path.name for path in paths}) < len(paths):
+        raise SteadyError("bad_request", "With --key every file needs a name of its own.")
     for path in paths:
-        data = _content(path)
-        suffix = "." + kind.lower().lstrip(".") if str(path) == "-" else ""
+        data, piped = _content(path), str(path) == "-"
+        suffix = "." + kind.lower().lstrip(".") if piped else ""
+        one = replace(reader, beside=None if piped else path.parent,
+                      file=path.name if len(paths) > 1 else "")  # fmt: skip
         with _errors_name_file(str(path)):
-            yield _of_file(data, path, suffix, given, reader)
+            yield _planned(Body.of(data, path.name, suffix), path.name, given, preset, one)
 
 
 def _of_chosen(
@@ -244,27 +249,24 @@ def _by_field(set_: list[str], size: str | None) -> dict[str, Any]:
     }
 
 
-def _of_prompt(prompt: str, given: dict[str, Any], key: str | None, reader: "Reader") -> Submission:
-    from watcher.submission import Body
-
-    fields = {"prompt": prompt} | given | ({"key": key} if key else {})
-    data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
-    body = Body(data, ".json", "")
-    body, plan = reader.changed(body, {}) if reader.preset else (body, reader.plan(body))
-    return Submission(body, None, plan)
-
-
-def _of_file(
-    data: bytes, path: Path, suffix: str, given: dict[str, Any], reader: "Reader"
+def _of_prompt(
+    prompt: str, given: dict[str, Any], preset: str | None, reader: "Reader"
 ) -> Submission:
     from watcher.submission import Body
 
-    body = Body.of(data, path.name, suffix)
-    reader = replace(reader, beside=path.parent) if str(path) != "-" else reader
-    plan = None if given or reader.preset else reader.plan(body)
-    if plan is None or plan.beside:
-        body, plan = reader.changed(body, given)
-    return Submission(body, path.name, plan)
+    fields = {"prompt": prompt} | given | ({"key": reader.key} if reader.key else {})
+    data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
+    return _planned(Body(data, ".json", ""), None, {}, preset, reader)
+
+
+def _planned(
+    body: "Body", name: str | None, given: dict[str, Any], preset: str | None, reader: "Reader"
+) -> Submission:
+    if given or preset is not None:
+        body, plan = reader.changed(body.under(preset, given), given)
+    elif (plan := reader.plan(body)).beside:
+        body, plan = reader.changed(body, {})
+    return Submission(body, name, plan)
 
 
 @contextlib.contextmanager
@@ -284,45 +286,21 @@ def _errors_name_file(file: str) -> Iterator[None]:
 # -- sending
 
 
-def _with_tickets(sheets: Sequence[Submission], key: str | None) -> list[tuple[Submission, str]]:
-    """A ticket for each file: from its key, from --key (and its name, where several), or new."""
-    from watcher.jobs import ticket_of_key
-
-    names = [sheet.name for sheet in sheets]
-    if key and len(set(names)) < len(names):
-        raise SteadyError("bad_request", "With --key every file needs a name of its own.")
-    if key and any(sheet.plan.key not in (None, key) for sheet in sheets):
-        raise SteadyError("key_conflict", "--key and the file name different keys.")
-    if key and len(sheets) > 1:
-        base = uuid.UUID(ticket_of_key(key))
-        return [(sheet, str(uuid.uuid5(base, sheet.name or ""))) for sheet in sheets]
-    return [
-        (sheet, ticket_of_key(own) if (own := key or sheet.plan.key) else str(uuid.uuid4()))
-        for sheet in sheets
-    ]
-
-
-def _send(desk: Desk, sheet: Submission, ticket: str, *, known: bool, resume: bool = False) -> str:
+def _send(desk: Desk, sheet: Submission, store: "JobStore | None", *, resume: bool) -> str:
     from watcher.jobfile.naming import slug
-    from watcher.jobs import job_id_of, ticket_of_key
 
+    plan, body, ticket = sheet.plan, sheet.body, sheet.plan.ticket
+    resume = resume or plan.resume
+    # After jobs of before an inbox without its mark is the mount point of an absent disk.
+    known = store is not None and any(store.counts().values())
     name = sheet.name if sheet.name and sheet.name != "-" else ""
-    if (
-        sheet.name is None and sheet.jobs > 1
-    ):  # the pictures are called by their prompt and a number
+    if sheet.name is None and sheet.jobs > 1:  # pictures are called by their prompt and a number
         stem = slug(sheet.requests[0].prompt[:40])
-        name = stem and stem + sheet.body.suffix
-    keyed = sheet.plan.key is not None or uuid.UUID(ticket).version == 5
-    resume = resume and keyed
-    repeat = keyed and not resume and _is_repeat(desk, sheet, ticket)
-    if resume:  # a file of its own, which the watcher reads into the batch there is
-        new = str(uuid.uuid4())
-        sheet.body.publish(desk.config.inbox, new, name=name, known=known, resumes=ticket)
-    elif not repeat:
-        sheet.body.publish(desk.config.inbox, ticket, name=name, known=known)
-    own = [r.key if r.key != sheet.plan.key else None for r in sheet.requests]
-    ids = [ticket_of_key(k) if k else job_id_of(ticket, i) for i, k in enumerate(own)]
-    answer: dict[str, Any] = {"ticket": ticket, "jobs": sheet.jobs, "job_ids": ids}
+        name = stem and stem + body.suffix
+    repeat = plan.key is not None and not resume and _is_repeat(desk.config.inbox, sheet, store)
+    if not repeat:
+        body.publish(desk.config.inbox, ticket, name=name, known=known, resumes=resume)
+    answer: dict[str, Any] = {"ticket": ticket, "jobs": sheet.jobs, "job_ids": plan.ids}
     words = f"{ticket}  {_count_pictures(sheet.jobs)}"
     if sheet.name:
         answer["file"] = sheet.name
@@ -338,20 +316,26 @@ def _send(desk: Desk, sheet: Submission, ticket: str, *, known: bool, resume: bo
     return ticket
 
 
-def _is_repeat(desk: Desk, sheet: Submission, ticket: str) -> bool:
-    """Was this key used before? Raises SteadyError ``key_conflict`` when for something else."""
-    with contextlib.suppress(OSError):
-        for waiting in desk.config.inbox.glob(f"api-{ticket}*"):
-            if waiting.read_bytes() != sheet.body.data:
+def _is_repeat(inbox: Path, sheet: Submission, store: "JobStore | None") -> bool:
+    """Was this key used before? Where it was not, its batch is reserved, if there is a record; a
+    crash after that leaves what the next submission finishes. SteadyError key_conflict.
+    """
+    plan, body = sheet.plan, sheet.body
+    waiting = [*inbox.glob(f"api-{plan.ticket}*")]
+    before = store.repeated(plan.ticket, body.digest) if store else None
+    if before is not None:
+        return bool(waiting or before.claim or before.recorded_at)
+    with contextlib.suppress(OSError):  # claimed in this moment: the same ticket runs once
+        for path in waiting:  # from before the first start
+            if path.read_bytes() != body.data:
                 raise SteadyError("key_conflict")
             return True
-    with desk.record_if_any() as store:
-        known = store.batch(ticket) if store else None
-    if known is None:
-        return False
-    if known.digest not in (None, sheet.body.digest):
-        raise SteadyError("key_conflict")
-    return True
+    if store is not None:
+        store.reserve(
+            plan.ticket, name=f"api-{plan.ticket}{body.suffix}", suffix=body.suffix,
+            source="cli", digest=body.digest, key=plan.key, image_name=False,
+        )  # fmt: skip
+    return False
 
 
 def _show(desk: Desk, sheets: Sequence[Submission], limits: "Limits") -> None:
@@ -386,17 +370,3 @@ def _show(desk: Desk, sheets: Sequence[Submission], limits: "Limits") -> None:
 
 def _count_pictures(number: int) -> str:
     return f"{number} picture" + ("" if number == 1 else "s")
-
-
-# -- what the root knows
-
-
-def _from_record(desk: Desk) -> "tuple[Limits, bool, int]":
-    """What the model in use allows (before the first start: the one the settings name), whether
-    there were jobs before, so that an inbox without its mark is an absent disk, and the last rev.
-    """
-    from watcher.models.cards import limits_known
-
-    with desk.record_if_any() as store:
-        known = store is not None and any(store.counts().values())
-        return limits_known(desk.config, store), known, store.last_rev() if store else 0

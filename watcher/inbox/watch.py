@@ -391,14 +391,13 @@ class Inbox(Shelves):
         except (OSError, SteadyError):
             return None
 
-    def holds(self, ticket: str, suffix: str) -> bool:
+    def holds(self, ticket: str) -> bool:
         """Is the file of our own making with this ticket here, waiting or in work?
 
         Raises SteadyError folder_gone when nobody can say.
         """
         self._home.guard()
-        waiting = self.folder / f"api-{ticket}{suffix}"
-        here = os.path.lexists(waiting) or self._in_work(ticket) is not None
+        here = any(self.folder.glob(f"api-{ticket}*")) or self._in_work(ticket) is not None
         self._home.guard()
         return here
 

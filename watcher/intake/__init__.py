@@ -182,7 +182,7 @@ class Intake(Part):
             self._tried = []
 
     def _sweep(self) -> None:
-        """Drop reservations of an API that died before it could publish the file.
+        """Drop reservations of somebody who died before the file could be published.
 
         Old ones only, and only while the folder itself says that the file is not there.
         """
@@ -190,7 +190,7 @@ class Intake(Part):
             return
         self._swept = time.monotonic()
         for batch in self._store.stale_reservations(_SWEEP_AGE):
-            if not self._inbox.holds(batch.ticket, batch.suffix):
+            if not self._inbox.holds(batch.ticket):
                 self._store.sweep(batch.ticket)
                 say(logger, "reservation.swept", ticket=batch.ticket)
 

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 from watcher import jobfile
 from watcher.checkpoints import reached
-from watcher.errors import SteadyError
 from watcher.inbox import Claim
 from watcher.intake.reading import Reading
 from watcher.intake.resume import Standing
@@ -108,22 +107,19 @@ class Recorder(Part):
         rows: list[Row] = []
         ids, at_screen = job_ids_of(batch.ticket), batch.source == "http"
         for index, plan in enumerate(planned, first):
-            own = ticket_of_key(key) if (key := plan.request.key) else batch.ticket
-            job_id = ids(index) if own == batch.ticket else own  # the file's key is no job's own
+            job_id, fresh = ids(index, plan.request), True
             name, plan.request = plan.request.name, _linked(plan.request, named)
-            if name:
-                named[name] = job_id
             if standing is not None:
                 verdict = standing.judge(plan.request, plan.row)
-                if name:
-                    named[name] = verdict.there or verdict.new or job_id
+                job_id, fresh = verdict.new or verdict.there or job_id, verdict.new is not None
                 if verdict.moved is not None:
                     rows.append((verdict.moved, plan.row))
                 if verdict.again:
                     again.append(verdict.again)
-                if verdict.new is None:
-                    continue
-                job_id = verdict.new if own == batch.ticket else own
+            if name:
+                named[name] = job_id
+            if not fresh:
+                continue
             # Who asks over HTTP for a few pictures waits at the screen; many are bulk everywhere.
             unsaid = plan.request.priority is None and plan.priority is Priority.NORMAL
             jobs.append(
@@ -147,10 +143,11 @@ class Recorder(Part):
     ) -> Batch | None:
         """The batch of a key, this file's own; None when the file is a mere repeat.
 
-        Under ``resume`` a batch that another file began goes on with this one.
+        Under ``resume`` a batch that another file began goes on with this one. Raises SteadyError
+        key_conflict.
         """
-        known = self._store.batch(ticket)
         if resume:
+            known = self._store.batch(ticket)
             before = known.claim if known and known.claim != claim.ticket else None
             earlier = self._inbox.find(before) if before else None
             if earlier is not None:  # its jobs are on record: this file speaks for them now
@@ -160,13 +157,9 @@ class Recorder(Part):
             name = claim.stem if source == "http" else claim.name
             file = {"name": name, "suffix": claim.suffix, "source": source}
             return self._store.adopt(claim.ticket, ticket, key=key, digest=digest, file=file)
-        mine = known
-        if key is not None:
-            mine = self._store.adopt(claim.ticket, ticket, key=key, digest=digest)
-        if mine is not None and mine.claim == claim.ticket:
+        mine = self._store.adopt(claim.ticket, ticket, key=key, digest=digest)
+        if mine.claim == claim.ticket:
             return mine
-        if mine is None or mine.digest not in (None, digest):
-            raise SteadyError("key_conflict")
         self._store.forget(claim.ticket)
         self._put_by(claim, mine.ticket, {"duplicate_of": mine.ticket})
         say(logger, "file.duplicate", ticket=mine.ticket, name=claim.name)

@@ -23,7 +23,8 @@ _ASIDE = {"seed", "count", "priority", "not_before", "key"}
 class Verdict:
     """What to do for one row of the file; ``again`` and ``new`` both None: nothing.
 
-    ``again``: the id of a job that ended without a picture. ``new``: an id for a new job. ``there``: the id of one that is there and has a name.
+    ``again``: the id of a job that ended without a picture. ``new``: the id of a new job.
+    ``there``: the id of one that is there and has a name.
     ``moved``: the place of a job that is there and came from another row of the earlier file.
     """
 
@@ -50,7 +51,7 @@ class Standing:
     """
 
     def __init__(self, ticket: str, jobs: Iterable[Job]) -> None:
-        self._ticket = uuid.UUID(ticket)
+        self._ticket = ticket
         self._there: dict[bytes, list[_There]] = {}
         self._asked: collections.Counter[bytes] = collections.Counter()
         self.next_index = 0  #: the first free place of the batch
@@ -74,7 +75,8 @@ class Standing:
             there = some.pop()
             moved = there.place if there.row != row else None
             return Verdict(again=there.id, moved=moved, there=there.named)
-        return Verdict(new=str(uuid.uuid5(self._ticket, f"{mark.hex()}/{turn}")))
+        new = request.own_id(self._ticket)
+        return Verdict(new=new or str(uuid.uuid5(uuid.UUID(self._ticket), f"{mark.hex()}/{turn}")))
 
     def gone(self) -> Iterator[int]:
         """The places of those that no row of the new file asks for any more."""

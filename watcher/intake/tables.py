@@ -183,7 +183,7 @@ class Tables(Part):
 
         with self._reading.open(claim) as stream:
             lines = self._reading.lines(stream, claim, batch)
-            for each in self._rows(lines, judged):
+            for each in self._rows(lines, judged, batch, spool, named):
                 if isinstance(each, Row):
                     spool.refuse(each)
                     problems += each.problems[: MAX_PROBLEMS - len(problems)]
@@ -200,12 +200,23 @@ class Tables(Part):
             raise SteadyError(code, problems=problems)
         spool.warnings = lines.warnings
 
-    def _rows(self, lines: RowIterator, judged: int) -> Iterator[PlannedJob | Row]:
-        """Those of ``lines`` behind row ``judged``; what goes before the table comes between."""
+    def _rows(
+        self, lines: RowIterator, judged: int, batch: Batch, spool: Spool, named: dict[str, str]
+    ) -> Iterator[PlannedJob | Row]:
+        """Those of ``lines`` behind row ``judged``; what goes before the table comes between.
+
+        Those up to it count as well where they made nothing, since their key was used before.
+        """
+        passed = 0
         for each in each_of(lines):
             self._between()
             if ((each.number if isinstance(each, Row) else each.row) or 0) > judged:
                 yield each
+            elif isinstance(each, PlannedJob):
+                passed += 1
+                spool.pictures = max(spool.pictures, passed)
+                if each.request.name and (own := each.request.own_id(batch.ticket)):
+                    named.setdefault(each.request.name, own)
 
     def _take_up(self, batch: Batch, spool: Spool, named: dict[str, str]) -> None:
         """Take from the record what became of the rows that were judged before."""

@@ -24,7 +24,7 @@ from watcher.jobfile.expand import (
 )
 from watcher.jobfile.fields import TEXTS, Checker, moment_of, normalised
 from watcher.jobfile.foreign import Marks
-from watcher.jobfile.hints import allowed_for
+from watcher.jobfile.hints import SPELLINGS, allowed_for, plain_key
 from watcher.jobfile.naming import slug
 from watcher.jobfile.problems import shown
 from watcher.jobfile.sources import Found, Pictures, spread
@@ -338,13 +338,23 @@ class Planner:
     ) -> str:
         used: dict[str, str] = {}
         for name in set(placeholders_in(text)):
-            plain = name in names and name != "lora"  # whose values may be lists
             value = self._of_job(name, values) if key in _NAMES else None
+            if value is None and name in names:
+                value = self._declared(name, values, names[name])
             if value is None:
-                value = names[name] if plain else self._built_in(name, values, index)
+                value = self._built_in(name, values, index)
             if value is not None:
                 used[name] = slug(value) if key in _NAMES else value
         return fill(text, used)
+
+    def _declared(self, name: str, values: dict[str, Any], said: str) -> str | None:
+        """What ``said`` by an axis or a column is, unless a field was put over it; None for what is
+        built in.
+        """
+        field = SPELLINGS.get(plain_key(name), plain_key(name))
+        if field not in self.preset.over:
+            return None if name == "lora" else said  # whose values may be lists
+        return None if name in BUILT_IN else str(values[field])
 
     def _of_job(self, name: str, values: dict[str, Any]) -> str | None:
         """What a field of the job, or the picture it starts from, is called in names."""

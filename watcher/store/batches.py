@@ -38,13 +38,13 @@ class Batches(Database):
 
         ``image_name`` True reserves ``ImgGen_HHMMSS`` for job 0, a text that name (``_2`` when
         it is taken in its folder), False nothing. Without ``folder`` it is the day's. A ticket
-        that is known gets its existing row back: compare ``digest``. A crash after it leaves a row
-        without a file (:meth:`stale_reservations`).
+        that is known gets its existing row back. A crash after it leaves a row without a file
+        (:meth:`stale_reservations`). Raises SteadyError key_conflict.
         """
         with self.write():
             row = self._batch_row("ticket", ticket)
             if row is not None:
-                return batch_of(row), False
+                return _same(batch_of(row), digest), False
             now = self.now()
             day, default_name = default_place(now)
             folder = folder or day
@@ -68,6 +68,14 @@ class Batches(Database):
                 folder=folder if picture else None,
             )
             return batch_of(rows[0]), True
+
+    def repeated(self, ticket: str, digest: str) -> Batch | None:
+        """The batch of a key that was used before; None where it is new.
+
+        Raises SteadyError key_conflict when it was used for something else.
+        """
+        batch = self.batch(ticket)
+        return batch and _same(batch, digest)
 
     def begin_reading(self, claim: str, *, name: str, suffix: str, source: str) -> Batch:
         """Have a row for the claimed file, committed before it is read.
@@ -106,16 +114,16 @@ class Batches(Database):
         ticket: str,
         *,
         key: str | None = None,
-        digest: str | None = None,
+        digest: str,
         file: Mapping[str, str] | None = None,
     ) -> Batch:
         """Give the batch of ``claim`` another ticket, that of its key; before it is recorded.
 
         When another claim's batch (or an API reservation) has the ticket, that one is returned:
-        its ``claim`` differs, and the caller decides by ``digest`` whether this is a repeat or a
-        conflict. With ``file`` (``name``, ``suffix``, ``source``) this file goes on with that
-        batch instead: its jobs stay as they are, and it counts as unrecorded, unarchived and not
-        cancelled until the file was read to its end. Repeating it changes nothing.
+        its ``claim`` differs, and this is a repeat. With ``file`` (``name``, ``suffix``, ``source``)
+        this file goes on with that batch instead: its jobs stay as they are, and it counts as
+        unrecorded, unarchived and not cancelled until the file was read to its end. Repeating it
+        changes nothing. Raises SteadyError key_conflict when the batch came with other content.
         """
         words = {"ticket": ticket, "key": key, "digest": digest}
         keep = "key = COALESCE(:key, key), digest = COALESCE(digest, :digest)"
@@ -134,7 +142,7 @@ class Batches(Database):
             if other["claim"] == claim:
                 return batch_of(self._set_batch(keep, **words))
             if file is None:
-                return batch_of(other)
+                return _same(batch_of(other), digest)
             self.run("DELETE FROM batches WHERE claim = :c AND recorded_at IS NULL", c=claim)
             goes_on = (
                 "claim = :claim, name = :name, suffix = :suffix, source = :source,"
@@ -336,9 +344,18 @@ class Batches(Database):
         return rows[0]
 
 
-#: A claimed file's row; one that the API reserved becomes the file's.
+def _same(batch: Batch, digest: str) -> Batch:
+    """``batch``, which came with the content of ``digest``. Raises SteadyError key_conflict."""
+    if batch.digest not in (None, digest):
+        raise SteadyError("key_conflict")
+    return batch
+
+
+#: A claimed file's row; one that was reserved for it becomes the file's.
 _INSERT_BATCH = (
     "INSERT INTO batches (ticket, claim, name, suffix, source, created_at)"
     " VALUES (:claim, :claim, :name, :suffix, :source, :now)"
-    " ON CONFLICT (ticket) DO UPDATE SET claim = COALESCE(batches.claim, excluded.claim)"
+    " ON CONFLICT (ticket) DO UPDATE SET claim = COALESCE(batches.claim, excluded.claim),"
+    " name = CASE WHEN batches.claim IS NULL AND batches.source = 'cli' THEN excluded.name"
+    " ELSE batches.name END"
 )

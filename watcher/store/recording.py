@@ -13,7 +13,7 @@ from operator import itemgetter
 from typing import Any, NamedTuple
 
 from watcher.errors import SteadyError
-from watcher.jobs import SUFFIXES, JobRequest, Priority, job_ids_of
+from watcher.jobs import SUFFIXES, JobRequest, Priority
 from watcher.store import imagenames
 from watcher.store.entries import batch_of, to_json, with_warnings
 from watcher.store.imagenames import Wish, default_place
@@ -54,8 +54,8 @@ class NewJob(NamedTuple):
 
     ``request``: JSON of what the person asked, resolved (size, steps and seed set), without
     what has a column of its own. ``name``: the picture's base name, None for ``ImgGen_HHMMSS``.
-    ``folder``: None for the day's. ``not_before`` in microseconds. ``id``: None for the one that
-    is derived from ticket and index. ``row``: of the file, from 1, if it has any.
+    ``folder``: None for the day's. ``not_before`` in microseconds. ``row``: of the file, from 1, if
+    it has any.
     """
 
     prompt: str
@@ -67,7 +67,7 @@ class NewJob(NamedTuple):
     priority: Priority = Priority.NORMAL
     not_before: int | None = None
     warnings: tuple[str, ...] = ()
-    id: str | None = None
+    id: str = ""
     row: int | None = None
     model: str = ""
     loras: str = ""  #: see JobRequest.lora_names
@@ -82,7 +82,7 @@ class NewJob(NamedTuple):
         priority: Priority = Priority.NORMAL,
         not_before: int | None = None,
         warnings: tuple[str, ...] = (),
-        id: str | None = None,
+        id: str = "",
         row: int | None = None,
         forwards: int | None = None,
     ) -> "NewJob":
@@ -133,14 +133,9 @@ class Recording:
     rows: Sequence[tuple[int, int | None]] = ()
     axes: Mapping[str, Sequence[Any]] | None = None
 
-    def ids(self) -> list[str]:
-        """The jobs' ids, in order."""
-        id_of = job_ids_of(self.ticket)
-        return [job.id or id_of(index) for index, job in enumerate(self.jobs, self.first_index)]
 
-
-#: A job with its ticket, its place in the batch, and its id.
-_Fresh = tuple[str, int, str, NewJob]
+#: A job with its ticket and its place in the batch.
+_Fresh = tuple[str, int, NewJob]
 
 
 _REPEATED = "Jobs whose `key` was used before are not made again."
@@ -159,13 +154,13 @@ _COLUMNS = (
 class Recorded(JobInputs):
     """Recording."""
 
-    def record_all(self, recordings: Sequence[Recording]) -> list[list[str]]:
+    def record_all(self, recordings: Sequence[Recording]) -> None:
         """Put jobs of one batch or of many on record in one transaction: all or none.
 
         Their names, folders and paths are fixed here and never change (but see
         ``JobStore.rename``). Jobs that are recorded already are left alone. A file that comes
-        here has proved readable, so its tries count anew. Returns the ids, in order. A batch that
-        was cancelled meanwhile is recorded as cancelled, a paused one is held.
+        here has proved readable, so its tries count anew. A batch that was cancelled meanwhile is
+        recorded as cancelled, a paused one is held.
         """
         with self.write():
             now = self.now()
@@ -178,8 +173,7 @@ class Recorded(JobInputs):
             }
             if len(batches) < len({each.ticket for each in recordings}):
                 raise SteadyError("batch_not_found")
-            ids = [each.ids() for each in recordings]
-            fresh, said = self._fresh(recordings, ids, batches)
+            fresh, said = self._fresh(recordings, batches)
             told = {
                 each.ticket: _batch_columns(each, batches[each.ticket], said[each.ticket], now)
                 for each in recordings
@@ -198,18 +192,16 @@ class Recorded(JobInputs):
             )
             if any(job.awaits for *_, job in fresh):
                 self._settle(None)  # some were made, or failed, while the file was read
-        return ids
 
     def _fresh(
         self,
         recordings: Sequence[Recording],
-        ids: Sequence[Sequence[str]],
         batches: Mapping[str, Row],
     ) -> tuple[list[_Fresh], dict[str, set[str]]]:
         """The jobs that are not on record, each in its batch and place; and what is to be told to
         the batches of others, by ticket.
         """
-        asked = to_json([id_ for some in ids for id_ in some])
+        asked = to_json([job.id for recording in recordings for job in recording.jobs])
         known = {
             row["id"]: (row["ticket"], row["prompt"], row["request"])
             for row in self.run(
@@ -219,13 +211,13 @@ class Recorded(JobInputs):
         }
         found: list[_Fresh] = []
         said: dict[str, set[str]] = {}
-        for recording, some in zip(recordings, ids, strict=True):
+        for recording in recordings:
             fresh, words = [], said.setdefault(recording.ticket, set())
-            for index, job in enumerate(recording.jobs):
-                id_, content = some[index], (recording.ticket, job.prompt, job.request)
-                before = known.setdefault(id_, content)  # a job named twice in one file is one job
+            for index, job in enumerate(recording.jobs, recording.first_index):
+                content = recording.ticket, job.prompt, job.request
+                before = known.setdefault(job.id, content)  # one named twice in a file is one job
                 if before is content:
-                    fresh.append((recording.ticket, recording.first_index + index, id_, job))
+                    fresh.append((recording.ticket, index, job))
                 elif before != content:
                     words.add(_REPEATED if before[1:] == content[1:] else _TAKEN)
             if fresh and batch_of(batches[recording.ticket]).jobs:
@@ -249,11 +241,11 @@ class Recorded(JobInputs):
         last = self.run("SELECT max(idx) AS n FROM jobs WHERE ticket = :t", t=ticket)[0]["n"]
         end = max(last, fresh[-1][1])
         placed = []
-        for _, index, id_, job in fresh:
+        for _, index, job in fresh:
             if index in taken:
                 end += 1
                 index = end
-            placed.append((ticket, index, id_, job))
+            placed.append((ticket, index, job))
         return placed
 
     def _insert(
@@ -270,14 +262,14 @@ class Recorded(JobInputs):
         rev = queue["rev"] - len(fresh)
         wishes, rows = [], list[tuple[Any, ...]]()
         day, default_name = default_place(now)
-        for ticket, _, id_, job in fresh:
-            if not (id_ == ticket and batches[ticket]["image_name"]):
+        for ticket, _, job in fresh:
+            if not (job.id == ticket and batches[ticket]["image_name"]):
                 base = job.name or default_name
-                wishes.append(Wish(id_, job.folder or day, base, everywhere=not job.name))
+                wishes.append(Wish(job.id, job.folder or day, base, everywhere=not job.name))
         names = iter(zip(wishes, imagenames.give(self, wishes), strict=True))
-        for ticket, index, id_, job in fresh:
+        for ticket, index, job in fresh:
             batch, tell = batches[ticket], told[ticket]
-            if id_ == ticket and batch["image_name"]:
+            if job.id == ticket and batch["image_name"]:
                 folder, picture = batch["folder"], batch["image_name"]
             else:
                 wish, picture = next(names)
@@ -295,7 +287,7 @@ class Recorded(JobInputs):
             warnings = to_json(job.warnings) if job.warnings else None
             path = f"{folder}/{picture}{job.suffix}"
             rows.append(
-                (id_, ticket, index, "queued", rev, job.priority.level, rank, held,
+                (job.id, ticket, index, "queued", rev, job.priority.level, rank, held,
                  job.not_before, picture, folder, path, job.prompt, job.request, now, warnings,
                  job.row, job.forwards, job.model, job.loras, job.awaits)
             )  # fmt: skip
