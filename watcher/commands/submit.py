@@ -176,7 +176,7 @@ def _sheets(
         one = replace(reader, beside=None if piped else path.parent,
                       file=path.name if len(paths) > 1 else "")  # fmt: skip
         with _errors_name_file(str(path)):
-            yield _planned(Body.of(data, path.name, suffix), path.name, given, preset, one)
+            yield _sheet_of(Body.of(data, path.name, suffix), path.name, given, preset, one)
 
 
 def _of_chosen(
@@ -256,10 +256,10 @@ def _of_prompt(
 
     fields = {"prompt": prompt} | given | ({"key": reader.key} if reader.key else {})
     data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
-    return _planned(Body(data, ".json", ""), None, {}, preset, reader)
+    return _sheet_of(Body(data, ".json", ""), None, {}, preset, reader)
 
 
-def _planned(
+def _sheet_of(
     body: "Body", name: str | None, given: dict[str, Any], preset: str | None, reader: "Reader"
 ) -> Submission:
     if given or preset is not None:
