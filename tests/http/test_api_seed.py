@@ -1,11 +1,13 @@
 """The first version's five routes: its own words, codes and fields, and every error they give."""
 
+import io
 import json
 import re
 
 import pytest
 from conftest import until
 from doors import PICTURE, Bench
+from PIL import Image
 
 from watcher.finder import Finder
 from watcher.inputs import Inputs
@@ -262,7 +264,11 @@ def test_who_starts_from_a_name_is_told_of_a_later_job_that_waits(bench: Bench):
     def found() -> Found:
         return Finder(Inputs(bench.config, bench.store), copies=False).find("cat")
 
-    done = bench.done(name="cat", folder="a")
+    drawn = io.BytesIO()
+    Image.new("RGB", (64, 64)).save(drawn, "png")
+    bench.post(name="cat", folder="a")
+    bench.watcher.take_in()
+    done = bench.watcher.finish(picture=drawn.getvalue())
     assert found().warning is None
     later = bench.post(name="cat", folder="b")["job_id"]
     bench.watcher.take_in()
