@@ -134,9 +134,8 @@ class Finder:
         job = store.job_by_image(name, made=True) if store and "/" not in name else None
         if store is None or job is None:
             raise no_such_picture(name)
-        newest = store.job_by_image(name) or job
-        found = self._of_made(job)
-        if newest.id == job.id or newest.state.ended:
+        found, newest = self._of_made(job), store.job_by_image(name)
+        if newest is None or newest.id == job.id or newest.state.ended:
             return found
         words = f"`{shortened(name)}` is a picture there is; a later job of this name still waits."
         return replace(found, warning=f"{words} Start from that one by `job:{newest.id}`.")

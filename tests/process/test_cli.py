@@ -21,6 +21,7 @@ from typing import Any
 
 import pytest
 from conftest import until
+from history import rows
 from PIL import Image
 from roots import Root
 
@@ -409,6 +410,10 @@ def test_a_submission_that_died_before_it_was_published_is_finished_by_the_next(
     [told] = objects(steady(root, "submit", "a cat steps=1", "--key", "k", "--json"))
     root.finish()
     assert told["job_ids"] == [job["id"] for job in root.jobs()]
+    root.inbox.rename(root.folder / "away")
+    root.inbox.write_text("a file where the folder was")
+    assert steady(root, "submit", "a dog", "--key", "other").returncode != 0
+    assert rows(root.folder, "SELECT ticket FROM batches WHERE key = 'other'") == []
 
 
 # -- waiting

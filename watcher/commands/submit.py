@@ -166,7 +166,9 @@ def _sheets(
                 f"There are no files {fitted_line(' '.join(what), 60)}.",
                 remedy="If this is one prompt, put it in quotes.",
             )
-        yield _of_prompt(what[0], given, preset, reader)
+        fields = {"prompt": what[0]} | given | ({"key": reader.key} if reader.key else {})
+        data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
+        yield _sheet_of(Body(data, ".json", ""), None, {}, preset, reader)
         return
     if reader.key and len({path.name for path in paths}) < len(paths):
         raise SteadyError("bad_request", "With --key every file needs a name of its own.")
@@ -249,16 +251,6 @@ def _by_field(set_: list[str], size: str | None) -> dict[str, Any]:
     }
 
 
-def _of_prompt(
-    prompt: str, given: dict[str, Any], preset: str | None, reader: "Reader"
-) -> Submission:
-    from watcher.submission import Body
-
-    fields = {"prompt": prompt} | given | ({"key": reader.key} if reader.key else {})
-    data = json.dumps(fields, ensure_ascii=False).encode("utf-8", "surrogateescape")
-    return _sheet_of(Body(data, ".json", ""), None, {}, preset, reader)
-
-
 def _sheet_of(
     body: "Body", name: str | None, given: dict[str, Any], preset: str | None, reader: "Reader"
 ) -> Submission:
@@ -298,8 +290,13 @@ def _send(desk: Desk, sheet: Submission, store: "JobStore | None", *, resume: bo
         stem = slug(sheet.requests[0].prompt[:40])
         name = stem and stem + body.suffix
     repeat = plan.key is not None and not resume and _is_repeat(desk.config.inbox, sheet, store)
-    if not repeat:
-        body.publish(desk.config.inbox, ticket, name=name, known=known, resumes=resume)
+    try:
+        if not repeat:
+            body.publish(desk.config.inbox, ticket, name=name, known=known, resumes=resume)
+    except SteadyError:
+        if store is not None and not resume:
+            store.sweep(ticket)
+        raise
     answer: dict[str, Any] = {"ticket": ticket, "jobs": sheet.jobs, "job_ids": plan.ids}
     words = f"{ticket}  {_count_pictures(sheet.jobs)}"
     if sheet.name:
