@@ -144,8 +144,8 @@ class Submissions:
             body = body.under(preset, {})
         asks = resume or (b"resume" in body.data and not body.table)  # perhaps, to go on
         if key is not None and not asks:
-            known = self._store.repeated(ticket_of_key(key), body.digest)
-            if known is not None and (known.recorded_at is not None or known.error is not None):
+            known = self._store.batch(ticket_of_key(key))
+            if known and known.recorded_at is not None and known.digest == body.digest:
                 return Submitted(known, None, replayed=True)
         body, plan = self.read(body, key, preset)
         resume = resume or plan.resume
@@ -155,7 +155,7 @@ class Submissions:
         if resume and (batch := self._store.batch(plan.ticket)):
             self._publish(body, batch, resumes=True)
             return Submitted(batch, plan, replayed=False, resumed=True)
-        if not resume and (batch := self._store.repeated(plan.ticket, body.digest)):
+        if not resume and (batch := self._store.repeated(plan.ticket, body.digests)):
             if batch.recorded_at is None and batch.error is None and batch.claim is None:
                 # The first try may have died between reserving and publishing. Publishing
                 # again is harmless: a file whose ticket is recorded never runs.

@@ -120,6 +120,11 @@ class Body:
         """sha256 of what was sent: the same key with another content is a conflict."""
         return self.sent or hashlib.sha256(self.data).hexdigest()
 
+    @property
+    def digests(self) -> tuple[str, str]:
+        """Those by which it may be on record: also that of its bytes, where a batch went on with them."""
+        return self.digest, dataclasses.replace(self, sent="").digest
+
     def under(self, preset: str | None, given: Mapping[str, Any]) -> "Body":
         """The same, sent with a preset and fields for every job, which may make of it what they will."""
         said = json.dumps([preset, given], sort_keys=True, default=str)

@@ -319,7 +319,7 @@ def _is_repeat(inbox: Path, sheet: Submission, store: "JobStore | None") -> bool
     """
     plan, body = sheet.plan, sheet.body
     waiting = [*inbox.glob(f"api-{plan.ticket}*")]
-    before = store.repeated(plan.ticket, body.digest) if store else None
+    before = store.repeated(plan.ticket, body.digests) if store else None
     if before is not None:
         return bool(waiting or before.claim or before.recorded_at)
     with contextlib.suppress(OSError):  # claimed in this moment: the same ticket runs once

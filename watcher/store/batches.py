@@ -69,13 +69,13 @@ class Batches(Database):
             )
             return batch_of(rows[0]), True
 
-    def repeated(self, ticket: str, digest: str) -> Batch | None:
+    def repeated(self, ticket: str, digests: Sequence[str]) -> Batch | None:
         """The batch of a key that was used before; None where it is new.
 
-        Raises SteadyError key_conflict when it was used for something else.
+        Raises SteadyError key_conflict when it was used for something else than has these digests.
         """
         batch = self.batch(ticket)
-        return batch and _same(batch, digest)
+        return batch and _same(batch, *digests)
 
     def begin_reading(self, claim: str, *, name: str, suffix: str, source: str) -> Batch:
         """Have a row for the claimed file, committed before it is read.
@@ -344,9 +344,9 @@ class Batches(Database):
         return rows[0]
 
 
-def _same(batch: Batch, digest: str) -> Batch:
-    """``batch``, which came with the content of ``digest``. Raises SteadyError key_conflict."""
-    if batch.digest not in (None, digest):
+def _same(batch: Batch, *digests: str) -> Batch:
+    """``batch``, which came with content of such a digest. Raises SteadyError key_conflict."""
+    if batch.digest not in (None, *digests):
         raise SteadyError("key_conflict")
     return batch
 
