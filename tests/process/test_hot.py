@@ -334,7 +334,8 @@ def test_a_body_is_posted_under_a_preset(bench: Any) -> None:
         assert "idempotency-replayed" in answer.headers, answer.json()
         tickets.add(answer.json()["ticket"])
     assert len(tickets) == 1
-    for other in ("/jobs?preset=oil", "/jobs"):
+    (folder / "pen.yaml").write_text("steps: 3\n")
+    for other in ("/jobs?preset=pen", "/jobs"):
         assert bench.client.post(other, json=body, **key).json()["code"] == "key_conflict"
     answer = bench.client.post("/jobs?preset=oil", json=body)
     assert answer.status_code == 422 and "no preset `oil`" in answer.json()["detail"]
