@@ -30,8 +30,13 @@ for _name in [name for name in os.environ if name.startswith("STEADY_")]:
 SECONDS = 30
 
 
-def until(predicate: Callable[[], T], timeout: float = 60.0, what: str = "") -> T:
-    """The first truthy answer of ``predicate``; fails the test after ``timeout`` seconds."""
+def until(
+    predicate: Callable[[], T], timeout: float = 60.0, what: str = "", pause: float = 0.01
+) -> T:
+    """The first truthy answer of ``predicate``; fails the test after ``timeout`` seconds.
+
+    ``pause``: seconds between two looks, longer where a look takes its time.
+    """
     deadline = time.monotonic() + timeout
     while True:
         value = predicate()
@@ -39,7 +44,7 @@ def until(predicate: Callable[[], T], timeout: float = 60.0, what: str = "") -> 
             return value
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout} s: {what or predicate}")
-        time.sleep(0.01)
+        time.sleep(pause)
 
 
 @pytest.fixture

@@ -60,11 +60,12 @@ class House:
 
     def job(self, prompt: str) -> dict[str, Any]:
         return until(
-            lambda: next((j for j in self.root.jobs() if j["prompt"] == prompt), None), 20, prompt
-        )
+            lambda: next((j for j in self.root.jobs() if j["prompt"] == prompt), None),
+            20, prompt, pause=0.05,
+        )  # fmt: skip
 
     def done(self, prompt: str, state: str = "completed") -> dict[str, Any]:
-        until(lambda: self.job(prompt)["state"] == state, 30, f"{prompt}: {state}")
+        until(lambda: self.job(prompt)["state"] == state, 30, f"{prompt}: {state}", pause=0.05)
         return self.job(prompt)
 
 
@@ -100,7 +101,7 @@ def drop(page: Page, *files: tuple[str, bytes]) -> None:
 
 def seen(page: Page, what: str, *given: Any) -> None:
     """Wait until ``what`` holds in the page (its policy forbids Playwright's own waiting)."""
-    until(lambda: page.evaluate(what, *given), what=what)
+    until(lambda: page.evaluate(what, *given), what=what, pause=0.05)
 
 
 def submit(page: Page, prompt: str) -> None:
