@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
@@ -51,7 +52,7 @@ class Eyes:
 
     A window of one's own takes a browser longer to open than most tests take in it. So the first
     page is handed on to the next test that looks at the same service in the same way, without all
-    that it remembers.
+    that it remembers; not after a failure, which may have left a key down or a dialog open.
     """
 
     _left: ClassVar[dict[str, tuple[str, Page]]] = {}  #: of each look: its service, and its page
@@ -101,8 +102,9 @@ class Eyes:
 
     def close(self) -> None:
         left = [e for e in self.errors if not any(part in e for part in self.expected)]
+        failed = left or hasattr(sys, "last_value")  # which pytest sets when a test has failed
         try:
-            if left or not self._forgotten():
+            if failed or not self._forgotten():
                 self.context.close()
         except Error:
             self.context.close()
