@@ -7,6 +7,7 @@ a larger file takes more while it is read.
 
 import json
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import psutil
@@ -41,6 +42,10 @@ def photos(jobs: int = 1000) -> list[Line]:
         return _growth(root, "photos of 512²", jobs, job)
 
 
+def _are_recorded(root: Root, jobs: int) -> bool:
+    return len(root.states()) == jobs
+
+
 def _growth(root: Root, name: str, jobs: int, job: Callable[[int], dict[str, Any]]) -> list[Line]:
     warm(root, width=64, height=64)
     watcher = psutil.Process(root.pulse()["pid"])
@@ -49,8 +54,7 @@ def _growth(root: Root, name: str, jobs: int, job: Callable[[int], dict[str, Any
     for first in range(0, jobs, EACH):
         numbers = range(max(1, first), first + EACH)  # the first one was the warm-up
         root.drop(f"from-{first}.jsonl", "".join(json.dumps(job(n)) + "\n" for n in numbers))
-        stop = numbers.stop
-        wait(lambda stop=stop: len(root.states()) == stop, 600, 0.5)
+        wait(partial(_are_recorded, root, numbers.stop), 600, 0.5)
         wait(lambda: settled(root), 7200, 0.5)
         wait(lambda: not list(root.inbox.glob("*.jsonl")), 60, 0.5)
         marks.append([process.memory_info().rss / 2**20 for process in (worker, watcher)])

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def tables() -> list[Line]:
             _draft(root, suffix, lines)
             cpu = _cpu(watcher)
             (root.folder / "draft").rename(root.inbox / f"night.{suffix}")
-            told = wait(lambda root=root: _told(root), 3600, 0.5)
+            told = wait(partial(_told, root), 3600, 0.5)
             spent, peak = _cpu(watcher) - cpu, _peak(watcher)
         name = f"{lines:,} lines of .{suffix}"
         found += [

@@ -115,7 +115,7 @@ def _job(root: Root, prompt: str) -> float:
     root.drop(f"{prompt.split()[-1]}.yaml", f"prompt: {prompt}\n")
     wait(lambda: root.states() == ["completed"] * (known + 1))
     steps = [each["t"] for each in events(root, "step") if each["prompt"] == prompt]
-    return (steps[-1] - steps[0]) / 1e9
+    return float(steps[-1] - steps[0]) / 1e9
 
 
 @contextmanager

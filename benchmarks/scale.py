@@ -40,6 +40,7 @@ from benchmarks.rig import Root
 from watcher import executor as ex
 from watcher.config import Config
 from watcher.jobs import Job
+from watcher.models import Devices
 from watcher.service import Service
 from watcher.store import JobStore
 
@@ -107,8 +108,11 @@ class Sleeping:
     def cancel(self, job_id: str) -> None:
         """Too late, as it may be for any executor: the job runs to its end."""
 
-    def stop(self, grace: float) -> list[tuple[str, int]]:
-        return [task for tasks in self._tasks for task in tasks]
+    def look(self, job_id: str) -> None:
+        """Nothing is to be seen."""
+
+    def stop(self, grace: float) -> None:
+        """What sleeps needs no end."""
 
     def status(self) -> list[dict[str, Any]]:
         return [
@@ -150,7 +154,8 @@ def one(root: Path, slots: int, seconds: float) -> dict[str, Any]:
     server = _Server(store) if config.database_path is None else None
     executor = Sleeping(slots, seconds)
     cpu = time.process_time()
-    code = Service(config, store, probe=lambda: ["cpu"], executor=executor).run(once=True)
+    service = Service(config, store, probe=lambda: Devices(["cpu"]), executor=executor)
+    code = service.run(once=True)
     cpu = time.process_time() - cpu
     jobs = sum(len(runs) for runs in executor.runs)
     counts = {state.value: n for state, n in store.counts().items() if n}

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import psutil
@@ -131,10 +132,10 @@ def pair(jobs: int = 30) -> list[Line]:
     for devices in (["cpu"], ["cpu", "cpu"]):
         with a_root(devices=devices, default_width=512, default_height=512) as root:
             warm(root)
-            wait(lambda root=root, devices=devices: _ready(root) == len(devices))
+            wait(partial(_are_ready, root, len(devices)))
             photos = [{"prompt": f"photo steps=8 sleep=0.1 n{i}"} for i in range(jobs)]
             root.drop("night.json", json.dumps(photos))
-            wait(lambda root=root: root.states().count("completed") == jobs + 1)
+            wait(partial(_are_completed, root, jobs + 1))
             record = sorted(root.jobs()[1:], key=lambda job: job["started_at"])
         if [job["seq"] for job in record] != sorted(job["seq"] for job in record):
             raise SystemExit("the jobs did not start in their order")
@@ -148,9 +149,14 @@ def pair(jobs: int = 30) -> list[Line]:
     ]  # fmt: skip
 
 
-def _ready(root: Root) -> int:
-    """How many workers have loaded."""
-    return sum(slot["state"] == "ready" for slot in root.pulse().get("workers", ()))
+def _are_ready(root: Root, workers: int) -> bool:
+    """Have so many workers loaded?"""
+    slots = root.pulse().get("workers", ())
+    return len([slot for slot in slots if slot["state"] == "ready"]) == workers
+
+
+def _are_completed(root: Root, jobs: int) -> bool:
+    return root.states().count("completed") == jobs
 
 
 _BARE = """
@@ -273,16 +279,12 @@ def cancel(count: int = 8) -> list[Line]:
         for i in range(count):
             before = len(read_log(root.log))
             root.drop(f"c{i}.yaml", f"- prompt: c{i} steps=100 sleep=0.1\n- prompt: n{i} steps=1\n")
-            wait(lambda before=before: len(events(root, "step", before)) >= 2)
+            wait(partial(_two_steps, root, before))
             job = next(j["id"] for j in root.jobs() if j["state"] == "generating")
             begun = time.monotonic_ns()
             door.delete(f"/jobs/{job}")
-            stop = wait(lambda before=before: events(root, "cancelled", before))[0]
-            start = wait(
-                lambda before=before, i=i: [
-                    e for e in events(root, "start", before) if e["prompt"].startswith(f"n{i}")
-                ]
-            )[0]
+            stop = wait(partial(events, root, "cancelled", before))[0]
+            start = wait(partial(_starts, root, f"n{i} ", before))[0]
             took.append((stop["t"] - begun) / 1e6)
             next_took.append((start["t"] - stop["t"]) / 1e6)
             pids |= {stop["pid"], start["pid"]}
@@ -292,6 +294,14 @@ def cancel(count: int = 8) -> list[Line]:
         Line("from there to the start of the next job, p90", percentile(next_took, 0.9), "ms", 100),
         Line(f"workers used for {count} cancelled jobs", len(pids), "", 1),
     ]
+
+
+def _two_steps(root: Root, since: int) -> bool:
+    return len(events(root, "step", since)) >= 2
+
+
+def _starts(root: Root, begins: str, since: int) -> list[dict[str, Any]]:
+    return [e for e in events(root, "start", since) if e["prompt"].startswith(begins)]
 
 
 def ready() -> list[Line]:

@@ -114,7 +114,7 @@ def ours(folder: Path, size: int, column: str, table: Table, synchronous: str) -
     ids = [job.id for job in store.jobs_of(ticket, limit=1_000)]
 
     want = [Want(("", *MODELS), MODELS[0])]
-    jobs = iter(lambda: store.claim_many(1, want)[0], None)
+    jobs = iter(lambda: store.claim_many(want)[0], None)
     claims = timed(lambda: next(jobs), 300)
     put("claim", claims)
     table.put("claim p99", column, statistics.quantiles(claims, n=100)[98])
@@ -123,9 +123,7 @@ def ours(folder: Path, size: int, column: str, table: Table, synchronous: str) -
     put(
         "complete",
         timed(
-            lambda: store.complete(
-                *next(done), sha256="0" * 64, bytes=1, facts={"device": "cpu"}, now=2
-            ),
+            lambda: store.complete(*next(done), sha256="0" * 64, bytes=1, facts={"device": "cpu"}),
             len(waiting),
         ),
     )
@@ -168,14 +166,14 @@ def one_file(store: JobStore) -> None:
 
 def idle(store: JobStore) -> None:
     store.unarchived()
-    store.release_due(1)
+    store.release_due()
     store.cancels()
 
 
 def recover(file: Path, synchronous: str) -> None:
     store = JobStore(f"sqlite:///{file}", synchronous=synchronous, checkpointer=False)
     store.generating()
-    store.unrecorded_claims()
+    store.unrecorded()
     store.unarchived()
     store.close()
 

@@ -20,6 +20,7 @@ from watcher import live, models, moved
 from watcher.config import Config
 from watcher.dispatch import Choosing, Dispatcher
 from watcher.errors import SteadyError, Trouble
+from watcher.executor import Executor
 from watcher.executor.build import build, probe_of
 from watcher.finish import Finisher
 from watcher.heat import Heat
@@ -99,7 +100,10 @@ def run(
 
 
 class Service:
-    """One watcher: its parts and the order in which they start, work and stop."""
+    """One watcher: its parts and the order in which they start, work and stop.
+
+    ``executor``: another than the configuration asks for.
+    """
 
     def __init__(
         self,
@@ -108,6 +112,7 @@ class Service:
         *,
         probe: models.Probe = models.probe_devices,
         launch: Launch = subprocess.Popen,
+        executor: Executor | None = None,
         schedule: Sequence[float] = SCHEDULE,
         lasts: float = LASTS_SECONDS,
     ) -> None:
@@ -129,7 +134,9 @@ class Service:
         )
         self._inputs = Inputs(config, store)
         limits, first = self._models.limits, self._models.first()
-        self._executor = build(config, self._models.choice, probe, limits, first, launch)
+        self._executor = executor or build(
+            config, self._models.choice, probe, limits, first, launch
+        )
         self._reading = reading = Reading(
             inbox=self._inbox,
             limits=limits,
