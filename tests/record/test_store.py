@@ -1009,7 +1009,7 @@ def test_the_next_job_is_one_look_into_its_index_for_each_model(file: Path) -> N
     store.close()
     with sqlite3.connect(file) as connection:
         connection.execute("ANALYZE")  # figures about the table must not change the plan
-        values = {"model0": "", "model1": "a", "best": 0, "worst": 2}
+        values = {"model0": "", "model1": "a", "best": 0, "worst": 2, "most": 3}
         plan = connection.execute(f"EXPLAIN QUERY PLAN {_heads_of(2)}", values)
         steps = [row[3] for row in plan]
     connection.close()

@@ -8,7 +8,7 @@ changes nothing.
 # ruff: noqa: S608  # every piece of SQL here is a constant of ours; values are always bound
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from watcher.jobs import Job, Priority
 from watcher.store.entries import job_of
@@ -24,10 +24,10 @@ _BULK = Priority.BULK.level
 #: The ready jobs, model by model.
 _OF_MODEL = "INDEXED BY jobs_by_model WHERE state = 'queued' AND held IS NULL AND model"
 
-# The first job of one model in the classes asked for: a look into the index.
+# The first jobs of one model in the classes asked for: a look into the index.
 _HEAD = f"""
-SELECT * FROM (SELECT seq, model, class, rank, passed_at FROM jobs {_OF_MODEL} = :model{{k}}
-    AND class BETWEEN :best AND :worst ORDER BY class, rank, seq LIMIT 1) AS m{{k}}"""
+SELECT * FROM (SELECT seq, model, loras, class, rank, passed_at FROM jobs {_OF_MODEL} = :model{{k}}
+    AND class BETWEEN :best AND :worst ORDER BY class, rank, seq LIMIT :most) AS m{{k}}"""
 
 
 def _heads_of(models: int) -> str:
@@ -37,20 +37,22 @@ def _heads_of(models: int) -> str:
 
 # The first job of one class, model and set of LoRAs.
 _SAME_LORAS = """
-SELECT seq, model, class, rank, passed_at FROM jobs INDEXED BY jobs_by_loras
+SELECT seq, model, loras, class, rank, passed_at FROM jobs INDEXED BY jobs_by_loras
 WHERE state = 'queued' AND held IS NULL AND loras <> '' AND loras = :loras AND model = :model
-    AND class = :class ORDER BY rank, seq LIMIT 1"""
+    AND class = :class AND seq NOT IN ({taken}) ORDER BY rank, seq LIMIT 1"""
 
 _QUEUE = """
-SELECT streak, bulk_time, EXISTS (SELECT 1 FROM settings WHERE key = 'paused') AS paused
+SELECT rev, streak, bulk_time, EXISTS (SELECT 1 FROM settings WHERE key = 'paused') AS paused
 FROM queue"""
 
-_BULK_WAITS = f"SELECT 1 FROM jobs {READY} AND class = {_BULK} LIMIT 1"
+_BULK_WAITS = f"""
+SELECT 1 FROM jobs {READY} AND class = {_BULK} AND seq NOT IN ({{taken}}) LIMIT 1"""
 
+# ``{rows}``: of each job its seq, and how manieth it is.
 _CLAIM = """
 UPDATE jobs SET state = 'generating', attempt = attempt + 1, started_at = :now,
-    model = CASE WHEN model = '' THEN :usual ELSE model END, rev = (SELECT rev FROM queue) + 1
-WHERE seq = :seq RETURNING *"""
+    model = CASE WHEN model = '' THEN :usual ELSE model END, rev = :rev + n.column2
+FROM (VALUES {rows}) AS n WHERE jobs.seq = n.column1"""
 
 
 class Want(NamedTuple):
@@ -67,6 +69,35 @@ class Want(NamedTuple):
     loras: str = ""
 
 
+class _Heads:
+    """The first jobs of the models of ``most`` wants, read once in a transaction."""
+
+    def __init__(self, record: Searched, worst: int, most: int) -> None:
+        self._record = record
+        self._worst = worst
+        self._most = most
+        self._rows: dict[tuple[int, tuple[str, ...]], list[Row]] = {}
+        self.taken = set[int]()  #: by the wants before
+
+    def of(self, models: Sequence[str], best: int) -> list[Row]:
+        """Of each model the first job that is left in the class ``best`` and those behind it."""
+        key = best, tuple(models)
+        if models and key not in self._rows:
+            found = self._record.run(
+                _heads_of(len(models)),
+                **{f"model{k}": model for k, model in enumerate(models)},
+                best=best, worst=self._worst, most=self._most,
+            )  # fmt: skip
+            self._rows[key] = sorted(found, key=_turn, reverse=True)
+        left = (row for row in self._rows.get(key, ()) if row["seq"] not in self.taken)
+        return list({row["model"]: row for row in left}.values())
+
+    def look(self, sql: str, **values: Any) -> list[Row]:
+        """What ``sql`` finds but for the jobs that are taken."""
+        taken = ", ".join(map(str, self.taken)) or "0"
+        return self._record.run(sql.format(taken=taken), **values)
+
+
 class Claiming(Searched):
     """Claiming."""
 
@@ -80,75 +111,51 @@ class Claiming(Searched):
     ) -> list[Job | None]:
         """A job for each free worker, now ``generating`` and its attempt counted; None for none.
 
-        In one transaction. ``window_open`` False leaves the bulk class waiting. ``usual``: the
-        model of jobs that named none. ``patience``: seconds a job may be passed by. A crash after
-        it: the jobs are found by :meth:`generating`.
+        In one transaction, each as if claimed by itself. ``window_open`` False leaves the bulk
+        class waiting. ``usual``: the model of jobs that named none. ``patience``: seconds a job
+        may be passed by. A crash after it: the jobs are found by :meth:`generating`.
         """
         worst = _BULK if window_open else _BULK - 1
-        jobs: list[Job | None] = []
-        none_left = set[tuple[str, ...]]()  #: of these models
+        chosen: list[Row | None] = []
         with self.write():
-            for want in wants:
-                models = tuple(want.models)
-                job = None
-                if models not in none_left:
-                    job = self._claim(want, worst, usual, int(patience * 1e6))
-                if job is None:
-                    none_left.add(models)
-                jobs.append(job)
-        return jobs
+            now, queue = self.now(), self.run(_QUEUE)[0]
+            heads = _Heads(self, worst, len(wants))
+            for want in () if queue["paused"] else wants:
+                firsts = heads.of(want.models, 0)
+                if firsts and queue["streak"] >= BULK_TURN and worst >= _BULK:
+                    firsts = heads.of(want.models, _BULK) or firsts
+                if not firsts:
+                    chosen.append(None)
+                    continue
+                first, row = _best(firsts, want, usual, heads)
+                waits = first["passed_at"]
+                if waits is not None and waits <= now - int(patience * 1e6):
+                    row = first
+                if row["seq"] != first["seq"] and waits is None:
+                    first["passed_at"] = now
+                    self.run("UPDATE jobs SET passed_at = :now WHERE seq = :seq",
+                             now=now, seq=first["seq"])  # fmt: skip
+                heads.taken.add(row["seq"])
+                _count_turn(queue, row, worst, heads)
+                chosen.append(row)
+            jobs = self._take([row for row in chosen if row], queue, now, usual)
+        return [jobs[row["seq"]] if row else None for row in chosen] or [None] * len(wants)
 
-    def _claim(self, want: Want, worst: int, usual: str, patience: int) -> Job | None:
-        now, queue = self.now(), self.run(_QUEUE)[0]
-        firsts = [] if queue["paused"] else self._heads(want.models, 0, worst)
-        if firsts and queue["streak"] >= BULK_TURN and worst >= _BULK:
-            firsts = self._heads(want.models, _BULK, worst) or firsts
-        if not firsts:
-            return None
-        first = row = min(firsts, key=_turn)
-        waits = first["passed_at"]
-        if waits is None or waits > now - patience:
-            row = self._warmest(firsts, first, want, usual)
-        if row["seq"] != first["seq"] and waits is None:
-            self.run("UPDATE jobs SET passed_at = :now WHERE seq = :seq", now=now, seq=first["seq"])
-        [claimed] = self.run(_CLAIM, now=now, usual=usual, seq=row["seq"])
-        self._count_turn(queue, row, worst)
-        if usual and not row["model"]:
-            self._index_again([row["seq"]])
-        return job_of(claimed)
-
-    def _heads(self, models: Sequence[str], best: int, worst: int) -> list[Row]:
-        """The first ready job of each of ``models`` in these classes."""
-        if not models:
-            return []
-        named = {f"model{k}": model for k, model in enumerate(models)}
-        return self.run(_heads_of(len(models)), **named, best=best, worst=worst)
-
-    def _warmest(self, firsts: Sequence[Row], first: Row, want: Want, usual: str) -> Row:
-        """Of the class of ``first``, whose turn it is, the job that is run with the least to load."""
-        jumps = first["class"] == Priority.INTERACTIVE.level
-        warm = (want.loaded if jumps else "") or want.warm
-        ours = [row for row in firsts
-                if row["class"] == first["class"] and (row["model"] or usual) == warm]  # fmt: skip
-        if want.loras and not jumps:
-            asked = {"loras": want.loras, "class": first["class"]}
-            same = [row for each in ours
-                       for row in self.run(_SAME_LORAS, model=each["model"], **asked)]  # fmt: skip
-            ours = same or ours
-        return min(ours, key=_turn, default=first)
-
-    def _count_turn(self, queue: Row, row: Row, worst: int) -> None:
-        """Remember that ``row`` was claimed: when bulk has its turn, and where it stands."""
-        streak, bulk_time = queue["streak"], queue["bulk_time"]
-        if row["class"] == _BULK:
-            streak, bulk_time = 0, max(bulk_time, row["rank"])
-        elif worst >= _BULK:
-            streak += len(self.run(_BULK_WAITS))
+    def _take(self, rows: Sequence[Row], queue: Row, now: int, usual: str) -> dict[int, Job]:
+        """Claim the jobs of ``rows`` in this order; by their seq."""
+        if not rows:
+            return {}
+        pairs = ", ".join(f"({row['seq']}, {k})" for k, row in enumerate(rows, 1))
+        self.run(_CLAIM.format(rows=pairs), now=now, usual=usual, rev=queue["rev"])
         self.run(
-            "UPDATE queue SET rev = rev + 1, streak = :streak, bulk_time = :bulk_time",
-            streak=streak,
-            bulk_time=bulk_time,
-        )
+            "UPDATE queue SET rev = rev + :count, streak = :streak, bulk_time = :bulk_time",
+            count=len(rows), streak=queue["streak"], bulk_time=queue["bulk_time"],
+        )  # fmt: skip
+        if usual and (unnamed := [row["seq"] for row in rows if not row["model"]]):
+            self._index_again(unnamed)
+        some = ", ".join(str(row["seq"]) for row in rows)
+        claimed = self.run(f"SELECT * FROM jobs WHERE seq IN ({some})")
+        return {row["seq"]: job_of(row) for row in claimed}
 
     def waiting_models(self) -> list[str]:
         """The models of the ready jobs, by name; "" for jobs that named none."""
@@ -162,3 +169,30 @@ class Claiming(Searched):
 
 def _turn(row: Row) -> tuple[int, float, int]:
     return row["class"], row["rank"], row["seq"]
+
+
+def _best(firsts: Sequence[Row], want: Want, usual: str, heads: _Heads) -> tuple[Row, Row]:
+    """The job whose turn it is, and the one that is run with the least to load."""
+    first = min(firsts, key=_turn)
+    jumps = first["class"] == Priority.INTERACTIVE.level
+    warm = (want.loaded if jumps else "") or want.warm
+    ours = [row for row in firsts
+            if row["class"] == first["class"] and (row["model"] or usual) == warm]  # fmt: skip
+    if ours and want.loras and not jumps:
+        asked = {"loras": want.loras, "class": first["class"]}
+        same = [row for each in ours
+                   for row in heads.look(_SAME_LORAS, model=each["model"], **asked)]  # fmt: skip
+        ours = same or ours
+    return first, min(ours, key=_turn) if ours else first
+
+
+def _count_turn(queue: Row, row: Row, worst: int, heads: _Heads) -> None:
+    """What the queue remembers of the claim of ``row``."""
+    if row["class"] == _BULK:
+        queue["streak"] = 0
+        queue["bulk_time"] = max(queue["bulk_time"], row["rank"])
+        queue["waits"] = None  # it may have been the last of them
+    elif worst >= _BULK:
+        if queue.get("waits") is None:
+            queue["waits"] = len(heads.look(_BULK_WAITS))
+        queue["streak"] += queue["waits"]
