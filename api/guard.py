@@ -39,6 +39,9 @@ logger = logging.getLogger("steady.http")
 COOKIE = "steady"
 LOGIN = "/login"  #: this answers without a token …
 STATIC = "/static/"  #: … and so do its colours: files of the program, nobody's pictures
+#: Cache-Control of what never changes, and of what a browser keeps and asks about each time.
+FOR_GOOD = "private, max-age=31536000, immutable"
+ASKED = "private, no-cache"
 MAX_BODY = 1 << 20  #: bytes, where a route sets no other limit
 
 _HUNG_UP = 499  #: the access log's status of a request whose client left before its end

@@ -21,13 +21,13 @@ from starlette.responses import Response, StreamingResponse
 
 from api.door import Door
 from api.errors import documented
+from api.guard import ASKED, FOR_GOOD
 from watcher.errors import SteadyError
 from watcher.jobs import Job, JobState
 from watcher.pictures.container import NotAPicture, strip
 from watcher.results import zip_pieces
 
 TYPES = {"png": "image/png", "webp": "image/webp", "jpeg": "image/jpeg"}
-FOR_GOOD = "private, max-age=31536000, immutable"  #: Cache-Control of what never changes
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
 _CHUNK = 256 * 1024
 _RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))")
@@ -137,7 +137,7 @@ def _kept_as(path: str, *, fixed: bool, download: bool = False) -> dict[str, str
     """Headers that say how long a picture is kept by who asked, and under which name."""
     kind, name = "attachment" if download else "inline", path.rpartition("/")[2]
     return {
-        "Cache-Control": FOR_GOOD if fixed else "private, no-cache",
+        "Cache-Control": FOR_GOOD if fixed else ASKED,
         "Content-Disposition": disposition(kind, name),
     }
 

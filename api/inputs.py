@@ -14,7 +14,8 @@ from api import models
 from api.bodies import read_body
 from api.door import Door
 from api.errors import documented
-from api.images import FOR_GOOD, binary
+from api.guard import FOR_GOOD
+from api.images import binary
 from watcher.errors import SteadyError
 from watcher.suffixes import PICTURE_FORMATS
 

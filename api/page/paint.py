@@ -25,15 +25,13 @@ from starlette.routing import Match
 from starlette.types import Scope
 from typing_extensions import override
 
-from api.guard import accepts_html
-from api.images import FOR_GOOD
+from api.guard import ASKED, FOR_GOOD, accepts_html
 from watcher.addresses import without_query
 from watcher.chosen import MOST_CHOSEN
 from watcher.pace import span_words
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
-ASKED = "private, no-cache"  #: Cache-Control of what a browser keeps, and asks about each time
 _MANIFEST = "application/manifest+json"  #: not every system knows it
 
 #: Characters that steer the direction of text, or none at all: a title must not obey them.
