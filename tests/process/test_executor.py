@@ -161,7 +161,9 @@ def test_wants_the_next_job_when_one_forward_is_left(start: Start) -> None:
         return bool(bench.all(Picture))
 
     bench.until(note)
-    assert [seen[n] for n in sorted(seen)][:4] == [[], [], [], [0]]
+    # one look may find several steps
+    assert seen == {done: [0] if done >= 3 else [] for done in seen}
+    assert 0 in seen and max(seen) >= 3
 
 
 def test_single_forward_is_the_last_one(start: Start) -> None:
