@@ -153,7 +153,7 @@ class Pages:
         values = self.frame("now")
         waiting = values["counts"]["queued"]
         held = self._store.held()
-        pictures = self._store.jobs(JobFilter(pictured=True), limit=_FIRST_PICTURES + 1)
+        pictures = self._store.jobs(JobFilter(pictured=True), limit=_FIRST_PICTURES)
         limits = self._door.limits()
         form, others = self._form(origin, start), self._others(limits)
         features = [
@@ -178,8 +178,7 @@ class Pages:
             prompts=prompts_for(starter=bool(values["model"]["starter"])),
             features=features,
             loras=self._loras(),
-            days=by_day(pictures[:_FIRST_PICTURES]),
-            more=len(pictures) > _FIRST_PICTURES,
+            days=by_day(pictures),
             again=self._again_words,
         )
 
