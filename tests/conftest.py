@@ -30,21 +30,24 @@ for _name in [name for name in os.environ if name.startswith("STEADY_")]:
 SECONDS = 30
 
 
-def until(
-    predicate: Callable[[], T], timeout: float = 60.0, what: str = "", pause: float = 0.01
-) -> T:
-    """The first truthy answer of ``predicate``; fails the test after ``timeout`` seconds.
+def looks(timeout: float, what: object, pause: float = 0.01) -> Iterator[None]:
+    """One turn for each look at what is awaited; fails the test after ``timeout`` seconds.
 
     ``pause``: seconds between two looks, longer where a look takes its time.
     """
     deadline = time.monotonic() + timeout
     while True:
-        value = predicate()
-        if value:
-            return value
+        yield
         if time.monotonic() > deadline:
-            pytest.fail(f"not within {timeout} s: {what or predicate}")
+            pytest.fail(f"not within {timeout} s: {what}")
         time.sleep(pause)
+
+
+def until(
+    predicate: Callable[[], T], timeout: float = 60.0, what: str = "", pause: float = 0.01
+) -> T:
+    """The first truthy answer of ``predicate``; fails the test after ``timeout`` seconds."""
+    return next(filter(None, (predicate() for _ in looks(timeout, what or predicate, pause))))
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ import errno
 import io
 import itertools
 import json
-import time
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import until
+from conftest import looks, until
 
 from api.door import Door
 from api.submit import Submissions
@@ -33,7 +32,6 @@ from watcher.store import JobStore
 from watcher.submission import Body
 
 SENT = [str(uuid.uuid4()) for _ in range(3)]
-MOST = 60  #: seconds after which the table ends although nobody was served
 
 
 class Long(Reading):
@@ -70,12 +68,10 @@ class Rows:
             many = 500 if ticket == SENT[0] else 1
             row = json.dumps({"prompt": f"a fox {ticket} " + "and " * 40}) + "\n"
             folder.drop_file(self._reading.path, row.encode() * many, suffix, ticket)
-        deadline = time.monotonic() + MOST
-        while not self._reading.served(first):
-            if time.monotonic() > deadline:
-                pytest.fail("no submission was read while the table was")
+        for _ in looks(60, "a submission is read while the table is"):
+            if self._reading.served(first):
+                break
             yield last
-            time.sleep(0.005)  # until the next look
         self._reading.seen.append(self._reading.store.batch(self._ticket))
 
 

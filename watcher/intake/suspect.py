@@ -45,14 +45,17 @@ class Suspect:
 
         That stays: whoever was interrupted by these is not to blame, and the process ends.
         """
+        ours = True
         try:
             yield
+            ours = False
         except SteadyError:
+            ours = False
             raise
-        except BaseException:
-            self._name(" ".join(tickets))
-            self._final = True
-            raise
+        finally:
+            if ours:
+                self._name(" ".join(tickets))
+                self._final = True
 
     @contextlib.contextmanager
     def reading(self, ticket: str = _NOBODY) -> Iterator[None]:
